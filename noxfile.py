@@ -1,0 +1,183 @@
+"""The checks of the repository: `nox` runs the default ones, `nox -l` explains each in a line.
+
+Every session installs what it needs. The sessions that need torch share one environment, `.nox/workshop`,
+because torch is large; `wheels` has its own, which contains nothing but the built wheels and what they ask for.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+CORE = "packages/dilated-attention-pytorch"
+CODEMOD = "tools/migrate-hierarchical"
+BENCH = "tools/attention-bench"
+PACKAGES = (CORE, CODEMOD, BENCH)
+
+# Default sessions: what the README's test command runs, in this order.
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff finds nothing to say, and the code is formatted."""
+    session.install(*CONSTRAINTS, *group("lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check", *session.posargs)
+
+
+@nox.session
+def versions(session: nox.Session) -> None:
+    """One version in all packages, that of the CHANGELOG; the README's commands are those that CI runs."""
+    session.install(*CONSTRAINTS, *group("test"))
+    session.run("pytest", "tests/project", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def typecheck(session: nox.Session) -> None:
+    """mypy, strict, on every package."""
+    python = workshop(session, "typecheck")
+    session.run(python, "-m", "mypy", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """The core package on the CPU; the GPU kernels through Triton's interpreter."""
+    python = workshop(session, "test")
+    run_core_tests(session, python, "-m", "not gpu")
+
+
+@nox.session(venv_backend="none")
+def codemod(session: nox.Session) -> None:
+    """The codemod's own tests, and what it writes runs against the core package."""
+    python = workshop(session, "codemod")
+    session.run(python, "-m", "pytest", "tests/codemod", *workers(), *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """The site builds without a warning, and every Python example of the docs and READMEs runs."""
+    python = workshop(session, "docs")
+    session.run(
+        *(python, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),
+        env={"NO_MKDOCS_2_WARNING": "1"},
+    )
+    session.run(python, "-m", "pytest", "tests/docs", *session.posargs)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build all wheels, install them in a clean environment, use them from outside the tree."""
+    dist = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(dist, ignore_errors=True)
+    for package in PACKAGES:
+        session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), f"./{package}")
+    built = sorted(str(wheel) for wheel in dist.glob("*.whl"))
+    session.install(*CONSTRAINTS, *built)
+    session.install("--force-reinstall", "--no-deps", *built)
+    with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
+        session.run("python", "-I", str(ROOT / "tests/project/smoke.py"))
+        session.run("migrate-hierarchical", "--help", silent=True)
+        session.run("attention-bench", "--help", silent=True)
+
+
+# Opt-in sessions: nox -s NAME.
+
+
+@nox.session(default=False, venv_backend="none")
+def demo(session: nox.Session) -> None:
+    """Train the small byte-level model on real text: `nox -s demo -- FILE ...`."""
+    python = workshop(session)
+    session.run(python, "-m", "dilated_attention_pytorch", "demo", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """The tests that need a CUDA device, one after the other."""
+    python = workshop(session, "test")
+    session.run(python, "-m", "pytest", "tests/core", "-m", "gpu", *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Time the library beside its peers: `nox -s bench -- --help`."""
+    python = workshop(session, "bench")
+    session.run(python, "-m", "attention_bench", *session.posargs)
+
+
+@nox.session(default=False, python=["3.10", "3.11", "3.12", "3.13"])
+def codemod_pythons(session: nox.Session) -> None:
+    """The codemod on each Python that is installed, without torch."""
+    session.install(*CONSTRAINTS, *group("codemod"), "-e", CODEMOD)
+    session.run("pytest", "tests/codemod", *workers(), *session.posargs)
+
+
+@nox.session(default=False)
+def minimums(session: nox.Session) -> None:
+    """The core package with the oldest torch and triton that it allows."""
+    session.install(*group("test"), "-e", f"{CORE}[demo]", *oldest_dependencies())
+    run_core_tests(session, "python", "-m", "not gpu")
+
+
+@nox.session(default=False)
+def release(session: nox.Session) -> None:
+    """Build and check what would be uploaded, then print the last step instead of doing it."""
+    session.install(*group("release"), "-c", "constraints.txt")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for package in PACKAGES:
+        session.run("python", "-m", "build", "--outdir", str(dist), package)
+    files = sorted(str(path.relative_to(ROOT)) for path in dist.iterdir())
+    session.run("twine", "check", "--strict", *files)
+    version = nox.project.load_toml(f"{CORE}/pyproject.toml")["project"]["version"]
+    session.log("All is ready. The last step is yours, after a full `nox` and `nox -s gpu`:")
+    session.log(f"    git tag v{version} && git push origin v{version} && twine upload {' '.join(files)}")
+
+
+# What the sessions share.
+
+
+def group(*names: str) -> list[str]:
+    """The requirements of dependency groups of pyproject.toml."""
+    return list(nox.project.dependency_groups(PYPROJECT, *names))
+
+
+def workshop(session: nox.Session, *groups: str) -> str:
+    """Install all packages, editable, and `groups` in the shared environment; return its Python."""
+    home = ROOT / ".nox" / "workshop"
+    python = str(home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
+    if not Path(python).exists():
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(home))
+    editable = [part for package in (f"{CORE}[demo]", CODEMOD, BENCH) for part in ("-e", f"./{package}")]
+    session.run(python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, *editable, *group(*groups))
+    return python
+
+
+def workers() -> list[str]:
+    """One pytest worker per core, eight at most."""
+    return ["-n", "auto", "--maxprocesses", "8"]
+
+
+def run_core_tests(session: nox.Session, python: str, *selection: str) -> None:
+    """Run tests/core with one thread per worker, so that the workers do not fight over the cores."""
+    session.run(
+        *(python, "-m", "pytest", "tests/core", *workers(), *selection, *session.posargs),
+        env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+def oldest_dependencies() -> list[str]:
+    """The lower bounds of the core package's dependencies, as exact versions."""
+    wanted = nox.project.load_toml(f"{CORE}/pyproject.toml")["project"]["dependencies"]
+    return [re.sub(r">=\s*([\d.]+)", r"==\1.*", requirement) for requirement in wanted]

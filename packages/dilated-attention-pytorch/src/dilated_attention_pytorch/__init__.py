@@ -1,0 +1,37 @@
+"""Block-sparse attention for PyTorch, with exact density, fused kernels and a CPU path."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .config import SparsePatternConfig
+from .factory import create_block_sparse_attention, get_block_sparse_preset
+from .functional import block_sparse_attention, explain_backends
+from .modules import BlockSparseAttention
+from .patterns import BlockLayout, LayoutStats
+from .removed import REPLACEMENTS, raise_removed_name
+
+try:
+    __version__ = version("dilated-attention-pytorch")
+except PackageNotFoundError:  # run from a source tree
+    __version__ = "0.3.0"
+
+__all__ = [
+    "BlockLayout",
+    "BlockSparseAttention",
+    "LayoutStats",
+    "SparsePatternConfig",
+    "__version__",
+    "block_sparse_attention",
+    "create_block_sparse_attention",
+    "explain_backends",
+    "get_block_sparse_preset",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in REPLACEMENTS:
+        raise_removed_name(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

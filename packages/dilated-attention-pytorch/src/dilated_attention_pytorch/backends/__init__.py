@@ -1,0 +1,1 @@
+"""Backends: one problem, several ways to compute it. They never import one another."""

@@ -1,0 +1,111 @@
+"""AttentionProblem: everything a backend is given, checked and complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..config import TokenDilation
+from ..patterns.layout import BlockLists
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionProblem:
+    """One attention call.
+
+    Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
+    Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
+    ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
+
+    Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
+    num_kv_heads, v_head_dim), any strides; block_bias (batch or 1, num_heads or 1, num_entries), added to the
+    scaled scores of each block; kv_lengths int32 (batch,), keys from there on are padding; key_padding_mask
+    bool (batch, kv_len), True is padding; seed int64 (1,), for dropout.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: BlockLists
+    cols: BlockLists
+    block_bias: Tensor | None
+    kv_lengths: Tensor | None
+    key_padding_mask: Tensor | None
+    seed: Tensor | None
+    block_size: int
+    first_row: int
+    q_offset: int
+    layout_heads: int
+    is_causal: bool
+    softmax_scale: float
+    dropout_p: float
+    dilation: TokenDilation | None
+
+    @property
+    def batch(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def q_len(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def num_heads(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[3]
+
+    @property
+    def kv_len(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.k.shape[2]
+
+    @property
+    def v_head_dim(self) -> int:
+        return self.v.shape[3]
+
+    @property
+    def n_rows(self) -> int:
+        return -(-(self.q_len + self.q_offset) // self.block_size) - self.first_row
+
+    @property
+    def n_cols(self) -> int:
+        return -(-self.kv_len // self.block_size)
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """Token dilation rate of every distance class; one class of rate 1 without token dilation."""
+        return (1,) if self.dilation is None else self.dilation.dilation_rates
+
+
+class Gradients(NamedTuple):
+    """What a backward pass returns; `block_bias` is None when the problem has none."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    block_bias: Tensor | None  # float32 or wider, (batch, num_heads, num_entries)
+
+
+class Backend(Protocol):
+    """How a backend is called."""
+
+    name: str
+
+    def rejects(self, problem: AttentionProblem) -> str | None:
+        """Why this backend cannot serve the call, with the argument and its value; None if it can."""
+
+    def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+        """out (batch, q_len, num_heads, v_head_dim) in q's dtype and lse (batch, num_heads, q_len), float32 (float64 for float64 inputs)."""
+
+    def backward(
+        self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    ) -> Gradients:
+        """Gradients in the inputs' dtypes, given the gradients of out and lse."""

@@ -1,0 +1,81 @@
+"""The definition: a dense mask, one softmax over everything a query may see. Slow, plain PyTorch, differentiable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .dropout import dropout_keep
+from .problem import AttentionProblem
+
+
+def block_entries(problem: AttentionProblem) -> Tensor:
+    """Place in the row lists of every block pair, -1 where inactive; int64 (layout_heads, n_rows, n_cols)."""
+    lists, n_classes = problem.rows, len(problem.rates)
+    owner = torch.repeat_interleave(lists.offsets.diff().long(), output_size=lists.indices.numel()) // n_classes
+    shape = (problem.layout_heads, problem.n_rows, problem.n_cols)
+    entries = torch.full(shape, -1, device=problem.q.device)
+    entries[owner // problem.n_rows, owner % problem.n_rows, lists.indices.long()] = lists.entries.long()
+    return entries
+
+
+def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
+    """Bool mask, broadcastable to (batch, num_heads, q_len, kv_len), and the bias of every token pair."""
+    device, block_size = problem.q.device, problem.block_size
+    head = torch.arange(problem.num_heads, device=device)
+    position = torch.arange(problem.q_len, device=device) + problem.q_offset
+    key = torch.arange(problem.kv_len, device=device)
+    row, col = position // block_size - problem.first_row, key // block_size
+
+    of_layout = head // (problem.num_heads // problem.layout_heads)
+    entries = block_entries(problem)[of_layout][:, row][:, :, col]  # (num_heads, q_len, kv_len)
+    visible = entries >= 0
+    if problem.is_causal:
+        visible = visible & (key <= position[:, None])
+    if problem.dilation is not None:
+        distance = (position[:, None] // block_size - col).abs() * block_size
+        segments = torch.tensor(problem.dilation.segment_lengths[:-1], device=device, dtype=torch.int64)
+        rate = torch.tensor(problem.rates, device=device)[torch.bucketize(distance, segments, right=True)]
+        visible = visible & (key % rate == head[:, None, None] % rate)
+    visible = visible[None]
+    if problem.kv_lengths is not None:
+        visible = visible & (key < problem.kv_lengths[:, None, None, None])
+    if problem.key_padding_mask is not None:
+        visible = visible & ~problem.key_padding_mask[:, None, None, :]
+
+    if problem.block_bias is None:
+        return visible, None
+    bias = problem.block_bias.expand(-1, problem.num_heads, -1)
+    place = entries.clamp(min=0).flatten(1).expand(bias.shape[0], -1, -1)
+    return visible, bias.gather(2, place).unflatten(2, (problem.q_len, problem.kv_len))
+
+
+def attention_weights(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """Weights after dropout (batch, num_heads, q_len, kv_len) and lse (batch, num_heads, q_len), at least float32."""
+    dtype = torch.promote_types(problem.q.dtype, torch.float32)
+    q, k = problem.q.to(dtype), problem.k.to(dtype)
+    k = k.repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
+    visible, bias = visible_and_bias(problem)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * problem.softmax_scale
+    if bias is not None:
+        scores = scores + bias.to(dtype)
+    sees_none = ~visible.any(-1, keepdim=True)
+    scores = scores.masked_fill(~visible, -torch.inf).masked_fill(sees_none, 0.0)
+    lse = scores.logsumexp(-1, keepdim=True)
+    weights = (scores - lse).exp().masked_fill(sees_none, 0.0)
+    if problem.dropout_p > 0.0:
+        assert problem.seed is not None
+        device = q.device
+        batch_head = torch.arange(problem.batch * problem.num_heads, device=device)
+        batch_head = batch_head.view(problem.batch, problem.num_heads, 1, 1)
+        query, key = torch.arange(problem.q_len, device=device), torch.arange(problem.kv_len, device=device)
+        keep = dropout_keep(problem.seed, problem.dropout_p, key, query[:, None], batch_head)
+        weights = weights * keep / (1.0 - problem.dropout_p)
+    return weights, lse.masked_fill(sees_none, -torch.inf).squeeze(-1).expand(q.shape[0], -1, -1)
+
+
+def attention_reference(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """out (batch, q_len, num_heads, v_head_dim) in q's dtype, and lse."""
+    weights, lse = attention_weights(problem)
+    v = problem.v.to(weights.dtype).repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
+    return torch.einsum("bhij,bjhd->bihd", weights, v).to(problem.q.dtype), lse

@@ -1,0 +1,54 @@
+"""The portable Triton backend: any NVIDIA GPU since sm_80, and CPU tensors under Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from ..problem import AttentionProblem, Gradients
+
+HALF = (torch.float16, torch.bfloat16)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Triton reads the variable when a kernel is defined; what it said then is what counts.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+class TritonBackend:
+    """Fused kernels; see forward.py and backward.py."""
+
+    name = "triton"
+
+    def rejects(self, problem: AttentionProblem) -> str | None:
+        q = problem.q
+        if not HAS_TRITON:
+            return "triton is not installed (pip install triton, on Linux)"
+        if q.device.type == "cpu" and not INTERPRETED:
+            return "q is on the CPU; the kernels run there only in Triton's interpreter (TRITON_INTERPRET=1, slow)"
+        if q.device.type not in ("cpu", "cuda"):
+            return f"q is on {q.device}, needs a CUDA device"
+        if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
+            return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
+        if q.dtype not in (torch.float32, *HALF):
+            return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
+        for name, dim in (("head_dim", problem.head_dim), ("v head_dim", problem.v_head_dim)):
+            if not 1 <= dim <= 256:
+                return f"{name} {dim} is above 256"
+        return None
+
+    def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+        from .launch import launch_forward
+
+        return launch_forward(problem)
+
+    def backward(
+        self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    ) -> Gradients:
+        from .launch import launch_backward
+
+        return launch_backward(problem, out, lse, grad_out, grad_lse)
+
+
+TRITON = TritonBackend()

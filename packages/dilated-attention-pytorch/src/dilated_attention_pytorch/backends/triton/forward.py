@@ -1,0 +1,198 @@
+"""Forward kernel: one program computes one tile of queries of one head.
+
+Online softmax over the active blocks of the tile's row (Dao et al., FlashAttention-2, arXiv:2307.08691):
+    for every tile of keys of the row's list:   s = q k^T;  m' = max(m, s);  p = exp(s - m')
+                                                acc = acc * exp(m - m') + p v;  l = l * exp(m - m') + sum(p)
+    out = acc / l;  lse = m + log(l)
+Blocks that every query sees whole go first, without a mask; those at an edge (diagonal, ragged end) after.
+Entries of small or token-dilated blocks are joined until a tile of keys is full: dropped keys are never loaded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import LN2, LOG2E, count_below, dropout_keep, joined_keys, not_padded, valid_keys
+
+
+@triton.jit
+def softmax_step(
+    q, k, v, acc, m, l, bias, visible, Seed, key, query, batch_head, threshold, keep_scale, scale_log2,
+    MASKED: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add one tile of keys; scores are kept in units of log2. `bias` broadcasts to (BLOCK_M, BLOCK_N)."""
+    s = tl.dot(q, k, input_precision=PRECISION)
+    if MASKED or HAS_BIAS:
+        s = s * scale_log2
+        if HAS_BIAS:
+            s += bias * LOG2E
+        if MASKED:
+            s = tl.where(visible, s, float("-inf"))
+        m_new = tl.maximum(m, tl.max(s, 1))
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # a query that has seen nothing yet
+        p = tl.exp2(s - m_safe[:, None])
+        alpha = tl.exp2(m - m_safe)
+    else:
+        m_new = tl.maximum(m, (tl.max(s, 1) if SCALE_POSITIVE else tl.min(s, 1)) * scale_log2)
+        p = tl.exp2(s * scale_log2 - m_new[:, None])
+        alpha = tl.exp2(m - m_new)
+    l = l * alpha + tl.sum(p, 1)
+    if DROPOUT:
+        keep = dropout_keep(Seed, key, query, batch_head, threshold, BLOCK_M, BLOCK_N)
+        p = tl.where(keep, p * keep_scale, 0.0)
+    acc = acc * alpha[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return acc, m_new, l
+
+
+@triton.jit
+def attend_class(
+    q, acc, m, l, k_base, v_base, bias_base, Indices, Entries, Padding, Seed, lo, hi, position0, position, query,
+    i_batch, head, batch_head, kv_valid, threshold, keep_scale, scale_log2, stride_ks, stride_kd, stride_vs, stride_vd,
+    stride_be, stride_pb, stride_ps, RATE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Add the keys of one distance class of the row's list."""
+    d, dv, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_N)
+    k_offsets = n[None, :] * stride_ks + d[:, None] * stride_kd  # (BLOCK_D, BLOCK_N): k transposed
+    v_offsets = n[:, None] * stride_vs + dv[None, :] * stride_vd
+    if RATE == 1 and BLOCK_SIZE >= BLOCK_N:
+        TILES_N: tl.constexpr = BLOCK_SIZE // BLOCK_N
+        n_full, n_visible = hi - lo, hi - lo
+        if HAS_EDGE:
+            past_end = tl.cdiv(kv_valid, BLOCK_SIZE)
+            whole_end = kv_valid // BLOCK_SIZE
+            if IS_CAUSAL:
+                past_end = tl.minimum(past_end, (position0 + BLOCK_M - 1) // BLOCK_SIZE + 1)
+                whole_end = tl.minimum(whole_end, (position0 + 1) // BLOCK_SIZE)
+            n_visible = count_below(Indices, lo, hi, past_end)
+            n_full = 0 if HAS_PADDING else count_below(Indices, lo, hi, whole_end)
+        for t in tl.range(0, n_full * TILES_N):
+            entry = lo + t // TILES_N
+            key0 = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N
+            k_tile = k_base + key0.to(tl.int64) * stride_ks
+            v_tile = v_base + key0.to(tl.int64) * stride_vs
+            if HEAD_DIM == BLOCK_D:
+                k = tl.load(k_tile + k_offsets)
+            else:
+                k = tl.load(k_tile + k_offsets, mask=(d < HEAD_DIM)[:, None], other=0.0)
+            if V_HEAD_DIM == BLOCK_DV:
+                v = tl.load(v_tile + v_offsets)
+            else:
+                v = tl.load(v_tile + v_offsets, mask=(dv < V_HEAD_DIM)[None, :], other=0.0)
+            bias = 0.0
+            if HAS_BIAS:
+                bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
+            acc, m, l = softmax_step(
+                q, k, v, acc, m, l, bias, True, Seed, (key0 + n)[None, :], query[:, None], batch_head,
+                threshold, keep_scale, scale_log2, False, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
+                BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+        if HAS_EDGE:
+            for t in tl.range(n_full * TILES_N, n_visible * TILES_N, num_stages=1):
+                entry = lo + t // TILES_N
+                key = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N + n
+                n_in = key < kv_valid
+                if HAS_PADDING:
+                    n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
+                visible = n_in[None, :] & (key[None, :] <= position[:, None]) if IS_CAUSAL else n_in[None, :]
+                k_mask = n_in[None, :] & (d < HEAD_DIM)[:, None]
+                v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
+                key64 = key.to(tl.int64)
+                k = tl.load(k_base + key64[None, :] * stride_ks + d[:, None] * stride_kd, mask=k_mask, other=0.0)
+                v = tl.load(v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0)
+                bias = 0.0
+                if HAS_BIAS:
+                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
+                acc, m, l = softmax_step(
+                    q, k, v, acc, m, l, bias, visible, Seed, key[None, :], query[:, None], batch_head,
+                    threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
+                    BLOCK_M, BLOCK_N,
+                )  # fmt: skip
+    else:
+        for t in tl.range(0, tl.cdiv((hi - lo) * (BLOCK_SIZE // RATE), BLOCK_N)):
+            entry, key, n_in = joined_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
+            n_in = n_in & (key < kv_valid)
+            bias = 0.0
+            if HAS_BIAS:
+                place = tl.load(Entries + entry, mask=n_in, other=0).to(tl.int64)
+                bias = tl.load(bias_base + place * stride_be, mask=n_in, other=0.0).to(tl.float32)[None, :]
+            if HAS_PADDING:
+                n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
+            visible = n_in[None, :] & (key[None, :] <= position[:, None]) if IS_CAUSAL else n_in[None, :]
+            k_mask = n_in[None, :] & (d < HEAD_DIM)[:, None]
+            v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
+            key64 = key.to(tl.int64)
+            k = tl.load(k_base + key64[None, :] * stride_ks + d[:, None] * stride_kd, mask=k_mask, other=0.0)
+            v = tl.load(v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0)
+            acc, m, l = softmax_step(
+                q, k, v, acc, m, l, bias, visible, Seed, key[None, :], query[:, None], batch_head,
+                threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
+                BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+    return acc, m, l
+
+
+@triton.jit
+def forward_kernel(
+    Q, K, V, Out, Lse, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed,
+    stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
+    stride_vb, stride_vs, stride_vh, stride_vd, stride_ob, stride_os, stride_oh, stride_od,
+    stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
+    q_len, kv_len, q_offset, first_row, n_rows, num_heads, softmax_scale, threshold, keep_scale,
+    GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
+    HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
+    DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One query tile of one head; see the top of this file."""
+    TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
+    n_tiles = n_rows * TILES_M
+    i_tile = tl.program_id(0) % n_tiles
+    batch_head = tl.program_id(0) // n_tiles
+    i_batch, head = batch_head // num_heads, batch_head % num_heads
+    row = i_tile // TILES_M
+    position0 = (first_row + row) * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
+    position = position0 + tl.arange(0, BLOCK_M)
+    query = position - q_offset
+    m_in = (query >= 0) & (query < q_len)
+    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
+
+    q_base = Q + i_batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh
+    k_base = K + i_batch.to(tl.int64) * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
+    v_base = V + i_batch.to(tl.int64) * stride_vb + (head // GROUP).to(tl.int64) * stride_vh
+    q_mask = m_in[:, None] if HEAD_DIM == BLOCK_D else m_in[:, None] & (d < HEAD_DIM)[None, :]
+    q = tl.load(q_base + query.to(tl.int64)[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0)
+    bias_base = Bias + i_batch.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
+
+    kv_valid = valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS)
+    scale_log2 = softmax_scale * LOG2E
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+
+    for i_class in tl.static_range(N_CLASSES):
+        lo = tl.load(Offsets + first_list + i_class)
+        hi = tl.load(Offsets + first_list + i_class + 1)
+        acc, m, l = attend_class(
+            q, acc, m, l, k_base, v_base, bias_base, Indices, Entries, Padding, Seed, lo, hi, position0, position,
+            query, i_batch, head, batch_head, kv_valid, threshold, keep_scale, scale_log2, stride_ks, stride_kd,
+            stride_vs, stride_vd, stride_be, stride_pb, stride_ps, 1 << ((RATES_LOG2 >> (4 * i_class)) & 15), HEAD_DIM,
+            V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N, IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING,
+            DROPOUT, SCALE_POSITIVE, PRECISION,
+        )  # fmt: skip
+
+    empty = l == 0.0
+    acc = acc / tl.where(empty, 1.0, l)[:, None]
+    lse = tl.where(empty, float("-inf"), (m + tl.log2(tl.where(empty, 1.0, l))) * LN2)
+    tl.store(Lse + batch_head.to(tl.int64) * q_len + query, lse, mask=m_in)
+    out_base = Out + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
+    out_mask = m_in[:, None] & (dv < V_HEAD_DIM)[None, :]
+    out_ptrs = out_base + query.to(tl.int64)[:, None] * stride_os + dv[None, :] * stride_od
+    tl.store(out_ptrs, acc.to(Out.dtype.element_ty), mask=out_mask)

@@ -1,0 +1,186 @@
+"""Grids and arguments of the kernels; no maths."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..dropout import keep_threshold
+from ..problem import AttentionProblem, Gradients
+from .backward import delta_kernel, dkdv_kernel, dq_kernel
+from .forward import forward_kernel
+from .tuning import tiles
+
+# The interpreter has no architecture: any will do, results do not depend on it.
+INTERPRETER_CAPABILITY = (8, 0)
+DELTA_BLOCK = 64
+
+
+class Launch(NamedTuple):
+    """A kernel call, ready to run or to compile."""
+
+    kernel: Any
+    grid: tuple[int]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    def run(self) -> None:
+        if self.grid[0] > 0:
+            self.kernel[self.grid](**self.arguments, **self.options)
+
+
+def strides(tensor: Tensor, suffix: str, axes: str) -> dict[str, int]:
+    return {f"stride_{suffix}{axis}": stride for axis, stride in zip(axes, tensor.stride(), strict=True)}
+
+
+def capability_of(problem: AttentionProblem) -> tuple[int, int]:
+    device = problem.q.device
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else INTERPRETER_CAPABILITY
+
+
+def padded_dim(dim: int) -> int:
+    """The power of two, at least 16, that holds a head_dim."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
+    """Arguments that the forward, dq and dkdv kernels share."""
+    p = problem
+    bias, padding = p.block_bias, p.key_padding_mask
+    bias_strides = (0, 0, 0)
+    if bias is not None:
+        sizes = zip(bias.shape, bias.stride(), strict=True)
+        bias_strides = tuple(0 if size == 1 else stride for size, stride in sizes)[:2] + (bias.stride(2),)
+    padding_strides = (0, 0) if padding is None else padding.stride()
+    dummy = p.q  # never read: the flags beside it are off
+    return {
+        "Q": p.q, "K": p.k, "V": p.v,
+        "Bias": dummy if bias is None else bias,
+        "KvLengths": dummy if p.kv_lengths is None else p.kv_lengths,
+        "Padding": dummy if padding is None else padding.view(torch.int8),
+        "Seed": dummy if p.seed is None else p.seed,
+        **strides(p.q, "q", "bshd"), **strides(p.k, "k", "bshd"), **strides(p.v, "v", "bshd"),
+        "stride_bb": bias_strides[0], "stride_bh": bias_strides[1], "stride_be": bias_strides[2],
+        "stride_pb": padding_strides[0], "stride_ps": padding_strides[1],
+        "q_len": p.q_len, "kv_len": p.kv_len, "q_offset": p.q_offset, "first_row": p.first_row,
+        "num_heads": p.num_heads, "softmax_scale": p.softmax_scale,
+        "threshold": keep_threshold(p.dropout_p), "keep_scale": 1.0 / (1.0 - p.dropout_p),
+        "GROUP": p.num_heads // p.num_kv_heads, "HEADS_PER_LIST": p.num_heads // p.layout_heads,
+        "HEAD_DIM": p.head_dim, "V_HEAD_DIM": p.v_head_dim,
+        "BLOCK_D": padded_dim(p.head_dim), "BLOCK_DV": padded_dim(p.v_head_dim), "BLOCK_SIZE": p.block_size,
+        "N_CLASSES": len(p.rates),
+        "RATES_LOG2": sum((rate.bit_length() - 1) << (4 * i) for i, rate in enumerate(p.rates)),
+        "IS_CAUSAL": p.is_causal, "HAS_BIAS": bias is not None, "HAS_KV_LENGTHS": p.kv_lengths is not None,
+        "HAS_PADDING": padding is not None, "DROPOUT": p.dropout_p > 0.0,
+        "PRECISION": "ieee",  # of float32 products; TF32 would lose 13 bits of them
+    }  # fmt: skip
+
+
+def has_edge(problem: AttentionProblem) -> bool:
+    """Whether some active block may be seen in part only."""
+    p = problem
+    return p.is_causal or p.kv_lengths is not None or p.key_padding_mask is not None or p.kv_len % p.block_size != 0
+
+
+def forward_launch(problem: AttentionProblem, out: Tensor, lse: Tensor, capability: tuple[int, int]) -> Launch:
+    p = problem
+    common = common_arguments(p)
+    tile = tiles("forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability)
+    arguments = {
+        **common, "Out": out, "Lse": lse,
+        "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Entries": p.rows.entries,
+        **strides(out, "o", "bshd"), "n_rows": p.n_rows, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "HAS_EDGE": has_edge(p), "SCALE_POSITIVE": p.softmax_scale > 0.0,
+    }  # fmt: skip
+    grid = (p.batch * p.num_heads * p.n_rows * (p.block_size // tile.block_m),)
+    return Launch(forward_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
+
+
+def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """out and lse of a problem."""
+    p = problem
+    out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device=p.q.device)
+    lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=torch.float32, device=p.q.device)
+    forward_launch(p, out, lse, capability_of(p)).run()
+    return out, lse
+
+
+def backward_launches(
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    capability: tuple[int, int],
+) -> tuple[list[Launch], Gradients]:
+    """The kernels of a backward pass, in order, and what they fill."""
+    p = problem
+    common = common_arguments(p)
+    padded = max(common["BLOCK_D"], common["BLOCK_DV"])
+    delta = torch.empty_like(lse)
+    delta_arguments = {
+        "Out": out, "GradOut": grad_out, "GradLse": lse if grad_lse is None else grad_lse, "Delta": delta,
+        **strides(out, "o", "bshd"), **strides(grad_out, "g", "bshd"),
+        **strides(lse if grad_lse is None else grad_lse, "l", "bhs"),
+        "q_len": p.q_len, "num_heads": p.num_heads, "V_HEAD_DIM": p.v_head_dim, "BLOCK_DV": common["BLOCK_DV"],
+        "BLOCK_M": DELTA_BLOCK, "HAS_GRAD_LSE": grad_lse is not None,
+    }  # fmt: skip
+    n_delta = p.batch * p.num_heads * -(-p.q_len // DELTA_BLOCK)
+    launches = [Launch(delta_kernel, (n_delta,), delta_arguments, {"num_warps": 4})]
+    common |= {"GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd")}
+
+    tile = tiles("dq", padded, p.block_size, p.q.dtype, capability)
+    grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device=p.q.device)
+    n_entries, grad_bias, slots = p.rows.indices.numel(), None, None
+    tiles_m, parts_n = p.block_size // tile.block_m, max(1, p.block_size // tile.block_n)
+    if p.block_bias is not None:
+        # a tile that never runs (all of it masked) leaves its slot 0
+        slots = torch.zeros(p.batch, p.num_heads, n_entries, tiles_m * parts_n, device=p.q.device)
+        grad_bias = slots
+    arguments = {
+        **common, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Entries": p.rows.entries,
+        "GradQ": grad_q, "GradBias": lse if slots is None else slots, **strides(grad_q, "o", "bshd"),
+        "n_rows": p.n_rows, "n_entries": n_entries, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "HAS_EDGE": has_edge(p),
+    }  # fmt: skip
+    grid = (p.batch * p.num_heads * p.n_rows * tiles_m,)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    launches.append(Launch(dq_kernel, grid, arguments, options))
+
+    tile = tiles("dkdv", padded, p.block_size, p.q.dtype, capability)
+    grad_k = torch.empty(p.k.shape, dtype=p.k.dtype, device=p.k.device)
+    grad_v = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
+    key_stride = max(p.rates)
+    keys = p.block_size // key_stride
+    block_n = max(16, min(tile.block_n, keys))
+    has_key_mask = (
+        p.kv_len % p.block_size != 0 or keys % block_n != 0 or p.kv_lengths is not None or p.key_padding_mask is not None
+    )
+    arguments = {
+        **common, "Offsets": p.cols.offsets, "Indices": p.cols.indices, "Entries": p.cols.entries,
+        "GradK": grad_k, "GradV": grad_v, **strides(grad_k, "x", "bshd"), **strides(grad_v, "y", "bshd"),
+        "n_cols": p.n_cols, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
+        "EVEN_Q": p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
+        "HAS_KEY_MASK": has_key_mask,
+    }  # fmt: skip
+    grid = (p.batch * p.num_kv_heads * p.n_cols * key_stride * -(-keys // block_n),)
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    launches.append(Launch(dkdv_kernel, grid, arguments, options))
+    return launches, Gradients(grad_q, grad_k, grad_v, grad_bias)
+
+
+def launch_backward(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> Gradients:
+    """Gradients of a problem."""
+    if grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()
+    launches, grads = backward_launches(problem, out, lse, grad_out, grad_lse, capability_of(problem))
+    for launch in launches:
+        launch.run()
+    if grads.block_bias is None:
+        return grads
+    return grads._replace(block_bias=grads.block_bias.sum(-1))

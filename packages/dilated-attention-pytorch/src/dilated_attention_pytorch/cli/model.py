@@ -1,0 +1,167 @@
+"""A small byte-level causal language model whose attention is a part that can be exchanged."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import SparsePatternConfig
+from ..factory import create_block_sparse_attention
+
+VOCABULARY = 256
+ROTARY_BASE = 10_000.0
+
+AttentionKind = Literal["sparse", "dense"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The shape of the model and of its pattern."""
+
+    layers: int
+    dim: int
+    heads: int
+    sparsity_ratio: float
+    block_size: int
+    backend: str = "auto"
+
+
+class DenseAttention(nn.Module):
+    """What ours is compared with: `scaled_dot_product_attention`, called as ours is."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=is_causal
+        )
+        return out.transpose(1, 2)
+
+
+def make_attention(settings: ModelSettings, kind: AttentionKind = "sparse") -> nn.Module:
+    """Our attention, or the dense one."""
+    if kind == "dense":
+        return DenseAttention()
+    config = SparsePatternConfig(
+        pattern_type="dilated_sparse", sparsity_ratio=settings.sparsity_ratio, block_size=settings.block_size
+    )
+    return create_block_sparse_attention(variant="base", sparse_config=config, backend=settings.backend)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens so far, per layer (batch, max_len, heads, head_dim)."""
+
+    def __init__(self, max_len: int) -> None:
+        self.max_len = max_len
+        self.length = 0
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, i_layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the new keys and values of a layer; returns all of them. The model moves `length` on."""
+        if i_layer not in self.layers:
+            shape = (k.shape[0], self.max_len, *k.shape[2:])
+            self.layers[i_layer] = (k.new_empty(shape), v.new_empty(shape))
+        end = self.length + k.shape[1]
+        keys, values = self.layers[i_layer]
+        keys[:, self.length : end] = k
+        values[:, self.length : end] = v
+        return keys[:, :end], values[:, :end]
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP. The attention has no weights, so that all layers share it and its layouts."""
+
+    def __init__(self, settings: ModelSettings, i_layer: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.i_layer = i_layer
+        self.heads = settings.heads
+        self.attention = attention
+        self.attention_norm = nn.LayerNorm(settings.dim, bias=False)
+        self.to_qkv = nn.Linear(settings.dim, 3 * settings.dim, bias=False)
+        self.from_heads = nn.Linear(settings.dim, settings.dim, bias=False)
+        self.mlp_norm = nn.LayerNorm(settings.dim, bias=False)
+        self.widen = nn.Linear(settings.dim, 4 * settings.dim, bias=False)
+        self.narrow = nn.Linear(4 * settings.dim, settings.dim, bias=False)
+
+    def forward(self, x: Tensor, rotation: Tensor, cache: KeyValueCache | None) -> Tensor:
+        """x: (batch, seq_len, dim)."""
+        qkv = self.to_qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(2)  # (batch, seq_len, heads, head_dim)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.extend(self.i_layer, k, v)
+        out = self.attention(q, k, v, is_causal=True)
+        x = x + self.from_heads(out.flatten(2))
+        mlp: Tensor = self.narrow(F.gelu(self.widen(self.mlp_norm(x))))
+        return x + mlp
+
+
+class ByteLanguageModel(nn.Module):
+    """Bytes so far -> logits of the next byte. Rotary positions; the output layer shares the embedding's weight."""
+
+    def __init__(self, settings: ModelSettings, attention: nn.Module) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, settings.dim)
+        self.layers = nn.ModuleList(Layer(settings, i, attention) for i in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.dim, bias=False)
+        head_dim = settings.dim // settings.heads
+        frequency = ROTARY_BASE ** -torch.linspace(0, 1, head_dim // 2, dtype=torch.float32)
+        self.register_buffer("frequency", frequency, persistent=False)
+        self.frequency: Tensor
+        for name, weight in self.named_parameters():
+            if weight.dim() == 2:
+                # Layers that write to the residual stream start smaller, the deeper the model (GPT-2).
+                writes = name.endswith(("from_heads.weight", "narrow.weight"))
+                nn.init.normal_(weight, std=0.02 / (2 * settings.layers) ** 0.5 if writes else 0.02)
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """tokens: int (batch, seq_len) -> (batch, seq_len, 256). With a cache the tokens follow those in it."""
+        start = 0 if cache is None else cache.length
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        angle = positions[:, None] * self.frequency
+        rotation = torch.stack([angle.cos(), angle.sin()])
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, rotation, cache)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return F.linear(self.norm(x), self.embedding.weight)
+
+    @torch.no_grad()
+    def generate(
+        self, prompt: bytes, n_bytes: int, temperature: float = 0.7, seed: int = 0, max_context: int | None = None
+    ) -> bytes:
+        """Continue the prompt, one byte at a time, from a cache of keys and values."""
+        device = self.embedding.weight.device
+        generator = torch.Generator().manual_seed(seed)
+        cache = KeyValueCache(len(prompt) + n_bytes)
+        tokens = torch.tensor([list(prompt)], device=device)
+        written = []
+        with autocast(device):
+            for _ in range(n_bytes):
+                logits = self(tokens, cache)[0, -1].float().cpu()
+                token = torch.multinomial((logits / temperature).softmax(0), 1, generator=generator)
+                written.append(int(token))
+                tokens = token[None].to(device)
+        return bytes(written)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary positions (RoFormer, arXiv:2104.09864). x: (batch, seq_len, heads, head_dim)."""
+    cos, sin = rotation[:, :, None]  # each (seq_len, 1, head_dim / 2)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+def make_model(settings: ModelSettings, kind: AttentionKind, seed: int, device: torch.device) -> ByteLanguageModel:
+    """The model; the same seed gives the same weights with either attention."""
+    torch.manual_seed(seed)
+    return ByteLanguageModel(settings, make_attention(settings, kind)).to(device)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 on a GPU, nothing on the CPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,252 @@
+"""block_sparse_attention: checks, backend choice, call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .backends.choose import choose_backend, reasons
+from .backends.problem import AttentionProblem
+from .backends.reference import attention_reference
+from .config import TokenDilation
+from .patterns.layout import BlockLayout
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    *,
+    is_causal: bool = ...,
+    softmax_scale: float | None = ...,
+    block_bias: Tensor | None = ...,
+    kv_lengths: Tensor | None = ...,
+    key_padding_mask: Tensor | None = ...,
+    segment_lengths: Sequence[int] | None = ...,
+    dilation_rates: Sequence[int] | None = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[False] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    *,
+    is_causal: bool = ...,
+    softmax_scale: float | None = ...,
+    block_bias: Tensor | None = ...,
+    kv_lengths: Tensor | None = ...,
+    key_padding_mask: Tensor | None = ...,
+    segment_lengths: Sequence[int] | None = ...,
+    dilation_rates: Sequence[int] | None = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    *,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    block_bias: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    dilation_rates: Sequence[int] | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention over the active blocks of a layout: one softmax over the union of all keys a query may see.
+
+    A query that may see no key gets output 0, lse -inf and zero gradients. Scores accumulate in float32
+    (float64 for float64 inputs).
+
+    Args:
+        q: (batch, q_len, num_heads, head_dim), float32, float16, bfloat16, or float64 on the CPU; any strides.
+        k: (batch, kv_len, num_kv_heads, head_dim); num_kv_heads divides num_heads (GQA, MQA).
+        v: (batch, kv_len, num_kv_heads, v_head_dim).
+        layout: for these lengths, on any device; heads 1, num_kv_heads or num_heads.
+        is_causal: query i at position ``i + kv_len - q_len`` sees no key after it. When the lengths differ the
+            layout must have been made with ``causal=is_causal``.
+        softmax_scale: default ``1 / sqrt(head_dim)``.
+        block_bias: added to the scaled scores of every active block, broadcastable to (batch, num_heads,
+            ``layout.num_active_blocks``), in the order of ``layout.row_lists``; differentiable.
+        kv_lengths: int (batch,), the number of valid keys of each batch element.
+        key_padding_mask: bool (batch, kv_len), True where a key is padding (as in `torch.nn.MultiheadAttention`).
+        segment_lengths, dilation_rates: token dilation by distance (LongNet, arXiv:2307.02486): in a block at
+            distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
+            ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
+        dropout_p: probability with which an attention weight is dropped.
+        return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
+        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; default: the first that serves the call. An explicit
+            request is never replaced by another.
+
+    Returns:
+        out (batch, q_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
+
+    Raises:
+        ValueError: an argument does not fit the others, or the backend cannot serve the call and why.
+
+    Example:
+        >>> from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+        >>> q = k = v = torch.randn(1, 256, 4, 32)
+        >>> layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=1.0), q_len=256)
+        >>> out = block_sparse_attention(q, k, v, layout)
+        >>> dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+        >>> torch.allclose(out, dense.transpose(1, 2), atol=1e-5)
+        True
+    """
+    problem = make_problem(
+        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
+        segment_lengths, dilation_rates, dropout_p,
+    )  # fmt: skip
+    out, lse = run_problem(problem, backend)
+    return (out, lse) if return_lse else out
+
+
+def explain_backends(
+    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, *, is_causal: bool = False, dropout_p: float = 0.0
+) -> dict[str, str | None]:
+    """For every backend, in order of choice, None if it would serve the call, else why not.
+
+    Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name.
+    """
+    problem = make_problem(q, k, v, layout, is_causal, dropout_p=dropout_p)
+    return {**reasons(problem), "reference": None}
+
+
+def run_problem(problem: AttentionProblem, backend: str | None) -> tuple[Tensor, Tensor]:
+    """out and lse, from the backend asked for or the first that serves the problem."""
+    if backend == "reference":
+        return attention_reference(problem)
+    chosen = choose_backend(problem, backend)
+    out, lse = ops.attention(*ops.flatten(problem), chosen.name)
+    return out, lse
+
+
+def make_problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    block_bias: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    dilation_rates: Sequence[int] | None = None,
+    dropout_p: float = 0.0,
+) -> AttentionProblem:
+    """Check a call's arguments and put them together; draws the dropout seed."""
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    check_tensors(q, k, v)
+    check_layout(q, k, layout, is_causal)
+    if not 0.0 <= dropout_p < 1.0:
+        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
+    batch, kv_len = k.shape[:2]
+    if kv_lengths is not None:
+        if kv_lengths.shape != (batch,) or kv_lengths.dtype.is_floating_point or kv_lengths.dtype == torch.bool:
+            raise ValueError(f"kv_lengths must be int with shape ({batch},), got {kv_lengths.dtype} {tuple(kv_lengths.shape)}")
+        kv_lengths = kv_lengths.to(q.device, torch.int32)
+    if key_padding_mask is not None:
+        if key_padding_mask.shape != (batch, kv_len) or key_padding_mask.dtype != torch.bool:
+            raise ValueError(
+                f"key_padding_mask must be bool with shape ({batch}, {kv_len}), True where padded, "
+                f"got {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}"
+            )
+        key_padding_mask = key_padding_mask.to(q.device)
+    if block_bias is not None:
+        block_bias = check_block_bias(block_bias, q, layout)
+    dilation = TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size)
+    rows, cols = layout.to(q.device).lists(dilation)
+    return AttentionProblem(
+        q=q,
+        k=k,
+        v=v,
+        rows=rows,
+        cols=cols,
+        block_bias=block_bias,
+        kv_lengths=kv_lengths,
+        key_padding_mask=key_padding_mask,
+        seed=torch.randint(2**62, (1,), device=q.device) if dropout_p > 0.0 else None,
+        block_size=layout.block_size,
+        first_row=layout.grid.first_row,
+        q_offset=layout.grid.q_offset,
+        layout_heads=layout.num_heads,
+        is_causal=bool(is_causal),
+        softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
+        dropout_p=float(dropout_p),
+        dilation=dilation,
+    )
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must be (batch, seq_len, num_heads, head_dim), got shape {tuple(tensor.shape)}")
+        if not tensor.dtype.is_floating_point:
+            raise ValueError(f"{name} must be a floating point tensor, got {tensor.dtype}")
+        if tensor.device != q.device:
+            raise ValueError(f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}")
+        if tensor.dtype != q.dtype:
+            raise ValueError(f"q, k and v must have one dtype, got q {q.dtype} and {name} {tensor.dtype}")
+        if tensor.shape[0] != q.shape[0]:
+            raise ValueError(f"q, k and v must have one batch size, got q {q.shape[0]} and {name} {tensor.shape[0]}")
+    if k.shape[3] != q.shape[3]:
+        raise ValueError(f"k must have q's head_dim {q.shape[3]}, got {k.shape[3]}")
+    if v.shape[1:3] != k.shape[1:3]:
+        raise ValueError(f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}")
+    if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
+        raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}")
+
+
+def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool) -> None:
+    if not isinstance(layout, BlockLayout):
+        raise ValueError(f"layout must be a BlockLayout, got {type(layout).__name__}; make one with BlockLayout.from_config")
+    if (layout.q_len, layout.kv_len) != (q.shape[1], k.shape[1]):
+        raise ValueError(
+            f"layout is for q_len {layout.q_len} and kv_len {layout.kv_len}, but q has {q.shape[1]} and k {k.shape[1]} tokens"
+        )
+    if q.shape[1] != k.shape[1] and layout.causal != is_causal:
+        raise ValueError(
+            f"is_causal={is_causal} with q_len {q.shape[1]} != kv_len {k.shape[1]} needs a layout made with "
+            f"causal={is_causal}, got causal={layout.causal}"
+        )
+    if layout.num_heads not in (1, k.shape[2], q.shape[2]):
+        raise ValueError(
+            f"layout must have 1 head, num_kv_heads {k.shape[2]} or num_heads {q.shape[2]}, got {layout.num_heads}"
+        )
+
+
+def check_block_bias(block_bias: Tensor, q: Tensor, layout: BlockLayout) -> Tensor:
+    """The bias as (batch or 1, num_heads or 1, num_active_blocks) on q's device."""
+    full = (q.shape[0], q.shape[2], layout.num_active_blocks)
+    bias = block_bias[(None,) * (3 - block_bias.dim())] if block_bias.dim() < 3 else block_bias
+    fits = bias.dim() == 3 and bias.shape[2] == full[2] and bias.shape[0] in (1, full[0]) and bias.shape[1] in (1, full[1])
+    if not fits or not bias.dtype.is_floating_point or bias.device != q.device:
+        raise ValueError(
+            f"block_bias must be floating point on {q.device} and broadcast to (batch, num_heads, num_active_blocks) = "
+            f"{full}, got {block_bias.dtype} {tuple(block_bias.shape)} on {block_bias.device}"
+        )
+    return bias

@@ -1,0 +1,5 @@
+"""The attention modules."""
+
+from .base import BlockSparseAttention
+
+__all__ = ["BlockSparseAttention"]

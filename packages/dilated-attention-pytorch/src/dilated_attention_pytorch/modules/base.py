@@ -1,0 +1,135 @@
+"""BlockSparseAttention: the base variant."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..backends.reference import attention_weights
+from ..config import SparsePatternConfig, TokenDilation
+from ..functional import make_problem, run_problem
+from ..patterns.layout import BlockLayout
+
+# Decoding makes a layout per step: old ones go first.
+CACHED_LAYOUTS = 32
+
+
+class BlockSparseAttention(nn.Module):
+    """Block-sparse attention of q, k and v. It has no parameters.
+
+    Args:
+        sparse_config: the pattern of all heads, or a sequence with one per head or kv head. Default
+            ``SparsePatternConfig()``.
+        segment_lengths, dilation_rates: token dilation by distance, see `block_sparse_attention`. Default: every
+            key of an active block takes part, as with ``[2048], [1]``.
+        dropout: attention dropout, in training mode only.
+        softmax_scale: default ``1 / sqrt(head_dim)``.
+        backend: see `block_sparse_attention`.
+
+    Layouts are built once per lengths, causality and device and kept (at most 32; `clear_cache` drops them).
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+
+    Example:
+        >>> attention = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.05))
+        >>> q = k = v = torch.randn(1, 1024, 4, 32)
+        >>> attention(q, k, v, is_causal=True).shape
+        torch.Size([1, 1024, 4, 32])
+    """
+
+    def __init__(
+        self,
+        sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None = None,
+        segment_lengths: Sequence[int] | None = None,
+        dilation_rates: Sequence[int] | None = None,
+        dropout: float = 0.0,
+        softmax_scale: float | None = None,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if sparse_config is None:
+            sparse_config = SparsePatternConfig()
+        if not isinstance(sparse_config, SparsePatternConfig):
+            sparse_config = tuple(sparse_config)
+            if not sparse_config or not all(isinstance(item, SparsePatternConfig) for item in sparse_config):
+                raise ValueError(f"sparse_config must be a SparsePatternConfig or a sequence of them, got {sparse_config!r}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        self.sparse_config = sparse_config
+        self.segment_lengths = None if segment_lengths is None else list(segment_lengths)
+        self.dilation_rates = None if dilation_rates is None else list(dilation_rates)
+        TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
+        self.dropout = dropout
+        self.softmax_scale = softmax_scale
+        self.backend = backend
+        self._layouts: OrderedDict[tuple[int, int, bool, torch.device], BlockLayout] = OrderedDict()
+
+    @property
+    def block_size(self) -> int:
+        config = self.sparse_config
+        return (config if isinstance(config, SparsePatternConfig) else config[0]).block_size
+
+    def extra_repr(self) -> str:
+        parts = [f"sparse_config={self.sparse_config}"]
+        for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend"):
+            if getattr(self, name) is not None:
+                parts.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join(parts + ([f"dropout={self.dropout}"] if self.dropout else []))
+
+    def layout(
+        self, q_len: int, kv_len: int | None = None, causal: bool = False, device: torch.device | str | None = None
+    ) -> BlockLayout:
+        """The layout used for these lengths; built once and kept."""
+        target = torch.device("cpu" if device is None else device)
+        key = (q_len, q_len if kv_len is None else kv_len, causal, target)
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = BlockLayout.from_config(self.sparse_config, *key)
+            if len(self._layouts) >= CACHED_LAYOUTS:
+                self._layouts.popitem(last=False)
+            self._layouts[key] = layout
+        return layout
+
+    def clear_cache(self) -> None:
+        """Drop the layouts that were kept."""
+        self._layouts.clear()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_layouts": OrderedDict()}
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        is_causal: bool = False,
+        key_padding_mask: Tensor | None = None,
+        return_attention_weights: bool = False,
+        *,
+        kv_lengths: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            q: (batch, q_len, num_heads, head_dim). k, v: (batch, kv_len, num_kv_heads, head_dim).
+            is_causal: the last query sits at the last key and no query sees a later key. With q_len < kv_len
+                this is decoding with a KV cache: the rows equal those of the full forward.
+            key_padding_mask: bool (batch, kv_len), True where a key is padding.
+            return_attention_weights: also return the weights after dropout, dense: (batch, num_heads, q_len,
+                kv_len), float32. Meant for looking at short sequences.
+            kv_lengths: int (batch,), the number of valid keys of each batch element.
+
+        Returns:
+            out (batch, q_len, num_heads, v_head_dim), or (out, weights).
+        """
+        layout = self.layout(q.shape[1], k.shape[1], is_causal, q.device)
+        problem = make_problem(
+            q, k, v, layout, is_causal, self.softmax_scale, None, kv_lengths, key_padding_mask,
+            self.segment_lengths, self.dilation_rates, self.dropout if self.training else 0.0,
+        )  # fmt: skip
+        out, _ = run_problem(problem, self.backend)
+        return (out, attention_weights(problem)[0]) if return_attention_weights else out

@@ -1,0 +1,154 @@
+"""The custom operators: schema, fakes and autograd, so that torch.compile, export and opcheck see one node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends.choose import backend_named
+from .backends.problem import AttentionProblem
+from .config import TokenDilation
+from .patterns.layout import BlockLists
+
+NAMESPACE = "dilated_attention_pytorch"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_offsets: Tensor,
+    row_indices: Tensor,
+    row_entries: Tensor,
+    col_offsets: Tensor,
+    col_indices: Tensor,
+    col_entries: Tensor,
+    block_bias: Tensor | None,
+    kv_lengths: Tensor | None,
+    key_padding_mask: Tensor | None,
+    seed: Tensor | None,
+    block_size: int,
+    first_row: int,
+    q_offset: int,
+    layout_heads: int,
+    is_causal: bool,
+    softmax_scale: float,
+    dropout_p: float,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """out and lse of one problem; see AttentionProblem for the arguments."""
+    problem = unflatten(
+        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, block_bias,
+        kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_causal,
+        softmax_scale, dropout_p, segment_lengths, dilation_rates,
+    )  # fmt: skip
+    return backend_named(backend).forward(problem)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::attention_backward", mutates_args=())
+def attention_backward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_offsets: Tensor,
+    row_indices: Tensor,
+    row_entries: Tensor,
+    col_offsets: Tensor,
+    col_indices: Tensor,
+    col_entries: Tensor,
+    block_bias: Tensor | None,
+    kv_lengths: Tensor | None,
+    key_padding_mask: Tensor | None,
+    seed: Tensor | None,
+    block_size: int,
+    first_row: int,
+    q_offset: int,
+    layout_heads: int,
+    is_causal: bool,
+    softmax_scale: float,
+    dropout_p: float,
+    segment_lengths: Sequence[int],
+    dilation_rates: Sequence[int],
+    backend: str,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v and block_bias (empty without one)."""
+    problem = unflatten(
+        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, block_bias,
+        kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_causal,
+        softmax_scale, dropout_p, segment_lengths, dilation_rates,
+    )  # fmt: skip
+    grads = backend_named(backend).backward(problem, out, lse, grad_out, grad_lse)
+    if block_bias is None or grads.block_bias is None:
+        return grads.q, grads.k, grads.v, q.new_empty(0)
+    return grads.q, grads.k, grads.v, grads.block_bias.sum_to_size(block_bias.shape).to(block_bias.dtype).contiguous()
+
+
+def unflatten(*args: Any) -> AttentionProblem:
+    """The problem of the operators' flat arguments."""
+    q, k, v, *lists = args[:9]
+    segment_lengths, dilation_rates = args[-2:]
+    dilation = TokenDilation(tuple(segment_lengths), tuple(dilation_rates)) if dilation_rates else None
+    return AttentionProblem(q, k, v, BlockLists(*lists[:3]), BlockLists(*lists[3:]), *args[9:-2], dilation)
+
+
+def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
+    """The flat arguments of a problem, up to the backend's name."""
+    p, dilation = problem, problem.dilation
+    return (
+        p.q, p.k, p.v, p.rows.offsets, p.rows.indices, p.rows.entries, p.cols.offsets, p.cols.indices,
+        p.cols.entries, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, p.block_size, p.first_row,
+        p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale, p.dropout_p,
+        list(dilation.segment_lengths) if dilation else [], list(dilation.dilation_rates) if dilation else [],
+    )  # fmt: skip
+
+
+def lse_dtype(q: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 inputs."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+@attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    batch, q_len, num_heads, _ = q.shape
+    return q.new_empty(batch, q_len, num_heads, v.shape[3]), q.new_empty(batch, num_heads, q_len, dtype=lse_dtype(q))
+
+
+@attention_backward.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    block_bias = args[6]
+    grad_bias = q.new_empty(0) if block_bias is None else block_bias.new_empty(block_bias.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
+
+
+TENSOR_INPUTS = 13
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:TENSOR_INPUTS], *output)
+    ctx.others = inputs[TENSOR_INPUTS:]
+    ctx.set_materialize_grads(False)
+
+
+def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, out, lse = ctx.saved_tensors
+    n_inputs = TENSOR_INPUTS + len(ctx.others)
+    if grad_out is None and grad_lse is None:
+        return (None,) * n_inputs
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    grads = attention_backward(*inputs, *ctx.others, out, lse, grad_out, grad_lse)
+    grad_bias = None if inputs[9] is None else grads[3]
+    return (*grads[:3], *(None,) * 6, grad_bias, *(None,) * (n_inputs - 10))
+
+
+attention.register_autograd(backward, setup_context=setup_context)

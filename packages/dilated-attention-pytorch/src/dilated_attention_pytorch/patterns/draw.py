@@ -1,0 +1,41 @@
+"""Pictures of layouts, with matplotlib."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .layout import BlockLayout
+
+MAX_PIXELS = 512
+
+
+def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) -> Axes:
+    """Draw one head's blocks; matrices of more than 512 blocks a side are binned, darker where denser."""
+    if not 0 <= head < layout.num_heads:
+        raise ValueError(f"head must be 0 to {layout.num_heads - 1}, got {head}")
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plot needs matplotlib: pip install 'dilated-attention-pytorch[plot]'") from error
+    grid = layout.grid
+    heads, rows, cols = layout.head_rows_cols()
+    rows, cols = rows[heads == head], cols[heads == head]
+    step = -(-max(grid.n_rows, grid.n_cols) // MAX_PIXELS)
+    height, width = -(-grid.n_rows // step), -(-grid.n_cols // step)
+    counts = torch.bincount((rows // step) * width + cols // step, minlength=height * width)
+    share = (counts.view(height, width).double() / step**2).cpu()
+    if ax is None:
+        _, ax = plt.subplots(figsize=(5, 5 * height / width + 0.5), layout="constrained")
+    bottom = (grid.first_row + grid.n_rows) * grid.block_size
+    extent = (0, grid.n_cols * grid.block_size, bottom, grid.first_row * grid.block_size)
+    options = {"cmap": "Blues", "vmin": 0.0, "interpolation": "nearest", "extent": extent, "aspect": "equal"} | kwargs
+    ax.imshow(share.pow(0.5).numpy(), **options)
+    ax.set_xlabel("key position")
+    ax.set_ylabel("query position")
+    ax.set_title(f"{layout.num_active_blocks:,} of {layout.num_heads * grid.available():,} blocks ({layout.density:.2%})")
+    return ax

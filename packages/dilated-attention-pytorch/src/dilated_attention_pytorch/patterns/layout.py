@@ -1,0 +1,313 @@
+"""BlockLayout: which block pairs of the attention matrix are active, as compact lists on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..config import SparsePatternConfig, TokenDilation
+from . import reach
+from .build import active_pairs
+from .grid import BlockGrid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLists:
+    """Compressed lists: the entries of list x are ``indices[offsets[x]:offsets[x + 1]]``.
+
+    `entries` says at which place of the layout's row lists (and of a block bias) each of them stands.
+    All int32; a list per (head, row or column, dilation class), in this order.
+    """
+
+    offsets: Tensor
+    indices: Tensor
+    entries: Tensor
+
+
+@dataclass(frozen=True)
+class LayoutStats:
+    """Figures of a layout, for people."""
+
+    num_rows: int
+    num_cols: int
+    num_heads: int
+    num_active_blocks: int
+    num_available_blocks: int
+    density: float
+    min_blocks_per_row: int
+    mean_blocks_per_row: float
+    max_blocks_per_row: int
+    num_bytes: int
+
+
+def group(keys: Tensor, n_lists: int, n_inner: int, indices: Tensor, entries: Tensor) -> BlockLists:
+    """Sort entries by key = list * n_inner + rank within the list, and count the lists."""
+    order = keys.argsort()
+    counts = torch.zeros(n_lists + 1, dtype=torch.int32, device=keys.device)
+    counts.scatter_add_(0, keys // n_inner + 1, torch.ones_like(keys, dtype=torch.int32))
+    offsets = counts.cumsum(0, dtype=torch.int32)
+    return BlockLists(offsets, indices[order].to(torch.int32), entries[order].to(torch.int32))
+
+
+@dataclass(frozen=True, eq=False)
+class BlockLayout:
+    """The active block pairs of one attention call. Immutable; make one with a ``from_`` method.
+
+    Attributes:
+        q_len, kv_len: tokens.
+        block_size: tokens per block side.
+        causal: whether queries are aligned to the end of the keys (they differ only when q_len != kv_len).
+        num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
+        row_lists: per (head, row) the sorted active columns.
+        col_lists: the transpose, per (head, column) the sorted active rows.
+
+    Memory is proportional to the active blocks.
+    """
+
+    grid: BlockGrid
+    num_heads: int
+    row_lists: BlockLists
+    col_lists: BlockLists
+    _dilated: dict[TokenDilation, tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
+
+    # ---- making one
+
+    @classmethod
+    def from_config(
+        cls,
+        config: SparsePatternConfig | Sequence[SparsePatternConfig],
+        q_len: int,
+        kv_len: int | None = None,
+        causal: bool = False,
+        device: torch.device | str | None = None,
+    ) -> BlockLayout:
+        """The layout of a pattern, or of one pattern per head, for the given lengths.
+
+        Args:
+            config: one for all heads, or a sequence with one per head or kv head (same block_size).
+            q_len: number of queries. kv_len: number of keys, default q_len.
+            causal: keep only blocks of the past; with q_len != kv_len the last query sits at the last key.
+            device: where the lists are built and live, default the CPU.
+
+        Example:
+            >>> layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01), q_len=16_384)
+            >>> layout.num_active_blocks
+            655
+        """
+        configs = [config] if isinstance(config, SparsePatternConfig) else list(config)
+        if not configs or not all(isinstance(item, SparsePatternConfig) for item in configs):
+            raise ValueError(f"config must be a SparsePatternConfig or a sequence of them, got {config!r}")
+        sizes = sorted({item.block_size for item in configs})
+        if len(sizes) > 1:
+            raise ValueError(f"all heads need the same block_size, got {sizes}")
+        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, sizes[0], bool(causal))
+        target = torch.device("cpu" if device is None else device)
+        made: dict[SparsePatternConfig, tuple[Tensor, Tensor]] = {}
+        for item in configs:
+            if item not in made:
+                made[item] = active_pairs(item, grid, target)
+        return cls._from_pairs(grid, [made[item] for item in configs])
+
+    @classmethod
+    def from_dense(
+        cls,
+        mask: Tensor,
+        block_size: int,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        causal: bool = False,
+    ) -> BlockLayout:
+        """The layout of a boolean block mask (n_rows, n_cols) or (num_heads, n_rows, n_cols), on its device.
+
+        The lengths default to whole blocks. `causal` says how queries are aligned when the lengths differ.
+        """
+        if mask.dim() not in (2, 3) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"mask must be bool with shape (n_rows, n_cols) or (heads, n_rows, n_cols), "
+                f"got {mask.dtype} {tuple(mask.shape)}"
+            )
+        n_rows, n_cols = mask.shape[-2:]
+        grid = BlockGrid(
+            n_rows * block_size if q_len is None else q_len,
+            n_cols * block_size if kv_len is None else kv_len,
+            block_size,
+            causal,
+        )
+        if (n_rows, n_cols) != (grid.n_rows, grid.n_cols):
+            raise ValueError(
+                f"mask has {n_rows} x {n_cols} blocks, but q_len {grid.q_len}, kv_len {grid.kv_len} and "
+                f"block_size {block_size} with causal={causal} need {grid.n_rows} x {grid.n_cols}"
+            )
+        heads = mask if mask.dim() == 3 else mask[None]
+        pairs = [head.nonzero(as_tuple=True) for head in heads]
+        return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
+
+    @classmethod
+    def from_block_mask(cls, block_mask: BlockMask, allow_partial: bool = False) -> BlockLayout:
+        """The layout of a FlexAttention BlockMask (batch 1, square blocks).
+
+        A layout holds no mask inside a block. A BlockMask with partial blocks is refused unless
+        `allow_partial`; then every token pair of them takes part, so pass ``is_causal=True`` to the attention
+        if that is what the `mask_mod` did.
+        """
+        from .flex import pairs_of_block_mask
+
+        q_len, kv_len, block_size, pairs = pairs_of_block_mask(block_mask, allow_partial)
+        return cls._from_pairs(BlockGrid(q_len, kv_len, block_size, causal=False), pairs)
+
+    @classmethod
+    def _from_pairs(cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]]) -> BlockLayout:
+        device = heads[0][0].device
+        rows = torch.cat([pair_rows for pair_rows, _ in heads])
+        cols = torch.cat([pair_cols for _, pair_cols in heads])
+        if rows.numel() >= 2**31:
+            raise ValueError(f"a layout holds at most 2**31 - 1 active blocks, got {rows.numel()}; use a larger block_size")
+        head = torch.cat([torch.full_like(pair[0], i_head) for i_head, pair in enumerate(heads)])
+        row_key = (head * grid.n_rows + rows) * grid.n_cols + cols
+        order = row_key.argsort()
+        row_key, head, rows, cols = row_key[order], head[order], rows[order], cols[order]
+        entries = torch.arange(rows.numel(), device=device)
+        n_heads = len(heads)
+        row_lists = group(row_key, n_heads * grid.n_rows, grid.n_cols, cols, entries)
+        col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
+        col_lists = group(col_key, n_heads * grid.n_cols, grid.n_rows, rows, entries)
+        return cls(grid, n_heads, row_lists, col_lists)
+
+    # ---- what it is
+
+    @property
+    def q_len(self) -> int:
+        return self.grid.q_len
+
+    @property
+    def kv_len(self) -> int:
+        return self.grid.kv_len
+
+    @property
+    def block_size(self) -> int:
+        return self.grid.block_size
+
+    @property
+    def causal(self) -> bool:
+        return self.grid.causal
+
+    @property
+    def device(self) -> torch.device:
+        return self.row_lists.indices.device
+
+    @property
+    def num_active_blocks(self) -> int:
+        """Active block pairs, summed over the heads of the layout."""
+        return self.row_lists.indices.numel()
+
+    @property
+    def density(self) -> float:
+        """Active blocks over those that dense attention with the same lengths and causality computes."""
+        return self.num_active_blocks / (self.num_heads * self.grid.available())
+
+    def __repr__(self) -> str:
+        return (
+            f"BlockLayout(q_len={self.q_len}, kv_len={self.kv_len}, block_size={self.block_size}, "
+            f"causal={self.causal}, num_heads={self.num_heads}, num_active_blocks={self.num_active_blocks}, "
+            f"density={self.density:.4g}, device='{self.device}')"
+        )
+
+    def to(self, device: torch.device | str) -> BlockLayout:
+        """The same layout on another device."""
+        if torch.device(device) == self.device:
+            return self
+
+        def move(lists: BlockLists) -> BlockLists:
+            return BlockLists(lists.offsets.to(device), lists.indices.to(device), lists.entries.to(device))
+
+        return BlockLayout(self.grid, self.num_heads, move(self.row_lists), move(self.col_lists))
+
+    def head_rows_cols(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(head, row, column) of every active block in the order of the row lists, int64."""
+        counts = self.row_lists.offsets.diff().long()
+        owner = torch.repeat_interleave(counts, output_size=self.num_active_blocks)
+        return owner // self.grid.n_rows, owner % self.grid.n_rows, self.row_lists.indices.long()
+
+    def rows(self, head: int = 0) -> list[list[int]]:
+        """The active columns of every row of one head, for people and tests."""
+        first = head * self.grid.n_rows
+        offsets = self.row_lists.offsets[first : first + self.grid.n_rows + 1].tolist()
+        columns = self.row_lists.indices.tolist()
+        return [columns[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+
+    def to_dense(self) -> Tensor:
+        """Bool block mask (n_rows, n_cols), or (num_heads, n_rows, n_cols) for per-head layouts."""
+        dense = torch.zeros(self.num_heads, self.grid.n_rows, self.grid.n_cols, dtype=torch.bool, device=self.device)
+        dense[self.head_rows_cols()] = True
+        return dense[0] if self.num_heads == 1 else dense
+
+    def to_block_mask(self) -> BlockMask:
+        """The same blocks as a FlexAttention BlockMask; its own format takes memory n_rows * n_cols."""
+        from .flex import block_mask_of
+
+        return block_mask_of(self)
+
+    def stats(self) -> LayoutStats:
+        """Counts, density and memory."""
+        counts = self.row_lists.offsets.diff()
+        tensors = [getattr(lists, name) for lists in (self.row_lists, self.col_lists) for name in ("offsets", "indices", "entries")]
+        return LayoutStats(
+            num_rows=self.grid.n_rows,
+            num_cols=self.grid.n_cols,
+            num_heads=self.num_heads,
+            num_active_blocks=self.num_active_blocks,
+            num_available_blocks=self.num_heads * self.grid.available(),
+            density=self.density,
+            min_blocks_per_row=int(counts.min()),
+            mean_blocks_per_row=float(counts.double().mean()),
+            max_blocks_per_row=int(counts.max()),
+            num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        )
+
+    def coverage(self, layers: int = 1) -> float:
+        """Share of the (query, key) block pairs that information crosses within so many stacked layers."""
+        return reach.coverage(self, layers)
+
+    def hops_to_full_coverage(self) -> int | None:
+        """The fewest layers after which every allowed (query, key) pair is connected; None if that never is."""
+        return reach.hops_to_full_coverage(self)
+
+    def plot(self, ax: Axes | None = None, head: int = 0, **kwargs: Any) -> Axes:
+        """Draw the active blocks of one head with matplotlib (the ``plot`` extra); returns the axes."""
+        from .draw import draw_layout
+
+        return draw_layout(self, ax, head, **kwargs)
+
+    # ---- what kernels take
+
+    def lists(self, dilation: TokenDilation | None = None) -> tuple[BlockLists, BlockLists]:
+        """Row and column lists; with a token dilation every list is split into its distance classes."""
+        if dilation is None:
+            return self.row_lists, self.col_lists
+        if dilation not in self._dilated:
+            if len(self._dilated) >= 8:
+                self._dilated.clear()
+            self._dilated[dilation] = self._split_by_distance(dilation)
+        return self._dilated[dilation]
+
+    def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
+        head, rows, cols = self.head_rows_cols()
+        grid, n_classes = self.grid, len(dilation.segment_lengths)
+        distance = (rows + grid.first_row - cols).abs() * grid.block_size
+        bounds = torch.tensor(dilation.segment_lengths[:-1], device=self.device, dtype=torch.int64)
+        classes = torch.bucketize(distance, bounds, right=True)  # first segment longer than the distance
+        entries = torch.arange(rows.numel(), device=self.device)
+        row_key = ((head * grid.n_rows + rows) * n_classes + classes) * grid.n_cols + cols
+        col_key = ((head * grid.n_cols + cols) * n_classes + classes) * grid.n_rows + rows
+        return (
+            group(row_key, self.num_heads * grid.n_rows * n_classes, grid.n_cols, cols, entries),
+            group(col_key, self.num_heads * grid.n_cols * n_classes, grid.n_rows, rows, entries),
+        )

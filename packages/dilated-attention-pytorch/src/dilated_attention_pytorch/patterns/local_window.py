@@ -1,0 +1,30 @@
+"""local_window: the nearest blocks of every row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import SparsePatternConfig
+from .budget import row_budgets
+from .grid import BlockGrid
+from .intervals import expand, nearest
+
+
+def window_interval(window_size: int, diagonal: Tensor, grid: BlockGrid, lowest: int = 0) -> tuple[Tensor, Tensor]:
+    """Start and length of the columns at most ``(window_size // block_size) // 2`` from the diagonal."""
+    reach = (window_size // grid.block_size) // 2
+    start = (diagonal - reach).clamp(min=lowest)
+    stop = (diagonal if grid.causal else diagonal + reach).clamp(max=grid.n_cols - 1) + 1
+    return start, (stop - start).clamp(min=0)
+
+
+def local_window(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Active (rows, columns) of the pattern."""
+    diagonal = grid.diagonal(device)
+    if config.window_size is not None:
+        start, length = window_interval(config.window_size, diagonal, grid)
+    else:
+        count = grid.visible_rows(row_budgets(config.sparsity_ratio, grid)).to(device)
+        start, length = nearest(diagonal, count, 0, diagonal if grid.causal else grid.n_cols - 1)
+    return expand(torch.arange(grid.n_rows, device=device), start, length)

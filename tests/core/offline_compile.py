@@ -1,0 +1,116 @@
+"""Compile the Triton kernels for a GPU that need not be there, and read what ptxas says of them.
+
+Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel, architecture and case.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.backends.triton.launch import Launch, backward_launches, forward_launch
+from dilated_attention_pytorch.functional import make_problem
+
+POINTERS = {
+    torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16",
+    torch.int32: "*i32", torch.int64: "*i64", torch.int8: "*i8",
+}  # fmt: skip
+
+
+def source(launch: Launch) -> ASTSource:
+    """The kernel with the specialisation that a launch on a GPU would give it."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for place, parameter in enumerate(launch.kernel.params):
+        name = parameter.name
+        value = launch.arguments[name]
+        if parameter.is_constexpr or (type(value) is int and value == 1):
+            signature[name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    return ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def resources(ptx: str, arch: str) -> tuple[int, int]:
+    """Registers per thread and spilled bytes, from ptxas."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        name = "ptxas-blackwell" if arch.startswith(("sm_10", "sm_12")) else "ptxas"
+        ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+        command = [ptxas, "-v", f"-arch={arch}", path, "-o", Path(folder, "kernel.cubin")]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said))
+    registers = max((int(count) for count in re.findall(r"Used (\d+) registers", said)), default=0)
+    return registers, spills
+
+
+def compiled(launch: Launch, capability: int) -> dict[str, Any]:
+    """Registers, spilled bytes and shared memory of one kernel."""
+    binary = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=launch.options)
+    ptx = binary.asm["ptx"]
+    arch = re.search(r"\.target (\w+)", ptx)
+    assert arch is not None
+    registers, spills = resources(ptx, arch.group(1))
+    return {"kernel": launch.kernel.__name__, "registers": registers, "spills": spills, "shared": binary.metadata.shared}
+
+
+def launches(head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int], **options: Any) -> list[Launch]:
+    """Forward and backward launches of a default call with the given shape."""
+    causal = options.pop("is_causal", False)
+    config = SparsePatternConfig(block_size=block_size)
+    seqlen = 16 * block_size
+    q, k, v = (torch.empty(1, seqlen, 16, head_dim, dtype=dtype) for _ in range(3))
+    layout = BlockLayout.from_config(config, seqlen, causal=causal)
+    problem = make_problem(q, k, v, layout, causal, **options)
+    out, lse = torch.empty_like(q), torch.empty(1, 16, seqlen)
+    backward, _ = backward_launches(problem, out, lse, torch.empty_like(out), None, capability)
+    return [forward_launch(problem, out, lse, capability), *backward]
+
+
+def main(arguments: list[str]) -> None:
+    """Arguments: capabilities such as 80 90; then --all for every option, else the default shapes."""
+    every = "--all" in arguments
+    shapes: list[tuple[int, int, torch.dtype, dict[str, Any]]] = [
+        (head_dim, block_size, torch.bfloat16, {"is_causal": causal})
+        for head_dim in (64, 128) for block_size in (64, 128) for causal in (False, True)
+    ]  # fmt: skip
+    if every:
+        shapes += [
+            (256, 64, torch.float16, {}), (96, 32, torch.bfloat16, {}), (16, 16, torch.float16, {}),
+            (64, 256, torch.bfloat16, {}), (64, 64, torch.float32, {}), (128, 128, torch.float32, {}),
+            (64, 64, torch.bfloat16, {"dropout_p": 0.1}),
+            (64, 64, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4]}),
+        ]  # fmt: skip
+    for argument in arguments:
+        if argument.startswith("--"):
+            continue
+        capability = divmod(int(argument), 10)
+        for head_dim, block_size, dtype, options in shapes:
+            for launch in launches(head_dim, block_size, dtype, capability, **options):
+                found = compiled(launch, int(argument))
+                case = {"arch": int(argument), "head_dim": head_dim, "block_size": block_size, "dtype": str(dtype), **options}
+                print(json.dumps({**case, **found, **launch.options}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,71 @@
+"""The README's commands are complete, and CI runs exactly its test command."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+
+import pytest
+
+from tests.project.repository import ROOT, bash_fences, load_toml
+
+DEMO_COMMAND = (
+    "python3 -m venv .venv && "
+    '.venv/bin/pip install -c constraints.txt -e "packages/dilated-attention-pytorch[demo]" && '
+    ".venv/bin/python -m dilated_attention_pytorch demo"
+)
+TEST_COMMAND = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt nox && .venv/bin/nox"
+
+
+def nox_sessions() -> dict[str, ast.FunctionDef]:
+    """The functions of noxfile.py that are sessions, by name."""
+    tree = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {
+        function.name: function
+        for function in functions
+        if any("nox.session" in ast.unparse(decorator) for decorator in function.decorator_list)
+    }
+
+
+@pytest.mark.parametrize("command", [DEMO_COMMAND, TEST_COMMAND])
+def test_readme_gives_the_command(command: str) -> None:
+    assert command in bash_fences(ROOT / "README.md")
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    lines = [line.strip() for line in (ROOT / ".ci/run").read_text("utf-8").splitlines()]
+    assert TEST_COMMAND in lines
+
+
+def test_ci_script_is_executable_and_strict() -> None:
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert "set -euo pipefail" in script.read_text("utf-8")
+
+
+def test_every_nox_session_explains_itself_in_one_line() -> None:
+    for name, function in nox_sessions().items():
+        assert len((ast.get_docstring(function) or "").splitlines()) == 1, name
+
+
+def test_default_sessions_are_the_documented_ones() -> None:
+    default = {
+        name
+        for name, function in nox_sessions().items()
+        if not any("default=False" in ast.unparse(decorator) for decorator in function.decorator_list)
+    }
+    assert default == {"lint", "versions", "typecheck", "tests", "codemod", "docs", "wheels"}
+
+
+def test_pinned_tools_of_pre_commit_are_those_of_the_constraints() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
+    hook_version = re.search(r"ruff-pre-commit\n\s+rev: v(\S+)", hooks)[1]
+    assert f"ruff=={hook_version}" in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+
+
+def test_dependency_groups_are_used_or_for_developers() -> None:
+    groups = set(load_toml(ROOT / "pyproject.toml")["dependency-groups"])
+    used = set(re.findall(r'(?:group|workshop)\([^)]*?"(\w+)"\)', (ROOT / "noxfile.py").read_text("utf-8")))
+    assert groups - {"dev"} == used
