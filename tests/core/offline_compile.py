@@ -71,10 +71,17 @@ def compiled(launch: Launch, capability: int) -> dict[str, Any]:
     arch = re.search(r"\.target (\w+)", ptx)
     assert arch is not None
     registers, spills = resources(ptx, arch.group(1))
-    return {"kernel": launch.kernel.__name__, "registers": registers, "spills": spills, "shared": binary.metadata.shared}
+    return {
+        "kernel": launch.kernel.__name__,
+        "registers": registers,
+        "spills": spills,
+        "shared": binary.metadata.shared,
+    }
 
 
-def launches(head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int], **options: Any) -> list[Launch]:
+def launches(
+    head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int], **options: Any
+) -> list[Launch]:
     """Forward and backward launches of a default call with the given shape."""
     causal = options.pop("is_causal", False)
     config = SparsePatternConfig(block_size=block_size)
@@ -108,7 +115,13 @@ def main(arguments: list[str]) -> None:
         for head_dim, block_size, dtype, options in shapes:
             for launch in launches(head_dim, block_size, dtype, capability, **options):
                 found = compiled(launch, int(argument))
-                case = {"arch": int(argument), "head_dim": head_dim, "block_size": block_size, "dtype": str(dtype), **options}
+                case = {
+                    "arch": int(argument),
+                    "head_dim": head_dim,
+                    "block_size": block_size,
+                    "dtype": str(dtype),
+                    **options,
+                }
                 print(json.dumps({**case, **found, **launch.options}), flush=True)
 
 

@@ -60,7 +60,7 @@ class SparsePatternConfig:
     dilation_rates: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if self.pattern_type == "hierarchical":
+        if str(self.pattern_type) == "hierarchical":
             raise_removed_variant()
         if self.pattern_type not in PATTERN_TYPES:
             raise ValueError(f"pattern_type must be one of {PATTERN_TYPES}, got {self.pattern_type!r}")
@@ -94,7 +94,9 @@ class SparsePatternConfig:
                     "use 'dilated_sparse', or leave it out"
                 )
             if not rates or not all(is_int(rate) and rate >= 1 for rate in rates):
-                raise ValueError(f"dilation_rates must be positive numbers of blocks, got {rates}; use e.g. [1, 2, 4, 8]")
+                raise ValueError(
+                    f"dilation_rates must be positive numbers of blocks, got {rates}; use e.g. [1, 2, 4, 8]"
+                )
             object.__setattr__(self, "dilation_rates", rates)
 
 
@@ -126,7 +128,9 @@ class TokenDilation:
             return None
         if segment_lengths is None or dilation_rates is None:
             missing = "segment_lengths" if segment_lengths is None else "dilation_rates"
-            raise ValueError(f"segment_lengths and dilation_rates go together, {missing} is None; pass both or neither")
+            raise ValueError(
+                f"segment_lengths and dilation_rates go together, {missing} is None; pass both or neither"
+            )
         segments, rates = tuple(segment_lengths), tuple(dilation_rates)
         if len(segments) != len(rates) or not segments:
             raise ValueError(

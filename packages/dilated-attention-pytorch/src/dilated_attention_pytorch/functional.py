@@ -166,8 +166,14 @@ def make_problem(
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
     batch, kv_len = k.shape[:2]
     if kv_lengths is not None:
-        if kv_lengths.shape != (batch,) or kv_lengths.dtype.is_floating_point or kv_lengths.dtype == torch.bool:
-            raise ValueError(f"kv_lengths must be int with shape ({batch},), got {kv_lengths.dtype} {tuple(kv_lengths.shape)}")
+        if (
+            kv_lengths.shape != (batch,)
+            or kv_lengths.dtype.is_floating_point
+            or kv_lengths.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"kv_lengths must be int with shape ({batch},), got {kv_lengths.dtype} {tuple(kv_lengths.shape)}"
+            )
         kv_lengths = kv_lengths.to(q.device, torch.int32)
     if key_padding_mask is not None:
         if key_padding_mask.shape != (batch, kv_len) or key_padding_mask.dtype != torch.bool:
@@ -204,26 +210,36 @@ def make_problem(
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
-            raise ValueError(f"{name} must be (batch, seq_len, num_heads, head_dim), got shape {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} must be (batch, seq_len, num_heads, head_dim), got shape {tuple(tensor.shape)}"
+            )
         if not tensor.dtype.is_floating_point:
             raise ValueError(f"{name} must be a floating point tensor, got {tensor.dtype}")
         if tensor.device != q.device:
-            raise ValueError(f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}")
+            raise ValueError(
+                f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}"
+            )
         if tensor.dtype != q.dtype:
             raise ValueError(f"q, k and v must have one dtype, got q {q.dtype} and {name} {tensor.dtype}")
         if tensor.shape[0] != q.shape[0]:
-            raise ValueError(f"q, k and v must have one batch size, got q {q.shape[0]} and {name} {tensor.shape[0]}")
+            raise ValueError(
+                f"q, k and v must have one batch size, got q {q.shape[0]} and {name} {tensor.shape[0]}"
+            )
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"k must have q's head_dim {q.shape[3]}, got {k.shape[3]}")
     if v.shape[1:3] != k.shape[1:3]:
-        raise ValueError(f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}")
+        raise ValueError(
+            f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}"
+        )
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}")
 
 
 def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool) -> None:
     if not isinstance(layout, BlockLayout):
-        raise ValueError(f"layout must be a BlockLayout, got {type(layout).__name__}; make one with BlockLayout.from_config")
+        raise ValueError(
+            f"layout must be a BlockLayout, got {type(layout).__name__}; make one with BlockLayout.from_config"
+        )
     if (layout.q_len, layout.kv_len) != (q.shape[1], k.shape[1]):
         raise ValueError(
             f"layout is for q_len {layout.q_len} and kv_len {layout.kv_len}, but q has {q.shape[1]} and k {k.shape[1]} tokens"
@@ -243,7 +259,12 @@ def check_block_bias(block_bias: Tensor, q: Tensor, layout: BlockLayout) -> Tens
     """The bias as (batch or 1, num_heads or 1, num_active_blocks) on q's device."""
     full = (q.shape[0], q.shape[2], layout.num_active_blocks)
     bias = block_bias[(None,) * (3 - block_bias.dim())] if block_bias.dim() < 3 else block_bias
-    fits = bias.dim() == 3 and bias.shape[2] == full[2] and bias.shape[0] in (1, full[0]) and bias.shape[1] in (1, full[1])
+    fits = (
+        bias.dim() == 3
+        and bias.shape[2] == full[2]
+        and bias.shape[0] in (1, full[0])
+        and bias.shape[1] in (1, full[1])
+    )
     if not fits or not bias.dtype.is_floating_point or bias.device != q.device:
         raise ValueError(
             f"block_bias must be floating point on {q.device} and broadcast to (batch, num_heads, num_active_blocks) = "

@@ -90,7 +90,12 @@ def attention_backward(
     grads = backend_named(backend).backward(problem, out, lse, grad_out, grad_lse)
     if block_bias is None or grads.block_bias is None:
         return grads.q, grads.k, grads.v, q.new_empty(0)
-    return grads.q, grads.k, grads.v, grads.block_bias.sum_to_size(block_bias.shape).to(block_bias.dtype).contiguous()
+    return (
+        grads.q,
+        grads.k,
+        grads.v,
+        grads.block_bias.sum_to_size(block_bias.shape).to(block_bias.dtype).contiguous(),
+    )
 
 
 def unflatten(*args: Any) -> AttentionProblem:
@@ -98,7 +103,8 @@ def unflatten(*args: Any) -> AttentionProblem:
     q, k, v, *lists = args[:9]
     segment_lengths, dilation_rates = args[-2:]
     dilation = TokenDilation(tuple(segment_lengths), tuple(dilation_rates)) if dilation_rates else None
-    return AttentionProblem(q, k, v, BlockLists(*lists[:3]), BlockLists(*lists[3:]), *args[9:-2], dilation)
+    others: list[Any] = [*args[9:20], dilation]
+    return AttentionProblem(q, k, v, BlockLists(*lists[:3]), BlockLists(*lists[3:]), *others)
 
 
 def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
@@ -120,7 +126,9 @@ def lse_dtype(q: Tensor) -> torch.dtype:
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     batch, q_len, num_heads, _ = q.shape
-    return q.new_empty(batch, q_len, num_heads, v.shape[3]), q.new_empty(batch, num_heads, q_len, dtype=lse_dtype(q))
+    return q.new_empty(batch, q_len, num_heads, v.shape[3]), q.new_empty(
+        batch, num_heads, q_len, dtype=lse_dtype(q)
+    )
 
 
 @attention_backward.register_fake

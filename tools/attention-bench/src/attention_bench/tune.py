@@ -108,7 +108,9 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path:
             print(f"    {shape}: {tiles},  # {ms:.3f} ms, {flops / ms / 1e9:.0f} TFLOP/s", flush=True)
         default = default_tiles(*shape, 2, capability)
         print(f"    # default {[(round(ms, 3), astuple(t)) for ms, t in timed if t == default]}", flush=True)
-        results.append({"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops})
+        results.append(
+            {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}
+        )
     if path is not None:
         Path(path).write_text(json.dumps(results, indent=1))
 

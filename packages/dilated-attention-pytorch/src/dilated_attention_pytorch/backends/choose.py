@@ -40,4 +40,6 @@ def choose_backend(problem: AttentionProblem, requested: str | None = None) -> B
         if backend.rejects(problem) is None:
             return backend
     whys = "; ".join(f"{name}: {why_not}" for name, why_not in reasons(problem).items())
-    raise ValueError(f"no fast backend can serve this call ({whys}); backend='reference' is dense and slow, but always can")
+    raise ValueError(
+        f"no fast backend can serve this call ({whys}); backend='reference' is dense and slow, but always can"
+    )

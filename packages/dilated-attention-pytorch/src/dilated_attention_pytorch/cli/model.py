@@ -30,6 +30,10 @@ class ModelSettings:
     block_size: int
     backend: str = "auto"
 
+    def sparse_config(self) -> SparsePatternConfig:
+        """The pattern: the diagonal, then blocks at distances of 1, 2, 4, 8, ... blocks."""
+        return SparsePatternConfig("dilated_sparse", self.block_size, self.sparsity_ratio)
+
 
 class DenseAttention(nn.Module):
     """What ours is compared with: `scaled_dot_product_attention`, called as ours is."""
@@ -45,10 +49,9 @@ def make_attention(settings: ModelSettings, kind: AttentionKind = "sparse") -> n
     """Our attention, or the dense one."""
     if kind == "dense":
         return DenseAttention()
-    config = SparsePatternConfig(
-        pattern_type="dilated_sparse", sparsity_ratio=settings.sparsity_ratio, block_size=settings.block_size
+    return create_block_sparse_attention(
+        variant="base", sparse_config=settings.sparse_config(), backend=settings.backend
     )
-    return create_block_sparse_attention(variant="base", sparse_config=config, backend=settings.backend)
 
 
 class KeyValueCache:
@@ -131,9 +134,7 @@ class ByteLanguageModel(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
     @torch.no_grad()
-    def generate(
-        self, prompt: bytes, n_bytes: int, temperature: float = 0.7, seed: int = 0, max_context: int | None = None
-    ) -> bytes:
+    def generate(self, prompt: bytes, n_bytes: int, temperature: float = 0.7, seed: int = 0) -> bytes:
         """Continue the prompt, one byte at a time, from a cache of keys and values."""
         device = self.embedding.weight.device
         generator = torch.Generator().manual_seed(seed)
@@ -156,7 +157,9 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
 
 
-def make_model(settings: ModelSettings, kind: AttentionKind, seed: int, device: torch.device) -> ByteLanguageModel:
+def make_model(
+    settings: ModelSettings, kind: AttentionKind, seed: int, device: torch.device
+) -> ByteLanguageModel:
     """The model; the same seed gives the same weights with either attention."""
     torch.manual_seed(seed)
     return ByteLanguageModel(settings, make_attention(settings, kind)).to(device)

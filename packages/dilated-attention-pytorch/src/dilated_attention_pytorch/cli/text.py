@@ -86,10 +86,10 @@ def library_files() -> list[Path]:
 
 def read(file: Path) -> bytes:
     """The bytes of a file that the user named."""
+    if file.is_dir():
+        raise CommandError(f"{file} is a folder; give files, such as {file / '*'}")
     try:
         return file.read_bytes()
-    except IsADirectoryError:
-        raise CommandError(f"{file} is a folder; give files, such as {file / '*'}") from None
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
 

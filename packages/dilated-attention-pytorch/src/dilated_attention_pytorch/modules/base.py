@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.reference import attention_weights
 from ..config import SparsePatternConfig, TokenDilation
@@ -15,6 +17,18 @@ from ..patterns.layout import BlockLayout
 
 # Decoding makes a layout per step: old ones go first.
 CACHED_LAYOUTS = 32
+
+
+# Modules by id, for `build_while_tracing`, whose arguments must be constants of the trace.
+MODULES: weakref.WeakValueDictionary[int, BlockSparseAttention] = weakref.WeakValueDictionary()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def build_while_tracing(module_id: int, q_len: int, kv_len: int, causal: bool, device: torch.device) -> bool:
+    """Put a layout of real tensors into a module's cache while torch.compile or torch.export trace a call."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        MODULES[module_id].build_layout(q_len, kv_len, causal, device)
+    return True
 
 
 class BlockSparseAttention(nn.Module):
@@ -56,7 +70,9 @@ class BlockSparseAttention(nn.Module):
         if not isinstance(sparse_config, SparsePatternConfig):
             sparse_config = tuple(sparse_config)
             if not sparse_config or not all(isinstance(item, SparsePatternConfig) for item in sparse_config):
-                raise ValueError(f"sparse_config must be a SparsePatternConfig or a sequence of them, got {sparse_config!r}")
+                raise ValueError(
+                    f"sparse_config must be a SparsePatternConfig or a sequence of them, got {sparse_config!r}"
+                )
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.sparse_config = sparse_config
@@ -67,6 +83,7 @@ class BlockSparseAttention(nn.Module):
         self.softmax_scale = softmax_scale
         self.backend = backend
         self._layouts: OrderedDict[tuple[int, int, bool, torch.device], BlockLayout] = OrderedDict()
+        MODULES[id(self)] = self
 
     @property
     def block_size(self) -> int:
@@ -81,18 +98,28 @@ class BlockSparseAttention(nn.Module):
         return ", ".join(parts + ([f"dropout={self.dropout}"] if self.dropout else []))
 
     def layout(
-        self, q_len: int, kv_len: int | None = None, causal: bool = False, device: torch.device | str | None = None
+        self,
+        q_len: int,
+        kv_len: int | None = None,
+        causal: bool = False,
+        device: torch.device | str | None = None,
     ) -> BlockLayout:
         """The layout used for these lengths; built once and kept."""
         target = torch.device("cpu" if device is None else device)
         key = (q_len, q_len if kv_len is None else kv_len, causal, target)
-        layout = self._layouts.get(key)
-        if layout is None:
-            layout = BlockLayout.from_config(self.sparse_config, *key)
+        if torch.compiler.is_compiling():
+            build_while_tracing(id(self), *key)
+        elif key not in self._layouts:
+            self.build_layout(*key)
+        return self._layouts[key]
+
+    def build_layout(self, q_len: int, kv_len: int, causal: bool, device: torch.device) -> None:
+        """Build a layout that `layout` will return, unless it is there."""
+        key = (q_len, kv_len, causal, device)
+        if key not in self._layouts:
             if len(self._layouts) >= CACHED_LAYOUTS:
                 self._layouts.popitem(last=False)
-            self._layouts[key] = layout
-        return layout
+            self._layouts[key] = BlockLayout.from_config(self.sparse_config, *key)
 
     def clear_cache(self) -> None:
         """Drop the layouts that were kept."""
@@ -100,6 +127,10 @@ class BlockSparseAttention(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_layouts": OrderedDict()}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        MODULES[id(self)] = self
 
     def forward(
         self,

@@ -60,7 +60,9 @@ def take_first(offsets: Tensor, counts: Tensor, diagonal: Tensor, n_cols: int) -
     return torch.cat(taken_rows), torch.cat(taken_cols)
 
 
-def dilated_sparse(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
+def dilated_sparse(
+    config: SparsePatternConfig, grid: BlockGrid, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of the pattern."""
     counts = grid.visible_rows(row_budgets(config.sparsity_ratio, grid)).to(device)
     offsets = offset_order(config.dilation_rates, grid.n_cols, grid.causal).to(device)

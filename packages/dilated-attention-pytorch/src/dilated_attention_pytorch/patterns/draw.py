@@ -33,9 +33,17 @@ def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) 
         _, ax = plt.subplots(figsize=(5, 5 * height / width + 0.5), layout="constrained")
     bottom = (grid.first_row + grid.n_rows) * grid.block_size
     extent = (0, grid.n_cols * grid.block_size, bottom, grid.first_row * grid.block_size)
-    options = {"cmap": "Blues", "vmin": 0.0, "interpolation": "nearest", "extent": extent, "aspect": "equal"} | kwargs
+    options: dict[str, Any] = {
+        "cmap": "Blues",
+        "vmin": 0.0,
+        "interpolation": "nearest",
+        "extent": extent,
+        "aspect": "equal",
+    } | kwargs
     ax.imshow(share.pow(0.5).numpy(), **options)
     ax.set_xlabel("key position")
     ax.set_ylabel("query position")
-    ax.set_title(f"{layout.num_active_blocks:,} of {layout.num_heads * grid.available():,} blocks ({layout.density:.2%})")
+    ax.set_title(
+        f"{layout.num_active_blocks:,} of {layout.num_heads * grid.available():,} blocks ({layout.density:.2%})"
+    )
     return ax

@@ -28,7 +28,9 @@ def pairs_of_block_mask(
         raise ValueError(f"block_mask must have square blocks, got BLOCK_SIZE {block_mask.BLOCK_SIZE}")
     partial_counts = block_mask.kv_num_blocks
     if partial_counts.shape[0] != 1:
-        raise ValueError(f"block_mask must have batch size 1, got {partial_counts.shape[0]}; make one layout per batch element")
+        raise ValueError(
+            f"block_mask must have batch size 1, got {partial_counts.shape[0]}; make one layout per batch element"
+        )
     n_partial = int(partial_counts.sum())
     if n_partial and not allow_partial:
         raise ValueError(
@@ -39,7 +41,9 @@ def pairs_of_block_mask(
     for i_head in range(partial_counts.shape[1]):
         parts = [listed(partial_counts[0, i_head], block_mask.kv_indices[0, i_head])]
         if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
-            parts.append(listed(block_mask.full_kv_num_blocks[0, i_head], block_mask.full_kv_indices[0, i_head]))
+            parts.append(
+                listed(block_mask.full_kv_num_blocks[0, i_head], block_mask.full_kv_indices[0, i_head])
+            )
         heads.append((torch.cat([rows for rows, _ in parts]), torch.cat([cols for _, cols in parts])))
     q_len, kv_len = block_mask.seq_lengths
     return int(q_len), int(kv_len), int(q_block), heads
@@ -61,7 +65,9 @@ def block_mask_of(layout: BlockLayout) -> BlockMask:
             f"{grid.block_size} for a BlockMask, whose rows start at the first query"
         )
     if grid.first_row < 0:
-        raise ValueError(f"q_len {grid.q_len} must not exceed kv_len {grid.kv_len} of a causal layout for a BlockMask")
+        raise ValueError(
+            f"q_len {grid.q_len} must not exceed kv_len {grid.kv_len} of a causal layout for a BlockMask"
+        )
     dense = layout.to_dense()
     dense = dense if dense.dim() == 3 else dense[None]
     lengths = (layout.q_len, layout.kv_len)
@@ -76,5 +82,9 @@ def block_mask_of(layout: BlockLayout) -> BlockMask:
             return kv_idx <= q_idx + offset
 
     return BlockMask.from_kv_blocks(
-        *packed(partial), *packed(dense & ~partial), BLOCK_SIZE=layout.block_size, mask_mod=mask_mod, seq_lengths=lengths
+        *packed(partial),
+        *packed(dense & ~partial),
+        BLOCK_SIZE=layout.block_size,
+        mask_mod=mask_mod,
+        seq_lengths=lengths,
     )

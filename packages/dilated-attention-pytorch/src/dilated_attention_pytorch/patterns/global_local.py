@@ -49,4 +49,6 @@ def global_local(config: SparsePatternConfig, grid: BlockGrid, device: torch.dev
         count = grid.visible_rows(budgets(config.sparsity_ratio, grid, n_global)).to(device) - n_global
         start, length = nearest(diagonal.clamp(min=n_global), count.clamp(min=0), n_global, last)
     length = torch.where(is_global, 0, length)
-    return expand(rows.repeat(2), torch.cat([torch.zeros_like(start), start]), torch.cat([global_length, length]))
+    return expand(
+        rows.repeat(2), torch.cat([torch.zeros_like(start), start]), torch.cat([global_length, length])
+    )

@@ -169,7 +169,9 @@ class BlockLayout:
         rows = torch.cat([pair_rows for pair_rows, _ in heads])
         cols = torch.cat([pair_cols for _, pair_cols in heads])
         if rows.numel() >= 2**31:
-            raise ValueError(f"a layout holds at most 2**31 - 1 active blocks, got {rows.numel()}; use a larger block_size")
+            raise ValueError(
+                f"a layout holds at most 2**31 - 1 active blocks, got {rows.numel()}; use a larger block_size"
+            )
         head = torch.cat([torch.full_like(pair[0], i_head) for i_head, pair in enumerate(heads)])
         row_key = (head * grid.n_rows + rows) * grid.n_cols + cols
         order = row_key.argsort()
@@ -245,7 +247,9 @@ class BlockLayout:
 
     def to_dense(self) -> Tensor:
         """Bool block mask (n_rows, n_cols), or (num_heads, n_rows, n_cols) for per-head layouts."""
-        dense = torch.zeros(self.num_heads, self.grid.n_rows, self.grid.n_cols, dtype=torch.bool, device=self.device)
+        dense = torch.zeros(
+            self.num_heads, self.grid.n_rows, self.grid.n_cols, dtype=torch.bool, device=self.device
+        )
         dense[self.head_rows_cols()] = True
         return dense[0] if self.num_heads == 1 else dense
 
@@ -258,7 +262,11 @@ class BlockLayout:
     def stats(self) -> LayoutStats:
         """Counts, density and memory."""
         counts = self.row_lists.offsets.diff()
-        tensors = [getattr(lists, name) for lists in (self.row_lists, self.col_lists) for name in ("offsets", "indices", "entries")]
+        tensors = [
+            getattr(lists, name)
+            for lists in (self.row_lists, self.col_lists)
+            for name in ("offsets", "indices", "entries")
+        ]
         return LayoutStats(
             num_rows=self.grid.n_rows,
             num_cols=self.grid.n_cols,

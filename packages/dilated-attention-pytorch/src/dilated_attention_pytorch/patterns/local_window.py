@@ -11,7 +11,9 @@ from .grid import BlockGrid
 from .intervals import expand, nearest
 
 
-def window_interval(window_size: int, diagonal: Tensor, grid: BlockGrid, lowest: int = 0) -> tuple[Tensor, Tensor]:
+def window_interval(
+    window_size: int, diagonal: Tensor, grid: BlockGrid, lowest: int = 0
+) -> tuple[Tensor, Tensor]:
     """Start and length of the columns at most ``(window_size // block_size) // 2`` from the diagonal."""
     reach = (window_size // grid.block_size) // 2
     start = (diagonal - reach).clamp(min=lowest)

@@ -19,13 +19,15 @@ def adjacency(layout: BlockLayout) -> Tensor:
     _, rows, cols = layout.head_rows_cols()
     shape = (layout.grid.n_cols, layout.grid.n_rows)
     ones = torch.ones(rows.numel(), device=layout.device)
-    return torch.sparse_coo_tensor(torch.stack([cols, rows]), ones, shape).coalesce()
+    return torch.sparse_coo_tensor(torch.stack([cols, rows]), ones, shape, check_invariants=False).coalesce()
 
 
 def allowed_pairs(layout: BlockLayout, rows: Tensor) -> Tensor:
     """Bool (n_cols, rows): the pairs that dense attention with the same lengths and causality connects."""
     cols = torch.arange(layout.grid.n_cols, device=layout.device)[:, None]
-    return cols <= rows + layout.grid.first_row if layout.causal else torch.ones_like(cols + rows, dtype=torch.bool)
+    if layout.causal:
+        return torch.le(cols, rows + layout.grid.first_row)
+    return torch.ones_like(cols + rows, dtype=torch.bool)
 
 
 def check_square(layout: BlockLayout, layers: int) -> None:

@@ -33,13 +33,23 @@ def delta_kernel(
     m_in = query < q_len
     mask = m_in[:, None] & (dv < V_HEAD_DIM)[None, :]
     query64 = query.to(tl.int64)
-    out_ptrs = Out + i_batch * stride_ob + head * stride_oh + query64[:, None] * stride_os + dv[None, :] * stride_od
-    grad_ptrs = GradOut + i_batch * stride_gb + head * stride_gh + query64[:, None] * stride_gs + dv[None, :] * stride_gd
+    out_ptrs = (
+        Out + i_batch * stride_ob + head * stride_oh + query64[:, None] * stride_os + dv[None, :] * stride_od
+    )
+    grad_ptrs = (
+        GradOut
+        + i_batch * stride_gb
+        + head * stride_gh
+        + query64[:, None] * stride_gs
+        + dv[None, :] * stride_gd
+    )
     out = tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
     delta = tl.sum(out * grad, 1)
     if HAS_GRAD_LSE:
-        grad_lse = tl.load(GradLse + i_batch * stride_lb + head * stride_lh + query64 * stride_ls, mask=m_in, other=0.0)
+        grad_lse = tl.load(
+            GradLse + i_batch * stride_lb + head * stride_lh + query64 * stride_ls, mask=m_in, other=0.0
+        )
         delta -= grad_lse.to(tl.float32)
     tl.store(Delta + batch_head.to(tl.int64) * q_len + query, delta, mask=m_in)
 
@@ -133,8 +143,12 @@ def dq_class(
                 key64 = key.to(tl.int64)
                 k_mask = n_in[:, None] & (d < HEAD_DIM)[None, :]
                 v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-                k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_mask, other=0.0)
-                v = tl.load(v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0)
+                k = tl.load(
+                    k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_mask, other=0.0
+                )
+                v = tl.load(
+                    v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0
+                )
                 bias = 0.0
                 if HAS_BIAS:
                     place = tl.load(Entries + entry).to(tl.int64)
@@ -217,7 +231,9 @@ def dq_kernel(
     q_mask = m_in[:, None] & (d < HEAD_DIM)[None, :]
     q = tl.load(q_base + query64[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0)
     grad_mask = m_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-    grad_out = tl.load(grad_base + query64[:, None] * stride_gs + dv[None, :] * stride_gd, mask=grad_mask, other=0.0)
+    grad_out = tl.load(
+        grad_base + query64[:, None] * stride_gs + dv[None, :] * stride_gd, mask=grad_mask, other=0.0
+    )
     lse = load_lse(Lse, batch_head.to(tl.int64) * q_len + query, m_in)
     delta = tl.load(Delta + batch_head.to(tl.int64) * q_len + query, mask=m_in, other=0.0)
     bias_base = Bias + i_batch.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
@@ -305,7 +321,9 @@ def dkdv_class(
                 delta = tl.load(delta_base + query, mask=m_in, other=0.0)
                 bias = 0.0
                 if HAS_BIAS:
-                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
+                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(
+                        tl.float32
+                    )
                 visible = n_in[:, None] & (key[:, None] <= position[None, :])
                 dk, dv = dkdv_step(
                     q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None], query[None, :],
@@ -423,7 +441,9 @@ def dkdv_kernel(
             lo = tl.load(Offsets + first_list + i_class)
             hi = tl.load(Offsets + first_list + i_class + 1)
             # a head that drops this residue in this class has nothing to add
-            kept = residue % (1 << ((RATES_LOG2 >> (4 * i_class)) & 15)) == head % (1 << ((RATES_LOG2 >> (4 * i_class)) & 15))
+            kept = residue % (1 << ((RATES_LOG2 >> (4 * i_class)) & 15)) == head % (
+                1 << ((RATES_LOG2 >> (4 * i_class)) & 15)
+            )
             hi = tl.where(kept, hi, lo)
             dk, dv = dkdv_class(
                 k, v, dk, dv, n_in, key, first_key, last_key, q_base, grad_base, lse_base, delta_base, bias_base, Indices,

@@ -103,11 +103,17 @@ def attend_class(
                 k_mask = n_in[None, :] & (d < HEAD_DIM)[:, None]
                 v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
                 key64 = key.to(tl.int64)
-                k = tl.load(k_base + key64[None, :] * stride_ks + d[:, None] * stride_kd, mask=k_mask, other=0.0)
-                v = tl.load(v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0)
+                k = tl.load(
+                    k_base + key64[None, :] * stride_ks + d[:, None] * stride_kd, mask=k_mask, other=0.0
+                )
+                v = tl.load(
+                    v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0
+                )
                 bias = 0.0
                 if HAS_BIAS:
-                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
+                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(
+                        tl.float32
+                    )
                 acc, m, l = softmax_step(
                     q, k, v, acc, m, l, bias, visible, Seed, key[None, :], query[:, None], batch_head,
                     threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
@@ -167,7 +173,9 @@ def forward_kernel(
     k_base = K + i_batch.to(tl.int64) * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
     v_base = V + i_batch.to(tl.int64) * stride_vb + (head // GROUP).to(tl.int64) * stride_vh
     q_mask = m_in[:, None] if HEAD_DIM == BLOCK_D else m_in[:, None] & (d < HEAD_DIM)[None, :]
-    q = tl.load(q_base + query.to(tl.int64)[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0)
+    q = tl.load(
+        q_base + query.to(tl.int64)[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0
+    )
     bias_base = Bias + i_batch.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
 
     kv_valid = valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..dropout import keep_threshold
@@ -43,17 +42,17 @@ def capability_of(problem: AttentionProblem) -> tuple[int, int]:
 
 def padded_dim(dim: int) -> int:
     """The power of two, at least 16, that holds a head_dim."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, 1 << (dim - 1).bit_length())
 
 
 def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
     """Arguments that the forward, dq and dkdv kernels share."""
     p = problem
     bias, padding = p.block_bias, p.key_padding_mask
-    bias_strides = (0, 0, 0)
+    bias_strides = [0, 0, 0]
     if bias is not None:
-        sizes = zip(bias.shape, bias.stride(), strict=True)
-        bias_strides = tuple(0 if size == 1 else stride for size, stride in sizes)[:2] + (bias.stride(2),)
+        sizes = zip(bias.shape[:2], bias.stride()[:2], strict=True)
+        bias_strides = [*(0 if size == 1 else stride for size, stride in sizes), bias.stride(2)]
     padding_strides = (0, 0) if padding is None else padding.stride()
     dummy = p.q  # never read: the flags beside it are off
     return {
@@ -82,10 +81,17 @@ def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
 def has_edge(problem: AttentionProblem) -> bool:
     """Whether some active block may be seen in part only."""
     p = problem
-    return p.is_causal or p.kv_lengths is not None or p.key_padding_mask is not None or p.kv_len % p.block_size != 0
+    return (
+        p.is_causal
+        or p.kv_lengths is not None
+        or p.key_padding_mask is not None
+        or p.kv_len % p.block_size != 0
+    )
 
 
-def forward_launch(problem: AttentionProblem, out: Tensor, lse: Tensor, capability: tuple[int, int]) -> Launch:
+def forward_launch(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, capability: tuple[int, int]
+) -> Launch:
     p = problem
     common = common_arguments(p)
     tile = tiles("forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability)
@@ -96,7 +102,9 @@ def forward_launch(problem: AttentionProblem, out: Tensor, lse: Tensor, capabili
         "HAS_EDGE": has_edge(p), "SCALE_POSITIVE": p.softmax_scale > 0.0,
     }  # fmt: skip
     grid = (p.batch * p.num_heads * p.n_rows * (p.block_size // tile.block_m),)
-    return Launch(forward_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
+    return Launch(
+        forward_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    )
 
 
 def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
@@ -157,7 +165,10 @@ def backward_launches(
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))
     has_key_mask = (
-        p.kv_len % p.block_size != 0 or keys % block_n != 0 or p.kv_lengths is not None or p.key_padding_mask is not None
+        p.kv_len % p.block_size != 0
+        or keys % block_n != 0
+        or p.kv_lengths is not None
+        or p.key_padding_mask is not None
     )
     arguments = {
         **common, "Offsets": p.cols.offsets, "Indices": p.cols.indices, "Entries": p.cols.entries,

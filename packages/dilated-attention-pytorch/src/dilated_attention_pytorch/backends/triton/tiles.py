@@ -31,7 +31,9 @@ def count_below(Indices, lo, hi, bound):
 
 
 @triton.jit
-def joined_keys(Indices, lo, hi, t, head, RATE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+def joined_keys(
+    Indices, lo, hi, t, head, RATE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """Entry, key and validity of every lane of tile t when the kept keys of list entries are laid side by side."""
     KEYS: tl.constexpr = BLOCK_SIZE // RATE
     lanes = t * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -44,7 +46,9 @@ def joined_keys(Indices, lo, hi, t, head, RATE: tl.constexpr, BLOCK_SIZE: tl.con
 @triton.jit
 def not_padded(Padding, i_batch, stride_pb, stride_ps, key, inside):
     """Of the lanes `inside` those whose key is not padding."""
-    padded = tl.load(Padding + i_batch.to(tl.int64) * stride_pb + key.to(tl.int64) * stride_ps, mask=inside, other=1)
+    padded = tl.load(
+        Padding + i_batch.to(tl.int64) * stride_pb + key.to(tl.int64) * stride_ps, mask=inside, other=1
+    )
     return inside & (padded == 0)
 
 
@@ -53,6 +57,10 @@ def dropout_keep(Seed, key, query, batch_head, threshold, M: tl.constexpr, N: tl
     """Bool (M, N): weights that dropout keeps; `key` and `query` broadcast to (M, N). See backends/dropout.py."""
     zero = tl.zeros([M, N], tl.uint32)
     bits, _, _, _ = tl.philox(
-        tl.load(Seed), zero + key.to(tl.uint32), zero + query.to(tl.uint32), zero + batch_head.to(tl.uint32), zero
+        tl.load(Seed),
+        zero + key.to(tl.uint32),
+        zero + query.to(tl.uint32),
+        zero + batch_head.to(tl.uint32),
+        zero,
     )
     return bits.to(tl.int64) >= threshold

@@ -21,7 +21,20 @@ class Tiles:
 
 
 # (kernel, head_dim, block_size) -> measured on an H200, bf16. Other cases follow `default_tiles`.
-HOPPER: dict[tuple[str, int, int], Tiles] = {}
+HOPPER: dict[tuple[str, int, int], Tiles] = {
+    ("forward", 64, 64): Tiles(64, 64, 4, 3),
+    ("forward", 64, 128): Tiles(128, 64, 8, 3),
+    ("forward", 128, 64): Tiles(64, 32, 4, 2),
+    ("forward", 128, 128): Tiles(128, 128, 8, 2),
+    ("dq", 64, 64): Tiles(64, 64, 4, 3),
+    ("dq", 64, 128): Tiles(64, 64, 4, 2),
+    ("dq", 128, 64): Tiles(64, 64, 4, 3),
+    ("dq", 128, 128): Tiles(128, 128, 8, 2),
+    ("dkdv", 64, 64): Tiles(64, 64, 4, 2),
+    ("dkdv", 64, 128): Tiles(32, 128, 4, 2),
+    ("dkdv", 128, 64): Tiles(32, 64, 4, 2),
+    ("dkdv", 128, 128): Tiles(64, 128, 8, 3),
+}
 
 
 def shared_kib(capability: tuple[int, int]) -> int:
@@ -29,7 +42,9 @@ def shared_kib(capability: tuple[int, int]) -> int:
     return SHARED_MEMORY.get(capability, 227 if capability[0] in (9, 10) else 99)
 
 
-def default_tiles(kernel: str, head_dim: int, block_size: int, itemsize: int, capability: tuple[int, int]) -> Tiles:
+def default_tiles(
+    kernel: str, head_dim: int, block_size: int, itemsize: int, capability: tuple[int, int]
+) -> Tiles:
     """Tiles that fit the shared memory of the architecture."""
     largest = 128 if itemsize == 2 and head_dim <= 128 and capability[0] in (9, 10) else 64
     if itemsize == 4:
@@ -52,7 +67,9 @@ def default_tiles(kernel: str, head_dim: int, block_size: int, itemsize: int, ca
     return Tiles(block_m, block_n, num_warps, num_stages)
 
 
-def tiles(kernel: str, head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int]) -> Tiles:
+def tiles(
+    kernel: str, head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int]
+) -> Tiles:
     """What `kernel` ("forward", "dq" or "dkdv") is launched with; `head_dim` is the padded one."""
     if capability[0] == 9 and dtype.itemsize == 2 and (kernel, head_dim, block_size) in HOPPER:
         return HOPPER[kernel, head_dim, block_size]

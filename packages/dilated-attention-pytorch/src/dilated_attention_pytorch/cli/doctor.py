@@ -1,0 +1,185 @@
+"""`doctor`: versions, devices, and which backend serves a typical call, or why not."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..config import SparsePatternConfig
+from ..functional import explain_backends
+from ..patterns import BlockLayout
+
+# A typical call, causal, with 5 % of the blocks kept.
+SHAPE = (1, 4096, 8, 64)  # (batch, seq_len, num_heads, head_dim)
+SPARSITY_RATIO = 0.05
+ON_REQUEST = "reference"
+
+OPTIONAL = {
+    "triton": "the triton backend (a hard dependency on Linux)",
+    "rich": "the demo",
+    "matplotlib": "pictures: demo, plot and BlockLayout.plot",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `doctor`."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; always exit status 0."""
+    findings = examine()
+    print(json.dumps(findings, indent=2) if args.json else as_text(findings))
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """Versions, devices and backends, fit for JSON."""
+    return {
+        "versions": {
+            "dilated-attention-pytorch": __version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "optional": {name: examine_package(name) for name in OPTIONAL},
+        "devices": [examine_cpu(), *examine_cuda_devices()],
+        "calls": [examine_call(*call) for call in typical_calls()],
+    }
+
+
+def examine_package(name: str) -> dict[str, str | None]:
+    """The version of an installed package, or why it cannot be imported."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a broken installation may raise anything
+        return {"version": None, "problem": f"{type(error).__name__}: {error}"}
+    try:
+        return {"version": version(name), "problem": None}
+    except PackageNotFoundError:
+        return {"version": "unknown", "problem": None}
+
+
+def examine_cpu() -> dict[str, Any]:
+    """The CPU as torch sees it."""
+    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
+    return {
+        "device": "cpu",
+        "name": f"{platform.machine()}, {capability}",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def examine_cuda_devices() -> list[dict[str, Any]]:
+    """Every CUDA device, or what is wrong with it."""
+    if not torch.cuda.is_available():
+        return []
+    return [examine_cuda_device(index) for index in range(torch.cuda.device_count())]
+
+
+def examine_cuda_device(index: int) -> dict[str, Any]:
+    """Name, compute capability and memory of one device."""
+    found: dict[str, Any] = {"device": f"cuda:{index}"}
+    try:
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:
+        return {**found, "problem": first_line(error)}
+    found["name"] = properties.name
+    found["capability"] = f"{properties.major}.{properties.minor}"
+    return {**found, "memory_bytes": total, "free_memory_bytes": free}
+
+
+def typical_calls() -> list[tuple[str, torch.dtype]]:
+    """float32 on the CPU and, if there is a GPU, bfloat16 on it."""
+    calls = [("cpu", torch.float32)]
+    return [*calls, ("cuda", torch.bfloat16)] if torch.cuda.is_available() else calls
+
+
+def examine_call(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """For every backend None or why it does not serve the typical call, and the first that does."""
+    found: dict[str, Any] = {
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": list(SHAPE),
+        "is_causal": True,
+        "sparsity_ratio": SPARSITY_RATIO,
+    }
+    try:
+        q = torch.zeros(SHAPE, device=device, dtype=dtype)
+        config = SparsePatternConfig(sparsity_ratio=SPARSITY_RATIO)
+        layout = BlockLayout.from_config(config, q_len=SHAPE[1], causal=True, device=device)
+        backends = explain_backends(q, q, q, layout, is_causal=True)
+    except RuntimeError as error:
+        return {**found, "chosen": None, "backends": {}, "problem": first_line(error)}
+    chosen = next(
+        (name for name, why_not in backends.items() if why_not is None and name != ON_REQUEST), None
+    )
+    return {**found, "chosen": chosen, "backends": backends}
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def as_text(findings: dict[str, Any]) -> str:
+    """The findings for people."""
+    lines = ["Versions"]
+    lines += [f"  {name:<26}{value or 'none'}" for name, value in findings["versions"].items()]
+    for name, package in findings["optional"].items():
+        why_not = f"not available, {package['problem']}; for {OPTIONAL[name]}"
+        if name == "triton" and sys.platform != "linux":
+            why_not = "not available: it is installed on Linux only"
+        lines.append(f"  {name:<26}{package['version'] or why_not}")
+
+    lines += ["", "Devices"]
+    lines += [f"  {device['device']:<26}{describe_device(device)}" for device in findings["devices"]]
+    if len(findings["devices"]) == 1:
+        lines.append(f"  {'cuda':<26}none that torch {torch.__version__} can use")
+
+    for call in findings["calls"]:
+        lines += ["", f"Backends on the {call['device']}, for {describe_call(call)}"]
+        for name, why_not in call["backends"].items():
+            lines.append(f"  {name:<26}{describe_backend(call, name, why_not)}")
+        if "problem" in call:
+            lines.append(f"  the call cannot be made: {call['problem']}")
+    return "\n".join(lines)
+
+
+def describe_device(device: dict[str, Any]) -> str:
+    """One device in a line."""
+    if "problem" in device:
+        return f"not usable: {device['problem']}"
+    if device["device"] == "cpu":
+        return f"{device['name']}, {device['threads']} threads"
+    memory, free = (device[name] / 2**30 for name in ("memory_bytes", "free_memory_bytes"))
+    return (
+        f"{device['name']}, compute capability {device['capability']}, {memory:.1f} GiB, {free:.1f} GiB free"
+    )
+
+
+def describe_call(call: dict[str, Any]) -> str:
+    """A call in a line."""
+    batch, seq_len, num_heads, head_dim = call["shape"]
+    return (
+        f"{call['dtype']} q, k, v of shape ({batch}, {seq_len}, {num_heads}, {head_dim}), causal, "
+        f"{call['sparsity_ratio']:.0%} of the blocks"
+    )
+
+
+def describe_backend(call: dict[str, Any], name: str, why_not: str | None) -> str:
+    """Whether a backend serves a call, in a line."""
+    if why_not is not None:
+        return f"no: {why_not}"
+    if name == ON_REQUEST:
+        return "yes, on request only: dense and slow"
+    return "yes, and it is chosen" if name == call["chosen"] else "yes"

@@ -1,0 +1,36 @@
+"""Settings of the core tests: Triton's interpreter where there is no GPU, and one thread per worker."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+
+# Read when the kernels are defined, so it must be set before anything imports them.
+if not HAS_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU skip the tests that need one; with one the kernels are compiled, so nothing interprets them."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not HAS_CUDA:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("interpreter") and HAS_CUDA:
+            item.add_marker(pytest.mark.skip(reason="Triton's interpreter is off where there is a GPU"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "interpreter: runs the Triton kernels on CPU tensors, in Triton's interpreter")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Every test starts from the same random numbers."""
+    torch.manual_seed(0)
