@@ -64,13 +64,13 @@ def nearest_first(centre: int, columns: Sequence[int]) -> list[int]:
 
 def dilated_order(diagonal: int, columns: Sequence[int], rates: Sequence[int], n_cols: int) -> list[int]:
     """The order in which a row of dilated_sparse takes its columns."""
-    allowed, order = set(columns), [diagonal]
+    allowed, order = set(columns), {diagonal: None}  # a dict keeps the order, and the first occurrence
     for t in range(1, n_cols):
         for rate in rates:
             for column in (diagonal - t * rate, diagonal + t * rate):
-                if column in allowed and column not in order:
-                    order.append(column)
-    return order + [column for column in nearest_first(diagonal, columns) if column not in order]
+                if column in allowed:
+                    order[column] = None
+    return [*order, *(column for column in nearest_first(diagonal, columns) if column not in order)]
 
 
 def pattern_rows(pattern: Pattern, q_len: int, kv_len: int, causal: bool) -> list[list[int]]:

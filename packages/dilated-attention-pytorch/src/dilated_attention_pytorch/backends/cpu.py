@@ -1,13 +1,20 @@
-"""Block-wise attention on the CPU: gather the active blocks of a group of rows, two matrix products, one softmax.
+"""The CPU backend: gather the active keys of a few rows of tiles, multiply, softmax, multiply; then the next rows.
 
-Rows with equally many active blocks are computed together, a group at a time: the memory beyond the inputs is
-theirs copied into blocks plus one group's scores.
+Names and sizes used below:
+    tile    the queries of one layout row of one (batch, head); `height` of them (block_size, or q_len if there
+            is only one row, so that decoding one token costs one query).
+    piece   `width` keys of one block that share ``j mod stride``, where stride is the largest token dilation
+            rate. A block of rate r contributes stride / r pieces, so dropped keys are never touched; without
+            token dilation stride is 1 and a piece is a block. Keys and values are packed piece by piece.
+    chunk   R tiles that attend to the same number n of pieces, computed as one dense batch. Its temporaries
+            hold at most about ELEMENTS_PER_THREAD elements per thread; a longer row is cut into several chunks,
+            which are merged by their log-sum-exp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,314 +22,331 @@ from torch import Tensor
 from .dropout import dropout_keep
 from .problem import AttentionProblem, Gradients
 
-# Scores of one group of rows: small enough to stay in the cache between the two products.
-SCORES_PER_GROUP = 2**18
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores: they stay in the cache from one step to the next
 
 
-def blocked(x: Tensor, start: int, n_blocks: int, block_size: int, dtype: torch.dtype) -> Tensor:
-    """(batch, len, heads, dim) -> (batch, heads, n_blocks, block_size, dim), zeros before `start` and at the end."""
-    batch, length, heads, dim = x.shape
-    out = torch.zeros(batch, heads, n_blocks * block_size, dim, dtype=dtype)
-    out[:, :, start : start + length] = x.transpose(1, 2)
-    return out.view(batch, heads, n_blocks, block_size, dim)
+class Chunk(NamedTuple):
+    """R tiles with n pieces each; all int64."""
+
+    tiles: Tensor  # (R,) index into the packed queries, (batch * num_heads + head) * n_rows + row
+    batch: Tensor  # (R,)
+    head: Tensor  # (R,)
+    position: Tensor  # (R, height) of the queries
+    slots: Tensor  # (R, n) piece within its sequence: block * stride + residue
+    pieces: Tensor  # (R, n) index into the packed keys and values
+    entries: Tensor  # (R, n) block bias entry
+    is_first: bool  # no earlier chunk holds pieces of these tiles
 
 
-@dataclass(frozen=True)
-class Unit:
-    """The heads that share lists and kept keys: `n_kv` kv heads from `kv_head`, `group` query heads for each."""
+class Scratch:
+    """Buffers that every chunk uses again: fresh memory would cost a page fault per 4 KiB, each time."""
 
-    list_head: int
-    head: int
-    kv_head: int
-    n_kv: int
-    group: int
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.buffers: dict[str, Tensor] = {}
 
-    @property
-    def heads(self) -> slice:
-        return slice(self.head, self.head + self.n_kv * self.group)
+    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Uninitialised memory, valid until the name is taken again."""
+        n_elements = torch.Size(shape).numel()
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < n_elements:
+            buffer = self.buffers[name] = torch.empty(n_elements, dtype=dtype or self.dtype)
+        return buffer[:n_elements].view(shape)
 
-    @property
-    def kv_heads(self) -> slice:
-        return slice(self.kv_head, self.kv_head + self.n_kv)
-
-
-def units(problem: AttentionProblem) -> list[Unit]:
-    """Token dilation keeps other keys for every head; otherwise all heads of a list go together."""
-    group = problem.num_heads // problem.num_kv_heads
-    per_list = 1 if problem.dilation is not None else problem.num_heads // problem.layout_heads
-    width = problem.num_heads // problem.layout_heads
-    return [
-        Unit(head // width, head, head // group, max(1, per_list // group), min(group, per_list))
-        for head in range(0, problem.num_heads, per_list)
-    ]
+    def gather(self, name: str, source: Tensor, index: Tensor) -> Tensor:
+        """Rows `index` of a matrix, as accumulated: float32 or float64."""
+        shape = (index.numel(), source.shape[1])
+        if source.dtype == self.dtype:
+            return torch.index_select(source, 0, index.flatten(), out=self.take(name, *shape))
+        narrow = self.take(name + " narrow", *shape, dtype=source.dtype)
+        return self.take(name, *shape).copy_(torch.index_select(source, 0, index.flatten(), out=narrow))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A group of rows with the same number of entries in every distance class."""
-
-    rows: Tensor  # (n,) block rows
-    places: list[Tensor]  # per class (n, count): places in the row lists
-
-
-def row_groups(problem: AttentionProblem, list_head: int, heads: int) -> Iterator[Rows]:
-    n_classes = len(problem.rates)
-    first = list_head * problem.n_rows * n_classes
-    offsets = problem.rows.offsets[first : first + problem.n_rows * n_classes + 1].long()
-    starts = offsets[:-1].view(-1, n_classes)
-    counts = offsets.diff().view(-1, n_classes)
-    kinds, kind = counts.unique(dim=0, return_inverse=True)
-    for i_kind, count in enumerate(kinds.tolist()):
-        keys = sum(n * problem.block_size // rate for n, rate in zip(count, problem.rates, strict=True))
-        if keys == 0:
-            continue
-        at_once = max(1, SCORES_PER_GROUP // (heads * problem.block_size * keys))
-        for rows in (kind == i_kind).nonzero(as_tuple=True)[0].split(at_once):
-            yield Rows(rows, [starts[rows, i, None] + torch.arange(n) for i, n in enumerate(count)])
-
-
-class Group:
-    """One group of rows of one unit and batch element: its gathered keys, and what its queries may see."""
-
-    def __init__(self, problem: AttentionProblem, unit: Unit, batch: int, rows: Rows) -> None:
-        self.problem, self.unit, self.batch, self.rows = problem, unit, batch, rows.rows
-        lists, block_size = problem.rows, problem.block_size
-        self.places = rows.places
-        self.cols = [lists.indices[places].long() for places in rows.places]  # per class (n, count)
-        self.counts = [
-            places.shape[1] * block_size // rate
-            for places, rate in zip(rows.places, problem.rates, strict=True)
-        ]
-
-    def gather(self, blocks: Tensor) -> Tensor:
-        """blocks (n_kv, n_cols, block_size, dim) -> kept keys of every row (n_kv, n, keys, dim)."""
-        n_kv, n_cols, block_size, dim = blocks.shape
-        parts = []
-        for cols, rate in zip(self.cols, self.problem.rates, strict=True):
-            if cols.shape[1]:
-                kept = blocks.view(n_kv, n_cols, block_size // rate, rate, dim)[
-                    :, :, :, self.unit.head % rate
-                ]
-                parts.append(kept.index_select(1, cols.flatten()).view(n_kv, cols.shape[0], -1, dim))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-    def scatter(self, grad: Tensor, total: Tensor) -> None:
-        """Add the gradients of `gather`'s result to those of its argument."""
-        n_kv, n_cols, block_size, dim = total.shape
-        offset = 0
-        for cols, rate in zip(self.cols, self.problem.rates, strict=True):
-            if cols.shape[1]:
-                length = cols.shape[1] * block_size // rate
-                part = grad[:, :, offset : offset + length].reshape(n_kv, -1, block_size // rate, dim)
-                kept = total.view(n_kv, n_cols, block_size // rate, rate, dim)[:, :, :, self.unit.head % rate]
-                kept.index_add_(1, cols.flatten(), part)
-                offset += length
-
-    def keys(self) -> Tensor:
-        """Key index of every gathered key, (n, keys)."""
-        size, parts = self.problem.block_size, []
-        for cols, rate in zip(self.cols, self.problem.rates, strict=True):
-            within = torch.arange(self.unit.head % rate, size, rate)
-            parts.append((cols[:, :, None] * size + within).flatten(1))
-        return torch.cat(parts, 1)
-
-    def positions(self) -> Tensor:
-        """Position of every query, (n, block_size)."""
-        size = self.problem.block_size
-        return (self.rows[:, None] + self.problem.first_row) * size + torch.arange(size)
-
-    def visible(self) -> Tensor | None:
-        """Bool (n, block_size or 1, keys); None when every query sees every gathered key."""
-        p, keys = self.problem, self.keys()
-        limit = p.kv_len if p.kv_lengths is None else min(p.kv_len, int(p.kv_lengths[self.batch]))
-        visible = None
-        if int(keys.max()) >= limit:
-            visible = (keys < limit)[:, None]
-        if p.key_padding_mask is not None:
-            unpadded = ~p.key_padding_mask[self.batch][keys.clamp(max=p.kv_len - 1)][:, None]
-            visible = unpadded if visible is None else visible & unpadded
-        if p.is_causal:
-            past = keys[:, None] <= self.positions()[:, :, None]
-            visible = past if visible is None else visible & past
-        return visible
-
-    def spread(self, per_entry: Tensor) -> Tensor:
-        """(heads, entries) -> the value of every gathered key, (heads, n, keys)."""
-        size, parts = self.problem.block_size, []
-        for places, rate in zip(self.places, self.problem.rates, strict=True):
-            entry = self.problem.rows.entries[places].long()
-            parts.append(per_entry[:, entry].repeat_interleave(size // rate, 2))
-        return torch.cat(parts, 2)
-
-    def collect(self, per_key: Tensor, total: Tensor) -> None:
-        """Add (heads, n, keys) to the (heads, entries) they belong to."""
-        size, offset = self.problem.block_size, 0
-        for places, rate in zip(self.places, self.problem.rates, strict=True):
-            if places.shape[1] == 0:
-                continue
-            length = places.shape[1] * size // rate
-            entry = self.problem.rows.entries[places].long()
-            total[:, entry] += (
-                per_key[:, :, offset : offset + length].unflatten(2, (places.shape[1], -1)).sum(3)
-            )
-            offset += length
-
-    def keep(self) -> Tensor:
-        """Bool (heads, n, block_size, keys): weights that dropout keeps."""
-        p = self.problem
-        assert p.seed is not None
-        head = torch.arange(p.num_heads)[self.unit.heads] + self.batch * p.num_heads
-        query = (self.positions() - p.q_offset)[:, :, None]
-        return dropout_keep(p.seed, p.dropout_p, self.keys()[:, None], query, head[:, None, None, None])
-
-
-class Blocks:
-    """A problem's tensors in blocks, and the two products over groups of rows."""
+class Tiling:
+    """How a problem is cut into tiles, pieces and chunks."""
 
     def __init__(self, problem: AttentionProblem) -> None:
-        p = self.problem = problem
-        self.dtype = torch.promote_types(p.q.dtype, torch.float32)
-        self.start = p.q_offset - p.first_row * p.block_size
-        self.q = self.queries(p.q)
-        self.k = blocked(p.k, 0, p.n_cols, p.block_size, self.dtype)
-        self.v = blocked(p.v, 0, p.n_cols, p.block_size, self.dtype)
-        self.bias = None
+        self.problem = problem
+        self.dtype = torch.promote_types(problem.q.dtype, torch.float32)
+        self.scratch = Scratch(self.dtype)
+        self.stride = max(problem.rates)
+        self.width = problem.block_size // self.stride
+        self.n_slots = problem.n_cols * self.stride
+        one_row = problem.n_rows == 1
+        self.height = problem.q_len if one_row else problem.block_size
+        self.first_position = problem.q_offset if one_row else problem.first_row * problem.block_size
+        self.lead = problem.q_offset - self.first_position  # queries of the first tile that do not exist
+        self.dead = self.dead_keys()
+        self.dead_slots = None if self.dead is None else self.dead.any(-1)
+
+        # The pieces of every (layout head, row), from lists per (layout head, row, dilation class).
+        rates = torch.tensor(problem.rates)
+        rows = problem.rows
+        counts = rows.offsets.diff().long()
+        rate = rates.repeat(counts.numel() // rates.numel()).repeat_interleave(counts)
+        copies = self.stride // rate
+        ends = torch.cat([copies.new_zeros(1), copies.cumsum(0)])
+        self.offsets = ends[rows.offsets[:: rates.numel()].long()]  # (layout_heads * n_rows + 1,)
+        self.rate = rate.repeat_interleave(copies)
+        nth = torch.arange(self.rate.numel()) - ends[:-1].repeat_interleave(copies)
+        self.slots = rows.indices.long().repeat_interleave(copies) * self.stride + nth * self.rate  # for head 0
+        self.entries = rows.entries.long().repeat_interleave(copies)
+
+    # ---- packing: tensors of the problem, as matrices with one tile or piece per row
+
+    def pack_queries(self, x: Tensor) -> Tensor:
+        """(batch, q_len, num_heads, dim) -> (tiles, height * dim)."""
+        return padded(x.transpose(1, 2), self.lead, self.problem.n_rows * self.height).view(-1, self.height * x.shape[3])
+
+    def unpack_queries(self, tiles: Tensor, dtype: torch.dtype) -> Tensor:
+        """(tiles, height * dim) -> (batch, q_len, num_heads, dim)."""
+        p = self.problem
+        x = tiles.view(p.batch, p.num_heads, p.n_rows * self.height, -1)[:, :, self.lead : self.lead + p.q_len]
+        return x.transpose(1, 2).to(dtype).contiguous()
+
+    def pack_keys(self, x: Tensor) -> Tensor:
+        """(batch, kv_len, num_kv_heads, dim) -> (pieces, width * dim)."""
+        p, dim = self.problem, x.shape[3]
+        x = padded(x.transpose(1, 2), 0, p.n_cols * p.block_size)
+        x = x.view(p.batch, p.num_kv_heads, p.n_cols, self.width, self.stride, dim).transpose(3, 4)
+        if p.kv_lengths is not None or p.key_padding_mask is not None:
+            # A cache may hold anything behind its end, and 0 * NaN is NaN.
+            assert self.dead is not None
+            x = x.masked_fill(self.dead.view(p.batch, 1, p.n_cols, self.stride, self.width, 1), 0.0)
+        return x.reshape(-1, self.width * dim)
+
+    def unpack_keys(self, pieces: Tensor, dtype: torch.dtype) -> Tensor:
+        """(pieces, width * dim) -> (batch, kv_len, num_kv_heads, dim)."""
+        p = self.problem
+        x = pieces.view(p.batch, p.num_kv_heads, p.n_cols, self.stride, self.width, -1).transpose(3, 4)
+        x = x.reshape(p.batch, p.num_kv_heads, p.n_cols * p.block_size, -1)[:, :, : p.kv_len]
+        return x.transpose(1, 2).to(dtype).contiguous()
+
+    def dead_keys(self) -> Tensor | None:
+        """Padding and the keys after the end, bool (batch, n_slots, width); None if there are none."""
+        p = self.problem
+        n_keys = p.n_cols * p.block_size
+        if n_keys == p.kv_len and p.kv_lengths is None and p.key_padding_mask is None:
+            return None
+        key = torch.arange(n_keys)
+        dead = (key >= p.kv_len).repeat(p.batch, 1)
+        if p.kv_lengths is not None:
+            dead |= key >= p.kv_lengths[:, None]
+        if p.key_padding_mask is not None:
+            dead[:, : p.kv_len] |= p.key_padding_mask
+        return dead.view(p.batch, p.n_cols, self.width, self.stride).transpose(2, 3).reshape(p.batch, self.n_slots, -1)
+
+    # ---- chunks
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All work, ordered so that the chunks of one tile come in the order of their pieces."""
+        p = self.problem
+        tile = torch.arange(p.batch * p.num_heads * p.n_rows)
+        head = tile // p.n_rows % p.num_heads
+        lists = head // (p.num_heads // p.layout_heads) * p.n_rows + tile % p.n_rows
+        n_pieces = self.offsets.diff()[lists]
+        limit = ELEMENTS_PER_THREAD * torch.get_num_threads()
+        per_piece = self.width * max(self.height, p.head_dim, p.v_head_dim)
+        longest = max(1, limit // per_piece)
+        for begin in range(0, int(n_pieces.max()) if n_pieces.numel() else 0, longest):
+            n_here = (n_pieces - begin).clamp(0, longest)
+            n_sorted, order = n_here.sort(stable=True)  # neighbouring rows stay together: they share keys
+            sizes, counts = n_sorted.unique_consecutive(return_counts=True)
+            for n, same in zip(sizes.tolist(), order.split(counts.tolist()), strict=True):
+                if n == 0:
+                    continue
+                for tiles in even_split(same, max(1, limit // (n * per_piece))):
+                    yield self.chunk(tiles, self.offsets[lists[tiles]] + begin, n, is_first=begin == 0)
+
+    def chunk(self, tiles: Tensor, starts: Tensor, n: int, is_first: bool) -> Chunk:
+        p = self.problem
+        batch_head, row = tiles // p.n_rows, tiles % p.n_rows
+        batch, head = batch_head // p.num_heads, batch_head % p.num_heads
+        listed = starts[:, None] + torch.arange(n)
+        slots = self.slots[listed]
+        if self.stride > 1:
+            slots += head[:, None] % self.rate[listed]
+        sequence = batch * p.num_kv_heads + head // (p.num_heads // p.num_kv_heads)
+        position = self.first_position + row[:, None] * self.height + torch.arange(self.height)
+        return Chunk(
+            tiles, batch, head, position, slots, sequence[:, None] * self.n_slots + slots, self.entries[listed], is_first
+        )
+
+    # ---- what forward and backward share
+
+    def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
+        """Scaled, biased and masked scores (R, height, n * width), of q (R, height, dim) and k (R, n * width, dim)."""
+        p, (n_tiles, n) = self.problem, chunk.slots.shape
+        scores = self.scratch.take("scores", n_tiles, self.height, n * self.width)
+        torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=p.softmax_scale, out=scores)
+        by_piece = scores.view(n_tiles, self.height, n, self.width)
         if p.block_bias is not None:
-            self.bias = p.block_bias.to(self.dtype).expand(p.batch, p.num_heads, -1)
+            n_batches, n_heads, _ = p.block_bias.shape
+            bias = p.block_bias[chunk.batch[:, None] % n_batches, chunk.head[:, None] % n_heads, chunk.entries]
+            by_piece += bias[:, None, :, None]
+        self.hide(chunk, by_piece.transpose(1, 2))
+        return scores
 
-    def queries(self, x: Tensor) -> Tensor:
-        """(batch, q_len, heads, dim) -> (batch, heads, n_rows, block_size, dim)."""
-        return blocked(x, self.start, self.problem.n_rows, self.problem.block_size, self.dtype)
+    def hide(self, chunk: Chunk, scores: Tensor) -> None:
+        """Set what a query may not see to -inf in scores (R, n, height, width); most pieces need no mask."""
+        p, slots = self.problem, chunk.slots
+        first = slots // self.stride * p.block_size + slots % self.stride  # (R, n) the first key of each piece
+        partial = torch.zeros_like(slots, dtype=torch.bool)
+        if p.is_causal:
+            partial |= first + (self.width - 1) * self.stride > chunk.position[:, :1]
+        if self.dead_slots is not None:
+            partial |= self.dead_slots[chunk.batch[:, None], slots]
+        tile, piece = partial.nonzero(as_tuple=True)  # (T,)
+        if tile.numel() == 0:
+            return
+        hidden = torch.zeros(1, 1, 1, dtype=torch.bool)
+        if p.is_causal:
+            key = first[tile, piece][:, None] + torch.arange(0, p.block_size, self.stride)
+            hidden = key[:, None, :] > chunk.position[tile][:, :, None]  # (T, height, width)
+        if self.dead is not None:
+            hidden = hidden | self.dead[chunk.batch[tile], slots[tile, piece]][:, None, :]
+        scores[tile, piece] = scores[tile, piece].masked_fill(hidden, -torch.inf)
 
-    def groups(self) -> Iterator[Group]:
-        for unit in units(self.problem):
-            for rows in row_groups(self.problem, unit.list_head, unit.n_kv * unit.group):
-                for batch in range(self.problem.batch):
-                    yield Group(self.problem, unit, batch, rows)
+    def dropout_factor(self, chunk: Chunk) -> Tensor:
+        """0 or 1 / (1 - dropout_p) for every weight, (R, height, n * width)."""
+        p, slots = self.problem, chunk.slots
+        assert p.seed is not None
+        first = slots // self.stride * p.block_size + slots % self.stride
+        key = (first[:, :, None] + torch.arange(0, p.block_size, self.stride)).flatten(1)
+        batch_head = chunk.batch * p.num_heads + chunk.head
+        query = chunk.position - p.q_offset
+        keep = dropout_keep(p.seed, p.dropout_p, key[:, None, :], query[:, :, None], batch_head[:, None, None])
+        return keep.to(self.dtype).div_(1.0 - p.dropout_p)
 
-    def stacked(self, x: Tensor, group: Group) -> Tensor:
-        """Rows of x (batch, heads, n_rows, block_size, dim) as (n_kv * n, group * block_size, dim)."""
-        unit, (_, _, _, size, dim) = group.unit, x.shape
-        rows = x[group.batch, unit.heads].index_select(1, group.rows)
-        if unit.group == 1:
-            return rows.view(-1, size, dim)
-        rows = rows.view(unit.n_kv, unit.group, -1, size, dim).transpose(1, 2)
-        return rows.reshape(-1, unit.group * size, dim)
 
-    def unstack(self, x: Tensor, group: Group) -> Tensor:
-        """The inverse of `stacked`: (n_kv * n, group * block_size, dim) -> (heads, n, block_size, dim)."""
-        unit, size = group.unit, self.problem.block_size
-        if unit.group == 1:
-            return x.view(unit.n_kv, -1, size, x.shape[-1])
-        return x.view(unit.n_kv, -1, unit.group, size, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+def padded(x: Tensor, lead: int, length: int) -> Tensor:
+    """(batch, heads, tokens, dim), contiguous, with `lead` zero tokens before and zeros up to `length` behind."""
+    n_tokens = x.shape[2]
+    if lead == 0 and length == n_tokens:
+        return x.contiguous()
+    out = x.new_zeros(x.shape[0], x.shape[1], length, x.shape[3])
+    out[:, :, lead : lead + n_tokens] = x
+    return out
 
-    def scores(self, group: Group) -> tuple[Tensor, Tensor | None]:
-        """Masked, scaled scores (n_kv * n, group * block_size, keys), and the mask broadcast to (heads, n, size, keys)."""
-        unit = group.unit
-        k = group.gather(self.k[group.batch, unit.kv_heads]).flatten(0, 1)
-        q = self.stacked(self.q, group) * self.problem.softmax_scale
-        scores = torch.bmm(q, k.transpose(1, 2))
-        view = self.per_head(scores, group)
-        if self.bias is not None:
-            view += group.spread(self.bias[group.batch, unit.heads]).view(
-                unit.n_kv, unit.group, *view.shape[2:3], 1, -1
-            )
-        visible = group.visible()
-        if visible is not None:
-            view.masked_fill_(~visible, -torch.inf)
-        return scores, visible
 
-    def per_head(self, x: Tensor, group: Group) -> Tensor:
-        """View of (n_kv * n, group * block_size, last) as (n_kv, group, n, block_size, last)."""
-        unit = group.unit
-        return x.view(unit.n_kv, -1, unit.group, self.problem.block_size, x.shape[-1]).transpose(1, 2)
-
-    def drop(self, x: Tensor, group: Group) -> None:
-        """Dropout in place, of weights or of their gradients."""
-        if self.problem.dropout_p > 0.0:
-            unit, view = group.unit, self.per_head(x, group)
-            keep = group.keep().view(unit.n_kv, unit.group, *view.shape[2:])
-            view.mul_(keep).div_(1.0 - self.problem.dropout_p)
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        p = self.problem
-        out = torch.zeros(p.batch, p.num_heads, p.n_rows, p.block_size, p.v_head_dim, dtype=self.dtype)
-        lse = torch.full((p.batch, p.num_heads, p.n_rows, p.block_size, 1), -torch.inf, dtype=self.dtype)
-        for group in self.groups():
-            scores, visible = self.scores(group)
-            top = scores.amax(-1, keepdim=True)
-            if visible is not None:
-                top.masked_fill_(top == -torch.inf, 0.0)
-            weights = scores.sub_(top).exp_()
-            total = weights.sum(-1, keepdim=True)
-            self.drop(weights, group)
-            v = group.gather(self.v[group.batch, group.unit.kv_heads]).flatten(0, 1)
-            result = torch.bmm(weights, v).div_(total.clamp(min=torch.finfo(self.dtype).tiny))
-            out[group.batch, group.unit.heads, group.rows] = self.unstack(result, group)
-            lse[group.batch, group.unit.heads, group.rows] = self.unstack(top.add_(total.log()), group)
-        stop = self.start + p.q_len
-        flat = out.flatten(2, 3)[:, :, self.start : stop].transpose(1, 2)
-        return flat.to(p.q.dtype).contiguous(), lse.flatten(2)[:, :, self.start : stop].contiguous()
-
-    def backward(self, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
-        p = self.problem
-        delta = (grad_out.to(self.dtype) * out.to(self.dtype)).sum(
-            -1, keepdim=True
-        )  # (batch, q_len, heads, 1)
-        if grad_lse is not None:
-            delta = delta - grad_lse.to(self.dtype).transpose(1, 2)[..., None]
-        blocks_delta, blocks_grad = self.queries(delta), self.queries(grad_out)
-        # a query without keys has only scores of -inf: any finite lse keeps its weights at 0
-        blocks_lse = self.queries(lse.masked_fill(lse == -torch.inf, 0.0).transpose(1, 2)[..., None])
-        grad_q, grad_k, grad_v = (torch.zeros_like(x) for x in (self.q, self.k, self.v))
-        grad_bias = None if self.bias is None else torch.zeros(self.bias.shape, dtype=self.dtype)
-        for group in self.groups():
-            unit = group.unit
-            weights = self.scores(group)[0].sub_(self.stacked(blocks_lse, group)).exp_()
-            grad = self.stacked(blocks_grad, group)
-            v = group.gather(self.v[group.batch, unit.kv_heads]).flatten(0, 1)
-            grad_weights = torch.bmm(grad, v.transpose(1, 2))
-            self.drop(grad_weights, group)
-            grad_scores = grad_weights.sub_(self.stacked(blocks_delta, group)).mul_(weights)
-            self.drop(weights, group)
-            shape = (unit.n_kv, group.rows.numel())
-            part = torch.bmm(weights.transpose(1, 2), grad).unflatten(0, shape)
-            group.scatter(part, grad_v[group.batch, unit.kv_heads])
-            if grad_bias is not None:
-                per_key = self.per_head(grad_scores, group).sum(3).flatten(0, 1)
-                group.collect(per_key, grad_bias[group.batch, unit.heads])
-            grad_scores.mul_(p.softmax_scale)
-            part = torch.bmm(grad_scores.transpose(1, 2), self.stacked(self.q, group)).unflatten(0, shape)
-            group.scatter(part, grad_k[group.batch, unit.kv_heads])
-            k = group.gather(self.k[group.batch, unit.kv_heads]).flatten(0, 1)
-            grad_q[group.batch, unit.heads, group.rows] = self.unstack(torch.bmm(grad_scores, k), group)
-
-        def flat(x: Tensor, start: int, like: Tensor) -> Tensor:
-            tokens = x.flatten(2, 3)[:, :, start : start + like.shape[1]].transpose(1, 2)
-            return tokens.to(like.dtype).contiguous()
-
-        return Gradients(flat(grad_q, self.start, p.q), flat(grad_k, 0, p.k), flat(grad_v, 0, p.v), grad_bias)
+def even_split(x: Tensor, at_most: int) -> tuple[Tensor, ...]:
+    """Parts of nearly equal size, so that no small rest leaves threads idle."""
+    return x.tensor_split(-(-x.numel() // at_most))
 
 
 class CpuBackend:
-    """PyTorch operators on CPU tensors."""
+    """Block-sparse attention in plain PyTorch, in memory proportional to the tensors and the active blocks."""
 
     name = "cpu"
 
     def rejects(self, problem: AttentionProblem) -> str | None:
-        if problem.q.device.type != "cpu":
-            return f"q is on {problem.q.device}, needs the CPU"
-        if problem.q.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-            return f"q has dtype {problem.q.dtype}, needs float32, float64, float16 or bfloat16"
+        """Why this backend cannot serve the call, with the argument and its value; None if it can."""
+        for name in ("q", "k", "v"):
+            tensor: Tensor = getattr(problem, name)
+            if tensor.device.type != "cpu":
+                return f"{name} must be on the CPU, got {tensor.device}"
+            if tensor.dtype not in DTYPES:
+                return f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
         return None
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-        return Blocks(problem).forward()
+        """out (batch, q_len, num_heads, v_head_dim) in q's dtype; lse (batch, num_heads, q_len), float32 or float64."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return forward(Tiling(problem))
 
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:
-        return Blocks(problem).backward(out, lse, grad_out, grad_lse)
+        """Gradients in the inputs' dtypes, given the gradients of out and lse."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return backward(Tiling(problem), out, lse, grad_out, grad_lse)
 
 
 CPU = CpuBackend()
+
+
+def forward(tiling: Tiling) -> tuple[Tensor, Tensor]:
+    p, scratch, height = tiling.problem, tiling.scratch, tiling.height
+    q, k, v = tiling.pack_queries(p.q), tiling.pack_keys(p.k), tiling.pack_keys(p.v)
+    out = torch.zeros(q.shape[0], height * p.v_head_dim, dtype=tiling.dtype)
+    lse = torch.full((q.shape[0], height), -torch.inf, dtype=tiling.dtype)
+    finite = torch.finfo(tiling.dtype)
+    for chunk in tiling.chunks():
+        n_tiles, n_keys = chunk.tiles.numel(), chunk.slots.shape[1] * tiling.width
+        q_tile = scratch.gather("q", q, chunk.tiles).view(n_tiles, height, p.head_dim)
+        k_tile = scratch.gather("kv", k, chunk.pieces).view(n_tiles, n_keys, p.head_dim)
+        weights = tiling.scores(chunk, q_tile, k_tile)  # not yet
+        largest = weights.amax(-1, keepdim=True).clamp_(min=finite.min)  # of an empty row too
+        weights.sub_(largest).exp_()
+        total = weights.sum(-1, keepdim=True)  # 0, or at least 1
+        if p.dropout_p > 0.0:
+            weights *= tiling.dropout_factor(chunk)
+        v_tile = scratch.gather("kv", v, chunk.pieces).view(n_tiles, n_keys, p.v_head_dim)
+        part = scratch.take("out", n_tiles, height, p.v_head_dim)
+        torch.bmm(weights, v_tile, out=part).div_(total.clamp(min=finite.tiny))
+        part_lse = largest.add_(total.log_())  # (R, height, 1)
+        if not chunk.is_first:
+            before = lse[chunk.tiles].unsqueeze(-1)
+            both = torch.logaddexp(before, part_lse)
+            share = (part_lse - both.clamp(min=finite.min)).exp_()
+            part.lerp_(out[chunk.tiles].view_as(part), 1.0 - share)
+            part_lse = both
+        out.index_copy_(0, chunk.tiles, part.view(n_tiles, -1))
+        lse.index_copy_(0, chunk.tiles, part_lse.view(n_tiles, height))
+    lse = tiling.unpack_queries(lse, tiling.dtype).squeeze(-1).transpose(1, 2).contiguous()
+    return tiling.unpack_queries(out, p.q.dtype), lse
+
+
+def backward(tiling: Tiling, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
+    p, scratch, height = tiling.problem, tiling.scratch, tiling.height
+    # Queries that see no key or do not exist: a weight of exp(score - inf) = 0, and gradients of 0.
+    empty = (lse == -torch.inf).transpose(1, 2)
+    delta = (grad_out.to(tiling.dtype) * out).sum(-1)  # (batch, q_len, num_heads)
+    if grad_lse is not None:
+        delta -= grad_lse.transpose(1, 2)
+    if bool(empty.any()):
+        delta = delta.masked_fill(empty, 0.0)
+        grad_out = grad_out.masked_fill(empty.unsqueeze(-1), 0.0)
+    minus_lse = lse.transpose(1, 2).masked_fill(empty, torch.inf).neg_()
+
+    delta, minus_lse = (tiling.pack_queries(x.unsqueeze(-1)) for x in (delta, minus_lse))
+    q, d_out = tiling.pack_queries(p.q), tiling.pack_queries(grad_out)
+    k, v = tiling.pack_keys(p.k), tiling.pack_keys(p.v)
+    dq, dk, dv = (torch.zeros(x.shape, dtype=tiling.dtype) for x in (q, k, v))
+    d_bias = None
+    if p.block_bias is not None:
+        d_bias = torch.zeros(p.batch, p.num_heads, p.rows.entries.numel(), dtype=tiling.dtype)
+
+    for chunk in tiling.chunks():
+        n_tiles, n = chunk.slots.shape
+        n_keys, pieces = n * tiling.width, chunk.pieces.flatten()
+        q_tile = scratch.gather("q", q, chunk.tiles).view(n_tiles, height, p.head_dim)
+        k_tile = scratch.gather("k", k, pieces).view(n_tiles, n_keys, p.head_dim)
+        v_tile = scratch.gather("v", v, pieces).view(n_tiles, n_keys, p.v_head_dim)
+        d_out_tile = scratch.gather("d out", d_out, chunk.tiles).view(n_tiles, height, p.v_head_dim)
+
+        weights = tiling.scores(chunk, q_tile, k_tile).add_(minus_lse[chunk.tiles].unsqueeze(-1)).exp_()
+        d_scores = scratch.take("d scores", n_tiles, height, n_keys)
+        torch.bmm(d_out_tile, v_tile.transpose(1, 2), out=d_scores)  # gradient of the dropped weights
+        kept = weights
+        if p.dropout_p > 0.0:
+            factor = tiling.dropout_factor(chunk)
+            d_scores *= factor
+            kept = weights * factor
+        d_v_tile = torch.bmm(kept.transpose(1, 2), d_out_tile, out=v_tile)  # v_tile has served
+        dv.index_add_(0, pieces, d_v_tile.view(pieces.numel(), -1))
+        d_scores.sub_(delta[chunk.tiles].unsqueeze(-1)).mul_(weights)
+        if d_bias is not None:
+            per_piece = d_scores.view(n_tiles, height, n, tiling.width).sum((1, 3))
+            place = (chunk.batch * p.num_heads + chunk.head)[:, None] * d_bias.shape[2] + chunk.entries
+            d_bias.view(-1).index_add_(0, place.flatten(), per_piece.flatten())
+        d_q_tile = scratch.take("d q", n_tiles, height, p.head_dim)
+        torch.baddbmm(d_q_tile, d_scores, k_tile, beta=0, alpha=p.softmax_scale, out=d_q_tile)
+        dq.index_add_(0, chunk.tiles, d_q_tile.view(n_tiles, -1))
+        d_k_tile = torch.baddbmm(k_tile, d_scores.transpose(1, 2), q_tile, beta=0, alpha=p.softmax_scale, out=k_tile)
+        dk.index_add_(0, pieces, d_k_tile.view(pieces.numel(), -1))
+
+    return Gradients(
+        tiling.unpack_queries(dq, p.q.dtype), tiling.unpack_keys(dk, p.k.dtype), tiling.unpack_keys(dv, p.v.dtype), d_bias
+    )

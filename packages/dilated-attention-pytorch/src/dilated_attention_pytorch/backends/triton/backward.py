@@ -161,7 +161,8 @@ def dq_class(
                 if HAS_BIAS:
                     tl.store(grad_bias + place * TILES_M * PARTS_N + t % PARTS_N, tl.sum(ds))
     else:
-        for t in tl.range(0, tl.cdiv((hi - lo) * KEYS, BLOCK_N)):
+        # not pipelined: see forward.py
+        for t in tl.range(0, tl.cdiv((hi - lo) * KEYS, BLOCK_N), num_stages=1):
             entry, key, n_in = joined_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
             listed = n_in
             n_in = n_in & (key < kv_valid)
@@ -356,7 +357,7 @@ def dkdv_class(
                 DROPOUT, PRECISION, BLOCK_M, BLOCK_N,
             )  # fmt: skip
     else:  # the queries of several small blocks side by side
-        for t in tl.range(0, tl.cdiv((hi - lo) * BLOCK_SIZE, BLOCK_M)):
+        for t in tl.range(0, tl.cdiv((hi - lo) * BLOCK_SIZE, BLOCK_M), num_stages=1):
             entry, place, m_in = joined_keys(Indices, lo, hi, t, 0, 1, BLOCK_SIZE, BLOCK_M)
             position = first_row * BLOCK_SIZE + place
             query = position - q_offset

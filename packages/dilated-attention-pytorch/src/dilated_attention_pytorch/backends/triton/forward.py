@@ -120,7 +120,8 @@ def attend_class(
                     BLOCK_M, BLOCK_N,
                 )  # fmt: skip
     else:
-        for t in tl.range(0, tl.cdiv((hi - lo) * (BLOCK_SIZE // RATE), BLOCK_N)):
+        # not pipelined: Triton 3.6 then reads the wrong keys for the causal mask
+        for t in tl.range(0, tl.cdiv((hi - lo) * (BLOCK_SIZE // RATE), BLOCK_N), num_stages=1):
             entry, key, n_in = joined_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
             n_in = n_in & (key < kv_valid)
             bias = 0.0
