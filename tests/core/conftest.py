@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "interpreter: runs the Triton kernels on CPU tensors, in Triton's interpreter")
+    config.addinivalue_line(
+        "markers", "interpreter: runs the Triton kernels on CPU tensors, in Triton's interpreter"
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,9 @@ POINTERS = {
 }  # fmt: skip
 
 
+Shape = tuple[int, int, torch.dtype, dict[str, Any]]  # head_dim, block_size, dtype, options
+
+
 def source(launch: Launch) -> ASTSource:
     """The kernel with the specialisation that a launch on a GPU would give it."""
     signature: dict[str, str] = {}
@@ -94,35 +97,35 @@ def launches(
     return [forward_launch(problem, out, lse, capability), *backward]
 
 
+DEFAULT_SHAPES: list[Shape] = [
+    (head_dim, block_size, torch.bfloat16, {"is_causal": causal})
+    for head_dim, block_size in ((64, 64), (128, 128))
+    for causal in (False, True)
+]
+OTHER_SHAPES: list[Shape] = [
+    (256, 64, torch.float16, {}),
+    (96, 32, torch.bfloat16, {"is_causal": True}),
+    (64, 256, torch.bfloat16, {}),
+    (128, 128, torch.float32, {}),
+    (64, 64, torch.bfloat16, {"dropout_p": 0.1}),
+    (64, 64, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4]}),
+]
+
+
 def main(arguments: list[str]) -> None:
-    """Arguments: capabilities such as 80 90; then --all for every option, else the default shapes."""
-    every = "--all" in arguments
-    shapes: list[tuple[int, int, torch.dtype, dict[str, Any]]] = [
-        (head_dim, block_size, torch.bfloat16, {"is_causal": causal})
-        for head_dim in (64, 128) for block_size in (64, 128) for causal in (False, True)
-    ]  # fmt: skip
-    if every:
-        shapes += [
-            (256, 64, torch.float16, {}), (96, 32, torch.bfloat16, {}), (16, 16, torch.float16, {}),
-            (64, 256, torch.bfloat16, {}), (64, 64, torch.float32, {}), (128, 128, torch.float32, {}),
-            (64, 64, torch.bfloat16, {"dropout_p": 0.1}),
-            (64, 64, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4]}),
-        ]  # fmt: skip
-    for argument in arguments:
-        if argument.startswith("--"):
-            continue
-        capability = divmod(int(argument), 10)
+    """Arguments: capabilities such as 80 90; --other adds every option to the default shapes."""
+    shapes = DEFAULT_SHAPES + (OTHER_SHAPES if "--other" in arguments else [])
+    for arch in (int(argument) for argument in arguments if not argument.startswith("--")):
         for head_dim, block_size, dtype, options in shapes:
-            for launch in launches(head_dim, block_size, dtype, capability, **options):
-                found = compiled(launch, int(argument))
+            for launch in launches(head_dim, block_size, dtype, divmod(arch, 10), **options):
                 case = {
-                    "arch": int(argument),
+                    "arch": arch,
                     "head_dim": head_dim,
                     "block_size": block_size,
                     "dtype": str(dtype),
                     **options,
                 }
-                print(json.dumps({**case, **found, **launch.options}), flush=True)
+                print(json.dumps({**case, **compiled(launch, arch), **launch.options}), flush=True)
 
 
 if __name__ == "__main__":

@@ -140,9 +140,7 @@ patterns = st.one_of(
 
 @given(patterns, st.integers(1, 400), st.integers(1, 400), st.booleans())
 @settings(max_examples=300)
-def test_any_layout_is_the_slow_definition(
-    pattern: Pattern, q_len: int, kv_len: int, causal: bool
-) -> None:
+def test_any_layout_is_the_slow_definition(pattern: Pattern, q_len: int, kv_len: int, causal: bool) -> None:
     assert layout_of(pattern, q_len, kv_len, causal).rows() == pattern_rows(pattern, q_len, kv_len, causal)
 
 
@@ -161,7 +159,12 @@ def test_rows_taken_in_several_groups_are_the_slow_definition(monkeypatch: pytes
     monkeypatch.setattr(dilated_sparse, "CANDIDATES_PER_GROUP", 500)
     for ratio, rates in itertools.product(("0.05", "0.4"), (None, (7, 7, 19), (9,))):
         pattern = Pattern("dilated_sparse", ratio, rates=rates)
-        for q_len, kv_len, causal in ((900, 900, False), (900, 900, True), (200, 900, True), (900, 200, True)):
+        for q_len, kv_len, causal in (
+            (900, 900, False),
+            (900, 900, True),
+            (200, 900, True),
+            (900, 200, True),
+        ):
             layout = layout_of(pattern, q_len, kv_len, causal)
             assert layout.rows() == pattern_rows(pattern, q_len, kv_len, causal)
 
@@ -203,7 +206,9 @@ def test_total_is_exact_and_no_row_is_empty(kind: str, causal: bool, thousandths
 @given(st.integers(1, 1000), st.integers(1, 60))
 def test_running_total_is_never_more_than_a_block_from_the_ratio(thousandths: int, n: int) -> None:
     """Also in between: no stretch of rows pays for another."""
-    counts = [len(row) for row in layout_of(Pattern("dilated_sparse", str(thousandths / 1000)), n * 16).rows()]
+    counts = [
+        len(row) for row in layout_of(Pattern("dilated_sparse", str(thousandths / 1000)), n * 16).rows()
+    ]
     totals = list(itertools.accumulate(counts))
     for i, total in enumerate(totals):
         assert total == max(Fraction(thousandths, 1000) * (i + 1) * n // 1, i + 1)
@@ -247,7 +252,9 @@ def test_causal_rows_are_the_same_whatever_the_length(pattern: Pattern, short: i
 
 @given(patterns, st.integers(1, 400), st.integers(1, 400))
 @settings(max_examples=150)
-def test_causal_chunk_is_the_last_rows_of_the_square_layout(pattern: Pattern, q_len: int, kv_len: int) -> None:
+def test_causal_chunk_is_the_last_rows_of_the_square_layout(
+    pattern: Pattern, q_len: int, kv_len: int
+) -> None:
     q_len, kv_len = sorted((q_len, kv_len))
     square = layout_of(pattern, kv_len, causal=True).rows()
     assert layout_of(pattern, q_len, kv_len, causal=True).rows() == square[(kv_len - q_len) // 16 :]
@@ -301,7 +308,10 @@ def test_default_rates_reach_every_scale_whatever_the_length() -> None:
 @pytest.mark.parametrize("per_head", [False, True])
 def test_column_lists_are_the_transpose_of_the_row_lists(name: str, per_head: bool) -> None:
     q_len, kv_len, causal = LENGTHS[name]
-    configs = [config_of(Pattern("dilated_sparse", "0.3")), config_of(Pattern("global_local", global_tokens=20))]
+    configs = [
+        config_of(Pattern("dilated_sparse", "0.3")),
+        config_of(Pattern("global_local", global_tokens=20)),
+    ]
     layout = BlockLayout.from_config(configs if per_head else configs[0], q_len, kv_len, causal)
     heads = range(layout.num_heads)
     n_rows, n_cols = layout.stats().num_rows, layout.stats().num_cols
@@ -385,7 +395,14 @@ def test_stats_count_the_blocks() -> None:
 
 def test_repr_names_the_figures() -> None:
     text = repr(BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01), 16_384))
-    for part in ("q_len=16384", "kv_len=16384", "block_size=64", "causal=False", "num_active_blocks=655", "cpu"):
+    for part in (
+        "q_len=16384",
+        "kv_len=16384",
+        "block_size=64",
+        "causal=False",
+        "num_active_blocks=655",
+        "cpu",
+    ):
         assert part in text
 
 
@@ -441,7 +458,9 @@ print((after - before) * 1024, *active)
 def test_memory_follows_the_active_blocks() -> None:
     """65,536 x 65,536 blocks would be 4.3 GB as one byte each; 0.6 to 2.5 million of them are active."""
     command = [sys.executable, "-c", BUILD_AND_MEASURE]
-    grown, *active = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    grown, *active = map(
+        int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
     assert all(5e5 < blocks < 3e6 for blocks in active)
     assert grown < 600e6
 
@@ -467,10 +486,15 @@ def test_million_tokens_build_on_the_gpu_within_a_second_and_100_megabytes() -> 
 @pytest.mark.parametrize("per_head", [False, True])
 @pytest.mark.parametrize("lengths", [(640, 640), (320, 640), (640, 320)])
 def test_block_mask_round_trip(lengths: tuple[int, int], per_head: bool) -> None:
-    configs = [SparsePatternConfig(sparsity_ratio=0.3), SparsePatternConfig("local_window", sparsity_ratio=0.2)]
+    configs = [
+        SparsePatternConfig(sparsity_ratio=0.3),
+        SparsePatternConfig("local_window", sparsity_ratio=0.2),
+    ]
     layout = BlockLayout.from_config(configs if per_head else configs[0], *lengths)
     block_mask = layout.to_block_mask()
-    assert torch.equal(block_mask.to_dense()[0].bool(), layout.to_dense().view(-1, *layout.to_dense().shape[-2:]))
+    assert torch.equal(
+        block_mask.to_dense()[0].bool(), layout.to_dense().view(-1, *layout.to_dense().shape[-2:])
+    )
     again = BlockLayout.from_block_mask(block_mask)
     assert (again.q_len, again.kv_len, again.block_size) == (*lengths, 64)
     assert [again.rows(head) for head in range(again.num_heads)] == [
@@ -515,9 +539,13 @@ def test_block_masks_that_a_layout_cannot_hold_are_refused() -> None:
         return query >= 0
 
     with pytest.raises(ValueError, match="square blocks.*64, 128"):
-        BlockLayout.from_block_mask(create_block_mask(everything, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=(64, 128)))
+        BlockLayout.from_block_mask(
+            create_block_mask(everything, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=(64, 128))
+        )
     with pytest.raises(ValueError, match="batch size 1, got 2"):
-        BlockLayout.from_block_mask(create_block_mask(everything, 2, 1, 512, 512, device="cpu", BLOCK_SIZE=64))
+        BlockLayout.from_block_mask(
+            create_block_mask(everything, 2, 1, 512, 512, device="cpu", BLOCK_SIZE=64)
+        )
 
 
 def test_causal_chunk_in_the_middle_of_a_block_has_no_block_mask() -> None:
@@ -582,7 +610,9 @@ def test_coverage_errors_name_the_argument() -> None:
 # ---- plot
 
 
-@pytest.mark.parametrize("lengths", [(320, 320, False), (64, 320, True), (320, 64, True), (20_000, 20_000, False)])
+@pytest.mark.parametrize(
+    "lengths", [(320, 320, False), (64, 320, True), (320, 64, True), (20_000, 20_000, False)]
+)
 def test_plot_draws_the_blocks(lengths: tuple[int, int, bool]) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -681,8 +711,14 @@ def test_token_dilation_errors_name_argument_and_value(
         ({"global_tokens": -1}, "global_tokens must be .*got -1"),
         ({"pattern_type": "global_local", "global_tokens": 1.0}, "global_tokens must be .*got 1.0"),
         ({"global_tokens": 64}, "global_tokens does not apply to pattern_type='dilated_sparse'.*64"),
-        ({"pattern_type": "local_window", "global_tokens": 64}, "global_tokens does not apply.*'local_window'.*64"),
-        ({"pattern_type": "local_window", "dilation_rates": [1, 2]}, r"dilation_rates does not apply.*\(1, 2\)"),
+        (
+            {"pattern_type": "local_window", "global_tokens": 64},
+            "global_tokens does not apply.*'local_window'.*64",
+        ),
+        (
+            {"pattern_type": "local_window", "dilation_rates": [1, 2]},
+            r"dilation_rates does not apply.*\(1, 2\)",
+        ),
         ({"dilation_rates": []}, r"dilation_rates must be .*got \(\)"),
         ({"dilation_rates": [1, 0]}, r"dilation_rates must be .*got \(1, 0\)"),
         ({"dilation_rates": [1.5]}, r"dilation_rates must be .*got \(1.5,\)"),
@@ -739,7 +775,11 @@ def test_from_config_errors_name_argument_and_value(arguments: tuple[object, ...
         (torch.ones(4, 4), (), r"mask must be bool.*torch.float32 \(4, 4\)"),
         (torch.ones(4, dtype=torch.bool), (), r"mask must be bool.*\(4,\)"),
         (torch.ones(1, 2, 4, 4, dtype=torch.bool), (), r"mask must be bool.*\(1, 2, 4, 4\)"),
-        (torch.ones(4, 4, dtype=torch.bool), (100, 64), "4 x 4 blocks, but q_len 100, kv_len 64.* need 7 x 4"),
+        (
+            torch.ones(4, 4, dtype=torch.bool),
+            (100, 64),
+            "4 x 4 blocks, but q_len 100, kv_len 64.* need 7 x 4",
+        ),
     ],
 )
 def test_from_dense_errors_name_argument_and_value(

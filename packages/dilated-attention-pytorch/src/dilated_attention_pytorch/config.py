@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -141,7 +142,7 @@ class TokenDilation:
                 raise ValueError(
                     f"segment_lengths must be multiples of block_size {block_size}, got {segment!r} in {list(segments)}"
                 )
-        if any(a >= b for a, b in zip(segments, segments[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(segments)):
             raise ValueError(f"segment_lengths must be ascending, got {list(segments)}")
         for rate in rates:
             if not is_int(rate) or rate < 1 or block_size % rate:

@@ -16,9 +16,11 @@ from dataclasses import astuple
 from pathlib import Path
 
 import torch
+
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.triton import launch as launches
+from dilated_attention_pytorch.backends.triton import tuning
 from dilated_attention_pytorch.backends.triton.tuning import Tiles, default_tiles, shared_kib
 from dilated_attention_pytorch.functional import make_problem
 
@@ -55,8 +57,8 @@ def make(shape: Shape, seqlen: int, density: float) -> AttentionProblem:
 
 def prepared(shape: Shape, problem: AttentionProblem, tiles: Tiles) -> launches.Launch:
     """The launch of one kernel with the given tiles, on uninitialised statistics."""
-    original = launches.tiles
-    launches.tiles = lambda kernel, *others: tiles if kernel == shape[0] else original(kernel, *others)
+    original = tuning.tiles
+    tuning.tiles = lambda kernel, *others: tiles if kernel == shape[0] else original(kernel, *others)
     try:
         capability = torch.cuda.get_device_capability()
         out = torch.randn_like(problem.q)
@@ -66,7 +68,7 @@ def prepared(shape: Shape, problem: AttentionProblem, tiles: Tiles) -> launches.
         backward, _ = launches.backward_launches(problem, out, lse, out, None, capability)
         return next(item for item in backward if item.kernel.__name__ == f"{shape[0]}_kernel")
     finally:
-        launches.tiles = original
+        tuning.tiles = original
 
 
 def compile_one(work: tuple[Shape, Tiles]) -> str | None:

@@ -5,10 +5,12 @@ Names and sizes used below:
             is only one row, so that decoding one token costs one query).
     piece   `width` keys of one block that share ``j mod stride``, where stride is the largest token dilation
             rate. A block of rate r contributes stride / r pieces, so dropped keys are never touched; without
-            token dilation stride is 1 and a piece is a block. Keys and values are packed piece by piece.
-    chunk   R tiles that attend to the same number n of pieces, computed as one dense batch. Its temporaries
-            hold at most about ELEMENTS_PER_THREAD elements per thread; a longer row is cut into several chunks,
-            which are merged by their log-sum-exp.
+            token dilation stride is 1 and a piece is a block.
+    panel   a few (batch, kv head) pairs, packed tile by tile and piece by piece into memory that the next panel
+            uses again.
+    chunk   R tiles of a panel that attend to the same number n of pieces, computed as one dense batch. Its
+            temporaries hold at most about ELEMENTS_PER_THREAD elements per thread each; a longer row is cut into
+            several chunks, which are merged by their log-sum-exp.
 """
 
 from __future__ import annotations
@@ -26,21 +28,39 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores: they stay in the cache from one step to the next
 
 
+class Panel(NamedTuple):
+    """Some batch elements and kv heads, and the query heads of these."""
+
+    batches: slice
+    kv_heads: slice
+    heads: slice
+
+    @property
+    def queries(self) -> tuple[slice, slice, slice]:
+        """Index of a (batch, q_len, num_heads, ...) tensor."""
+        return self.batches, slice(None), self.heads
+
+    @property
+    def keys(self) -> tuple[slice, slice, slice]:
+        """Index of a (batch, kv_len, num_kv_heads, ...) tensor."""
+        return self.batches, slice(None), self.kv_heads
+
+
 class Chunk(NamedTuple):
     """R tiles with n pieces each; all int64."""
 
-    tiles: Tensor  # (R,) index into the packed queries, (batch * num_heads + head) * n_rows + row
-    batch: Tensor  # (R,)
-    head: Tensor  # (R,)
+    tiles: Tensor  # (R,) index into the packed queries of the panel, by (batch, head, row)
+    batch: Tensor  # (R,) of the problem
+    head: Tensor  # (R,) of the problem
     position: Tensor  # (R, height) of the queries
     slots: Tensor  # (R, n) piece within its sequence: block * stride + residue
-    pieces: Tensor  # (R, n) index into the packed keys and values
+    pieces: Tensor  # (R, n) index into the packed keys and values of the panel, by (batch, kv head, slot)
     entries: Tensor  # (R, n) block bias entry
     is_first: bool  # no earlier chunk holds pieces of these tiles
 
 
 class Scratch:
-    """Buffers that every chunk uses again: fresh memory would cost a page fault per 4 KiB, each time."""
+    """Buffers that every panel and chunk uses again: fresh memory costs a page fault per 4 KiB, each time."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -70,6 +90,7 @@ class Tiling:
         self.problem = problem
         self.dtype = torch.promote_types(problem.q.dtype, torch.float32)
         self.scratch = Scratch(self.dtype)
+        self.limit = ELEMENTS_PER_THREAD * torch.get_num_threads()
         self.stride = max(problem.rates)
         self.width = problem.block_size // self.stride
         self.n_slots = problem.n_cols * self.stride
@@ -90,38 +111,66 @@ class Tiling:
         self.offsets = ends[rows.offsets[:: rates.numel()].long()]  # (layout_heads * n_rows + 1,)
         self.rate = rate.repeat_interleave(copies)
         nth = torch.arange(self.rate.numel()) - ends[:-1].repeat_interleave(copies)
-        self.slots = rows.indices.long().repeat_interleave(copies) * self.stride + nth * self.rate  # for head 0
+        self.slots = (
+            rows.indices.long().repeat_interleave(copies) * self.stride + nth * self.rate
+        )  # for head 0
         self.entries = rows.entries.long().repeat_interleave(copies)
 
-    # ---- packing: tensors of the problem, as matrices with one tile or piece per row
+    # ---- panels: parts of the problem's tensors, as matrices with one tile or piece per row
 
-    def pack_queries(self, x: Tensor) -> Tensor:
-        """(batch, q_len, num_heads, dim) -> (tiles, height * dim)."""
-        return padded(x.transpose(1, 2), self.lead, self.problem.n_rows * self.height).view(-1, self.height * x.shape[3])
-
-    def unpack_queries(self, tiles: Tensor, dtype: torch.dtype) -> Tensor:
-        """(tiles, height * dim) -> (batch, q_len, num_heads, dim)."""
+    def panels(self) -> Iterator[Panel]:
         p = self.problem
-        x = tiles.view(p.batch, p.num_heads, p.n_rows * self.height, -1)[:, :, self.lead : self.lead + p.q_len]
-        return x.transpose(1, 2).to(dtype).contiguous()
+        group = p.num_heads // p.num_kv_heads
+        per_sequence = max(p.kv_len, p.q_len * group) * max(p.head_dim, p.v_head_dim)
+        n_sequences = max(1, 2 * self.limit // per_sequence)
+        n_kv_heads = min(n_sequences, p.num_kv_heads)
+        n_batches = max(1, n_sequences // p.num_kv_heads)
+        for b in range(0, p.batch, n_batches):
+            for h in range(0, p.num_kv_heads, n_kv_heads):
+                end = min(h + n_kv_heads, p.num_kv_heads)
+                yield Panel(
+                    slice(b, min(b + n_batches, p.batch)), slice(h, end), slice(h * group, end * group)
+                )
 
-    def pack_keys(self, x: Tensor) -> Tensor:
-        """(batch, kv_len, num_kv_heads, dim) -> (pieces, width * dim)."""
-        p, dim = self.problem, x.shape[3]
-        x = padded(x.transpose(1, 2), 0, p.n_cols * p.block_size)
-        x = x.view(p.batch, p.num_kv_heads, p.n_cols, self.width, self.stride, dim).transpose(3, 4)
+    def pack_queries(self, name: str, x: Tensor, fill: float = 0.0) -> Tensor:
+        """(batches, q_len, heads, dim) -> (tiles, height * dim); `fill` for queries that do not exist."""
+        length = self.problem.n_rows * self.height
+        return self.pack(name, x, self.lead, length, fill).view(-1, self.height * x.shape[3])
+
+    def unpack_queries(self, tiles: Tensor, out: Tensor) -> None:
+        """(tiles, height * dim) -> (batches, q_len, heads, dim)."""
+        batches, q_len, heads, dim = out.shape
+        x = tiles.view(batches, heads, self.problem.n_rows * self.height, dim)
+        out.copy_(x[:, :, self.lead : self.lead + q_len].transpose(1, 2))
+
+    def pack_keys(self, name: str, x: Tensor, panel: Panel) -> Tensor:
+        """(batches, kv_len, kv_heads, dim) -> (pieces, width * dim)."""
+        p = self.problem
+        batches, _, heads, dim = x.shape
+        tokens = self.pack(name, x, 0, p.n_cols * p.block_size)
+        by_piece = tokens.view(batches, heads, p.n_cols, self.width, self.stride, dim).transpose(3, 4)
         if p.kv_lengths is not None or p.key_padding_mask is not None:
             # A cache may hold anything behind its end, and 0 * NaN is NaN.
             assert self.dead is not None
-            x = x.masked_fill(self.dead.view(p.batch, 1, p.n_cols, self.stride, self.width, 1), 0.0)
-        return x.reshape(-1, self.width * dim)
+            by_piece.masked_fill_(self.dead[panel.batches].view(batches, 1, *by_piece.shape[2:5], 1), 0.0)
+        if self.stride > 1:
+            by_piece = self.scratch.take(name + " by piece", *by_piece.shape, dtype=x.dtype).copy_(by_piece)
+        return by_piece.view(-1, self.width * dim)
 
-    def unpack_keys(self, pieces: Tensor, dtype: torch.dtype) -> Tensor:
-        """(pieces, width * dim) -> (batch, kv_len, num_kv_heads, dim)."""
-        p = self.problem
-        x = pieces.view(p.batch, p.num_kv_heads, p.n_cols, self.stride, self.width, -1).transpose(3, 4)
-        x = x.reshape(p.batch, p.num_kv_heads, p.n_cols * p.block_size, -1)[:, :, : p.kv_len]
-        return x.transpose(1, 2).to(dtype).contiguous()
+    def unpack_keys(self, pieces: Tensor, out: Tensor) -> None:
+        """(pieces, width * dim) -> (batches, kv_len, kv_heads, dim)."""
+        batches, kv_len, heads, dim = out.shape
+        x = pieces.view(batches, heads, self.problem.n_cols, self.stride, self.width, dim).transpose(3, 4)
+        out.copy_(x.reshape(batches, heads, -1, dim)[:, :, :kv_len].transpose(1, 2))
+
+    def pack(self, name: str, x: Tensor, lead: int, length: int, fill: float = 0.0) -> Tensor:
+        """(batches, tokens, heads, dim) -> (batches, heads, length, dim), filled up before and after the tokens."""
+        batches, n_tokens, heads, dim = x.shape
+        out = self.scratch.take(name, batches, heads, length, dim, dtype=x.dtype)
+        out[:, :, :lead] = fill
+        out[:, :, lead + n_tokens :] = fill
+        out[:, :, lead : lead + n_tokens] = x.transpose(1, 2)
+        return out
 
     def dead_keys(self) -> Tensor | None:
         """Padding and the keys after the end, bool (batch, n_slots, width); None if there are none."""
@@ -135,43 +184,47 @@ class Tiling:
             dead |= key >= p.kv_lengths[:, None]
         if p.key_padding_mask is not None:
             dead[:, : p.kv_len] |= p.key_padding_mask
-        return dead.view(p.batch, p.n_cols, self.width, self.stride).transpose(2, 3).reshape(p.batch, self.n_slots, -1)
+        return (
+            dead.view(p.batch, p.n_cols, self.width, self.stride)
+            .transpose(2, 3)
+            .reshape(p.batch, self.n_slots, -1)
+        )
 
     # ---- chunks
 
-    def chunks(self) -> Iterator[Chunk]:
-        """All work, ordered so that the chunks of one tile come in the order of their pieces."""
+    def chunks(self, panel: Panel) -> Iterator[Chunk]:
+        """The work of a panel, ordered so that the chunks of one tile come in the order of their pieces."""
         p = self.problem
-        tile = torch.arange(p.batch * p.num_heads * p.n_rows)
-        head = tile // p.n_rows % p.num_heads
+        n_batches, n_heads = (part.stop - part.start for part in (panel.batches, panel.heads))
+        tile = torch.arange(n_batches * n_heads * p.n_rows)
+        head = panel.heads.start + tile // p.n_rows % n_heads
         lists = head // (p.num_heads // p.layout_heads) * p.n_rows + tile % p.n_rows
         n_pieces = self.offsets.diff()[lists]
-        limit = ELEMENTS_PER_THREAD * torch.get_num_threads()
         per_piece = self.width * max(self.height, p.head_dim, p.v_head_dim)
-        longest = max(1, limit // per_piece)
-        for begin in range(0, int(n_pieces.max()) if n_pieces.numel() else 0, longest):
+        longest = max(1, self.limit // per_piece)
+        for begin in range(0, int(n_pieces.max()), longest):
             n_here = (n_pieces - begin).clamp(0, longest)
             n_sorted, order = n_here.sort(stable=True)  # neighbouring rows stay together: they share keys
             sizes, counts = n_sorted.unique_consecutive(return_counts=True)
             for n, same in zip(sizes.tolist(), order.split(counts.tolist()), strict=True):
                 if n == 0:
                     continue
-                for tiles in even_split(same, max(1, limit // (n * per_piece))):
-                    yield self.chunk(tiles, self.offsets[lists[tiles]] + begin, n, is_first=begin == 0)
+                for tiles in even_split(same, max(1, self.limit // (n * per_piece))):
+                    yield self.chunk(panel, tiles, self.offsets[lists[tiles]] + begin, n, is_first=begin == 0)
 
-    def chunk(self, tiles: Tensor, starts: Tensor, n: int, is_first: bool) -> Chunk:
+    def chunk(self, panel: Panel, tiles: Tensor, starts: Tensor, n: int, is_first: bool) -> Chunk:
         p = self.problem
-        batch_head, row = tiles // p.n_rows, tiles % p.n_rows
-        batch, head = batch_head // p.num_heads, batch_head % p.num_heads
+        group, n_heads = p.num_heads // p.num_kv_heads, panel.heads.stop - panel.heads.start
+        row, sequence = tiles % p.n_rows, tiles // p.n_rows // group  # of the panel's (batch, kv head) pairs
+        batch = panel.batches.start + tiles // (n_heads * p.n_rows)
+        head = panel.heads.start + tiles // p.n_rows % n_heads
         listed = starts[:, None] + torch.arange(n)
         slots = self.slots[listed]
         if self.stride > 1:
             slots += head[:, None] % self.rate[listed]
-        sequence = batch * p.num_kv_heads + head // (p.num_heads // p.num_kv_heads)
+        pieces = sequence[:, None] * self.n_slots + slots
         position = self.first_position + row[:, None] * self.height + torch.arange(self.height)
-        return Chunk(
-            tiles, batch, head, position, slots, sequence[:, None] * self.n_slots + slots, self.entries[listed], is_first
-        )
+        return Chunk(tiles, batch, head, position, slots, pieces, self.entries[listed], is_first)
 
     # ---- what forward and backward share
 
@@ -183,7 +236,9 @@ class Tiling:
         by_piece = scores.view(n_tiles, self.height, n, self.width)
         if p.block_bias is not None:
             n_batches, n_heads, _ = p.block_bias.shape
-            bias = p.block_bias[chunk.batch[:, None] % n_batches, chunk.head[:, None] % n_heads, chunk.entries]
+            bias = p.block_bias[
+                chunk.batch[:, None] % n_batches, chunk.head[:, None] % n_heads, chunk.entries
+            ]
             by_piece += bias[:, None, :, None]
         self.hide(chunk, by_piece.transpose(1, 2))
         return scores
@@ -191,7 +246,9 @@ class Tiling:
     def hide(self, chunk: Chunk, scores: Tensor) -> None:
         """Set what a query may not see to -inf in scores (R, n, height, width); most pieces need no mask."""
         p, slots = self.problem, chunk.slots
-        first = slots // self.stride * p.block_size + slots % self.stride  # (R, n) the first key of each piece
+        first = (
+            slots // self.stride * p.block_size + slots % self.stride
+        )  # (R, n) the first key of each piece
         partial = torch.zeros_like(slots, dtype=torch.bool)
         if p.is_causal:
             partial |= first + (self.width - 1) * self.stride > chunk.position[:, :1]
@@ -216,18 +273,10 @@ class Tiling:
         key = (first[:, :, None] + torch.arange(0, p.block_size, self.stride)).flatten(1)
         batch_head = chunk.batch * p.num_heads + chunk.head
         query = chunk.position - p.q_offset
-        keep = dropout_keep(p.seed, p.dropout_p, key[:, None, :], query[:, :, None], batch_head[:, None, None])
+        keep = dropout_keep(
+            p.seed, p.dropout_p, key[:, None, :], query[:, :, None], batch_head[:, None, None]
+        )
         return keep.to(self.dtype).div_(1.0 - p.dropout_p)
-
-
-def padded(x: Tensor, lead: int, length: int) -> Tensor:
-    """(batch, heads, tokens, dim), contiguous, with `lead` zero tokens before and zeros up to `length` behind."""
-    n_tokens = x.shape[2]
-    if lead == 0 and length == n_tokens:
-        return x.contiguous()
-    out = x.new_zeros(x.shape[0], x.shape[1], length, x.shape[3])
-    out[:, :, lead : lead + n_tokens] = x
-    return out
 
 
 def even_split(x: Tensor, at_most: int) -> tuple[Tensor, ...]:
@@ -267,17 +316,30 @@ CPU = CpuBackend()
 
 
 def forward(tiling: Tiling) -> tuple[Tensor, Tensor]:
+    p = tiling.problem
+    out = p.q.new_empty(p.batch, p.q_len, p.num_heads, p.v_head_dim)
+    lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=tiling.dtype)
+    for panel in tiling.panels():
+        out_tiles, lse_tiles = forward_panel(tiling, panel)
+        tiling.unpack_queries(out_tiles, out[panel.queries])
+        tiling.unpack_queries(lse_tiles, lse.transpose(1, 2)[panel.queries].unsqueeze(-1))
+    return out, lse
+
+
+def forward_panel(tiling: Tiling, panel: Panel) -> tuple[Tensor, Tensor]:
+    """out (tiles, height * v_head_dim) and lse (tiles, height)."""
     p, scratch, height = tiling.problem, tiling.scratch, tiling.height
-    q, k, v = tiling.pack_queries(p.q), tiling.pack_keys(p.k), tiling.pack_keys(p.v)
-    out = torch.zeros(q.shape[0], height * p.v_head_dim, dtype=tiling.dtype)
-    lse = torch.full((q.shape[0], height), -torch.inf, dtype=tiling.dtype)
+    q = tiling.pack_queries("all q", p.q[panel.queries])
+    k, v = (tiling.pack_keys(name, x[panel.keys], panel) for name, x in (("all k", p.k), ("all v", p.v)))
+    out = scratch.take("all out", q.shape[0], height * p.v_head_dim).zero_()
+    lse = scratch.take("all lse", q.shape[0], height).fill_(-torch.inf)
     finite = torch.finfo(tiling.dtype)
-    for chunk in tiling.chunks():
+    for chunk in tiling.chunks(panel):
         n_tiles, n_keys = chunk.tiles.numel(), chunk.slots.shape[1] * tiling.width
         q_tile = scratch.gather("q", q, chunk.tiles).view(n_tiles, height, p.head_dim)
         k_tile = scratch.gather("kv", k, chunk.pieces).view(n_tiles, n_keys, p.head_dim)
         weights = tiling.scores(chunk, q_tile, k_tile)  # not yet
-        largest = weights.amax(-1, keepdim=True).clamp_(min=finite.min)  # of an empty row too
+        largest = weights.amax(-1, keepdim=True).clamp_(min=finite.min)  # finite for a query that sees no key
         weights.sub_(largest).exp_()
         total = weights.sum(-1, keepdim=True)  # 0, or at least 1
         if p.dropout_p > 0.0:
@@ -287,38 +349,59 @@ def forward(tiling: Tiling) -> tuple[Tensor, Tensor]:
         torch.bmm(weights, v_tile, out=part).div_(total.clamp(min=finite.tiny))
         part_lse = largest.add_(total.log_())  # (R, height, 1)
         if not chunk.is_first:
-            before = lse[chunk.tiles].unsqueeze(-1)
-            both = torch.logaddexp(before, part_lse)
+            both = torch.logaddexp(lse[chunk.tiles].unsqueeze(-1), part_lse)
             share = (part_lse - both.clamp(min=finite.min)).exp_()
             part.lerp_(out[chunk.tiles].view_as(part), 1.0 - share)
             part_lse = both
         out.index_copy_(0, chunk.tiles, part.view(n_tiles, -1))
         lse.index_copy_(0, chunk.tiles, part_lse.view(n_tiles, height))
-    lse = tiling.unpack_queries(lse, tiling.dtype).squeeze(-1).transpose(1, 2).contiguous()
-    return tiling.unpack_queries(out, p.q.dtype), lse
+    return out, lse
 
 
-def backward(tiling: Tiling, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None) -> Gradients:
-    p, scratch, height = tiling.problem, tiling.scratch, tiling.height
-    # Queries that see no key or do not exist: a weight of exp(score - inf) = 0, and gradients of 0.
-    empty = (lse == -torch.inf).transpose(1, 2)
-    delta = (grad_out.to(tiling.dtype) * out).sum(-1)  # (batch, q_len, num_heads)
-    if grad_lse is not None:
-        delta -= grad_lse.transpose(1, 2)
-    if bool(empty.any()):
-        delta = delta.masked_fill(empty, 0.0)
-        grad_out = grad_out.masked_fill(empty.unsqueeze(-1), 0.0)
-    minus_lse = lse.transpose(1, 2).masked_fill(empty, torch.inf).neg_()
-
-    delta, minus_lse = (tiling.pack_queries(x.unsqueeze(-1)) for x in (delta, minus_lse))
-    q, d_out = tiling.pack_queries(p.q), tiling.pack_queries(grad_out)
-    k, v = tiling.pack_keys(p.k), tiling.pack_keys(p.v)
-    dq, dk, dv = (torch.zeros(x.shape, dtype=tiling.dtype) for x in (q, k, v))
-    d_bias = None
+def backward(
+    tiling: Tiling, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> Gradients:
+    p = tiling.problem
+    grads = [torch.empty(x.shape, dtype=x.dtype) for x in (p.q, p.k, p.v)]
+    grad_bias = None
     if p.block_bias is not None:
-        d_bias = torch.zeros(p.batch, p.num_heads, p.rows.entries.numel(), dtype=tiling.dtype)
+        grad_bias = torch.zeros(p.batch, p.num_heads, p.rows.entries.numel(), dtype=tiling.dtype)
+    for panel in tiling.panels():
+        own = panel.queries
+        own_lse, d_out = lse.transpose(1, 2)[own], grad_out[own]
+        delta = (d_out.to(tiling.dtype) * out[own]).sum(-1, keepdim=True)  # (batches, q_len, heads, 1)
+        if grad_lse is not None:
+            delta -= grad_lse.transpose(1, 2)[own].unsqueeze(-1)
+        # Queries that see no key or do not exist: weights exp(score - inf) = 0, whatever gradient arrives.
+        empty = (own_lse == -torch.inf).unsqueeze(-1)
+        if bool(empty.any()):
+            delta, d_out = delta.masked_fill(empty, 0.0), d_out.masked_fill(empty, 0.0)
+        minus_lse = -own_lse.unsqueeze(-1).masked_fill(empty, torch.inf)
+        d_q, d_k, d_v = backward_panel(
+            tiling,
+            panel,
+            tiling.pack_queries("all d out", d_out),
+            tiling.pack_queries("all delta", delta),
+            tiling.pack_queries("all lse", minus_lse, fill=-torch.inf),
+            grad_bias,
+        )
+        tiling.unpack_queries(d_q, grads[0][own])
+        tiling.unpack_keys(d_k, grads[1][panel.keys])
+        tiling.unpack_keys(d_v, grads[2][panel.keys])
+    return Gradients(grads[0], grads[1], grads[2], grad_bias)
 
-    for chunk in tiling.chunks():
+
+def backward_panel(
+    tiling: Tiling, panel: Panel, d_out: Tensor, delta: Tensor, minus_lse: Tensor, grad_bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the packed q, k and v; adds to grad_bias. delta is sum(out * d_out) - d_lse per query."""
+    p, scratch, height = tiling.problem, tiling.scratch, tiling.height
+    q = tiling.pack_queries("all q", p.q[panel.queries])
+    k, v = (tiling.pack_keys(name, x[panel.keys], panel) for name, x in (("all k", p.k), ("all v", p.v)))
+    d_q, d_k, d_v = (
+        scratch.take(name, *x.shape).zero_() for name, x in (("all d q", q), ("all d k", k), ("all d v", v))
+    )
+    for chunk in tiling.chunks(panel):
         n_tiles, n = chunk.slots.shape
         n_keys, pieces = n * tiling.width, chunk.pieces.flatten()
         q_tile = scratch.gather("q", q, chunk.tiles).view(n_tiles, height, p.head_dim)
@@ -328,25 +411,24 @@ def backward(tiling: Tiling, out: Tensor, lse: Tensor, grad_out: Tensor, grad_ls
 
         weights = tiling.scores(chunk, q_tile, k_tile).add_(minus_lse[chunk.tiles].unsqueeze(-1)).exp_()
         d_scores = scratch.take("d scores", n_tiles, height, n_keys)
-        torch.bmm(d_out_tile, v_tile.transpose(1, 2), out=d_scores)  # gradient of the dropped weights
+        torch.bmm(
+            d_out_tile, v_tile.transpose(1, 2), out=d_scores
+        )  # so far the gradient of the dropped weights
         kept = weights
         if p.dropout_p > 0.0:
             factor = tiling.dropout_factor(chunk)
             d_scores *= factor
             kept = weights * factor
-        d_v_tile = torch.bmm(kept.transpose(1, 2), d_out_tile, out=v_tile)  # v_tile has served
-        dv.index_add_(0, pieces, d_v_tile.view(pieces.numel(), -1))
+        torch.bmm(kept.transpose(1, 2), d_out_tile, out=v_tile)  # the values have served
+        d_v.index_add_(0, pieces, v_tile.view(pieces.numel(), -1))
         d_scores.sub_(delta[chunk.tiles].unsqueeze(-1)).mul_(weights)
-        if d_bias is not None:
+        if grad_bias is not None:
             per_piece = d_scores.view(n_tiles, height, n, tiling.width).sum((1, 3))
-            place = (chunk.batch * p.num_heads + chunk.head)[:, None] * d_bias.shape[2] + chunk.entries
-            d_bias.view(-1).index_add_(0, place.flatten(), per_piece.flatten())
+            place = (chunk.batch * p.num_heads + chunk.head)[:, None] * grad_bias.shape[2] + chunk.entries
+            grad_bias.view(-1).index_add_(0, place.flatten(), per_piece.flatten())
         d_q_tile = scratch.take("d q", n_tiles, height, p.head_dim)
         torch.baddbmm(d_q_tile, d_scores, k_tile, beta=0, alpha=p.softmax_scale, out=d_q_tile)
-        dq.index_add_(0, chunk.tiles, d_q_tile.view(n_tiles, -1))
-        d_k_tile = torch.baddbmm(k_tile, d_scores.transpose(1, 2), q_tile, beta=0, alpha=p.softmax_scale, out=k_tile)
-        dk.index_add_(0, pieces, d_k_tile.view(pieces.numel(), -1))
-
-    return Gradients(
-        tiling.unpack_queries(dq, p.q.dtype), tiling.unpack_keys(dk, p.k.dtype), tiling.unpack_keys(dv, p.v.dtype), d_bias
-    )
+        d_q.index_add_(0, chunk.tiles, d_q_tile.view(n_tiles, -1))
+        torch.baddbmm(k_tile, d_scores.transpose(1, 2), q_tile, beta=0, alpha=p.softmax_scale, out=k_tile)
+        d_k.index_add_(0, pieces, k_tile.view(pieces.numel(), -1))
+    return d_q, d_k, d_v

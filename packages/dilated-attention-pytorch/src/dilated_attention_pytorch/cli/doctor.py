@@ -71,7 +71,7 @@ def examine_package(name: str) -> dict[str, str | None]:
 
 def examine_cpu() -> dict[str, Any]:
     """The CPU as torch sees it."""
-    capability = torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
+    capability = torch.backends.cpu.get_cpu_capability()
     return {
         "device": "cpu",
         "name": f"{platform.machine()}, {capability}",

@@ -11,6 +11,8 @@ from .arguments import block_size, int_list, kept_ratio, natural_int, path, posi
 from .errors import CommandError
 
 FORMATS = (".png", ".svg", ".pdf")
+# Of how many layers the coverage is printed.
+MOST_LAYERS = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +142,7 @@ def describe_hops(layout: BlockLayout) -> str:
         if hops is None
         else f"full coverage   with {hops} layers"
     ]
-    for layers in range(1, 5 if hops is None else min(hops, 4) + 1):
+    for layers in range(1, min(hops or MOST_LAYERS, MOST_LAYERS) + 1):
         name = f"{layers} layer{'s' if layers > 1 else ''}"
         lines.append(f"{name:<16}connect {layout.coverage(layers):.1%} of the block pairs")
     return "\n".join(lines)

@@ -62,7 +62,9 @@ def split_files(files: Sequence[Path], context: int) -> tuple[str, bytes, bytes]
 
 def split_library() -> tuple[str, bytes, bytes]:
     """Name, text to learn and held-out files of the standard library."""
-    train, held_out, n_files, n_bytes = [], [], 0, 0
+    train: list[bytes] = []
+    held_out: list[bytes] = []
+    n_files = n_bytes = 0
     for file in library_files():
         source = file.read_bytes() if os.access(file, os.R_OK) else b""
         if n_bytes + len(source) > MAX_LIBRARY_BYTES:

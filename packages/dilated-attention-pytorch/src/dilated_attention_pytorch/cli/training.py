@@ -47,7 +47,7 @@ def training_step(model: ByteLanguageModel, optimizer: torch.optim.Optimizer, wi
     """One step of the optimizer; returns the loss before it."""
     optimizer.zero_grad(set_to_none=True)
     loss = next_byte_loss(model, windows)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.detach()

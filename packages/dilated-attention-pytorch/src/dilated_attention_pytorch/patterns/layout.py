@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -243,7 +244,7 @@ class BlockLayout:
         first = head * self.grid.n_rows
         offsets = self.row_lists.offsets[first : first + self.grid.n_rows + 1].tolist()
         columns = self.row_lists.indices.tolist()
-        return [columns[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+        return [columns[a:b] for a, b in itertools.pairwise(offsets)]
 
     def to_dense(self) -> Tensor:
         """Bool block mask (n_rows, n_cols), or (num_heads, n_rows, n_cols) for per-head layouts."""

@@ -26,7 +26,8 @@ def allowed_pairs(layout: BlockLayout, rows: Tensor) -> Tensor:
     """Bool (n_cols, rows): the pairs that dense attention with the same lengths and causality connects."""
     cols = torch.arange(layout.grid.n_cols, device=layout.device)[:, None]
     if layout.causal:
-        return torch.le(cols, rows + layout.grid.first_row)
+        past: Tensor = cols <= rows + layout.grid.first_row
+        return past
     return torch.ones_like(cols + rows, dtype=torch.bool)
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..dropout import keep_threshold
 from ..problem import AttentionProblem, Gradients
+from . import tuning
 from .backward import delta_kernel, dkdv_kernel, dq_kernel
 from .forward import forward_kernel
-from .tuning import tiles
 
 # The interpreter has no architecture: any will do, results do not depend on it.
 INTERPRETER_CAPABILITY = (8, 0)
@@ -94,7 +94,9 @@ def forward_launch(
 ) -> Launch:
     p = problem
     common = common_arguments(p)
-    tile = tiles("forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability)
+    tile = tuning.tiles(
+        "forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability
+    )
     arguments = {
         **common, "Out": out, "Lse": lse,
         "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Entries": p.rows.entries,
@@ -140,7 +142,7 @@ def backward_launches(
     launches = [Launch(delta_kernel, (n_delta,), delta_arguments, {"num_warps": 4})]
     common |= {"GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd")}
 
-    tile = tiles("dq", padded, p.block_size, p.q.dtype, capability)
+    tile = tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability)
     grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device=p.q.device)
     n_entries, grad_bias, slots = p.rows.indices.numel(), None, None
     tiles_m, parts_n = p.block_size // tile.block_m, max(1, p.block_size // tile.block_n)
@@ -158,7 +160,7 @@ def backward_launches(
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     launches.append(Launch(dq_kernel, grid, arguments, options))
 
-    tile = tiles("dkdv", padded, p.block_size, p.q.dtype, capability)
+    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, capability)
     grad_k = torch.empty(p.k.shape, dtype=p.k.dtype, device=p.k.device)
     grad_v = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
     key_stride = max(p.rates)

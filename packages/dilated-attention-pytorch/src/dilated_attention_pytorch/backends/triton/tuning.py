@@ -59,7 +59,9 @@ def default_tiles(
         block_m, block_n = own, min(other, 64)
     else:
         block_m, block_n = min(other, 64), own
-    num_warps = 8 if max(block_m, block_n) >= 128 or head_dim > 128 else 4
+    # Without warpgroup products the accumulators of head_dim 128 want the registers of 8 warps.
+    wide = max(block_m, block_n) >= 128 or head_dim > (128 if capability[0] in (9, 10) else 64)
+    num_warps = 8 if wide else 4
     tiles_held = {"forward": 1, "dq": 2, "dkdv": 2}[kernel]
     held = tiles_held * (block_n if kernel == "dkdv" else block_m) * head_dim * itemsize
     staged = 2 * (block_m if kernel == "dkdv" else block_n) * head_dim * itemsize

@@ -1,0 +1,54 @@
+"""The Triton kernels compile for every supported architecture, with no GPU present, and keep to registers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+
+SCRIPT = Path(__file__).parent / "offline_compile.py"
+# KiB of shared memory a program may use.
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+# Bytes spilled per thread over a whole kernel; a spilled accumulator would be 256 and more.
+MOST_SPILLS = {80: 48, 86: 64, 89: 64, 90: 160, 100: 8, 120: 48}
+
+
+def compiled(*arguments: str) -> list[dict[str, object]]:
+    # a process of its own: under TRITON_INTERPRET kernels are Python functions
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("arch", sorted(SHARED))
+def test_default_shapes_fit_the_architecture(arch: int) -> None:
+    found = compiled(str(arch))
+    assert len(found) == 16  # 4 shapes, forward and 3 backward kernels
+    for kernel in found:
+        assert kernel["shared"] <= SHARED[arch] * 1024, kernel
+        assert kernel["spills"] <= MOST_SPILLS[arch], kernel
+
+
+def test_every_option_compiles_for_hopper() -> None:
+    found = compiled("90", "--other")
+    assert {kernel["kernel"] for kernel in found} == {
+        "forward_kernel",
+        "delta_kernel",
+        "dq_kernel",
+        "dkdv_kernel",
+    }
+    assert all(kernel["shared"] <= SHARED[90] * 1024 for kernel in found)

@@ -1,0 +1,1 @@
+"""Times dilated-attention-pytorch beside other attention libraries, in one run and on one mask."""

@@ -1,0 +1,13 @@
+"""The libraries beside ours, one file each, behind one small interface."""
+
+from __future__ import annotations
+
+from .base import Attend, Peer
+from .dense import CUDNN, FA2, SDPA
+from .fa4 import FA4
+from .flex import FLEX
+from .ours import OURS
+
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (*OURS, FLEX, FA4, CUDNN, FA2, SDPA)}
+
+__all__ = ["PEERS", "Attend", "Peer"]

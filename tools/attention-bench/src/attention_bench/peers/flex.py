@@ -1,0 +1,37 @@
+"""FlexAttention, compiled, on the BlockMask of our layout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dilated_attention_pytorch import BlockLayout
+
+from ..cases import Case
+from .base import Attend
+
+
+class Flex:
+    name = "flex"
+    heads_first = True
+    dense = False
+
+    def rejects(self, case: Case, device: str) -> str | None:
+        return None
+
+    def prepare(self, case: Case, layout: BlockLayout) -> Attend:
+        import torch._dynamo
+        from torch.nn.attention.flex_attention import flex_attention
+
+        # past its limit dynamo would silently run the dense eager version
+        torch._dynamo.config.recompile_limit = 1000
+        block_mask = layout.to_block_mask()
+        small = case.block < 128 and layout.device.type == "cuda"
+        options: Any = {"fwd_BLOCK_M": case.block, "fwd_BLOCK_N": case.block} if small else {}
+        compiled = torch.compile(flex_attention, dynamic=False)
+        gqa = case.num_kv_heads != case.heads
+        return lambda q, k, v: compiled(
+            q, k, v, block_mask=block_mask, kernel_options=options, enable_gqa=gqa
+        )
+
+
+FLEX = Flex()
