@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # What is left open on the command line. On a GPU there is time for more.
-CPU_DEFAULTS = {"context": 4096, "batch_size": 1, "steps": 300, "layers": 4, "dim": 128, "heads": 4}
+CPU_DEFAULTS = {"context": 4096, "batch_size": 1, "steps": 220, "layers": 4, "dim": 128, "heads": 4}
 CUDA_DEFAULTS = {"context": 16_384, "batch_size": 4, "steps": 600, "layers": 8, "dim": 512, "heads": 8}
 SAMPLE_BYTES = 400
 PROMPT_BYTES = 100

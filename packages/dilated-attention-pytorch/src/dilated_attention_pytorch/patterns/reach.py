@@ -42,7 +42,8 @@ def reached(links: Tensor, rows: Tensor) -> Tensor:
     """Bool (n_cols, rows): the columns one layer away from each of the rows."""
     start = torch.zeros(links.shape[1], rows.numel(), device=links.device)
     start[rows, torch.arange(rows.numel(), device=links.device)] = 1
-    return torch.sparse.mm(links, start) > 0
+    found: Tensor = torch.sparse.mm(links, start) > 0
+    return found
 
 
 def coverage(layout: BlockLayout, layers: int) -> float:

@@ -20,10 +20,12 @@ class Flex:
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
         import torch._dynamo
+        import torch._functorch.config
         from torch.nn.attention.flex_attention import flex_attention
 
         # past its limit dynamo would silently run the dense eager version
         torch._dynamo.config.recompile_limit = 1000
+        torch._functorch.config.donated_buffer = False  # the backward is timed again and again on one graph
         block_mask = layout.to_block_mask()
         small = case.block < 128 and layout.device.type == "cuda"
         options: Any = {"fwd_BLOCK_M": case.block, "fwd_BLOCK_N": case.block} if small else {}
