@@ -1,4 +1,4 @@
-"""Variant and preset names -> modules and configs."""
+"""Variant and preset names -> modules."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from .removed import REMOVED_PRESETS, raise_removed_variant
 VARIANTS = ("auto", "base")
 
 PRESETS = {
-    "local": SparsePatternConfig("local_window", sparsity_ratio=0.1, window_size=512),
-    "dilated": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.05, dilation_rates=(1, 2, 4, 8)),
-    "global_local": SparsePatternConfig("global_local", sparsity_ratio=0.1, global_tokens=64),
-    "ultra_sparse": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.01),
+    "local": SparsePatternConfig("local_window", window_size=256),
+    "dilated": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.1, dilation_rates=(1, 2, 4, 8)),
+    "global_local": SparsePatternConfig("global_local", window_size=256, global_tokens=64),
+    "ultra_sparse": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.01, block_size=128),
 }
 
 
-def get_block_sparse_preset(name: str, **overrides: Any) -> SparsePatternConfig:
-    """The pattern of a preset: ``local``, ``dilated``, ``global_local`` or ``ultra_sparse``.
+def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
+    """Make the attention module of a preset: ``local``, ``dilated``, ``global_local`` or ``ultra_sparse``.
 
     Args:
         name: the preset.
-        overrides: fields of `SparsePatternConfig` to change.
+        overrides: arguments of `create_block_sparse_attention` that replace or complete the preset's.
 
     Raises:
         ValueError: an unknown or removed preset, or an override out of its range.
-        TypeError: an override that is no field.
+        TypeError: an override that the module does not take.
 
     Example:
-        >>> get_block_sparse_preset("ultra_sparse", block_size=128).sparsity_ratio
-        0.01
+        >>> get_block_sparse_preset("ultra_sparse", sparsity_ratio=0.02).sparse_config.sparsity_ratio
+        0.02
     """
     if name in REMOVED_PRESETS:
         raise_removed_variant()
     if name not in PRESETS:
         raise ValueError(f"name must be one of {tuple(PRESETS)}, got {name!r}")
-    return dataclasses.replace(PRESETS[name], **overrides)
+    return create_block_sparse_attention(**{"variant": "base", "sparse_config": PRESETS[name], **overrides})
 
 
 def create_block_sparse_attention(
@@ -60,7 +60,7 @@ def create_block_sparse_attention(
         segment_lengths, dilation_rates: token dilation by distance (in tokens, in keys); default none.
         sparse_config: the pattern, or one per head or kv head; default ``SparsePatternConfig()``.
         sparsity_ratio, block_size: shorthands that replace the fields of that name in `sparse_config`.
-        kwargs: `dropout`, `softmax_scale`, `backend` of `BlockSparseAttention`.
+        kwargs: `dropout`, `softmax_scale`, `backend`, `device`, `dtype` of `BlockSparseAttention`.
 
     Raises:
         ValueError: an unknown or removed variant, or an argument out of its range.

@@ -42,6 +42,7 @@ class BlockSparseAttention(nn.Module):
         dropout: attention dropout, in training mode only.
         softmax_scale: default ``1 / sqrt(head_dim)``.
         backend: see `block_sparse_attention`.
+        device, dtype: taken as by every torch module; without effect, as there are no parameters.
 
     Layouts are built once per lengths, causality and device and kept (at most 32; `clear_cache` drops them).
 
@@ -63,7 +64,10 @@ class BlockSparseAttention(nn.Module):
         dropout: float = 0.0,
         softmax_scale: float | None = None,
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        del device, dtype
         super().__init__()
         if sparse_config is None:
             sparse_config = SparsePatternConfig()
