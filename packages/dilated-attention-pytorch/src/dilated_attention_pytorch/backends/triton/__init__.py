@@ -33,6 +33,8 @@ class TritonBackend:
             return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
         if q.dtype not in (torch.float32, *HALF):
             return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            return "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
         for name, dim in (("head_dim", problem.head_dim), ("v head_dim", problem.v_head_dim)):
             if not 1 <= dim <= 256:
                 return f"{name} {dim} is above 256"
