@@ -182,7 +182,7 @@ CASES = [
     case("dropout_causal", 130, batch=2, heads=2, kv_heads=1, dropout_p=0.1, is_causal=True),
     case("dropout_chunk", 33, 150, dropout_p=0.2, is_causal=True),
     case("dropout_block_16", 65, block_size=16, dropout_p=0.5),
-    case("dropout_4096", 4096, heads=1, ratio=0.03, dropout_p=0.1, is_causal=True),
+    case("dropout_4096", 300, 4096, heads=1, ratio=0.1, dropout_p=0.1, is_causal=True),
     # memory formats
     case("strided", 100, batch=2, heads=4, kv_heads=2, strided=True, is_causal=True, lse_gradient=True),
     case("strided_head_dim_80", 100, head_dim=80, v_head_dim=48, strided=True),
