@@ -1,0 +1,146 @@
+"""What kind of value an expression holds, as far as the file itself tells."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from ..names import CLASS, CONFIG, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, PATTERN, PRESETS
+from .scopes import Binding, Scope, Walk, dotted
+from .uses import Resolver
+
+# Kinds: config (HierarchicalConfig), configs (a collection of them), presets (dictionary of them), items
+# (its .items()), pattern (SparsePatternConfig), instance (of the removed class), none, other (something else).
+CALLS = {
+    CONFIG: "config",
+    PRESETS: "presets",
+    CLASS: "instance",
+    CREATE_ATTENTION: "instance",
+    CREATE_BLOCK_SPARSE: "instance",
+    PATTERN: "pattern",
+}
+TYPES = {CONFIG: "config", CLASS: "instance", PATTERN: "pattern"}
+DEPTH = 12
+
+
+class Origins:
+    def __init__(self, walk: Walk, resolver: Resolver) -> None:
+        self.walk, self.resolver = walk, resolver
+        self.instances: set[cst.CSTNode] = set()  # further calls that made an instance of the removed class
+
+    def kind(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> str | None:
+        """One of the kinds above; None if it is not known."""
+        if depth > DEPTH:
+            return None
+        if isinstance(node, cst.Name):
+            return "none" if node.value == "None" else self.of_name(node.value, scope, depth)
+        if isinstance(node, cst.Call):
+            return self.of_call(node, scope, depth)
+        if isinstance(node, cst.Subscript):
+            inside = self.kind(node.value, scope, depth + 1)
+            return "config" if inside in ("presets", "configs") else None
+        if isinstance(node, cst.IfExp):
+            return agreed([self.kind(part, scope, depth + 1) for part in (node.body, node.orelse)])
+        if isinstance(node, cst.BooleanOperation):
+            return agreed([self.kind(part, scope, depth + 1) for part in (node.left, node.right)])
+        if isinstance(node, cst.NamedExpr):
+            return self.kind(node.value, scope, depth + 1)
+        if isinstance(node, cst.Dict):
+            parts = [self.kind(element.value, scope, depth + 1) for element in node.elements]
+            return "presets" if parts and set(parts) == {"config"} else "other"
+        if isinstance(node, cst.List | cst.Tuple):
+            parts = [self.kind(element.value, scope, depth + 1) for element in node.elements]
+            return "configs" if parts and set(parts) == {"config"} else "other"
+        if isinstance(node, cst.DictComp):
+            return "presets" if self.kind(node.value, self.inner(node, scope), depth + 1) == "config" else "other"
+        if isinstance(node, cst.ListComp):
+            return "configs" if self.kind(node.elt, self.inner(node, scope), depth + 1) == "config" else "other"
+        if isinstance(node, cst.Attribute):
+            path = dotted(node)
+            values = self.walk.members.get(path or "", [])
+            return agreed([self.kind(value, where, depth + 1) for value, where in values])
+        if isinstance(node, cst.BaseNumber | cst.BaseString):
+            return "other"
+        return None
+
+    def inner(self, node: cst.BaseExpression, scope: Scope) -> Scope:
+        return self.walk.opens.get(node, scope)
+
+    def of_call(self, node: cst.Call, scope: Scope, depth: int) -> str | None:
+        if node in self.instances:
+            return "instance"
+        use = self.resolver.by_node.get(node.func)
+        if use is not None:
+            return CALLS.get(use.name) if use.agrees else None
+        if isinstance(node.func, cst.Attribute):
+            owner = self.kind(node.func.value, scope, depth + 1)
+            if owner == "presets":
+                results = {"get": "config", "pop": "config", "values": "configs", "items": "items", "copy": "presets"}
+                return results.get(node.func.attr.value)
+            if owner == "instance" and node.func.attr.value in ("to", "cuda", "cpu", "half", "eval", "train", "bfloat16"):
+                return "instance"
+            return None
+        if isinstance(node.func, cst.Name):
+            bindings = scope.lookup(node.func.value)
+            if len(bindings) == 1 and bindings[0].kind == "def":
+                function = bindings[0].node
+                assert isinstance(function, cst.FunctionDef)
+                if function.returns is not None:
+                    return self.of_annotation(function.returns.annotation, scope)
+                return None
+            if bindings and all(binding.kind == "class" for binding in bindings):
+                return "other"
+        return None
+
+    def of_name(self, name: str, scope: Scope, depth: int) -> str | None:
+        return agreed([self.of_binding(binding, depth) for binding in scope.lookup(name)])
+
+    def of_binding(self, binding: Binding, depth: int) -> str | None:
+        if binding.kind == "import":
+            return None if binding.target is None or binding.target.startswith("?") else "other"
+        if binding.annotation is not None:
+            declared = self.of_annotation(binding.annotation, binding.scope)
+            if declared is not None:
+                return declared
+        if binding.kind == "value" and binding.value is not None:
+            return self.kind(binding.value, binding.scope, depth + 1)
+        if binding.kind == "loop" and binding.value is not None:
+            over = self.kind(binding.value, binding.scope, depth + 1)
+            if over == "configs" and binding.index is None:
+                return "config"
+            if over == "items" and binding.index == 1:
+                return "config"
+            return "other" if over in ("items", "presets") else None
+        return "other" if binding.kind in ("class", "def") else None
+
+    def of_annotation(self, node: cst.BaseExpression, scope: Scope) -> str | None:
+        """From `HierarchicalConfig`, `Optional[HierarchicalConfig]`, `"HierarchicalConfig | None"` and the like."""
+        if isinstance(node, cst.SimpleString):
+            text = node.evaluated_value
+            words = set() if isinstance(text, bytes) else set(text.replace("[", " ").replace("]", " ").replace("|", " ").split())
+            for word in words:
+                for binding in scope.lookup(word.split(".")[0]):
+                    last = (binding.target or "").split(".")[-1] if binding.kind == "import" else ""
+                    if (word.split(".")[-1] if "." in word else last) in TYPES:
+                        return TYPES[word.split(".")[-1] if "." in word else last]
+            return None
+        use = self.resolver.by_node.get(node)
+        if use is not None:
+            return TYPES.get(use.name)
+        if isinstance(node, cst.Subscript) and dotted(node.value) in ("Optional", "typing.Optional", "t.Optional"):
+            parts = [element.slice for element in node.slice]
+            return agreed([self.of_annotation(part.value, scope) for part in parts if isinstance(part, cst.Index)])
+        if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, cst.BitOr):
+            sides = [self.of_annotation(side, scope) for side in (node.left, node.right) if dotted(side) != "None"]
+            return agreed(sides)
+        return None
+
+
+def agreed(kinds: list[str | None]) -> str | None:
+    """The one kind that all have, None aside; "none" if there is nothing but None."""
+    kinds_seen = set(kinds)
+    if not kinds_seen or None in kinds_seen:
+        return None
+    kinds_seen.discard("none")
+    if not kinds_seen:
+        return "none"
+    return kinds_seen.pop() if len(kinds_seen) == 1 else None

@@ -1,0 +1,407 @@
+"""One walk over a file: its scopes, what binds each name, every name that is read, and where they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import libcst as cst
+
+from ..names import below_package
+
+ImportStatement = cst.Import | cst.ImportFrom
+
+
+@dataclass(eq=False)
+class Binding:
+    """One place that gives a name its value."""
+
+    kind: str  # import, value, parameter, loop, def, class, other
+    scope: Scope
+    node: cst.CSTNode
+    target: str | None = None  # import: the dotted path that the name stands for
+    statement: ImportStatement | None = None
+    alias: cst.ImportAlias | None = None
+    value: cst.BaseExpression | None = None  # value: the expression; loop: what is looped over
+    index: int | None = None  # loop: position in the tuple of targets
+    annotation: cst.BaseExpression | None = None
+
+
+@dataclass(eq=False)
+class Scope:
+    kind: str  # module, class, function, comprehension
+    parent: Scope | None
+    node: cst.CSTNode
+    bindings: dict[str, list[Binding]] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)  # name -> global or nonlocal
+
+    def ancestors(self) -> Iterator[Scope]:
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    @property
+    def module(self) -> Scope:
+        return list(self.ancestors())[-1]
+
+    def lookup(self, name: str) -> list[Binding]:
+        """What a name read in this scope may mean; empty if nothing in the file binds it."""
+        for scope in self.ancestors():
+            if scope.kind == "class" and scope is not self:
+                continue  # methods do not see the names of their class
+            if scope.elsewhere.get(name) == "global":
+                return self.module.bindings.get(name, [])
+            if name in scope.bindings:
+                return scope.bindings[name]
+        return []
+
+
+def dotted(node: cst.CSTNode | None) -> str | None:
+    """`a.b.c` of a chain of names, None for anything else."""
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        base = dotted(node.value)
+        return None if base is None else f"{base}.{node.attr.value}"
+    return None
+
+
+def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
+    """The plain names that an assignment target binds, each with its place in an outer tuple."""
+    if isinstance(target, cst.Name):
+        yield target, None
+    elif isinstance(target, cst.Tuple | cst.List):
+        for index, element in enumerate(target.elements):
+            for name, _ in target_names(element.value):
+                yield name, index
+    elif isinstance(target, cst.StarredElement):
+        yield from target_names(target.value)
+
+
+COMPREHENSIONS = (cst.GeneratorExp, cst.ListComp, cst.SetComp, cst.DictComp)
+LINES = frozenset(
+    {
+    cst.SimpleStatementLine,
+    cst.FunctionDef,
+    cst.ClassDef,
+    cst.If,
+    cst.For,
+    cst.While,
+    cst.Try,
+    cst.TryStar,
+    cst.With,
+    cst.Match,
+    cst.MatchCase,
+    cst.ExceptHandler,
+    cst.ExceptStarHandler,
+    cst.Else,
+    cst.Finally,
+    cst.Decorator,
+    }
+)
+class Walk(cst.CSTVisitor):
+    """Fills everything below in source order."""
+
+    def __init__(self, package: str | None) -> None:
+        super().__init__()
+        self.package = package  # of the file, for relative imports
+        self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
+        self.stack: list[cst.CSTNode] = []
+        self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
+        self.indents: dict[cst.CSTNode, tuple[bool, str]] = {}  # of the line on which a call begins
+        self.scope_of: dict[cst.CSTNode, Scope] = {}  # of names, calls, strings and attributes
+        self.names: list[cst.Name] = []  # that are read
+        self.strings: list[cst.SimpleString] = []
+        self.attributes: list[cst.Attribute] = []
+        self.imports: list[ImportStatement] = []
+        self.stars: list[cst.ImportFrom] = []  # star imports of our package
+        self.members: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # "self.x" -> what it is set to
+        self.line, self.indent = 1, (True, "")
+        self.scopes: list[Scope] = []
+        self.opens: dict[cst.CSTNode, Scope] = {}  # body -> the scope that it is
+        self.skipped: set[cst.CSTNode] = set()  # names that are no reads
+
+    # ---- the walk
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        if self.stack:
+            self.parents[node] = self.stack[-1]
+        self.stack.append(node)
+        if isinstance(node, cst.Module):
+            self.scopes.append(Scope("module", None, node))
+        scope = self.opens.get(node)
+        if scope is not None:
+            self.scopes.append(scope)
+        if type(node) in LINES:
+            self.indent = (True, "")
+        handler = HANDLERS.get(type(node))
+        if handler is not None:
+            handler(self, node)
+        return True
+
+    def on_leave(self, original_node: cst.CSTNode) -> None:
+        self.stack.pop()
+        if original_node in self.opens:
+            self.scopes.pop()
+
+    @property
+    def scope(self) -> Scope:
+        return self.scopes[-1]
+
+    def note(self, node: cst.CSTNode) -> None:
+        self.lines[node] = self.line
+        self.scope_of[node] = self.scope
+
+    # ---- text: lines and indentation
+
+    def newline(self, node: cst.CSTNode) -> None:
+        self.line += 1
+
+    def blank(self, node: cst.SimpleWhitespace) -> None:
+        self.line += node.value.count("\n")
+
+    def parenthesized(self, node: cst.ParenthesizedWhitespace) -> None:
+        self.indent = (node.indent, node.last_line.value)
+
+    def any_string(self, node: cst.SimpleString) -> None:
+        self.note(node)
+        self.strings.append(node)
+        self.line += node.value.count("\n")
+
+    def string_text(self, node: cst.FormattedStringText) -> None:
+        self.line += node.value.count("\n")
+
+    # ---- bindings
+
+    def bind(self, name: str, binding: Binding) -> None:
+        scope = binding.scope
+        where = scope.elsewhere.get(name)
+        if where == "global":
+            scope = scope.module
+        elif where == "nonlocal":
+            outer = [s for s in scope.ancestors() if s is not scope and s.kind == "function" and name in s.bindings]
+            scope = outer[0] if outer else scope
+        scope.bindings.setdefault(name, []).append(binding)
+
+    def bind_target(
+        self,
+        target: cst.CSTNode,
+        kind: str,
+        node: cst.CSTNode,
+        value: cst.BaseExpression | None = None,
+        scope: Scope | None = None,
+    ) -> None:
+        plain = isinstance(target, cst.Name)
+        for name, index in target_names(target):
+            self.skipped.add(name)
+            here = kind if plain or kind == "loop" else "other"
+            self.bind(
+                name.value, Binding(here, scope or self.scope, node, value=value, index=index)
+            )
+
+    def assign(self, node: cst.Assign) -> None:
+        for assigned in node.targets:
+            self.bind_target(assigned.target, "value", node, node.value)
+            path = dotted(assigned.target)
+            if path is not None and "." in path:
+                self.members.setdefault(path, []).append((node.value, self.scope))
+
+    def annotated(self, node: cst.AnnAssign) -> None:
+        path = dotted(node.target)
+        if isinstance(node.target, cst.Name):
+            self.skipped.add(node.target)
+            binding = Binding("value", self.scope, node, value=node.value, annotation=node.annotation.annotation)
+            self.bind(node.target.value, binding)
+        elif path is not None and node.value is not None:
+            self.members.setdefault(path, []).append((node.value, self.scope))
+
+    def augmented(self, node: cst.AugAssign) -> None:
+        if isinstance(node.target, cst.Name) and node.target.value != "__all__":
+            self.bind_target(node.target, "other", node)
+
+    def loop(self, node: cst.For | cst.CompFor) -> None:
+        self.bind_target(node.target, "loop", node, node.iter)
+
+    def walrus(self, node: cst.NamedExpr) -> None:
+        scope = next(scope for scope in self.scope.ancestors() if scope.kind != "comprehension")
+        self.bind_target(node.target, "value", node, node.value, scope)
+
+    def with_item(self, node: cst.WithItem) -> None:
+        if node.asname is not None:
+            self.bind_target(node.asname.name, "other", node)
+
+    def handler(self, node: cst.ExceptHandler | cst.ExceptStarHandler) -> None:
+        if node.name is not None:
+            self.bind_target(node.name.name, "other", node)
+
+    def deleted(self, node: cst.Del) -> None:
+        self.bind_target(node.target, "other", node)
+
+    def capture(self, node: cst.MatchAs | cst.MatchStar) -> None:
+        if node.name is not None:
+            self.bind_target(node.name, "other", node)
+
+    def capture_rest(self, node: cst.MatchMapping) -> None:
+        if node.rest is not None:
+            self.bind_target(node.rest, "other", node)
+
+    def type_alias(self, node: cst.TypeAlias) -> None:
+        self.bind_target(node.name, "other", node)
+
+    def declared(self, node: cst.Global | cst.Nonlocal) -> None:
+        kind = "global" if isinstance(node, cst.Global) else "nonlocal"
+        for item in node.names:
+            self.skipped.add(item.name)
+            self.scope.elsewhere[item.name.value] = kind
+
+    # ---- scopes
+
+    def function(self, node: cst.FunctionDef) -> None:
+        self.skipped.add(node.name)
+        self.bind(node.name.value, Binding("def", self.scope, node))
+        self.open(node.body, Scope("function", self.scope, node), node.params)
+
+    def lambda_(self, node: cst.Lambda) -> None:
+        self.open(node.body, Scope("function", self.scope, node), node.params)
+
+    def open(self, body: cst.CSTNode, scope: Scope, params: cst.Parameters) -> None:
+        self.opens[body] = scope
+        everything = [*params.posonly_params, *params.params, *params.kwonly_params]
+        for star in (params.star_arg, params.star_kwarg):
+            if isinstance(star, cst.Param):
+                everything.append(star)
+        for param in everything:
+            self.skipped.add(param.name)
+            annotation = param.annotation.annotation if param.annotation else None
+            kind = "other" if param.star in ("*", "**") else "parameter"
+            scope.bindings.setdefault(param.name.value, []).append(
+                Binding(kind, scope, param, annotation=annotation)
+            )
+
+    def class_(self, node: cst.ClassDef) -> None:
+        self.skipped.add(node.name)
+        self.bind(node.name.value, Binding("class", self.scope, node))
+        self.opens[node.body] = Scope("class", self.scope, node)
+
+    def comprehension(self, node: cst.BaseExpression) -> None:
+        scope = Scope("comprehension", self.scope, node)
+        self.opens[node] = scope
+        self.scopes.append(scope)
+
+    # ---- imports
+
+    def import_(self, node: cst.Import) -> None:
+        self.note(node)
+        self.imports.append(node)
+        for alias in node.names:
+            self.skip_alias(alias)
+            path = dotted(alias.name) or ""
+            if alias.asname is not None:
+                name, target = dotted(alias.asname.name) or "", path
+            else:
+                name = target = path.split(".")[0]
+            self.bind_import(name, target, node, alias)
+
+    def import_from(self, node: cst.ImportFrom) -> None:
+        self.note(node)
+        self.imports.append(node)
+        module = self.absolute(node)
+        if isinstance(node.names, cst.ImportStar):
+            if module is not None and below_package(module) is not None:
+                self.stars.append(node)
+            return
+        for alias in node.names:
+            self.skip_alias(alias)
+            imported = dotted(alias.name) or ""
+            name = (dotted(alias.asname.name) or "") if alias.asname else imported
+            self.bind_import(name, f"{module or '?'}.{imported}", node, alias)
+
+    def skip_alias(self, alias: cst.ImportAlias) -> None:
+        node: cst.CSTNode = alias.name
+        while isinstance(node, cst.Attribute):
+            self.skipped.add(node)
+            node = node.value
+        self.skipped.add(node)
+        if alias.asname is not None:
+            self.skipped.add(alias.asname.name)
+
+    def bind_import(
+        self, name: str, target: str, statement: ImportStatement, alias: cst.ImportAlias
+    ) -> None:
+        binding = Binding("import", self.scope, alias, target=target, statement=statement, alias=alias)
+        self.bind(name, binding)
+
+    def absolute(self, node: cst.ImportFrom) -> str | None:
+        """The module of a from-import; relative ones are resolved from the file's package."""
+        module = dotted(node.module) if node.module else ""
+        if not node.relative:
+            return module
+        if self.package is None:
+            return None
+        parts = self.package.split(".")
+        if len(node.relative) > len(parts):
+            return None
+        base = parts[: len(parts) - len(node.relative) + 1]
+        return ".".join([*base, module] if module else base)
+
+    # ---- reads
+
+    def name(self, node: cst.Name) -> None:
+        parent = self.stack[-2]
+        if (
+            node in self.skipped
+            or (isinstance(parent, cst.Attribute) and parent.attr is node)
+            or (isinstance(parent, cst.Arg) and parent.keyword is node)
+            or (isinstance(parent, cst.MatchKeywordElement) and parent.key is node)
+        ):
+            return
+        self.note(node)
+        self.names.append(node)
+
+    def attribute(self, node: cst.Attribute) -> None:
+        if node not in self.skipped:
+            self.note(node)
+            self.attributes.append(node)
+
+    def call(self, node: cst.Call) -> None:
+        self.note(node)
+        self.indents[node] = self.indent
+
+
+HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
+    cst.Newline: Walk.newline,
+    cst.SimpleWhitespace: Walk.blank,
+    cst.ParenthesizedWhitespace: Walk.parenthesized,
+    cst.SimpleString: Walk.any_string,
+    cst.FormattedStringText: Walk.string_text,
+    cst.Assign: Walk.assign,
+    cst.AnnAssign: Walk.annotated,
+    cst.AugAssign: Walk.augmented,
+    cst.For: Walk.loop,
+    cst.CompFor: Walk.loop,
+    cst.NamedExpr: Walk.walrus,
+    cst.WithItem: Walk.with_item,
+    cst.ExceptHandler: Walk.handler,
+    cst.ExceptStarHandler: Walk.handler,
+    cst.Del: Walk.deleted,
+    cst.MatchAs: Walk.capture,
+    cst.MatchStar: Walk.capture,
+    cst.MatchMapping: Walk.capture_rest,
+    cst.TypeAlias: Walk.type_alias,
+    cst.Global: Walk.declared,
+    cst.Nonlocal: Walk.declared,
+    cst.FunctionDef: Walk.function,
+    cst.Lambda: Walk.lambda_,
+    cst.ClassDef: Walk.class_,
+    cst.GeneratorExp: Walk.comprehension,
+    cst.ListComp: Walk.comprehension,
+    cst.SetComp: Walk.comprehension,
+    cst.DictComp: Walk.comprehension,
+    cst.Import: Walk.import_,
+    cst.ImportFrom: Walk.import_from,
+    cst.Name: Walk.name,
+    cst.Attribute: Walk.attribute,
+    cst.Call: Walk.call,
+}

@@ -1,0 +1,107 @@
+"""Which expressions of a file mean a name of the package, and how each was reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import libcst as cst
+
+from ..names import KEPT, PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone, strip_source
+from .scopes import Binding, Scope, Walk
+
+
+@dataclass(eq=False)
+class Use:
+    """An expression that means a name of the package."""
+
+    name: str  # of the package's API, or REMOVED_MODULE for the module itself
+    node: cst.Name | cst.Attribute  # the whole expression: `BlockSparseHierarchical`, `dap.BlockSparseHierarchical`
+    root: cst.Name  # its leftmost name
+    scope: Scope
+    bindings: list[Binding]  # of the leftmost name; empty: a star import
+    base: cst.BaseExpression | None  # the expression of the package itself, where new names can be taken from
+    agrees: bool  # every binding of the leftmost name means the same
+
+    @property
+    def is_star(self) -> bool:
+        return not self.bindings
+
+
+def api_path(target: str | None) -> str | None:
+    """A dotted path below our package ("" for the package), None for anything else."""
+    if target is None:
+        return None
+    return "" if target == "src" else below_package(strip_source(target))
+
+
+class Resolver:
+    """Finds uses with the bindings of one walk."""
+
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
+        self.by_node: dict[cst.CSTNode, Use] = {}
+        for node in walk.names:
+            use = self.resolve(node)
+            if use is not None:
+                self.by_node[use.node] = use
+
+    def __iter__(self) -> Iterator[Use]:
+        return iter(self.by_node.values())
+
+    def resolve(self, root: cst.Name) -> Use | None:
+        scope = self.walk.scope_of[root]
+        bindings = scope.lookup(root.value)
+        if not bindings:
+            if self.walk.stars and root.value in REMOVED | KEPT:
+                return Use(root.value, root, root, scope, [], None, True)
+            return None
+        found = [self.follow(root, binding) for binding in bindings]
+        ours = [each for each in found if each is not None]
+        if not ours:
+            return None
+        name, node, base = ours[0]
+        agrees = len(ours) == len(found) and all(each[:2] == ours[0][:2] for each in ours)
+        return Use(name, node, root, scope, bindings, base, agrees)
+
+    def follow(
+        self, root: cst.Name, binding: Binding
+    ) -> tuple[str, cst.Name | cst.Attribute, cst.BaseExpression | None] | None:
+        """Climb from a name through its attributes as far as the binding says something of our package."""
+        target = binding.target if binding.kind == "import" else None
+        if target is None or (target != "src" and api_path(target) is None):
+            return None
+        node: cst.Name | cst.Attribute = root
+        path = strip_source(target)
+        base: cst.BaseExpression | None = root if path == PACKAGE or self.becomes_package(binding) else None
+        while True:
+            below = None if path == "src" else below_package(path)
+            last = "" if below is None else below.split(".")[-1]
+            if last in REMOVED | KEPT:
+                return last, node, base
+            parent = self.walk.parents.get(node)
+            if not isinstance(parent, cst.Attribute) or parent.value is not node:
+                return (REMOVED_MODULE, node, base) if last == REMOVED_MODULE else None
+            step = parent.attr.value
+            if path == "src":
+                if step != PACKAGE:
+                    return None
+                path = PACKAGE
+            elif step in REMOVED | KEPT or below is None or is_gone(f"{below}.{step}".lstrip(".")):
+                path = f"{path}.{step}"
+            else:
+                return (REMOVED_MODULE, node, base) if last == REMOVED_MODULE else None
+            node = parent
+            if path == PACKAGE:
+                base = node
+
+    @staticmethod
+    def becomes_package(binding: Binding) -> bool:
+        """`import package.submodule as x` is rewritten to `import package as x`: x stays a module."""
+        return (
+            isinstance(binding.statement, cst.Import)
+            and binding.target is not None
+            and binding.alias is not None
+            and binding.alias.asname is not None
+            and is_gone(api_path(binding.target) or "")
+        )

@@ -1,0 +1,101 @@
+"""Several pieces of Python that share their names: the cells of a notebook, the examples of a page.
+
+They are joined into one source with a marker line between them, migrated together, and taken apart again. A piece
+that is no valid Python is left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+
+import libcst as cst
+
+from ..names import NEEDLE
+from ..settings import Settings
+from .python import Migrated, Unreadable, migrate_source
+from .result import Entry
+
+MARK = "#@migrate-hierarchical-block"
+MAGIC = "pass  #@migrate-hierarchical-line "
+MAGIC_LINE = re.compile(r"^([ \t]*)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE)
+
+
+class Blocks:
+    """Pieces by index; `line` is where each begins in its file."""
+
+    def __init__(self, texts: list[str], lines: list[int], settings: Settings, path: str) -> None:
+        self.texts, self.lines, self.settings, self.path = texts, lines, settings, path
+
+    def migrate(self) -> tuple[list[str], Migrated]:
+        """New pieces in the same order, and the report with line numbers of the file."""
+        masked, magics = [], []
+        for text in self.texts:
+            body, hidden = mask(text)
+            masked.append(body)
+            magics.append(hidden)
+        usable = [i for i, text in enumerate(masked) if text.strip() and is_python(text)]
+        unreadable = [
+            i
+            for i, text in enumerate(masked)
+            if i not in usable and NEEDLE in text.encode("utf-8", "surrogateescape") and text.strip()
+        ]
+        joined, starts, line = "", [], 1
+        for i in usable:
+            text = masked[i] if masked[i].endswith("\n") else masked[i] + "\n"
+            joined += f"{MARK} {i}\n{text}"
+            starts.append((line + 1, i))
+            line += text.count("\n") + 1
+        report = Migrated()
+        result = list(self.texts)
+        if usable:
+            new, report = migrate_source(joined.encode("utf-8", "surrogateescape"), self.path, self.settings)
+            pieces = re.split(rf"^{MARK} (\d+)\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE)[1:]
+            for index, piece in zip(pieces[::2], pieces[1::2]):
+                i = int(index)
+                if not masked[i].endswith("\n"):
+                    piece = piece[:-1]
+                result[i] = unmask(piece, magics[i])
+            if len(pieces) // 2 != len(usable):
+                raise Unreadable("a piece of code was lost")  # never seen; better than writing it
+        for entry in (*report.rewritten, *report.left):
+            start, i = max((start, i) for start, i in starts if start <= max(entry.line, starts[0][0]))
+            entry.line = self.lines[i] + entry.line - start
+        for i in unreadable:
+            report.left.append(Entry(self.lines[i], "HIER190", "a piece of code that is not valid Python"))
+        return result, report
+
+
+def is_python(text: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text)
+        return True
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        pass
+    try:
+        cst.parse_module(text)  # newer syntax than that of the running Python, await at the top
+        return True
+    except (cst.ParserSyntaxError, RecursionError):
+        return False
+
+
+def mask(text: str) -> tuple[str, list[str]]:
+    """IPython's magics and shell lines as `pass` lines; a cell magic hides its cell."""
+    stripped = text.lstrip()
+    if stripped.startswith("%%") and not re.match(r"%%(time|timeit|capture|prun|memit)\b", stripped):
+        return "", []
+    hidden: list[str] = []
+
+    def hide(match: re.Match[str]) -> str:
+        hidden.append(match.group(2) + text[match.end(2) : match.end()])
+        return f"{match.group(1)}{MAGIC}{len(hidden) - 1}"
+
+    masked = MAGIC_LINE.sub(hide, text)
+    return (masked, hidden) if hidden and not is_python(text) else (text, [])
+
+
+def unmask(text: str, hidden: list[str]) -> str:
+    return re.sub(re.escape(MAGIC) + r"(\d+)", lambda match: hidden[int(match.group(1))], text)

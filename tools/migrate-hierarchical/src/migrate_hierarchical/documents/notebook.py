@@ -1,0 +1,95 @@
+"""Notebooks: only the source of changed code cells changes, every other byte stays."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from ..settings import Settings
+from .blocks import Blocks
+from .python import Migrated, Unreadable
+
+DECODER = json.JSONDecoder(strict=False)
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def skip(text: str, at: int) -> int:
+    match = SPACE.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
+    """Key, begin and end of every value of the object that begins at a position."""
+    at = skip(text, at + 1)
+    while text[at] != "}":
+        key, at = DECODER.raw_decode(text, at)
+        begin = skip(text, skip(text, at) + 1)
+        _, end = DECODER.raw_decode(text, begin)
+        yield key, begin, end
+        at = skip(text, end)
+        if text[at] == ",":
+            at = skip(text, at + 1)
+
+
+def elements(text: str, at: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of every element of the array that begins at a position."""
+    at = skip(text, at + 1)
+    while text[at] != "]":
+        _, end = DECODER.raw_decode(text, at)
+        yield at, end
+        at = skip(text, end)
+        if text[at] == ",":
+            at = skip(text, at + 1)
+
+
+def code_cells(text: str) -> list[tuple[int, int]]:
+    """Begin and end of the source value of every code cell."""
+    cells = []
+    for key, begin, _ in members(text, skip(text, 0)):
+        if key != "cells":
+            continue
+        for cell, _ in elements(text, begin):
+            spans = {name: (start, end) for name, start, end in members(text, cell)}
+            if "source" in spans and DECODER.raw_decode(text, spans["cell_type"][0])[0] == "code":
+                cells.append(spans["source"])
+    return cells
+
+
+def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+    """New bytes and report; raises Unreadable."""
+    try:
+        bom = data.startswith(b"\xef\xbb\xbf")
+        text = data[3:].decode() if bom else data.decode()
+        json.loads(text, strict=False)
+        cells = code_cells(text)
+    except (ValueError, KeyError, IndexError, RecursionError):
+        raise Unreadable("not a valid notebook") from None
+    sources = []
+    for begin, _ in cells:
+        value = DECODER.raw_decode(text, begin)[0]
+        sources.append("".join(value) if isinstance(value, list) else str(value))
+    lines = [text.count("\n", 0, begin) + 1 for begin, _ in cells]
+    new, report = Blocks(sources, lines, settings, path).migrate()
+    for (begin, end), old_source, new_source in reversed(list(zip(cells, sources, new))):
+        if new_source != old_source:
+            text = text[:begin] + encode(text[begin:end], new_source, text) + text[end:]
+    out = text.encode()
+    return (b"\xef\xbb\xbf" + out if bom else out), report
+
+
+def encode(old: str, source: str, text: str) -> str:
+    """The JSON of a new source in the manner of the old one; lines that stay keep their very bytes."""
+    ascii_only = "\\u" in text and text.isascii()
+    if not old.startswith("["):
+        return json.dumps(source, ensure_ascii=ascii_only)
+    spans = list(elements(old, 0))
+    known = {json.loads(old[begin:end], strict=False): old[begin:end] for begin, end in spans}
+    lines = source.splitlines(keepends=True)
+    parts = [known.get(line) or json.dumps(line, ensure_ascii=ascii_only) for line in lines]
+    if not spans:
+        return "[" + ", ".join(parts) + "]"
+    head, tail = old[: spans[0][0]], old[spans[-1][1] :]
+    between = old[spans[0][1] : spans[1][0]] if len(spans) > 1 else "," + (head[1:] or " ")
+    return head + between.join(parts) + tail

@@ -1,0 +1,124 @@
+"""Python source, from bytes to bytes."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from ..analysis.context import line_of
+from ..analysis.scopes import Walk
+from ..density import density
+from ..edit.apply import TODO, Apply
+from ..edit.imports import ImportEditor
+from ..names import PACKAGE
+from ..plan import Planner
+from ..rules.reasons import REASONS
+from ..settings import Settings
+from .result import Entry
+
+DEEPEST = 100  # nested brackets; the parser's recursion is not unlimited, and code is never that deep
+
+
+class Unreadable(Exception):
+    """Why a source cannot be read; the file is left alone."""
+
+
+class Migrated:
+    """The outcome for one source."""
+
+    def __init__(self) -> None:
+        self.rewritten: list[Entry] = []
+        self.left: list[Entry] = []
+        self.densities: list[str] = []
+
+
+def package_of(path: str) -> tuple[str | None, bool]:
+    """Dotted package of a file inside a folder of our package's name, for relative imports; whether it is __init__."""
+    parts = path.replace("\\", "/").split("/")
+    is_init = parts[-1] in ("__init__.py", "__init__.pyi")
+    if PACKAGE not in parts[:-1]:
+        return None, is_init
+    start = len(parts) - 1 - parts[::-1].index(PACKAGE)
+    return ".".join(parts[start:-1]), is_init
+
+
+def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+    """New source and report; the source itself if nothing is to be done. Raises Unreadable."""
+    too_deep(source)
+    try:
+        module = cst.parse_module(source)
+    except cst.ParserSyntaxError as error:
+        raise Unreadable(f"line {error.raw_line}: not valid Python") from None
+    except (UnicodeDecodeError, LookupError, SyntaxError) as error:
+        raise Unreadable(f"cannot be decoded: {error}") from None
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    try:
+        if module.bytes != source:
+            raise Unreadable("the parser does not give back the same bytes")
+        return migrate_module(module, source, path, settings)
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    except UnicodeEncodeError as error:
+        raise Unreadable(f"cannot be encoded: {error}") from None
+
+
+def too_deep(source: bytes) -> None:
+    """A bound on nesting that holds whatever is in strings; the native parser has no check of its own."""
+    depth = deepest = 0
+    for byte in source.translate(None, DELETED):
+        depth = depth + 1 if byte in b"([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise Unreadable("nested too deeply")
+
+
+DELETED = bytes(byte for byte in range(256) if byte not in b"()[]{}")
+
+
+def migrate_module(module: cst.Module, source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+    package, is_init = package_of(path)
+    walk = Walk(package)
+    module.visit(walk)
+    planner = Planner(module, walk, settings, is_init)
+    planner.run()
+    imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
+    result = Migrated()
+    for outcome in planner.rewritten:
+        result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail))
+    for statement in imports:
+        result.rewritten.append(Entry(walk.lines[statement], "HIER009"))
+    for name, levels, block_size in planner.densities:
+        found = density(name, levels, settings.sparsity_ratio, settings.seq_len, block_size)  # type: ignore[arg-type]
+        if found is not None:
+            result.densities.append(str(found))
+    todos: dict[cst.CSTNode, list[str]] = {}
+    for node, left in planner.todos:
+        entry = Entry(line_number(node, walk), left.reason, left.detail)
+        if entry in result.left:
+            continue
+        result.left.append(entry)
+        line = line_of(node, walk.parents)
+        text = f"{TODO}{left.reason} {REASONS[left.reason]}"
+        if text not in todos.get(line, []) and not is_marked(line, module, left.reason):
+            todos.setdefault(line, []).append(text)
+    for entries in (result.rewritten, result.left):
+        entries.sort(key=lambda entry: entry.line)
+    if not (imports or todos or planner.replacements or planner.renames or planner.strings):
+        return source, result
+    new = module.visit(Apply(planner, imports, todos))
+    return new.bytes, result
+
+
+def is_marked(line: cst.CSTNode, module: cst.Module, reason: str) -> bool:
+    """Whether an earlier run has put this mark above the statement."""
+    above = list(getattr(line, "leading_lines", ()))
+    if module.body and module.body[0] is line:
+        above += module.header
+    return any(each.comment is not None and f"{TODO}{reason} " in each.comment.value for each in above)
+
+
+def line_number(node: cst.CSTNode, walk: Walk) -> int:
+    current: cst.CSTNode | None = node
+    while current is not None and current not in walk.lines:
+        current = walk.parents.get(current)
+    return walk.lines[current] if current is not None else 1

@@ -1,0 +1,27 @@
+"""What one file's migration found and made; plain data, so that worker processes can send it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Entry:
+    """A use that was rewritten, or one that is left."""
+
+    line: int
+    rule: str
+    detail: str = ""
+
+
+@dataclass
+class Result:
+    """Everything about one file. `new` is None when nothing changes."""
+
+    path: str
+    new: bytes | None = None
+    rewritten: list[Entry] = field(default_factory=list)
+    left: list[Entry] = field(default_factory=list)
+    densities: list[str] = field(default_factory=list)
+    error: str | None = None
+    old: bytes = b""

@@ -1,0 +1,1 @@
+"""How new code is made and put in place of the old."""

@@ -1,0 +1,114 @@
+"""Carries out a plan: one pass that touches nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..analysis.context import line_of
+from ..analysis.scopes import ImportStatement
+from .build import comments_in
+from .imports import Edit
+
+if TYPE_CHECKING:
+    from ..plan import Planner
+
+TODO = "# TODO(migrate-hierarchical): "
+
+
+class Apply(cst.CSTTransformer):
+    def __init__(self, planner: Planner, imports: dict[ImportStatement, Edit], todos: dict[cst.CSTNode, list[str]]) -> None:
+        super().__init__()
+        self.planner, self.imports = planner, imports
+        self.parents = planner.walk.parents
+        self.above = todos  # statement -> comments to put above it
+        self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        return True
+
+    def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> cst.CSTNode | cst.FlattenSentinel[cst.CSTNode]:  # type: ignore[override]
+        node = original_node
+        new: cst.CSTNode = updated_node
+        rewrite = self.planner.replacements.get(node)
+        if rewrite is not None:
+            new = rewrite.make(updated_node)
+            lost = Counter(comments_in(updated_node)) - Counter(comments_in(new))
+            if lost:
+                kept = [comment for comment in comments_in(updated_node) if comment in lost]
+                self.above.setdefault(line_of(node, self.parents), []).extend(kept)
+            return new
+        if node in self.planner.renames:
+            return self.planner.renames[node]
+        if node in self.planner.strings:
+            return updated_node.with_changes(value=self.planner.strings[node])
+        if isinstance(node, cst.SimpleStatementLine):
+            return self.line(node, updated_node)  # type: ignore[arg-type]
+        if isinstance(node, cst.IndentedBlock | cst.Module) and self.emptied:
+            new = self.without_emptied(updated_node)  # type: ignore[arg-type]
+        if node in self.above:
+            new = self.with_comments(node, new)
+        return new
+
+    def with_comments(self, node: cst.CSTNode, updated: cst.CSTNode) -> cst.CSTNode:
+        lines = [cst.EmptyLine(comment=cst.Comment(text)) for text in self.above[node]]
+        return updated.with_changes(leading_lines=[*updated.leading_lines, *lines])  # type: ignore[attr-defined]
+
+    def line(
+        self, node: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
+    ) -> cst.CSTNode | cst.FlattenSentinel[cst.CSTNode]:
+        """A line of small statements, of which imports may change, split or go."""
+        if node in self.above:
+            updated = self.with_comments(node, updated)  # type: ignore[assignment]
+        if not any(small in self.imports for small in node.body):
+            return updated
+        body: list[cst.BaseSmallStatement] = []
+        for small, new in zip(node.body, updated.body):
+            replacement = self.imports.get(small, [new])  # type: ignore[call-overload]
+            for part in replacement:
+                body.append(part.with_changes(semicolon=cst.MaybeSentinel.DEFAULT))
+        if not body:
+            gone = updated.with_changes(body=[])
+            self.emptied.add(gone)
+            return gone
+        if len(node.body) == 1:
+            first = updated.with_changes(body=body[:1])
+            if len(body) == 1:
+                return first
+            last = len(body) - 1
+            more = [
+                cst.SimpleStatementLine([part], trailing_whitespace=updated.trailing_whitespace)
+                if i == last
+                else cst.SimpleStatementLine([part])
+                for i, part in enumerate(body[1:], 1)
+            ]
+            return cst.FlattenSentinel([first.with_changes(trailing_whitespace=cst.TrailingWhitespace()), *more])
+        semicolon = cst.Semicolon(whitespace_after=cst.SimpleWhitespace(" "))
+        body = [part.with_changes(semicolon=semicolon) for part in body[:-1]] + body[-1:]
+        return updated.with_changes(body=body)
+
+    def without_emptied(self, block: cst.IndentedBlock | cst.Module) -> cst.CSTNode:
+        """Drop lines that hold nothing; their comments stay, and a block without a statement gets `pass`."""
+        body: list[cst.BaseStatement] = []
+        carried: list[cst.EmptyLine] = []
+        for line in block.body:
+            if line in self.emptied:
+                self.emptied.discard(line)
+                carried += line.leading_lines  # type: ignore[union-attr]
+            elif carried:
+                own = list(line.leading_lines)  # type: ignore[union-attr]
+                if own and own[0].comment is None and not any(each.comment for each in carried):
+                    carried = []
+                body.append(line.with_changes(leading_lines=[*carried, *own]))
+                carried = []
+            else:
+                body.append(line)  # type: ignore[arg-type]
+        if isinstance(block, cst.Module):
+            comments = [each for each in carried if each.comment]
+            return block.with_changes(body=body, footer=[*comments, *block.footer])
+        if not body:
+            body = [cst.SimpleStatementLine([cst.Pass()], leading_lines=carried)]
+            carried = []
+        return block.with_changes(body=body, footer=[*(each for each in carried if each.comment), *block.footer])

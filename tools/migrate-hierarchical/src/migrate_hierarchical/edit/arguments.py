@@ -1,0 +1,82 @@
+"""The arguments of a call by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import libcst as cst
+
+
+@dataclass
+class Arguments:
+    """What a call passes: by parameter name, and what cannot be named."""
+
+    named: dict[str, cst.BaseExpression] = field(default_factory=dict)
+    stars: list[cst.Arg] = field(default_factory=list)  # *args and **kwargs whose content is not known
+    problem: str | None = None  # why the call does not fit the signature
+
+    def literal(self, name: str) -> str | None:
+        """The string that an argument is, if it is a literal one."""
+        return string_value(self.named.get(name))
+
+
+def string_value(node: cst.CSTNode | None) -> str | None:
+    """The text of a plain or implicitly concatenated string literal."""
+    if isinstance(node, cst.SimpleString | cst.ConcatenatedString):
+        value = node.evaluated_value
+        return value if isinstance(value, str) else None
+    return None
+
+
+def is_none(node: cst.CSTNode | None) -> bool:
+    return isinstance(node, cst.Name) and node.value == "None"
+
+
+def literal_mapping(node: cst.BaseExpression) -> dict[str, cst.BaseExpression] | None:
+    """The items of `{"a": x}` or `dict(a=x)` with nothing unpacked in it, else None."""
+    items: dict[str, cst.BaseExpression] = {}
+    if isinstance(node, cst.Dict):
+        for element in node.elements:
+            key = string_value(element.key) if isinstance(element, cst.DictElement) else None
+            if key is None or not key.isidentifier():
+                return None
+            items[key] = element.value
+        return items
+    if isinstance(node, cst.Call) and isinstance(node.func, cst.Name) and node.func.value == "dict":
+        for arg in node.args:
+            if arg.star or arg.keyword is None:
+                return None
+            items[arg.keyword.value] = arg.value
+        return items
+    return None
+
+
+def read_arguments(args: Sequence[cst.Arg], parameters: Sequence[str]) -> Arguments:
+    """Name the positional arguments after the parameters, as Python would."""
+    result = Arguments()
+    for position, arg in enumerate(args):
+        if arg.star == "**":
+            items = literal_mapping(arg.value)
+            if items is None:
+                result.stars.append(arg)
+            else:
+                for name, value in items.items():
+                    add(result, name, value)
+        elif arg.star == "*":
+            result.stars.append(arg)
+        elif arg.keyword is not None:
+            add(result, arg.keyword.value, arg.value)
+        elif any(earlier.star == "*" for earlier in args[:position]):
+            result.problem = "a positional argument follows *args"
+        elif position >= len(parameters):
+            result.problem = f"it takes {len(parameters)} positional arguments"
+        else:
+            add(result, parameters[position], arg.value)
+    return result
+
+
+def add(result: Arguments, name: str, value: cst.BaseExpression) -> None:
+    if name in result.named:
+        result.problem = f"{name} is given twice"
+    result.named[name] = value

@@ -1,0 +1,130 @@
+"""New expressions, laid out like the code around them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import libcst as cst
+
+from ..settings import Settings
+
+NO_SPACE = cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace(""))
+
+
+@dataclass(frozen=True)
+class Style:
+    """Where new code goes."""
+
+    quote: str = '"'
+    indent: str | None = ""  # of the line it begins on, within its block; None: everything on one line
+    from_block: bool = True  # that indentation comes on top of the block's
+    unit: str = "    "
+
+    def deeper(self) -> Style:
+        return Style(self.quote, None if self.indent is None else self.indent + self.unit, self.from_block, self.unit)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One keyword argument of a new call."""
+
+    keyword: str
+    value: cst.BaseExpression
+    comment: str | None = None
+    star: str = ""
+
+
+def string(text: str, style: Style) -> cst.SimpleString:
+    return cst.SimpleString(f"{style.quote}{text}{style.quote}")
+
+
+def integers(values: Sequence[int]) -> cst.List:
+    elements = [
+        cst.Element(
+            cst.Integer(str(value)),
+            cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")) if i < len(values) - 1 else cst.MaybeSentinel.DEFAULT,
+        )
+        for i, value in enumerate(values)
+    ]
+    return cst.List(elements)
+
+
+def call(
+    function: cst.BaseExpression, items: Sequence[Item], style: Style, lpar: Sequence[cst.LeftParen] = (),
+    rpar: Sequence[cst.RightParen] = (),
+) -> cst.Call:  # fmt: skip
+    """A call with one keyword per line, or all on one line where the style says so."""
+    one_line = style.indent is None or not items
+    args = []
+    for i, item in enumerate(items):
+        last = i == len(items) - 1
+        comma: cst.Comma | cst.MaybeSentinel
+        if one_line:
+            comma = cst.MaybeSentinel.DEFAULT if last else cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+        else:
+            comma = cst.Comma(whitespace_after=line_end(style if last else style.deeper(), item.comment))
+        keyword = None if item.star else cst.Name(item.keyword)
+        equal = cst.MaybeSentinel.DEFAULT if item.star else NO_SPACE
+        args.append(cst.Arg(item.value, keyword=keyword, equal=equal, comma=comma, star=item.star))
+    before = cst.SimpleWhitespace("") if one_line else line_end(style.deeper(), None)
+    return cst.Call(function, args, lpar=lpar, rpar=rpar, whitespace_before_args=before)
+
+
+def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
+    """The end of a line, and the indentation of the next."""
+    end = cst.TrailingWhitespace()
+    if comment is not None:
+        end = cst.TrailingWhitespace(cst.SimpleWhitespace("  "), cst.Comment(comment))
+    return cst.ParenthesizedWhitespace(end, indent=style.from_block, last_line=cst.SimpleWhitespace(style.indent or ""))
+
+
+def pattern_config(
+    function: cst.BaseExpression,
+    settings: Settings,
+    style: Style,
+    block_size: cst.BaseExpression | None = None,
+    ratio: float | None = None,
+    lpar: Sequence[cst.LeftParen] = (),
+    rpar: Sequence[cst.RightParen] = (),
+) -> cst.Call:
+    """`SparsePatternConfig(pattern_type="dilated_sparse", ...)`."""
+    value = settings.sparsity_ratio if ratio is None else ratio
+    explain = settings.explain and style.indent is not None
+    items = [Item("pattern_type", string("dilated_sparse", style))]
+    if block_size is not None:
+        items.append(Item("block_size", block_size))
+    sparse = f"# {100 * (1 - value):.10g}% sparse" if explain else None
+    items.append(Item("sparsity_ratio", number(value), sparse))
+    scales = "# Multi-scale coverage" if explain else None
+    items.append(Item("dilation_rates", integers(settings.dilation_rates), scales))
+    return call(function, items, style, lpar, rpar)
+
+
+def number(value: float) -> cst.BaseNumber:
+    text = repr(float(value))
+    return cst.Float(text)
+
+
+def first_of(node: cst.BaseExpression) -> cst.BaseExpression:
+    """A list with the first element of a list literal; `expr[:1]` of anything else."""
+    if isinstance(node, cst.List | cst.Tuple) and node.elements:
+        first = node.elements[0]
+        if isinstance(first, cst.Element):
+            return cst.List([cst.Element(first.value)])
+    part = cst.Slice(None, cst.Integer("1"))
+    value = node
+    if not isinstance(node, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.List | cst.Tuple | cst.ListComp):
+        if not node.lpar:
+            value = node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    elif isinstance(node, cst.Tuple) and not node.lpar:
+        value = node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    return cst.Subscript(value, [cst.SubscriptElement(part)])
+
+
+def comments_in(node: cst.CSTNode) -> Iterator[str]:
+    """The comments inside an expression, in order."""
+    if isinstance(node, cst.Comment):
+        yield node.value
+    for child in node.children:
+        yield from comments_in(child)

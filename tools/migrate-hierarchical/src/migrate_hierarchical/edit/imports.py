@@ -1,0 +1,249 @@
+"""The import editor: removed names give way to the new ones in the statement that had them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..analysis.scopes import Binding, ImportStatement, dotted
+from ..analysis.uses import api_path
+from ..names import CLASS, CONFIG, FACTORY, KEPT, PACKAGE, PATTERN, PRESET, PRESETS, REMOVED, REMOVED_MODULE, TYPES, is_gone
+from .arguments import string_value
+
+if TYPE_CHECKING:
+    from ..plan import Planner
+
+# What a removed name turns into, best first.
+SUCCESSORS = {
+    CLASS: (FACTORY, TYPES[CLASS], PATTERN),
+    CONFIG: (PATTERN, FACTORY, TYPES[CLASS]),
+    PRESETS: (PATTERN, FACTORY, TYPES[CLASS]),
+}
+ANY = (FACTORY, PATTERN, TYPES[CLASS])
+
+# New statements in place of one import statement; empty: it goes.
+Edit = list[cst.Import | cst.ImportFrom]
+
+
+class ImportEditor:
+    def __init__(self, planner: Planner) -> None:
+        self.planner, self.walk = planner, planner.walk
+        self.bindings: dict[cst.ImportAlias, Binding] = {}
+        for binding in planner.import_bindings():
+            if binding.alias is not None:
+                self.bindings[binding.alias] = binding
+        self.exported = set(self.names_in_all())
+        self.read = self.still_read()
+        self.rewritten = {
+            binding
+            for node in planner.used
+            if node in self.walk.scope_of
+            for binding in self.walk.scope_of[node].lookup(node.value)
+        }
+
+    def edits(self) -> dict[ImportStatement, Edit]:
+        """For every import statement that changes, what takes its place."""
+        result: dict[ImportStatement, Edit] = {}
+        for statement in self.walk.imports:
+            if isinstance(statement, cst.Import):
+                new: Edit | None = self.edit_import(statement)
+            elif isinstance(statement.names, cst.ImportStar):
+                new = None
+            else:
+                new = self.edit_import_from(statement)
+            if new is not None:
+                result[statement] = new
+        return result
+
+    # ---- what the file still reads
+
+    def still_read(self) -> set[Binding]:
+        """Import bindings whose names are read by something that stays."""
+        read: set[Binding] = set()
+        for node in self.walk.names:
+            if node not in self.planner.used:
+                read.update(self.walk.scope_of[node].lookup(node.value))
+        return read
+
+    def names_in_all(self) -> Iterator[str]:
+        for node in self.walk.strings:
+            if self.planner.in_all(node):
+                yield string_value(node) or ""
+
+    def is_re_export(self, alias: cst.ImportAlias, binding: Binding) -> bool:
+        if binding.scope.kind != "module":
+            return False
+        local = dotted(alias.asname.name) if alias.asname else dotted(alias.name)
+        same = alias.asname is not None and dotted(alias.name) == local
+        return same or self.planner.is_init or local in self.exported
+
+    # ---- import package.module as x
+
+    def edit_import(self, statement: cst.Import) -> Edit | None:
+        changed, aliases = False, []
+        for alias in statement.names:
+            path = dotted(alias.name) or ""
+            below = api_path(path)
+            wanted = statement in self.planner.to_root or path.endswith("." + REMOVED_MODULE)
+            if below and is_gone(below) and wanted:
+                changed = True
+                root = cst.Name(PACKAGE)
+                if alias.asname is None and path.startswith("src."):
+                    root = cst.Attribute(cst.Name("src"), cst.Name(PACKAGE))  # type: ignore[assignment]
+                unread = alias.asname is not None and self.bindings[alias] not in self.read
+                if unread and statement not in self.planner.to_root:
+                    continue
+                alias = alias.with_changes(name=root)
+            aliases.append(alias)
+        if not changed:
+            return None
+        if not aliases:
+            return []
+        aliases[-1] = aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
+        return [statement.with_changes(names=aliases)]
+
+    # ---- from package.module import x
+
+    def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
+        assert not isinstance(statement.names, cst.ImportStar)
+        module = self.walk.absolute(statement)
+        below = api_path(module) if module else None
+        if below is None:
+            return None
+        needed = dict(self.planner.needs.get(statement, {}))
+        aliases: list[cst.ImportAlias] = []
+        for alias in statement.names:
+            imported = dotted(alias.name) or ""
+            binding = self.bindings.get(alias)
+            finished = imported == PRESET and binding in self.rewritten
+            if binding is None or not (finished or imported in REMOVED | {REMOVED_MODULE}):
+                aliases.append(alias)
+                continue
+            re_export = self.is_re_export(alias, binding)
+            if re_export and imported in TYPES:
+                aliases.append(self.renamed(alias, TYPES[imported]))
+                needed.pop(TYPES[imported], None)
+            elif re_export or binding in self.read:
+                if re_export and binding not in self.read and imported != PRESET:
+                    self.planner.leave(alias, "HIER109", f"{imported} is exported")
+                aliases.append(alias)
+            else:
+                successor = next((n for n in SUCCESSORS.get(imported, ANY) if n in needed), None)
+                if successor is not None:
+                    aliases.append(self.replaced(alias, successor, needed.pop(successor)))
+                elif alias is statement.names[-1] and aliases:
+                    aliases[-1] = aliases[-1].with_changes(comma=alias.comma)
+        have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
+        for name, local in needed.items():
+            if (name, None if name == local else local) not in have:
+                self.add(aliases, name, local)
+        aliases = without_duplicates(aliases)
+        return self.statements(statement, aliases, below)
+
+    def statements(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias], below: str) -> Edit | None:
+        """The edited import; names that live in the package root move there from modules that are gone."""
+        assert not isinstance(statement.names, cst.ImportStar)
+        here, root = aliases, []
+        foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
+        touched = list(aliases) != list(statement.names) or self.is_file_changed()
+        if (below and is_gone(below) or foreign_root) and touched:
+            root = [alias for alias in aliases if dotted(alias.name) in KEPT]
+            here = [alias for alias in aliases if alias not in root]
+            if foreign_root and not below and here:
+                here, root = aliases, []
+        if not root and list(here) == list(statement.names):
+            return None
+        result: Edit = []
+        if here:
+            result.append(statement.with_changes(names=self.closed(statement, here)))
+        if root:
+            result.append(self.rooted(statement, self.closed(statement, root)))
+        return result
+
+    def is_file_changed(self) -> bool:
+        return bool(self.planner.replacements or self.planner.renames or self.planner.strings)
+
+    def rooted(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> cst.ImportFrom:
+        if not statement.relative:
+            return statement.with_changes(module=cst.Name(PACKAGE), names=aliases)
+        parts = (self.walk.package or "").split(".")
+        dots = len(parts) - parts.index(PACKAGE)
+        space = cst.SimpleWhitespace(" ")
+        return statement.with_changes(
+            module=None,
+            relative=[cst.Dot()] * dots,
+            names=aliases,
+            whitespace_before_import=space,
+            whitespace_after_from=statement.whitespace_after_from,
+        )
+
+    @staticmethod
+    def renamed(alias: cst.ImportAlias, name: str) -> cst.ImportAlias:
+        """`X` -> `New`, `X as X` -> `New as New`, `X as Y` -> `New as Y`."""
+        asname = alias.asname
+        if asname is not None and dotted(asname.name) == dotted(alias.name):
+            asname = asname.with_changes(name=cst.Name(name))
+        return alias.with_changes(name=cst.Name(name), asname=asname)
+
+    @staticmethod
+    def replaced(alias: cst.ImportAlias, name: str, local: str) -> cst.ImportAlias:
+        asname = None if name == local else cst.AsName(cst.Name(local))
+        return alias.with_changes(name=cst.Name(name), asname=asname)
+
+    @staticmethod
+    def add(aliases: list[cst.ImportAlias], name: str, local: str) -> None:
+        """Append a name in the style of the statement."""
+        asname = None if name == local else cst.AsName(cst.Name(local))
+        new = cst.ImportAlias(cst.Name(name), asname)
+        if aliases:
+            new = new.with_changes(comma=aliases[-1].comma)
+            between: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
+            for earlier in aliases[:-1]:
+                if isinstance(earlier.comma, cst.Comma):
+                    between = plain(earlier.comma.whitespace_after)
+            last = aliases[-1].comma
+            if len(aliases) == 1 and isinstance(last, cst.Comma):
+                after = last.whitespace_after
+                if isinstance(after, cst.ParenthesizedWhitespace):
+                    indent = after.last_line.value or "    "
+                    between = plain(after).with_changes(last_line=cst.SimpleWhitespace(indent))
+            if isinstance(last, cst.Comma) and isinstance(last.whitespace_after, cst.ParenthesizedWhitespace):
+                # the old last name keeps its comment, the new one ends the list
+                end = last.whitespace_after
+                if isinstance(between, cst.ParenthesizedWhitespace):
+                    kept = end.with_changes(last_line=between.last_line, empty_lines=[])
+                    aliases[-1] = aliases[-1].with_changes(comma=last.with_changes(whitespace_after=kept))
+                    new = new.with_changes(comma=last.with_changes(whitespace_after=end.with_changes(first_line=cst.TrailingWhitespace())))
+                    aliases.append(new)
+                    return
+            aliases[-1] = aliases[-1].with_changes(comma=cst.Comma(whitespace_after=between))
+        aliases.append(new)
+
+    @staticmethod
+    def closed(statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
+        """A comma after the last name only inside parentheses."""
+        if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
+            aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
+        return aliases
+
+
+def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
+    """White space without the comment in it."""
+    if isinstance(space, cst.ParenthesizedWhitespace):
+        return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
+    return space
+
+
+def without_duplicates(aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
+    seen: set[tuple[str | None, str | None]] = set()
+    result = []
+    for alias in aliases:
+        key = dotted(alias.name), dotted(alias.asname.name) if alias.asname else None
+        if key not in seen:
+            result.append(alias)
+        seen.add(key)
+    if result and result[-1] is not aliases[-1]:
+        result[-1] = result[-1].with_changes(comma=aliases[-1].comma)
+    return result

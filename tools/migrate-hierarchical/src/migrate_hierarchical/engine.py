@@ -1,0 +1,57 @@
+"""One file from bytes to a result; no file stops another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from .discovery import NOTEBOOK, PLAIN, PROSE
+from .documents.result import Result
+from .names import NEEDLE, PACKAGE
+from .settings import Settings
+
+SKIP_FILE = b"migrate-hierarchical: skip-file"
+LARGEST_TEXT = 10 * 2**20  # bytes of a data file that is still searched
+
+
+def may_hold_use(path: str, data: bytes) -> bool:
+    """A fast look: the needle, and a way to reach the package."""
+    if NEEDLE not in data or SKIP_FILE in data:
+        return False
+    if path.endswith(PLAIN):
+        return len(data) <= LARGEST_TEXT
+    return PACKAGE.encode() in data or PACKAGE in path.replace(os.sep, "/").split("/")
+
+
+def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
+    """The result for the content of one file; never raises for what the file holds."""
+    result = Result(path)
+    if not may_hold_use(path, data):
+        return result
+    if path.endswith(PLAIN):
+        from .documents.plain import find_mentions
+
+        result.left = find_mentions(data)
+        return result
+    # imported late: libcst takes longer to import than a tree without a use takes to search
+    from .documents.python import Migrated, Unreadable, migrate_source
+
+    migrate: Callable[[bytes, str, Settings], tuple[bytes, Migrated]] = migrate_source
+    if path.endswith(NOTEBOOK):
+        from .documents.notebook import migrate_notebook as migrate
+    elif path.endswith(PROSE):
+        from .documents.prose import migrate_page as migrate
+    try:
+        new, report = migrate(data, os.path.abspath(path), settings)
+    except Unreadable as error:
+        result.error = str(error)
+        return result
+    result.rewritten, result.left, result.densities = report.rewritten, report.left, report.densities
+    if new != data:
+        result.new, result.old = new, data
+    return result
+
+
+def read_file(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

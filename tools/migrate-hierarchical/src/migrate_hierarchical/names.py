@@ -1,0 +1,100 @@
+"""The removed API: its names, the modules that held them, and what its callables took."""
+
+from __future__ import annotations
+
+PACKAGE = "dilated_attention_pytorch"
+
+# Removed.
+CLASS = "BlockSparseHierarchical"
+CONFIG = "HierarchicalConfig"
+PRESETS = "get_hierarchical_presets"
+CREATE_ATTENTION = "create_hierarchical_attention"
+CREATE_BLOCK_SPARSE = "create_hierarchical_block_sparse"
+REMOVED = frozenset({CLASS, CONFIG, PRESETS, CREATE_ATTENTION, CREATE_BLOCK_SPARSE})
+REMOVED_MODULE = "block_sparse_hierarchical"
+
+# Still there, with hierarchical arguments that are not.
+FACTORY = "create_block_sparse_attention"
+PRESET = "get_block_sparse_preset"
+PATTERN = "SparsePatternConfig"
+MODULE = "BlockSparseAttention"
+KEPT = frozenset({FACTORY, PRESET, PATTERN, MODULE})
+
+HIERARCHICAL = "hierarchical"
+REMOVED_PRESETS = {
+    "hierarchical_standard": "standard",
+    "hierarchical_fine": "fine_grained",
+    "hierarchical_long": "long_range",
+}
+HIERARCHICAL_STRINGS = frozenset({HIERARCHICAL, *REMOVED_PRESETS})
+
+# What takes the place of a removed class where a type is meant.
+TYPES = {CLASS: MODULE, CONFIG: PATTERN}
+
+# Members of the removed classes that their successors do not have.
+MEMBERS = frozenset(
+    {
+        "hierarchical_config",
+        "get_pattern_stats",
+        "visualize_pattern",
+        "_generate_hierarchical_pattern",
+        "num_levels",
+        "level_configs",
+    }
+)
+
+PATTERN_PARAMETERS = (
+    "pattern_type",
+    "block_size",
+    "sparsity_ratio",
+    "window_size",
+    "global_tokens",
+    "dilation_rates",
+)
+FACTORY_PARAMETERS = (
+    "variant",
+    "segment_lengths",
+    "dilation_rates",
+    "sparse_config",
+    "sparsity_ratio",
+    "block_size",
+    "hierarchical_config",
+    "adaptive_config",
+    "distributed_config",
+    "embed_dim",
+    "num_heads",
+)
+PARAMETERS = {
+    CLASS: ("segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"),
+    CONFIG: ("level_configs",),
+    PRESETS: (),
+    CREATE_ATTENTION: ("embed_dim", "num_heads", "segment_lengths", "dilation_rates", "hierarchical_config"),
+    CREATE_BLOCK_SPARSE: ("preset",),
+    FACTORY: FACTORY_PARAMETERS,
+    PRESET: ("preset_name",),
+    PATTERN: PATTERN_PARAMETERS,
+}
+
+# Keywords that the base variant takes as they are.
+PASSED_ON = frozenset({"dropout", "softmax_scale", "backend", "device", "dtype"})
+
+# A file without this text holds no use; Hierarchical and hierarchical both contain it.
+NEEDLE = b"ierarchical"
+
+
+def is_gone(module: str) -> bool:
+    """Whether a submodule of the package (a path below it, "" for the root) no longer exists."""
+    return module.split(".")[0].startswith(("block_sparse", "sparse"))
+
+
+def strip_source(path: str) -> str:
+    """A dotted path without the `src.` that scripts beside the package's sources put in front."""
+    return path[4:] if path.startswith("src." + PACKAGE) else path
+
+
+def below_package(path: str) -> str | None:
+    """The part of a dotted module path below the package, "" for the package itself; None for other packages."""
+    path = strip_source(path)
+    if path == PACKAGE:
+        return ""
+    return path[len(PACKAGE) + 1 :] if path.startswith(PACKAGE + ".") else None

@@ -1,0 +1,47 @@
+"""HIER001: the class, called."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..names import CLASS, PARAMETERS
+from .base import Decision, Rule
+from .module import Old, module_call
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..edit.arguments import Arguments
+    from ..plan import Planner
+
+RULE = Rule(
+    "HIER001",
+    "`BlockSparseHierarchical(...)` becomes `create_block_sparse_attention(...)`",
+    """\
+from dilated_attention_pytorch import BlockSparseHierarchical
+
+model = BlockSparseHierarchical([2048, 4096], [1, 2], dropout=0.1)
+""",
+    """\
+from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
+
+model = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=SparsePatternConfig(
+        pattern_type="dilated_sparse",
+        sparsity_ratio=0.01,
+        dilation_rates=[1, 2, 4, 8],
+    ),
+    dropout=0.1,
+)
+""",
+)
+
+
+def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    if "segment_lengths" not in arguments.named and not arguments.stars:
+        arguments.problem = arguments.problem or "segment_lengths is missing"
+    return module_call(planner, use, call, arguments, Old(RULE.id, PARAMETERS[CLASS]))

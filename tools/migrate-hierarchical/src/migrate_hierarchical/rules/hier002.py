@@ -1,0 +1,82 @@
+"""HIER002: the configuration, and the dictionary of configurations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..density import LEVELS
+from ..edit.build import Style, pattern_config, string
+from ..names import CONFIG, PATTERN, PRESETS
+from .base import Decision, Left, Rewrite, Rule
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..edit.arguments import Arguments
+    from ..plan import Planner
+
+RULE = Rule(
+    "HIER002",
+    "`HierarchicalConfig(...)` and `get_hierarchical_presets()` become `SparsePatternConfig`",
+    """\
+from dilated_attention_pytorch import BlockSparseHierarchical, HierarchicalConfig
+
+config = HierarchicalConfig()
+model = BlockSparseHierarchical([2048], [1], hierarchical_config=config)
+""",
+    """\
+from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
+
+config = SparsePatternConfig(
+    pattern_type="dilated_sparse",
+    sparsity_ratio=0.01,
+    dilation_rates=[1, 2, 4, 8],
+)
+model = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=config,
+)
+""",
+)
+
+
+def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    style = planner.style(call)
+    if style is None:
+        return Left("HIER112", "inside nested f-strings")
+    function = planner.name(use, PATTERN)
+    if use.name == CONFIG:
+        levels = planner.levels(call)
+        return Rewrite(
+            RULE.id,
+            lambda old: pattern_config(function, planner.settings, style, lpar=old.lpar, rpar=old.rpar),
+            old_levels=levels,
+        )
+    assert use.name == PRESETS
+    if arguments.named or arguments.stars or arguments.problem:
+        return Left("HIER111", f"{PRESETS} takes no arguments")
+    parent = planner.walk.parents[call]
+    if isinstance(parent, cst.Subscript) and parent.value is call:
+        return Rewrite(
+            RULE.id,
+            lambda old: pattern_config(function, planner.settings, style, lpar=old.lpar, rpar=old.rpar),
+            old_levels=planner.levels(parent),
+        )
+    return Rewrite(RULE.id, lambda old: every_preset(function, planner, style))
+
+
+def every_preset(function: cst.BaseExpression, planner: Planner, style: Style) -> cst.BaseExpression:
+    """A dictionary with the names of the old presets."""
+    names = [
+        cst.Element(string(name, style), cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")))
+        for name in LEVELS
+    ]
+    names[-1] = names[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
+    return cst.DictComp(
+        cst.Name("name"),
+        pattern_config(function, planner.settings, style),
+        cst.CompFor(cst.Name("name"), cst.Tuple(names)),
+    )

@@ -1,0 +1,110 @@
+"""HIER005: the factory, asked for the hierarchical variant or given a hierarchical_config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..edit.arguments import is_none, read_arguments
+from ..edit.build import Item, call as new_call
+from ..names import FACTORY_PARAMETERS, HIERARCHICAL
+from .base import Decision, Left, Rewrite, Rule
+from .module import Old, module_call
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..edit.arguments import Arguments
+    from ..plan import Planner
+
+RULE = Rule(
+    "HIER005",
+    '`create_block_sparse_attention("hierarchical", ...)` asks for the base variant',
+    """\
+from dilated_attention_pytorch import create_block_sparse_attention
+
+model = create_block_sparse_attention("hierarchical", segment_lengths=[2048, 4096], block_size=128)
+""",
+    """\
+from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
+
+model = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=SparsePatternConfig(
+        pattern_type="dilated_sparse",
+        block_size=128,
+        sparsity_ratio=0.01,
+        dilation_rates=[1, 2, 4, 8],
+    ),
+)
+""",
+)
+
+IGNORED = {
+    name: f"{name} had no effect on the hierarchical variant and goes"
+    for name in ("embed_dim", "num_heads", "adaptive_config", "distributed_config")
+}
+OLD = Old(RULE.id, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
+
+
+def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    named = arguments.named
+    variant = arguments.literal("variant") if "variant" in named else "auto"
+    if variant == HIERARCHICAL:
+        return module_call(planner, use, call, arguments, OLD)
+    given = "hierarchical_config" in named
+    hints = given or planner.mentions_hierarchical()
+    if variant is None:
+        code = planner.module.code_for_node(named["variant"])
+        return Left("HIER105", f"variant={code}") if hints else None
+    if not given:
+        if arguments.stars and variant == "auto" and hints:
+            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        return None
+    if arguments.problem:
+        return Left("HIER111", arguments.problem)
+    if variant == "auto" and not is_none(named["hierarchical_config"]):
+        if arguments.stars:
+            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        others = {name for name in named if not is_none(named[name])}
+        if not others & {"distributed_config", "adaptive_config"} and not {"embed_dim", "num_heads"} <= others:
+            return module_call(planner, use, call, arguments, OLD)
+    return without_keyword(planner, call, arguments, variant)
+
+
+def without_keyword(planner: Planner, call: cst.Call, arguments: Arguments, variant: str) -> Decision:
+    """Another variant never looked at hierarchical_config: only the argument goes."""
+    notes = [f"hierarchical_config had no effect on variant {variant!r} and goes"]
+    positional = [arg for arg in call.args if arg.keyword is None and not arg.star]
+    if len(positional) > FACTORY_PARAMETERS.index("hierarchical_config"):
+        style = planner.style(call)
+        if style is None or arguments.stars:
+            return Left("HIER112", "hierarchical_config is a positional argument")
+        function = call.func
+
+        def renamed(updated: cst.Call) -> cst.BaseExpression:
+            now = read_arguments(updated.args, FACTORY_PARAMETERS).named
+            items = [
+                Item(name, value)
+                for name, value in now.items()
+                if name != "hierarchical_config" and not is_none(value)
+            ]
+            return new_call(function, items, style, updated.lpar, updated.rpar)
+
+        return Rewrite(RULE.id, renamed, notes)
+
+    def make(updated: cst.Call) -> cst.BaseExpression:
+        args = list(updated.args)
+        place = next(
+            i for i, arg in enumerate(args) if arg.keyword and arg.keyword.value == "hierarchical_config"
+        )
+        gone = args.pop(place)
+        if place == len(args) and args:  # it was the last: the one before now ends the call
+            args[-1] = args[-1].with_changes(comma=gone.comma)
+        return updated.with_changes(args=args)
+
+    value = arguments.named["hierarchical_config"]
+    absorbs: list[cst.CSTNode] = [value] if isinstance(value, cst.Call | cst.Subscript) else []
+    return Rewrite(RULE.id, make, notes, absorbs=absorbs)

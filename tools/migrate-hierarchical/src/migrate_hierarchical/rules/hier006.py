@@ -1,0 +1,61 @@
+"""HIER006: a hierarchical preset by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..names import FACTORY_PARAMETERS, REMOVED_PRESETS
+from .base import Decision, Left, Rule
+from .hier005 import IGNORED
+from .module import Old, module_call
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..edit.arguments import Arguments
+    from ..plan import Planner
+
+RULE = Rule(
+    "HIER006",
+    '`get_block_sparse_preset("hierarchical_*")` becomes `create_block_sparse_attention(...)`',
+    """\
+from dilated_attention_pytorch import get_block_sparse_preset
+
+model = get_block_sparse_preset("hierarchical_long")
+""",
+    """\
+from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
+
+model = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=SparsePatternConfig(
+        pattern_type="dilated_sparse",
+        sparsity_ratio=0.01,
+        dilation_rates=[1, 2, 4, 8],
+    ),
+)
+""",
+)
+
+
+def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    keyword = "name" if "name" in arguments.named else "preset_name"
+    if keyword not in arguments.named:
+        if arguments.stars and planner.mentions_hierarchical():
+            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        return None
+    preset = arguments.literal(keyword)
+    if preset is None:
+        code = planner.module.code_for_node(arguments.named[keyword])
+        return Left("HIER105", f"{keyword}={code}") if planner.mentions_hierarchical() else None
+    if preset not in REMOVED_PRESETS:
+        return None
+    if "variant" in arguments.named:
+        return Left("HIER111", "variant is overridden")
+    levels = None if "hierarchical_config" in arguments.named else REMOVED_PRESETS[preset]
+    parameters = ("preset_name", *FACTORY_PARAMETERS[1:])
+    old = Old(RULE.id, parameters, IGNORED, True, levels, ("preset_name", "name"))
+    return module_call(planner, use, call, arguments, old)

@@ -1,0 +1,76 @@
+"""HIER007: a pattern of the hierarchical type."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..density import LEVELS
+from ..edit.arguments import read_arguments
+from ..edit.build import pattern_config
+from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
+from .base import Decision, Left, Rewrite, Rule
+from .module import integer, ratio_of
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..edit.arguments import Arguments
+    from ..plan import Planner
+
+RULE = Rule(
+    "HIER007",
+    '`SparsePatternConfig(pattern_type="hierarchical", ...)` becomes the dilated_sparse pattern',
+    """\
+from dilated_attention_pytorch import SparsePatternConfig
+
+config = SparsePatternConfig(pattern_type="hierarchical", sparsity_ratio=0.25, block_size=128)
+""",
+    """\
+from dilated_attention_pytorch import SparsePatternConfig
+
+config = SparsePatternConfig(
+    pattern_type="dilated_sparse",
+    block_size=128,
+    sparsity_ratio=0.01,
+    dilation_rates=[1, 2, 4, 8],
+)
+""",
+)
+
+NO_EFFECT = ("window_size", "global_tokens", "dilation_rates")
+
+
+def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    named = arguments.named
+    if "pattern_type" not in named:
+        if arguments.stars and planner.mentions_hierarchical():
+            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        return None
+    pattern = arguments.literal("pattern_type")
+    if pattern is None:
+        code = planner.module.code_for_node(named["pattern_type"])
+        return Left("HIER105", f"pattern_type={code}") if planner.mentions_hierarchical() else None
+    if pattern != HIERARCHICAL:
+        return None
+    if arguments.problem:
+        return Left("HIER111", arguments.problem)
+    if arguments.stars:
+        return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+    style = planner.style(call)
+    if style is None:
+        return Left("HIER112", "inside nested f-strings")
+    notes = [f"{name} had no effect on the hierarchical pattern and goes" for name in NO_EFFECT if name in named]
+    ratio = ratio_of(named.get("sparsity_ratio"))
+    if "sparsity_ratio" in named and ratio is None:
+        notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")
+    function = planner.name(use, PATTERN)
+
+    def make(updated: cst.Call) -> cst.BaseExpression:
+        block_size = read_arguments(updated.args, PATTERN_PARAMETERS).named.get("block_size")
+        return pattern_config(
+            function, planner.settings, style, block_size, ratio, updated.lpar, updated.rpar
+        )
+
+    size = integer(named.get("block_size")) or 64
+    return Rewrite(RULE.id, make, notes, old_levels=("default", LEVELS["standard"]), block_size=size)

@@ -1,0 +1,235 @@
+"""What HIER001, HIER003, HIER004, HIER005 and HIER006 share: the call that makes the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..edit.arguments import Arguments, is_none, read_arguments
+from ..edit.build import Item, call as new_call, first_of, integers, pattern_config, string
+from ..names import CONFIG, FACTORY, PASSED_ON, PATTERN, PATTERN_PARAMETERS
+from .base import Decision, Left, Rewrite
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..plan import Planner
+
+HANDLED = {"segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"}
+DEFAULT_SEGMENT = 2048
+KEPT_RATIO = 0.05  # an explicit ratio up to this was meant as sparse
+
+
+@dataclass
+class Old:
+    """How one form of the old API is read."""
+
+    rule: str
+    parameters: Sequence[str]
+    ignored: dict[str, str] = field(default_factory=dict)  # argument that had no effect -> the note about it
+    has_shorthands: bool = False  # sparsity_ratio and block_size
+    preset: str | None = None  # the old configuration, when the form names it
+    dropped: tuple[str, ...] = ()  # arguments that only chose the form
+
+
+@dataclass
+class Config:
+    """Where the pattern of the new module comes from."""
+
+    expression: bool = False  # hierarchical_config holds one already: it becomes sparse_config
+    block_size: Callable[[Arguments], cst.BaseExpression | None] = lambda arguments: None
+    literal_block_size: int = 64
+    ratio: float | None = None
+    absorbs: list[cst.CSTNode] = field(default_factory=list)
+
+
+def integer(node: cst.CSTNode | None) -> int | None:
+    return node.evaluated_value if isinstance(node, cst.Integer) else None
+
+
+def ratio_of(node: cst.CSTNode | None) -> float | None:
+    """An explicit literal ratio that is kept."""
+    if isinstance(node, cst.Float | cst.Integer):
+        value = float(node.evaluated_value)
+        return value if 0 < value <= KEPT_RATIO else None
+    return None
+
+
+def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments, old: Old) -> Decision:
+    """Rewrite a call that made a hierarchical module, or say why not."""
+    if arguments.problem:
+        return Left("HIER111", arguments.problem)
+    named = arguments.named
+    hidden = [arg for arg in arguments.stars if arg.star == "*" or not HANDLED <= set(named)]
+    if hidden:
+        return Left("HIER104", f"{hidden[0].star}{planner.module.code_for_node(hidden[0].value)}")
+    style = planner.style(call)
+    if style is None:
+        return Left("HIER112", "inside nested f-strings")
+    notes = [note for name, note in old.ignored.items() if name in named]
+    config = read_config(planner, use, named, old, notes)
+    if isinstance(config, Left):
+        return config
+    read_sparse = read_sparse_config(planner, use, named, config)
+    if isinstance(read_sparse, Left):
+        return read_sparse
+    if old.has_shorthands:
+        read_shorthands(named, config, notes)
+    segment = segment_lengths(planner, use, named, config, notes)
+
+    rest = [
+        name
+        for name in named
+        if name not in HANDLED
+        and name not in old.ignored
+        and name not in old.dropped
+        and not (old.has_shorthands and name in ("sparsity_ratio", "block_size"))
+    ]
+    foreign = [name for name in rest if name not in PASSED_ON]
+    function = planner.name(use, FACTORY)
+    pattern = None if config.expression else planner.name(use, PATTERN)
+
+    def make(updated: cst.Call) -> cst.BaseExpression:
+        now = read_arguments(updated.args, old.parameters)
+        items = [
+            Item("variant", string("base", style)),
+            Item("segment_lengths", segment(now.named.get("segment_lengths"))),
+            Item("dilation_rates", integers([1])),
+        ]
+        block_size = config.block_size(now)
+        if pattern is None:
+            items.append(Item("sparse_config", now.named["hierarchical_config"]))
+            if block_size is not None:
+                items.append(Item("block_size", block_size))
+        else:
+            new = pattern_config(pattern, planner.settings, style.deeper(), block_size, config.ratio)
+            items.append(Item("sparse_config", new))
+        items += [Item(name, now.named[name]) for name in rest]
+        items += [Item("", arg.value, star=arg.star) for arg in now.stars]
+        return new_call(function, items, style, updated.lpar, updated.rpar)
+
+    levels = None
+    if old.preset is not None:
+        levels = planner.levels_of_preset(old.preset)
+    elif not config.expression:
+        levels = planner.levels(named.get("hierarchical_config"))
+    todo = Left("HIER110", ", ".join(foreign)) if foreign else None
+    return Rewrite(
+        old.rule,
+        make,
+        notes,
+        absorbs=config.absorbs,
+        old_levels=levels,
+        block_size=config.literal_block_size,
+        todo=todo,
+    )
+
+
+def read_config(
+    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], old: Old, notes: list[str]
+) -> Config | Left:
+    """What hierarchical_config holds."""
+    value = named.get("hierarchical_config")
+    config = Config()
+    if value is None or is_none(value):
+        return config
+    if isinstance(value, cst.Call):
+        inner = planner.resolver.by_node.get(value.func)
+        if inner is not None and inner.name == CONFIG and inner.agrees:
+            config.absorbs = [value]
+            return config
+    if isinstance(value, cst.Subscript) and planner.is_presets_call(value.value):
+        config.absorbs = [value, value.value]
+        return config
+    kind = planner.origins.kind(value, use.scope)
+    if kind == "none":
+        return config
+    if kind != "config":
+        code = planner.module.code_for_node(value)
+        return Left("HIER106", f"hierarchical_config={code}")
+    config.expression = True
+    return config
+
+
+def read_sparse_config(
+    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], config: Config
+) -> Left | None:
+    """Only the block size of an old sparse_config had an effect."""
+    value = named.get("sparse_config")
+    if value is None or is_none(value):
+        return None
+    if isinstance(value, cst.Call):
+        inner = planner.resolver.by_node.get(value.func)
+        if inner is not None and inner.name == PATTERN and inner.agrees:
+            given = read_arguments(value.args, PATTERN_PARAMETERS)
+            if given.stars or given.problem:
+                return Left("HIER104", "sparse_config=" + planner.module.code_for_node(value))
+            config.absorbs.append(value)
+            if "block_size" in given.named:
+                config.literal_block_size = integer(given.named["block_size"]) or 64
+                config.block_size = inner_block_size
+            return None
+    kind = planner.origins.kind(value, use.scope)
+    if kind == "none":
+        return None
+    if kind != "pattern":
+        return Left("HIER106", f"sparse_config={planner.module.code_for_node(value)}")
+    config.block_size = attribute_block_size
+    return None
+
+
+def inner_block_size(now: Arguments) -> cst.BaseExpression | None:
+    inner = now.named["sparse_config"]
+    assert isinstance(inner, cst.Call)
+    return read_arguments(inner.args, PATTERN_PARAMETERS).named.get("block_size")
+
+
+def attribute_block_size(now: Arguments) -> cst.BaseExpression | None:
+    return cst.Attribute(now.named["sparse_config"], cst.Name("block_size"))
+
+
+def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes: list[str]) -> None:
+    """sparsity_ratio and block_size beside the configs; sparse_config came first."""
+    sparse = named.get("sparse_config")
+    if "sparsity_ratio" in named and not is_none(named["sparsity_ratio"]):
+        config.ratio = ratio_of(named["sparsity_ratio"])
+        if config.ratio is None:
+            notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")
+    if "block_size" in named and not is_none(named["block_size"]) and (sparse is None or is_none(sparse)):
+        config.literal_block_size = integer(named["block_size"]) or 64
+        config.block_size = lambda now: now.named["block_size"]
+
+
+def segment_lengths(
+    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
+) -> Callable[[cst.BaseExpression | None], cst.BaseExpression]:
+    """How the new segment_lengths are made of the old ones."""
+    value = named.get("segment_lengths")
+    if value is None or is_none(value):
+        return lambda now: integers([DEFAULT_SEGMENT])
+    if isinstance(value, cst.List | cst.Tuple) and value.elements:
+        first = integer(value.elements[0].value)
+        block = config.literal_block_size
+        if first is not None and first % block:
+            rounded = -(-first // block) * block
+            notes.append(f"segment length {first} is no multiple of the block size {block}: {rounded}")
+            return lambda now: integers([rounded])
+    if planner.may_be_none(value, use.scope):
+        default = integers([DEFAULT_SEGMENT])
+
+        def with_default(now: cst.BaseExpression | None) -> cst.BaseExpression:
+            assert now is not None
+            either = cst.BooleanOperation(
+                now, cst.Or(), default, lpar=[cst.LeftParen()], rpar=[cst.RightParen()]
+            )
+            return cst.Subscript(either, [cst.SubscriptElement(cst.Slice(None, cst.Integer("1")))])
+
+        return with_default
+
+    def first_part(now: cst.BaseExpression | None) -> cst.BaseExpression:
+        assert now is not None
+        return first_of(now)
+
+    return first_part

@@ -1,0 +1,18 @@
+"""Why a use is left to a person, and what to do about it."""
+
+REASONS = {
+    "HIER101": "subclass of a removed class: subclass BlockSparseAttention, or put the pattern in a BlockLayout",
+    "HIER102": "member that the new classes do not have: see stats() and plot() of BlockLayout",
+    "HIER103": "removed name in a string: change it by hand",
+    "HIER104": "*args or **kwargs that may hold the arguments: pass them by name",
+    "HIER105": "name that is not a literal: 'hierarchical' choices are gone, use 'base' or another preset",
+    "HIER106": "value of unknown origin: pass a SparsePatternConfig as sparse_config",
+    "HIER107": "name bound in several ways: keep one of the bindings",
+    "HIER108": "removed name that comes from a star import: import the new names",
+    "HIER109": "removed name used as a value: use create_block_sparse_attention or SparsePatternConfig",
+    "HIER110": "argument that the base variant does not take: remove it",
+    "HIER111": "call that does not fit the old signature",
+    "HIER112": "place where the new call cannot be written: move it to a statement of its own",
+    "HIER113": "'hierarchical' passed by name: use variant 'base' or pattern_type 'dilated_sparse'",
+    "HIER120": "removed name in a file that is never changed: edit it by hand",
+}

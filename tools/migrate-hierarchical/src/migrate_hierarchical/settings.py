@@ -1,0 +1,111 @@
+"""What a run was asked to do: defaults, `[tool.migrate-hierarchical]` of pyproject.toml, the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+
+class UsageError(ValueError):
+    """An option that is out of its range; the message names it, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every option of a run; pyproject.toml spells them with hyphens."""
+
+    sparsity_ratio: float = 0.01
+    dilation_rates: tuple[int, ...] = (1, 2, 4, 8)
+    explain: bool = False
+    seq_len: int = 16_384
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    jobs: int = 0
+
+    def check(self, rules: frozenset[str]) -> Settings:
+        """Itself; raises UsageError."""
+        if not 0 < self.sparsity_ratio <= 1:
+            raise UsageError(f"--sparsity-ratio must be above 0 and at most 1, got {self.sparsity_ratio:g}")
+        if not self.dilation_rates or any(rate < 1 for rate in self.dilation_rates):
+            rates = ",".join(map(str, self.dilation_rates))
+            raise UsageError(f"--dilation-rates must be integers of at least 1, such as 1,2,4,8, got {rates!r}")
+        if self.seq_len < 64:
+            raise UsageError(f"--seq-len must be at least 64, got {self.seq_len}")
+        if self.jobs < 0:
+            raise UsageError(f"--jobs must be at least 0 (0: one per core), got {self.jobs}")
+        for option in ("select", "ignore"):
+            for rule in getattr(self, option):
+                if rule not in rules:
+                    raise UsageError(
+                        f"--{option} must name rules of --list-rules, such as HIER001, got {rule!r}"
+                    )
+        return self
+
+    def wants(self, rule: str) -> bool:
+        return rule not in self.ignore and (not self.select or rule in self.select)
+
+
+LISTS = {"select", "ignore", "include", "exclude", "dilation_rates"}
+
+
+def find_pyproject(start: Path) -> Path | None:
+    """The nearest pyproject.toml at or above a path."""
+    start = Path(os.path.abspath(start))
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").is_file():
+            return folder / "pyproject.toml"
+    return None
+
+
+def read_pyproject(path: Path) -> dict[str, Any]:
+    """The tool's table of a pyproject.toml, as Settings fields; raises UsageError."""
+    data = path.read_bytes()
+    if b"migrate-hierarchical" not in data:
+        return {}
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        table = tomllib.loads(data.decode()).get("tool", {}).get("migrate-hierarchical", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    return {checked_name(key, path): checked_value(key, value, path) for key, value in table.items()}
+
+
+def checked_name(key: str, path: Path) -> str:
+    name = key.replace("-", "_")
+    if name not in {field.name for field in fields(Settings)}:
+        known = ", ".join(field.name.replace("_", "-") for field in fields(Settings))
+        raise UsageError(f"{path}: [tool.migrate-hierarchical] has no {key!r}; it knows {known}")
+    return name
+
+
+def checked_value(key: str, value: object, path: Path) -> object:
+    name = key.replace("-", "_")
+    wrong = UsageError(f"{path}: {key} of [tool.migrate-hierarchical] cannot be {value!r}")
+    if name in LISTS:
+        kind = int if name == "dilation_rates" else str
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
+            raise wrong
+        return tuple(value)
+    default = getattr(Settings, name)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise wrong
+    return value
+
+
+def load(paths: list[str], given: dict[str, Any]) -> Settings:
+    """pyproject.toml of the first path, under what the command line gave."""
+    start = Path(paths[0]) if paths and paths[0] != "-" else Path.cwd()
+    pyproject = find_pyproject(start if start.is_dir() else start.parent)
+    settings = replace(Settings(), **(read_pyproject(pyproject) if pyproject else {}))
+    return replace(settings, **given)
