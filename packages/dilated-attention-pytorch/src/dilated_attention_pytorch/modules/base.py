@@ -82,7 +82,7 @@ class BlockSparseAttention(nn.Module):
         self.sparse_config = sparse_config
         self.segment_lengths = None if segment_lengths is None else list(segment_lengths)
         self.dilation_rates = None if dilation_rates is None else list(dilation_rates)
-        TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
+        self._dilation = TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
@@ -112,6 +112,8 @@ class BlockSparseAttention(nn.Module):
         target = torch.device("cpu" if device is None else device)
         key = (q_len, q_len if kv_len is None else kv_len, causal, target)
         if torch.compiler.is_compiling():
+            # A layout belongs to one length. `range` turns lengths that the trace left open into numbers.
+            key = (len(range(key[0])), len(range(key[1])), causal, target)
             build_while_tracing(id(self), *key)
         elif key not in self._layouts:
             self.build_layout(*key)
@@ -123,7 +125,9 @@ class BlockSparseAttention(nn.Module):
         if key not in self._layouts:
             if len(self._layouts) >= CACHED_LAYOUTS:
                 self._layouts.popitem(last=False)
-            self._layouts[key] = BlockLayout.from_config(self.sparse_config, *key)
+            layout = BlockLayout.from_config(self.sparse_config, *key)
+            layout.lists(self._dilation)  # so that a trace finds them made
+            self._layouts[key] = layout
 
     def clear_cache(self) -> None:
         """Drop the layouts that were kept."""

@@ -302,6 +302,8 @@ class BlockLayout:
         if dilation is None:
             return self.row_lists, self.col_lists
         if dilation not in self._dilated:
+            if torch.compiler.is_compiling():  # the trace cannot keep them; modules have them made before
+                return self._split_by_distance(dilation)
             if len(self._dilated) >= 8:
                 self._dilated.clear()
             self._dilated[dilation] = self._split_by_distance(dilation)
