@@ -1,0 +1,185 @@
+"""What a run did, in four formats."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import __version__
+from .documents.result import Entry, Result
+
+HOMEPAGE = "https://dilated-attention.github.io/dilated-attention-pytorch/migrate/"
+EXTRA_REASONS = {"HIER190": "cannot be read, parsed or written"}
+
+
+@dataclass
+class Run:
+    """All results of a run; `wrote` says whether changes were written."""
+
+    results: list[Result] = field(default_factory=list)
+    scanned: int = 0
+    errors: list[tuple[str, str]] = field(default_factory=list)  # paths that are in no result
+    wrote: bool = True
+    seq_len: int = 16_384
+
+    @property
+    def changed(self) -> list[Result]:
+        return [result for result in self.results if result.new is not None]
+
+    @property
+    def problems(self) -> list[tuple[str, str]]:
+        """Files that could not be read, parsed or written."""
+        return [*self.errors, *((result.path, result.error) for result in self.results if result.error)]
+
+    def left(self) -> Iterator[tuple[str, Entry]]:
+        for result in self.results:
+            for entry in result.left:
+                yield result.path, entry
+
+    def rewritten(self) -> Iterator[tuple[str, Entry]]:
+        for result in self.results:
+            for entry in result.rewritten:
+                yield result.path, entry
+
+    @property
+    def status(self) -> int:
+        """0 nothing left to do; 1 there is something to write; 2 something needs a person."""
+        if self.problems or any(True for _ in self.left()):
+            return 2
+        return 1 if self.changed and not self.wrote else 0
+
+
+def summaries() -> dict[str, str]:
+    """One line for every id."""
+    from .rules import RULES
+    from .rules.reasons import REASONS
+
+    return {**{rule.id: rule.summary for rule in RULES}, **REASONS, **EXTRA_REASONS}
+
+
+def message(entry: Entry, lines: dict[str, str]) -> str:
+    detail = f" ({entry.detail})" if entry.detail else ""
+    return f"{lines.get(entry.rule, '')}{detail}"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def as_text(run: Run) -> str:
+    """For people."""
+    verb = "rewrote" if run.wrote else "would rewrite"
+    out = [f"{verb} {result.path}" for result in run.changed]
+    lines = summaries() if run.results else {}
+    for path, entry in run.rewritten():
+        if entry.detail:
+            out.append(f"{path}:{entry.line}: {entry.rule} note: {entry.detail}")
+    out += [f"{path}:{entry.line}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()]
+    out += [f"{path}: error: {error}" for path, error in run.problems]
+    densities = Counter(density for result in run.results for density in result.densities)
+    if densities:
+        out.append(f"blocks kept at {run.seq_len:,} tokens:")
+        out += [f"  {density}" + (f" ({count} times)" if count > 1 else "") for density, count in densities.items()]
+    rules = Counter(entry.rule for _, entry in run.rewritten())
+    out += [f"{rule} {plural(count, 'use')}: {lines[rule]}" for rule, count in sorted(rules.items())]
+    n_left = sum(1 for _ in run.left())
+    summary = f"{plural(run.scanned, 'file')} scanned, {len(run.changed)} {'changed' if run.wrote else 'to change'}, "
+    summary += f"{n_left} left to a person"
+    if run.problems:
+        summary += f", {plural(len(run.problems), 'error')}"
+    return "\n".join([*out, summary]) + "\n"
+
+
+def as_dict(run: Run) -> dict[str, Any]:
+    lines = summaries()
+
+    def listed(entries: Iterator[tuple[str, Entry]]) -> list[dict[str, Any]]:
+        return [
+            {"path": path, "line": entry.line, "rule": entry.rule, "message": message(entry, lines)}
+            for path, entry in entries
+        ]
+
+    return {
+        "version": __version__,
+        "status": run.status,
+        "files_scanned": run.scanned,
+        "files_changed": [result.path for result in run.changed],
+        "written": run.wrote,
+        "rewritten": listed(run.rewritten()),
+        "left": listed(run.left()),
+        "errors": [{"path": path, "message": error} for path, error in run.problems],
+        "densities": {
+            "seq_len": run.seq_len,
+            "configurations": [density for result in run.results for density in result.densities],
+        },
+    }
+
+
+def as_json(run: Run) -> str:
+    """For programs."""
+    return json.dumps(as_dict(run), indent=2) + "\n"
+
+
+def as_sarif(run: Run) -> str:
+    """SARIF 2.1.0, for code scanning."""
+    lines = summaries()
+
+    def found(path: str, entry: Entry, level: str) -> dict[str, Any]:
+        place = {
+            "artifactLocation": {"uri": path.replace("\\", "/")},
+            "region": {"startLine": max(1, entry.line)},
+        }
+        return {
+            "ruleId": entry.rule,
+            "level": level,
+            "message": {"text": message(entry, lines)},
+            "locations": [{"physicalLocation": place}],
+        }
+
+    results = [found(path, entry, "warning") for path, entry in run.left()]
+    results += [found(path, Entry(1, "HIER190", error), "error") for path, error in run.problems]
+    if not run.wrote:
+        results += [found(path, entry, "note") for path, entry in run.rewritten()]
+    driver = {
+        "name": "migrate-hierarchical",
+        "version": __version__,
+        "informationUri": HOMEPAGE,
+        "rules": [{"id": rule, "shortDescription": {"text": text}} for rule, text in lines.items()],
+    }
+    document = {
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{"tool": {"driver": driver}, "results": results}],
+    }
+    return json.dumps(document, indent=2) + "\n"
+
+
+def escaped(text: str, is_property: bool = False) -> str:
+    text = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace(":", "%3A").replace(",", "%2C") if is_property else text
+
+
+def as_github(run: Run) -> str:
+    """Workflow commands of GitHub Actions."""
+    lines = summaries()
+
+    def command(level: str, path: str, entry: Entry) -> str:
+        place = f"file={escaped(path, True)},line={max(1, entry.line)},title={entry.rule}"
+        return f"::{level} {place}::{escaped(message(entry, lines))}"
+
+    out = [command("warning", path, entry) for path, entry in run.left()]
+    out += [command("error", path, Entry(1, "HIER190", error)) for path, error in run.problems]
+    if not run.wrote:
+        out += [command("notice", path, entry) for path, entry in run.rewritten()]
+    return "".join(line + "\n" for line in out)
+
+
+FORMATS: dict[str, Callable[[Run], str]] = {
+    "text": as_text,
+    "json": as_json,
+    "sarif": as_sarif,
+    "github": as_github,
+}
