@@ -52,10 +52,20 @@ def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
     return visible, bias.gather(2, place).unflatten(2, (problem.q_len, problem.kv_len))
 
 
+def without_padding(problem: AttentionProblem, x: Tensor) -> Tensor:
+    """k or v with zeros for the padded keys: a cache may hold anything behind its end, and 0 * NaN is NaN."""
+    padded = torch.zeros(problem.batch, problem.kv_len, dtype=torch.bool, device=x.device)
+    if problem.kv_lengths is not None:
+        padded = torch.arange(problem.kv_len, device=x.device) >= problem.kv_lengths[:, None]
+    if problem.key_padding_mask is not None:
+        padded = padded | problem.key_padding_mask
+    return x.masked_fill(padded[:, :, None, None], 0.0)
+
+
 def attention_weights(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Weights after dropout (batch, num_heads, q_len, kv_len) and lse (batch, num_heads, q_len), at least float32."""
     dtype = torch.promote_types(problem.q.dtype, torch.float32)
-    q, k = problem.q.to(dtype), problem.k.to(dtype)
+    q, k = problem.q.to(dtype), without_padding(problem, problem.k).to(dtype)
     k = k.repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
     visible, bias = visible_and_bias(problem)
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * problem.softmax_scale
@@ -79,5 +89,6 @@ def attention_weights(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
 def attention_reference(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """out (batch, q_len, num_heads, v_head_dim) in q's dtype, and lse."""
     weights, lse = attention_weights(problem)
-    v = problem.v.to(weights.dtype).repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
+    v = without_padding(problem, problem.v).to(weights.dtype)
+    v = v.repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
     return torch.einsum("bhij,bjhd->bihd", weights, v).to(problem.q.dtype), lse

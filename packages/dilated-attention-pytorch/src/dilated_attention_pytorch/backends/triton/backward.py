@@ -422,8 +422,11 @@ def dkdv_kernel(
     v_base = V + i_batch.to(tl.int64) * stride_vb + kv_head.to(tl.int64) * stride_vh
     k_mask = n_store[:, None] & (d < HEAD_DIM)[None, :]
     v_mask = n_store[:, None] & (d_v < V_HEAD_DIM)[None, :]
-    k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_mask, other=0.0)
-    v = tl.load(v_base + key64[:, None] * stride_vs + d_v[None, :] * stride_vd, mask=v_mask, other=0.0)
+    # Padding may hold anything, and 0 * NaN is NaN.
+    k_seen = n_in[:, None] & (d < HEAD_DIM)[None, :]
+    v_seen = n_in[:, None] & (d_v < V_HEAD_DIM)[None, :]
+    k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_seen, other=0.0)
+    v = tl.load(v_base + key64[:, None] * stride_vs + d_v[None, :] * stride_vd, mask=v_seen, other=0.0)
     scale_log2 = softmax_scale * LOG2E
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
