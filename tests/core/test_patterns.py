@@ -515,7 +515,7 @@ def test_block_mask_of_a_causal_layout_masks_inside_the_diagonal() -> None:
 def test_partial_blocks_are_refused_unless_allowed() -> None:
     layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.3), 640, causal=True)
     block_mask = layout.to_block_mask()
-    with pytest.raises(ValueError, match="10 partial blocks.*allow_partial=True"):
+    with pytest.raises(ValueError, match=r"10 partial blocks.*allow_partial=True"):
         BlockLayout.from_block_mask(block_mask)
     assert BlockLayout.from_block_mask(block_mask, allow_partial=True).rows() == layout.rows()
 
@@ -538,7 +538,7 @@ def test_block_masks_that_a_layout_cannot_hold_are_refused() -> None:
     def everything(batch, head, query, key):  # type: ignore[no-untyped-def]
         return query >= 0
 
-    with pytest.raises(ValueError, match="square blocks.*64, 128"):
+    with pytest.raises(ValueError, match=r"square blocks.*64, 128"):
         BlockLayout.from_block_mask(
             create_block_mask(everything, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=(64, 128))
         )
@@ -550,7 +550,7 @@ def test_block_masks_that_a_layout_cannot_hold_are_refused() -> None:
 
 def test_causal_chunk_in_the_middle_of_a_block_has_no_block_mask() -> None:
     layout = BlockLayout.from_config(SparsePatternConfig(), 100, 640, causal=True)
-    with pytest.raises(ValueError, match="q_len 100 and kv_len 640.*whole blocks of 64"):
+    with pytest.raises(ValueError, match=r"q_len 100 and kv_len 640.*whole blocks of 64"):
         layout.to_block_mask()
 
 

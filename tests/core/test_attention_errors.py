@@ -1,0 +1,404 @@
+"""What bad input is told: every message names the argument, its value and what would do; and no backend is swapped."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dilated_attention_pytorch.backends.triton as triton_backend
+from dilated_attention_pytorch import (
+    BlockLayout,
+    BlockSparseAttention,
+    SparsePatternConfig,
+    block_sparse_attention,
+    explain_backends,
+)
+from dilated_attention_pytorch.backends import choose
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+
+CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """A call that is right (batch 2, 40 tokens, 4 heads, 2 kv heads, head_dim 16), with some arguments replaced."""
+    return {
+        "q": torch.randn(2, 40, 4, 16),
+        "k": torch.randn(2, 40, 2, 16),
+        "v": torch.randn(2, 40, 2, 16),
+        "layout": BlockLayout.from_config(CONFIG, 40),
+        **changes,
+    }
+
+
+def layout(q_len: int = 40, kv_len: int = 40, causal: bool = False, heads: int = 1) -> BlockLayout:
+    return BlockLayout.from_config([CONFIG] * heads, q_len, kv_len, causal)
+
+
+N = layout().num_active_blocks
+
+BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "q_dim": (
+        lambda: {"q": torch.randn(2, 40, 16)},
+        "q must be (batch, seq_len, num_heads, head_dim), got shape (2, 40, 16)",
+    ),
+    "k_dim": (
+        lambda: {"k": torch.randn(40, 2, 16)},
+        "k must be (batch, seq_len, num_heads, head_dim), got shape (40, 2, 16)",
+    ),
+    "v_dim": (
+        lambda: {"v": torch.randn(1, 2, 40, 2, 16)},
+        "v must be (batch, seq_len, num_heads, head_dim), got shape (1, 2, 40, 2, 16)",
+    ),
+    "int_q": (
+        lambda: {"q": torch.ones(2, 40, 4, 16, dtype=torch.int64)},
+        "q must be a floating point tensor, got torch.int64",
+    ),
+    "complex_k": (
+        lambda: {"k": torch.ones(2, 40, 2, 16, dtype=torch.complex64)},
+        "k must be a floating point tensor, got torch.complex64",
+    ),
+    "device": (
+        lambda: {"v": torch.ones(2, 40, 2, 16, device="meta")},
+        "q, k and v must be on one device, got q on cpu and v on meta",
+    ),
+    "dtype": (
+        lambda: {"k": torch.ones(2, 40, 2, 16, dtype=torch.float16)},
+        "q, k and v must have one dtype, got q torch.float32 and k torch.float16",
+    ),
+    "batch": (
+        lambda: {"v": torch.ones(3, 40, 2, 16)},
+        "q, k and v must have one batch size, got q 2 and v 3",
+    ),
+    "head_dim": (lambda: {"k": torch.ones(2, 40, 2, 8)}, "k must have q's head_dim 16, got 8"),
+    "v_length": (
+        lambda: {"v": torch.ones(2, 41, 2, 16)},
+        "v must have k's seq_len and num_heads (40, 2), got (41, 2)",
+    ),
+    "v_heads": (
+        lambda: {"v": torch.ones(2, 40, 4, 16)},
+        "v must have k's seq_len and num_heads (40, 2), got (40, 4)",
+    ),
+    "kv_heads": (
+        lambda: {"k": torch.ones(2, 40, 3, 16), "v": torch.ones(2, 40, 3, 16)},
+        "num_kv_heads must divide num_heads 4, got 3",
+    ),
+    "no_kv_heads": (
+        lambda: {"k": torch.ones(2, 40, 0, 16), "v": torch.ones(2, 40, 0, 16)},
+        "num_kv_heads must divide num_heads 4, got 0",
+    ),
+    "layout_type": (
+        lambda: {"layout": torch.ones(3, 3, dtype=torch.bool)},
+        "layout must be a BlockLayout, got Tensor; make one with BlockLayout.from_config",
+    ),
+    "layout_of_config": (
+        lambda: {"layout": CONFIG},
+        "layout must be a BlockLayout, got SparsePatternConfig; make one with BlockLayout.from_config",
+    ),
+    "layout_lengths": (
+        lambda: {"layout": layout(41, 48)},
+        "layout is for q_len 41 and kv_len 48, but q has 40 and k 40 tokens",
+    ),
+    "layout_not_causal": (
+        lambda: {"q": torch.ones(2, 7, 4, 16), "layout": layout(7, 40), "is_causal": True},
+        "is_causal=True with q_len 7 != kv_len 40 needs a layout made with causal=True, got causal=False",
+    ),
+    "layout_causal": (
+        lambda: {"q": torch.ones(2, 7, 4, 16), "layout": layout(7, 40, causal=True)},
+        "is_causal=False with q_len 7 != kv_len 40 needs a layout made with causal=False, got causal=True",
+    ),
+    "layout_heads": (
+        lambda: {"layout": layout(heads=3)},
+        "layout must have 1 head, num_kv_heads 2 or num_heads 4, got 3",
+    ),
+    "dropout_one": (lambda: {"dropout_p": 1.0}, "dropout_p must be in [0, 1), got 1.0"),
+    "dropout_negative": (lambda: {"dropout_p": -0.1}, "dropout_p must be in [0, 1), got -0.1"),
+    "dropout_nan": (lambda: {"dropout_p": float("nan")}, "dropout_p must be in [0, 1), got nan"),
+    "kv_lengths_shape": (
+        lambda: {"kv_lengths": torch.tensor([40])},
+        "kv_lengths must be int with shape (2,), got torch.int64 (1,)",
+    ),
+    "kv_lengths_dtype": (
+        lambda: {"kv_lengths": torch.tensor([40.0, 30.0])},
+        "kv_lengths must be int with shape (2,), got torch.float32 (2,)",
+    ),
+    "kv_lengths_bool": (
+        lambda: {"kv_lengths": torch.tensor([True, False])},
+        "kv_lengths must be int with shape (2,), got torch.bool (2,)",
+    ),
+    "padding_shape": (
+        lambda: {"key_padding_mask": torch.zeros(2, 41, dtype=torch.bool)},
+        "key_padding_mask must be bool with shape (2, 40), True where padded, got torch.bool (2, 41)",
+    ),
+    "padding_dtype": (
+        lambda: {"key_padding_mask": torch.zeros(2, 40)},
+        "key_padding_mask must be bool with shape (2, 40), True where padded, got torch.float32 (2, 40)",
+    ),
+    "bias_shape": (
+        lambda: {"block_bias": torch.zeros(4, N + 1)},
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
+        f"(2, 4, {N}), got torch.float32 (4, {N + 1}) on cpu",
+    ),
+    "bias_kv_heads": (
+        lambda: {"block_bias": torch.zeros(2, N)},
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
+        f"(2, 4, {N}), got torch.float32 (2, {N}) on cpu",
+    ),
+    "bias_dtype": (
+        lambda: {"block_bias": torch.zeros(N, dtype=torch.int64)},
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
+        f"(2, 4, {N}), got torch.int64 ({N},) on cpu",
+    ),
+    "bias_device": (
+        lambda: {"block_bias": torch.zeros(N, device="meta")},
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
+        f"(2, 4, {N}), got torch.float32 ({N},) on meta",
+    ),
+    "bias_4d": (
+        lambda: {"block_bias": torch.zeros(1, 1, 1, N)},
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
+        f"(2, 4, {N}), got torch.float32 (1, 1, 1, {N}) on cpu",
+    ),
+    "rates_without_segments": (
+        lambda: {"dilation_rates": [1, 2]},
+        "segment_lengths and dilation_rates go together, segment_lengths is None; pass both or neither",
+    ),
+    "segments_without_rates": (
+        lambda: {"segment_lengths": [32]},
+        "segment_lengths and dilation_rates go together, dilation_rates is None; pass both or neither",
+    ),
+    "dilation_lengths": (
+        lambda: {"segment_lengths": [32, 64], "dilation_rates": [1]},
+        "segment_lengths and dilation_rates must have the same length >= 1, got [32, 64] and [1]",
+    ),
+    "dilation_of_nothing": (
+        lambda: {"segment_lengths": [], "dilation_rates": []},
+        "segment_lengths and dilation_rates must have the same length >= 1, got [] and []",
+    ),
+    "segment_no_multiple": (
+        lambda: {"segment_lengths": [32, 40], "dilation_rates": [1, 2]},
+        "segment_lengths must be multiples of block_size 16, got 40 in [32, 40]",
+    ),
+    "segments_not_ascending": (
+        lambda: {"segment_lengths": [64, 32], "dilation_rates": [1, 2]},
+        "segment_lengths must be ascending, got [64, 32]",
+    ),
+    "segments_equal": (
+        lambda: {"segment_lengths": [32, 32], "dilation_rates": [1, 2]},
+        "segment_lengths must be ascending, got [32, 32]",
+    ),
+    "rate_not_dividing": (
+        lambda: {"segment_lengths": [32, 64], "dilation_rates": [1, 3]},
+        "dilation_rates must divide block_size 16, got 3 in [1, 3]",
+    ),
+    "rate_zero": (
+        lambda: {"segment_lengths": [32], "dilation_rates": [0]},
+        "dilation_rates must divide block_size 16, got 0 in [0]",
+    ),
+    "unknown_backend": (
+        lambda: {"backend": "cuda"},
+        "backend must be one of ('auto', 'cpu', 'triton', 'reference'), got 'cuda'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_message_names_the_argument_its_value_and_what_would_do(name: str) -> None:
+    make, message = BAD[name]
+    with pytest.raises(ValueError) as error:
+        block_sparse_attention(**arguments(**make()))
+    assert str(error.value) == message
+
+
+def test_the_call_that_the_others_change_is_right() -> None:
+    assert block_sparse_attention(**arguments()).shape == (2, 40, 4, 16)
+
+
+BAD_MODULES: dict[str, tuple[dict[str, Any], str]] = {
+    "dropout": ({"dropout": 1.5}, "dropout must be in [0, 1), got 1.5"),
+    "config_type": (
+        {"sparse_config": ["dilated_sparse"]},
+        "sparse_config must be a SparsePatternConfig or a sequence of them, got ('dilated_sparse',)",
+    ),
+    "no_config": (
+        {"sparse_config": []},
+        "sparse_config must be a SparsePatternConfig or a sequence of them, got ()",
+    ),
+    "one_of_two": (
+        {"segment_lengths": [64]},
+        "segment_lengths and dilation_rates go together, dilation_rates is None; pass both or neither",
+    ),
+    "segment_no_multiple": (
+        {"sparse_config": CONFIG, "segment_lengths": [40], "dilation_rates": [2]},
+        "segment_lengths must be multiples of block_size 16, got 40 in [40]",
+    ),
+    "rate": (
+        {"sparse_config": CONFIG, "segment_lengths": [32], "dilation_rates": [32]},
+        "dilation_rates must divide block_size 16, got 32 in [32]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODULES)
+def test_module_refuses_bad_settings_when_it_is_made(name: str) -> None:
+    settings, message = BAD_MODULES[name]
+    with pytest.raises(ValueError) as error:
+        BlockSparseAttention(**settings)
+    assert str(error.value) == message
+
+
+def test_module_refuses_patterns_of_different_block_sizes() -> None:
+    module = BlockSparseAttention([CONFIG, dataclasses.replace(CONFIG, block_size=32)])
+    q = torch.randn(1, 40, 2, 16)
+    with pytest.raises(ValueError, match=r"all heads need the same block_size, got \[16, 32\]"):
+        module(q, q, q)
+
+
+def test_module_refuses_more_patterns_than_heads() -> None:
+    module = BlockSparseAttention([CONFIG] * 3)
+    q = torch.randn(1, 40, 4, 16)
+    with pytest.raises(ValueError, match="layout must have 1 head, num_kv_heads 4 or num_heads 4, got 3"):
+        module(q, q, q)
+
+
+def test_module_passes_the_checks_of_the_function_on() -> None:
+    q = torch.randn(1, 40, 2, 16)
+    with pytest.raises(ValueError, match=r"key_padding_mask must be bool with shape \(1, 40\)"):
+        BlockSparseAttention(CONFIG)(q, q, q, key_padding_mask=torch.zeros(40, dtype=torch.bool))
+
+
+# ---- the choice of a backend
+
+INTERPRETER = "q is on the CPU; the kernels run there only in Triton's interpreter (TRITON_INTERPRET=1, slow)"
+
+
+def refusal(backend: str, **changes: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        block_sparse_attention(**arguments(**changes), backend=backend)
+    start = f"backend={backend!r} cannot serve this call: "
+    message = str(error.value)
+    assert message.startswith(start)
+    return message.removeprefix(start)
+
+
+def cast(dtype: torch.dtype, dim: int = 16, v_dim: int = 16, device: str = "cpu") -> dict[str, Tensor]:
+    shapes = {"q": (2, 40, 4, dim), "k": (2, 40, 2, dim), "v": (2, 40, 2, v_dim)}
+    return {name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+
+
+def test_triton_names_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "INTERPRETED", True)
+    dtype = "q has dtype torch.float64, needs float32, float16 or bfloat16"
+    assert refusal("triton", **cast(torch.float64)) == dtype
+    assert refusal("triton", **cast(torch.float32, dim=257)) == "head_dim 257 is above 256"
+    assert refusal("triton", **cast(torch.float32, v_dim=300)) == "v head_dim 300 is above 256"
+    assert refusal("triton", **cast(torch.bfloat16)) == (
+        "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
+    )
+    assert refusal("triton", **cast(torch.float32, device="meta")) == "q is on meta, needs a CUDA device"
+
+
+def test_triton_names_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    assert refusal("triton") == INTERPRETER
+    monkeypatch.setattr(triton_backend, "HAS_TRITON", False)
+    assert refusal("triton") == "triton is not installed (pip install triton, on Linux)"
+
+
+def test_cpu_names_what_it_does_not_serve() -> None:
+    assert refusal("cpu", **cast(torch.float32, device="meta")) == "q must be on the CPU, got meta"
+    message = refusal("cpu", **cast(torch.float8_e4m3fn))
+    assert message == "q must be float32, float64, bfloat16 or float16, got torch.float8_e4m3fn"
+
+
+def test_without_any_backend_every_reason_is_given() -> None:
+    with pytest.raises(ValueError) as error:
+        block_sparse_attention(**arguments(**cast(torch.float32, device="meta")))
+    assert str(error.value) == (
+        "no fast backend can serve this call (cpu: q must be on the CPU, got meta; triton: q is on meta, needs a "
+        "CUDA device); backend='reference' is dense and slow, but always can"
+    )
+
+
+def test_explain_backends_gives_the_reasons_of_the_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    q, k, v, its_layout = arguments().values()
+    assert explain_backends(q, k, v, its_layout) == {"cpu": None, "triton": INTERPRETER, "reference": None}
+    with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\), got 2"):
+        explain_backends(q, k, v, its_layout, dropout_p=2)
+
+
+@pytest.mark.parametrize(
+    "asked", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.interpreter), None, "auto"]
+)
+def test_the_backend_that_was_asked_for_computes(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+
+    def spy(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(problem: AttentionProblem, *others: Any) -> Any:
+            ran.append(name)
+            return function(problem, *others)
+
+        return noting
+
+    for backend in choose.BACKENDS:
+        for method in ("forward", "backward"):
+            name = f"{backend.name} {method}"
+            monkeypatch.setattr(backend, method, spy(name, getattr(backend, method)))
+    tensors = arguments()
+    tensors["q"].requires_grad_()
+    block_sparse_attention(**tensors, backend=asked).sum().backward()
+    expected = {"reference": [], None: "cpu", "auto": "cpu"}.get(asked, asked)
+    assert ran == ([f"{expected} forward", f"{expected} backward"] if expected else [])
+
+
+def test_an_explicit_request_that_fails_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any) -> Any:
+        raise AssertionError("a backend ran that was not asked for")
+
+    for backend in choose.BACKENDS:
+        monkeypatch.setattr(backend, "forward", never)
+    refusal("triton", **cast(torch.float64))
+
+
+def test_module_hands_its_backend_on() -> None:
+    q, k, v, _ = arguments(**cast(torch.float64)).values()
+    with pytest.raises(ValueError, match=r"backend='triton' cannot serve this call: q "):
+        BlockSparseAttention(CONFIG, backend="triton")(q, k, v)
+
+
+def test_the_interpreter_is_what_the_environment_said() -> None:
+    # a process of its own: the variable is read once
+    code = (
+        "import torch; from dilated_attention_pytorch import *; q = torch.randn(1, 16, 1, 16);"
+        "layout = BlockLayout.from_config(SparsePatternConfig(block_size=16), 16);"
+        "print(explain_backends(q, q, q, layout)['triton'])"
+    )
+    said = {}
+    for value in ("0", "1"):
+        environment = {**os.environ, "TRITON_INTERPRET": value}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        said[value] = done.stdout.strip()
+    assert said == {"0": INTERPRETER, "1": "None"}
+
+
+@pytest.mark.gpu
+def test_cpu_backend_refuses_tensors_on_the_gpu() -> None:
+    tensors = {name: x.cuda() if isinstance(x, Tensor) else x for name, x in arguments().items()}
+    with pytest.raises(ValueError, match=re.escape("q must be on the CPU, got cuda:0")):
+        block_sparse_attention(**tensors, backend="cpu")
+    assert block_sparse_attention(**tensors).is_cuda
+    with pytest.raises(ValueError, match=r"q must be on the CPU.*q has dtype torch\.float64"):
+        block_sparse_attention(
+            **{name: x.double() if isinstance(x, Tensor) else x for name, x in tensors.items()}
+        )
