@@ -35,22 +35,36 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 nothing left to do, 1 --check or --diff would change something, "
         "2 bad usage, a file that could not be read, parsed or written, or uses that need a person.",
     )
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="files and folders; - reads stdin and writes stdout")
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help="files and folders; - reads stdin and writes stdout"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--diff", action="store_true", help="print a unified diff, write nothing")
     mode.add_argument("--check", action="store_true", help="name the files that would change, write nothing")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
     new = parser.add_argument_group("new code")
     new.add_argument(
-        "--sparsity-ratio", type=float, metavar="R", help="share of blocks that new patterns keep (0.01)", **suppressed
+        "--sparsity-ratio",
+        type=float,
+        metavar="R",
+        help="share of blocks that new patterns keep (0.01)",
+        **suppressed,
     )
     new.add_argument(
-        "--dilation-rates", type=integers, metavar="N,N", help="their rates, in blocks (1,2,4,8)", **suppressed
+        "--dilation-rates",
+        type=integers,
+        metavar="N,N",
+        help="their rates, in blocks (1,2,4,8)",
+        **suppressed,
     )
     new.add_argument("--explain", action="store_true", help="write a comment beside both", **suppressed)
     files = parser.add_argument_group("files and rules")
     files.add_argument(
-        "--include", action="append", metavar="GLOB", help="only these files of a folder; may be repeated", **suppressed
+        "--include",
+        action="append",
+        metavar="GLOB",
+        help="only these files of a folder; may be repeated",
+        **suppressed,
     )
     files.add_argument(
         "--exclude", action="append", metavar="GLOB", help="leave these out; may be repeated", **suppressed
@@ -58,12 +72,20 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument("--select", type=identifiers, metavar="ID,ID", help="only these rules", **suppressed)
     files.add_argument("--ignore", type=identifiers, metavar="ID,ID", help="not these rules", **suppressed)
     files.add_argument("--list-rules", action="store_true", help="print every rule and reason, then stop")
-    files.add_argument("--stdin-filename", metavar="PATH", default="stdin.py", help="what - is called (stdin.py)")
+    files.add_argument(
+        "--stdin-filename", metavar="PATH", default="stdin.py", help="what - is called (stdin.py)"
+    )
     out = parser.add_argument_group("report")
     out.add_argument("--output-format", choices=FORMATS, default="text")
-    out.add_argument("--report", metavar="FILE", help="write the report to a file, in JSON unless a format is given")
     out.add_argument(
-        "--seq-len", type=int, metavar="N", help="tokens at which old and new densities are compared (16384)", **suppressed
+        "--report", metavar="FILE", help="write the report to a file, in JSON unless a format is given"
+    )
+    out.add_argument(
+        "--seq-len",
+        type=int,
+        metavar="N",
+        help="tokens at which old and new densities are compared (16384)",
+        **suppressed,
     )
     out.add_argument("--jobs", type=int, metavar="N", help="processes (0: one per core)", **suppressed)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -94,7 +116,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list_rules:
         print_rules()
         return 0
-    names = ("sparsity_ratio", "dilation_rates", "explain", "select", "ignore", "include", "exclude", "seq_len", "jobs")
+    names = (
+        "sparsity_ratio",
+        "dilation_rates",
+        "explain",
+        "select",
+        "ignore",
+        "include",
+        "exclude",
+        "seq_len",
+        "jobs",
+    )
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     try:
@@ -192,9 +224,9 @@ def migrate_all(hits: list[tuple[str, bytes]], settings: Settings) -> Iterator[R
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    from .documents import python  # imported before the fork: the processes share it
+    from .documents import python  # noqa: F401  # before the fork: the processes share it
 
-    method = "fork" if sys.platform == "linux" and python else None
+    method = "fork" if sys.platform == "linux" else None
     with ProcessPoolExecutor(jobs, multiprocessing.get_context(method)) as pool:
         yield from pool.map(migrate_one, tasks, chunksize=max(1, min(8, len(tasks) // (4 * jobs))))
 
@@ -230,7 +262,9 @@ def diff_of(result: Result) -> str:
         data.decode("utf-8", "replace").splitlines(keepends=True) for data in (result.old, result.new)
     )
     lines = difflib.unified_diff(old, new, f"a/{result.path}", f"b/{result.path}")
-    return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+    return "".join(
+        line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines
+    )
 
 
 def finish(run: Any, options: argparse.Namespace, to_stderr: bool) -> None:

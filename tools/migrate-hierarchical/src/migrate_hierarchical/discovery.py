@@ -175,4 +175,6 @@ def is_environment(entry: os.DirEntry[str]) -> bool:
 def inside_roots(link: str, roots: list[str]) -> bool:
     """Whether a link leads to a file inside the given paths."""
     target = os.path.realpath(link)
-    return os.path.isfile(target) and any(target == root or target.startswith(root + os.sep) for root in roots)
+    return os.path.isfile(target) and any(
+        target == root or target.startswith(root + os.sep) for root in roots
+    )

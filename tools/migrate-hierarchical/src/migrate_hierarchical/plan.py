@@ -317,10 +317,9 @@ class Planner:
                 if imports_ours and self.given_by_name(node, value):
                     self.leave(node, "HIER113", repr(value))
                 continue
-            words = [name for name in (*REMOVED, REMOVED_MODULE) if name in value]
-            if not words:
-                continue
             if self.rename_in_string(node):
+                continue
+            if not any(name in value for name in (*REMOVED, REMOVED_MODULE)):
                 continue
             dotted_value = value.replace(":", ".")
             names_it = PACKAGE in value and all(part.isidentifier() for part in dotted_value.split("."))
@@ -328,7 +327,7 @@ class Planner:
                 self.leave(node, "HIER103", repr(value))
 
     def import_bindings(self) -> list[Binding]:
-        seen = []
+        seen: list[Binding] = []
         for scope in {*self.walk.scope_of.values(), *self.walk.scopes}:
             for bindings in scope.bindings.values():
                 seen.extend(binding for binding in bindings if binding.kind == "import")
@@ -378,14 +377,18 @@ class Planner:
         """A string annotation, or an entry of __all__; True if the string needs nothing more."""
         parents = self.walk.parents
         exported = self.in_all(node)
-        if not exported and not (in_annotation(node, parents) or in_type_call(node, parents, first_of_cast=True)):
+        if not exported and not (
+            in_annotation(node, parents) or in_type_call(node, parents, first_of_cast=True)
+        ):
             return False
         if not self.settings.wants("HIER008"):
             return True
         source, names = annotation_name_edit(node, self.walk.scope_of[node], self.text_use)
         if not names:
             bindings = self.walk.scope_of[node].lookup(string_value(node) or "")
-            if exported and any(self.is_ours(b.target) and (b.target or "").split(".")[-1] in REMOVED for b in bindings):
+            if exported and any(
+                self.is_ours(b.target) and (b.target or "").split(".")[-1] in REMOVED for b in bindings
+            ):
                 self.leave(node, "HIER109", f"{string_value(node)} is exported")
             return exported
         for use, new in names:
@@ -397,7 +400,9 @@ class Planner:
     def text_use(self, name: str, scope: Scope) -> Use | None:
         """The use that a name in a string would be."""
         bindings = scope.lookup(name)
-        targets = {(binding.target or "").split(".")[-1] for binding in bindings if self.is_ours(binding.target)}
+        targets = {
+            (binding.target or "").split(".")[-1] for binding in bindings if self.is_ours(binding.target)
+        }
         if len(targets) != 1 or any(not self.is_ours(binding.target) for binding in bindings):
             return None
         target = targets.pop()

@@ -82,7 +82,10 @@ def as_text(run: Run) -> str:
     densities = Counter(density for result in run.results for density in result.densities)
     if densities:
         out.append(f"blocks kept at {run.seq_len:,} tokens:")
-        out += [f"  {density}" + (f" ({count} times)" if count > 1 else "") for density, count in densities.items()]
+        out += [
+            f"  {density}" + (f" ({count} times)" if count > 1 else "")
+            for density, count in densities.items()
+        ]
     rules = Counter(entry.rule for _, entry in run.rewritten())
     out += [f"{rule} {plural(count, 'use')}: {lines[rule]}" for rule, count in sorted(rules.items())]
     n_left = sum(1 for _ in run.left())

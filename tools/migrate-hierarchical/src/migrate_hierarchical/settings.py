@@ -33,7 +33,9 @@ class Settings:
             raise UsageError(f"--sparsity-ratio must be above 0 and at most 1, got {self.sparsity_ratio:g}")
         if not self.dilation_rates or any(rate < 1 for rate in self.dilation_rates):
             rates = ",".join(map(str, self.dilation_rates))
-            raise UsageError(f"--dilation-rates must be integers of at least 1, such as 1,2,4,8, got {rates!r}")
+            raise UsageError(
+                f"--dilation-rates must be integers of at least 1, such as 1,2,4,8, got {rates!r}"
+            )
         if self.seq_len < 64:
             raise UsageError(f"--seq-len must be at least 64, got {self.seq_len}")
         if self.jobs < 0:

@@ -58,9 +58,9 @@ def in_annotation(node: cst.CSTNode, parents: Parents) -> bool:
 
 def in_type_call(node: cst.CSTNode, parents: Parents, first_of_cast: bool = False) -> bool:
     """Whether it is the type given to isinstance, issubclass, cast or TypeVar(bound=...)."""
-    current, parent = node, parents[node]
+    _current, parent = node, parents[node]
     while isinstance(parent, TYPE_PARTS):
-        current, parent = parent, parents[parent]
+        _current, parent = parent, parents[parent]
     if not isinstance(parent, cst.Arg):
         return False
     call = parents[parent]

@@ -51,9 +51,15 @@ class Origins:
             parts = [self.kind(element.value, scope, depth + 1) for element in node.elements]
             return "configs" if parts and set(parts) == {"config"} else "other"
         if isinstance(node, cst.DictComp):
-            return "presets" if self.kind(node.value, self.inner(node, scope), depth + 1) == "config" else "other"
+            return (
+                "presets"
+                if self.kind(node.value, self.inner(node, scope), depth + 1) == "config"
+                else "other"
+            )
         if isinstance(node, cst.ListComp):
-            return "configs" if self.kind(node.elt, self.inner(node, scope), depth + 1) == "config" else "other"
+            return (
+                "configs" if self.kind(node.elt, self.inner(node, scope), depth + 1) == "config" else "other"
+            )
         if isinstance(node, cst.Attribute):
             path = dotted(node)
             values = self.walk.members.get(path or "", [])
@@ -74,9 +80,23 @@ class Origins:
         if isinstance(node.func, cst.Attribute):
             owner = self.kind(node.func.value, scope, depth + 1)
             if owner == "presets":
-                results = {"get": "config", "pop": "config", "values": "configs", "items": "items", "copy": "presets"}
+                results = {
+                    "get": "config",
+                    "pop": "config",
+                    "values": "configs",
+                    "items": "items",
+                    "copy": "presets",
+                }
                 return results.get(node.func.attr.value)
-            if owner == "instance" and node.func.attr.value in ("to", "cuda", "cpu", "half", "eval", "train", "bfloat16"):
+            if owner == "instance" and node.func.attr.value in (
+                "to",
+                "cuda",
+                "cpu",
+                "half",
+                "eval",
+                "train",
+                "bfloat16",
+            ):
                 return "instance"
             return None
         if isinstance(node.func, cst.Name):
@@ -116,7 +136,11 @@ class Origins:
         """From `HierarchicalConfig`, `Optional[HierarchicalConfig]`, `"HierarchicalConfig | None"` and the like."""
         if isinstance(node, cst.SimpleString):
             text = node.evaluated_value
-            words = set() if isinstance(text, bytes) else set(text.replace("[", " ").replace("]", " ").replace("|", " ").split())
+            words = (
+                set()
+                if isinstance(text, bytes)
+                else set(text.replace("[", " ").replace("]", " ").replace("|", " ").split())
+            )
             for word in words:
                 for binding in scope.lookup(word.split(".")[0]):
                     last = (binding.target or "").split(".")[-1] if binding.kind == "import" else ""
@@ -126,11 +150,19 @@ class Origins:
         use = self.resolver.by_node.get(node)
         if use is not None:
             return TYPES.get(use.name)
-        if isinstance(node, cst.Subscript) and dotted(node.value) in ("Optional", "typing.Optional", "t.Optional"):
+        if isinstance(node, cst.Subscript) and dotted(node.value) in (
+            "Optional",
+            "typing.Optional",
+            "t.Optional",
+        ):
             parts = [element.slice for element in node.slice]
-            return agreed([self.of_annotation(part.value, scope) for part in parts if isinstance(part, cst.Index)])
+            return agreed(
+                [self.of_annotation(part.value, scope) for part in parts if isinstance(part, cst.Index)]
+            )
         if isinstance(node, cst.BinaryOperation) and isinstance(node.operator, cst.BitOr):
-            sides = [self.of_annotation(side, scope) for side in (node.left, node.right) if dotted(side) != "None"]
+            sides = [
+                self.of_annotation(side, scope) for side in (node.left, node.right) if dotted(side) != "None"
+            ]
             return agreed(sides)
         return None
 

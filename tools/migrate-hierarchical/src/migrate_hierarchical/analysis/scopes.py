@@ -83,24 +83,26 @@ def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
 COMPREHENSIONS = (cst.GeneratorExp, cst.ListComp, cst.SetComp, cst.DictComp)
 LINES = frozenset(
     {
-    cst.SimpleStatementLine,
-    cst.FunctionDef,
-    cst.ClassDef,
-    cst.If,
-    cst.For,
-    cst.While,
-    cst.Try,
-    cst.TryStar,
-    cst.With,
-    cst.Match,
-    cst.MatchCase,
-    cst.ExceptHandler,
-    cst.ExceptStarHandler,
-    cst.Else,
-    cst.Finally,
-    cst.Decorator,
+        cst.SimpleStatementLine,
+        cst.FunctionDef,
+        cst.ClassDef,
+        cst.If,
+        cst.For,
+        cst.While,
+        cst.Try,
+        cst.TryStar,
+        cst.With,
+        cst.Match,
+        cst.MatchCase,
+        cst.ExceptHandler,
+        cst.ExceptStarHandler,
+        cst.Else,
+        cst.Finally,
+        cst.Decorator,
     }
 )
+
+
 class Walk(cst.CSTVisitor):
     """Fills everything below in source order."""
 
@@ -181,7 +183,9 @@ class Walk(cst.CSTVisitor):
         if where == "global":
             scope = scope.module
         elif where == "nonlocal":
-            outer = [s for s in scope.ancestors() if s is not scope and s.kind == "function" and name in s.bindings]
+            outer = [
+                s for s in scope.ancestors() if s is not scope and s.kind == "function" and name in s.bindings
+            ]
             scope = outer[0] if outer else scope
         scope.bindings.setdefault(name, []).append(binding)
 
@@ -197,9 +201,7 @@ class Walk(cst.CSTVisitor):
         for name, index in target_names(target):
             self.skipped.add(name)
             here = kind if plain or kind == "loop" else "other"
-            self.bind(
-                name.value, Binding(here, scope or self.scope, node, value=value, index=index)
-            )
+            self.bind(name.value, Binding(here, scope or self.scope, node, value=value, index=index))
 
     def assign(self, node: cst.Assign) -> None:
         for assigned in node.targets:
@@ -212,7 +214,9 @@ class Walk(cst.CSTVisitor):
         path = dotted(node.target)
         if isinstance(node.target, cst.Name):
             self.skipped.add(node.target)
-            binding = Binding("value", self.scope, node, value=node.value, annotation=node.annotation.annotation)
+            binding = Binding(
+                "value", self.scope, node, value=node.value, annotation=node.annotation.annotation
+            )
             self.bind(node.target.value, binding)
         elif path is not None and node.value is not None:
             self.members.setdefault(path, []).append((node.value, self.scope))
@@ -327,9 +331,7 @@ class Walk(cst.CSTVisitor):
         if alias.asname is not None:
             self.skipped.add(alias.asname.name)
 
-    def bind_import(
-        self, name: str, target: str, statement: ImportStatement, alias: cst.ImportAlias
-    ) -> None:
+    def bind_import(self, name: str, target: str, statement: ImportStatement, alias: cst.ImportAlias) -> None:
         binding = Binding("import", self.scope, alias, target=target, statement=statement, alias=alias)
         self.bind(name, binding)
 

@@ -51,7 +51,9 @@ class Blocks:
         result = list(self.texts)
         if usable:
             new, report = migrate_source(joined.encode("utf-8", "surrogateescape"), self.path, self.settings)
-            pieces = re.split(rf"^{MARK} (\d+)\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE)[1:]
+            pieces = re.split(
+                rf"^{MARK} (\d+)\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
+            )[1:]
             for index, piece in zip(pieces[::2], pieces[1::2]):
                 i = int(index)
                 if not masked[i].endswith("\n"):

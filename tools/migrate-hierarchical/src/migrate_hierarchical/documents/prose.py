@@ -11,7 +11,9 @@ from .python import Migrated, Unreadable
 
 FENCE = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*\{?\.?([\w+-]*)")
 LANGUAGES = {"python", "py", "python3", "pycon", "doctest", "ipython", "python-repl", "pyi", "code-cell"}
-DIRECTIVE = re.compile(r"^([ \t]*)\.\. (?:code-block|code|sourcecode|ipython|testcode|jupyter-execute)::[ \t]*([\w-]*)")
+DIRECTIVE = re.compile(
+    r"^([ \t]*)\.\. (?:code-block|code|sourcecode|ipython|testcode|jupyter-execute)::[ \t]*([\w-]*)"
+)
 BARE_DIRECTIVES = ("testcode", "jupyter-execute")
 PROMPT = re.compile(r"^([ \t>]*)>>> ?")
 
@@ -141,6 +143,8 @@ def put_back(piece: Piece, source: str) -> list[str]:
     statement = True
     for line in lines:
         prompt = ">>>" if statement else "..."
-        statement = line.startswith("from ") and not line.rstrip().endswith("(")  # a split import: two examples
+        statement = line.startswith("from ") and not line.rstrip().endswith(
+            "("
+        )  # a split import: two examples
         result.append(f"{piece.margin}{prompt} {line}" if line.strip() else f"{piece.margin}{prompt}{line}")
     return result

@@ -75,7 +75,9 @@ def too_deep(source: bytes) -> None:
 DELETED = bytes(byte for byte in range(256) if byte not in b"()[]{}")
 
 
-def migrate_module(module: cst.Module, source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+def migrate_module(
+    module: cst.Module, source: bytes, path: str, settings: Settings
+) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
     walk = Walk(package)
     module.visit(walk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
@@ -19,7 +19,9 @@ TODO = "# TODO(migrate-hierarchical): "
 
 
 class Apply(cst.CSTTransformer):
-    def __init__(self, planner: Planner, imports: dict[ImportStatement, Edit], todos: dict[cst.CSTNode, list[str]]) -> None:
+    def __init__(
+        self, planner: Planner, imports: dict[ImportStatement, Edit], todos: dict[cst.CSTNode, list[str]]
+    ) -> None:
         super().__init__()
         self.planner, self.imports = planner, imports
         self.parents = planner.walk.parents
@@ -29,9 +31,9 @@ class Apply(cst.CSTTransformer):
     def on_visit(self, node: cst.CSTNode) -> bool:
         return True
 
-    def on_leave(self, original_node: cst.CSTNode, updated_node: cst.CSTNode) -> cst.CSTNode | cst.FlattenSentinel[cst.CSTNode]:  # type: ignore[override]
+    def on_leave(self, original_node: Any, updated_node: Any) -> Any:
         node = original_node
-        new: cst.CSTNode = updated_node
+        new = updated_node
         rewrite = self.planner.replacements.get(node)
         if rewrite is not None:
             new = rewrite.make(updated_node)
@@ -45,32 +47,31 @@ class Apply(cst.CSTTransformer):
         if node in self.planner.strings:
             return updated_node.with_changes(value=self.planner.strings[node])
         if isinstance(node, cst.SimpleStatementLine):
-            return self.line(node, updated_node)  # type: ignore[arg-type]
+            return self.line(node, updated_node)
+        if isinstance(node, cst.SimpleStatementSuite):
+            return self.suite(node, updated_node)
         if isinstance(node, cst.IndentedBlock | cst.Module) and self.emptied:
-            new = self.without_emptied(updated_node)  # type: ignore[arg-type]
+            new = self.without_emptied(updated_node)
         if node in self.above:
             new = self.with_comments(node, new)
         return new
 
-    def with_comments(self, node: cst.CSTNode, updated: cst.CSTNode) -> cst.CSTNode:
+    def with_comments(self, node: cst.CSTNode, updated: Any) -> Any:
         lines = [cst.EmptyLine(comment=cst.Comment(text)) for text in self.above[node]]
-        return updated.with_changes(leading_lines=[*updated.leading_lines, *lines])  # type: ignore[attr-defined]
+        return updated.with_changes(leading_lines=[*updated.leading_lines, *lines])
 
     def line(
         self, node: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
-    ) -> cst.CSTNode | cst.FlattenSentinel[cst.CSTNode]:
+    ) -> cst.CSTNode | cst.FlattenSentinel[cst.SimpleStatementLine]:
         """A line of small statements, of which imports may change, split or go."""
         if node in self.above:
-            updated = self.with_comments(node, updated)  # type: ignore[assignment]
+            updated = self.with_comments(node, updated)
         if not any(small in self.imports for small in node.body):
             return updated
-        body: list[cst.BaseSmallStatement] = []
-        for small, new in zip(node.body, updated.body):
-            replacement = self.imports.get(small, [new])  # type: ignore[call-overload]
-            for part in replacement:
-                body.append(part.with_changes(semicolon=cst.MaybeSentinel.DEFAULT))
+        body = self.small_statements(node, updated)
         if not body:
-            gone = updated.with_changes(body=[])
+            # not an empty line: libcst would drop that, with the comments above it
+            gone = updated.with_changes(body=[cst.Pass()])
             self.emptied.add(gone)
             return gone
         if len(node.body) == 1:
@@ -84,31 +85,61 @@ class Apply(cst.CSTTransformer):
                 else cst.SimpleStatementLine([part])
                 for i, part in enumerate(body[1:], 1)
             ]
-            return cst.FlattenSentinel([first.with_changes(trailing_whitespace=cst.TrailingWhitespace()), *more])
-        semicolon = cst.Semicolon(whitespace_after=cst.SimpleWhitespace(" "))
-        body = [part.with_changes(semicolon=semicolon) for part in body[:-1]] + body[-1:]
-        return updated.with_changes(body=body)
+            return cst.FlattenSentinel(
+                [first.with_changes(trailing_whitespace=cst.TrailingWhitespace()), *more]
+            )
+        return updated.with_changes(body=joined(body))
+
+    def suite(self, node: cst.SimpleStatementSuite, updated: cst.SimpleStatementSuite) -> cst.CSTNode:
+        """The same after a colon, where nothing may become two lines or none."""
+        if not any(small in self.imports for small in node.body):
+            return updated
+        return updated.with_changes(body=joined(self.small_statements(node, updated)) or [cst.Pass()])
+
+    def small_statements(
+        self,
+        node: cst.SimpleStatementLine | cst.SimpleStatementSuite,
+        updated: cst.SimpleStatementLine | cst.SimpleStatementSuite,
+    ) -> list[cst.BaseSmallStatement]:
+        """The statements of a line with its imports edited, without semicolons."""
+        body: list[cst.BaseSmallStatement] = []
+        for small, new in zip(node.body, updated.body):
+            edit: list[Any] | None = None
+            if isinstance(small, cst.Import | cst.ImportFrom):
+                edit = self.imports.get(small)
+            parts = [new] if edit is None else edit
+            body += [part.with_changes(semicolon=cst.MaybeSentinel.DEFAULT) for part in parts]
+        return body
 
     def without_emptied(self, block: cst.IndentedBlock | cst.Module) -> cst.CSTNode:
         """Drop lines that hold nothing; their comments stay, and a block without a statement gets `pass`."""
-        body: list[cst.BaseStatement] = []
+        body: list[Any] = []
         carried: list[cst.EmptyLine] = []
+        line: Any
         for line in block.body:
             if line in self.emptied:
                 self.emptied.discard(line)
-                carried += line.leading_lines  # type: ignore[union-attr]
+                carried += line.leading_lines
             elif carried:
-                own = list(line.leading_lines)  # type: ignore[union-attr]
+                own = list(line.leading_lines)
                 if own and own[0].comment is None and not any(each.comment for each in carried):
                     carried = []
                 body.append(line.with_changes(leading_lines=[*carried, *own]))
                 carried = []
             else:
-                body.append(line)  # type: ignore[arg-type]
+                body.append(line)
         if isinstance(block, cst.Module):
             comments = [each for each in carried if each.comment]
             return block.with_changes(body=body, footer=[*comments, *block.footer])
         if not body:
             body = [cst.SimpleStatementLine([cst.Pass()], leading_lines=carried)]
             carried = []
-        return block.with_changes(body=body, footer=[*(each for each in carried if each.comment), *block.footer])
+        return block.with_changes(
+            body=body, footer=[*(each for each in carried if each.comment), *block.footer]
+        )
+
+
+def joined(body: list[cst.BaseSmallStatement]) -> list[cst.BaseSmallStatement]:
+    """Small statements on one line."""
+    semicolon = cst.Semicolon(whitespace_after=cst.SimpleWhitespace(" "))
+    return [part.with_changes(semicolon=semicolon) for part in body[:-1]] + body[-1:]

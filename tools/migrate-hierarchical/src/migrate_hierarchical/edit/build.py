@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import libcst as cst
 
@@ -22,7 +23,9 @@ class Style:
     unit: str = "    "
 
     def deeper(self) -> Style:
-        return Style(self.quote, None if self.indent is None else self.indent + self.unit, self.from_block, self.unit)
+        return Style(
+            self.quote, None if self.indent is None else self.indent + self.unit, self.from_block, self.unit
+        )
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Item:
     keyword: str
     value: cst.BaseExpression
     comment: str | None = None
-    star: str = ""
+    star: Literal["", "*", "**"] = ""
 
 
 def string(text: str, style: Style) -> cst.SimpleString:
@@ -43,7 +46,9 @@ def integers(values: Sequence[int]) -> cst.List:
     elements = [
         cst.Element(
             cst.Integer(str(value)),
-            cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")) if i < len(values) - 1 else cst.MaybeSentinel.DEFAULT,
+            cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+            if i < len(values) - 1
+            else cst.MaybeSentinel.DEFAULT,
         )
         for i, value in enumerate(values)
     ]
@@ -61,7 +66,9 @@ def call(
         last = i == len(items) - 1
         comma: cst.Comma | cst.MaybeSentinel
         if one_line:
-            comma = cst.MaybeSentinel.DEFAULT if last else cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+            comma = (
+                cst.MaybeSentinel.DEFAULT if last else cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
+            )
         else:
             comma = cst.Comma(whitespace_after=line_end(style if last else style.deeper(), item.comment))
         keyword = None if item.star else cst.Name(item.keyword)
@@ -76,7 +83,9 @@ def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
     end = cst.TrailingWhitespace()
     if comment is not None:
         end = cst.TrailingWhitespace(cst.SimpleWhitespace("  "), cst.Comment(comment))
-    return cst.ParenthesizedWhitespace(end, indent=style.from_block, last_line=cst.SimpleWhitespace(style.indent or ""))
+    return cst.ParenthesizedWhitespace(
+        end, indent=style.from_block, last_line=cst.SimpleWhitespace(style.indent or "")
+    )
 
 
 def pattern_config(
@@ -114,7 +123,9 @@ def first_of(node: cst.BaseExpression) -> cst.BaseExpression:
             return cst.List([cst.Element(first.value)])
     part = cst.Slice(None, cst.Integer("1"))
     value = node
-    if not isinstance(node, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.List | cst.Tuple | cst.ListComp):
+    if not isinstance(
+        node, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.List | cst.Tuple | cst.ListComp
+    ):
         if not node.lpar:
             value = node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
     elif isinstance(node, cst.Tuple) and not node.lpar:

@@ -9,7 +9,20 @@ import libcst as cst
 
 from ..analysis.scopes import Binding, ImportStatement, dotted
 from ..analysis.uses import api_path
-from ..names import CLASS, CONFIG, FACTORY, KEPT, PACKAGE, PATTERN, PRESET, PRESETS, REMOVED, REMOVED_MODULE, TYPES, is_gone
+from ..names import (
+    CLASS,
+    CONFIG,
+    FACTORY,
+    KEPT,
+    PACKAGE,
+    PATTERN,
+    PRESET,
+    PRESETS,
+    REMOVED,
+    REMOVED_MODULE,
+    TYPES,
+    is_gone,
+)
 from .arguments import string_value
 
 if TYPE_CHECKING:
@@ -134,7 +147,7 @@ class ImportEditor:
                 if successor is not None:
                     aliases.append(self.replaced(alias, successor, needed.pop(successor)))
                 elif alias is statement.names[-1] and aliases:
-                    aliases[-1] = aliases[-1].with_changes(comma=alias.comma)
+                    aliases[-1] = last_before(aliases[-1], alias)
         have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
         for name, local in needed.items():
             if (name, None if name == local else local) not in have:
@@ -142,13 +155,15 @@ class ImportEditor:
         aliases = without_duplicates(aliases)
         return self.statements(statement, aliases, below)
 
-    def statements(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias], below: str) -> Edit | None:
+    def statements(
+        self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias], below: str
+    ) -> Edit | None:
         """The edited import; names that live in the package root move there from modules that are gone."""
         assert not isinstance(statement.names, cst.ImportStar)
         here, root = aliases, []
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
         touched = list(aliases) != list(statement.names) or self.is_file_changed()
-        if (below and is_gone(below) or foreign_root) and touched:
+        if ((below and is_gone(below)) or foreign_root) and touched:
             root = [alias for alias in aliases if dotted(alias.name) in KEPT]
             here = [alias for alias in aliases if alias not in root]
             if foreign_root and not below and here:
@@ -215,7 +230,11 @@ class ImportEditor:
                 if isinstance(between, cst.ParenthesizedWhitespace):
                     kept = end.with_changes(last_line=between.last_line, empty_lines=[])
                     aliases[-1] = aliases[-1].with_changes(comma=last.with_changes(whitespace_after=kept))
-                    new = new.with_changes(comma=last.with_changes(whitespace_after=end.with_changes(first_line=cst.TrailingWhitespace())))
+                    new = new.with_changes(
+                        comma=last.with_changes(
+                            whitespace_after=end.with_changes(first_line=cst.TrailingWhitespace())
+                        )
+                    )
                     aliases.append(new)
                     return
             aliases[-1] = aliases[-1].with_changes(comma=cst.Comma(whitespace_after=between))
@@ -227,6 +246,17 @@ class ImportEditor:
         if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
             aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
         return aliases
+
+
+def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlias:
+    """An alias that becomes the last one: with its own comment, and the end of the line of the one that goes."""
+    own, end = alias.comma, gone.comma
+    if isinstance(own, cst.Comma) and isinstance(own.whitespace_after, cst.ParenthesizedWhitespace):
+        after = end.whitespace_after if isinstance(end, cst.Comma) else None
+        last = after.last_line if isinstance(after, cst.ParenthesizedWhitespace) else cst.SimpleWhitespace("")
+        space = own.whitespace_after.with_changes(last_line=last, empty_lines=[])
+        return alias.with_changes(comma=own.with_changes(whitespace_after=space))
+    return alias.with_changes(comma=end)
 
 
 def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:

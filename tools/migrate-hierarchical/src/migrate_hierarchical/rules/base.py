@@ -39,7 +39,9 @@ class Rewrite:
     rule: str
     make: Callable[[Any], cst.BaseExpression]
     notes: list[str] = field(default_factory=list)
-    absorbs: list[cst.CSTNode] = field(default_factory=list)  # calls inside that are not rewritten on their own
+    absorbs: list[cst.CSTNode] = field(
+        default_factory=list
+    )  # calls inside that are not rewritten on their own
     old_levels: tuple[str, object] | None = None  # name and levels of a literal old configuration
     block_size: int = 64  # of that configuration
     todo: Left | None = None  # rewritten, and still something for a person

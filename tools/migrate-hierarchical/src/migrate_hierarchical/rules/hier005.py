@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..edit.arguments import is_none, read_arguments
-from ..edit.build import Item, call as new_call
+from ..edit.build import Item
+from ..edit.build import call as new_call
 from ..names import FACTORY_PARAMETERS, HIERARCHICAL
 from .base import Decision, Left, Rewrite, Rule
 from .module import Old, module_call
@@ -69,7 +70,10 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
         if arguments.stars:
             return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
         others = {name for name in named if not is_none(named[name])}
-        if not others & {"distributed_config", "adaptive_config"} and not {"embed_dim", "num_heads"} <= others:
+        if (
+            not others & {"distributed_config", "adaptive_config"}
+            and not {"embed_dim", "num_heads"} <= others
+        ):
             return module_call(planner, use, call, arguments, OLD)
     return without_keyword(planner, call, arguments, variant)
 

@@ -60,7 +60,9 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
     style = planner.style(call)
     if style is None:
         return Left("HIER112", "inside nested f-strings")
-    notes = [f"{name} had no effect on the hierarchical pattern and goes" for name in NO_EFFECT if name in named]
+    notes = [
+        f"{name} had no effect on the hierarchical pattern and goes" for name in NO_EFFECT if name in named
+    ]
     ratio = ratio_of(named.get("sparsity_ratio"))
     if "sparsity_ratio" in named and ratio is None:
         notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..edit.arguments import Arguments, is_none, read_arguments
-from ..edit.build import Item, call as new_call, first_of, integers, pattern_config, string
+from ..edit.build import Item, first_of, integers, pattern_config, string
+from ..edit.build import call as new_call
 from ..names import CONFIG, FACTORY, PASSED_ON, PATTERN, PATTERN_PARAMETERS
 from .base import Decision, Left, Rewrite
 
@@ -62,7 +63,7 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
     if arguments.problem:
         return Left("HIER111", arguments.problem)
     named = arguments.named
-    hidden = [arg for arg in arguments.stars if arg.star == "*" or not HANDLED <= set(named)]
+    hidden = [arg for arg in arguments.stars if arg.star == "*" or not set(named) >= HANDLED]
     if hidden:
         return Left("HIER104", f"{hidden[0].star}{planner.module.code_for_node(hidden[0].value)}")
     style = planner.style(call)

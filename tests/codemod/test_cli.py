@@ -1,0 +1,249 @@
+"""The command line as its users call it: whole processes, files on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from migrate_hierarchical.cli import main
+from migrate_hierarchical.rules import RULES
+
+OLD = (
+    "from dilated_attention_pytorch import BlockSparseHierarchical\n"
+    "\n"
+    "model = BlockSparseHierarchical([2048, 4096], [1, 2])\n"
+)
+LEFT = "from dilated_attention_pytorch import BlockSparseHierarchical\n\n\nclass A(BlockSparseHierarchical): ...\n"
+
+
+def run(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None):
+    command = [sys.executable, "-m", "migrate_hierarchical", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, input=stdin, capture_output=True, check=False)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/old.py").write_text(OLD)
+    (tmp_path / "src/other.py").write_text("x = 1\n")
+    return tmp_path
+
+
+def test_rewrites_then_has_nothing_left(tree: Path) -> None:
+    first = run("src", cwd=tree)
+    assert first.returncode == 0, first.stderr
+    text = (tree / "src/old.py").read_text()
+    assert "create_block_sparse_attention(" in text
+    out = first.stdout.decode()
+    assert "rewrote src/old.py" in out
+    assert "2 files scanned, 1 changed, 0 left to a person" in out
+    assert "default 8.9 % -> 1.0 %: 8.9x fewer blocks" in out
+    second = run("src", cwd=tree)
+    assert second.returncode == 0
+    assert (tree / "src/old.py").read_text() == text
+
+
+def test_check_names_files_and_writes_nothing(tree: Path) -> None:
+    done = run("--check", "src", cwd=tree)
+    assert done.returncode == 1
+    assert "would rewrite src/old.py" in done.stdout.decode()
+    assert (tree / "src/old.py").read_text() == OLD
+
+
+def test_diff_can_be_applied_with_patch(tree: Path) -> None:
+    done = run("--diff", "src", cwd=tree)
+    assert done.returncode == 1
+    assert (tree / "src/old.py").read_text() == OLD
+    assert b"\x1b" not in done.stdout
+    (tree / "change.diff").write_bytes(done.stdout)
+    subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
+    subprocess.run(["git", "apply", "change.diff"], cwd=tree, check=True)
+    applied = (tree / "src/old.py").read_bytes()
+    (tree / "src/old.py").write_text(OLD)
+    run("src", cwd=tree)
+    assert (tree / "src/old.py").read_bytes() == applied
+
+
+def test_stdin_to_stdout() -> None:
+    done = run("-", stdin=OLD.encode().replace(b"\n", b"\r\n"))
+    assert done.returncode == 0
+    assert done.stdout.count(b"\r\n") == done.stdout.count(b"\n") > 3
+    same = run("-", stdin=b"x = 1  # \xe9 is not UTF-8\n")
+    assert (same.returncode, same.stdout) == (0, b"x = 1  # \xe9 is not UTF-8\n")
+
+
+def test_stdin_with_a_name() -> None:
+    done = run("-", "--stdin-filename", "page.md", stdin=b"```python\n" + OLD.encode() + b"```\n")
+    assert done.stdout.startswith(b"```python\nfrom dilated_attention_pytorch import create_")
+
+
+def test_uses_left_give_status_2(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(LEFT)
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert "a.py:4: HIER101 subclass of a removed class" in done.stdout.decode()
+    assert "# TODO(migrate-hierarchical): HIER101" in (tmp_path / "a.py").read_text()
+    again = (tmp_path / "a.py").read_text()
+    assert run(tmp_path).returncode == 2
+    assert (tmp_path / "a.py").read_text() == again
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "PATH is missing"),
+        (["--sparsity-ratio", "0", "x"], "--sparsity-ratio must be above 0 and at most 1, got 0"),
+        (["--sparsity-ratio", "1.5", "x"], "got 1.5"),
+        (["--dilation-rates", "1,0", "x"], "--dilation-rates must be integers of at least 1"),
+        (["--dilation-rates", "a", "x"], "must be integers such as 1,2,4,8, got 'a'"),
+        (["--select", "HIER999", "x"], "--select must name rules of --list-rules"),
+        (["--seq-len", "8", "x"], "--seq-len must be at least 64, got 8"),
+        (["--jobs", "-1", "x"], "--jobs must be at least 0"),
+        (["--check", "--diff", "x"], "not allowed with"),
+        (["-", "x"], "- cannot be combined with other paths"),
+        (["--output-format", "xml", "x"], "invalid choice: 'xml'"),
+    ],
+)
+def test_bad_usage(arguments: list[str], message: str, capsys) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_path_that_does_not_exist(tmp_path: Path, capsys) -> None:
+    assert main([str(tmp_path / "nothing")]) == 2
+    assert "no such file or folder" in capsys.readouterr().out
+
+
+def test_list_rules(capsys) -> None:
+    assert main(["--list-rules"]) == 0
+    out = capsys.readouterr().out
+    assert all(rule.id in out for rule in RULES)
+    assert "HIER113" in out
+
+
+def test_json_report(tree: Path, capsys) -> None:
+    (tree / "src/left.py").write_text(LEFT)
+    assert main(["--check", "--output-format", "json", str(tree)]) == 2
+    report = json.loads(capsys.readouterr().out)
+    assert report["status"] == 2
+    assert report["files_changed"] == [str(tree / "src/left.py"), str(tree / "src/old.py")]
+    assert {entry["rule"] for entry in report["rewritten"]} == {"HIER001", "HIER009"}
+    assert [(entry["rule"], entry["line"]) for entry in report["left"]] == [("HIER101", 4)]
+    assert report["densities"]["configurations"] == ["default 8.9 % -> 1.0 %: 8.9x fewer blocks"]
+
+
+def test_sarif_report_in_a_file(tree: Path) -> None:
+    (tree / "src/left.py").write_text(LEFT)
+    (tree / "src/bad.py").write_text("import dilated_attention_pytorch\nHierarchical = (\n")
+    main(["--check", "--output-format", "sarif", "--report", str(tree / "out.sarif"), str(tree / "src")])
+    document = json.loads((tree / "out.sarif").read_text())
+    assert document["version"] == "2.1.0"
+    results = document["runs"][0]["results"]
+    assert {"HIER101", "HIER190", "HIER001"} <= {result["ruleId"] for result in results}
+    known = {rule["id"] for rule in document["runs"][0]["tool"]["driver"]["rules"]}
+    assert {result["ruleId"] for result in results} <= known
+
+
+def test_github_report(tree: Path, capsys) -> None:
+    (tree / "src/left.py").write_text(LEFT)
+    main(["--check", "--output-format", "github", str(tree / "src")])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("::warning file=") and "line=4,title=HIER101::" in line for line in lines)
+    assert any(line.startswith("::notice file=") for line in lines)
+
+
+def test_report_that_cannot_be_written(tree: Path, capsys) -> None:
+    assert main(["--check", "--report", str(tree / "no/such/folder"), str(tree / "src")]) == 2
+    assert "the report cannot be written" in capsys.readouterr().out
+
+
+def test_settings_of_pyproject(tree: Path, capsys) -> None:
+    (tree / "pyproject.toml").write_text(
+        '[tool.migrate-hierarchical]\nsparsity-ratio = 0.05\nexclude = ["skipped"]\nexplain = true\n'
+    )
+    (tree / "src/skipped").mkdir()
+    (tree / "src/skipped/a.py").write_text(OLD)
+    assert main([str(tree / "src")]) == 0
+    assert "sparsity_ratio=0.05,  # 95% sparse\n" in (tree / "src/old.py").read_text()
+    assert (tree / "src/skipped/a.py").read_text() == OLD
+    capsys.readouterr()
+    (tree / "src/old.py").write_text(OLD)
+    assert main(["--sparsity-ratio", "0.02", str(tree / "src")]) == 0
+    assert "sparsity_ratio=0.02," in (tree / "src/old.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("ratio = 1", "has no 'ratio'; it knows sparsity-ratio"),
+        ('sparsity-ratio = "a"', "sparsity-ratio of [tool.migrate-hierarchical] cannot be 'a'"),
+        ("select = 1", "cannot be 1"),
+        ("= 1", "cannot be read"),
+    ],
+)
+def test_wrong_settings_of_pyproject(tree: Path, table: str, message: str, capsys) -> None:
+    (tree / "pyproject.toml").write_text(f"[tool.migrate-hierarchical]\n{table}\n")
+    assert main([str(tree / "src")]) == 2
+    assert message in capsys.readouterr().err
+    assert (tree / "src/old.py").read_text() == OLD
+
+
+def test_include_and_exclude(tree: Path) -> None:
+    for name in ("one.py", "two.py", "three.pyi"):
+        (tree / "src" / name).write_text(OLD)
+    assert main(["--include", "*.py", "--exclude", "two.py", str(tree / "src")]) == 0
+    changed = {path.name for path in (tree / "src").iterdir() if "variant" in path.read_text()}
+    assert changed == {"old.py", "one.py"}
+
+
+def test_jobs_give_the_same_result(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for i in range(20):
+            (tmp_path / folder / f"f{i}.py").write_text(OLD * (1 if i % 2 else 2) + f"# {i}\n")
+    assert main(["--jobs", "1", str(tmp_path / "one")]) == 0
+    assert run("--jobs", "4", tmp_path / "two").returncode == 0
+    for i in range(20):
+        assert (tmp_path / f"one/f{i}.py").read_text() == (tmp_path / f"two/f{i}.py").read_text()
+
+
+def test_no_progress_and_no_colour_in_a_pipe(tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"f{i}.py").write_text(OLD)
+    done = run(tmp_path)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert b"\x1b" not in done.stdout
+
+
+def test_progress_on_a_terminal(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    for i in range(12):
+        (tmp_path / f"f{i}.py").write_text(OLD)
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "migrate_hierarchical", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower)
+    os.close(follower)
+    assert process.wait(60) == 0
+    assert b"migrating" in os.read(leader, 100_000)
+    os.close(leader)
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert "migrate-hierarchical 0." in capsys.readouterr().out
+
+
+def test_nothing_heavy_is_imported_without_a_use(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    code = (
+        "import sys; from migrate_hierarchical.cli import main; main([sys.argv[1]]); "
+        "print([m for m in ('libcst', 'rich', 'pathspec', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,165 @@
+"""Every rule, every reason and every trap: code before and after."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections import Counter
+
+import pytest
+
+from migrate_hierarchical.engine import migrate_bytes
+from migrate_hierarchical.rules import RULES
+from migrate_hierarchical.rules.markdown import rules_as_markdown
+from migrate_hierarchical.rules.reasons import REASONS
+from migrate_hierarchical.settings import Settings
+from tests.codemod.cases import CASES, FIXTURES, Case
+
+SETTINGS = Settings()
+
+
+def comments(source: str) -> Counter[str]:
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    found = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return Counter(text for text in found if "TODO(migrate-hierarchical)" not in text)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_case(case: Case) -> None:
+    result = migrate_bytes(case.path, case.before.encode(), SETTINGS)
+    assert result.error is None
+    assert (result.new or case.before.encode()).decode() == case.after
+    ast.parse(case.after)
+    again = migrate_bytes(case.path, case.after.encode(), SETTINGS)
+    assert again.new is None, "the second run changed something"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.file != "hier009"], ids=str)
+def test_comments_are_kept(case: Case) -> None:
+    assert comments(case.before) == comments(case.after)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.file == "hier009"], ids=str)
+def test_only_comments_of_imports_that_go_are_lost(case: Case) -> None:
+    lost = comments(case.before) - comments(case.after)
+    lines = [line for line in case.before.splitlines() if any(text in line for text in lost)]
+    assert all("import" in line or line.strip().split(",")[0].isidentifier() for line in lines)
+    assert not comments(case.after) - comments(case.before)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.runs], ids=str)
+def test_result_runs_against_the_package(case: Case) -> None:
+    pytest.importorskip("dilated_attention_pytorch")
+    exec(compile(case.after, str(case), "exec"), {"__name__": "migrated"})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.file == "reports"], ids=str)
+def test_reason_is_given(case: Case) -> None:
+    expected = case.name.split()[0]
+    result = migrate_bytes(case.path, case.before.encode(), SETTINGS)
+    assert expected in {entry.rule for entry in result.left}
+    for entry in result.left:
+        line = case.before.splitlines()[entry.line - 1]
+        assert line.strip(), "the line of the report is that of the use"
+    assert "TODO(migrate-hierarchical)" in case.after
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.file == "untouched"], ids=str)
+def test_untouched_means_no_report_either(case: Case) -> None:
+    result = migrate_bytes(case.path, case.before.encode(), SETTINGS)
+    assert (result.new, result.left, result.rewritten) == (None, [], [])
+
+
+def test_every_rule_and_reason_has_cases() -> None:
+    assert len(CASES) >= 150
+    rules = {case.file.upper() for case in CASES}
+    reported = {case.name.split()[0] for case in CASES if case.file == "reports"}
+    assert {rule.id for rule in RULES} <= rules
+    # HIER112 needs nested f-strings, HIER120 other kinds of files: they have tests of their own
+    assert set(REASONS) - {"HIER112", "HIER120"} <= reported
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_example_of_the_rule(rule) -> None:
+    result = migrate_bytes("example.py", rule.before.encode(), SETTINGS)
+    assert result.new is not None
+    assert result.new.decode() == rule.after
+    assert rule.id in {entry.rule for entry in result.rewritten}
+
+
+def test_readme_shows_the_rules() -> None:
+    readme = FIXTURES.parents[2] / "tools/migrate-hierarchical/README.md"
+    text = readme.read_text("utf-8")
+    begin = text.index("<!-- rules:begin")
+    shown = text[text.index("\n", begin) + 1 : text.index("<!-- rules:end")]
+    assert shown == rules_as_markdown(), "write it again: python -m migrate_hierarchical.rules.markdown"
+
+
+def test_removal_notice_becomes_its_own_replacement() -> None:
+    before = (
+        "from dilated_attention_pytorch import BlockSparseHierarchical, HierarchicalConfig\n"
+        "model = BlockSparseHierarchical(segment_lengths=[2048, 4096], dilation_rates=[1, 2], "
+        "hierarchical_config=HierarchicalConfig())\n"
+    )
+    after = """\
+from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
+model = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=SparsePatternConfig(
+        pattern_type="dilated_sparse",
+        sparsity_ratio=0.01,  # 99% sparse
+        dilation_rates=[1, 2, 4, 8],  # Multi-scale coverage
+    ),
+)
+"""
+    result = migrate_bytes("notice.py", before.encode(), Settings(explain=True))
+    assert result.new is not None
+    assert result.new.decode() == after
+
+
+def test_nested_fstrings_are_left() -> None:
+    source = (
+        b"from dilated_attention_pytorch import BlockSparseHierarchical as B\n"
+        b"""x = f"{f'{B([2048], [1])}'}"\n"""
+    )
+    result = migrate_bytes("x.py", source, SETTINGS)
+    assert [entry.rule for entry in result.left] == ["HIER112"]
+    again = migrate_bytes("x.py", result.new or b"", SETTINGS)
+    assert again.new is None
+
+
+def test_densities_of_literal_configurations() -> None:
+    source = (
+        b"from dilated_attention_pytorch import HierarchicalConfig, get_hierarchical_presets\n"
+        b"a = HierarchicalConfig()\n"
+        b"b = get_hierarchical_presets()['fine_grained']\n"
+        b"c = HierarchicalConfig(level_configs=[{'stride': 64, 'window_size': -1, 'block_size': 64}])\n"
+    )
+    result = migrate_bytes("x.py", source, SETTINGS)
+    assert result.densities == [
+        "default 8.9 % -> 1.0 %: 8.9x fewer blocks",
+        "fine_grained 100.0 % -> 1.0 %: 100.1x fewer blocks",
+        "custom 100.0 % -> 1.0 %: 100.1x fewer blocks",
+    ]
+
+
+@pytest.mark.parametrize(("rule", "kept"), [("HIER001", "Hierarchical("), ("HIER002", "HierarchicalConfig(")])
+def test_a_rule_that_is_ignored_changes_nothing(rule: str, kept: str) -> None:
+    source = (
+        b"from dilated_attention_pytorch import BlockSparseHierarchical, HierarchicalConfig\n"
+        b"model = BlockSparseHierarchical([2048], [1])\nconfig = HierarchicalConfig()\n"
+    )
+    result = migrate_bytes("x.py", source, Settings(ignore=(rule,)))
+    assert result.new is not None
+    assert kept in result.new.decode()
+    assert rule not in {entry.rule for entry in result.rewritten}
+
+
+def test_options_of_new_patterns() -> None:
+    source = b"from dilated_attention_pytorch import HierarchicalConfig\nconfig = HierarchicalConfig()\n"
+    result = migrate_bytes("x.py", source, Settings(sparsity_ratio=0.05, dilation_rates=(1, 3)))
+    assert result.new is not None
+    assert b"sparsity_ratio=0.05,\n    dilation_rates=[1, 3],\n" in result.new

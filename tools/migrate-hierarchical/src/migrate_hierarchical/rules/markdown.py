@@ -1,0 +1,21 @@
+"""The rules as the documentation shows them: `python -m migrate_hierarchical.rules.markdown`."""
+
+from __future__ import annotations
+
+from . import RULES
+from .reasons import REASONS
+
+
+def rules_as_markdown() -> str:
+    """Every rule with its code before and after, then the reasons why a use is left."""
+    parts = []
+    for rule in RULES:
+        parts.append(f"### {rule.id}\n\n{rule.summary[0].upper()}{rule.summary[1:]}.\n")
+        parts.append(f"Before:\n\n```py\n{rule.before}```\n\nAfter:\n\n```py\n{rule.after}```\n")
+    parts.append("### What is left to you\n\n| id | why, and what to do |\n|---|---|")
+    table = "\n".join(f"| {reason} | {text} |" for reason, text in REASONS.items())
+    return "\n".join(parts) + "\n" + table + "\n"
+
+
+if __name__ == "__main__":
+    print(rules_as_markdown(), end="")
