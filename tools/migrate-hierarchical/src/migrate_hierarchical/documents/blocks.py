@@ -42,9 +42,10 @@ class Blocks:
             if i not in usable and NEEDLE in text.encode("utf-8", "surrogateescape") and text.strip()
         ]
         joined, starts, line = "", [], 1
+        newline = "\r\n" if any("\r\n" in text for text in self.texts) else "\n"
         for i in usable:
-            text = masked[i] if masked[i].endswith("\n") else masked[i] + "\n"
-            joined += f"{MARK} {i}\n{text}"
+            text = masked[i] if masked[i].endswith("\n") else masked[i] + newline
+            joined += f"{MARK} {i}{newline}{text}"
             starts.append((line + 1, i))
             line += text.count("\n") + 1
         report = Migrated()
@@ -52,12 +53,12 @@ class Blocks:
         if usable:
             new, report = migrate_source(joined.encode("utf-8", "surrogateescape"), self.path, self.settings)
             pieces = re.split(
-                rf"^{MARK} (\d+)\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
+                rf"^{MARK} (\d+)\r?\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
             )[1:]
             for index, piece in zip(pieces[::2], pieces[1::2]):
                 i = int(index)
                 if not masked[i].endswith("\n"):
-                    piece = piece[:-1]
+                    piece = piece.removesuffix(newline)
                 result[i] = unmask(piece, magics[i])
             if len(pieces) // 2 != len(usable):
                 raise Unreadable("a piece of code was lost")  # never seen; better than writing it

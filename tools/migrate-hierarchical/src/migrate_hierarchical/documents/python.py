@@ -43,6 +43,8 @@ def package_of(path: str) -> tuple[str | None, bool]:
 
 def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
     """New source and report; the source itself if nothing is to be done. Raises Unreadable."""
+    if b"\0" in source:
+        raise Unreadable("it contains a null byte")
     too_deep(source)
     try:
         module = cst.parse_module(source)

@@ -1,0 +1,236 @@
+"""Notebooks, Markdown, reStructuredText and files that are only reported."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+from migrate_hierarchical.documents.result import Result
+from migrate_hierarchical.engine import migrate_bytes
+from migrate_hierarchical.settings import Settings
+
+IMPORT = "from dilated_attention_pytorch import BlockSparseHierarchical\n"
+CALL = "model = BlockSparseHierarchical([2048], [1])"
+NEW_IMPORT = "from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig\n"
+NEW_CALL = """\
+model = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=SparsePatternConfig(
+        pattern_type="dilated_sparse",
+        sparsity_ratio=0.01,
+        dilation_rates=[1, 2, 4, 8],
+    ),
+)"""
+
+
+def migrate(path: str, text: str) -> Result:
+    return migrate_bytes(path, text.encode(), Settings())
+
+
+def new_text(path: str, text: str) -> str:
+    result = migrate(path, text)
+    assert result.error is None
+    assert result.new is not None
+    again = migrate_bytes(path, result.new, Settings())
+    assert again.new is None, "the second run changed something"
+    return result.new.decode()
+
+
+# ---- notebooks
+
+
+def notebook(*cells: dict, **more: object) -> dict:
+    return {"cells": list(cells), "metadata": {"z": 1, "a": 2}, "nbformat": 4, "nbformat_minor": 5, **more}
+
+
+def code(source: object, **more: object) -> dict:
+    return {
+        "cell_type": "code",
+        "execution_count": 3,
+        "id": "x",
+        "metadata": {},
+        "outputs": [],
+        "source": source,
+        **more,
+    }
+
+
+def lines(text: str) -> list[str]:
+    return text.splitlines(keepends=True)
+
+
+def test_cells_share_their_names() -> None:
+    book = notebook(
+        code(lines(IMPORT + "import os")),
+        {"cell_type": "markdown", "metadata": {}, "source": [CALL]},
+        code(lines(CALL)),
+    )
+    new = json.loads(new_text("a.ipynb", json.dumps(book, indent=1)))
+    assert "".join(new["cells"][0]["source"]) == NEW_IMPORT + "import os"
+    assert new["cells"][1]["source"] == [CALL]
+    assert "".join(new["cells"][2]["source"]) == NEW_CALL
+
+
+@pytest.mark.parametrize("indent", [None, 1, 2, 4])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_every_other_byte_of_a_notebook_stays(indent: int | None, ascii_only: bool) -> None:
+    output = {"output_type": "stream", "name": "stdout", "text": ["é — BlockSparseHierarchical\n"]}
+    book = notebook(code(lines("s = 'ü'\n" + IMPORT), outputs=[output]), code(lines(CALL + "\nx = 'é'")))
+    text = json.dumps(book, indent=indent, ensure_ascii=ascii_only) + "\n"
+    new = new_text("a.ipynb", text)
+    expected = notebook(
+        code(lines("s = 'ü'\n" + NEW_IMPORT), outputs=[output]), code(lines(NEW_CALL + "\nx = 'é'"))
+    )
+    assert new == json.dumps(expected, indent=indent, ensure_ascii=ascii_only) + "\n"
+
+
+def test_source_as_one_string() -> None:
+    book = notebook(code(IMPORT + CALL))
+    assert json.loads(new_text("a.ipynb", json.dumps(book)))["cells"][0]["source"] == NEW_IMPORT + NEW_CALL
+
+
+def test_magics_and_shell_lines_stay() -> None:
+    cells = [
+        "%matplotlib inline\n!pip install dilated-attention-pytorch\n"
+        + IMPORT
+        + "files = !ls\nmodel?\n"
+        + CALL
+        + "\n%time model\n",
+        "%%bash\necho BlockSparseHierarchical\n",
+        "%%time\n" + CALL,
+        "if True:\n    %timeit model\n    !echo {x}",
+    ]
+    book = notebook(*(code(lines(cell)) for cell in cells))
+    new = ["".join(cell["source"]) for cell in json.loads(new_text("a.ipynb", json.dumps(book)))["cells"]]
+    assert new[0] == cells[0].replace(IMPORT, NEW_IMPORT).replace(CALL, NEW_CALL)
+    assert new[1] == cells[1]
+    assert new[2] == "%%time\n" + NEW_CALL
+    assert new[3] == cells[3]
+
+
+def test_a_cell_that_is_no_python_does_not_stop_the_others() -> None:
+    book = notebook(
+        code(lines(IMPORT)), code(lines("this is not ( python BlockSparseHierarchical")), code(lines(CALL))
+    )
+    result = migrate("a.ipynb", json.dumps(book))
+    assert result.new is not None
+    assert [entry.rule for entry in result.left] == ["HIER190"]
+    assert "".join(json.loads(result.new)["cells"][2]["source"]) == NEW_CALL
+
+
+def test_line_numbers_of_a_notebook_are_those_of_the_file() -> None:
+    book = notebook(code(lines(IMPORT)), code(lines("x = 1\nclass A(BlockSparseHierarchical): pass\n")))
+    text = json.dumps(book, indent=1)
+    result = migrate("a.ipynb", text)
+    assert [entry.rule for entry in result.left] == ["HIER101"]
+    assert "class A" in "\n".join(text.splitlines()[result.left[0].line - 1 : result.left[0].line + 1])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"cells": 3, "x": "dilated_attention_pytorch ierarchical"}',
+        '{"cells": [{"cell_type": "code", "source": [1]}]}',
+    ],
+)
+def test_broken_notebooks_are_reported(text: str) -> None:
+    result = migrate(
+        "a.ipynb", text + " " * 3 + '"dilated_attention_pytorch hierarchical"' if text == "{" else text
+    )
+    assert result.new is None
+
+
+# ---- Markdown
+
+
+def test_fenced_blocks() -> None:
+    page = f"# BlockSparseHierarchical\n\n```python\n{IMPORT}```\n\nText.\n\n~~~py\n{CALL}\n~~~\n\n```\n{CALL}\n```\n\n```bash\n{CALL}\n```\n"
+    new = new_text("a.md", page)
+    assert (
+        new
+        == f"# BlockSparseHierarchical\n\n```python\n{NEW_IMPORT}```\n\nText.\n\n~~~py\n{NEW_CALL}\n~~~\n\n```\n{CALL}\n```\n\n```bash\n{CALL}\n```\n"
+    )
+
+
+def test_indented_fences_inside_tabs() -> None:
+    page = (
+        '=== "Tab"\n\n    ``` python title="a.py"\n'
+        + textwrap.indent(IMPORT + "\n" + CALL, "    ")
+        + "\n    ```\n"
+    )
+    new = new_text("a.md", page)
+    assert (
+        new
+        == '=== "Tab"\n\n    ``` python title="a.py"\n'
+        + textwrap.indent(NEW_IMPORT + "\n" + NEW_CALL, "    ")
+        + "\n    ```\n"
+    )
+
+
+def test_quoted_fences() -> None:
+    page = f"> ```python\n> {IMPORT}> {CALL}\n> ```\n"
+    assert "> model = create_block_sparse_attention(\n>     variant=" in new_text("a.md", page)
+
+
+def test_doctest_examples() -> None:
+    page = f"Text\n\n>>> {IMPORT}>>> model = BlockSparseHierarchical(\n...     [2048], [1])\n>>> model\nBlockSparseHierarchical()\n"
+    new = new_text("a.md", page)
+    first, *rest = NEW_CALL.splitlines(keepends=True)
+    continued = "".join("... " + line for line in rest)
+    assert new == f"Text\n\n>>> {NEW_IMPORT}>>> {first}{continued}\n>>> model\nBlockSparseHierarchical()\n"
+
+
+def test_restructured_text() -> None:
+    page = f"Title\n=====\n\n.. code-block:: python\n   :linenos:\n\n   {IMPORT}\n   {CALL}\n\nText\n\n.. code-block:: bash\n\n   {CALL}\n"
+    new = new_text("a.rst", page)
+    assert textwrap.indent(NEW_CALL, "   ") in new
+    assert new.endswith(f".. code-block:: bash\n\n   {CALL}\n")
+
+
+def test_crlf_pages_keep_their_newlines() -> None:
+    page = f"Text\r\n\r\n```python\r\n{IMPORT}{CALL}\n```\n".replace("\r\n", "\n").replace("\n", "\r\n")
+    new = new_text("a.md", page)
+    assert new.count("\n") == new.count("\r\n")
+
+
+def test_todo_in_a_page() -> None:
+    page = f"```python\n{IMPORT}class A(BlockSparseHierarchical): ...\n```\n"
+    result = migrate("a.md", page)
+    assert result.new is not None
+    assert "# TODO(migrate-hierarchical): HIER101" in result.new.decode()
+    assert [(entry.rule, entry.line) for entry in result.left] == [("HIER101", 3)]
+
+
+def test_block_that_is_no_python_is_reported_only_with_a_use() -> None:
+    page = f"```python\n{IMPORT}{CALL}\n```\n\n```python\nx = ...(\n```\n\n```python\nmodel = BlockSparseHierarchical(...\n```\n"
+    result = migrate("a.md", page)
+    assert [(entry.rule, entry.line) for entry in result.left] == [("HIER190", 11)]
+
+
+# ---- reported only
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        ("a.yaml", "model:\n  _target_: dilated_attention_pytorch.BlockSparseHierarchical\n", [2]),
+        ("a.yml", "package: dilated_attention_pytorch\nvariant: hierarchical\n", [2]),
+        ("a.toml", '[model]\npreset = "hierarchical_long"\n', [2]),
+        ("a.json", '{"package": "dilated_attention_pytorch",\n "pattern_type": "hierarchical"}', [2]),
+        ("a.sh", "python -m src.dilated_attention_pytorch.block_sparse_hierarchical\n", [1]),
+        ("a.yaml", "clustering: hierarchical\n", []),
+        ("a.yaml", "variant: hierarchical\n", []),
+        ("a.json", '{"HierarchicalConfig": 1}', []),
+    ],
+)
+def test_other_files_are_reported_and_never_changed(path: str, text: str, expected: list[int]) -> None:
+    result = migrate(path, text)
+    assert result.new is None
+    assert [entry.line for entry in result.left] == expected
+    assert {entry.rule for entry in result.left} <= {"HIER120"}
