@@ -28,7 +28,8 @@ def random(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    expected = expected.detach()
+    return float((found.detach().double() - expected).norm() / expected.norm())
 
 
 # ---- sizes

@@ -158,7 +158,7 @@ def make_problem(
 ) -> AttentionProblem:
     """Check a call's arguments and put them together; draws the dropout seed."""
     device_type = q.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     check_tensors(q, k, v)
