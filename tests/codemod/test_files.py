@@ -74,7 +74,7 @@ def test_mixed_newlines_of_other_lines_stay() -> None:
         b"import dilated_attention_pytorch  # hierarchical\nx = '\x00'\n",
         b"import dilated_attention_pytorch  # hierarchical\nx = " + b"(" * 5000 + b")" * 5000 + b"\n",
         b"import dilated_attention_pytorch  # hierarchical\nx = " + b"[" * 200_000 + b"\n",
-        b"import dilated_attention_pytorch  # hierarchical\r\rx = 1\r",
+        USE.replace(b"\n", b"\r"),
     ],
     ids=["syntax", "cookie", "utf-8", "null", "nested", "open brackets", "carriage returns"],
 )

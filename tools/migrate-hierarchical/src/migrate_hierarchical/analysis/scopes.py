@@ -128,20 +128,24 @@ class Walk(cst.CSTVisitor):
     # ---- the walk
 
     def on_visit(self, node: cst.CSTNode) -> bool:
+        kind = type(node)
         if self.stack:
             self.parents[node] = self.stack[-1]
         self.stack.append(node)
-        if isinstance(node, cst.Module):
+        if kind in LINE_ENDS:
+            self.line += 1
+            return False  # nothing below but blanks, a comment and the newline
+        if kind is cst.Module:
             self.scopes.append(Scope("module", None, node))
         scope = self.opens.get(node)
         if scope is not None:
             self.scopes.append(scope)
-        if type(node) in LINES:
+        if kind in LINES:
             self.indent = (True, "")
-        handler = HANDLERS.get(type(node))
+        handler = HANDLERS.get(kind)
         if handler is not None:
             handler(self, node)
-        return True
+        return not (kind in PLAIN and is_plain(node))
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
         self.stack.pop()
@@ -370,6 +374,26 @@ class Walk(cst.CSTVisitor):
     def call(self, node: cst.Call) -> None:
         self.note(node)
         self.indents[node] = self.indent
+
+
+LINE_ENDS = frozenset({cst.TrailingWhitespace, cst.EmptyLine})
+# Nodes without anything to see below them, as long as no line ends there.
+PLAIN = frozenset({cst.Name, cst.Comma, cst.Dot, cst.AssignEqual, cst.SimpleWhitespace, cst.Integer})
+
+
+def is_plain(node: Any) -> bool:
+    kind = type(node)
+    if kind is cst.Name or kind is cst.Integer:
+        return not node.lpar
+    if kind is cst.SimpleWhitespace:
+        return True
+    before, after = node.whitespace_before, node.whitespace_after
+    return (
+        type(before) is cst.SimpleWhitespace
+        and type(after) is cst.SimpleWhitespace
+        and "\n" not in before.value
+        and "\n" not in after.value
+    )
 
 
 HANDLERS: dict[type, Callable[[Walk, Any], None]] = {

@@ -55,8 +55,6 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
     except RecursionError:
         raise Unreadable("nested too deeply") from None
     try:
-        if module.bytes != source:
-            raise Unreadable("the parser does not give back the same bytes")
         return migrate_module(module, source, path, settings)
     except RecursionError:
         raise Unreadable("nested too deeply") from None
@@ -109,8 +107,28 @@ def migrate_module(
         entries.sort(key=lambda entry: entry.line)
     if not (imports or todos or planner.replacements or planner.renames or planner.strings):
         return source, result
-    new = module.visit(Apply(planner, imports, todos))
-    return new.bytes, result
+    return render(module, module.visit(Apply(planner, imports, todos)), source), result
+
+
+def render(old: cst.Module, new: cst.Module, source: bytes) -> bytes:
+    """The bytes of the changed module; raises Unreadable unless the old one gives back the source to the byte.
+
+    Statements that did not change are rendered once and serve both purposes.
+    """
+    known: dict[cst.CSTNode, str] = {statement: old.code_for_node(statement) for statement in old.body}
+    if whole(old, known) != source:
+        raise Unreadable("the parser does not give back the same bytes")
+    return whole(new, known)
+
+
+def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
+    """`module.bytes`, with statements whose code is known."""
+    if not module.has_trailing_newline or not module.body:
+        return module.bytes
+    parts = [module.code_for_node(line) for line in module.header]
+    parts += [known.get(statement) or module.code_for_node(statement) for statement in module.body]
+    parts += [module.code_for_node(line) for line in module.footer]
+    return "".join(parts).encode(module.encoding)
 
 
 def is_marked(line: cst.CSTNode, module: cst.Module, reason: str) -> bool:

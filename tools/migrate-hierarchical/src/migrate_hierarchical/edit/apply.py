@@ -27,12 +27,24 @@ class Apply(cst.CSTTransformer):
         self.parents = planner.walk.parents
         self.above = todos  # statement -> comments to put above it
         self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
+        self.concerned: set[cst.CSTNode] = set()  # nodes with a change at or below them
+        for changed in (planner.replacements, planner.renames, planner.strings, imports, todos):
+            for node in changed:
+                self.concern(node)
+
+    def concern(self, node: cst.CSTNode) -> None:
+        current: cst.CSTNode | None = node
+        while current is not None and current not in self.concerned:
+            self.concerned.add(current)
+            current = self.parents.get(current)
 
     def on_visit(self, node: cst.CSTNode) -> bool:
-        return True
+        return node in self.concerned
 
     def on_leave(self, original_node: Any, updated_node: Any) -> Any:
         node = original_node
+        if node not in self.concerned:
+            return node
         new = updated_node
         rewrite = self.planner.replacements.get(node)
         if rewrite is not None:
