@@ -53,9 +53,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The core package on the CPU; the GPU kernels through Triton's interpreter."""
+    """The core package and the benchmark tool on the CPU; the GPU kernels through Triton's interpreter."""
     python = workshop(session, "test")
-    run_core_tests(session, python, "-m", "not gpu")
+    run_core_tests(session, python, "tests/bench", "-m", "not gpu")
 
 
 @nox.session(venv_backend="none")

@@ -226,7 +226,7 @@ def test_killed_at_any_moment_every_file_is_old_or_new(tmp_path: Path) -> None:
     new = new_of(old)
     rng = random.Random(0)
     command = [sys.executable, "-m", "migrate_hierarchical", "--jobs", "1", str(tmp_path)]
-    paths = [tmp_path / f"f{i:02}.py" for i in range(30)]
+    paths = [tmp_path / f"f{i:02}.py" for i in range(20)]
     for path in paths:
         path.write_bytes(old)
     start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import runpy
 import tokenize
 from collections import Counter
 
@@ -49,9 +50,10 @@ def test_only_comments_of_imports_that_go_are_lost(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.runs], ids=str)
-def test_result_runs_against_the_package(case: Case) -> None:
+def test_result_runs_against_the_package(case: Case, tmp_path) -> None:
     pytest.importorskip("dilated_attention_pytorch")
-    exec(compile(case.after, str(case), "exec"), {"__name__": "migrated"})
+    (tmp_path / "migrated.py").write_text(case.after, "utf-8")
+    runpy.run_path(str(tmp_path / "migrated.py"), run_name="migrated")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.file == "reports"], ids=str)

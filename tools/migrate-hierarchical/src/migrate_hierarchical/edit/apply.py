@@ -50,9 +50,11 @@ class Apply(cst.CSTTransformer):
         if rewrite is not None:
             new = rewrite.make(updated_node)
             lost = Counter(comments_in(updated_node)) - Counter(comments_in(new))
-            if lost:
-                kept = [comment for comment in comments_in(updated_node) if comment in lost]
-                self.above.setdefault(line_of(node, self.parents), []).extend(kept)
+            for comment in comments_in(updated_node):
+                if lost[comment] > 0:
+                    lost[comment] -= 1
+                    line = line_of(node, self.parents)
+                    self.above.setdefault(line, []).append(comment)
             return new
         if node in self.planner.renames:
             return self.planner.renames[node]

@@ -66,9 +66,9 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
         return None
     if arguments.problem:
         return Left("HIER111", arguments.problem)
+    if variant == "auto" and arguments.stars:
+        return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
     if variant == "auto" and not is_none(named["hierarchical_config"]):
-        if arguments.stars:
-            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
         others = {name for name in named if not is_none(named[name])}
         if (
             not others & {"distributed_config", "adaptive_config"}
