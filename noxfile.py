@@ -89,6 +89,7 @@ def wheels(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
         session.run("python", "-I", str(ROOT / "tests/project/smoke.py"))
         session.run("migrate-hierarchical", "--help", silent=True)
+        session.run("python", "-m", "migrate_hierarchical", "--list-rules", silent=True)
         session.run("attention-bench", "--help", silent=True)
 
 

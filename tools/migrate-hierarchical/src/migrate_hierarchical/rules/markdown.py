@@ -11,7 +11,8 @@ def rules_as_markdown() -> str:
     parts = []
     for rule in RULES:
         parts.append(f"### {rule.id}\n\n{rule.summary[0].upper()}{rule.summary[1:]}.\n")
-        parts.append(f"Before:\n\n```py\n{rule.before}```\n\nAfter:\n\n```py\n{rule.after}```\n")
+        parts.append(f'```python title="Before"\n{rule.before}```\n')
+        parts.append(f'```python title="After"\n{rule.after}```\n')
     parts.append("### What is left to you\n\n| id | why, and what to do |\n|---|---|")
     table = "\n".join(f"| {reason} | {text} |" for reason, text in REASONS.items())
     return "\n".join(parts) + "\n" + table + "\n"
