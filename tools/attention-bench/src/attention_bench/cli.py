@@ -1,4 +1,4 @@
-"""The command line: attention-bench [run] | plot | tune."""
+"""The command line: attention-bench [run] | plot | markdown | tune."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -22,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="attention-bench",
         description="Time block-sparse attention libraries in one run and on one mask.",
         epilog="Other commands: `attention-bench plot FILE.json` draws the figures of a run, "
+        "`attention-bench markdown FILE.json` prints them as a table, "
         "`attention-bench tune` finds the fastest tiles of the Triton kernels on this GPU.",
     )
     parser.add_argument(
@@ -109,7 +111,8 @@ def run(arguments: list[str]) -> int:
             rows.append(row)
             print(report.line(row), flush=True)
             if options.json:
-                where = report.environment(device, shlex.join(["attention-bench", *arguments]))
+                command = [Path(each).name if each == options.json else each for each in arguments]
+                where = report.environment(device, shlex.join(["attention-bench", *command]))
                 report.write_json(options.json, rows, where)
     Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
     return 0
@@ -120,6 +123,18 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["tune"]:
         return tune.main(arguments[1:])
+    if arguments[:1] == ["markdown"]:
+        parser = argparse.ArgumentParser(
+            prog="attention-bench markdown", description="Print a run as a table."
+        )
+        parser.add_argument("file", help="JSON written by attention-bench --json")
+        file = parser.parse_args(arguments[1:]).file
+        try:
+            print(report.markdown(*report.read_json(file)), end="")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"attention-bench markdown: cannot read {file}: {error}", file=sys.stderr)
+            return 2
+        return 0
     if arguments[:1] == ["plot"]:
         options = build_plot_parser().parse_args(arguments[1:])
         try:

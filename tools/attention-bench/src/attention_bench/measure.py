@@ -88,8 +88,6 @@ def measure(
         q, k, v, grad = case.tensors(device)
         if peer.heads_first:
             q, k, v, grad = (x.transpose(1, 2).contiguous() for x in (q, k, v, grad))
-        for tensor in (q, k, v):
-            tensor.requires_grad_(with_backward)
         start = time.perf_counter()
         attend = peer.prepare(case, layout)
         synchronize(device)
@@ -110,6 +108,8 @@ def measure(
         row.forward_ms = median_ms(forward, device, repeat_ms)
         row.forward_tflops = flops / row.forward_ms / 1e9
         if with_backward:
+            for tensor in (q, k, v):
+                tensor.requires_grad_()  # only now: some peers refuse inputs that will need a backward
             time_backward(row, lambda: attend(q, k, v), (q, k, v), grad, flops, device, repeat_ms)
     except Exception as error:  # a peer that fails is a row of the table, not the end of the run
         row.refused = one_line(error)

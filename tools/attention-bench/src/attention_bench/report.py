@@ -91,6 +91,46 @@ def number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def rate(value: float | None) -> str:
+    """TFLOP/s: whole ones on a GPU, enough digits on a CPU."""
+    return "-" if value is None else format(value, ".0f" if value >= 10 else ".2g")
+
+
+def milliseconds(value: float) -> str:
+    return format(value, ",.0f" if value >= 100 else ".3g")
+
+
+def markdown(rows: list[Row], where: dict[str, Any]) -> str:
+    """A table for a document: one line per case, the peers beside each other."""
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    names = {row.peer: row.peer + (", dense" if row.dense else "") for row in rows}
+    versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items() if value)
+    lines = [
+        "| case | " + " | ".join(names[peer] for peer in peers) + " |",
+        "|---|" + "---|" * len(peers),
+    ]
+    for case in dict.fromkeys(row.case for row in rows):
+        found = {row.peer: row for row in rows if row.case == case}
+        cells = []
+        for peer in peers:
+            row = found.get(peer)
+            both = (
+                []
+                if row is None
+                else [(row.forward_ms, row.forward_tflops), (row.backward_ms, row.backward_tflops)]
+            )
+            cells.append(
+                " / ".join(
+                    "none" if ms is None else f"{milliseconds(ms)} ms ({rate(speed)})" for ms, speed in both
+                )
+            )
+        lines.append(f"| {case.label} | " + " | ".join(cells) + " |")
+    threads = f", {where['threads']} threads" if where.get("threads") else ""
+    lines.append("")
+    lines.append(f"*{where['device']}{threads}, {where['date']}; {versions}; `{where['command']}`.*")
+    return "\n".join(lines) + "\n"
+
+
 def table(rows: list[Row]) -> Table:
     """One line per peer and case."""
     made = Table(title="TFLOP/s count active blocks only, backward 2.5 forward; dense peers count every pair")
@@ -115,9 +155,9 @@ def table(rows: list[Row]) -> Table:
             "" if row.case == last else row.case.label,
             row.peer + (" (dense)" if row.dense else ""),
             number(row.forward_ms, ".3f"),
-            number(row.forward_tflops, ".1f"),
+            rate(row.forward_tflops),
             number(row.backward_ms, ".3f"),
-            number(row.backward_tflops, ".1f"),
+            rate(row.backward_tflops),
             number(None if row.peak_bytes is None else row.peak_bytes / 2**20, ",.0f"),
             number(row.mask_ms, ".1f"),
             number(row.error, ".0e"),
@@ -130,7 +170,7 @@ def table(rows: list[Row]) -> Table:
 def line(row: Row) -> str:
     """One row as plain text, printed as soon as it is known."""
     return (
-        f"{row.case.label}: {row.peer} fwd {number(row.forward_ms, '.3f')} ms {number(row.forward_tflops, '.0f')} "
-        f"TFLOP/s, bwd {number(row.backward_ms, '.3f')} ms {number(row.backward_tflops, '.0f')} TFLOP/s, "
+        f"{row.case.label}: {row.peer} fwd {number(row.forward_ms, '.3f')} ms {rate(row.forward_tflops)} "
+        f"TFLOP/s, bwd {number(row.backward_ms, '.3f')} ms {rate(row.backward_tflops)} TFLOP/s, "
         f"err {number(row.error, '.0e')}" + (f", refused: {row.refused}" if row.refused else "")
     )
