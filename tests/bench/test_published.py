@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from attention_bench import report
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,9 @@ def test_run_names_device_versions_and_date(path: Path) -> None:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_readme_shows_the_committed_figures(path: Path) -> None:
     shown = (ROOT / "README.md").read_text("utf-8")
-    assert report.markdown(*report.read_json(str(path))) in shown, "write it again: attention-bench markdown FILE"
+    assert report.markdown(*report.read_json(str(path))) in shown, (
+        "write it again: attention-bench markdown FILE"
+    )
 
 
 def test_there_are_runs() -> None:

@@ -159,6 +159,18 @@ def test_gitignore_above_the_given_folder_counts(tmp_path: Path) -> None:
     assert (tmp_path / "src/seen.py").read_bytes() != USE
 
 
+def test_an_ignored_folder_that_is_named_is_looked_at(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("/vendored/\n")
+    (tmp_path / "vendored/lib").mkdir(parents=True)
+    path = tmp_path / "vendored/lib/a.py"
+    path.write_bytes(USE)
+    assert main([str(tmp_path)]) == 0
+    assert path.read_bytes() == USE
+    assert main([str(tmp_path / "vendored/lib")]) == 0
+    assert path.read_bytes() != USE
+
+
 def test_a_file_that_is_named_is_always_looked_at(tmp_path: Path) -> None:
     (tmp_path / ".gitignore").write_text("*\n")
     path = tmp_path / "a.py"

@@ -85,10 +85,10 @@ def outer_ignores(folder: str) -> list[Ignored]:
             return []  # in no repository: only what lies inside the folder counts
         current = parent
     found = [read_ignore(chain[-1], os.path.join(".git", "info", "exclude"))]
-    if found[0] is not None:
-        found[0] = Ignored(chain[-1], found[0].spec)
     found += [read_ignore(each) for each in reversed(chain[1:])]
-    return [each for each in found if each is not None]
+    ignores = [each for each in found if each is not None]
+    # a folder that is named although it is ignored is looked at
+    return [] if any(is_ignored(each, True, ignores) for each in chain[:-1]) else ignores
 
 
 def is_ignored(path: str, is_folder: bool, ignores: list[Ignored]) -> bool:
