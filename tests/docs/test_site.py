@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,98 @@ def test_pages_load_nothing_from_other_hosts() -> None:
     assert not {page: found for page, found in loads.items() if found}
 
 
+def sources() -> list[Path]:
+    """The Markdown files that are pages, relative to docs/."""
+    pages = (path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
+    return [path for path in pages if path.parts[0] != "generated"]
+
+
 def test_every_page_is_built() -> None:
-    for source in (ROOT / "docs").glob("*.md"):
-        built = SITE / ("index.html" if source.stem == "index" else f"{source.stem}/index.html")
-        assert built.exists(), source.name
+    for source in sources():
+        built = SITE / ("index.html" if source.stem == "index" else source.with_suffix("") / "index.html")
+        assert built.exists(), source
+
+
+def address() -> str:
+    return re.search(r"^site_url: (\S+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE)[1]
+
+
+def test_the_import_error_points_to_a_page_of_the_site() -> None:
+    from dilated_attention_pytorch.removed import MIGRATION_GUIDE
+
+    assert MIGRATION_GUIDE.startswith(address())
+    assert (SITE / MIGRATION_GUIDE.removeprefix(address()) / "index.html").exists()
+
+
+def test_every_address_of_the_site_is_that_of_mkdocs_yml() -> None:
+    found = set()
+    for path in [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*/*/README.md"),
+        *ROOT.glob("*/*/pyproject.toml"),
+        *ROOT.glob("*/*/src/**/*.py"),
+    ]:
+        found.update(re.findall(r"https://[\w.-]+\.github\.io/[\w-]*/?", path.read_text("utf-8")))
+    assert found == {address()}
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import dilated_attention_pytorch
+
+    page = (SITE / "reference/index.html").read_text("utf-8")
+    names = set(dilated_attention_pytorch.__all__) - {"__version__"}
+    missing = {name for name in names if f'id="dilated_attention_pytorch.{name}"' not in page}
+    assert not missing
+
+
+def test_every_command_is_documented() -> None:
+    page = (SITE / "commands/index.html").read_text("utf-8")
+    for command in ("demo", "doctor", "plot", "migrate-hierarchical", "attention-bench"):
+        assert command in page
+    assert "--sparsity-ratio" in page
+
+
+@pytest.mark.parametrize("old", ["migration", "hierarchical", "api"])
+def test_old_addresses_redirect(old: str) -> None:
+    assert 'http-equiv="refresh"' in (SITE / old / "index.html").read_text("utf-8")
+
+
+def test_llms_txt_lists_the_pages() -> None:
+    text = (SITE / "llms.txt").read_text("utf-8")
+    assert "Migrate" in text
+    assert "Benchmarks" in text
+
+
+def test_search_index_finds_the_removed_names() -> None:
+    index = json.loads((SITE / "search/search_index.json").read_text("utf-8"))
+    for word in ("BlockSparseHierarchical", "HierarchicalConfig", "hierarchical"):
+        assert any(
+            word in entry["text"] and entry["location"].startswith("migrate/") for entry in index["docs"]
+        )
+
+
+def test_links_of_the_built_site_lead_somewhere() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "linkcheck",
+        "--no-status",
+        "--no-warnings",
+        "--ignore-url",
+        "^https?://",
+        str(SITE),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_explorer_shows_what_the_library_computes() -> None:
+    from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+
+    layouts = json.loads((SITE / "assets/generated/layouts.json").read_text("utf-8"))
+    entry = layouts["dilated_sparse|0.01|64|16384|0"]
+    assert (
+        entry["blocks"]
+        == BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01), 16_384).num_active_blocks
+    )
+    assert len(layouts) == 3 * 5 * 2 * 2 * 2

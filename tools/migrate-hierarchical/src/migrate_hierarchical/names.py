@@ -21,6 +21,7 @@ MODULE = "BlockSparseAttention"
 KEPT = frozenset({FACTORY, PRESET, PATTERN, MODULE})
 
 HIERARCHICAL = "hierarchical"
+KEYWORD = "hierarchical_config"
 REMOVED_PRESETS = {
     "hierarchical_standard": "standard",
     "hierarchical_fine": "fine_grained",
@@ -42,6 +43,9 @@ MEMBERS = frozenset(
         "level_configs",
     }
 )
+
+# Of these, names that objects of other libraries have too.
+COMMON_MEMBERS = frozenset({"num_levels", "level_configs"})
 
 PATTERN_PARAMETERS = (
     "pattern_type",

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 import libcst as cst
 
-from .analysis.context import (
-    annotation_name_edit,
-    fstring_quotes,
-    in_annotation,
-    in_type_call,
-    is_docstring,
-)
+from .analysis.context import fstring_quotes, in_annotation, in_type_call
 from .analysis.origins import Origins
-from .analysis.scopes import Binding, ImportStatement, Scope, Walk, dotted
+from .analysis.scopes import Binding, ImportStatement, Scope, Walk
 from .analysis.uses import Resolver, Use
+from .checks.members import check_members
+from .checks.strings import check_strings
 from .density import LEVELS
 from .edit.arguments import is_none, read_arguments, string_value
 from .edit.build import Style
@@ -24,8 +20,6 @@ from .names import (
     CONFIG,
     FACTORY,
     HIERARCHICAL_STRINGS,
-    KEPT,
-    MEMBERS,
     PACKAGE,
     PARAMETERS,
     PRESET,
@@ -37,8 +31,6 @@ from .names import (
 from .rules import DECIDERS
 from .rules.base import Left, Rewrite
 from .settings import Settings
-
-NAMED_BY = ("variant", "pattern_type", "preset", "preset_name", "name")
 
 
 @dataclass
@@ -64,7 +56,8 @@ class Planner:
         self.todos: list[tuple[cst.CSTNode, Left]] = []
         self.rewritten: list[Outcome] = []
         self.densities: list[tuple[str, object, int]] = []  # name, levels, block size
-        self.spoken: set[cst.CSTNode] = set()  # strings that a call explains
+        self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
+        self.spoken: set[cst.CSTNode] = set()  # strings that were reported
 
     # ---- questions of the rules
 
@@ -90,7 +83,7 @@ class Planner:
         there = self.visible(use, name, statements)
         if there is not None:
             return cst.Name(there)
-        taken = [b for b in use.scope.lookup(name) if not (b.target or "").endswith("." + name)]
+        taken = [b for b in use.scope.lookup(name) if not self.is_name(b, name)]
         local = f"dilated_{name}" if taken else name
         for statement in statements:
             self.needs.setdefault(statement, {})[name] = local
@@ -100,23 +93,28 @@ class Planner:
         """The local name of an import that surely runs before the use."""
         for scope in use.scope.ancestors():
             for local, bindings in scope.bindings.items():
-                if not all(
-                    b.kind == "import" and self.is_ours(b.target) and (b.target or "").endswith("." + name)
-                    for b in bindings
-                ):
+                if not all(self.is_name(b, name) for b in bindings):
                     continue
                 if use.scope.lookup(local) is not bindings:
                     continue
-                if any(self.runs_with(b.statement, statements) for b in bindings):
+                if any(self.runs_before(b.statement, use, statements) for b in bindings):
                     return local
         return None
+
+    def is_name(self, binding: Binding, name: str) -> bool:
+        """Whether a binding imports a name of the package."""
+        target = binding.target or ""
+        return binding.kind == "import" and self.is_ours(target) and target.endswith("." + name)
 
     @staticmethod
     def is_ours(target: str | None) -> bool:
         return (target or "").removeprefix("src.").startswith(PACKAGE + ".")
 
-    def runs_with(self, statement: ImportStatement | None, statements: list[ImportStatement]) -> bool:
-        if statement is None:
+    def runs_before(
+        self, statement: ImportStatement | None, use: Use, statements: list[ImportStatement]
+    ) -> bool:
+        """Whether an import stands above a use, in a block that surely runs: the module or that of the old import."""
+        if statement is None or self.walk.lines[statement] > self.walk.lines[use.root]:
             return False
         blocks = [self.block(each) for each in statements]
         return isinstance(self.block(statement), cst.Module) or self.block(statement) in blocks
@@ -179,7 +177,7 @@ class Planner:
             if self.climb(use.node, absorbed):
                 self.used.add(use.root)
                 if use.name in REMOVED:
-                    self.rewritten.append(Outcome(self.walk.lines[use.node], "HIER002"))
+                    self.note(use.node, "HIER002")
                 continue
             before = {statement: dict(names) for statement, names in self.needs.items()}, set(self.to_root)
             decision = self.decide(use)
@@ -189,8 +187,8 @@ class Planner:
                 continue
             self.apply(use, *decision)
             absorbed.update(decision[1].absorbs)
-        self.check_members()
-        self.check_strings()
+        check_members(self)
+        check_strings(self)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
         """The node to replace and how; None if nothing changes here."""
@@ -222,13 +220,17 @@ class Planner:
             return None
         if isinstance(decision, Left):
             self.leave(call, decision.reason, decision.detail)
-            self.spoken.update(node for node in self.walk.strings if self.inside(node, call))
+            self.explained.add(call)
             return None
         if not self.settings.wants(decision.rule):
-            self.spoken.update(node for node in self.walk.strings if self.inside(node, call))
+            self.explained.add(call)
             return None
         if not use.agrees:
             self.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
+            return None
+        if loses_effect(call, decision):
+            self.leave(call, "HIER112", "an argument that goes binds a name or awaits")
+            self.explained.add(call)
             return None
         if use.name in (FACTORY, PRESET):
             self.origins.instances.add(call)
@@ -250,26 +252,30 @@ class Planner:
             if self.settings.wants("HIER008"):
                 self.renames[use.node] = self.name(use, TYPES[use.name])
                 self.used.add(use.root)
-                self.rewritten.append(Outcome(self.walk.lines[use.node], "HIER008"))
+                self.note(use.node, "HIER008")
         else:
             self.leave(use.node, "HIER109", f"{use.name} is used as a value")
 
     def apply(self, use: Use, target: cst.CSTNode, rewrite: Rewrite) -> None:
         self.replacements[target] = rewrite
         self.used.add(use.root)
-        self.spoken.update(node for node in self.walk.strings if self.inside(node, target))
-        self.rewritten.append(Outcome(self.walk.lines[use.node], rewrite.rule, "; ".join(rewrite.notes)))
+        self.explained.add(target)
+        self.note(use.node, rewrite.rule, "; ".join(rewrite.notes))
         if rewrite.todo is not None:
             self.leave(target, rewrite.todo.reason, rewrite.todo.detail)
         if rewrite.old_levels is not None:
             name, levels = rewrite.old_levels
             self.densities.append((name, levels, rewrite.block_size))
 
+    def note(self, node: cst.CSTNode, rule: str, detail: str = "") -> None:
+        self.rewritten.append(Outcome(self.walk.lines[node], rule, detail))
+
     def leave(self, node: cst.CSTNode, reason: str, detail: str) -> None:
         self.todos.append((node, Left(reason, detail)))
 
-    def inside(self, node: cst.CSTNode, outer: cst.CSTNode) -> bool:
-        return self.climb(node, {outer})
+    def is_spoken(self, node: cst.CSTNode) -> bool:
+        """Whether a call that is rewritten or reported holds a node."""
+        return node in self.spoken or self.climb(node, self.explained)
 
     def climb(self, node: cst.CSTNode, targets: set[cst.CSTNode]) -> bool:
         """Whether a node is one of the targets or inside one."""
@@ -280,51 +286,9 @@ class Planner:
             current = self.walk.parents.get(current)
         return False
 
-    # ---- members and strings
-
     @property
     def has_use(self) -> bool:
         return bool(self.replacements or self.renames or self.todos)
-
-    def check_members(self) -> None:
-        """Members of the removed classes, where the object is one of them or nothing says that it is not."""
-        if not (self.has_use or any(use.name in REMOVED for use in self.resolver)):
-            return
-        for node in self.walk.attributes:
-            if node.attr.value not in MEMBERS:
-                continue
-            kind = self.origins.kind(node.value, self.walk.scope_of[node])
-            if kind in ("instance", "config") or (kind is None and not self.is_foreign(node.value)):
-                self.leave(node, "HIER102", f".{node.attr.value}")
-
-    def is_foreign(self, node: cst.BaseExpression) -> bool:
-        """Whether an expression begins with a name imported from another package or defined here as a class."""
-        while isinstance(node, cst.Attribute | cst.Call | cst.Subscript):
-            node = node.func if isinstance(node, cst.Call) else node.value
-        if not isinstance(node, cst.Name):
-            return False
-        bindings = self.walk.scope_of[node].lookup(node.value) if node in self.walk.scope_of else []
-        return bool(bindings) and all(b.kind == "import" and not self.is_ours(b.target) for b in bindings)
-
-    def check_strings(self) -> None:
-        imports_ours = any(self.is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings())
-        imports_ours = imports_ours or bool(self.walk.stars)
-        for node in self.walk.strings:
-            value = string_value(node)
-            if value is None or node in self.spoken or is_docstring(node, self.walk.parents):
-                continue
-            if value in HIERARCHICAL_STRINGS:
-                if imports_ours and self.given_by_name(node, value):
-                    self.leave(node, "HIER113", repr(value))
-                continue
-            if self.rename_in_string(node):
-                continue
-            if not any(name in value for name in (*REMOVED, REMOVED_MODULE)):
-                continue
-            dotted_value = value.replace(":", ".")
-            names_it = PACKAGE in value and all(part.isidentifier() for part in dotted_value.split("."))
-            if names_it or (imports_ours and value in (*REMOVED, REMOVED_MODULE) and not self.in_all(node)):
-                self.leave(node, "HIER103", repr(value))
 
     def import_bindings(self) -> list[Binding]:
         seen: list[Binding] = []
@@ -333,83 +297,17 @@ class Planner:
                 seen.extend(binding for binding in bindings if binding.kind == "import")
         return seen
 
-    def given_by_name(self, node: cst.SimpleString, value: str) -> bool:
-        """`variant="hierarchical"` in a call that is none of ours, `{"variant": ...}`, `config.pattern_type = ...`."""
-        parent = self.walk.parents[node]
-        if isinstance(parent, cst.Arg) and parent.keyword is not None:
-            return parent.keyword.value in NAMED_BY and not self.is_plain_call(parent)
-        if isinstance(parent, cst.Arg):
-            return self.is_partial(parent)
-        if isinstance(parent, cst.DictElement) and parent.value is node:
-            return string_value(parent.key) in NAMED_BY
-        if isinstance(parent, cst.Assign):
-            targets = [assigned.target for assigned in parent.targets]
-            return any(isinstance(t, cst.Attribute) and t.attr.value in NAMED_BY for t in targets)
-        return False
 
-    def is_plain_call(self, arg: cst.Arg) -> bool:
-        """Whether an argument goes to a class or function of the file or of another package."""
-        call = self.walk.parents[arg]
-        if not isinstance(call, cst.Call) or self.is_partial(arg):
-            return False
-        return self.is_foreign(call.func) and dotted(call.func) not in ("dataclasses.replace", "replace")
+def loses_effect(call: cst.Call, rewrite: Rewrite) -> bool:
+    """Whether something that other code may rely on would go with an argument."""
+    old = n_effects(call)
+    return old > 0 and n_effects(rewrite.make(call)) < old
 
-    def is_partial(self, arg: cst.Arg) -> bool:
-        call = self.walk.parents[arg]
-        if not isinstance(call, cst.Call) or not call.args:
-            return False
-        first = self.resolver.by_node.get(call.args[0].value)
-        return first is not None and first.name in KEPT
 
-    def in_all(self, node: cst.CSTNode) -> bool:
-        current = self.walk.parents.get(node)
-        while current is not None and not isinstance(current, cst.SimpleStatementLine):
-            if isinstance(current, cst.Assign):
-                return any(dotted(assigned.target) == "__all__" for assigned in current.targets)
-            if isinstance(current, cst.AugAssign | cst.AnnAssign):
-                return dotted(current.target) == "__all__"
-            if isinstance(current, cst.Call):
-                return (dotted(current.func) or "").startswith("__all__.")
-            current = self.walk.parents.get(current)
-        return False
-
-    def rename_in_string(self, node: cst.SimpleString) -> bool:
-        """A string annotation, or an entry of __all__; True if the string needs nothing more."""
-        parents = self.walk.parents
-        exported = self.in_all(node)
-        if not exported and not (
-            in_annotation(node, parents) or in_type_call(node, parents, first_of_cast=True)
-        ):
-            return False
-        if not self.settings.wants("HIER008"):
-            return True
-        source, names = annotation_name_edit(node, self.walk.scope_of[node], self.text_use)
-        if not names:
-            bindings = self.walk.scope_of[node].lookup(string_value(node) or "")
-            if exported and any(
-                self.is_ours(b.target) and (b.target or "").split(".")[-1] in REMOVED for b in bindings
-            ):
-                self.leave(node, "HIER109", f"{string_value(node)} is exported")
-            return exported
-        for use, new in names:
-            self.name(use, new)
-        self.strings[node] = source
-        self.rewritten.append(Outcome(self.walk.lines[node], "HIER008"))
-        return True
-
-    def text_use(self, name: str, scope: Scope) -> Use | None:
-        """The use that a name in a string would be."""
-        bindings = scope.lookup(name)
-        targets = {
-            (binding.target or "").split(".")[-1] for binding in bindings if self.is_ours(binding.target)
-        }
-        if len(targets) != 1 or any(not self.is_ours(binding.target) for binding in bindings):
-            return None
-        target = targets.pop()
-        if target not in TYPES:
-            return None
-        root = cst.Name(name)
-        return Use(target, root, root, scope, bindings, None, True)
+def n_effects(node: cst.CSTNode) -> int:
+    """How many walruses, awaits and yields an expression holds."""
+    own = isinstance(node, cst.NamedExpr | cst.Await | cst.Yield)
+    return own + sum(n_effects(child) for child in node.children)
 
 
 def bare(node: cst.BaseExpression) -> cst.BaseExpression:

@@ -110,3 +110,17 @@ def annotation_name_edit(
     # a name of its own: neither an attribute nor a part of a longer name
     source = re.sub(r"(?<![\w.])[A-Za-z_]\w*(?!\w)", new, node.value)
     return source, names
+
+
+def in_all(node: cst.CSTNode, parents: Parents) -> bool:
+    """Whether a string is an entry of __all__."""
+    current = parents.get(node)
+    while current is not None and not isinstance(current, cst.SimpleStatementLine):
+        if isinstance(current, cst.Assign):
+            return any(dotted(assigned.target) == "__all__" for assigned in current.targets)
+        if isinstance(current, cst.AugAssign | cst.AnnAssign):
+            return dotted(current.target) == "__all__"
+        if isinstance(current, cst.Call):
+            return (dotted(current.func) or "").startswith("__all__.")
+        current = parents.get(current)
+    return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from ..names import below_package
+from ..names import KEYWORD, below_package
 
 ImportStatement = cst.Import | cst.ImportFrom
 
@@ -117,6 +117,7 @@ class Walk(cst.CSTVisitor):
         self.names: list[cst.Name] = []  # that are read
         self.strings: list[cst.SimpleString] = []
         self.attributes: list[cst.Attribute] = []
+        self.keywords: list[cst.Arg] = []  # hierarchical_config=... of any call
         self.imports: list[ImportStatement] = []
         self.stars: list[cst.ImportFrom] = []  # star imports of our package
         self.members: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # "self.x" -> what it is set to
@@ -374,6 +375,7 @@ class Walk(cst.CSTVisitor):
     def call(self, node: cst.Call) -> None:
         self.note(node)
         self.indents[node] = self.indent
+        self.keywords += (arg for arg in node.args if arg.keyword and arg.keyword.value == KEYWORD)
 
 
 LINE_ENDS = frozenset({cst.TrailingWhitespace, cst.EmptyLine})

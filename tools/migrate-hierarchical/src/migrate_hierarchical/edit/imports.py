@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
+from ..analysis.context import in_all
 from ..analysis.scopes import Binding, ImportStatement, dotted
 from ..analysis.uses import api_path
 from ..names import (
@@ -82,7 +83,7 @@ class ImportEditor:
 
     def names_in_all(self) -> Iterator[str]:
         for node in self.walk.strings:
-            if self.planner.in_all(node):
+            if in_all(node, self.walk.parents):
                 yield string_value(node) or ""
 
     def is_re_export(self, alias: cst.ImportAlias, binding: Binding) -> bool:
@@ -242,7 +243,10 @@ class ImportEditor:
 
     @staticmethod
     def closed(statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-        """A comma after the last name only inside parentheses."""
+        """The last name ends the list as the old one did; a comma after it only inside parentheses."""
+        assert not isinstance(statement.names, cst.ImportStar)
+        if aliases[-1] in statement.names[:-1]:
+            aliases = [*aliases[:-1], last_before(aliases[-1], statement.names[-1])]
         if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
             aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
         return aliases

@@ -8,7 +8,7 @@ import libcst as cst
 
 from ..density import LEVELS
 from ..edit.build import Style, pattern_config, string
-from ..names import CONFIG, PATTERN, PRESETS
+from ..names import CONFIG, PARAMETERS, PATTERN, PRESETS
 from .base import Decision, Left, Rewrite, Rule
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
         return Left("HIER112", "inside nested f-strings")
     function = planner.name(use, PATTERN)
     if use.name == CONFIG:
+        misfit = config_misfit(arguments)
+        if misfit is not None:
+            return misfit
         levels = planner.levels(call)
         return Rewrite(
             RULE.id,
@@ -66,6 +69,14 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
             old_levels=planner.levels(parent),
         )
     return Rewrite(RULE.id, lambda old: every_preset(function, planner, style))
+
+
+def config_misfit(arguments: Arguments) -> Left | None:
+    """A call that never was possible."""
+    unknown = [name for name in arguments.named if name not in PARAMETERS[CONFIG]]
+    if unknown:
+        return Left("HIER111", f"{CONFIG} took no {unknown[0]}")
+    return Left("HIER111", arguments.problem) if arguments.problem else None
 
 
 def every_preset(function: cst.BaseExpression, planner: Planner, style: Style) -> cst.BaseExpression:

@@ -11,8 +11,9 @@ import libcst as cst
 from ..edit.arguments import Arguments, is_none, read_arguments
 from ..edit.build import Item, first_of, integers, pattern_config, string
 from ..edit.build import call as new_call
-from ..names import CONFIG, FACTORY, PASSED_ON, PATTERN, PATTERN_PARAMETERS
+from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
 from .base import Decision, Left, Rewrite
+from .hier002 import config_misfit
 
 if TYPE_CHECKING:
     from ..analysis.uses import Use
@@ -140,7 +141,7 @@ def read_config(
         inner = planner.resolver.by_node.get(value.func)
         if inner is not None and inner.name == CONFIG and inner.agrees:
             config.absorbs = [value]
-            return config
+            return config_misfit(read_arguments(value.args, PARAMETERS[CONFIG])) or config
     if isinstance(value, cst.Subscript) and planner.is_presets_call(value.value):
         config.absorbs = [value, value.value]
         return config

@@ -1,0 +1,44 @@
+"""The data of the pattern explorer: layouts, densities and reach that the library itself computed."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+
+PATTERNS = ("dilated_sparse", "local_window", "global_local")
+RATIOS = (0.01, 0.02, 0.05, 0.1, 0.25)
+BLOCKS = (64, 128)
+LENGTHS = (4096, 16_384)
+
+
+def entry(pattern: str, ratio: float, block: int, length: int, causal: bool) -> dict[str, object]:
+    tokens = block if pattern == "global_local" else 0
+    config = SparsePatternConfig(pattern, block, ratio, global_tokens=tokens)
+    layout = BlockLayout.from_config(config, length, causal=causal)
+    mask = layout.to_dense().numpy()
+    return {
+        "n": int(mask.shape[0]),
+        "blocks": layout.num_active_blocks,
+        "density": layout.density,
+        "coverage": [layout.coverage(layers) for layers in (1, 2, 3)],
+        "hops": layout.hops_to_full_coverage(),
+        "bits": base64.b64encode(np.packbits(mask)).decode(),
+    }
+
+
+def write(markdown: Path, assets: Path) -> None:
+    data = {
+        "|".join(map(str, (pattern, ratio, block, length, int(causal)))): entry(
+            pattern, ratio, block, length, causal
+        )
+        for pattern, ratio, block, length, causal in itertools.product(
+            PATTERNS, RATIOS, BLOCKS, LENGTHS, (False, True)
+        )
+    }
+    (assets / "layouts.json").write_text(json.dumps(data), "utf-8")

@@ -1,0 +1,73 @@
+"""Members of the removed classes, read as attributes or by their names in strings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..analysis.scopes import dotted
+from ..edit.arguments import string_value
+from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED
+
+if TYPE_CHECKING:
+    from ..plan import Planner
+
+# Functions that take an object and the name of a member; and those that take only the name.
+BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr"})
+GETTERS = frozenset({"attrgetter", "methodcaller"})
+
+
+def check_members(planner: Planner) -> None:
+    """Mark members where the object is of a removed class, or nothing says that it is not."""
+    if not (planner.has_use or any(use.name in REMOVED for use in planner.resolver)):
+        return
+    for node in planner.walk.attributes:
+        if may_be_ours(planner, node.value, node.attr.value):
+            planner.leave(node, "HIER102", f".{node.attr.value}")
+    for text in planner.walk.strings:
+        name = string_value(text)
+        if name in MEMBERS and is_read_by_name(planner, text, name):
+            planner.leave(text, "HIER102", repr(name))
+            planner.spoken.add(text)
+
+
+def may_be_ours(planner: Planner, owner: cst.BaseExpression, member: str) -> bool:
+    if member not in MEMBERS:
+        return False
+    scope = planner.walk.scope_of.get(owner) or planner.walk.scope_of.get(leftmost(owner))
+    kind = planner.origins.kind(owner, scope) if scope is not None else None
+    if kind is not None:
+        return kind in ("instance", "config")
+    return not is_foreign(planner, owner, through_values=member in COMMON_MEMBERS)
+
+
+def is_read_by_name(planner: Planner, text: cst.SimpleString, name: str) -> bool:
+    arg = planner.walk.parents[text]
+    call = planner.walk.parents.get(arg)
+    if not isinstance(arg, cst.Arg) or not isinstance(call, cst.Call):
+        return False
+    function = (dotted(call.func) or "").split(".")[-1]
+    if function in BY_NAME and len(call.args) > 1 and call.args[1] is arg:
+        return may_be_ours(planner, call.args[0].value, name)
+    return function in GETTERS and call.args[0] is arg
+
+
+def leftmost(node: cst.BaseExpression) -> cst.BaseExpression:
+    while isinstance(node, cst.Attribute | cst.Call | cst.Subscript):
+        node = node.func if isinstance(node, cst.Call) else node.value
+    return node
+
+
+def is_foreign(planner: Planner, node: cst.BaseExpression, through_values: bool = False) -> bool:
+    """Whether an expression begins with a name of another package; or, where asked, with a value of one."""
+    root = leftmost(node)
+    if not isinstance(root, cst.Name) or root not in planner.walk.scope_of:
+        return False
+    bindings = planner.walk.scope_of[root].lookup(root.value)
+    if through_values and len(bindings) == 1 and bindings[0].kind == "value" and bindings[0].value:
+        inner = leftmost(bindings[0].value)
+        return inner is not bindings[0].value and is_foreign(planner, inner)
+    return bool(bindings) and all(
+        b.kind == "import" and not planner.is_ours(b.target) and b.target != PACKAGE for b in bindings
+    )
