@@ -77,6 +77,14 @@ def docs(session: nox.Session) -> None:
     session.run(python, "-m", "pytest", "tests/docs", *session.posargs)
 
 
+@nox.session(default=False, venv_backend="none")
+def docs_browser(session: nox.Session) -> None:
+    """The built site in a real browser (needs Chromium): accessibility, search, explorer, no outside requests."""
+    docs(session)
+    python = workshop(session, "docs_browser")
+    session.run(python, "-m", "pytest", "tests/browser", *workers(), *session.posargs)
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build all wheels, install them in a clean environment, use them from outside the tree."""

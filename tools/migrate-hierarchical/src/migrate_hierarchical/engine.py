@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .discovery import NOTEBOOK, PLAIN, PROSE
 from .documents.result import Result
-from .names import NEEDLE, PACKAGE
+from .names import NEEDLE, PACKAGE, TODO
 from .settings import Settings
 
 SKIP_FILE = b"migrate-hierarchical: skip-file"
@@ -20,7 +20,9 @@ def may_hold_use(path: str, data: bytes) -> bool:
         return False
     if path.endswith(PLAIN):
         return len(data) <= LARGEST_TEXT
-    return PACKAGE.encode() in data or PACKAGE in path.replace(os.sep, "/").split("/")
+    if PACKAGE.encode() in data or TODO.encode() in data:
+        return True
+    return PACKAGE in path.replace(os.sep, "/").split("/")
 
 
 def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
@@ -49,7 +51,25 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     result.rewritten, result.left, result.densities = report.rewritten, report.left, report.densities
     if new != data:
         result.new, result.old = new, data
+        new_line = moved_lines(data, new)
+        for entry in (*result.rewritten, *result.left):
+            entry.new_line = new_line(entry.line)
     return result
+
+
+def moved_lines(old: bytes, new: bytes) -> Callable[[int], int]:
+    """Where a line of the old file stands in the new one; a line that was replaced: where its replacement begins."""
+    import difflib
+
+    blocks = difflib.SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False).get_opcodes()
+
+    def find(line: int) -> int:
+        for kind, begin, end, new_begin, _ in blocks:
+            if kind != "insert" and begin < line <= end:
+                return new_begin + (line - begin if kind == "equal" else 1)
+        return line
+
+    return find
 
 
 def read_file(path: str) -> bytes:

@@ -82,6 +82,9 @@ PARAMETERS = {
 # Keywords that the base variant takes as they are.
 PASSED_ON = frozenset({"dropout", "softmax_scale", "backend", "device", "dtype"})
 
+# What stands above a statement that needs a person.
+TODO = "# TODO(migrate-hierarchical): "
+
 # A file without this text holds no use; Hierarchical and hierarchical both contain it.
 NEEDLE = b"ierarchical"
 

@@ -34,6 +34,10 @@ class Run:
         """Files that could not be read, parsed or written."""
         return [*self.errors, *((result.path, result.error) for result in self.results if result.error)]
 
+    def line(self, entry: Entry) -> int:
+        """Where an entry is to be found now."""
+        return entry.new_line if self.wrote and entry.new_line is not None else entry.line
+
     def left(self) -> Iterator[tuple[str, Entry]]:
         for result in self.results:
             for entry in result.left:
@@ -76,8 +80,8 @@ def as_text(run: Run) -> str:
     lines = summaries() if run.results else {}
     for path, entry in run.rewritten():
         if entry.detail:
-            out.append(f"{path}:{entry.line}: {entry.rule} note: {entry.detail}")
-    out += [f"{path}:{entry.line}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()]
+            out.append(f"{path}:{run.line(entry)}: {entry.rule} note: {entry.detail}")
+    out += [f"{path}:{run.line(entry)}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()]
     out += [f"{path}: error: {error}" for path, error in run.problems]
     densities = Counter(density for result in run.results for density in result.densities)
     if densities:
@@ -101,7 +105,7 @@ def as_dict(run: Run) -> dict[str, Any]:
 
     def listed(entries: Iterator[tuple[str, Entry]]) -> list[dict[str, Any]]:
         return [
-            {"path": path, "line": entry.line, "rule": entry.rule, "message": message(entry, lines)}
+            {"path": path, "line": run.line(entry), "rule": entry.rule, "message": message(entry, lines)}
             for path, entry in entries
         ]
 
@@ -133,7 +137,7 @@ def as_sarif(run: Run) -> str:
     def found(path: str, entry: Entry, level: str) -> dict[str, Any]:
         place = {
             "artifactLocation": {"uri": path.replace("\\", "/")},
-            "region": {"startLine": max(1, entry.line)},
+            "region": {"startLine": max(1, run.line(entry))},
         }
         return {
             "ruleId": entry.rule,
@@ -170,7 +174,7 @@ def as_github(run: Run) -> str:
     lines = summaries()
 
     def command(level: str, path: str, entry: Entry) -> str:
-        place = f"file={escaped(path, True)},line={max(1, entry.line)},title={entry.rule}"
+        place = f"file={escaped(path, True)},line={max(1, run.line(entry))},title={entry.rule}"
         return f"::{level} {place}::{escaped(message(entry, lines))}"
 
     out = [command("warning", path, entry) for path, entry in run.left()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from ..names import KEYWORD, below_package
+from ..names import KEYWORD, TODO, below_package
 
 ImportStatement = cst.Import | cst.ImportFrom
 
@@ -117,6 +117,7 @@ class Walk(cst.CSTVisitor):
         self.names: list[cst.Name] = []  # that are read
         self.strings: list[cst.SimpleString] = []
         self.attributes: list[cst.Attribute] = []
+        self.marks: dict[cst.CSTNode, tuple[int, str]] = {}  # lines put by an earlier run: number and reason
         self.keywords: list[cst.Arg] = []  # hierarchical_config=... of any call
         self.imports: list[ImportStatement] = []
         self.stars: list[cst.ImportFrom] = []  # star imports of our package
@@ -134,6 +135,7 @@ class Walk(cst.CSTVisitor):
             self.parents[node] = self.stack[-1]
         self.stack.append(node)
         if kind in LINE_ENDS:
+            self.mark(node)
             self.line += 1
             return False  # nothing below but blanks, a comment and the newline
         if kind is cst.Module:
@@ -156,6 +158,11 @@ class Walk(cst.CSTVisitor):
     @property
     def scope(self) -> Scope:
         return self.scopes[-1]
+
+    def mark(self, node: Any) -> None:
+        comment = node.comment
+        if comment is not None and comment.value.startswith(TODO):
+            self.marks[node] = (self.line, comment.value[len(TODO) :].split(" ")[0])
 
     def note(self, node: cst.CSTNode) -> None:
         self.lines[node] = self.line
@@ -316,6 +323,7 @@ class Walk(cst.CSTVisitor):
     def import_from(self, node: cst.ImportFrom) -> None:
         self.note(node)
         self.imports.append(node)
+        self.skip_path(node.module)
         module = self.absolute(node)
         if isinstance(node.names, cst.ImportStar):
             if module is not None and below_package(module) is not None:
@@ -328,13 +336,16 @@ class Walk(cst.CSTVisitor):
             self.bind_import(name, f"{module or '?'}.{imported}", node, alias)
 
     def skip_alias(self, alias: cst.ImportAlias) -> None:
-        node: cst.CSTNode = alias.name
+        self.skip_path(alias.name)
+        if alias.asname is not None:
+            self.skipped.add(alias.asname.name)
+
+    def skip_path(self, node: cst.CSTNode | None) -> None:
         while isinstance(node, cst.Attribute):
             self.skipped.add(node)
             node = node.value
-        self.skipped.add(node)
-        if alias.asname is not None:
-            self.skipped.add(alias.asname.name)
+        if node is not None:
+            self.skipped.add(node)
 
     def bind_import(self, name: str, target: str, statement: ImportStatement, alias: cst.ImportAlias) -> None:
         binding = Binding("import", self.scope, alias, target=target, statement=statement, alias=alias)

@@ -7,9 +7,9 @@ import libcst as cst
 from ..analysis.context import line_of
 from ..analysis.scopes import Walk
 from ..density import density
-from ..edit.apply import TODO, Apply
+from ..edit.apply import Apply
 from ..edit.imports import ImportEditor
-from ..names import PACKAGE
+from ..names import PACKAGE, TODO
 from ..plan import Planner
 from ..rules.reasons import REASONS
 from ..settings import Settings
@@ -94,6 +94,7 @@ def migrate_module(
         if found is not None:
             result.densities.append(str(found))
     todos: dict[cst.CSTNode, list[str]] = {}
+    seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     for node, left in planner.todos:
         entry = Entry(line_number(node, walk), left.reason, left.detail)
         if entry in result.left:
@@ -101,8 +102,13 @@ def migrate_module(
         result.left.append(entry)
         line = line_of(node, walk.parents)
         text = f"{TODO}{left.reason} {REASONS[left.reason]}"
-        if text not in todos.get(line, []) and not is_marked(line, module, left.reason):
+        marks = marks_above(line, module, walk, left.reason)
+        seen.update(marks)
+        if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
+    for mark, (number, reason) in walk.marks.items():
+        if mark not in seen and reason in REASONS:
+            result.left.append(Entry(number, reason, "marked by an earlier run"))
     for entries in (result.rewritten, result.left):
         entries.sort(key=lambda entry: entry.line)
     if not (imports or todos or planner.replacements or planner.renames or planner.strings):
@@ -131,12 +137,12 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     return "".join(parts).encode(module.encoding)
 
 
-def is_marked(line: cst.CSTNode, module: cst.Module, reason: str) -> bool:
-    """Whether an earlier run has put this mark above the statement."""
+def marks_above(line: cst.CSTNode, module: cst.Module, walk: Walk, reason: str) -> list[cst.CSTNode]:
+    """The marks for this reason that an earlier run put above the statement."""
     above = list(getattr(line, "leading_lines", ()))
     if module.body and module.body[0] is line:
         above += module.header
-    return any(each.comment is not None and f"{TODO}{reason} " in each.comment.value for each in above)
+    return [each for each in above if each in walk.marks and walk.marks[each][1] == reason]
 
 
 def line_number(node: cst.CSTNode, walk: Walk) -> int:

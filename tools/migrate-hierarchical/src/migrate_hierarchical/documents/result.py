@@ -12,6 +12,7 @@ class Entry:
     line: int
     rule: str
     detail: str = ""
+    new_line: int | None = None  # in the file as it was rewritten
 
 
 @dataclass

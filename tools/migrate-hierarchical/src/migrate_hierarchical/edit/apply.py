@@ -15,8 +15,6 @@ from .imports import Edit
 if TYPE_CHECKING:
     from ..plan import Planner
 
-TODO = "# TODO(migrate-hierarchical): "
-
 
 class Apply(cst.CSTTransformer):
     def __init__(

@@ -64,6 +64,7 @@ class ImportEditor:
             if isinstance(statement, cst.Import):
                 new: Edit | None = self.edit_import(statement)
             elif isinstance(statement.names, cst.ImportStar):
+                self.check_star(statement)
                 new = None
             else:
                 new = self.edit_import_from(statement)
@@ -109,6 +110,7 @@ class ImportEditor:
                 unread = alias.asname is not None and self.bindings[alias] not in self.read
                 if unread and statement not in self.planner.to_root:
                     continue
+                self.check_members(alias)
                 alias = alias.with_changes(name=root)
             aliases.append(alias)
         if not changed:
@@ -118,7 +120,33 @@ class ImportEditor:
         aliases[-1] = aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
         return [statement.with_changes(names=aliases)]
 
+    def check_members(self, alias: cst.ImportAlias) -> None:
+        """Other members of a module that is gone."""
+        binding = self.bindings[alias]
+        for node in self.walk.names:
+            if node in self.planner.used or binding not in self.walk.scope_of[node].lookup(node.value):
+                continue
+            parent = self.walk.parents[node]
+            if isinstance(parent, cst.Attribute) and (alias.asname is not None or is_gone(parent.attr.value)):
+                self.planner.leave(node, "HIER114", f"{dotted(alias.name)} is used")
+
     # ---- from package.module import x
+
+    def check_star(self, statement: cst.ImportFrom) -> None:
+        below = api_path(self.walk.absolute(statement))
+        if below and below.split(".")[-1] == REMOVED_MODULE:
+            self.planner.leave(statement, "HIER108", f"* of {REMOVED_MODULE}")
+        elif below and is_gone(below) and not statement.relative and self.is_file_concerned():
+            self.planner.leave(statement, "HIER114", f"* of {below}")
+
+    def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
+        """Names that a module which is gone does not leave behind."""
+        others = [name for name in map(import_name, aliases) if name not in REMOVED | KEPT]
+        if not others or not below or not is_gone(below):
+            return
+        removed = below.split(".")[-1] == REMOVED_MODULE
+        if removed or (not statement.relative and self.is_file_concerned()):
+            self.planner.leave(statement, "HIER114", ", ".join(others))
 
     def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
         assert not isinstance(statement.names, cst.ImportStar)
@@ -163,12 +191,14 @@ class ImportEditor:
         assert not isinstance(statement.names, cst.ImportStar)
         here, root = aliases, []
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
-        touched = list(aliases) != list(statement.names) or self.is_file_changed()
+        removed = below.split(".")[-1] == REMOVED_MODULE
+        touched = removed or list(aliases) != list(statement.names) or self.is_file_changed()
         if ((below and is_gone(below)) or foreign_root) and touched:
             root = [alias for alias in aliases if dotted(alias.name) in KEPT]
             here = [alias for alias in aliases if alias not in root]
             if foreign_root and not below and here:
                 here, root = aliases, []
+        self.check_gone(statement, below, here)
         if not root and list(here) == list(statement.names):
             return None
         result: Edit = []
@@ -180,6 +210,9 @@ class ImportEditor:
 
     def is_file_changed(self) -> bool:
         return bool(self.planner.replacements or self.planner.renames or self.planner.strings)
+
+    def is_file_concerned(self) -> bool:
+        return self.is_file_changed() or bool(self.planner.todos)
 
     def rooted(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> cst.ImportFrom:
         if not statement.relative:
@@ -250,6 +283,10 @@ class ImportEditor:
         if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
             aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
         return aliases
+
+
+def import_name(alias: cst.ImportAlias) -> str:
+    return dotted(alias.name) or ""
 
 
 def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlias:

@@ -13,6 +13,7 @@ REASONS = {
     "HIER110": "argument that the base variant does not take: remove it",
     "HIER111": "call that does not fit the old signature",
     "HIER112": "place where the new call cannot be written: move it to a statement of its own",
-    "HIER113": "'hierarchical' passed by name: use variant 'base' or pattern_type 'dilated_sparse'",
+    "HIER113": "'hierarchical' or hierarchical_config passed by name: use 'base', 'dilated_sparse' or sparse_config",
+    "HIER114": "import from a module that is gone: import what remains from the package itself",
     "HIER120": "removed name in a file that is never changed: edit it by hand",
 }
