@@ -86,7 +86,7 @@ def test_uses_left_give_status_2(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(LEFT)
     done = run(tmp_path)
     assert done.returncode == 2
-    assert "a.py:4: HIER101 subclass of a removed class" in done.stdout.decode()
+    assert "a.py:5: HIER101 subclass of a removed class" in done.stdout.decode()
     assert "# TODO(migrate-hierarchical): HIER101" in (tmp_path / "a.py").read_text()
     again = (tmp_path / "a.py").read_text()
     assert run(tmp_path).returncode == 2
