@@ -41,7 +41,7 @@
     function show() {
       const value = (name) => form.elements[name].value;
       const causal = form.elements.causal.checked ? "1" : "0";
-      const entry = layouts[[value("pattern"), value("ratio"), value("block"), value("length"), causal].join("|")];
+      const entry = layouts[[value("pattern"), value("ratio"), value("block"), value("tokens"), causal].join("|")];
       draw(root.querySelector("canvas"), entry);
       root.querySelector("output").textContent =
         `${entry.blocks.toLocaleString("en")} active blocks, ${percent(entry.density)} of those that dense attention ` +

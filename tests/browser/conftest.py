@@ -47,7 +47,9 @@ def address() -> Iterator[str]:
 def browser():
     from playwright.sync_api import sync_playwright
 
-    assert CHROMIUM is not None, "no Chromium: on Debian `apt-get install chromium`, elsewhere `playwright install chromium`"
+    assert CHROMIUM is not None, (
+        "no Chromium: on Debian `apt-get install chromium`, elsewhere `playwright install chromium`"
+    )
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield launched

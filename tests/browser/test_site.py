@@ -27,7 +27,12 @@ def open_page(browser, address: str, page: str, scheme: str, width: int):
     tab = context.new_page()
     tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else wrong.append(request.url))
+    tab.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith((address, "data:", "blob:")) else wrong.append(request.url)
+        ),
+    )
     tab.goto(address + page, wait_until="networkidle")
     return context, tab, wrong
 
@@ -42,7 +47,11 @@ def test_page(browser, address: str, page: str, scheme: str, width: int) -> None
         assert tab.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
         result = Axe().run(tab)
         found = [
-            (violation["id"], [node["target"] for node in violation["nodes"]][:4], violation["nodes"][0]["failureSummary"][:300])
+            (
+                violation["id"],
+                [node["target"] for node in violation["nodes"]][:4],
+                violation["nodes"][0]["failureSummary"][:300],
+            )
             for violation in result.response["violations"]
         ]
         assert not found, json.dumps(found, indent=1)
@@ -53,7 +62,9 @@ def test_page(browser, address: str, page: str, scheme: str, width: int) -> None
         context.close()
 
 
-@pytest.mark.parametrize("word", ["migration", "BlockSparseHierarchical", "HierarchicalConfig", "hierarchical"])
+@pytest.mark.parametrize(
+    "word", ["migration", "BlockSparseHierarchical", "HierarchicalConfig", "hierarchical"]
+)
 def test_search_finds_the_migration_guide(browser, address: str, word: str) -> None:
     context, tab, wrong = open_page(browser, address, "", "light", 1280)
     try:
@@ -73,7 +84,7 @@ def test_explorer_reacts(browser, address: str) -> None:
         first = said.inner_text()
         picture = tab.locator("#explorer canvas").evaluate("canvas => canvas.toDataURL()")
         tab.locator("#explorer select[name=ratio]").select_option("0.01")
-        tab.locator("#explorer select[name=length]").select_option("16384")
+        tab.locator("#explorer select[name=tokens]").select_option("16384")
         assert said.inner_text() != first
         assert re.match(r"655 active blocks", said.inner_text())
         assert tab.locator("#explorer canvas").evaluate("canvas => canvas.toDataURL()") != picture

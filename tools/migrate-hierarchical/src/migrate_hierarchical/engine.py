@@ -36,9 +36,10 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
         result.left = find_mentions(data)
         return result
     # imported late: libcst takes longer to import than a tree without a use takes to search
-    from .documents.python import Migrated, Unreadable, migrate_source
+    from .documents.docstrings import migrate_python
+    from .documents.python import Migrated, Unreadable
 
-    migrate: Callable[[bytes, str, Settings], tuple[bytes, Migrated]] = migrate_source
+    migrate: Callable[[bytes, str, Settings], tuple[bytes, Migrated]] = migrate_python
     if path.endswith(NOTEBOOK):
         from .documents.notebook import migrate_notebook as migrate
     elif path.endswith(PROSE):

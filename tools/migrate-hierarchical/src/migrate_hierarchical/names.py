@@ -85,6 +85,9 @@ PASSED_ON = frozenset({"dropout", "softmax_scale", "backend", "device", "dtype"}
 # What stands above a statement that needs a person.
 TODO = "# TODO(migrate-hierarchical): "
 
+# What begins the comment lines between pieces of code that are migrated together.
+PIECE = "#@migrate-hierarchical-piece"
+
 # A file without this text holds no use; Hierarchical and hierarchical both contain it.
 NEEDLE = b"ierarchical"
 

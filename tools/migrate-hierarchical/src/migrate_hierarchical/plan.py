@@ -43,9 +43,12 @@ class Outcome:
 
 
 class Planner:
-    def __init__(self, module: cst.Module, walk: Walk, settings: Settings, is_init: bool) -> None:
-        self.module, self.walk, self.settings, self.is_init = module, walk, settings, is_init
-        self.resolver = Resolver(walk)
+    def __init__(
+        self, module: cst.Module, walk: Walk, settings: Settings, is_init: bool, is_page: bool
+    ) -> None:
+        self.module, self.walk, self.settings = module, walk, settings
+        self.is_init, self.is_page = is_init, is_page
+        self.resolver = Resolver(walk, is_page)
         self.origins = Origins(walk, self.resolver)
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
@@ -80,6 +83,9 @@ class Planner:
         if use.is_star:
             return cst.Name(name)
         statements = [binding.statement for binding in use.bindings if binding.statement is not None]
+        if self.walk.groups:  # a block of a page stays complete
+            group = self.walk.group(use.root)
+            statements = [each for each in statements if self.walk.group(each) == group] or statements
         there = self.visible(use, name, statements)
         if there is not None:
             return cst.Name(there)
@@ -115,6 +121,8 @@ class Planner:
     ) -> bool:
         """Whether an import stands above a use, in a block that surely runs: the module or that of the old import."""
         if statement is None or self.walk.lines[statement] > self.walk.lines[use.root]:
+            return False
+        if self.walk.groups and self.walk.group(statement) not in map(self.walk.group, statements):
             return False
         blocks = [self.block(each) for each in statements]
         return isinstance(self.block(statement), cst.Module) or self.block(statement) in blocks

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from ..names import KEYWORD, TODO, below_package
+from ..names import KEYWORD, PIECE, TODO, below_package
 
 ImportStatement = cst.Import | cst.ImportFrom
 
@@ -118,6 +118,7 @@ class Walk(cst.CSTVisitor):
         self.strings: list[cst.SimpleString] = []
         self.attributes: list[cst.Attribute] = []
         self.marks: dict[cst.CSTNode, tuple[int, str]] = {}  # lines put by an earlier run: number and reason
+        self.groups: list[tuple[int, str]] = []  # first line and block of the pieces of a page
         self.keywords: list[cst.Arg] = []  # hierarchical_config=... of any call
         self.imports: list[ImportStatement] = []
         self.stars: list[cst.ImportFrom] = []  # star imports of our package
@@ -163,6 +164,12 @@ class Walk(cst.CSTVisitor):
         comment = node.comment
         if comment is not None and comment.value.startswith(TODO):
             self.marks[node] = (self.line, comment.value[len(TODO) :].split(" ")[0])
+        elif comment is not None and comment.value.startswith(PIECE):
+            self.groups.append((self.line, comment.value.split(" ")[-1]))
+
+    def group(self, node: cst.CSTNode) -> str:
+        """The block of a page that a node stands in; the same for all of a file."""
+        return max((each for each in self.groups if each[0] <= self.lines[node]), default=(0, ""))[1]
 
     def note(self, node: cst.CSTNode) -> None:
         self.lines[node] = self.line

@@ -21,7 +21,7 @@ class Use:
     )  # the whole expression: `BlockSparseHierarchical`, `dap.BlockSparseHierarchical`
     root: cst.Name  # its leftmost name
     scope: Scope
-    bindings: list[Binding]  # of the leftmost name; empty: a star import
+    bindings: list[Binding]  # of the leftmost name; empty: a star import, or a page that does not import it
     base: cst.BaseExpression | None  # the expression of the package itself, where new names can be taken from
     agrees: bool  # every binding of the leftmost name means the same
 
@@ -40,8 +40,8 @@ def api_path(target: str | None) -> str | None:
 class Resolver:
     """Finds uses with the bindings of one walk."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
+    def __init__(self, walk: Walk, is_page: bool) -> None:
+        self.walk, self.is_page = walk, is_page
         self.by_node: dict[cst.CSTNode, Use] = {}
         for node in walk.names:
             use = self.resolve(node)
@@ -55,7 +55,7 @@ class Resolver:
         scope = self.walk.scope_of[root]
         bindings = scope.lookup(root.value)
         if not bindings:
-            if self.walk.stars and root.value in REMOVED | KEPT:
+            if root.value in REMOVED | KEPT if self.walk.stars else self.is_page and root.value in REMOVED:
                 return Use(root.value, root, root, scope, [], None, True)
             return None
         found = [self.follow(root, binding) for binding in bindings]

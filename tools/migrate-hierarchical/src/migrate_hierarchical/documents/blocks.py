@@ -9,24 +9,28 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from collections.abc import Iterator
 
 import libcst as cst
 
-from ..names import NEEDLE
+from ..names import NEEDLE, PIECE, REMOVED, REMOVED_MODULE
 from ..settings import Settings
 from .python import Migrated, Unreadable, migrate_source
 from .result import Entry
 
-MARK = "#@migrate-hierarchical-block"
+NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED, REMOVED_MODULE}))})\b")
 MAGIC = "pass  #@migrate-hierarchical-line "
 MAGIC_LINE = re.compile(r"^([ \t]*)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE)
 
 
 class Blocks:
-    """Pieces by index; `line` is where each begins in its file."""
+    """Pieces by index: their text, where each begins in its file, and the block that each belongs to."""
 
-    def __init__(self, texts: list[str], lines: list[int], settings: Settings, path: str) -> None:
-        self.texts, self.lines, self.settings, self.path = texts, lines, settings, path
+    def __init__(
+        self, texts: list[str], lines: list[int], groups: list[int], settings: Settings, path: str
+    ) -> None:
+        self.texts, self.lines, self.groups = texts, lines, groups
+        self.settings, self.path = settings, path
 
     def migrate(self) -> tuple[list[str], Migrated]:
         """New pieces in the same order, and the report with line numbers of the file."""
@@ -45,15 +49,16 @@ class Blocks:
         newline = "\r\n" if any("\r\n" in text for text in self.texts) else "\n"
         for i in usable:
             text = masked[i] if masked[i].endswith("\n") else masked[i] + newline
-            joined += f"{MARK} {i}{newline}{text}"
+            joined += f"{PIECE} {i} {self.groups[i]}{newline}{text}"
             starts.append((line + 1, i))
             line += text.count("\n") + 1
         report = Migrated()
         result = list(self.texts)
         if usable:
-            new, report = migrate_source(joined.encode("utf-8", "surrogateescape"), self.path, self.settings)
+            data = joined.encode("utf-8", "surrogateescape")
+            new, report = migrate_source(data, self.path, self.settings, is_page=True)
             pieces = re.split(
-                rf"^{MARK} (\d+)\r?\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
+                rf"^{PIECE} (\d+) \d+\r?\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
             )[1:]
             for index, piece in zip(pieces[::2], pieces[1::2]):
                 i = int(index)
@@ -67,7 +72,17 @@ class Blocks:
             entry.line = self.lines[i] + entry.line - start
         for i in unreadable:
             report.left.append(Entry(self.lines[i], "HIER190", "a piece of code that is not valid Python"))
+        for i, text in enumerate(self.texts):
+            report.left += self.masked_uses(i, text, magics[i] if masked[i] else [text])
         return result, report
+
+    def masked_uses(self, index: int, text: str, hidden: list[str]) -> Iterator[Entry]:
+        """Removed names in magics and shell lines, which are never changed."""
+        for part in hidden:
+            match = NAMES.search(part)
+            if match is not None:
+                line = self.lines[index] + text.count("\n", 0, text.find(part) + match.start())
+                yield Entry(line, "HIER103", f"{match.group()} in a magic or a shell line")
 
 
 def is_python(text: str) -> bool:

@@ -71,7 +71,7 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
         value = DECODER.raw_decode(text, begin)[0]
         sources.append("".join(value) if isinstance(value, list) else str(value))
     lines = [text.count("\n", 0, begin) + 1 for begin, _ in cells]
-    new, report = Blocks(sources, lines, settings, path).migrate()
+    new, report = Blocks(sources, lines, [0] * len(sources), settings, path).migrate()
     for (begin, end), old_source, new_source in reversed(list(zip(cells, sources, new))):
         if new_source != old_source:
             text = text[:begin] + encode(text[begin:end], new_source, text) + text[end:]

@@ -27,6 +27,7 @@ class Piece:
     margin: str
     prompts: bool
     text: str
+    group: int = 0  # the block that it is a part of; 0 for examples between paragraphs
 
 
 def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
@@ -38,7 +39,8 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
     lines = text.splitlines(keepends=True)
     lines = merge_odd_separators(lines)
     pieces = find_pieces(lines, is_rst=path.endswith(".rst"))
-    blocks = Blocks([piece.text for piece in pieces], [piece.first + 1 for piece in pieces], settings, path)
+    texts, numbers = [piece.text for piece in pieces], [piece.first + 1 for piece in pieces]
+    blocks = Blocks(texts, numbers, [piece.group for piece in pieces], settings, path)
     new, report = blocks.migrate()
     for piece, source in reversed(list(zip(pieces, new))):
         if source != piece.text:
@@ -63,6 +65,7 @@ def find_pieces(lines: list[str], is_rst: bool) -> list[Piece]:
     while at < len(lines):
         fence = None if is_rst else FENCE.match(lines[at])
         directive = DIRECTIVE.match(lines[at]) if is_rst else None
+        begin, known = at, len(pieces)
         if fence is not None:
             at = fenced(lines, at, fence, pieces)
         elif directive is not None:
@@ -71,6 +74,9 @@ def find_pieces(lines: list[str], is_rst: bool) -> list[Piece]:
             at = examples(lines, at, len(lines), pieces)
         else:
             at += 1
+        if fence is not None or directive is not None:
+            for piece in pieces[known:]:
+                piece.group = begin + 1
     return pieces
 
 

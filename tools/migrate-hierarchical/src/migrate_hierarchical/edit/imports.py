@@ -177,6 +177,9 @@ class ImportEditor:
                     aliases.append(self.replaced(alias, successor, needed.pop(successor)))
                 elif alias is statement.names[-1] and aliases:
                     aliases[-1] = last_before(aliases[-1], alias)
+                elif self.planner.is_page and len(statement.names) == 1 and not needed:
+                    successor = SUCCESSORS.get(imported, ANY)[0]  # rather than a block without code
+                    aliases.append(self.replaced(alias, successor, successor))
         have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
         for name, local in needed.items():
             if (name, None if name == local else local) not in have:
