@@ -10,9 +10,9 @@ from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 
 LENGTH = 4096
 PATTERNS = {
-    "dilated_sparse, 5 %": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.05),
-    "local_window, 5 %": SparsePatternConfig("local_window", sparsity_ratio=0.05),
-    "global_local, 10 %": SparsePatternConfig("global_local", sparsity_ratio=0.1, global_tokens=64),
+    "dilated_sparse, 15 %": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.15),
+    "local_window, 15 %": SparsePatternConfig("local_window", sparsity_ratio=0.15),
+    "global_local, 15 %": SparsePatternConfig("global_local", sparsity_ratio=0.15, global_tokens=64),
 }
 
 

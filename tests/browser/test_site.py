@@ -68,7 +68,9 @@ def test_page(browser, address: str, page: str, scheme: str, width: int) -> None
 def test_search_finds_the_migration_guide(browser, address: str, word: str) -> None:
     context, tab, wrong = open_page(browser, address, "", "light", 1280)
     try:
-        tab.locator(".md-search__input").fill(word)
+        tab.locator(".md-search__input").click()
+        tab.wait_for_selector(".md-search__input:focus")
+        tab.keyboard.type(word, delay=20)
         tab.wait_for_selector(".md-search-result__item a")
         links = tab.locator(".md-search-result__item a").evaluate_all("links => links.map(link => link.href)")
         assert any("/migrate/" in link for link in links)

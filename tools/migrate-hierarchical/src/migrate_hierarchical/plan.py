@@ -43,12 +43,9 @@ class Outcome:
 
 
 class Planner:
-    def __init__(
-        self, module: cst.Module, walk: Walk, settings: Settings, is_init: bool, is_page: bool
-    ) -> None:
-        self.module, self.walk, self.settings = module, walk, settings
-        self.is_init, self.is_page = is_init, is_page
-        self.resolver = Resolver(walk, is_page)
+    def __init__(self, module: cst.Module, walk: Walk, settings: Settings, is_init: bool) -> None:
+        self.module, self.walk, self.settings, self.is_init = module, walk, settings, is_init
+        self.resolver = Resolver(walk)
         self.origins = Origins(walk, self.resolver)
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
@@ -235,6 +232,10 @@ class Planner:
             return None
         if not use.agrees:
             self.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
+            return None
+        if use.is_star and not self.walk.stars:
+            self.leave(call, "HIER108", use.name)
+            self.explained.add(call)
             return None
         if loses_effect(call, decision):
             self.leave(call, "HIER112", "an argument that goes binds a name or awaits")

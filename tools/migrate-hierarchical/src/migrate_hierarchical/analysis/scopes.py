@@ -168,7 +168,7 @@ class Walk(cst.CSTVisitor):
             self.groups.append((self.line, comment.value.split(" ")[-1]))
 
     def group(self, node: cst.CSTNode) -> str:
-        """The block of a page that a node stands in; the same for all of a file."""
+        """The block of a page, or of a docstring, that a node stands in; empty outside of them."""
         return max((each for each in self.groups if each[0] <= self.lines[node]), default=(0, ""))[1]
 
     def note(self, node: cst.CSTNode) -> None:

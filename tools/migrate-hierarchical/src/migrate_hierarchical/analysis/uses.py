@@ -40,8 +40,8 @@ def api_path(target: str | None) -> str | None:
 class Resolver:
     """Finds uses with the bindings of one walk."""
 
-    def __init__(self, walk: Walk, is_page: bool) -> None:
-        self.walk, self.is_page = walk, is_page
+    def __init__(self, walk: Walk) -> None:
+        self.walk = walk
         self.by_node: dict[cst.CSTNode, Use] = {}
         for node in walk.names:
             use = self.resolve(node)
@@ -55,7 +55,7 @@ class Resolver:
         scope = self.walk.scope_of[root]
         bindings = scope.lookup(root.value)
         if not bindings:
-            if root.value in REMOVED | KEPT if self.walk.stars else self.is_page and root.value in REMOVED:
+            if root.value in REMOVED | KEPT and (self.walk.stars or self.walk.group(root)):
                 return Use(root.value, root, root, scope, [], None, True)
             return None
         found = [self.follow(root, binding) for binding in bindings]

@@ -56,7 +56,7 @@ class Blocks:
         result = list(self.texts)
         if usable:
             data = joined.encode("utf-8", "surrogateescape")
-            new, report = migrate_source(data, self.path, self.settings, is_page=True)
+            new, report = migrate_source(data, self.path, self.settings)
             pieces = re.split(
                 rf"^{PIECE} (\d+) \d+\r?\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
             )[1:]

@@ -41,13 +41,8 @@ def package_of(path: str) -> tuple[str | None, bool]:
     return ".".join(parts[start:-1]), is_init
 
 
-def migrate_source(
-    source: bytes, path: str, settings: Settings, is_page: bool = False
-) -> tuple[bytes, Migrated]:
-    """New source and report; the source itself if nothing is to be done. Raises Unreadable.
-
-    The pieces of a page or a notebook may use names that come from elsewhere.
-    """
+def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+    """New source and report; the source itself if nothing is to be done. Raises Unreadable."""
     if b"\0" in source:
         raise Unreadable("it contains a null byte")
     too_deep(source)
@@ -60,7 +55,7 @@ def migrate_source(
     except RecursionError:
         raise Unreadable("nested too deeply") from None
     try:
-        return migrate_module(module, source, path, settings, is_page)
+        return migrate_module(module, source, path, settings)
     except RecursionError:
         raise Unreadable("nested too deeply") from None
     except UnicodeEncodeError as error:
@@ -81,12 +76,12 @@ DELETED = bytes(byte for byte in range(256) if byte not in b"()[]{}")
 
 
 def migrate_module(
-    module: cst.Module, source: bytes, path: str, settings: Settings, is_page: bool
+    module: cst.Module, source: bytes, path: str, settings: Settings
 ) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
     walk = Walk(package)
     module.visit(walk)
-    planner = Planner(module, walk, settings, is_init, is_page)
+    planner = Planner(module, walk, settings, is_init)
     planner.run()
     imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
     result = Migrated()

@@ -177,7 +177,7 @@ class ImportEditor:
                     aliases.append(self.replaced(alias, successor, needed.pop(successor)))
                 elif alias is statement.names[-1] and aliases:
                     aliases[-1] = last_before(aliases[-1], alias)
-                elif self.planner.is_page and len(statement.names) == 1 and not needed:
+                elif self.walk.group(statement) and len(statement.names) == 1 and not needed:
                     successor = SUCCESSORS.get(imported, ANY)[0]  # rather than a block without code
                     aliases.append(self.replaced(alias, successor, successor))
         have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
