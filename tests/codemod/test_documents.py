@@ -234,3 +234,105 @@ def test_other_files_are_reported_and_never_changed(path: str, text: str, expect
     assert result.new is None
     assert [entry.line for entry in result.left] == expected
     assert {entry.rule for entry in result.left} <= {"HIER120"}
+
+
+# ---- blocks of a page
+
+
+def test_every_block_imports_what_it_uses() -> None:
+    block = f"```python\n{IMPORT}{CALL}\n```\n"
+    assert new_text("a.md", block + "\ntext\n\n" + block).count(NEW_IMPORT) == 2
+
+
+def test_block_with_nothing_but_an_import_keeps_one() -> None:
+    page = f"```python\n{IMPORT}```\n\n```python\n{IMPORT}{CALL}\n```\n"
+    new = new_text("a.md", page)
+    assert new.startswith(
+        "```python\nfrom dilated_attention_pytorch import create_block_sparse_attention\n```\n"
+    )
+
+
+def test_name_that_the_page_does_not_import_is_reported() -> None:
+    page = f"dilated_attention_pytorch\n\n```python\n{CALL}\nx = create_block_sparse_attention('hierarchical')\n```\n"
+    result = migrate("a.md", page)
+    assert [(entry.rule, entry.line) for entry in result.left] == [("HIER108", 4), ("HIER108", 5)]
+
+
+def test_removed_names_in_magics_are_reported() -> None:
+    cells = [code(IMPORT), code("%time " + CALL), code("%%bash\necho BlockSparseHierarchical"), code("!ls")]
+    text = json.dumps(notebook(*cells), indent=1)
+    result = migrate("a.ipynb", text)
+    lines = text.splitlines()
+    assert [entry.rule for entry in result.left] == ["HIER103", "HIER103"]
+    assert all("BlockSparseHierarchical" in lines[entry.line - 1] for entry in result.left)
+
+
+# ---- docstrings
+
+
+def in_function(docstring: str, prefix: str = "") -> str:
+    return f"def f():\n    {prefix}{DELIMITER}Doc.\n\n{textwrap.indent(docstring, '    ')}    {DELIMITER}\n"
+
+
+DELIMITER = '"' * 3
+EXAMPLE = f">>> {IMPORT}>>> {CALL}\n>>> model.x\n1\n"
+NEW_EXAMPLE = f">>> {NEW_IMPORT}>>> " + NEW_CALL.replace("\n", "\n... ") + "\n>>> model.x\n1\n"
+
+
+def test_examples_of_a_docstring() -> None:
+    source = in_function(EXAMPLE) + "x = 1  # comment\n"
+    assert new_text("a.py", source) == in_function(NEW_EXAMPLE) + "x = 1  # comment\n"
+
+
+def test_examples_use_the_names_of_the_module() -> None:
+    source = IMPORT + CALL + "\n" + in_function(f">>> {CALL}\n")
+    expected = NEW_IMPORT + NEW_CALL + "\n" + in_function(">>> " + NEW_CALL.replace("\n", "\n... ") + "\n")
+    assert new_text("a.py", source) == expected
+
+
+def test_examples_of_two_docstrings_do_not_mix() -> None:
+    other = ">>> from other import BlockSparseHierarchical\n>>> BlockSparseHierarchical()\n"
+    source = in_function(EXAMPLE) + in_function(other)
+    assert new_text("a.py", source) == in_function(NEW_EXAMPLE) + in_function(other)
+
+
+def test_fenced_block_of_a_docstring() -> None:
+    fence = "```python\n{}\n```\n"
+    new = new_text("a.py", in_function(fence.format(IMPORT + CALL)))
+    assert new == in_function(fence.format(NEW_IMPORT + NEW_CALL))
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("end", ["", "x = 1", "x = 1\n", "if x:\n    pass\n# end\n\n"])
+@pytest.mark.parametrize("head", ["", "\ufeff", "# coding: latin-1\nname = 'é'\n"])
+def test_bytes_around_a_docstring_stay(head: str, newline: str, end: str) -> None:
+    encoding = "latin-1" if "latin" in head else "utf-8"
+    old, expected = (
+        (head + in_function(text) + end).replace("\n", newline).encode(encoding)
+        for text in (EXAMPLE, NEW_EXAMPLE)
+    )
+    result = migrate_bytes("a.py", old, Settings())
+    assert (result.error, result.new) == (None, expected)
+
+
+def test_escapes_of_a_docstring() -> None:
+    example = EXAMPLE.replace("model.x", 'print("\\n")')
+    piece = f'>>> {IMPORT}>>> print(BlockSparseHierarchical, "\\n")\n'
+    assert migrate("a.py", in_function(piece)).left[0].rule == "HIER103"
+    assert new_text("a.py", in_function(example, prefix="r")).count("SparsePatternConfig") == 2
+
+
+def test_lines_of_a_docstring_are_those_of_the_file() -> None:
+    source = "x = 1\n" + in_function(EXAMPLE.replace("model.x", "model.visualize_pattern()"))
+    result = migrate("a.py", source)
+    assert [(entry.line, entry.rule) for entry in result.left] == [(6, "HIER102")]
+    assert {entry.line for entry in result.rewritten} == {4, 5}
+    assert result.new is not None
+    lines = result.new.decode().splitlines()
+    assert "visualize_pattern" in lines[result.left[0].new_line - 1]
+
+
+def test_docstring_of_something_else_is_untouched() -> None:
+    source = f"# dilated_attention_pytorch\nfrom other import BlockSparseHierarchical\n{in_function('>>> ' + CALL)}"
+    result = migrate("a.py", source + "\n")
+    assert (result.new, result.left) == (None, [])
