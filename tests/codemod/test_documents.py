@@ -325,11 +325,11 @@ def test_escapes_of_a_docstring() -> None:
 def test_lines_of_a_docstring_are_those_of_the_file() -> None:
     source = "x = 1\n" + in_function(EXAMPLE.replace("model.x", "model.visualize_pattern()"))
     result = migrate("a.py", source)
-    assert [(entry.line, entry.rule) for entry in result.left] == [(6, "HIER102")]
-    assert {entry.line for entry in result.rewritten} == {4, 5}
+    assert [(entry.line, entry.rule) for entry in result.left] == [(7, "HIER102")]
+    assert {entry.line for entry in result.rewritten} == {5, 6}
     assert result.new is not None
     lines = result.new.decode().splitlines()
-    assert "visualize_pattern" in lines[result.left[0].new_line - 1]
+    assert "HIER102" in lines[result.left[0].new_line - 1]
 
 
 def test_docstring_of_something_else_is_untouched() -> None:

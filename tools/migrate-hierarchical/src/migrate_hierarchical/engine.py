@@ -52,25 +52,28 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     result.rewritten, result.left, result.densities = report.rewritten, report.left, report.densities
     if new != data:
         result.new, result.old = new, data
-        new_line = moved_lines(data, new)
-        for entry in (*result.rewritten, *result.left):
-            entry.new_line = new_line(entry.line)
+        note_new_lines(result, new)
     return result
 
 
-def moved_lines(old: bytes, new: bytes) -> Callable[[int], int]:
-    """Where a line of the old file stands in the new one; a line that was replaced: where its replacement begins."""
+def note_new_lines(result: Result, new: bytes) -> None:
+    """Where each entry stands in the new file: its line, its mark, or the beginning of what replaced it."""
     import difflib
 
-    blocks = difflib.SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False).get_opcodes()
-
-    def find(line: int) -> int:
-        for kind, begin, end, new_begin, _ in blocks:
-            if kind != "insert" and begin < line <= end:
-                return new_begin + (line - begin if kind == "equal" else 1)
-        return line
-
-    return find
+    lines = new.splitlines()
+    blocks = difflib.SequenceMatcher(None, result.old.splitlines(), lines, autojunk=False).get_opcodes()
+    taken: set[int] = set()
+    for entry in (*result.rewritten, *result.left):
+        for kind, begin, end, new_begin, new_end in blocks:
+            if kind == "insert" or not begin < entry.line <= end:
+                continue
+            if kind == "equal":
+                entry.new_line = new_begin + entry.line - begin
+                break
+            mark = f"{TODO}{entry.rule} ".encode()
+            marks = [i for i in range(new_begin, new_end) if mark in lines[i] and i not in taken]
+            taken.update(marks[:1])
+            entry.new_line = marks[0] + 1 if marks else new_begin + 1
 
 
 def read_file(path: str) -> bytes:

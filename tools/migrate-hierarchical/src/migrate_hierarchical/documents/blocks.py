@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import libcst as cst
 
@@ -24,10 +24,15 @@ MAGIC_LINE = re.compile(r"^([ \t]*)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\
 
 
 class Blocks:
-    """Pieces by index: their text, where each begins in its file, and the block that each belongs to."""
+    """Pieces by index: their text, the number of each of their lines in the file, and the block they belong to."""
 
     def __init__(
-        self, texts: list[str], lines: list[int], groups: list[int], settings: Settings, path: str
+        self,
+        texts: list[str],
+        lines: Sequence[Sequence[int]],
+        groups: list[int],
+        settings: Settings,
+        path: str,
     ) -> None:
         self.texts, self.lines, self.groups = texts, lines, groups
         self.settings, self.path = settings, path
@@ -69,20 +74,24 @@ class Blocks:
                 raise Unreadable("a piece of code was lost")  # never seen; better than writing it
         for entry in (*report.rewritten, *report.left):
             start, i = max((start, i) for start, i in starts if start <= max(entry.line, starts[0][0]))
-            entry.line = self.lines[i] + entry.line - start
+            entry.line = self.line(i, entry.line - start)
         for i in unreadable:
-            report.left.append(Entry(self.lines[i], "HIER190", "a piece of code that is not valid Python"))
+            report.left.append(Entry(self.line(i, 0), "HIER190", "a piece of code that is not valid Python"))
         for i, text in enumerate(self.texts):
             report.left += self.masked_uses(i, text, magics[i] if masked[i] else [text])
         return result, report
+
+    def line(self, index: int, offset: int) -> int:
+        lines = self.lines[index]
+        return lines[min(max(offset, 0), len(lines) - 1)]
 
     def masked_uses(self, index: int, text: str, hidden: list[str]) -> Iterator[Entry]:
         """Removed names in magics and shell lines, which are never changed."""
         for part in hidden:
             match = NAMES.search(part)
             if match is not None:
-                line = self.lines[index] + text.count("\n", 0, text.find(part) + match.start())
-                yield Entry(line, "HIER103", f"{match.group()} in a magic or a shell line")
+                above = text.count("\n", 0, text.find(part) + match.start())
+                yield Entry(self.line(index, above), "HIER103", f"{match.group()} in a magic or a shell line")
 
 
 def is_python(text: str) -> bool:

@@ -38,7 +38,7 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
     if b">>>" not in data and b"```" not in data:
         return migrate_source(data, path, settings)
     try:
-        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0].removesuffix("-sig")
         lines = re.split(r"(?<=\n)", data.decode(encoding))
     except (SyntaxError, UnicodeDecodeError, LookupError):
         return migrate_source(data, path, settings)  # which says what is wrong

@@ -70,13 +70,24 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
     for begin, _ in cells:
         value = DECODER.raw_decode(text, begin)[0]
         sources.append("".join(value) if isinstance(value, list) else str(value))
-    lines = [text.count("\n", 0, begin) + 1 for begin, _ in cells]
+    lines = [line_numbers(text, begin) for begin, _ in cells]
     new, report = Blocks(sources, lines, [0] * len(sources), settings, path).migrate()
     for (begin, end), old_source, new_source in reversed(list(zip(cells, sources, new))):
         if new_source != old_source:
             text = text[:begin] + encode(text[begin:end], new_source, text) + text[end:]
     out = text.encode()
     return (b"\xef\xbb\xbf" + out if bom else out), report
+
+
+def line_numbers(text: str, begin: int) -> list[int]:
+    """The line of the file on which each line of a source stands."""
+    starts = [start for start, _ in elements(text, begin)] if text[begin] == "[" else [begin]
+    numbers = []
+    for start in starts or [begin]:
+        value = DECODER.raw_decode(text, start)[0]
+        count = len(value.splitlines()) if isinstance(value, str) else 1
+        numbers += [text.count("\n", 0, start) + 1] * max(1, count)
+    return numbers
 
 
 def encode(old: str, source: str, text: str) -> str:

@@ -39,7 +39,10 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
     lines = text.splitlines(keepends=True)
     lines = merge_odd_separators(lines)
     pieces = find_pieces(lines, is_rst=path.endswith(".rst"))
-    texts, numbers = [piece.text for piece in pieces], [piece.first + 1 for piece in pieces]
+    texts, numbers = (
+        [piece.text for piece in pieces],
+        [range(piece.first + 1, piece.last + 1) for piece in pieces],
+    )
     blocks = Blocks(texts, numbers, [piece.group for piece in pieces], settings, path)
     new, report = blocks.migrate()
     for piece, source in reversed(list(zip(pieces, new))):
