@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 Level = dict[str, int]
 
@@ -68,6 +69,7 @@ def old_blocks(levels: Sequence[Level], seq_len: int, block_size: int = 64) -> i
     return total or n_blocks  # with no level at all it kept the diagonal
 
 
+@lru_cache(maxsize=256)
 def new_blocks(ratio: float, seq_len: int, block_size: int = 64) -> int:
     """Active blocks of the new pattern: exact, at least one per row."""
     n_blocks = -(-seq_len // block_size)

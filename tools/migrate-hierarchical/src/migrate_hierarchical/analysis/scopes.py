@@ -9,6 +9,7 @@ from typing import Any
 import libcst as cst
 
 from ..names import KEYWORD, PIECE, TODO, below_package
+from .order import ORDERS, order_of
 
 ImportStatement = cst.Import | cst.ImportFrom
 
@@ -103,11 +104,10 @@ LINES = frozenset(
 )
 
 
-class Walk(cst.CSTVisitor):
+class Walk:
     """Fills everything below in source order."""
 
     def __init__(self, package: str | None) -> None:
-        super().__init__()
         self.package = package  # of the file, for relative imports
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
@@ -130,7 +130,23 @@ class Walk(cst.CSTVisitor):
 
     # ---- the walk
 
-    def on_visit(self, node: cst.CSTNode) -> bool:
+    def visit(self, node: cst.CSTNode) -> None:
+        """Walk over a node and everything below it."""
+        if self.enter(node):
+            for name in ORDERS[type(node)] or ():
+                value = getattr(node, name)
+                for child in value if type(value) in (tuple, list) else (value,):
+                    kind = type(child)
+                    if kind not in ORDERS:
+                        ORDERS[kind] = order_of(child)
+                    if ORDERS[kind] is not None:
+                        self.visit(child)
+        self.stack.pop()
+        if node in self.opens:
+            self.scopes.pop()
+
+    def enter(self, node: cst.CSTNode) -> bool:
+        """Note a node; whether to look below it."""
         kind = type(node)
         if self.stack:
             self.parents[node] = self.stack[-1]
@@ -150,11 +166,6 @@ class Walk(cst.CSTVisitor):
         if handler is not None:
             handler(self, node)
         return not (kind in PLAIN and is_plain(node))
-
-    def on_leave(self, original_node: cst.CSTNode) -> None:
-        self.stack.pop()
-        if original_node in self.opens:
-            self.scopes.pop()
 
     @property
     def scope(self) -> Scope:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from ..analysis.context import line_of
+from ..analysis.order import ORDERS, order_of
 from ..analysis.scopes import Walk
 from ..density import density
 from ..edit.apply import Apply
@@ -80,7 +81,8 @@ def migrate_module(
 ) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
     walk = Walk(package)
-    module.visit(walk)
+    ORDERS[cst.Module] = order_of(module)
+    walk.visit(module)
     planner = Planner(module, walk, settings, is_init)
     planner.run()
     imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
