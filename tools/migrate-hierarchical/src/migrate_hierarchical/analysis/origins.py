@@ -61,11 +61,29 @@ class Origins:
                 "configs" if self.kind(node.elt, self.inner(node, scope), depth + 1) == "config" else "other"
             )
         if isinstance(node, cst.Attribute):
-            path = dotted(node)
-            values = self.walk.members.get(path or "", [])
-            return agreed([self.kind(value, where, depth + 1) for value, where in values])
+            return self.of_attribute(node, scope, depth)
         if isinstance(node, cst.BaseNumber | cst.BaseString):
             return "other"
+        return None
+
+    def of_attribute(self, node: cst.Attribute, scope: Scope, depth: int) -> str | None:
+        """From every assignment to `self.x` in the file, and from the body of the class."""
+        values = self.walk.members.get(dotted(node) or "", [])
+        kinds = [self.kind(value, where, depth + 1) for value, where in values]
+        owner = self.class_body(node.value, scope)
+        if owner is not None:
+            kinds += [self.of_binding(each, depth + 1) for each in owner.bindings.get(node.attr.value, [])]
+        return agreed(kinds)
+
+    def class_body(self, node: cst.BaseExpression, scope: Scope) -> Scope | None:
+        """The class that `self`, `cls` or a class of the file means."""
+        if not isinstance(node, cst.Name):
+            return None
+        if node.value in ("self", "cls"):
+            return next((each for each in scope.ancestors() if each.kind == "class"), None)
+        bindings = scope.lookup(node.value)
+        if len(bindings) == 1 and isinstance(bindings[0].node, cst.ClassDef):
+            return self.walk.opens.get(bindings[0].node.body)
         return None
 
     def inner(self, node: cst.BaseExpression, scope: Scope) -> Scope:
@@ -121,6 +139,10 @@ class Origins:
             declared = self.of_annotation(binding.annotation, binding.scope)
             if declared is not None:
                 return declared
+        if isinstance(binding.node, cst.Param) and binding.node.default is not None:
+            # callers pass what the default is; a default of None says nothing
+            default = self.kind(binding.node.default, binding.scope, depth + 1)
+            return default if default != "none" else None
         if binding.kind == "value" and binding.value is not None:
             return self.kind(binding.value, binding.scope, depth + 1)
         if binding.kind == "loop" and binding.value is not None:
