@@ -399,3 +399,22 @@ def test_cpu_backend_refuses_tensors_on_the_gpu() -> None:
         block_sparse_attention(
             **{name: x.double() if isinstance(x, Tensor) else x for name, x in tensors.items()}
         )
+
+
+@pytest.mark.parametrize("name", ["q", "v", "kv_lengths", "key_padding_mask", "block_bias"])
+def test_what_is_no_tensor_is_named(name: str) -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(), 64)
+    arguments = {each: torch.randn(1, 64, 1, 16) for each in "qkv"} | {name: [64]}
+    with pytest.raises(TypeError, match=f"^{name} must be a tensor, got list"):
+        block_sparse_attention(**arguments, layout=layout)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_empty_batch(backend: str) -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(), 70, causal=True)
+    q = torch.randn(0, 70, 2, 16, requires_grad=True)
+    out = block_sparse_attention(q, q, q, layout, is_causal=True, backend=backend)
+    out.sum().backward()
+    assert out.shape == q.shape
+    assert q.grad is not None
+    assert q.grad.shape == q.shape

@@ -157,6 +157,9 @@ def make_problem(
     dropout_p: float = 0.0,
 ) -> AttentionProblem:
     """Check a call's arguments and put them together; draws the dropout seed."""
+    check_are_tensors(
+        q=q, k=k, v=v, block_bias=block_bias, kv_lengths=kv_lengths, key_padding_mask=key_padding_mask
+    )
     device_type = q.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
@@ -206,6 +209,12 @@ def make_problem(
         dropout_p=float(dropout_p),
         dilation=dilation,
     )
+
+
+def check_are_tensors(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) and (value is not None or name in ("q", "k", "v")):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; use torch.tensor(...)")
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -187,7 +187,7 @@ class Tiling:
         return (
             dead.view(p.batch, p.n_cols, self.width, self.stride)
             .transpose(2, 3)
-            .reshape(p.batch, self.n_slots, -1)
+            .reshape(p.batch, self.n_slots, self.width)
         )
 
     # ---- chunks
