@@ -14,7 +14,7 @@ from migrate_hierarchical.analysis import order
 RARE = textwrap.dedent(
     """\
     match x:
-        case [1, *rest] | {"a": A(b=1, **c)} if y:
+        case [1, *rest] | {"a": A(b=1), **c} if y:
             pass
         case _ as z:
             pass
