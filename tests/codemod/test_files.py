@@ -249,7 +249,12 @@ def test_killed_at_any_moment_every_file_is_old_or_new(tmp_path: Path) -> None:
         for path in paths:
             path.write_bytes(old)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(0.5, 1.0) * whole_run)
+        if attempt % 2:  # at any moment of the run
+            time.sleep(rng.uniform(0.0, whole_run))
+        else:  # in the middle of the writing
+            while process.poll() is None and paths[0].stat().st_size == len(old):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0.0, 0.03))
         process.send_signal(signal.SIGINT if attempt % 5 == 0 else signal.SIGKILL)
         process.wait()
         contents = [path.read_bytes() for path in paths]
