@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from . import __version__
 from .documents.result import Result
-from .engine import may_hold_use, migrate_bytes, read_file
+from .engine import may_hold_use, may_import_again, migrate_bytes, read_file
+from .names import NEEDLE
 from .settings import Settings, UsageError, load
 
 WORTH_WORKERS = 8  # files with a use; below it, starting processes takes longer than the work
@@ -179,6 +181,7 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     found = find_files(options.paths, settings)
     run = Run([], len(found.files), list(found.errors), not (options.check or options.diff), settings.seq_len)
     hits: list[tuple[str, bytes]] = []
+    others: list[tuple[str, bytes]] = []  # with removed names that they may have from the hits
     for path in found.files:
         try:
             data = read_file(path)
@@ -187,7 +190,10 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
             continue
         if may_hold_use(path, data):
             hits.append((path, data))
-    for result in with_progress(migrate_all(hits, settings), len(hits), options):
+        elif NEEDLE in data and may_import_again(path, data):
+            others.append((path, data))
+    results = list(with_progress(migrate_all(hits, settings), len(hits), options))
+    for result in follow_exports(results, hits, others, settings):
         if run.wrote and result.new is not None:
             write(result)
         run.results.append(result)
@@ -195,6 +201,23 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
             sys.stdout.write(diff_of(result))
     finish(run, options, to_stderr=options.diff)
     return run.status
+
+
+def follow_exports(
+    results: list[Result], hits: list[tuple[str, bytes]], others: list[tuple[str, bytes]], settings: Settings
+) -> list[Result]:
+    """The results, again for files that import removed names from a file with a result."""
+    from .reexports import Reexports
+
+    done = {result.path: result for result in results}
+    reexports = Reexports()
+    news = results
+    while sum(reexports.add(result.path, result.exports) for result in news):
+        files = [(path, data) for path, data in hits if reexports.concern(path, data)]
+        files += [(path, data) for path, data in others if reexports.named_in(data)]
+        news = list(migrate_all(files, replace(settings, reexports=reexports)))
+        done.update((result.path, result) for result in news)
+    return list(done.values())
 
 
 def write(result: Result) -> None:

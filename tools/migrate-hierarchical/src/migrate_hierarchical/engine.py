@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from .discovery import NOTEBOOK, PLAIN, PROSE
 from .documents.result import Result
-from .names import NEEDLE, PACKAGE, TODO
+from .names import NEEDLE, PACKAGE, REMOVED, TODO
 from .settings import Settings
 
 SKIP_FILE = b"migrate-hierarchical: skip-file"
@@ -25,10 +25,17 @@ def may_hold_use(path: str, data: bytes) -> bool:
     return PACKAGE in path.replace(os.sep, "/").split("/")
 
 
+def may_import_again(path: str, data: bytes) -> bool:
+    """Whether a file that does not name the package holds removed names, perhaps from a module that does."""
+    if SKIP_FILE in data or path.endswith(PLAIN):
+        return False
+    return any(name.encode() in data for name in REMOVED)
+
+
 def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     """The result for the content of one file; never raises for what the file holds."""
     result = Result(path)
-    if not may_hold_use(path, data):
+    if settings.reexports is None and not may_hold_use(path, data):
         return result
     if path.endswith(PLAIN):
         from .documents.plain import find_mentions
@@ -50,6 +57,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
         result.error = str(error)
         return result
     result.rewritten, result.left, result.densities = report.rewritten, report.left, report.densities
+    result.exports = report.exports
     if new != data:
         result.new, result.old = new, data
         note_new_lines(result, new)

@@ -11,7 +11,7 @@ from .analysis.context import fstring_quotes, in_annotation, in_type_call
 from .analysis.origins import Origins
 from .analysis.scopes import Binding, ImportStatement, Scope, Walk
 from .analysis.uses import Resolver, Use
-from .checks.members import check_members
+from .checks.members import check_members, check_modules
 from .checks.strings import check_strings
 from .density import LEVELS
 from .edit.arguments import is_none, read_arguments, string_value
@@ -193,6 +193,7 @@ class Planner:
             self.apply(use, *decision)
             absorbed.update(decision[1].absorbs)
         check_members(self)
+        check_modules(self)
         check_strings(self)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
@@ -298,6 +299,15 @@ class Planner:
     @property
     def has_use(self) -> bool:
         return bool(self.replacements or self.renames or self.todos)
+
+    def exports(self) -> dict[str, str]:
+        """Removed names in the module's own scope: local name -> name of the API."""
+        found = {}
+        for name, bindings in self.walk.module_scope.bindings.items():
+            targets = {(b.target or "").split(".")[-1] for b in bindings if self.is_ours(b.target)}
+            if len(targets) == 1 and targets <= REMOVED:
+                found[name] = targets.pop()
+        return found
 
     def import_bindings(self) -> list[Binding]:
         seen: list[Binding] = []

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .reexports import Reexports
+
 
 class UsageError(ValueError):
     """An option that is out of its range; the message names it, its value and what is allowed."""
@@ -26,6 +28,7 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     jobs: int = 0
+    reexports: Reexports | None = None  # found during a run, no option
 
     def check(self, rules: frozenset[str]) -> Settings:
         """Itself; raises UsageError."""
@@ -83,8 +86,9 @@ def read_pyproject(path: Path) -> dict[str, Any]:
 
 def checked_name(key: str, path: Path) -> str:
     name = key.replace("-", "_")
-    if name not in {field.name for field in fields(Settings)}:
-        known = ", ".join(field.name.replace("_", "-") for field in fields(Settings))
+    options = [field.name for field in fields(Settings) if field.name != "reexports"]
+    if name not in options:
+        known = ", ".join(option.replace("_", "-") for option in options)
         raise UsageError(f"{path}: [tool.migrate-hierarchical] has no {key!r}; it knows {known}")
     return name
 

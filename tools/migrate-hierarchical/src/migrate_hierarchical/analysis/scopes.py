@@ -8,7 +8,8 @@ from typing import Any
 
 import libcst as cst
 
-from ..names import KEYWORD, PIECE, TODO, below_package
+from ..names import KEYWORD, PACKAGE, PIECE, TODO, below_package
+from ..reexports import Reexports
 from .order import ORDERS, order_of
 
 ImportStatement = cst.Import | cst.ImportFrom
@@ -69,6 +70,10 @@ def dotted(node: cst.CSTNode | None) -> str | None:
     return None
 
 
+def import_name(alias: cst.ImportAlias) -> str:
+    return dotted(alias.name) or ""
+
+
 def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
     """The plain names that an assignment target binds, each with its place in an outer tuple."""
     if isinstance(target, cst.Name):
@@ -107,8 +112,12 @@ LINES = frozenset(
 class Walk:
     """Fills everything below in source order."""
 
-    def __init__(self, package: str | None) -> None:
+    def __init__(self, package: str | None, path: str = "", reexports: Reexports | None = None) -> None:
         self.package = package  # of the file, for relative imports
+        self.path, self.reexports = path, reexports
+        self.again: dict[
+            cst.ImportFrom, dict[str, str]
+        ] = {}  # imports of removed names from the user's modules
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
         self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
@@ -125,6 +134,7 @@ class Walk:
         self.members: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # "self.x" -> what it is set to
         self.line, self.indent = 1, (True, "")
         self.scopes: list[Scope] = []
+        self.module_scope: Scope
         self.opens: dict[cst.CSTNode, Scope] = {}  # body -> the scope that it is
         self.skipped: set[cst.CSTNode] = set()  # names that are no reads
 
@@ -156,7 +166,8 @@ class Walk:
             self.line += 1
             return False  # nothing below but blanks, a comment and the newline
         if kind is cst.Module:
-            self.scopes.append(Scope("module", None, node))
+            self.module_scope = Scope("module", None, node)
+            self.scopes.append(self.module_scope)
         scope = self.opens.get(node)
         if scope is not None:
             self.scopes.append(scope)
@@ -347,11 +358,26 @@ class Walk:
             if module is not None and below_package(module) is not None:
                 self.stars.append(node)
             return
+        again = self.imported_again(node)
         for alias in node.names:
             self.skip_alias(alias)
             imported = dotted(alias.name) or ""
             name = (dotted(alias.asname.name) or "") if alias.asname else imported
-            self.bind_import(name, f"{module or '?'}.{imported}", node, alias)
+            target = f"{PACKAGE}.{again[imported]}" if imported in again else f"{module or '?'}.{imported}"
+            self.bind_import(name, target, node, alias)
+
+    def imported_again(self, node: cst.ImportFrom) -> dict[str, str]:
+        """The removed names that a statement takes from a module of the user's own."""
+        absolute = self.absolute(node)
+        ours = absolute is not None and below_package(absolute) is not None
+        if self.reexports is None or ours or isinstance(node.names, cst.ImportStar):
+            return {}
+        module = "." * len(node.relative) + (dotted(node.module) or "" if node.module else "")
+        known = self.reexports.find(self.path, module)
+        taken = {name: known[name] for name in map(import_name, node.names) if name in known}
+        if taken:
+            self.again[node] = taken
+        return taken
 
     def skip_alias(self, alias: cst.ImportAlias) -> None:
         self.skip_path(alias.name)

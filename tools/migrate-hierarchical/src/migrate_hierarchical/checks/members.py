@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.scopes import dotted
+from ..analysis.scopes import Binding, dotted
 from ..edit.arguments import string_value
 from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED
 
@@ -30,6 +30,35 @@ def check_members(planner: Planner) -> None:
         if name in MEMBERS and is_read_by_name(planner, text, name):
             planner.leave(text, "HIER102", repr(name))
             planner.spoken.add(text)
+
+
+def check_modules(planner: Planner) -> None:
+    """`attention.HierarchicalConfig` where attention is a module of the user's own that imports it."""
+    reexports = planner.walk.reexports
+    if reexports is None:
+        return
+    for node in planner.walk.attributes:
+        path = dotted(node.value)
+        root = leftmost(node)
+        if path is None or node.attr.value not in REMOVED or root not in planner.walk.scope_of:
+            continue
+        name, _, rest = path.partition(".")
+        for binding in planner.walk.scope_of[root].lookup(name):
+            module = ".".join(part for part in (written_path(binding), rest) if part)
+            if node.attr.value in reexports.find(planner.walk.path, module):
+                planner.leave(
+                    node, "HIER109", f"{path}.{node.attr.value} comes from a module of this project"
+                )
+
+
+def written_path(binding: Binding) -> str:
+    """The dotted path that an import gives to a name, with the dots of a relative one."""
+    statement = binding.statement
+    if isinstance(statement, cst.ImportFrom) and statement.relative and binding.alias is not None:
+        module = dotted(statement.module) if statement.module else ""
+        dots = "." * len(statement.relative)
+        return dots + ".".join(part for part in (module, dotted(binding.alias.name)) if part)
+    return binding.target or "?"
 
 
 def may_be_ours(planner: Planner, owner: cst.BaseExpression, member: str) -> bool:

@@ -30,6 +30,7 @@ class Migrated:
         self.rewritten: list[Entry] = []
         self.left: list[Entry] = []
         self.densities: list[str] = []
+        self.exports: dict[str, str] = {}  # removed names that other files can import from this one
 
 
 def package_of(path: str) -> tuple[str | None, bool]:
@@ -80,13 +81,14 @@ def migrate_module(
     module: cst.Module, source: bytes, path: str, settings: Settings
 ) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
-    walk = Walk(package)
+    walk = Walk(package, path, settings.reexports)
     ORDERS[cst.Module] = order_of(module)
     walk.visit(module)
     planner = Planner(module, walk, settings, is_init)
     planner.run()
     imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
     result = Migrated()
+    result.exports = planner.exports()
     for outcome in planner.rewritten:
         result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail))
     for statement in imports:

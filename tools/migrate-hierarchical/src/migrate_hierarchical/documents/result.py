@@ -26,3 +26,6 @@ class Result:
     densities: list[str] = field(default_factory=list)
     error: str | None = None
     old: bytes = b""
+    exports: dict[str, str] = field(
+        default_factory=dict
+    )  # removed names that other files may import from here

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..analysis.context import in_all
-from ..analysis.scopes import Binding, ImportStatement, dotted
+from ..analysis.scopes import Binding, ImportStatement, dotted, import_name
 from ..analysis.uses import api_path
 from ..names import (
     CLASS,
@@ -36,6 +36,9 @@ SUCCESSORS = {
     PRESETS: (PATTERN, FACTORY, TYPES[CLASS]),
 }
 ANY = (FACTORY, PATTERN, TYPES[CLASS])
+
+# Stands for a module of the user's own that imported removed names: it is left as one that is gone is.
+OWN_MODULE = "block_sparse_elsewhere"
 
 # New statements in place of one import statement; empty: it goes.
 Edit = list[cst.Import | cst.ImportFrom]
@@ -142,7 +145,7 @@ class ImportEditor:
     def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
         """Names that a module which is gone does not leave behind."""
         others = [name for name in map(import_name, aliases) if name not in REMOVED | KEPT]
-        if not others or not below or not is_gone(below):
+        if not others or below == OWN_MODULE or not below or not is_gone(below):
             return
         removed = below.split(".")[-1] == REMOVED_MODULE
         if removed or (not statement.relative and self.is_file_concerned()):
@@ -151,14 +154,14 @@ class ImportEditor:
     def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
         assert not isinstance(statement.names, cst.ImportStar)
         module = self.walk.absolute(statement)
-        below = api_path(module) if module else None
+        below = OWN_MODULE if statement in self.walk.again else api_path(module) if module else None
         if below is None:
             return None
         needed = dict(self.planner.needs.get(statement, {}))
         aliases: list[cst.ImportAlias] = []
         for alias in statement.names:
-            imported = dotted(alias.name) or ""
             binding = self.bindings.get(alias)
+            imported = self.api_name(statement, alias)
             finished = imported == PRESET and binding in self.rewritten
             if binding is None or not (finished or imported in REMOVED | {REMOVED_MODULE}):
                 aliases.append(alias)
@@ -187,6 +190,11 @@ class ImportEditor:
         aliases = without_duplicates(aliases)
         return self.statements(statement, aliases, below)
 
+    def api_name(self, statement: cst.ImportFrom, alias: cst.ImportAlias) -> str:
+        """What an alias imports of the package; empty for other names of a module of the user's own."""
+        again = self.walk.again.get(statement)
+        return import_name(alias) if again is None else again.get(import_name(alias), "")
+
     def statements(
         self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias], below: str
     ) -> Edit | None:
@@ -197,7 +205,8 @@ class ImportEditor:
         removed = below.split(".")[-1] == REMOVED_MODULE
         touched = removed or list(aliases) != list(statement.names) or self.is_file_changed()
         if ((below and is_gone(below)) or foreign_root) and touched:
-            root = [alias for alias in aliases if dotted(alias.name) in KEPT]
+            old = set() if below != OWN_MODULE else {id(alias) for alias in statement.names}
+            root = [alias for alias in aliases if import_name(alias) in KEPT and id(alias) not in old]
             here = [alias for alias in aliases if alias not in root]
             if foreign_root and not below and here:
                 here, root = aliases, []
@@ -218,6 +227,14 @@ class ImportEditor:
         return self.is_file_changed() or bool(self.planner.todos)
 
     def rooted(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> cst.ImportFrom:
+        if statement in self.walk.again:
+            return statement.with_changes(
+                module=cst.Name(PACKAGE),
+                relative=(),
+                names=aliases,
+                whitespace_after_from=cst.SimpleWhitespace(" "),
+                whitespace_before_import=cst.SimpleWhitespace(" "),
+            )
         if not statement.relative:
             return statement.with_changes(module=cst.Name(PACKAGE), names=aliases)
         parts = (self.walk.package or "").split(".")
@@ -286,10 +303,6 @@ class ImportEditor:
         if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
             aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
         return aliases
-
-
-def import_name(alias: cst.ImportAlias) -> str:
-    return dotted(alias.name) or ""
 
 
 def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlias:
