@@ -30,6 +30,7 @@ from .names import (
 )
 from .rules import DECIDERS
 from .rules.base import Left, Rewrite
+from .rules.hier002 import config_factory
 from .settings import Settings
 
 
@@ -215,9 +216,7 @@ class Planner:
         if called and use.name in DECIDERS:
             assert isinstance(parent, cst.Call)
             return self.decide_call(use, parent)
-        if use.name in REMOVED:
-            self.decide_value(use, parent)
-        return None
+        return self.decide_value(use, parent) if use.name in REMOVED else None
 
     def decide_call(self, use: Use, call: cst.Call) -> tuple[cst.CSTNode, Rewrite] | None:
         arguments = read_arguments(call.args, PARAMETERS[use.name])
@@ -251,7 +250,7 @@ class Planner:
                 target = parent
         return target, decision
 
-    def decide_value(self, use: Use, parent: cst.CSTNode) -> None:
+    def decide_value(self, use: Use, parent: cst.CSTNode) -> tuple[cst.CSTNode, Rewrite] | None:
         """A removed name that is not called: a type, a base class, or a value."""
         parents = self.walk.parents
         if isinstance(parent, cst.Arg) and isinstance(parents[parent], cst.ClassDef):
@@ -263,8 +262,12 @@ class Planner:
                 self.renames[use.node] = self.name(use, TYPES[use.name])
                 self.used.add(use.root)
                 self.note(use.node, "HIER008")
+        elif use.name == CONFIG and is_keyword(parent, "default_factory"):
+            if self.settings.wants("HIER002"):
+                return use.node, config_factory(self, use)
         else:
             self.leave(use.node, "HIER109", f"{use.name} is used as a value")
+        return None
 
     def apply(self, use: Use, target: cst.CSTNode, rewrite: Rewrite) -> None:
         self.replacements[target] = rewrite
@@ -315,6 +318,10 @@ class Planner:
             for bindings in scope.bindings.values():
                 seen.extend(binding for binding in bindings if binding.kind == "import")
         return seen
+
+
+def is_keyword(node: cst.CSTNode, name: str) -> bool:
+    return isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value == name
 
 
 def loses_effect(call: cst.Call, rewrite: Rewrite) -> bool:

@@ -121,7 +121,7 @@ class Walk:
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
         self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
-        self.indents: dict[cst.CSTNode, tuple[bool, str]] = {}  # of the line on which a call begins
+        self.indents: dict[cst.CSTNode, tuple[bool, str]] = {}  # of the line on which a call or a name begins
         self.scope_of: dict[cst.CSTNode, Scope] = {}  # of names, calls, strings and attributes
         self.names: list[cst.Name] = []  # that are read
         self.strings: list[cst.SimpleString] = []
@@ -420,6 +420,7 @@ class Walk:
         ):
             return
         self.note(node)
+        self.indents[node] = self.indent
         self.names.append(node)
 
     def attribute(self, node: cst.Attribute) -> None:

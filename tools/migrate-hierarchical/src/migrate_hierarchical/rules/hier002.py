@@ -71,6 +71,17 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
     return Rewrite(RULE.id, lambda old: every_preset(function, planner, style))
 
 
+def config_factory(planner: Planner, use: Use) -> Rewrite:
+    """`default_factory=HierarchicalConfig` needs a function of its own."""
+    function = planner.name(use, PATTERN)
+    style = planner.style(use.root) or Style(indent=None)
+    return Rewrite(
+        RULE.id,
+        lambda old: cst.Lambda(cst.Parameters(), pattern_config(function, planner.settings, style)),
+        old_levels=planner.levels(None),
+    )
+
+
 def config_misfit(arguments: Arguments) -> Left | None:
     """A call that never was possible."""
     unknown = [name for name in arguments.named if name not in PARAMETERS[CONFIG]]
