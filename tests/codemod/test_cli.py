@@ -55,16 +55,28 @@ def test_check_names_files_and_writes_nothing(tree: Path) -> None:
     assert (tree / "src/old.py").read_text() == OLD
 
 
-def test_diff_can_be_applied_with_patch(tree: Path) -> None:
+@pytest.mark.parametrize(
+    "old",
+    [
+        OLD.encode(),
+        OLD.encode().rstrip(),
+        OLD.encode().replace(b"\n", b"\r\n"),
+        b"x = 1\n\x0c\n" + OLD.encode() + "name = 'a\u2028b'\n".encode(),
+        b"# coding: latin-1\nname = '\xe9'\n" + OLD.encode(),
+    ],
+    ids=["plain", "no newline at the end", "crlf", "form feed and line separator", "latin-1"],
+)
+def test_diff_can_be_applied(tree: Path, old: bytes) -> None:
+    (tree / "src/old.py").write_bytes(old)
     done = run("--diff", "src", cwd=tree)
     assert done.returncode == 1
-    assert (tree / "src/old.py").read_text() == OLD
+    assert (tree / "src/old.py").read_bytes() == old
     assert b"\x1b" not in done.stdout
     (tree / "change.diff").write_bytes(done.stdout)
     subprocess.run(["git", "init", "-q"], cwd=tree, check=True)
     subprocess.run(["git", "apply", "change.diff"], cwd=tree, check=True)
     applied = (tree / "src/old.py").read_bytes()
-    (tree / "src/old.py").write_text(OLD)
+    (tree / "src/old.py").write_bytes(old)
     run("src", cwd=tree)
     assert (tree / "src/old.py").read_bytes() == applied
 

@@ -292,3 +292,30 @@ def test_the_standard_library_survives_the_whole_analysis() -> None:
         data = path.read_bytes()
         new = new_of(data + b"\n" + USE)
         assert new.startswith(data + b"\n")
+
+
+# ---- names and kinds of files
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_pipes_and_broken_links_are_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.py")
+    (tmp_path / "broken.py").symlink_to("nowhere")
+    (tmp_path / "a.py").write_bytes(USE)
+    assert main(["--jobs", "1", str(tmp_path)]) == 0
+    assert (tmp_path / "a.py").read_bytes() != USE
+    assert main([str(tmp_path / "pipe.py")]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
+@pytest.mark.parametrize("form", ["text", "json", "sarif", "github"])
+def test_names_that_cannot_be_printed(form: str, encoding: str, tmp_path: Path) -> None:
+    for name in (b"\xff.py", b"a\nb.py", "é.py".encode()):
+        (tmp_path / os.fsdecode(name)).write_bytes(USE + b"class A(BlockSparseHierarchical): pass\n")
+    command = [sys.executable, "-m", "migrate_hierarchical", "--check", "--output-format", form, "."]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (2, b"")
+    assert done.stdout.count(b"HIER101") >= 3
+    assert b"a\nb.py" not in done.stdout

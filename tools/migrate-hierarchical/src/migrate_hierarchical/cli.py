@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -30,9 +31,15 @@ def identifiers(text: str) -> tuple[str, ...]:
     return tuple(part.strip().upper() for part in text.split(",") if part.strip())
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100)  # asking the terminal imports a slow module for every option
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="migrate-hierarchical",
+        formatter_class=HelpFormatter,
         description="Rewrite every use of the hierarchical attention that dilated-attention-pytorch removed.",
         epilog="Exit status: 0 nothing left to do, 1 --check or --diff would change something, "
         "2 bad usage, a file that could not be read, parsed or written, or uses that need a person.",
@@ -110,6 +117,9 @@ def rule_ids() -> frozenset[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
     parser = build_parser()
     try:
         options = parser.parse_args(arguments)
@@ -162,11 +172,9 @@ def run_stdin(options: argparse.Namespace, settings: Settings) -> int:
     result = migrate_bytes(options.stdin_filename, data, settings)
     run = Run([result], 1, wrote=not (options.check or options.diff), seq_len=settings.seq_len)
     if options.diff:
-        sys.stdout.write(diff_of(result))
+        write_diff(result)
     elif not options.check:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data if result.new is None else result.new)
-        sys.stdout.buffer.flush()
+        write_bytes(data if result.new is None else result.new)
     finish(run, options, to_stderr=True)
     return run.status
 
@@ -198,7 +206,7 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
             write(result)
         run.results.append(result)
         if options.diff:
-            sys.stdout.write(diff_of(result))
+            write_diff(result)
     finish(run, options, to_stderr=options.diff)
     return run.status
 
@@ -275,19 +283,25 @@ def with_progress(results: Iterable[Result], total: int, options: argparse.Names
 # ---- output
 
 
-def diff_of(result: Result) -> str:
-    """A unified diff that `patch` takes; characters that are not UTF-8 are replaced."""
+def write_diff(result: Result) -> None:
+    """A unified diff that `patch -p1` takes, in the bytes of the file."""
     if result.new is None:
-        return ""
+        return
     import difflib
 
-    old, new = (
-        data.decode("utf-8", "replace").splitlines(keepends=True) for data in (result.old, result.new)
+    old, new = (data.splitlines(keepends=True) for data in (result.old, result.new))
+    name = os.fsencode(os.path.normpath(result.path).lstrip(os.sep))
+    lines = difflib.diff_bytes(difflib.unified_diff, old, new, b"a/" + name, b"b/" + name)
+    text = b"".join(
+        line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n" for line in lines
     )
-    lines = difflib.unified_diff(old, new, f"a/{result.path}", f"b/{result.path}")
-    return "".join(
-        line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines
-    )
+    write_bytes(text)
+
+
+def write_bytes(data: bytes) -> None:
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
 def finish(run: Any, options: argparse.Namespace, to_stderr: bool) -> None:

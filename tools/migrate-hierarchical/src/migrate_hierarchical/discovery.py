@@ -120,8 +120,10 @@ def find_files(paths: list[str], settings: Settings) -> Found:
         if os.path.isdir(path):
             for file in walk(path, path, settings, outer_ignores(path), roots, found):
                 add(file, found, seen)
-        elif os.path.exists(path):
+        elif os.path.isfile(path):
             add(path, found, seen)
+        elif os.path.exists(path):
+            found.errors.append((path, "neither a file nor a folder"))
         else:
             found.errors.append((path, "no such file or folder"))
     return found
@@ -156,7 +158,7 @@ def walk(
                 continue
             yield from walk(entry.path, root, settings, ignores, roots, found)
         elif entry.name.endswith(SUFFIXES):
-            if entry.is_symlink() and not inside_roots(entry.path, roots):
+            if not entry.is_file() or (entry.is_symlink() and not inside_roots(entry.path, roots)):
                 continue
             if ignores and is_ignored(entry.path, False, ignores):
                 continue
@@ -175,6 +177,4 @@ def is_environment(entry: os.DirEntry[str]) -> bool:
 def inside_roots(link: str, roots: list[str]) -> bool:
     """Whether a link leads to a file inside the given paths."""
     target = os.path.realpath(link)
-    return os.path.isfile(target) and any(
-        target == root or target.startswith(root + os.sep) for root in roots
-    )
+    return any(target == root or target.startswith(root + os.sep) for root in roots)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -73,16 +73,29 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def shown(path: str) -> str:
+    """A path on one line."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in path)
+
+
+def reference(path: str) -> str:
+    """A path as services want it: relative to the folder of the run where it lies inside, with slashes."""
+    relative = os.path.relpath(path)
+    return (os.path.abspath(path) if relative.startswith(os.pardir) else relative).replace(os.sep, "/")
+
+
 def as_text(run: Run) -> str:
     """For people."""
     verb = "rewrote" if run.wrote else "would rewrite"
-    out = [f"{verb} {result.path}" for result in run.changed]
+    out = [f"{verb} {shown(result.path)}" for result in run.changed]
     lines = summaries() if run.results else {}
     for path, entry in run.rewritten():
         if entry.detail:
-            out.append(f"{path}:{run.line(entry)}: {entry.rule} note: {entry.detail}")
-    out += [f"{path}:{run.line(entry)}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()]
-    out += [f"{path}: error: {error}" for path, error in run.problems]
+            out.append(f"{shown(path)}:{run.line(entry)}: {entry.rule} note: {entry.detail}")
+    out += [
+        f"{shown(path)}:{run.line(entry)}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()
+    ]
+    out += [f"{shown(path)}: error: {error}" for path, error in run.problems]
     densities = Counter(density for result in run.results for density in result.densities)
     if densities:
         out.append(f"blocks kept at {run.seq_len:,} tokens:")
@@ -127,16 +140,21 @@ def as_dict(run: Run) -> dict[str, Any]:
 
 def as_json(run: Run) -> str:
     """For programs."""
+    import json
+
     return json.dumps(as_dict(run), indent=2) + "\n"
 
 
 def as_sarif(run: Run) -> str:
     """SARIF 2.1.0, for code scanning."""
+    import json
+    from urllib.parse import quote  # late: slower to import than a clean tree is to search
+
     lines = summaries()
 
     def found(path: str, entry: Entry, level: str) -> dict[str, Any]:
         place = {
-            "artifactLocation": {"uri": path.replace("\\", "/")},
+            "artifactLocation": {"uri": quote(os.fsencode(reference(path)))},
             "region": {"startLine": max(1, run.line(entry))},
         }
         return {
@@ -174,7 +192,7 @@ def as_github(run: Run) -> str:
     lines = summaries()
 
     def command(level: str, path: str, entry: Entry) -> str:
-        place = f"file={escaped(path, True)},line={max(1, run.line(entry))},title={entry.rule}"
+        place = f"file={escaped(reference(path), True)},line={max(1, run.line(entry))},title={entry.rule}"
         return f"::{level} {place}::{escaped(message(entry, lines))}"
 
     out = [command("warning", path, entry) for path, entry in run.left()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 from .reexports import Reexports
@@ -58,18 +57,25 @@ class Settings:
 LISTS = {"select", "ignore", "include", "exclude", "dilation_rates"}
 
 
-def find_pyproject(start: Path) -> Path | None:
-    """The nearest pyproject.toml at or above a path."""
-    start = Path(os.path.abspath(start))
-    for folder in (start, *start.parents):
-        if (folder / "pyproject.toml").is_file():
-            return folder / "pyproject.toml"
-    return None
+def find_pyproject(start: str) -> str | None:
+    """The nearest pyproject.toml at or above a folder."""
+    folder = os.path.abspath(start)
+    while True:
+        path = os.path.join(folder, "pyproject.toml")
+        if os.path.isfile(path):
+            return path
+        if os.path.dirname(folder) == folder:
+            return None
+        folder = os.path.dirname(folder)
 
 
-def read_pyproject(path: Path) -> dict[str, Any]:
+def read_pyproject(path: str) -> dict[str, Any]:
     """The tool's table of a pyproject.toml, as Settings fields; raises UsageError."""
-    data = path.read_bytes()
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     if b"migrate-hierarchical" not in data:
         return {}
     if sys.version_info >= (3, 11):
@@ -84,7 +90,7 @@ def read_pyproject(path: Path) -> dict[str, Any]:
     return {checked_name(key, path): checked_value(key, value, path) for key, value in table.items()}
 
 
-def checked_name(key: str, path: Path) -> str:
+def checked_name(key: str, path: str) -> str:
     name = key.replace("-", "_")
     options = [field.name for field in fields(Settings) if field.name != "reexports"]
     if name not in options:
@@ -93,7 +99,7 @@ def checked_name(key: str, path: Path) -> str:
     return name
 
 
-def checked_value(key: str, value: object, path: Path) -> object:
+def checked_value(key: str, value: object, path: str) -> object:
     name = key.replace("-", "_")
     wrong = UsageError(f"{path}: {key} of [tool.migrate-hierarchical] cannot be {value!r}")
     if name in LISTS:
@@ -111,7 +117,7 @@ def checked_value(key: str, value: object, path: Path) -> object:
 
 def load(paths: list[str], given: dict[str, Any]) -> Settings:
     """pyproject.toml of the first path, under what the command line gave."""
-    start = Path(paths[0]) if paths and paths[0] != "-" else Path.cwd()
-    pyproject = find_pyproject(start if start.is_dir() else start.parent)
+    start = paths[0] if paths and paths[0] != "-" else os.curdir
+    pyproject = find_pyproject(start if os.path.isdir(start) else os.path.dirname(start))
     settings = replace(Settings(), **(read_pyproject(pyproject) if pyproject else {}))
     return replace(settings, **given)
