@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import libcst as cst
 
+from .analysis.binding import Binding, ImportStatement, Scope
 from .analysis.context import fstring_quotes, in_annotation, in_type_call
 from .analysis.origins import Origins
-from .analysis.scopes import Binding, ImportStatement, Scope, Walk
+from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
 from .checks.members import check_members, check_modules
 from .checks.strings import check_strings

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import libcst as cst
 
 from ..names import TYPES
-from .scopes import LINES, Scope, dotted
+from .binding import Scope, dotted
+from .scopes import LINES
 from .uses import Use
 
 Parents = dict[cst.CSTNode, cst.CSTNode]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import libcst as cst
 
+from ..edit.arguments import string_value
 from ..names import CLASS, CONFIG, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, PATTERN, PRESETS
-from .scopes import Binding, Scope, Walk, dotted
+from .binding import Binding, Scope, dotted
+from .scopes import Walk
 from .uses import Resolver
 
 # Kinds: config (HierarchicalConfig), configs (a collection of them), presets (dictionary of them), items
@@ -19,6 +21,7 @@ CALLS = {
     PATTERN: "pattern",
 }
 TYPES = {CONFIG: "config", CLASS: "instance", PATTERN: "pattern"}
+COPIES = frozenset({"copy.copy", "copy.deepcopy", "copy", "deepcopy"})
 DEPTH = 12
 
 
@@ -95,6 +98,8 @@ class Origins:
         use = self.resolver.by_node.get(node.func)
         if use is not None:
             return CALLS.get(use.name) if use.agrees else None
+        if dotted(node.func) in COPIES and node.args:
+            return self.kind(node.args[0].value, scope, depth + 1)
         if isinstance(node.func, cst.Attribute):
             owner = self.kind(node.func.value, scope, depth + 1)
             if owner == "presets":
@@ -122,17 +127,28 @@ class Origins:
             if len(bindings) == 1 and bindings[0].kind == "def":
                 function = bindings[0].node
                 assert isinstance(function, cst.FunctionDef)
-                if function.returns is not None:
-                    return self.of_annotation(function.returns.annotation, scope)
-                return None
+                return self.of_function(function, scope, depth)
             if bindings and all(binding.kind == "class" for binding in bindings):
                 return "other"
         return None
 
-    def of_name(self, name: str, scope: Scope, depth: int) -> str | None:
-        return agreed([self.of_binding(binding, depth) for binding in scope.lookup(name)])
+    def of_function(self, function: cst.FunctionDef, scope: Scope, depth: int) -> str | None:
+        """From the annotation, or else from what is returned or yielded."""
+        if function.returns is not None:
+            return self.of_annotation(function.returns.annotation, scope)
+        given = self.walk.given.get(self.walk.opens[function.body], [])
+        return agreed([self.kind(value, where, depth + 1) for value, where in given])
 
-    def of_binding(self, binding: Binding, depth: int) -> str | None:
+    def of_name(self, name: str, scope: Scope, depth: int) -> str | None:
+        bindings = scope.lookup(name)
+        if len(bindings) == 1 and is_empty(bindings[0].value) and name in self.walk.filled:
+            kinds = {self.kind(value, where, depth + 1) for value, where in self.walk.filled[name]}
+            if kinds == {"config"}:
+                return "configs" if isinstance(bindings[0].value, cst.List) else "presets"
+        kinds_of_bindings = [self.of_binding(binding, depth, name) for binding in bindings]
+        return agreed(kinds_of_bindings)
+
+    def of_binding(self, binding: Binding, depth: int, name: str = "") -> str | None:
         if binding.kind == "import":
             return None if binding.target is None or binding.target.startswith("?") else "other"
         if binding.annotation is not None:
@@ -146,13 +162,45 @@ class Origins:
         if binding.kind == "value" and binding.value is not None:
             return self.kind(binding.value, binding.scope, depth + 1)
         if binding.kind == "loop" and binding.value is not None:
-            over = self.kind(binding.value, binding.scope, depth + 1)
-            if over == "configs" and binding.index is None:
-                return "config"
-            if over == "items" and binding.index == 1:
-                return "config"
-            return "other" if over in ("items", "presets") else None
+            return self.of_element(binding.value, binding.index, binding.scope, depth + 1)
+        if binding.kind == "parameter" and isinstance(binding.scope.node, cst.FunctionDef):
+            return self.of_test_parameter(name, binding.scope.node, binding.scope, depth)
         return "other" if binding.kind in ("class", "def") else None
+
+    def of_element(self, node: cst.BaseExpression, index: int | None, scope: Scope, depth: int) -> str | None:
+        """What a loop over an expression gives; `index` is the place of the name in `for a, b in`."""
+        if isinstance(node, cst.Call) and node.args:
+            function, first = dotted(node.func), node.args[0].value
+            if function == "enumerate":
+                return self.of_element(first, None, scope, depth + 1) if index == 1 else "other"
+            if function == "zip" and index is not None and index < len(node.args):
+                return self.of_element(node.args[index].value, None, scope, depth + 1)
+            if function in ("list", "tuple", "sorted", "reversed"):
+                return self.of_element(first, index, scope, depth + 1)
+        if isinstance(node, cst.List | cst.Tuple | cst.Set):
+            items = [item_of(element.value, index) for element in node.elements]
+            return agreed([None if item is None else self.kind(item, scope, depth + 1) for item in items])
+        over = self.kind(node, scope, depth + 1)
+        if (over == "configs" and index is None) or (over == "items" and index == 1):
+            return "config"
+        return "other" if over in ("items", "presets") else None
+
+    def of_test_parameter(self, name: str, function: cst.FunctionDef, scope: Scope, depth: int) -> str | None:
+        """What pytest passes: a value of `parametrize`, or a fixture of the file."""
+        for decorator in function.decorators:
+            call = decorator.decorator
+            if not isinstance(call, cst.Call) or not (dotted(call.func) or "").endswith("mark.parametrize"):
+                continue
+            names = string_value(call.args[0].value) if len(call.args) > 1 else None
+            listed = [part.strip() for part in (names or "").split(",")]
+            if name in listed:
+                index = listed.index(name) if len(listed) > 1 else None
+                return self.of_element(call.args[1].value, index, scope, depth + 1)
+        for binding in scope.parent.lookup(name) if scope.parent is not None else []:
+            fixture = binding.node
+            if isinstance(fixture, cst.FunctionDef) and any(map(is_fixture, fixture.decorators)):
+                return self.of_function(fixture, binding.scope, depth)
+        return None
 
     def of_annotation(self, node: cst.BaseExpression, scope: Scope) -> str | None:
         """From `HierarchicalConfig`, `Optional[HierarchicalConfig]`, `"HierarchicalConfig | None"` and the like."""
@@ -187,6 +235,28 @@ class Origins:
             ]
             return agreed(sides)
         return None
+
+
+def is_empty(node: cst.BaseExpression | None) -> bool:
+    """Whether an expression is `{}` or `[]`."""
+    return isinstance(node, cst.Dict | cst.List) and not node.elements
+
+
+def is_fixture(decorator: cst.Decorator) -> bool:
+    node = decorator.decorator
+    return (dotted(node.func if isinstance(node, cst.Call) else node) or "").split(".")[-1] == "fixture"
+
+
+def item_of(node: cst.BaseExpression, index: int | None) -> cst.BaseExpression | None:
+    """An item of a literal tuple or of `pytest.param(...)`; the node itself without an index."""
+    if isinstance(node, cst.Call) and (dotted(node.func) or "").split(".")[-1] == "param":
+        values = [arg.value for arg in node.args if arg.keyword is None]
+        return values[index or 0] if (index or 0) < len(values) else None
+    if index is None:
+        return node
+    if isinstance(node, cst.Tuple | cst.List) and index < len(node.elements):
+        return node.elements[index].value
+    return None
 
 
 def agreed(kinds: list[str | None]) -> str | None:

@@ -2,89 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import libcst as cst
 
 from ..names import KEYWORD, PACKAGE, PIECE, TODO, below_package
 from ..reexports import Reexports
+from .binding import Binding, ImportStatement, Scope, dotted, import_name, target_names
 from .order import ORDERS, order_of
-
-ImportStatement = cst.Import | cst.ImportFrom
-
-
-@dataclass(eq=False)
-class Binding:
-    """One place that gives a name its value."""
-
-    kind: str  # import, value, parameter, loop, def, class, other
-    scope: Scope
-    node: cst.CSTNode
-    target: str | None = None  # import: the dotted path that the name stands for
-    statement: ImportStatement | None = None
-    alias: cst.ImportAlias | None = None
-    value: cst.BaseExpression | None = None  # value: the expression; loop: what is looped over
-    index: int | None = None  # loop: position in the tuple of targets
-    annotation: cst.BaseExpression | None = None
-
-
-@dataclass(eq=False)
-class Scope:
-    kind: str  # module, class, function, comprehension
-    parent: Scope | None
-    node: cst.CSTNode
-    bindings: dict[str, list[Binding]] = field(default_factory=dict)
-    elsewhere: dict[str, str] = field(default_factory=dict)  # name -> global or nonlocal
-
-    def ancestors(self) -> Iterator[Scope]:
-        scope: Scope | None = self
-        while scope is not None:
-            yield scope
-            scope = scope.parent
-
-    @property
-    def module(self) -> Scope:
-        return list(self.ancestors())[-1]
-
-    def lookup(self, name: str) -> list[Binding]:
-        """What a name read in this scope may mean; empty if nothing in the file binds it."""
-        for scope in self.ancestors():
-            if scope.kind == "class" and scope is not self:
-                continue  # methods do not see the names of their class
-            if scope.elsewhere.get(name) == "global":
-                return self.module.bindings.get(name, [])
-            if name in scope.bindings:
-                return scope.bindings[name]
-        return []
-
-
-def dotted(node: cst.CSTNode | None) -> str | None:
-    """`a.b.c` of a chain of names, None for anything else."""
-    if isinstance(node, cst.Name):
-        return node.value
-    if isinstance(node, cst.Attribute):
-        base = dotted(node.value)
-        return None if base is None else f"{base}.{node.attr.value}"
-    return None
-
-
-def import_name(alias: cst.ImportAlias) -> str:
-    return dotted(alias.name) or ""
-
-
-def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
-    """The plain names that an assignment target binds, each with its place in an outer tuple."""
-    if isinstance(target, cst.Name):
-        yield target, None
-    elif isinstance(target, cst.Tuple | cst.List):
-        for index, element in enumerate(target.elements):
-            for name, _ in target_names(element.value):
-                yield name, index
-    elif isinstance(target, cst.StarredElement):
-        yield from target_names(target.value)
-
 
 COMPREHENSIONS = (cst.GeneratorExp, cst.ListComp, cst.SetComp, cst.DictComp)
 LINES = frozenset(
@@ -132,6 +58,8 @@ class Walk:
         self.imports: list[ImportStatement] = []
         self.stars: list[cst.ImportFrom] = []  # star imports of our package
         self.members: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # "self.x" -> what it is set to
+        self.filled: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # name -> what is put in it
+        self.given: dict[Scope, list[tuple[cst.BaseExpression, Scope]]] = {}  # function -> what it returns
         self.line, self.indent = 1, (True, "")
         self.scopes: list[Scope] = []
         self.module_scope: Scope
@@ -250,6 +178,19 @@ class Walk:
             path = dotted(assigned.target)
             if path is not None and "." in path:
                 self.members.setdefault(path, []).append((node.value, self.scope))
+            if isinstance(assigned.target, cst.Subscript):
+                self.fill(assigned.target.value, node.value)
+
+    def fill(self, container: cst.BaseExpression, value: cst.BaseExpression) -> None:
+        if isinstance(container, cst.Name):
+            self.filled.setdefault(container.value, []).append((value, self.scope))
+
+    def gives(self, node: cst.Return | cst.Yield) -> None:
+        """What a function returns, or a generator yields."""
+        function = next((scope for scope in self.scope.ancestors() if scope.kind == "function"), None)
+        value = node.value
+        if function is not None and isinstance(value, cst.BaseExpression):
+            self.given.setdefault(function, []).append((value, self.scope))
 
     def annotated(self, node: cst.AnnAssign) -> None:
         path = dotted(node.target)
@@ -431,6 +372,8 @@ class Walk:
     def call(self, node: cst.Call) -> None:
         self.note(node)
         self.indents[node] = self.indent
+        if isinstance(node.func, cst.Attribute) and node.func.attr.value == "append" and node.args:
+            self.fill(node.func.value, node.args[0].value)
         self.keywords += (arg for arg in node.args if arg.keyword and arg.keyword.value == KEYWORD)
 
 
@@ -488,4 +431,6 @@ HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
     cst.Name: Walk.name,
     cst.Attribute: Walk.attribute,
     cst.Call: Walk.call,
+    cst.Return: Walk.gives,
+    cst.Yield: Walk.gives,
 }

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import libcst as cst
 
 from ..names import KEPT, PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone, strip_source
-from .scopes import Binding, Scope, Walk
+from .binding import Binding, Scope
+from .scopes import Walk
 
 
 @dataclass(eq=False)
@@ -64,6 +65,8 @@ class Resolver:
             return None
         name, node, base = ours[0]
         agrees = len(ours) == len(found) and all(each[:2] == ours[0][:2] for each in ours)
+        # an import under `global` cannot bind another name
+        agrees = agrees and not any(binding.scope.elsewhere.get(root.value) for binding in bindings)
         return Use(name, node, root, scope, bindings, base, agrees)
 
     def follow(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.scopes import Binding, dotted
+from ..analysis.binding import Binding, dotted
 from ..edit.arguments import string_value
 from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED
 

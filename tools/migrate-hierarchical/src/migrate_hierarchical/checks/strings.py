@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
+from ..analysis.binding import Scope, dotted
 from ..analysis.context import annotation_name_edit, in_all, in_annotation, in_type_call, is_docstring
-from ..analysis.scopes import Scope, dotted
 from ..analysis.uses import Use
 from ..edit.arguments import string_value
 from ..names import (

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
+from ..analysis.binding import ImportStatement
 from ..analysis.context import line_of
-from ..analysis.scopes import ImportStatement
 from .build import comments_in
 from .imports import Edit
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
+from ..analysis.binding import Binding, ImportStatement, dotted, import_name
 from ..analysis.context import in_all
-from ..analysis.scopes import Binding, ImportStatement, dotted, import_name
 from ..analysis.uses import api_path
 from ..names import (
     CLASS,

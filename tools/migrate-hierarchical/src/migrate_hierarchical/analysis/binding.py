@@ -1,0 +1,81 @@
+"""What gives a name its value, and where names are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import libcst as cst
+
+ImportStatement = cst.Import | cst.ImportFrom
+
+
+@dataclass(eq=False)
+class Binding:
+    """One place that gives a name its value."""
+
+    kind: str  # import, value, parameter, loop, def, class, other
+    scope: Scope
+    node: cst.CSTNode
+    target: str | None = None  # import: the dotted path that the name stands for
+    statement: ImportStatement | None = None
+    alias: cst.ImportAlias | None = None
+    value: cst.BaseExpression | None = None  # value: the expression; loop: what is looped over
+    index: int | None = None  # loop: position in the tuple of targets
+    annotation: cst.BaseExpression | None = None
+
+
+@dataclass(eq=False)
+class Scope:
+    kind: str  # module, class, function, comprehension
+    parent: Scope | None
+    node: cst.CSTNode
+    bindings: dict[str, list[Binding]] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)  # name -> global or nonlocal
+
+    def ancestors(self) -> Iterator[Scope]:
+        scope: Scope | None = self
+        while scope is not None:
+            yield scope
+            scope = scope.parent
+
+    @property
+    def module(self) -> Scope:
+        return list(self.ancestors())[-1]
+
+    def lookup(self, name: str) -> list[Binding]:
+        """What a name read in this scope may mean; empty if nothing in the file binds it."""
+        for scope in self.ancestors():
+            if scope.kind == "class" and scope is not self:
+                continue  # methods do not see the names of their class
+            if scope.elsewhere.get(name) == "global":
+                return self.module.bindings.get(name, [])
+            if name in scope.bindings:
+                return scope.bindings[name]
+        return []
+
+
+def dotted(node: cst.CSTNode | None) -> str | None:
+    """`a.b.c` of a chain of names, None for anything else."""
+    if isinstance(node, cst.Name):
+        return node.value
+    if isinstance(node, cst.Attribute):
+        base = dotted(node.value)
+        return None if base is None else f"{base}.{node.attr.value}"
+    return None
+
+
+def import_name(alias: cst.ImportAlias) -> str:
+    return dotted(alias.name) or ""
+
+
+def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
+    """The plain names that an assignment target binds, each with its place in an outer tuple."""
+    if isinstance(target, cst.Name):
+        yield target, None
+    elif isinstance(target, cst.Tuple | cst.List):
+        for index, element in enumerate(target.elements):
+            for name, _ in target_names(element.value):
+                yield name, index
+    elif isinstance(target, cst.StarredElement):
+        yield from target_names(target.value)
