@@ -160,13 +160,16 @@ class Planner:
     def levels_of_preset(name: str) -> tuple[str, object]:
         return name, LEVELS[name]
 
-    @staticmethod
-    def may_be_none(node: cst.BaseExpression, scope: Scope) -> bool:
-        """Whether an expression is a parameter whose default is None."""
+    def may_be_none(self, node: cst.BaseExpression, scope: Scope) -> bool:
+        """Whether an expression is None, or a parameter whose default is None, on one of its branches."""
+        if isinstance(node, cst.IfExp):
+            return any(self.may_be_none(part, scope) for part in (node.body, node.orelse))
         if not isinstance(node, cst.Name):
             return False
         params = [binding.node for binding in scope.lookup(node.value) if binding.kind == "parameter"]
-        return any(isinstance(param, cst.Param) and is_none(param.default) for param in params)
+        return is_none(node) or any(
+            isinstance(param, cst.Param) and is_none(param.default) for param in params
+        )
 
     def is_presets_call(self, node: cst.CSTNode) -> bool:
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None

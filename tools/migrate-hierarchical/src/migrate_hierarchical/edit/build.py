@@ -121,16 +121,17 @@ def first_of(node: cst.BaseExpression) -> cst.BaseExpression:
         first = node.elements[0]
         if isinstance(first, cst.Element):
             return cst.List([cst.Element(first.value)])
-    part = cst.Slice(None, cst.Integer("1"))
-    value = node
-    if not isinstance(
+    return cst.Subscript(in_parentheses(node), [cst.SubscriptElement(cst.Slice(None, cst.Integer("1")))])
+
+
+def in_parentheses(node: cst.BaseExpression) -> cst.BaseExpression:
+    """An expression that can stand beside an operator."""
+    simple = isinstance(
         node, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.List | cst.Tuple | cst.ListComp
-    ):
-        if not node.lpar:
-            value = node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-    elif isinstance(node, cst.Tuple) and not node.lpar:
-        value = node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-    return cst.Subscript(value, [cst.SubscriptElement(part)])
+    )
+    if node.lpar or (simple and not isinstance(node, cst.Tuple)):
+        return node
+    return node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
 
 
 def comments_in(node: cst.CSTNode) -> Iterator[str]:

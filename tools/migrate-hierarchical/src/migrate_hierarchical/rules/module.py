@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..edit.arguments import Arguments, is_none, read_arguments
-from ..edit.build import Item, first_of, integers, pattern_config, string
+from ..edit.build import Item, first_of, in_parentheses, integers, pattern_config, string
 from ..edit.build import call as new_call
 from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
 from .base import Decision, Left, Rewrite
@@ -91,7 +91,10 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
     ]
     foreign = [name for name in rest if name not in PASSED_ON]
     function = planner.name(use, FACTORY)
-    pattern = None if config.expression else planner.name(use, PATTERN)
+    given = named.get("hierarchical_config")
+    # what was None had the default configuration; sparse_config=None would mean another density
+    or_default = config.expression and given is not None and planner.may_be_none(given, use.scope)
+    pattern = planner.name(use, PATTERN) if or_default or not config.expression else None
 
     def make(updated: cst.Call) -> cst.BaseExpression:
         now = read_arguments(updated.args, old.parameters)
@@ -101,11 +104,16 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
             Item("dilation_rates", integers([1])),
         ]
         block_size = config.block_size(now)
-        if pattern is None:
-            items.append(Item("sparse_config", now.named["hierarchical_config"]))
+        if config.expression:
+            value = now.named["hierarchical_config"]
+            if pattern is not None:
+                default = pattern_config(pattern, planner.settings, style.deeper())
+                value = cst.BooleanOperation(in_parentheses(value), cst.Or(), default)
+            items.append(Item("sparse_config", value))
             if block_size is not None:
                 items.append(Item("block_size", block_size))
         else:
+            assert pattern is not None
             new = pattern_config(pattern, planner.settings, style.deeper(), block_size, config.ratio)
             items.append(Item("sparse_config", new))
         items += [Item(name, now.named[name]) for name in rest]
@@ -224,7 +232,7 @@ def segment_lengths(
         def with_default(now: cst.BaseExpression | None) -> cst.BaseExpression:
             assert now is not None
             either = cst.BooleanOperation(
-                now, cst.Or(), default, lpar=[cst.LeftParen()], rpar=[cst.RightParen()]
+                in_parentheses(now), cst.Or(), default, lpar=[cst.LeftParen()], rpar=[cst.RightParen()]
             )
             return cst.Subscript(either, [cst.SubscriptElement(cst.Slice(None, cst.Integer("1")))])
 
