@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import libcst as cst
 
-from .analysis.binding import Binding, ImportStatement, Scope
+from .analysis.binding import Binding, ImportStatement, Scope, dotted
 from .analysis.context import fstring_quotes, in_annotation, in_type_call
-from .analysis.origins import Origins
+from .analysis.origins import DEPTH, Origins
 from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
-from .checks.members import check_members, check_modules
+from .checks.members import check_members, check_modules, check_unresolved
 from .checks.strings import check_strings
 from .density import LEVELS
 from .edit.arguments import is_none, read_arguments, string_value
@@ -160,16 +160,23 @@ class Planner:
     def levels_of_preset(name: str) -> tuple[str, object]:
         return name, LEVELS[name]
 
-    def may_be_none(self, node: cst.BaseExpression, scope: Scope) -> bool:
-        """Whether an expression is None, or a parameter whose default is None, on one of its branches."""
+    def may_be_none(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> bool:
+        """Whether an expression is None, or a parameter whose default is None, on one of its ways."""
+        if depth > DEPTH:
+            return False
         if isinstance(node, cst.IfExp):
-            return any(self.may_be_none(part, scope) for part in (node.body, node.orelse))
+            return any(self.may_be_none(part, scope, depth + 1) for part in (node.body, node.orelse))
+        if isinstance(node, cst.Attribute):
+            values = self.walk.members.get(dotted(node) or "", [])
+            return any(self.may_be_none(value, where, depth + 1) for value, where in values)
         if not isinstance(node, cst.Name):
             return False
-        params = [binding.node for binding in scope.lookup(node.value) if binding.kind == "parameter"]
-        return is_none(node) or any(
-            isinstance(param, cst.Param) and is_none(param.default) for param in params
-        )
+        ways: list[cst.BaseExpression] = []
+        for binding in scope.lookup(node.value):
+            value = binding.node.default if isinstance(binding.node, cst.Param) else binding.value
+            if value is not None and binding.kind in ("parameter", "value"):
+                ways.append(value)
+        return is_none(node) or any(self.may_be_none(way, scope, depth + 1) for way in ways)
 
     def is_presets_call(self, node: cst.CSTNode) -> bool:
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
@@ -199,6 +206,7 @@ class Planner:
             absorbed.update(decision[1].absorbs)
         check_members(self)
         check_modules(self)
+        check_unresolved(self)
         check_strings(self)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:

@@ -32,6 +32,38 @@ def check_members(planner: Planner) -> None:
             planner.spoken.add(text)
 
 
+def check_unresolved(planner: Planner) -> None:
+    """Removed names read from something that is our package in a way that imports do not show.
+
+    `d = dilated_attention_pytorch; d.X`, `sys.modules["dilated_attention_pytorch"].X`, `__import__(...).X`,
+    `self.X` of a name imported in the body of the class.
+    """
+    for node in planner.walk.attributes:
+        if node.attr.value in REMOVED and node not in planner.resolver.by_node and is_package(planner, node):
+            planner.leave(node, "HIER109", f"{node.attr.value} of another name for the package")
+
+
+def is_package(planner: Planner, node: cst.Attribute) -> bool:
+    if PACKAGE in planner.module.code_for_node(node.value):
+        return True
+    root = leftmost(node.value)
+    if not isinstance(root, cst.Name) or root not in planner.walk.scope_of:
+        return False
+    scope = planner.walk.scope_of[root]
+    owner = planner.origins.class_body(root, scope)
+    if owner is not None and node.value is root:
+        return any(planner.is_ours(each.target) for each in owner.bindings.get(node.attr.value, []))
+    for binding in scope.lookup(root.value):
+        if binding.kind == "value" and binding.value is not None:
+            value = leftmost(binding.value)
+            imported = scope.lookup(value.value) if isinstance(value, cst.Name) else []
+            if PACKAGE in planner.module.code_for_node(binding.value) or any(
+                each.kind == "import" and each.target == PACKAGE for each in imported
+            ):
+                return True
+    return False
+
+
 def check_modules(planner: Planner) -> None:
     """`attention.HierarchicalConfig` where attention is a module of the user's own that imports it."""
     reexports = planner.walk.reexports

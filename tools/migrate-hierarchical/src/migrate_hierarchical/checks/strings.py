@@ -32,7 +32,7 @@ NAMED_BY = ("variant", "pattern_type", "preset", "preset_name", "name")
 def check_strings(planner: Planner) -> None:
     walk = planner.walk
     ours = any(planner.is_ours(b.target) or b.target == PACKAGE for b in planner.import_bindings())
-    ours = ours or bool(walk.stars)
+    ours = ours or bool(walk.stars) or any(string_value(node) == PACKAGE for node in walk.strings)
     if ours:
         check_keywords(planner)
     for node in walk.strings:
@@ -165,6 +165,7 @@ def rename_in_string(planner: Planner, node: cst.SimpleString) -> bool:
             planner.leave(node, "HIER109", f"{string_value(node)} is exported")
         return exported
     for use, new in names:
+        planner.walk.lines[use.root] = planner.walk.lines[node]  # a name that stands only in the string
         planner.name(use, new)
     planner.strings[node] = source
     planner.note(node, "HIER008")

@@ -83,6 +83,11 @@ class ImportEditor:
         for node in self.walk.names:
             if node not in self.planner.used:
                 read.update(self.walk.scope_of[node].lookup(node.value))
+        for binding in self.bindings.values():
+            local = (binding.alias and binding.alias.evaluated_alias) or (binding.target or "").split(".")[-1]
+            # `del X` needs the name too
+            if any(isinstance(each.node, cst.Del) for each in binding.scope.bindings.get(local, [])):
+                read.add(binding)
         return read
 
     def names_in_all(self) -> Iterator[str]:
