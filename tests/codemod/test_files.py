@@ -319,3 +319,22 @@ def test_names_that_cannot_be_printed(form: str, encoding: str, tmp_path: Path) 
     assert (done.returncode, done.stderr) == (2, b"")
     assert done.stdout.count(b"HIER101") >= 3
     assert b"a\nb.py" not in done.stdout
+
+
+def test_an_error_of_the_tool_does_not_stop_the_other_files(tmp_path: Path, monkeypatch, capsys) -> None:
+    from migrate_hierarchical.plan import Planner
+
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_bytes(USE if name == "b.py" else b"# first\n" + USE)
+    run = Planner.run
+
+    def fail(self: Planner) -> None:
+        if self.module.header:
+            raise KeyError("something unforeseen")
+        run(self)
+
+    monkeypatch.setattr(Planner, "run", fail)
+    assert main([str(tmp_path)]) == 2
+    assert "a.py: error: left alone after an error of this tool" in capsys.readouterr().out
+    assert (tmp_path / "a.py").read_bytes() == b"# first\n" + USE
+    assert (tmp_path / "b.py").read_bytes() != USE

@@ -56,6 +56,11 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     except Unreadable as error:
         result.error = str(error)
         return result
+    except Exception as error:  # one file never stops the rest, whatever this tool does wrong
+        result.error = (
+            f"left alone after an error of this tool, please report it: {type(error).__name__}: {error!s:.80}"
+        )
+        return result
     result.rewritten, result.left, result.densities = report.rewritten, report.left, report.densities
     result.exports = report.exports
     if new != data:
