@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import tokenize
 from collections import Counter
 
@@ -139,6 +140,24 @@ def test_same_program_of_another_package_is_untouched(source: str, package: str)
     other = source.replace("dilated_attention_pytorch", package) + "\n# dilated_attention_pytorch\n"
     result = migrate_bytes("x.py", other.encode(), Settings())
     assert (result.new, result.left, result.error) == (None, [], None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(program())
+def test_same_program_in_a_notebook_and_on_a_page(source: str) -> None:
+    source = source.replace("\r\n", "\n").rstrip("\n") + "\n"
+    result = migrate_bytes("x.py", source.encode(), Settings())
+    expected = (result.new or source.encode()).decode()
+    cell = {"cell_type": "code", "metadata": {}, "outputs": [], "source": source.splitlines(keepends=True)}
+    book = json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}, indent=1)
+    for path, text in (("x.ipynb", book), ("x.md", f"# page\n\n~~~python\n{source}~~~\n")):
+        other = migrate_bytes(path, text.encode(), Settings())
+        new = (other.new or text.encode()).decode()
+        code = (
+            "".join(json.loads(new)["cells"][0]["source"]) if path == "x.ipynb" else new.split("~~~")[1][7:]
+        )
+        assert code == expected
+        assert [entry.rule for entry in other.left] == [entry.rule for entry in result.left]
 
 
 @settings(max_examples=100, deadline=None)
