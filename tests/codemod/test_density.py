@@ -54,3 +54,13 @@ def test_new_blocks_are_those_of_the_package() -> None:
 
 def test_too_short_a_sequence_has_no_density() -> None:
     assert density("default", LEVELS["standard"], 0.01, 32) is None
+
+
+def test_each_side_has_its_own_block_size() -> None:
+    same = density("default", LEVELS["standard"], 0.01, 16_384, 256)
+    other = density("default", LEVELS["standard"], 0.01, 16_384, 512, 256)
+    assert same is not None
+    assert other is not None
+    assert other.before == old_blocks(LEVELS["standard"], 16_384, 512) / 32**2
+    assert other.after == same.after
+    assert density("default", LEVELS["standard"], 0.01, 300, 512, 256) is None

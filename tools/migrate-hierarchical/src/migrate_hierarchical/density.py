@@ -36,16 +36,15 @@ LEVELS: dict[str, list[Level]] = {
 
 @dataclass(frozen=True)
 class Density:
-    """Blocks kept before and after, of `total`, at one sequence length."""
+    """Shares of the blocks kept before and after, at one sequence length."""
 
     name: str
-    before: int
-    after: int
-    total: int
+    before: Fraction
+    after: Fraction
 
     def __str__(self) -> str:
-        old, new = (f"{100 * kept / self.total:.1f} %" for kept in (self.before, self.after))
-        return f"{self.name} {old} -> {new}: {self.before / self.after:.1f}x fewer blocks"
+        old, new = (f"{100 * float(share):.1f} %" for share in (self.before, self.after))
+        return f"{self.name} {old} -> {new}: {float(self.before / self.after):.1f}x fewer blocks"
 
 
 def old_blocks(levels: Sequence[Level], seq_len: int, block_size: int = 64) -> int:
@@ -80,11 +79,21 @@ def new_blocks(ratio: float, seq_len: int, block_size: int = 64) -> int:
 
 
 def density(
-    name: str, levels: Sequence[Level], ratio: float, seq_len: int, block_size: int = 64
+    name: str,
+    levels: Sequence[Level],
+    ratio: float,
+    seq_len: int,
+    block_size: int = 64,
+    new_block_size: int | None = None,
 ) -> Density | None:
-    """None for lengths that the old pattern could not compute."""
-    if seq_len < block_size:
+    """None for lengths shorter than a block. The new pattern has the old one's block size unless another is given."""
+    new_block_size = new_block_size or block_size
+    if seq_len < max(block_size, new_block_size):
         return None
-    total = (seq_len // block_size) ** 2
     before = old_blocks(levels, seq_len, block_size)
-    return Density(name, before, new_blocks(ratio, seq_len, block_size), total)
+    after = new_blocks(ratio, seq_len, new_block_size)
+    return Density(
+        name,
+        Fraction(before, (seq_len // block_size) ** 2),
+        Fraction(after, (seq_len // new_block_size) ** 2),
+    )

@@ -57,7 +57,7 @@ class Planner:
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
         self.todos: list[tuple[cst.CSTNode, Left]] = []
         self.rewritten: list[Outcome] = []
-        self.densities: list[tuple[str, object, int]] = []  # name, levels, block size
+        self.densities: list[tuple[str, object, tuple[int, int]]] = []  # name, levels, old and new block size
         self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
         self.spoken: set[cst.CSTNode] = set()  # strings that were reported
 
@@ -283,14 +283,15 @@ class Planner:
 
     def apply(self, use: Use, target: cst.CSTNode, rewrite: Rewrite) -> None:
         self.replacements[target] = rewrite
-        self.used.add(use.root)
+        if not rewrite.keeps_name:
+            self.used.add(use.root)
         self.explained.add(target)
         self.note(use.node, rewrite.rule, "; ".join(rewrite.notes))
         if rewrite.todo is not None:
             self.leave(target, rewrite.todo.reason, rewrite.todo.detail)
         if rewrite.old_levels is not None:
             name, levels = rewrite.old_levels
-            self.densities.append((name, levels, rewrite.block_size))
+            self.densities.append((name, levels, rewrite.block_sizes))
 
     def note(self, node: cst.CSTNode, rule: str, detail: str = "") -> None:
         self.rewritten.append(Outcome(self.walk.lines[node], rule, detail))

@@ -93,8 +93,8 @@ def migrate_module(
         result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail))
     for statement in imports:
         result.rewritten.append(Entry(walk.lines[statement], "HIER009"))
-    for name, levels, block_size in planner.densities:
-        found = density(name, levels, settings.sparsity_ratio, settings.seq_len, block_size)  # type: ignore[arg-type]
+    for name, levels, block_sizes in planner.densities:
+        found = density(name, levels, settings.sparsity_ratio, settings.seq_len, *block_sizes)  # type: ignore[arg-type]
         if found is not None:
             result.densities.append(str(found))
     todos: dict[cst.CSTNode, list[str]] = {}

@@ -43,7 +43,8 @@ class Rewrite:
         default_factory=list
     )  # calls inside that are not rewritten on their own
     old_levels: tuple[str, object] | None = None  # name and levels of a literal old configuration
-    block_size: int = 64  # of that configuration
+    block_sizes: tuple[int, int] = (64, 64)  # of that configuration and of the new pattern
+    keeps_name: bool = False  # the new call is of the same function
     todo: Left | None = None  # rewritten, and still something for a person
 
 

@@ -9,7 +9,7 @@ import libcst as cst
 from ..edit.arguments import is_none, read_arguments
 from ..edit.build import Item
 from ..edit.build import call as new_call
-from ..names import FACTORY_PARAMETERS, HIERARCHICAL
+from ..names import FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
 from .base import Decision, Left, Rewrite, Rule
 from .module import Old, module_call
 
@@ -75,18 +75,22 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
             and not {"embed_dim", "num_heads"} <= others
         ):
             return module_call(planner, use, call, arguments, OLD)
-    return without_keyword(planner, call, arguments, variant)
+    return without_keyword(planner, use, call, arguments, RULE.id, f"variant {variant!r}")
 
 
-def without_keyword(planner: Planner, call: cst.Call, arguments: Arguments, variant: str) -> Decision:
+def without_keyword(
+    planner: Planner, use: Use, call: cst.Call, arguments: Arguments, rule: str, form: str
+) -> Decision:
     """Another variant never looked at hierarchical_config: only the argument goes."""
-    notes = [f"hierarchical_config had no effect on variant {variant!r} and goes"]
+    keeps_name = isinstance(use.node, cst.Name)
+    # a member of a module: that may be one which is gone
+    function = call.func if keeps_name else planner.name(use, use.name)
+    notes = [f"hierarchical_config had no effect on {form} and goes"]
     positional = [arg for arg in call.args if arg.keyword is None and not arg.star]
     if len(positional) > FACTORY_PARAMETERS.index("hierarchical_config"):
         style = planner.style(call)
         if style is None or arguments.stars:
             return Left("HIER112", "hierarchical_config is a positional argument")
-        function = call.func
 
         def renamed(updated: cst.Call) -> cst.BaseExpression:
             now = read_arguments(updated.args, FACTORY_PARAMETERS).named
@@ -97,18 +101,20 @@ def without_keyword(planner: Planner, call: cst.Call, arguments: Arguments, vari
             ]
             return new_call(function, items, style, updated.lpar, updated.rpar)
 
-        return Rewrite(RULE.id, renamed, notes)
+        return Rewrite(rule, renamed, notes, keeps_name=keeps_name)
+
+    places = [i for i, arg in enumerate(call.args) if arg.keyword and arg.keyword.value == KEYWORD]
+    if not places:  # an item of `**{...}`: reported as a string
+        return None
+    place = places[0]
 
     def make(updated: cst.Call) -> cst.BaseExpression:
         args = list(updated.args)
-        place = next(
-            i for i, arg in enumerate(args) if arg.keyword and arg.keyword.value == "hierarchical_config"
-        )
         gone = args.pop(place)
         if place == len(args) and args:  # it was the last: the one before now ends the call
             args[-1] = args[-1].with_changes(comma=gone.comma)
-        return updated.with_changes(args=args)
+        return updated.with_changes(func=function, args=args)
 
     value = arguments.named["hierarchical_config"]
     absorbs: list[cst.CSTNode] = [value] if isinstance(value, cst.Call | cst.Subscript) else []
-    return Rewrite(RULE.id, make, notes, absorbs=absorbs)
+    return Rewrite(rule, make, notes, absorbs=absorbs, keeps_name=keeps_name)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..names import FACTORY_PARAMETERS, REMOVED_PRESETS
+from ..names import FACTORY_PARAMETERS, KEYWORD, REMOVED_PRESETS
 from .base import Decision, Left, Rule
-from .hier005 import IGNORED
+from .hier005 import IGNORED, without_keyword
 from .module import Old, module_call
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ model = create_block_sparse_attention(
 """,
 )
 
+OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never looked at hierarchical_config
+
 
 def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     keyword = "name" if "name" in arguments.named else "preset_name"
@@ -50,9 +52,18 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
     preset = arguments.literal(keyword)
     if preset is None:
         code = planner.module.code_for_node(arguments.named[keyword])
-        return Left("HIER105", f"{keyword}={code}") if planner.mentions_hierarchical() else None
+        hints = planner.mentions_hierarchical() or KEYWORD in arguments.named
+        return Left("HIER105", f"{keyword}={code}") if hints else None
     if preset not in REMOVED_PRESETS:
-        return None
+        if KEYWORD not in arguments.named:
+            return None
+        if arguments.problem:
+            return Left("HIER111", arguments.problem)
+        if "variant" in arguments.named and arguments.literal("variant") not in OTHER_VARIANTS:
+            return Left("HIER111", "variant is overridden")
+        if arguments.stars:
+            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        return without_keyword(planner, use, call, arguments, RULE.id, f"preset {preset!r}")
     if "variant" in arguments.named:
         return Left("HIER111", "variant is overridden")
     levels = None if "hierarchical_config" in arguments.named else REMOVED_PRESETS[preset]

@@ -11,7 +11,7 @@ from ..edit.arguments import read_arguments
 from ..edit.build import pattern_config
 from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
 from .base import Decision, Left, Rewrite, Rule
-from .module import integer, ratio_of
+from .module import block_sizes_of, ratio_of
 
 if TYPE_CHECKING:
     from ..analysis.uses import Use
@@ -66,13 +66,14 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
     ratio = ratio_of(named.get("sparsity_ratio"))
     if "sparsity_ratio" in named and ratio is None:
         notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")
+    notes += [f"{name} is no argument and goes" for name in named if name not in PATTERN_PARAMETERS]
     function = planner.name(use, PATTERN)
+    block_sizes, other = block_sizes_of(named.get("block_size"), notes)
 
     def make(updated: cst.Call) -> cst.BaseExpression:
-        block_size = read_arguments(updated.args, PATTERN_PARAMETERS).named.get("block_size")
+        block_size = other or read_arguments(updated.args, PATTERN_PARAMETERS).named.get("block_size")
         return pattern_config(
             function, planner.settings, style, block_size, ratio, updated.lpar, updated.rpar
         )
 
-    size = integer(named.get("block_size")) or 64
-    return Rewrite(RULE.id, make, notes, old_levels=("default", LEVELS["standard"]), block_size=size)
+    return Rewrite(RULE.id, make, notes, old_levels=("default", LEVELS["standard"]), block_sizes=block_sizes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 HANDLED = {"segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"}
 DEFAULT_SEGMENT = 2048
+BLOCK_SIZES = (256, 128, 64, 32, 16)  # the larger one of two that are equally near
 KEPT_RATIO = 0.05  # an explicit ratio up to this was meant as sparse
 
 
@@ -42,13 +43,26 @@ class Config:
 
     expression: bool = False  # hierarchical_config holds one already: it becomes sparse_config
     block_size: Callable[[Arguments], cst.BaseExpression | None] = lambda arguments: None
-    literal_block_size: int = 64
+    block_sizes: tuple[int, int] = (64, 64)  # old and new, where they are literal
     ratio: float | None = None
     absorbs: list[cst.CSTNode] = field(default_factory=list)
 
 
 def integer(node: cst.CSTNode | None) -> int | None:
     return node.evaluated_value if isinstance(node, cst.Integer) else None
+
+
+def block_sizes_of(
+    node: cst.CSTNode | None, notes: list[str]
+) -> tuple[tuple[int, int], cst.BaseExpression | None]:
+    """A literal block size as it was and as the package takes it now, and its expression if that is another."""
+    size = integer(node)
+    old = size or 64  # 0 meant the default
+    if size is None or size in BLOCK_SIZES:
+        return (old, old), None
+    new = min(BLOCK_SIZES, key=lambda each: abs(each - old))
+    notes.append(f"block_size must be a power of two from 16 to 256: {size} becomes {new}")
+    return (old, new), cst.Integer(str(new))
 
 
 def ratio_of(node: cst.CSTNode | None) -> float | None:
@@ -74,7 +88,7 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
     config = read_config(planner, use, named, old, notes)
     if isinstance(config, Left):
         return config
-    read_sparse = read_sparse_config(planner, use, named, config)
+    read_sparse = read_sparse_config(planner, use, named, config, notes)
     if isinstance(read_sparse, Left):
         return read_sparse
     if old.has_shorthands:
@@ -132,7 +146,7 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
         notes,
         absorbs=config.absorbs,
         old_levels=levels,
-        block_size=config.literal_block_size,
+        block_sizes=config.block_sizes,
         todo=todo,
     )
 
@@ -164,7 +178,7 @@ def read_config(
 
 
 def read_sparse_config(
-    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], config: Config
+    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
 ) -> Left | None:
     """Only the block size of an old sparse_config had an effect."""
     value = named.get("sparse_config")
@@ -178,8 +192,8 @@ def read_sparse_config(
                 return Left("HIER104", "sparse_config=" + planner.module.code_for_node(value))
             config.absorbs.append(value)
             if "block_size" in given.named:
-                config.literal_block_size = integer(given.named["block_size"]) or 64
-                config.block_size = inner_block_size
+                config.block_sizes, other = block_sizes_of(given.named["block_size"], notes)
+                config.block_size = inner_block_size if other is None else lambda now: other
             return None
     kind = planner.origins.kind(value, use.scope)
     if kind == "none":
@@ -208,8 +222,8 @@ def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes:
         if config.ratio is None:
             notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")
     if "block_size" in named and not is_none(named["block_size"]) and (sparse is None or is_none(sparse)):
-        config.literal_block_size = integer(named["block_size"]) or 64
-        config.block_size = lambda now: now.named["block_size"]
+        config.block_sizes, other = block_sizes_of(named["block_size"], notes)
+        config.block_size = lambda now: now.named["block_size"] if other is None else other
 
 
 def segment_lengths(
@@ -221,7 +235,7 @@ def segment_lengths(
         return lambda now: integers([DEFAULT_SEGMENT])
     if isinstance(value, cst.List | cst.Tuple) and value.elements:
         first = integer(value.elements[0].value)
-        block = config.literal_block_size
+        block = config.block_sizes[1]
         if first is not None and first % block:
             rounded = -(-first // block) * block
             notes.append(f"segment length {first} is no multiple of the block size {block}: {rounded}")
