@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import ops
 from .backends.choose import choose_backend, reasons
+from .backends.hopper import wants_schedule
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
 from .config import TokenDilation
@@ -138,8 +139,7 @@ def run_problem(problem: AttentionProblem, backend: str | None) -> tuple[Tensor,
     if backend == "reference":
         return attention_reference(problem)
     chosen = choose_backend(problem, backend)
-    out, lse = ops.attention(*ops.flatten(problem), chosen.name)
-    return out, lse
+    return ops.attend(problem, chosen.name)
 
 
 def make_problem(
@@ -196,6 +196,9 @@ def make_problem(
         v=v,
         rows=rows,
         cols=cols,
+        row_schedule=layout.to(q.device).row_schedule(dilation)
+        if wants_schedule(q.device, layout.block_size)
+        else None,
         block_bias=block_bias,
         kv_lengths=kv_lengths,
         key_padding_mask=key_padding_mask,

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .backends.choose import backend_named
+from .backends.choose import backend_for_backward, backend_named
 from .backends.problem import AttentionProblem
 from .config import TokenDilation
 from .patterns.layout import BlockLists
@@ -27,6 +28,7 @@ def attention(
     col_offsets: Tensor,
     col_indices: Tensor,
     col_entries: Tensor,
+    row_schedule: Tensor | None,
     block_bias: Tensor | None,
     kv_lengths: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -44,8 +46,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out and lse of one problem; see AttentionProblem for the arguments."""
     problem = unflatten(
-        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, block_bias,
-        kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_causal,
+        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, row_schedule,
+        block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_causal,
         softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
     return backend_named(backend).forward(problem)
@@ -62,6 +64,7 @@ def attention_backward(
     col_offsets: Tensor,
     col_indices: Tensor,
     col_entries: Tensor,
+    row_schedule: Tensor | None,
     block_bias: Tensor | None,
     kv_lengths: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -83,11 +86,11 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and block_bias (empty without one)."""
     problem = unflatten(
-        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, block_bias,
-        kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_causal,
+        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, row_schedule,
+        block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_causal,
         softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
-    grads = backend_named(backend).backward(problem, out, lse, grad_out, grad_lse)
+    grads = backend_for_backward(backend, problem).backward(problem, out, lse, grad_out, grad_lse)
     if block_bias is None or grads.block_bias is None:
         return grads.q, grads.k, grads.v, q.new_empty(0)
     return (
@@ -103,7 +106,7 @@ def unflatten(*args: Any) -> AttentionProblem:
     q, k, v, *lists = args[:9]
     segment_lengths, dilation_rates = args[-2:]
     dilation = TokenDilation(tuple(segment_lengths), tuple(dilation_rates)) if dilation_rates else None
-    others: list[Any] = [*args[9:20], dilation]
+    others: list[Any] = [*args[9:21], dilation]
     return AttentionProblem(q, k, v, BlockLists(*lists[:3]), BlockLists(*lists[3:]), *others)
 
 
@@ -112,7 +115,7 @@ def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
     p, dilation = problem, problem.dilation
     return (
         p.q, p.k, p.v, p.rows.offsets, p.rows.indices, p.rows.entries, p.cols.offsets, p.cols.indices,
-        p.cols.entries, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, p.block_size, p.first_row,
+        p.cols.entries, p.row_schedule, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, p.block_size, p.first_row,
         p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale, p.dropout_p,
         list(dilation.segment_lengths) if dilation else [], list(dilation.dilation_rates) if dilation else [],
     )  # fmt: skip
@@ -133,12 +136,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
 @attention_backward.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    block_bias = args[6]
+    block_bias = args[7]
     grad_bias = q.new_empty(0) if block_bias is None else block_bias.new_empty(block_bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
 
 
-TENSOR_INPUTS = 13
+TENSOR_INPUTS = 14
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -155,8 +158,66 @@ def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tupl
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     grads = attention_backward(*inputs, *ctx.others, out, lse, grad_out, grad_lse)
-    grad_bias = None if inputs[9] is None else grads[3]
-    return (*grads[:3], *(None,) * 6, grad_bias, *(None,) * (n_inputs - 10))
+    grad_bias = None if inputs[10] is None else grads[3]
+    return (*grads[:3], *(None,) * 7, grad_bias, *(None,) * (n_inputs - 11))
 
 
 attention.register_autograd(backward, setup_context=setup_context)
+
+
+class EagerAttention(torch.autograd.Function):
+    """The same forward and backward without the dispatcher, whose way to a Python operator costs more than the kernels' launch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_bias: Tensor | None,
+        problem: AttentionProblem,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = backend_named(backend).forward(problem)
+        ctx.save_for_backward(q, k, v, block_bias, out, lse)
+        # the problem's own q, k, v and bias would keep the graph alive in a circle
+        ctx.problem, ctx.backend = problem.without_tensors(), backend
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, block_bias, out, lse = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return (None,) * 6
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        problem = ctx.problem.with_tensors(q, k, v, block_bias)
+        grads = backend_for_backward(ctx.backend, problem).backward(problem, out, lse, grad_out, grad_lse)
+        grad_bias = None
+        if block_bias is not None and grads.block_bias is not None:
+            grad_bias = grads.block_bias.sum_to_size(block_bias.shape).to(block_bias.dtype)
+        return grads.q, grads.k, grads.v, grad_bias, None, None
+
+
+def is_plain(problem: AttentionProblem) -> bool:
+    """Whether no mode, transform, subclass or compiler wants to see the operators."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(x) in (Tensor, torch.nn.Parameter) for x in (problem.q, problem.k, problem.v))
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def attend(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
+    """out and lse, through the operators where somebody looks at them."""
+    if not is_plain(problem):
+        out, lse = attention(*flatten(problem), backend)
+        return out, lse
+    if not problem.needs_grad:
+        return backend_named(backend).forward(problem)
+    p = problem
+    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p, backend)  # type: ignore[no-untyped-call]
+    return out, lse

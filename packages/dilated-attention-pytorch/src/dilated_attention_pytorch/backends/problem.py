@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ..config import TokenDilation
@@ -18,6 +19,8 @@ class AttentionProblem:
     Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
     Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
     ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
+    `row_schedule` says in which order a persistent kernel takes the rows (patterns/schedule.py); None where no
+    backend asks for it.
 
     Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
     num_kv_heads, v_head_dim), any strides; block_bias (batch or 1, num_heads or 1, num_entries), added to the
@@ -30,6 +33,7 @@ class AttentionProblem:
     v: Tensor
     rows: BlockLists
     cols: BlockLists
+    row_schedule: Tensor | None
     block_bias: Tensor | None
     kv_lengths: Tensor | None
     key_padding_mask: Tensor | None
@@ -42,6 +46,19 @@ class AttentionProblem:
     softmax_scale: float
     dropout_p: float
     dilation: TokenDilation | None
+
+    def without_tensors(self) -> AttentionProblem:
+        """The problem without the tensors that have gradients; `with_tensors` puts them back."""
+        return replace(self, q=None, k=None, v=None, block_bias=None)  # type: ignore[arg-type]
+
+    def with_tensors(self, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None) -> AttentionProblem:
+        return replace(self, q=q, k=k, v=v, block_bias=block_bias)
+
+    @property
+    def needs_grad(self) -> bool:
+        """Whether autograd will ask for a backward."""
+        inputs = (self.q, self.k, self.v, self.block_bias)
+        return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
     @property
     def batch(self) -> int:
@@ -101,6 +118,9 @@ class Backend(Protocol):
 
     def rejects(self, problem: AttentionProblem) -> str | None:
         """Why this backend cannot serve the call, with the argument and its value; None if it can."""
+
+    def rejects_backward(self, problem: AttentionProblem) -> str | None:
+        """Why this backend, which serves the forward, cannot serve the backward; None if it can."""
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype and lse (batch, num_heads, q_len), float32 (float64 for float64 inputs)."""

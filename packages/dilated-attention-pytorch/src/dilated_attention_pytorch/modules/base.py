@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from ..backends.hopper import wants_schedule
 from ..backends.reference import attention_weights
 from ..config import SparsePatternConfig, TokenDilation
 from ..functional import make_problem, run_problem
@@ -127,6 +128,8 @@ class BlockSparseAttention(nn.Module):
                 self._layouts.popitem(last=False)
             layout = BlockLayout.from_config(self.sparse_config, *key)
             layout.lists(self._dilation)  # so that a trace finds them made
+            if wants_schedule(device, layout.block_size):
+                layout.row_schedule(self._dilation)
             self._layouts[key] = layout
 
     def clear_cache(self) -> None:

@@ -14,6 +14,7 @@ from ..config import SparsePatternConfig, TokenDilation
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
+from .schedule import make_schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,6 +79,7 @@ class BlockLayout:
     row_lists: BlockLists
     col_lists: BlockLists
     _dilated: dict[TokenDilation, tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
+    _schedules: dict[TokenDilation | None, Tensor] = field(default_factory=dict, repr=False)
 
     # ---- making one
 
@@ -308,6 +310,21 @@ class BlockLayout:
                 self._dilated.clear()
             self._dilated[dilation] = self._split_by_distance(dilation)
         return self._dilated[dilation]
+
+    def row_schedule(self, dilation: TokenDilation | None = None) -> Tensor:
+        """In which order a persistent kernel takes the rows; see patterns/schedule.py."""
+        if dilation in self._schedules:
+            return self._schedules[dilation]
+        rows, _ = self.lists(dilation)
+        n_classes = 1 if dilation is None else len(dilation.segment_lengths)
+        schedule = make_schedule(
+            rows.offsets, rows.indices, self.num_heads, self.grid.n_rows, n_classes, self.block_size
+        )
+        if not torch.compiler.is_compiling():
+            if len(self._schedules) >= 8:
+                self._schedules.clear()
+            self._schedules[dilation] = schedule
+        return schedule
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
         head, rows, cols = self.head_rows_cols()

@@ -1,0 +1,202 @@
+"""Arguments and launches of the Hopper kernels; no maths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..problem import AttentionProblem, Gradients
+from . import tuning
+from .backward import backward_kernel
+from .forward import forward_kernel
+from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
+from .prepare import prepare_kernel
+
+
+def device_index(problem: AttentionProblem) -> int:
+    index = problem.q.device.index
+    return torch.cuda.current_device() if index is None else index
+
+
+def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
+    """Every argument of the forward kernel by name, tensor descriptors as (tensor, rows, rate).
+
+    The counter is only of the right type: a launch takes one of its own.
+    """
+    p = problem
+    tiles = tuning.FORWARD[p.head_dim, p.block_size]
+    near, far = p.rates[0], p.rates[-1]
+    n_groups = triton.cdiv(p.n_rows, 128 // p.block_size)
+    return {
+        "desc_q": (p.q, 64, 0),
+        "desc_k": (p.k, p.block_size // near, near), "desc_v": (p.v, p.block_size // near, near),
+        "desc_k_far": (p.k, p.block_size // far, far), "desc_v_far": (p.v, p.block_size // far, far),
+        "desc_out": (out, 64, 0),
+        "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.row_schedule, "Counter": p.rows.offsets,
+        "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
+        "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
+        "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
+        "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
+        "D": p.head_dim, "BLOCK_N": p.block_size, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
+        "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "IS_CAUSAL": p.is_causal,
+        "EVEN_KV": p.kv_len % p.block_size == 0, "AHEAD": tiles.ahead, "UNROLL": tiles.unroll,
+        "CONSUMER_REGISTERS": tuning.CONSUMER_REGISTERS,
+    }  # fmt: skip
+
+
+def prepare_arguments(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, stats: Tensor,
+    turns: Tensor, grad_q: Tensor,
+) -> dict[str, Any]:  # fmt: skip
+    """Every argument of the kernel before the backward one by name."""
+    p = problem
+    of_lse = lse if grad_lse is None else grad_lse
+    return {
+        "Out": out, "GradOut": grad_out, "GradLse": of_lse, "Lse": lse, "Stats": stats, "Turns": turns, "GradQ": grad_q,
+        "RowOffsets": p.rows.offsets,
+        **{f"stride_o{axis}": out.stride(i) for i, axis in enumerate("bsh")},
+        **{f"stride_g{axis}": grad_out.stride(i) for i, axis in enumerate("bsh")},
+        **{f"stride_l{axis}": of_lse.stride(i) for i, axis in enumerate("bhs")},
+        **{f"stride_x{axis}": grad_q.stride(i) for i, axis in enumerate("bsh")},
+        "q_len": p.q_len, "n_rows": p.n_rows, "num_heads": p.num_heads, "heads_per_list": p.num_heads // p.layout_heads,
+        "first_query": p.first_row * p.block_size - p.q_offset, "D": p.head_dim, "BLOCK_SIZE": p.block_size,
+        "BLOCK_M": tuning.BACKWARD[p.head_dim, p.block_size].block_m, "HAS_GRAD_LSE": grad_lse is not None,
+    }  # fmt: skip
+
+
+def backward_arguments(
+    problem: AttentionProblem, grad_out: Tensor, grads: Gradients, scratch: Tensor, stats: Tensor, turns: Tensor,
+    n_ring: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Every argument of the backward kernel by name, tensor descriptors as (tensor, rows, rate)."""
+    p = problem
+    tiles = tuning.BACKWARD[p.head_dim, p.block_size]
+    stride_xb, stride_xs, stride_xh, _ = grads.q.stride()
+    return {
+        "desc_q": (p.q, tiles.block_m, 0), "desc_k": (p.k, p.block_size, 0), "desc_v": (p.v, p.block_size, 0),
+        "desc_grad": (grad_out, tiles.block_m, 0), "desc_dk": (grads.k, p.block_size, 0),
+        "desc_dv": (grads.v, p.block_size, 0),
+        "GradQ": grads.q, "Scratch": scratch, "Stats": stats, "Turns": turns, "RowOffsets": p.rows.offsets,
+        "Offsets": p.cols.offsets, "Indices": p.cols.indices, "Entries": p.cols.entries, "Counter": p.rows.offsets,
+        "stride_xb": stride_xb, "stride_xs": stride_xs, "stride_xh": stride_xh, "n_rows": p.n_rows, "n_cols": p.n_cols,
+        "n_batch_kv_heads": p.batch * p.num_kv_heads, "num_heads": p.num_heads, "num_kv_heads": p.num_kv_heads,
+        "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
+        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "n_ring": n_ring,
+        "softmax_scale": p.softmax_scale, "D": p.head_dim, "BLOCK_M": tiles.block_m, "BLOCK_SIZE": p.block_size,
+        "STAGES": tiles.stages, "KV_STAGES": tiles.kv_stages, "IS_CAUSAL": p.is_causal,
+        "EVEN_KV": p.kv_len % p.block_size == 0, "PREFETCH": tiles.prefetch, "GATES": tuning.GATES,
+        "HELPER_REGISTERS": tuning.HELPER_REGISTERS,
+    }  # fmt: skip
+
+
+FORWARD_OPTIONS = {"num_warps": 4, "maxnreg": tuning.LAUNCH_REGISTERS}
+BACKWARD_OPTIONS = {"num_warps": 8, "maxnreg": tuning.LAUNCH_REGISTERS}
+PREPARE_OPTIONS = {"num_warps": 4}
+
+
+def key_of(problem: AttentionProblem, index: int) -> tuple[Any, ...]:
+    """All that the arguments of a launch follow from, but for addresses."""
+    p = problem
+    return (
+        index, p.q.dtype, p.q.shape, p.q.stride(), p.k.shape, p.k.stride(), p.v.stride(), p.rows.indices.shape,
+        p.block_size, p.first_row, p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale, p.rates,
+    )  # fmt: skip
+
+
+def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """out and lse of a problem."""
+    p, index = problem, device_index(problem)
+    if index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            return launch_forward(problem)
+    q, k, v = p.q, p.k, p.v
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32, device=q.device)
+    key = ("forward", *key_of(p, index))
+    launch = LAUNCHES.get(key)
+    if launch is None:
+        arguments = forward_arguments(p, out, lse)
+        n_tiles = arguments["n_groups"] * arguments["n_batch_heads"]
+        if not n_tiles:
+            return out, lse
+        grid = min(n_tiles, multiprocessors(index))
+        launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, FORWARD_OPTIONS, grid))
+    assert p.row_schedule is not None
+    launch.run(
+        index,
+        (q, k, v, k, v, out),
+        (
+            lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.row_schedule.data_ptr(),
+            tile_counter(index),
+        ),
+    )  # fmt: skip
+    return out, lse
+
+
+def ring_of_heads(problem: AttentionProblem) -> int:
+    """For how many query heads there are float32 tiles of dq; those that share keys are always there together."""
+    p = problem
+    per_head = p.n_rows * p.block_size * p.head_dim * 4
+    return min(p.batch * p.num_heads, max(p.num_heads // p.num_kv_heads, tuning.SCRATCH_BYTES // per_head))
+
+
+def launch_backward(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> Gradients:
+    """Gradients of a problem."""
+    p, index = problem, device_index(problem)
+    if index != torch.cuda.current_device():
+        with torch.cuda.device(index):
+            return launch_backward(problem, out, lse, grad_out, grad_lse)
+    if (
+        grad_out.stride(3) != 1
+        or any(stride % 8 for stride in grad_out.stride())
+        or grad_out.storage_offset() % 8
+    ):
+        grad_out = grad_out.contiguous()
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
+    grads = Gradients(grad_q, grad_k, grad_v, None)
+    if p.k.numel() == 0:
+        return grads
+    block_m = tuning.BACKWARD[p.head_dim, p.block_size].block_m
+    n_batch_heads, n_ring = p.batch * p.num_heads, ring_of_heads(p)
+    n_steps = n_batch_heads * p.n_rows * (p.block_size // block_m)
+    stats = torch.empty(n_steps * 2 * block_m, dtype=torch.float32, device=p.q.device)
+    turns = torch.empty(n_steps, dtype=torch.int32, device=p.q.device)
+    scratch = torch.empty(
+        n_ring * p.n_rows * p.block_size * p.head_dim, dtype=torch.float32, device=p.q.device
+    )
+    of_lse = lse if grad_lse is None else grad_lse
+    strides = (out.stride(), grad_out.stride(), of_lse.stride())
+    key = ("prepare", *key_of(p, index), *strides, grad_lse is None)
+    launch = LAUNCHES.get(key)
+    if launch is None:
+        arguments = prepare_arguments(p, out, lse, grad_out, grad_lse, stats, turns, grads.q)
+        launch = LAUNCHES.keep(key, Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_steps))
+    launch.run(
+        index,
+        (),
+        (
+            out.data_ptr(), grad_out.data_ptr(), of_lse.data_ptr(), lse.data_ptr(), stats.data_ptr(), turns.data_ptr(),
+            grads.q.data_ptr(), p.rows.offsets.data_ptr(),
+        ),
+    )  # fmt: skip
+    key = ("backward", *key_of(p, index), grad_out.stride(), n_ring)
+    launch = LAUNCHES.get(key)
+    if launch is None:
+        arguments = backward_arguments(p, grad_out, grads, scratch, stats, turns, n_ring)
+        n_tiles = arguments["n_batch_kv_heads"] * p.n_cols
+        grid = min(n_tiles, multiprocessors(index))
+        launch = LAUNCHES.keep(key, Launch(backward_kernel, arguments, BACKWARD_OPTIONS, grid))
+    launch.run(
+        index,
+        (p.q, p.k, p.v, grad_out, grads.k, grads.v),
+        (
+            grads.q.data_ptr(), scratch.data_ptr(), stats.data_ptr(), turns.data_ptr(), p.rows.offsets.data_ptr(),
+            p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), p.cols.entries.data_ptr(), tile_counter(index),
+        ),
+    )  # fmt: skip
+    return grads

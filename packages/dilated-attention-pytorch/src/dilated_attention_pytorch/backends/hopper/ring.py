@@ -1,0 +1,51 @@
+"""The ring of key and value tiles between the loading warp and the two warpgroups of the forward kernel.
+
+Place n of the ring lies in stage n % STAGES. A stage is filled again when both warpgroups have given it back; the
+loading warp gives back for a warpgroup that does not want the tile. There are twice as many `full` barriers as
+stages: a warpgroup may pass over up to STAGES places and still not take the filling before for its own.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+
+@gluon.jit
+def wait_full(full, place, STAGES: gl.constexpr):
+    """Until the tile at `place` is there."""
+    mbarrier.wait(full.index(place % (2 * STAGES)), (place // (2 * STAGES)) & 1)
+
+
+@gluon.jit
+def wait_past(ring, last, place, STAGES: gl.constexpr):
+    """Keep up with a place that is more than STAGES after the last one waited for."""
+    tiles, full, empty = ring
+    while place - last > STAGES:
+        last += STAGES
+        wait_full(full, last, STAGES)
+
+
+@gluon.jit
+def get_tile(ring, place, STAGES: gl.constexpr):
+    """The tile at a place, when it is there."""
+    tiles, full, empty = ring
+    wait_full(full, place, STAGES)
+    return tiles.index(place % STAGES)
+
+
+@gluon.jit
+def give_back(ring, place, STAGES: gl.constexpr):
+    """Give the stage of a place back."""
+    tiles, full, empty = ring
+    mbarrier.arrive(empty.index(place % STAGES), count=1)
+
+
+@gluon.jit
+def pass_over(k_ring, v_ring, place, STAGES: gl.constexpr):
+    """Give back a tile of k and of v that was loaded although nothing of it is visible."""
+    get_tile(k_ring, place, STAGES)
+    give_back(k_ring, place, STAGES)
+    get_tile(v_ring, place, STAGES)
+    give_back(v_ring, place, STAGES)

@@ -1,0 +1,75 @@
+"""Which tile comes next: a counter in global memory, read by one warp and passed on through shared memory.
+
+Rows differ in length (causal, global tokens, chosen from the content), so tiles go to whoever is free, the longest
+first. `Order` holds, for every layout head, the groups of rows in the order of their length, and in its last place
+the number of long groups: those go first for all heads; the others head by head, so that neighbours share k and v
+in the L2 cache.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+COUNT_LANES = gl.constexpr(128)
+
+
+@gluon.jit
+def next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile):
+    """Take the next tile and pass it on to the warpgroups; n_tiles or more when none is left.
+
+    Every lane of the warp adds 1, and the counter counts lanes: an atomic of one lane alone is a branch, after which
+    ptxas takes the warp for converged although it is not. The last program to ask sets the counter back to 0.
+    """
+    slot = i_tile & 1
+    mbarrier.wait(tile_empty.index(slot), ((i_tile >> 1) & 1) ^ 1)
+    seen = gl.inline_asm_elementwise(
+        "{ .reg .b32 t; atom.global.gpu.relaxed.add.u32 t, [$1], 1; shfl.sync.idx.b32 $0, t, 0, 31, 0xffffffff; }",
+        "=r,l", [Counter], dtype=gl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    tile_smem.index(slot).store(gl.full([1], seen // 32, gl.int32, layout=layout))
+    tile = gl.max(tile_smem.index(slot).load(layout), 0)  # what ptxas knows to be the same in all lanes
+    mbarrier.arrive(tile_full.index(slot), count=1)
+    if tile == n_tiles + gl.num_programs(0) - 1:
+        gl.store(Counter, 0)
+    return tile
+
+
+@gluon.jit
+def shared_tile(tile_smem, tile_full, tile_empty, i_tile):
+    """The i-th tile of this program."""
+    slot = i_tile & 1
+    mbarrier.wait(tile_full.index(slot), (i_tile >> 1) & 1)
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    tile = gl.max(tile_smem.index(slot).load(layout), 0)
+    mbarrier.arrive(tile_empty.index(slot), count=1)
+    return tile
+
+
+@gluon.jit
+def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list):
+    """(batch and head, group of rows) of a tile."""
+    n_long = gl.load(Order)
+    n_first = n_long * n_batch_heads
+    batch_head = tile % n_batch_heads
+    rank = tile // n_batch_heads
+    if tile >= n_first:
+        n_rest = n_groups - n_long
+        batch_head = (tile - n_first) // n_rest
+        rank = n_long + (tile - n_first) % n_rest
+    head = batch_head % num_heads
+    return batch_head, gl.load(Order + 1 + (head // heads_per_list) * n_groups + rank)
+
+
+@gluon.jit
+def count_below(Indices, lo, hi, bound):
+    """How many entries of the sorted list are below `bound`: they are its first ones."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    n = 0
+    for e in range(lo, hi, COUNT_LANES):
+        lanes = e + gl.arange(0, COUNT_LANES, layout=layout)
+        index = gl.load(Indices + lanes, mask=lanes < hi, other=2147483647)
+        n += gl.sum((index < bound).to(gl.int32), 0)
+    return n
