@@ -6,43 +6,102 @@ from pathlib import Path
 
 import figures
 
-from attention_bench import report
+from attention_bench import breakeven, documents, report
+from attention_bench.measure import Row
 
 RESULTS = Path(__file__).resolve().parents[2] / "tools" / "attention-bench" / "results"
+# The parts of the page that come with further runs: names of files, heading, what to know.
+PARTS = [
+    (
+        "h200-features*",
+        "Masks, heads and token dilation",
+        "Every feature beside the same case without it. Active blocks count whole: with token dilation the rate stands "
+        "for the time, not for products that were computed.",
+    ),
+    (
+        "h200-breakeven*",
+        "When dense attention is as fast",
+        "The same case from few blocks to all of them, beside dense attention through cuDNN.",
+    ),
+    (
+        "h200-long*",
+        "One very long sequence",
+        "Without a peer. The output is compared with the definition at a few queries.",
+    ),
+    (
+        "h200-host*",
+        "Python time of a call",
+        "On a problem so small that the GPU has nothing to do, by the clock of the host, without waiting for the GPU.",
+    ),
+]
 
 
 def write(markdown: Path, assets: Path) -> None:
     for path in sorted(RESULTS.glob("*.json")):
-        rows, where = report.read_json(str(path))
-        (markdown / f"benchmark-{path.stem}.md").write_text(report.markdown(rows, where), "utf-8")
-        if path.stem != "h200":
+        (markdown / f"benchmark-{path.stem}.md").write_text(documents.markdown(str(path)), "utf-8")
+    rows, where = report.read_json(str(RESULTS / "h200.json"))
+    peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
+    plot(assets, rows, peers, where["device"])
+    (markdown / "benchmark-memory.md").write_text(memory(rows), "utf-8")
+    (markdown / "benchmark-behind.md").write_text(behind(rows, peers), "utf-8")
+    (markdown / "benchmark-more.md").write_text("\n".join(parts()), "utf-8")
+
+
+def plot(assets: Path, rows: list[Row], peers: list[str], device: str) -> None:
+    cases = list(dict.fromkeys(row.case for row in rows))
+    labels = [case.label.replace(" tokens", "") for case in cases]
+    for direction in ("forward", "backward"):
+        series = {peer: [value(rows, case, peer, direction) for case in cases] for peer in peers}
+        title = f"{direction}, TFLOP/s of the active blocks, {device}"
+        figures.grouped(assets / f"{direction}.svg", labels, series, title)
+
+
+def memory(rows: list[Row]) -> str:
+    """Also of the run that is about memory, if there is one."""
+    found = {(row.case, row.peer): row for row in rows}
+    for path in sorted(RESULTS.glob("h200-memory*.json")):
+        found.update({(row.case, row.peer): row for row in report.read_json(str(path))[0]})
+    lines = ["| case | library | above q, k, v and the gradient |", "|---|---|---|"]
+    lines += [
+        f"| {row.case.label} | {row.peer} | {row.peak_bytes / 2**20:,.0f} MiB |"
+        for row in found.values()
+        if row.peak_bytes is not None and not row.dense
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def behind(rows: list[Row], peers: list[str]) -> str:
+    """Where another library has the higher rate."""
+    lines = [
+        f"- {row.case.label}, {direction}: {row.peer} {theirs:.0f}, ours {ours:.0f} TFLOP/s."
+        for direction in ("forward", "backward")
+        for row in rows
+        if row.peer in peers and row.peer != "ours"
+        for ours in [value(rows, row.case, "ours", direction)]
+        for theirs in [value(rows, row.case, row.peer, direction)]
+        if ours is not None and theirs is not None and theirs > ours
+    ]
+    return "\n".join(lines or ["Nowhere in these cases."]) + "\n"
+
+
+def parts() -> list[str]:
+    """Sections of the page; none for what has not been measured."""
+    made = []
+    for name, heading, text in PARTS:
+        paths = sorted(RESULTS.glob(f"{name}.json"))
+        if not paths:
             continue
-        memory = ["| case | library | above q, k, v and the gradient |", "|---|---|---|"]
-        for row in rows:
-            if row.peak_bytes is not None and not row.dense:
-                memory.append(f"| {row.case.label} | {row.peer} | {row.peak_bytes / 2**20:,.0f} MiB |")
-        (markdown / "benchmark-memory.md").write_text("\n".join(memory) + "\n", "utf-8")
-        cases = list(dict.fromkeys(row.case for row in rows))
-        for direction in ("forward", "backward"):
-            series: dict[str, list[float | None]] = {}
-            for peer in ("ours", "flex"):
-                found = {row.case: getattr(row, f"{direction}_tflops") for row in rows if row.peer == peer}
-                series[peer] = [found.get(case) for case in cases]
-            labels = [case.label.replace(" tokens", "") for case in cases]
-            title = f"{direction}, TFLOP/s of the active blocks, {where['device']}"
-            figures.grouped(assets / f"{direction}.svg", labels, series, title)
-        ahead = [
-            f"- {case.label}, {direction}: {theirs:.0f} against {ours:.0f} TFLOP/s."
-            for direction in ("forward", "backward")
-            for case in cases
-            for ours in [value(rows, case, "ours", direction)]
-            for theirs in [value(rows, case, "flex", direction)]
-            if ours is not None and theirs is not None and theirs > ours
-        ]
-        (markdown / "benchmark-behind.md").write_text("\n".join(ahead or ["None."]) + "\n", "utf-8")
+        made += [f"## {heading}\n", f"{text}\n"]
+        for path in paths:
+            if name.startswith("h200-breakeven"):
+                made.append(
+                    "\n".join(breakeven.lines(report.read_json(str(path))[0], "ours", "cudnn")) + "\n"
+                )
+            made.append(documents.markdown(str(path)))
+    return made
 
 
-def value(rows: list, case: object, peer: str, direction: str) -> float | None:
+def value(rows: list[Row], case: object, peer: str, direction: str) -> float | None:
     return next(
         (getattr(row, f"{direction}_tflops") for row in rows if row.case == case and row.peer == peer), None
     )

@@ -18,7 +18,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     found = {
         "python -m dilated_attention_pytorch": core(),
         "migrate-hierarchical": codemod(),
-        "attention-bench": bench.build_parser(),
+        **bench.parsers(),
     }
     for name, parser in list(found.items()):
         for action in parser._actions:

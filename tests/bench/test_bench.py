@@ -1,4 +1,4 @@
-"""The benchmark tool: cases, peers, figures and files."""
+"""The benchmark tool: peers, figures and files."""
 
 from __future__ import annotations
 
@@ -9,33 +9,12 @@ import pytest
 import torch
 
 from attention_bench import cli, plots, report
-from attention_bench.cases import PRESETS, Case
+from attention_bench.cases import Case
 from attention_bench.measure import Row, build, measure
 from attention_bench.peers import PEERS
 
 SMALL = ["--seqlen", "256", "--heads", "2", "--head-dim", "16", "--block", "16", "--density", "0.2"]
 SMALL += ["--dtype", "float32", "--device", "cpu", "--repeat-ms", "1"]
-
-
-def test_case_counts_active_pairs_by_hand() -> None:
-    case = Case(256, 2, 16, 64, 1.0, causal=True)
-    layout = case.layout("cpu")
-    assert case.token_pairs(layout) == case.dense_pairs() == 256 * 257 // 2
-    assert case.flops(10) == 4 * 2 * 10 * 16
-
-
-def test_presets_have_the_cases_of_the_kernel_table() -> None:
-    shapes = {
-        (case.seqlen, case.heads, case.head_dim, case.block, case.density) for case in PRESETS["kernels"]
-    }
-    assert (131072, 16, 128, 128, 0.05) in shapes
-    assert (16384, 16, 128, 128, 0.01) in shapes
-    assert len(shapes) >= 9
-
-
-def test_bad_case_names_the_argument() -> None:
-    with pytest.raises(ValueError, match="kv_heads must divide heads 4, got 3"):
-        Case(256, 4, 16, 64, 0.1, kv_heads=3)
 
 
 def test_run_writes_rows_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,6 +57,42 @@ def test_peer_that_fails_is_a_row_with_its_reason() -> None:
     assert row.refused == "RuntimeError: no such kernel"
 
 
+def test_backward_that_fails_keeps_the_forward_and_says_why() -> None:
+    class Halfway:
+        name, heads_first, dense = "halfway", False, False
+
+        def rejects(self, case: Case, device: str) -> None:
+            return None
+
+        def prepare(self, case: Case, layout: object) -> object:
+            def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+                if q.requires_grad:
+                    raise NotImplementedError("block size 128 only, see /some/folder/kernel.py")
+                return q
+
+            return attend
+
+    case = Case(64, 1, 16, 16, 0.5, dtype="float32")
+    layout, layout_ms = build(case, "cpu")
+    row, _ = measure(Halfway(), case, layout, layout_ms, "cpu", None, 1.0, True)  # type: ignore[arg-type]
+    assert row.refused == "backward: NotImplementedError: block size 128 only, see kernel.py"
+    assert row.forward_ms
+    assert row.backward_ms is None
+
+
+def test_peers_without_token_dilation_say_so(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    dilation = ["--segment-lengths", "32,64", "--token-rates", "1,4", "--forward-only"]
+    peers = ["--peers", "ours", "ours-reference", "flex"]
+    assert cli.main([*SMALL, *dilation, *peers, "--json", str(file)]) == 0
+    rows, _ = report.read_json(str(file))
+    assert rows[1].error is not None
+    assert rows[1].error < 1e-5
+    assert rows[2].refused == "no token dilation: its lists hold whole blocks"
+    assert PEERS["fa4"].rejects(rows[0].case, "cuda") == rows[2].refused
+    assert rows[0].case.label.endswith(", token dilation 32:1 64:4")
+
+
 def test_flex_agrees_with_ours_on_the_same_mask() -> None:
     case = Case(256, 2, 16, 128, 0.5, dtype="float32", causal=True)
     layout, layout_ms = build(case, "cpu")
@@ -102,13 +117,27 @@ def test_json_is_read_back_as_written(tmp_path: Path) -> None:
         (["--heads", "3", "--kv-heads", "2", "--device", "cpu"], "kv_heads must divide heads 3, got 2"),
         (["--block", "48", "--device", "cpu"], "block_size must be one of"),
         (["plot", "missing.json"], "cannot read missing.json"),
-        (["tune"], "needs a CUDA GPU"),
+        (["tune"], "attention-bench tune: needs a CUDA GPU"),
+        (["tune", "--backend", "hopper"], "needs a CUDA GPU"),
+        (["tune", "--backend", "hopper", "--kernels", "dq"], "--kernels dq is not one of the backend hopper"),
+        (["breakeven", "missing.json"], "cannot read missing.json"),
+        (["markdown", "missing.json"], "attention-bench markdown: cannot read missing.json"),
+        (["long", "--density", "2", "--device", "cpu"], "sparsity_ratio must be the fraction of blocks kept"),
+        (
+            ["host", "--segment-lengths", "64", "--device", "cpu"],
+            "segment_lengths and dilation_rates go together",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if arguments == ["tune"] and torch.cuda.is_available():
+    if "needs a CUDA GPU" in message and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_command_explains_itself() -> None:
+    for command, parser in cli.parsers().items():
+        assert parser.format_help().startswith(f"usage: {command} ")

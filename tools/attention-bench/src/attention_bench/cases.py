@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.config import TokenDilation
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PATTERN_RATES = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One attention call; `density` is the share of blocks kept."""
+    """One attention call; `density` is the share of blocks kept.
+
+    `pattern_rates` are those of dilated_sparse, in blocks; None: the powers of two. `segment_lengths` and
+    `dilation_rates` are the token dilation of `block_sparse_attention`; None: every key of a block takes part.
+    """
 
     seqlen: int
     heads: int
@@ -27,12 +33,19 @@ class Case:
     pattern: str = "dilated_sparse"
     causal: bool = False
     dtype: str = "bfloat16"
+    segment_lengths: tuple[int, ...] | None = None
+    dilation_rates: tuple[int, ...] | None = None
+    pattern_rates: tuple[int, ...] | None = PATTERN_RATES
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {self.dtype!r}")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"kv_heads must divide heads {self.heads}, got {self.kv_heads}")
+        for name in ("segment_lengths", "dilation_rates", "pattern_rates"):
+            if isinstance(getattr(self, name), list):  # as JSON has them
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        TokenDilation.from_user(self.segment_lengths, self.dilation_rates, self.block)
 
     @property
     def num_kv_heads(self) -> int:
@@ -40,13 +53,33 @@ class Case:
 
     @property
     def label(self) -> str:
+        return f"{self._sizes()}, {self.density:.2%}{self._features()}"
+
+    @property
+    def label_without_density(self) -> str:
+        return self._sizes() + self._features()
+
+    def _sizes(self) -> str:
+        batch = "" if self.batch == 1 else f"{self.batch} x "
         heads = f"{self.heads}" if self.num_kv_heads == self.heads else f"{self.heads}:{self.num_kv_heads}"
-        causal = " causal" if self.causal else ""
-        return f"{self.seqlen:,} tokens, {heads} x {self.head_dim}, block {self.block}, {self.density:.2%}{causal}"
+        return f"{batch}{self.seqlen:,} tokens, {heads} x {self.head_dim}, block {self.block}"
+
+    def _features(self) -> str:
+        text = " causal" if self.causal else ""
+        if self.pattern != "dilated_sparse":
+            text += f", {self.pattern}"
+        elif self.pattern_rates is None:
+            text += ", rates 1 2 4 and on"
+        elif self.pattern_rates != PATTERN_RATES:
+            text += f", rates {' '.join(map(str, self.pattern_rates))}"
+        if self.segment_lengths is not None and self.dilation_rates is not None:
+            pairs = zip(self.segment_lengths, self.dilation_rates, strict=True)
+            text += ", token dilation " + " ".join(f"{segment}:{rate}" for segment, rate in pairs)
+        return text
 
     def config(self) -> SparsePatternConfig:
-        """The pattern; dilated_sparse with the rates 1, 2, 4, 8."""
-        rates = (1, 2, 4, 8) if self.pattern == "dilated_sparse" else None
+        """The pattern; global_local with one global block."""
+        rates = self.pattern_rates if self.pattern == "dilated_sparse" else None
         global_tokens = self.block if self.pattern == "global_local" else 0
         return SparsePatternConfig(
             self.pattern,  # type: ignore[arg-type]
@@ -59,15 +92,22 @@ class Case:
     def layout(self, device: str) -> BlockLayout:
         return BlockLayout.from_config(self.config(), self.seqlen, causal=self.causal, device=device)
 
-    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v and the gradient of out, (batch, seqlen, heads, head_dim), the same for every peer."""
+    def inputs(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, (batch, seqlen, heads, head_dim), the same for every peer."""
         generator = torch.Generator(device).manual_seed(0)
+        return (
+            self._random(self.heads, device, generator),
+            self._random(self.num_kv_heads, device, generator),
+            self._random(self.num_kv_heads, device, generator),
+        )
 
-        def make(heads: int) -> Tensor:
-            shape = (self.batch, self.seqlen, heads, self.head_dim)
-            return torch.randn(shape, generator=generator, device=device, dtype=DTYPES[self.dtype])
+    def grad_out(self, device: str) -> Tensor:
+        """The gradient of out."""
+        return self._random(self.heads, device, torch.Generator(device).manual_seed(1))
 
-        return make(self.heads), make(self.num_kv_heads), make(self.num_kv_heads), make(self.heads)
+    def _random(self, heads: int, device: str, generator: torch.Generator) -> Tensor:
+        shape = (self.batch, self.seqlen, heads, self.head_dim)
+        return torch.randn(shape, generator=generator, device=device, dtype=DTYPES[self.dtype])
 
     def token_pairs(self, layout: BlockLayout) -> int:
         """Query-key pairs in active blocks of one head; the diagonal blocks of a causal case count half."""
@@ -83,27 +123,12 @@ class Case:
         return self.seqlen * (self.seqlen + 1) // 2 if self.causal else self.seqlen**2
 
     def flops(self, pairs: int) -> int:
-        """Of the forward; the backward counts 2.5 times as many."""
+        """Of the forward; the backward counts 2.5 times as many.
+
+        Active blocks count whole: keys that a token dilation drops count all the same, so that the rate of a case
+        with token dilation stands for the time it saves and not for products that were computed.
+        """
         return 4 * self.batch * self.heads * pairs * self.head_dim
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-KERNELS = [
-    Case(131072, 16, 128, 128, 0.05),
-    Case(131072, 16, 128, 128, 0.01),
-    Case(131072, 16, 128, 64, 0.05),
-    Case(131072, 16, 128, 64, 0.01),
-    Case(131072, 32, 64, 128, 0.05),
-    Case(131072, 32, 64, 128, 0.01),
-    Case(131072, 32, 64, 64, 0.05),
-    Case(131072, 8, 64, 128, 0.01),
-    Case(16384, 16, 128, 128, 0.05),
-    Case(16384, 16, 128, 128, 0.01),
-]
-PRESETS = {
-    "kernels": KERNELS,
-    "cpu": [Case(16384, 4, 64, 64, 0.02, dtype="float32")],
-    "quick": [Case(2048, 2, 64, 64, 0.1, dtype="float32")],
-}

@@ -1,148 +1,101 @@
-"""The command line: attention-bench [run] | plot | markdown | tune."""
+"""The command line: attention-bench [run] | plot | markdown | breakeven | long | host | determinism | tune."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import shlex
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-import torch
-from rich.console import Console
+from . import breakeven, determinism, documents, host, long, plots, report, run, tune
+from .options import Unusable
 
-from . import measure, plots, report, tune
-from .cases import DTYPES, PRESETS, Case
-from .peers import PEERS
-
-DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
+Read = TypeVar("Read")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="attention-bench",
-        description="Time block-sparse attention libraries in one run and on one mask.",
-        epilog="Other commands: `attention-bench plot FILE.json` draws the figures of a run, "
-        "`attention-bench markdown FILE.json` prints them as a table, "
-        "`attention-bench tune` finds the fastest tiles of the Triton kernels on this GPU.",
-    )
-    parser.add_argument(
-        "--preset", choices=PRESETS, help="a list of cases (default: kernels on a GPU, cpu elsewhere)"
-    )
-    parser.add_argument(
-        "--peers", nargs="+", choices=PEERS, help="default: ours, flex and fa4 or, on a CPU, sdpa"
-    )
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU, if there is one")
-    parser.add_argument(
-        "--seqlen", type=int, help="tokens; this and the following make one case of their own"
-    )
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--heads", type=int)
-    parser.add_argument("--kv-heads", type=int)
-    parser.add_argument("--head-dim", type=int)
-    parser.add_argument("--block", type=int, help="tokens per block side")
-    parser.add_argument("--density", type=float, help="share of blocks kept")
-    parser.add_argument("--pattern", choices=("dilated_sparse", "local_window", "global_local"))
-    parser.add_argument("--dtype", choices=DTYPES)
-    parser.add_argument("--causal", action="store_true", default=None)
-    parser.add_argument("--forward-only", action="store_true", help="no backward, no memory")
-    parser.add_argument(
-        "--repeat-ms", type=float, default=60.0, help="time spent on each figure (default 60)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all figures with device, versions and date")
+def read(file: str, reader: Callable[[str], Read]) -> Read:
+    """What `reader` makes of a file."""
+    try:
+        return reader(file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unusable(f"cannot read {file}: {error}") from error
+
+
+def file_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"attention-bench {command}", description=description)
+    parser.add_argument("file", help="JSON written by attention-bench --json")
     return parser
 
 
 def build_plot_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="attention-bench plot", description="Draw the figures of a run.")
-    parser.add_argument("file", help="JSON written by attention-bench --json")
+    parser = file_parser("plot", "Draw the figures of a run.")
     parser.add_argument("--output", default="benchmark-plots", help="folder for the pictures")
     return parser
 
 
-def chosen_cases(options: argparse.Namespace, device: str) -> list[Case]:
-    """The preset's cases; with a shape option one case, the preset's first one with the options given."""
-    preset = PRESETS[options.preset or ("kernels" if device == "cuda" else "cpu")]
-    fields = (
-        "seqlen",
-        "batch",
-        "heads",
-        "kv_heads",
-        "head_dim",
-        "block",
-        "density",
-        "pattern",
-        "dtype",
-        "causal",
-    )
-    given = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
-    return [dataclasses.replace(preset[0], **given)] if given else preset
+def build_markdown_parser() -> argparse.ArgumentParser:
+    return file_parser("markdown", "Print the figures of run, long or host as a table.")
 
 
-def run(arguments: list[str]) -> int:
-    options = build_parser().parse_args(arguments)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        print("attention-bench: --device cuda, but torch sees no GPU; use --device cpu", file=sys.stderr)
-        return 2
-    try:
-        cases = chosen_cases(options, device)
-        for case in cases:
-            case.config()
-    except ValueError as error:
-        print(f"attention-bench: {error}", file=sys.stderr)
-        return 2
-    rows = []
-    for case in cases:
-        layout, layout_ms = measure.build(case, device)
-        expected = None
-        for name in options.peers or DEFAULT_PEERS[device]:
-            row, expected = measure.measure(
-                PEERS[name],
-                case,
-                layout,
-                layout_ms,
-                device,
-                expected,
-                options.repeat_ms,
-                not options.forward_only,
-            )
-            measure.free(device)
-            rows.append(row)
-            print(report.line(row), flush=True)
-            if options.json:
-                command = [Path(each).name if each == options.json else each for each in arguments]
-                where = report.environment(device, shlex.join(["attention-bench", *command]))
-                report.write_json(options.json, rows, where)
-    Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
+def build_breakeven_parser() -> argparse.ArgumentParser:
+    parser = file_parser("breakeven", breakeven.__doc__ or "")
+    parser.add_argument("--peer", default="ours", help="default: ours")
+    parser.add_argument("--dense", default="cudnn", help="the dense peer (default: cudnn)")
+    return parser
+
+
+def plot(arguments: list[str]) -> int:
+    given = build_plot_parser().parse_args(arguments)
+    rows, where = read(given.file, report.read_json)
+    for path in plots.plot(rows, where, given.output):
+        print(path)
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0; 2 on bad usage."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["tune"]:
-        return tune.main(arguments[1:])
-    if arguments[:1] == ["markdown"]:
-        parser = argparse.ArgumentParser(
-            prog="attention-bench markdown", description="Print a run as a table."
+def markdown(arguments: list[str]) -> int:
+    given = build_markdown_parser().parse_args(arguments)
+    print(read(given.file, documents.markdown), end="")
+    return 0
+
+
+def find_breakeven(arguments: list[str]) -> int:
+    given = build_breakeven_parser().parse_args(arguments)
+    rows, _ = read(given.file, report.read_json)
+    lines = breakeven.lines(rows, given.peer, given.dense)
+    if not lines:
+        raise Unusable(
+            f"{given.file} has no case at several densities with the peers {given.peer}, {given.dense}"
         )
-        parser.add_argument("file", help="JSON written by attention-bench --json")
-        file = parser.parse_args(arguments[1:]).file
-        try:
-            print(report.markdown(*report.read_json(file)), end="")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"attention-bench markdown: cannot read {file}: {error}", file=sys.stderr)
-            return 2
-        return 0
-    if arguments[:1] == ["plot"]:
-        options = build_plot_parser().parse_args(arguments[1:])
-        try:
-            rows, where = report.read_json(options.file)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"attention-bench plot: cannot read {options.file}: {error}", file=sys.stderr)
-            return 2
-        for path in plots.plot(rows, where, options.output):
-            print(path)
-        return 0
-    return run(arguments[1:] if arguments[:1] == ["run"] else arguments)
+    print("\n".join(lines))
+    return 0
+
+
+Command = tuple[Callable[[], argparse.ArgumentParser], Callable[[list[str]], int]]
+COMMANDS: dict[str, Command] = {
+    "run": (run.build_parser, run.main),
+    "plot": (build_plot_parser, plot),
+    "markdown": (build_markdown_parser, markdown),
+    "breakeven": (build_breakeven_parser, find_breakeven),
+    "long": (long.build_parser, long.main),
+    "host": (host.build_parser, host.main),
+    "determinism": (determinism.build_parser, determinism.main),
+    "tune": (tune.build_parser, tune.main),
+}
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command, by how it is called."""
+    made = [build() for build, _ in COMMANDS.values()]
+    return {parser.prog: parser for parser in made}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0; 1 when a check fails; 2 on bad usage."""
+    given: list[Any] = sys.argv[1:] if arguments is None else arguments
+    name, others = (given[0], given[1:]) if given and given[0] in COMMANDS else ("run", given)
+    build, command = COMMANDS[name]
+    try:
+        return command(others)
+    except Unusable as error:
+        print(f"{build().prog}: {error}", file=sys.stderr)
+        return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -55,8 +56,10 @@ def synchronize(device: str) -> None:
 
 
 def one_line(error: Exception) -> str:
+    """The beginning of a message, without the folders of this machine."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160] if text else ''}"
+    first = re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/", "", text[0]) if text else ""
+    return f"{type(error).__name__}: {first[:160]}"
 
 
 def build(case: Case, device: str) -> tuple[BlockLayout, float]:
@@ -85,7 +88,7 @@ def measure(
     if row.refused is not None:
         return row, expected
     try:
-        q, k, v, grad = case.tensors(device)
+        (q, k, v), grad = case.inputs(device), case.grad_out(device)
         if peer.heads_first:
             q, k, v, grad = (x.transpose(1, 2).contiguous() for x in (q, k, v, grad))
         start = time.perf_counter()
@@ -107,12 +110,16 @@ def measure(
             del out, mine
         row.forward_ms = median_ms(forward, device, repeat_ms)
         row.forward_tflops = flops / row.forward_ms / 1e9
-        if with_backward:
+    except Exception as error:  # a peer that fails is a row of the table, not the end of the run
+        row.refused = one_line(error)
+        return row, expected
+    if with_backward:
+        try:
             for tensor in (q, k, v):
                 tensor.requires_grad_()  # only now: some peers refuse inputs that will need a backward
             time_backward(row, lambda: attend(q, k, v), (q, k, v), grad, flops, device, repeat_ms)
-    except Exception as error:  # a peer that fails is a row of the table, not the end of the run
-        row.refused = one_line(error)
+        except Exception as error:  # the figures of the forward stay
+            row.refused = f"backward: {one_line(error)}"
     return row, expected
 
 

@@ -2,89 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import shutil
-import subprocess
-from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
+from . import files
 from .cases import Case
+from .environment import footnote
 from .measure import Row
-
-PACKAGES = ("torch", "triton", "flash-attn-4", "nvidia-cudnn-cu13", "numpy")
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def driver() -> str | None:
-    """Version of the NVIDIA driver."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.splitlines()[0].strip() if done.stdout else None
-
-
-def processor() -> str:
-    """Name of the CPU."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def environment(device: str, command: str) -> dict[str, Any]:
-    """Where and when figures were measured."""
-    import dilated_attention_pytorch
-
-    cuda = device == "cuda"
-    return {
-        "device": torch.cuda.get_device_name() if cuda else processor(),
-        "threads": None if cuda else torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "driver": driver() if cuda else None,
-        "versions": {
-            "dilated-attention-pytorch": dilated_attention_pytorch.__version__,
-            **{package: installed(package) for package in PACKAGES},
-        },
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "command": command,
-    }
 
 
 def write_json(path: str, rows: list[Row], where: dict[str, Any]) -> None:
     """Write all figures; the file is whole or not there."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(".partial")
-    scratch.write_text(
-        json.dumps({"environment": where, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"
-    )
-    scratch.replace(target)
+    files.write(path, files.RUN, rows, where)
 
 
 def read_json(path: str) -> tuple[list[Row], dict[str, Any]]:
     """The inverse of `write_json`."""
-    content = json.loads(Path(path).read_text())
-    rows = [Row(**{**row, "case": Case(**row["case"])}) for row in content["rows"]]
-    return rows, content["environment"]
+    rows, where = files.read_kind(path, files.RUN)
+    return [Row(**{**row, "case": Case(**row["case"])}) for row in rows], where
 
 
 def number(value: float | None, form: str) -> str:
@@ -104,7 +40,6 @@ def markdown(rows: list[Row], where: dict[str, Any]) -> str:
     """A table for a document: one line per case, the peers beside each other."""
     peers = list(dict.fromkeys(row.peer for row in rows))
     names = {row.peer: row.peer + (", dense" if row.dense else "") for row in rows}
-    versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items() if value)
     lines = [
         "| case | " + " | ".join(names[peer] for peer in peers) + " |",
         "|---|" + "---|" * len(peers),
@@ -125,10 +60,7 @@ def markdown(rows: list[Row], where: dict[str, Any]) -> str:
                 )
             )
         lines.append(f"| {case.label} | " + " | ".join(cells) + " |")
-    threads = f", {where['threads']} threads" if where.get("threads") else ""
-    lines.append("")
-    lines.append(f"*{where['device']}{threads}, {where['date']}; {versions}; `{where['command']}`.*")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + footnote(where)
 
 
 def table(rows: list[Row]) -> Table:

@@ -28,6 +28,8 @@ class FlashAttention4:
     def rejects(self, case: Case, device: str) -> str | None:
         if device != "cuda":
             return "needs a CUDA device"
+        if case.segment_lengths is not None:
+            return "no token dilation: its lists hold whole blocks"
         if case.causal:
             return "its causal flag and a block-sparse mask are not combined here"
         try:

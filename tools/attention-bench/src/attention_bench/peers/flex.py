@@ -16,6 +16,8 @@ class Flex:
     dense = False
 
     def rejects(self, case: Case, device: str) -> str | None:
+        if case.segment_lengths is not None:
+            return "no token dilation: its lists hold whole blocks"
         return None
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:

@@ -1,0 +1,76 @@
+"""Candidates of the Hopper kernels, without the GPU that would time them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from attention_bench import tune_hopper
+from attention_bench.tune_hopper import candidates, replaced, search, written
+from dilated_attention_pytorch.backends.hopper import tuning
+from dilated_attention_pytorch.backends.hopper.tuning import BackwardTiles, ForwardTiles
+
+SHAPES = [(kernel, dim, block) for kernel in tune_hopper.KERNELS for dim in (64, 128) for block in (64, 128)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_candidates_begin_with_the_entry_of_the_table(shape: tuple[str, int, int]) -> None:
+    found = candidates(shape)
+    assert found[0] == tune_hopper.table_of(shape)[shape[1:]]
+    assert len(found) == len(set(found)) > 1
+
+
+def test_candidates_fit_the_shared_memory() -> None:
+    # q takes 32 KiB, a stage of k and v 64 KiB: three fit 227 KiB
+    assert {tiles.stages for tiles in candidates(("forward", 128, 128))} == {2, 3}
+    assert max(tiles.stages for tiles in candidates(("forward", 64, 64))) == 8
+    assert {tiles.block_m for tiles in candidates(("backward", 64, 64))} == {64}
+    assert {(tiles.block_m, tiles.kv_stages) for tiles in candidates(("backward", 64, 128))} == {
+        (64, 1), (64, 2), (128, 1), (128, 2)
+    }  # fmt: skip
+
+
+def test_tiles_are_written_as_in_the_table() -> None:
+    for shape in SHAPES:
+        for tiles in candidates(shape):
+            assert eval(written(tiles)) == tiles
+    assert written(BackwardTiles(64, 3, 1)) == "BackwardTiles(64, 3, 1)"
+    assert written(BackwardTiles(64, 3, 1, prefetch=False)) == "BackwardTiles(64, 3, 1, prefetch=False)"
+
+
+@pytest.mark.parametrize("key", [(128, 128), (96, 128)])
+def test_table_is_restored_when_a_candidate_fails(key: tuple[int, int]) -> None:
+    pytest.importorskip("triton.experimental.gluon")
+    before = dict(tuning.FORWARD)
+
+    def fail() -> None:
+        with replaced(("forward", *key), ForwardTiles(8)):
+            assert tuning.FORWARD[key] == ForwardTiles(8)
+            raise RuntimeError("out of resources")
+
+    with pytest.raises(RuntimeError, match="out of resources"):
+        fail()
+    assert before == tuning.FORWARD
+
+
+def test_search_prints_why_a_candidate_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    def time(tiles: object) -> float:
+        if tiles == ForwardTiles(4):
+            raise RuntimeError("out of resource: shared memory\nand more")
+        return {ForwardTiles(2): 2.0, ForwardTiles(3): 1.0}[tiles]  # type: ignore[index]
+
+    tried = [ForwardTiles(stages) for stages in (2, 3, 4, 5)]
+    failures = {ForwardTiles(5): "RuntimeError: does not compile"}
+    timed = search(("forward", 64, 64), tried, failures, time)
+    assert timed == [(1.0, ForwardTiles(3)), (2.0, ForwardTiles(2))]
+    assert capsys.readouterr().out.splitlines() == [
+        "('forward', 64, 64) ForwardTiles(4): RuntimeError: out of resource: shared memory",
+        "('forward', 64, 64) ForwardTiles(5): RuntimeError: does not compile",
+    ]
+
+
+def test_wrong_result_is_not_timed() -> None:
+    good = (torch.ones(4), torch.ones(4))
+    tune_hopper.check(good, good)
+    with pytest.raises(RuntimeError, match=r"result 1 is off by 1\.0e\+00"):
+        tune_hopper.check((good[0], torch.zeros(4)), good)

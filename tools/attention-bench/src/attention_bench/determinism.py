@@ -1,0 +1,83 @@
+"""Runs one call again and again and compares everything bit by bit: `attention-bench determinism`."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import BlockLayout, block_sparse_attention
+
+from . import options
+from .cases import Case
+
+BASE = {"cuda": Case(16384, 16, 128, 128, 0.05), "cpu": Case(2048, 2, 64, 64, 0.1, dtype="float32")}
+NAMES = ("out", "lse", "dq", "dk", "dv")
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(x: Tensor) -> Tensor:
+    return x.view(INTEGERS[x.element_size()])
+
+
+def first_difference(name: str, first: Tensor, other: Tensor) -> str | None:
+    """Where two results differ, in words; None if they are equal to the bit."""
+    differs = bits(first) != bits(other)
+    count = int(differs.sum())
+    if not count:
+        return None
+    place = tuple(differs.nonzero()[0].tolist())
+    return (
+        f"{name} differs in {count:,} of {differs.numel():,} elements, first at {list(place)}: "
+        f"{first[place].item()!r} and {other[place].item()!r}"
+    )
+
+
+def results(case: Case, layout: BlockLayout, device: str, backend: str | None) -> tuple[Tensor, ...]:
+    """out, lse and the gradients of one run."""
+    q, k, v = (x.requires_grad_() for x in case.inputs(device))
+    out, lse = block_sparse_attention(
+        q, k, v, layout, is_causal=case.causal, segment_lengths=case.segment_lengths,
+        dilation_rates=case.dilation_rates, return_lse=True, backend=backend,
+    )  # fmt: skip
+    grads = torch.autograd.grad(out, (q, k, v), case.grad_out(device))
+    return out.detach(), lse.detach(), *grads
+
+
+def compare(case: Case, device: str, runs: int, backend: str | None) -> str | None:
+    """What differs first between the first run and a later one; None if nothing does."""
+    layout = case.layout(device)
+    first = results(case, layout, device, backend)
+    for run in range(2, runs + 1):
+        others = results(case, layout, device, backend)
+        for name, a, b in zip(NAMES, first, others, strict=True):
+            found = first_difference(name, a, b)
+            if found is not None:
+                return f"run {run} of {runs}: {found}"
+    return None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attention-bench determinism", description=f"{__doc__} Exit status 1 when something differs."
+    )
+    options.add_device(parser)
+    options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
+    parser.add_argument("--runs", type=options.positive, default=20, help="forward and backward (default 20)")
+    parser.add_argument("--backend", help="default: the library's choice")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0, or 1 when something differs."""
+    given = build_parser().parse_args(arguments)
+    device = options.device_of(given)
+    case = options.case_of(given, BASE[device])
+    try:
+        found = compare(case, device, given.runs, given.backend)
+    except ValueError as error:  # the backend cannot serve the case
+        raise options.Unusable(str(error)) from error
+    equal = f"ok, {given.runs} runs of {', '.join(NAMES)} are equal to the bit"
+    print(f"{case.label}: {equal if found is None else found}")
+    return 0 if found is None else 1

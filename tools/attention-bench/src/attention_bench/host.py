@@ -1,0 +1,136 @@
+"""Python time of a call, on a problem so small that the GPU has nothing to do: `attention-bench host`.
+
+A thousand calls are timed by the clock of the host, without waiting for the GPU in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import files, options
+from .cases import Case
+from .environment import environment, footnote
+from .measure import build, free, one_line, synchronize
+from .peers import PEERS, Peer
+
+KIND = "host"
+BASE = Case(1024, 4, 64, 64, 0.1)
+
+
+@dataclass
+class HostRow:
+    """Time per call in microseconds, each the median of several repeats; None where it was not measured."""
+
+    peer: str
+    case: Case
+    calls: int
+    repeats: int
+    forward_us: float | None = None  # without gradients
+    forward_grad_us: float | None = None  # of inputs that will need a backward
+    backward_us: float | None = None
+    refused: str | None = None
+
+
+def call_us(call: Callable[[], object], device: str, calls: int, repeats: int) -> float:
+    """Median over the repeats of the time per call."""
+    for _ in range(min(calls, 10)):
+        call()
+    synchronize(device)
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            call()
+        taken.append((time.perf_counter_ns() - start) / calls / 1000)
+        synchronize(device)
+    return statistics.median(taken)
+
+
+def measure(peer: Peer, case: Case, device: str, calls: int, repeats: int) -> HostRow:
+    """The row of one peer."""
+    row = HostRow(peer.name, case, calls, repeats)
+    row.refused = peer.rejects(case, device)
+    if row.refused is not None:
+        return row
+    try:
+        layout, _ = build(case, device)
+        (q, k, v), grad = case.inputs(device), case.grad_out(device)
+        if peer.heads_first:
+            q, k, v, grad = (x.transpose(1, 2).contiguous() for x in (q, k, v, grad))
+        attend = peer.prepare(case, layout)
+        with torch.no_grad():
+            row.forward_us = call_us(lambda: attend(q, k, v), device, calls, repeats)
+        for tensor in (q, k, v):
+            tensor.requires_grad_()
+        row.forward_grad_us = call_us(lambda: attend(q, k, v), device, calls, repeats)
+        out = attend(q, k, v)
+        row.backward_us = call_us(
+            lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), device, calls, repeats
+        )
+    except Exception as error:  # a peer that fails is a row of the table
+        row.refused = one_line(error)
+    return row
+
+
+def read_json(path: str) -> tuple[list[HostRow], dict[str, Any]]:
+    rows, where = files.read_kind(path, KIND)
+    return [HostRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+
+
+def microseconds(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.1f} us"
+
+
+def markdown(rows: list[HostRow], where: dict[str, Any]) -> str:
+    """A table for a document."""
+    lines = ["| case | library | forward | forward with gradients | backward |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = (row.forward_us, row.forward_grad_us, row.backward_us)
+        lines.append(f"| {row.case.label} | {row.peer} | " + " | ".join(map(microseconds, cells)) + " |")
+    return "\n".join(lines) + "\n\n" + footnote(where)
+
+
+def line(row: HostRow) -> str:
+    return (
+        f"{row.case.label}: {row.peer} forward {microseconds(row.forward_us)}, with gradients "
+        f"{microseconds(row.forward_grad_us)}, backward {microseconds(row.backward_us)} a call"
+        + (f", refused: {row.refused}" if row.refused else "")
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="attention-bench host", description=__doc__)
+    options.add_device(parser)
+    options.add_case(parser, f"default: {BASE.label}, bfloat16 or, on a CPU, float32")
+    parser.add_argument(
+        "--peers", nargs="+", choices=PEERS, metavar="PEER", default=["ours"], help="default: ours"
+    )
+    parser.add_argument("--calls", type=options.positive, default=1000, help="in a repeat (default 1000)")
+    parser.add_argument(
+        "--repeats", type=options.positive, default=5, help="of which the median counts (default 5)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures with device, versions and date")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    device = options.device_of(given)
+    case = options.case_of(given, options.for_device(BASE, device))
+    rows = []
+    for name in given.peers:
+        rows.append(measure(PEERS[name], case, device, given.calls, given.repeats))
+        free(device)
+        print(line(rows[-1]), flush=True)
+    if given.json:
+        command = options.command_line(parser.prog, arguments, given.json)
+        files.write(given.json, KIND, rows, environment(device, command))
+    return 0

@@ -1,0 +1,87 @@
+"""Times peers on cases: `attention-bench [run]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from rich.console import Console
+
+from . import measure, options, report
+from .cases import Case
+from .environment import environment
+from .peers import PEERS
+from .presets import PRESETS
+
+DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
+EPILOG = """\
+other commands: plot and markdown show the figures of a file; breakeven finds the density at which dense attention
+is as fast; long times one problem as large as the GPU holds; host times the Python of a call; determinism compares
+runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="attention-bench",
+        description="Time block-sparse attention libraries in one run and on one mask.",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        choices=PRESETS,
+        metavar="NAME",
+        help=f"lists of cases: {', '.join(PRESETS)} (default: kernels on a GPU, cpu elsewhere)",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        metavar="PEER",
+        help=f"of {', '.join(PEERS)} (default: ours, flex and fa4 or, on a CPU, sdpa)",
+    )
+    options.add_device(parser)
+    options.add_case(parser, "this and the following make one case of their own, from the preset's first one")
+    parser.add_argument("--forward-only", action="store_true", help="no backward, no memory")
+    parser.add_argument(
+        "--repeat-ms", type=float, default=60.0, help="time spent on each figure (default 60)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures with device, versions and date")
+    return parser
+
+
+def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
+    """The cases of the presets; with a shape option one case, the first of them with the options given."""
+    names = given.preset or ["kernels" if device == "cuda" else "cpu"]
+    cases = list(dict.fromkeys(case for name in names for case in PRESETS[name]))
+    return [options.case_of(given, cases[0])] if options.has_case(given) else cases
+
+
+def main(arguments: list[str]) -> int:
+    given = build_parser().parse_args(arguments)
+    device = options.device_of(given)
+    rows = []
+    command = options.command_line("attention-bench", arguments, given.json)
+    for case in chosen_cases(given, device):
+        layout, layout_ms = measure.build(case, device)
+        expected: torch.Tensor | None = None
+        for name in given.peers or DEFAULT_PEERS[device]:
+            row, expected = measure.measure(
+                PEERS[name],
+                case,
+                layout,
+                layout_ms,
+                device,
+                expected,
+                given.repeat_ms,
+                not given.forward_only,
+            )
+            measure.free(device)
+            rows.append(row)
+            print(report.line(row), flush=True)
+            if given.json:
+                report.write_json(given.json, rows, environment(device, command))
+    Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
+    return 0

@@ -1,0 +1,201 @@
+"""Candidates for the tiles of the Hopper kernels, and their times; lines for `backends/hopper/tuning.py`.
+
+A candidate takes the place of the table's entry while it is compiled and timed. One whose result is not that of the
+entry is not timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, astuple, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch.backends.hopper import HOPPER, tuning
+from dilated_attention_pytorch.backends.hopper.tuning import BackwardTiles, ForwardTiles
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+
+from .measure import one_line
+from .problem import Shape, make
+
+KERNELS = ("forward", "backward")
+STAGES = tuple(range(2, 9))
+SHARED_KIB = 228  # of a multiprocessor; each program on it needs 1 KiB beside its own
+BARRIERS = 512  # bytes, about what all small allocations of a kernel take
+FLOPS = {"forward": 4, "backward": 10}  # per pair and element of head_dim
+TOLERANCE = 0.01  # relative; results differ in rounding only
+Tiles = ForwardTiles | BackwardTiles
+
+
+def table_of(shape: Shape) -> dict[tuple[int, int], Any]:
+    return tuning.FORWARD if shape[0] == "forward" else tuning.BACKWARD
+
+
+def choices(name: str, block: int) -> tuple[Any, ...]:
+    """Values worth trying of one field of the tiles; none of an unknown field, which keeps its default."""
+    flags: tuple[Any, ...] = (True, False)
+    return {
+        "stages": STAGES,
+        "ahead": flags if block == 128 else (),  # block size 64 has one way only
+        "unroll": (1, 2, 4),
+        "block_m": tuple(side for side in (64, 128) if side <= block),
+        "kv_stages": (1, 2),
+        "prefetch": flags,
+    }.get(name, ())
+
+
+def shared_bytes(tiles: Tiles, head_dim: int, block: int) -> int:
+    """Shared memory of a program."""
+    keys = 2 * block * head_dim * 2  # k and v
+    if isinstance(tiles, ForwardTiles):
+        return 128 * head_dim * 2 + tiles.stages * keys + BARRIERS
+    step, scores = 2 * tiles.block_m * (head_dim * 2 + 4), block * tiles.block_m * 2
+    return tiles.stages * step + tiles.kv_stages * keys + scores + BARRIERS
+
+
+def candidates(shape: Shape) -> list[Tiles]:
+    """Tiles worth timing for one kernel, the table's entry first."""
+    kernel, head_dim, block = shape
+    kind: Any = ForwardTiles if kernel == "forward" else BackwardTiles
+    programs = 1 if kernel == "forward" else tuning.BACKWARD_PROGRAMS[block]
+    names = [field.name for field in fields(kind) if choices(field.name, block)]
+    every = itertools.product(*(choices(name, block) for name in names))
+    found = [kind(**dict(zip(names, values, strict=True))) for values in every]
+    limit = (SHARED_KIB // programs - 1) * 1024
+    fitting = [tiles for tiles in found if shared_bytes(tiles, head_dim, block) <= limit]
+    now = table_of(shape).get((head_dim, block))
+    return fitting if now is None else [now, *(tiles for tiles in fitting if tiles != now)]
+
+
+def written(tiles: Tiles) -> str:
+    """As in the table: numbers by place, flags by name where they are not the default."""
+    parts = []
+    for field in fields(tiles):
+        value = getattr(tiles, field.name)
+        if field.default is MISSING:
+            parts.append(str(value))
+        elif value != field.default:
+            parts.append(f"{field.name}={value}")
+    return f"{type(tiles).__name__}({', '.join(parts)})"
+
+
+@contextlib.contextmanager
+def replaced(shape: Shape, tiles: Tiles) -> Iterator[None]:
+    """The table holds `tiles` for as long as this lasts."""
+    from dilated_attention_pytorch.backends.hopper.kernel import clear_caches
+
+    table, key = table_of(shape), shape[1:]
+    before = table.get(key)
+    table[key] = tiles
+    clear_caches()
+    try:
+        yield
+    finally:
+        if before is None:
+            del table[key]
+        else:
+            table[key] = before
+        clear_caches()
+
+
+def call_of(kernel: str, problem: AttentionProblem) -> Callable[[], tuple[Tensor, ...]]:
+    """What is timed, and compared with the result of other tiles."""
+    if kernel == "forward":
+        return lambda: HOPPER.forward(problem)
+    out, lse = HOPPER.forward(problem)
+    grad_out = torch.randn_like(out)
+
+    def backward() -> tuple[Tensor, ...]:
+        return HOPPER.backward(problem, out, lse, grad_out, None)[:3]
+
+    return backward
+
+
+def compile_one(work: tuple[Shape, Tiles]) -> str | None:
+    """Run a candidate once on a small problem, so that what it compiles to is on the disk; why that fails, or None."""
+    shape, tiles = work
+    try:
+        problem = make(shape, 16 * shape[2], 0.2)
+        with replaced(shape, tiles):
+            call_of(shape[0], problem)()
+            torch.cuda.synchronize()
+    except Exception as error:
+        return one_line(error)
+    return None
+
+
+def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        off = float((a.float() - b.float()).norm() / b.float().norm())
+        if not off <= TOLERANCE:
+            raise RuntimeError(f"result {i} is off by {off:.1e}")
+
+
+def time_one(shape: Shape, call: Callable[[], tuple[Tensor, ...]], tiles: Tiles, expected: Any) -> float:
+    """ms of a candidate."""
+    from triton.testing import do_bench
+
+    with replaced(shape, tiles):
+        if expected is not None:
+            check(call(), expected)
+        return float(do_bench(call, warmup=10, rep=50, return_mode="median"))
+
+
+def search(
+    shape: Shape, tried: list[Tiles], failures: dict[Tiles, str], time: Callable[[Tiles], float]
+) -> list[tuple[float, Tiles]]:
+    """Times of the candidates that run, the fastest first; prints why the others do not."""
+    timed = []
+    for tiles in tried:
+        failure = failures.get(tiles)
+        if failure is None:
+            try:
+                timed.append((time(tiles), tiles))
+            except Exception as error:  # a candidate that fails is a line of the output
+                failure = one_line(error)
+        if failure is not None:
+            print(f"{shape} {written(tiles)}: {failure}", flush=True)
+    return sorted(timed, key=lambda item: item[0])
+
+
+def tune_shape(shape: Shape, problem: AttentionProblem, failures: dict[Tiles, str]) -> dict[str, Any]:
+    """Time the candidates of one kernel and print the fastest, ready for the table."""
+    tried = candidates(shape)
+    call = call_of(shape[0], problem)
+    expected = None if tried[0] in failures else call()
+    timed = search(shape, tried, failures, lambda tiles: time_one(shape, call, tiles, expected))
+    pairs = problem.rows.indices.numel() * shape[2] ** 2
+    flops = FLOPS[shape[0]] * problem.num_heads * pairs * shape[1]
+    print(f"# {shape[0]}", flush=True)
+    for ms, tiles in timed[:4]:
+        now = ", in the table now" if tiles == table_of(shape).get(shape[1:]) else ""
+        speed = f"{ms:.3f} ms, {flops / ms / 1e9:.0f} TFLOP/s"
+        print(f"    {shape[1:]}: {written(tiles)},  # {speed}{now}", flush=True)
+    return {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}
+
+
+def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path: str | None) -> None:
+    work = [(shape, tiles) for shape in shapes for tiles in candidates(shape)]
+    print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        reasons = dict(zip(work, pool.map(compile_one, work, chunksize=1), strict=True))
+    results = []
+    for shape in shapes:
+        problem = make(shape, seqlen, density)
+        why_not = HOPPER.rejects(problem)
+        if why_not is not None:
+            print(f"{shape}: {why_not}", flush=True)
+            continue
+        failures = {
+            tiles: why for (other, tiles), why in reasons.items() if other == shape and why is not None
+        }
+        results.append(tune_shape(shape, problem, failures))
+    if path is not None:
+        Path(path).write_text(json.dumps(results, indent=1))
