@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import dilated_attention_pytorch.backends.hopper as hopper_backend
 import dilated_attention_pytorch.backends.triton as triton_backend
 from dilated_attention_pytorch import (
     BlockLayout,
@@ -205,7 +206,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "unknown_backend": (
         lambda: {"backend": "cuda"},
-        "backend must be one of ('auto', 'cpu', 'triton', 'reference'), got 'cuda'",
+        "backend must be one of ('auto', 'cpu', 'hopper', 'triton', 'reference'), got 'cuda'",
     ),
 }  # fmt: skip
 
@@ -319,19 +320,26 @@ def test_cpu_names_what_it_does_not_serve() -> None:
     assert message == "q must be float32, float64, bfloat16 or float16, got torch.float8_e4m3fn"
 
 
-def test_without_any_backend_every_reason_is_given() -> None:
+def test_without_any_backend_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hopper_backend, "HAS_GLUON", True)
     with pytest.raises(ValueError) as error:
         block_sparse_attention(**arguments(**cast(torch.float32, device="meta")))
     assert str(error.value) == (
-        "no fast backend can serve this call (cpu: q must be on the CPU, got meta; triton: q is on meta, needs a "
-        "CUDA device); backend='reference' is dense and slow, but always can"
+        "no fast backend can serve this call (cpu: q must be on the CPU, got meta; hopper: q is on meta, needs a CUDA "
+        "device; triton: q is on meta, needs a CUDA device); backend='reference' is dense and slow, but always can"
     )
 
 
 def test_explain_backends_gives_the_reasons_of_the_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    monkeypatch.setattr(hopper_backend, "HAS_GLUON", True)
     q, k, v, its_layout = arguments().values()
-    assert explain_backends(q, k, v, its_layout) == {"cpu": None, "triton": INTERPRETER, "reference": None}
+    assert explain_backends(q, k, v, its_layout) == {
+        "cpu": None,
+        "hopper": "q is on cpu, needs a CUDA device",
+        "triton": INTERPRETER,
+        "reference": None,
+    }
     with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\), got 2"):
         explain_backends(q, k, v, its_layout, dropout_p=2)
 

@@ -12,23 +12,24 @@ import pytest
 import torch
 
 from tests.core import slow_definition
-from tests.core.attention_cases import BY_NAME, CASES, Call, Case, errors, make_call, run
-
-# float32 rounds to 6e-8; sums over some hundred keys and the exponential of the scores cost two digits more.
-FLOAT32 = 2e-5
-# Rounding to the type costs 2**-9 and 2**-12 each for q k^T, for the weights and for the output.
-LIMITS = {torch.float32: FLOAT32, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-FLOAT64 = 1e-11
+from tests.core.attention_cases import (
+    BY_NAME,
+    CASES,
+    FLOAT32,
+    FLOAT64,
+    LIMITS,
+    Call,
+    Case,
+    errors,
+    make_call,
+    off_limits,
+    run,
+)
 
 SHORT = [case.name for case in CASES if not case.is_long]
 TINY = [case.name for case in CASES if case.is_tiny]
 # The definition is dense, hence slow: some of the longest are enough for it.
 FOR_REFERENCE = [*SHORT, "cross_4096", "decoding_4096", "chunk_4096"]
-
-
-def off_limits(found: dict[str, float], limit: float) -> dict[str, float]:
-    """The errors that are not below the limit (nor NaN)."""
-    return {name: error for name, error in found.items() if not error < limit}
 
 
 @functools.lru_cache(maxsize=4)

@@ -97,7 +97,7 @@ def block_sparse_attention(
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
         dropout_p: probability with which an attention weight is dropped.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
-        backend: ``"cpu"``, ``"triton"`` or ``"reference"``; default: the first that serves the call. An explicit
+        backend: ``"cpu"``, ``"hopper"``, ``"triton"`` or ``"reference"``; default: the first that serves the call. An explicit
             request is never replaced by another.
 
     Returns:
@@ -189,14 +189,15 @@ def make_problem(
     if block_bias is not None:
         block_bias = check_block_bias(block_bias, q, layout)
     dilation = TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size)
-    rows, cols = layout.to(q.device).lists(dilation)
+    on_device = layout.to(q.device)
+    rows, cols = on_device.lists(dilation)
     return AttentionProblem(
         q=q,
         k=k,
         v=v,
         rows=rows,
         cols=cols,
-        row_schedule=layout.to(q.device).row_schedule(dilation)
+        row_schedule=on_device.row_schedule(dilation)
         if wants_schedule(q.device, layout.block_size)
         else None,
         block_bias=block_bias,
@@ -207,6 +208,7 @@ def make_problem(
         first_row=layout.grid.first_row,
         q_offset=layout.grid.q_offset,
         layout_heads=layout.num_heads,
+        is_even=layout.is_even,
         is_causal=bool(is_causal),
         softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
         dropout_p=float(dropout_p),

@@ -82,7 +82,7 @@ def measure(
     repeat_ms: float,
     with_backward: bool,
 ) -> tuple[Row, Tensor | None]:
-    """The row of one peer, and its output on the CPU when it is the first that follows the pattern."""
+    """The row of one peer, and its output when it is the first that follows the pattern."""
     row = Row(peer.name, case, dense=peer.dense)
     row.refused = peer.rejects(case, device)
     if row.refused is not None:
@@ -103,10 +103,10 @@ def measure(
 
         if not peer.dense:
             out = forward()
-            mine = (out.transpose(1, 2) if peer.heads_first else out).float().cpu()
+            mine = (out.transpose(1, 2) if peer.heads_first else out).clone()
             if expected is None:
                 expected = mine
-            row.error = float((mine - expected).norm() / expected.norm())
+            row.error = float((mine.float() - expected).norm() / expected.float().norm())
             del out, mine
         row.forward_ms = median_ms(forward, device, repeat_ms)
         row.forward_tflops = flops / row.forward_ms / 1e9

@@ -19,6 +19,7 @@ class AttentionProblem:
     Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
     Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
     ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
+    `is_even`: no row and no column is much longer than the others.
     `row_schedule` says in which order a persistent kernel takes the rows (patterns/schedule.py); None where no
     backend asks for it.
 
@@ -42,6 +43,7 @@ class AttentionProblem:
     first_row: int
     q_offset: int
     layout_heads: int
+    is_even: bool
     is_causal: bool
     softmax_scale: float
     dropout_p: float

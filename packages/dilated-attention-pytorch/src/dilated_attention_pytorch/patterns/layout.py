@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,8 @@ from .schedule import make_schedule
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch.nn.attention.flex_attention import BlockMask
+
+EVEN = 4  # times the mean: lists up to that length count as even
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,8 @@ class BlockLayout:
         num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
         row_lists: per (head, row) the sorted active columns.
         col_lists: the transpose, per (head, column) the sorted active rows.
+        is_even: known to have no row and no column that is much longer than the others. Kernels that work in a fixed
+            order ask for it; False where nobody has looked, which would need a host synchronisation.
 
     Memory is proportional to the active blocks.
     """
@@ -78,6 +82,7 @@ class BlockLayout:
     num_heads: int
     row_lists: BlockLists
     col_lists: BlockLists
+    is_even: bool = False
     _dilated: dict[TokenDilation, tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
     _schedules: dict[TokenDilation | None, Tensor] = field(default_factory=dict, repr=False)
 
@@ -117,7 +122,8 @@ class BlockLayout:
         for item in configs:
             if item not in made:
                 made[item] = active_pairs(item, grid, target)
-        return cls._from_pairs(grid, [made[item] for item in configs])
+        is_even = all(item.pattern_type != "global_local" for item in configs)
+        return cls._from_pairs(grid, [made[item] for item in configs], is_even)
 
     @classmethod
     def from_dense(
@@ -151,7 +157,8 @@ class BlockLayout:
             )
         heads = mask if mask.dim() == 3 else mask[None]
         pairs = [head.nonzero(as_tuple=True) for head in heads]
-        return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
+        layout = cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
+        return replace(layout, is_even=layout._counts_are_even())
 
     @classmethod
     def from_block_mask(cls, block_mask: BlockMask, allow_partial: bool = False) -> BlockLayout:
@@ -164,10 +171,13 @@ class BlockLayout:
         from .flex import pairs_of_block_mask
 
         q_len, kv_len, block_size, pairs = pairs_of_block_mask(block_mask, allow_partial)
-        return cls._from_pairs(BlockGrid(q_len, kv_len, block_size, causal=False), pairs)
+        layout = cls._from_pairs(BlockGrid(q_len, kv_len, block_size, causal=False), pairs)
+        return replace(layout, is_even=layout._counts_are_even())
 
     @classmethod
-    def _from_pairs(cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]]) -> BlockLayout:
+    def _from_pairs(
+        cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]], is_even: bool = False
+    ) -> BlockLayout:
         device = heads[0][0].device
         rows = torch.cat([pair_rows for pair_rows, _ in heads])
         cols = torch.cat([pair_cols for _, pair_cols in heads])
@@ -184,7 +194,7 @@ class BlockLayout:
         row_lists = group(row_key, n_heads * grid.n_rows, grid.n_cols, cols, entries)
         col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
         col_lists = group(col_key, n_heads * grid.n_cols, grid.n_rows, rows, entries)
-        return cls(grid, n_heads, row_lists, col_lists)
+        return cls(grid, n_heads, row_lists, col_lists, is_even)
 
     # ---- what it is
 
@@ -233,7 +243,14 @@ class BlockLayout:
         def move(lists: BlockLists) -> BlockLists:
             return BlockLists(lists.offsets.to(device), lists.indices.to(device), lists.entries.to(device))
 
-        return BlockLayout(self.grid, self.num_heads, move(self.row_lists), move(self.col_lists))
+        return BlockLayout(
+            self.grid, self.num_heads, move(self.row_lists), move(self.col_lists), self.is_even
+        )
+
+    def _counts_are_even(self) -> bool:
+        """Whether the longest row and column have at most four times the mean; synchronises with the host."""
+        counts = [lists.offsets.diff() for lists in (self.row_lists, self.col_lists)]
+        return all(bool(count.max() <= EVEN * count.double().mean().clamp(min=1)) for count in counts)
 
     def head_rows_cols(self) -> tuple[Tensor, Tensor, Tensor]:
         """(head, row, column) of every active block in the order of the row lists, int64."""

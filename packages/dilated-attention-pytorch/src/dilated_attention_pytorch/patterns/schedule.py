@@ -38,16 +38,16 @@ def make_schedule(
     if per_group == 1:
         parts.append(torch.zeros_like(parts[1]))
     else:
-        parts += shared_blocks(offsets, indices, n_heads, n_rows, n_groups, per_group)
+        parts += shared_blocks(offsets, indices, n_heads, n_rows, n_groups, per_group, n_classes)
     return torch.cat([part.to(torch.int32) for part in parts])
 
 
 def shared_blocks(
-    offsets: Tensor, indices: Tensor, n_heads: int, n_rows: int, n_groups: int, per_group: int
+    offsets: Tensor, indices: Tensor, n_heads: int, n_rows: int, n_groups: int, per_group: int, n_classes: int
 ) -> list[Tensor]:
-    """The last three parts of a schedule (one class): counts, places and columns of the union of a group's rows."""
+    """The last three parts of a schedule: counts, places and columns of the union of a group's rows."""
     counts = offsets.diff().long()
-    owner = torch.repeat_interleave(counts, output_size=indices.numel())
+    owner = torch.repeat_interleave(counts, output_size=indices.numel()) // n_classes
     head, row = owner // n_rows, owner % n_rows
     group = head * n_groups + row // per_group
     n_cols = 2**31

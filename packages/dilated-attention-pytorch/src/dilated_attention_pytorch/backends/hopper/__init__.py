@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -13,28 +14,39 @@ from ..problem import AttentionProblem, Gradients
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
 MOST_RATES = 2  # distance classes of token dilation
-HAS_GLUON = (
-    importlib.util.find_spec("triton") is not None
-    and importlib.util.find_spec("triton.experimental.gluon") is not None
-    and os.environ.get("TRITON_INTERPRET", "0") != "1"
-)
+OLDEST_TRITON = (3, 6)  # with Gluon as the kernels use it
+
+
+def has_gluon() -> bool:
+    """Whether triton is new enough, and compiles."""
+    try:
+        installed = tuple(int(part) for part in version("triton").split(".")[:2])
+    except PackageNotFoundError:
+        return False
+    return installed >= OLDEST_TRITON and os.environ.get("TRITON_INTERPRET", "0") != "1"
+
+
+HAS_GLUON = has_gluon()
+
+
+@functools.lru_cache(maxsize=64)
+def is_hopper(index: int | None) -> bool:
+    """Whether the device (None: the current one) has compute capability 9.0."""
+    return torch.cuda.get_device_capability(index) == (9, 0)
 
 
 def wants_schedule(device: torch.device, block_size: int) -> bool:
     """Whether this backend may serve calls on a device, and so needs the schedule of the layout."""
-    return (
-        HAS_GLUON
-        and device.type == "cuda"
-        and block_size in BLOCK_SIZES
-        and torch.cuda.get_device_capability(device) == (9, 0)
-    )
+    return HAS_GLUON and device.type == "cuda" and block_size in BLOCK_SIZES and is_hopper(device.index)
 
 
 def badly_strided(name: str, x: Tensor) -> str | None:
     """Why the tensor memory accelerator cannot read a tensor, or None."""
-    if x.stride(3) != 1 or any(stride % 8 for stride in x.stride()[:3]):
-        return f"{name} has strides {tuple(x.stride())}, needs multiples of 8 and 1 for the last"
-    if x.storage_offset() % 8:
+    steps = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size != 1]
+    if x.stride(3) != 1 or any(step % 8 or step == 0 for step in steps[:-1]):
+        return f"{name} has strides {tuple(x.stride())}, needs multiples of 8 (not 0), and 1 for the last"
+    # a trace cannot ask for the offset; a launch clones what is misaligned
+    if not torch.compiler.is_compiling() and x.storage_offset() % 8:
         return f"{name} begins {x.storage_offset()} elements into its storage, needs a multiple of 8"
     return None
 
@@ -47,10 +59,10 @@ class HopperBackend:
     def rejects(self, problem: AttentionProblem) -> str | None:
         p = problem
         if not HAS_GLUON:
-            return "triton with Gluon is not installed (pip install 'triton>=3.6', on Linux), or TRITON_INTERPRET=1 is set"
+            return "triton >= 3.6 is not installed (pip install 'triton>=3.6', on Linux), or TRITON_INTERPRET=1 is set"
         if p.q.device.type != "cuda":
             return f"q is on {p.q.device}, needs a CUDA device"
-        if torch.cuda.get_device_capability(p.q.device) != (9, 0):
+        if not is_hopper(p.q.device.index):
             return f"compute capability {torch.cuda.get_device_capability(p.q.device)} is not (9, 0)"
         if p.q.dtype not in (torch.float16, torch.bfloat16):
             return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
@@ -89,6 +101,8 @@ class HopperBackend:
     def rejects_backward(self, problem: AttentionProblem) -> str | None:
         if problem.dilation is not None:
             return "token dilation is not in the backward kernel"
+        if not problem.is_even:
+            return "rows or columns may be much longer than others, and its fixed order would make a queue of them"
         if problem.block_size != 128:
             return (
                 f"block_size {problem.block_size} is not in the backward kernel: the portable ones are faster"

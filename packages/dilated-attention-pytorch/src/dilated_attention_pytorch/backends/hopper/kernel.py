@@ -77,7 +77,9 @@ def box_layout(x: Tensor, rows: int, rate: int) -> tuple[list[int], list[int], l
     x: (batch, seqlen, heads, head_dim). The dimensions of the descriptor are (batch, head, token, head_dim), or with a
     `rate` (batch, head, token // rate, token % rate, head_dim): then `rows` counts tokens of one residue.
     """
-    (batch, seqlen, heads, dim), (sb, ss, sh, sd) = x.shape, x.stride()
+    batch, seqlen, heads, dim = x.shape
+    # the stride of a dimension of one is never used, but must be a multiple of 16 bytes like all
+    sb, ss, sh, sd = (step if size != 1 else dim for size, step in zip(x.shape, x.stride(), strict=True))
     if rate:
         sizes, steps = [batch, heads, seqlen // rate, rate, dim], [sb, sh, ss * rate, ss, sd]
         return sizes, steps, [1, 1, rows, 1, SWIZZLE_WIDTH]

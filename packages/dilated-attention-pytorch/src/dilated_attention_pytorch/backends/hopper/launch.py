@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
-from . import tuning
+from . import badly_strided, tuning
 from .backward import backward_kernel
 from .forward import forward_kernel
 from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
@@ -97,6 +97,11 @@ BACKWARD_OPTIONS = {"num_warps": 8, "maxnreg": tuning.LAUNCH_REGISTERS}
 PREPARE_OPTIONS = {"num_warps": 4}
 
 
+def aligned(x: Tensor) -> Tensor:
+    """The tensor, or a copy where it does not begin at a multiple of 16 bytes, which a trace cannot see."""
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.preserve_format)
+
+
 def key_of(problem: AttentionProblem, index: int) -> tuple[Any, ...]:
     """All that the arguments of a launch follow from, but for addresses."""
     p = problem
@@ -112,7 +117,7 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     if index != torch.cuda.current_device():
         with torch.cuda.device(index):
             return launch_forward(problem)
-    q, k, v = p.q, p.k, p.v
+    q, k, v = aligned(p.q), aligned(p.k), aligned(p.v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32, device=q.device)
     key = ("forward", *key_of(p, index))
@@ -151,12 +156,8 @@ def launch_backward(
     if index != torch.cuda.current_device():
         with torch.cuda.device(index):
             return launch_backward(problem, out, lse, grad_out, grad_lse)
-    if (
-        grad_out.stride(3) != 1
-        or any(stride % 8 for stride in grad_out.stride())
-        or grad_out.storage_offset() % 8
-    ):
-        grad_out = grad_out.contiguous()
+    if badly_strided("grad_out", grad_out) is not None or grad_out.data_ptr() % 16:
+        grad_out = grad_out.clone(memory_format=torch.contiguous_format)
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
     grads = Gradients(grad_q, grad_k, grad_v, None)
     if p.k.numel() == 0:
@@ -193,7 +194,7 @@ def launch_backward(
         launch = LAUNCHES.keep(key, Launch(backward_kernel, arguments, BACKWARD_OPTIONS, grid))
     launch.run(
         index,
-        (p.q, p.k, p.v, grad_out, grads.k, grads.v),
+        (aligned(p.q), aligned(p.k), aligned(p.v), grad_out, grads.k, grads.v),
         (
             grads.q.data_ptr(), scratch.data_ptr(), stats.data_ptr(), turns.data_ptr(), p.rows.offsets.data_ptr(),
             p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), p.cols.entries.data_ptr(), tile_counter(index),

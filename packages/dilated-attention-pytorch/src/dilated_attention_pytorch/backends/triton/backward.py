@@ -266,24 +266,45 @@ def dq_kernel(
 def dkdv_step(
     q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key, query, batch_head, threshold, keep_scale,
     scale_log2, MASKED: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, QUERIES_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Add one tile of queries (q and grad_out as (BLOCK_M, dim)) to dk and dv; scores are (BLOCK_N, BLOCK_M)."""
-    s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
-    if HAS_BIAS:
-        s += bias * LOG2E
-    p = tl.exp2(s - lse[None, :])
-    if MASKED:
-        p = tl.where(visible, p, 0.0)
-    dp = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
-    p_dropped = p
-    if DROPOUT:
-        keep = dropout_keep(Seed, key, query, batch_head, threshold, BLOCK_N, BLOCK_M)
-        p_dropped = tl.where(keep, p * keep_scale, 0.0)
-        dp = tl.where(keep, dp * keep_scale, 0.0)
-    dv = tl.dot(p_dropped.to(grad_out.dtype), grad_out, dv, input_precision=PRECISION)
-    ds = p * (dp - delta[None, :])
-    dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    """Add one tile of queries (q and grad_out as (BLOCK_M, dim)) to dk and dv.
+
+    Scores are (BLOCK_N, BLOCK_M), or with QUERIES_FIRST (BLOCK_M, BLOCK_N) and dk, dv are (dim, BLOCK_N): the first
+    side of a warpgroup product is at least 64 long, which the keys that token dilation keeps are not.
+    """
+    if QUERIES_FIRST:
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        if HAS_BIAS:
+            s += (tl.trans(bias) if len(bias.shape) == 2 else bias) * LOG2E
+        p = tl.exp2(s - lse[:, None])
+        if MASKED:
+            p = tl.where(tl.trans(visible), p, 0.0)
+        dp = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
+        p_dropped = p
+        if DROPOUT:
+            keep = dropout_keep(Seed, tl.trans(key), tl.trans(query), batch_head, threshold, BLOCK_M, BLOCK_N)
+            p_dropped = tl.where(keep, p * keep_scale, 0.0)
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        dv = tl.dot(tl.trans(grad_out), p_dropped.to(grad_out.dtype), dv, input_precision=PRECISION)
+        ds = p * (dp - delta[:, None])
+        dk = tl.dot(tl.trans(q), ds.to(q.dtype), dk, input_precision=PRECISION)
+    else:
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
+        if HAS_BIAS:
+            s += bias * LOG2E
+        p = tl.exp2(s - lse[None, :])
+        if MASKED:
+            p = tl.where(visible, p, 0.0)
+        dp = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
+        p_dropped = p
+        if DROPOUT:
+            keep = dropout_keep(Seed, key, query, batch_head, threshold, BLOCK_N, BLOCK_M)
+            p_dropped = tl.where(keep, p * keep_scale, 0.0)
+            dp = tl.where(keep, dp * keep_scale, 0.0)
+        dv = tl.dot(p_dropped.to(grad_out.dtype), grad_out, dv, input_precision=PRECISION)
+        ds = p * (dp - delta[None, :])
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
@@ -294,7 +315,7 @@ def dkdv_class(
     stride_gs, stride_gd, stride_be, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, QUERIES_FIRST: tl.constexpr,
 ):  # fmt: skip
     """Add the queries of one distance class of the column's list, of one head, to dk and dv."""
     d, d_v, m = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_M)
@@ -329,7 +350,7 @@ def dkdv_class(
                 dk, dv = dkdv_step(
                     q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None], query[None, :],
                     batch_head, threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, PRECISION,
-                    BLOCK_M, BLOCK_N,
+                    BLOCK_M, BLOCK_N, QUERIES_FIRST,
                 )  # fmt: skip
         for t in tl.range(n_partial * TILES_M, (hi - lo) * TILES_M):
             entry = lo + t // TILES_M
@@ -354,7 +375,7 @@ def dkdv_class(
             dk, dv = dkdv_step(
                 q, k, v, grad_out, lse, delta, dk, dv, bias, n_in[:, None], Seed, key[:, None],
                 query[None, :], batch_head, threshold, keep_scale, scale_log2, HAS_KEY_MASK, HAS_BIAS,
-                DROPOUT, PRECISION, BLOCK_M, BLOCK_N,
+                DROPOUT, PRECISION, BLOCK_M, BLOCK_N, QUERIES_FIRST,
             )  # fmt: skip
     else:  # the queries of several small blocks side by side
         for t in tl.range(0, tl.cdiv((hi - lo) * BLOCK_SIZE, BLOCK_M), num_stages=1):
@@ -379,7 +400,7 @@ def dkdv_class(
             dk, dv = dkdv_step(
                 q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None], query[None, :],
                 batch_head, threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, PRECISION,
-                BLOCK_M, BLOCK_N,
+                BLOCK_M, BLOCK_N, QUERIES_FIRST,
             )  # fmt: skip
     return dk, dv
 
@@ -397,6 +418,7 @@ def dkdv_kernel(
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, KEY_STRIDE: tl.constexpr,
     IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    QUERIES_FIRST: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of the keys first + KEY_STRIDE * (0 ... BLOCK_N - 1); strides x and y are GradK's and GradV's."""
     KEYS: tl.constexpr = BLOCK_SIZE // KEY_STRIDE
@@ -428,8 +450,8 @@ def dkdv_kernel(
     k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_seen, other=0.0)
     v = tl.load(v_base + key64[:, None] * stride_vs + d_v[None, :] * stride_vd, mask=v_seen, other=0.0)
     scale_log2 = softmax_scale * LOG2E
-    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_DV], tl.float32)
+    dk = tl.zeros([BLOCK_D, BLOCK_N] if QUERIES_FIRST else [BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_DV, BLOCK_N] if QUERIES_FIRST else [BLOCK_N, BLOCK_DV], tl.float32)
 
     for i_group in range(GROUP):
         head = kv_head * GROUP + i_group
@@ -453,9 +475,11 @@ def dkdv_kernel(
                 k, v, dk, dv, n_in, key, first_key, last_key, q_base, grad_base, lse_base, delta_base, bias_base, Indices,
                 Entries, Seed, lo, hi, batch_head, first_row, q_offset, q_len, threshold, keep_scale, scale_log2,
                 stride_qs, stride_qd, stride_gs, stride_gd, stride_be, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV,
-                BLOCK_SIZE, BLOCK_M, BLOCK_N, IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION,
+                BLOCK_SIZE, BLOCK_M, BLOCK_N, IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST,
             )  # fmt: skip
 
+    if QUERIES_FIRST:
+        dk, dv = tl.trans(dk), tl.trans(dv)
     x_ptrs = GradK + i_batch.to(tl.int64) * stride_xb + kv_head.to(tl.int64) * stride_xh
     x_ptrs += key64[:, None] * stride_xs + d[None, :] * stride_xd
     tl.store(x_ptrs, (dk * softmax_scale).to(GradK.dtype.element_ty), mask=k_mask)

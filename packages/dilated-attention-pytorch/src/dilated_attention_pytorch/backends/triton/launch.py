@@ -142,7 +142,7 @@ def backward_launches(
     launches = [Launch(delta_kernel, (n_delta,), delta_arguments, {"num_warps": 4})]
     common |= {"GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd")}
 
-    tile = tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability)
+    tile = tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability, max(p.rates))
     grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device=p.q.device)
     n_entries, grad_bias, slots = p.rows.indices.numel(), None, None
     tiles_m, parts_n = p.block_size // tile.block_m, max(1, p.block_size // tile.block_n)
@@ -160,12 +160,14 @@ def backward_launches(
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     launches.append(Launch(dq_kernel, grid, arguments, options))
 
-    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, capability)
+    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, capability, max(p.rates))
     grad_k = torch.empty(p.k.shape, dtype=p.k.dtype, device=p.k.device)
     grad_v = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))
+    # few keys: see dkdv_step
+    queries_first = block_n < 64 <= tile.block_m and key_stride > 1 and padded >= 64 and capability[0] == 9
     has_key_mask = (
         p.kv_len % p.block_size != 0
         or keys % block_n != 0
@@ -177,7 +179,7 @@ def backward_launches(
         "GradK": grad_k, "GradV": grad_v, **strides(grad_k, "x", "bshd"), **strides(grad_v, "y", "bshd"),
         "n_cols": p.n_cols, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
         "EVEN_Q": p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
-        "HAS_KEY_MASK": has_key_mask,
+        "HAS_KEY_MASK": has_key_mask, "QUERIES_FIRST": queries_first,
     }  # fmt: skip
     grid = (p.batch * p.num_kv_heads * p.n_cols * key_stride * -(-keys // block_n),)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}

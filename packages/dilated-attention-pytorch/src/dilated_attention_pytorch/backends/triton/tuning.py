@@ -69,10 +69,31 @@ def default_tiles(
     return Tiles(block_m, block_n, num_warps, num_stages)
 
 
+# With token dilation, which leaves few keys of a block: two programs fit on a multiprocessor and hide each other's loads.
+HOPPER_DILATED: dict[tuple[str, int, int], Tiles] = {
+    ("dq", 64, 128): Tiles(64, 64, 4, 2),
+    ("dq", 128, 128): Tiles(64, 64, 4, 2),
+    ("dkdv", 64, 128): Tiles(64, 128, 4, 3),
+    ("dkdv", 128, 128): Tiles(64, 128, 4, 3),
+}
+
+
 def tiles(
-    kernel: str, head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int]
+    kernel: str,
+    head_dim: int,
+    block_size: int,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    rate: int = 1,
 ) -> Tiles:
-    """What `kernel` ("forward", "dq" or "dkdv") is launched with; `head_dim` is the padded one."""
+    """What `kernel` ("forward", "dq" or "dkdv") is launched with; `head_dim` is the padded one, `rate` the largest."""
+    if (
+        capability[0] == 9
+        and dtype.itemsize == 2
+        and rate > 1
+        and (kernel, head_dim, block_size) in HOPPER_DILATED
+    ):
+        return HOPPER_DILATED[kernel, head_dim, block_size]
     if capability[0] == 9 and dtype.itemsize == 2 and (kernel, head_dim, block_size) in HOPPER:
         return HOPPER[kernel, head_dim, block_size]
     return default_tiles(kernel, head_dim, block_size, dtype.itemsize, capability)

@@ -1,0 +1,180 @@
+"""The cases of attention_cases.py in the shapes that the Hopper backend serves, and the names of those it may refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import block_sparse_attention
+from tests.core.attention_cases import CASES, FLOAT32, Call, Case, case, errors, make_call, run
+
+HEAD_DIMS = (64, 128)
+BLOCK_SIZES = (64, 128)
+
+# What the others have little of: whole blocks before the first query, long lists, token dilation in every form.
+MORE = [
+    case("whole_blocks_before", 256, 640, heads=4, kv_heads=2, is_causal=True, lse_gradient=True),
+    case("whole_blocks_before_ragged", 200, 456, batch=2, is_causal=True, ratio=0.7),
+    case("decoding_at_a_block_start", 1, 385, batch=2, heads=4, kv_heads=1, is_causal=True, ratio=0.9),
+    case("all_of_2000", 2000, heads=1, ratio=1.0),
+    case("all_of_2000_causal", 2000, heads=1, ratio=1.0, is_causal=True, lse_gradient=True),
+    case("all_of_2048_causal_gqa", 2048, heads=2, kv_heads=1, ratio=1.0, is_causal=True),
+    case("many_heads", 300, batch=3, heads=20, kv_heads=5, layout_heads=20, ratio=0.5, is_causal=True),
+    case("seven_heads_share_keys", 500, heads=7, kv_heads=1, ratio=0.5, lse_gradient=True),
+    case("dilation_2048", 2048, segment_lengths=(128, 256), dilation_rates=(1, 4), ratio=0.6, is_causal=True),
+    case("dilation_2048_full", 2048, heads=4, kv_heads=2, segment_lengths=(64, 128), dilation_rates=(2, 16), ratio=1.0),
+    case("dilation_of_all_by_16", 1008, segment_lengths=(64,), dilation_rates=(16,), ratio=0.9, is_causal=True),
+    case("dilation_per_head", 600, heads=4, layout_heads=4, segment_lengths=(64, 128), dilation_rates=(1, 8), ratio=0.8),
+    case("dilation_empty_rows", 520, segment_lengths=(64, 128), dilation_rates=(1, 4), ratio=0.8, empty_rows=(1, 3)),
+    case("dilation_whole_blocks_before", 256, 640, segment_lengths=(64, 128), dilation_rates=(1, 2), ratio=0.8, is_causal=True),
+]  # fmt: skip
+
+# The names that may be refused. Whoever adds to these lists takes a call away from the backend.
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "kv_lengths": (
+        "kv_lengths", "kv_lengths_of_none", "kv_lengths_causal", "kv_lengths_decoding", "kv_lengths_block_16",
+        "padding_mask_and_kv_lengths",
+    ),
+    "key_padding_mask": (
+        "padding_mask", "padding_mask_causal", "padding_mask_hides_all", "padding_mask_4096",
+        "padding_dropout_per_head_strided", "chunk_padding_gqa_head_dim_80",
+    ),
+    "softmax_scale": ("softmax_scale_negative", "softmax_scale_zero"),
+    "block_bias": (
+        "bias_shared", "bias_per_head", "bias_per_batch", "bias_full", "bias_layout_per_head", "bias_block_16",
+        "bias_block_128", "bias_chunk", "bias_4096", "kv_lengths_dilation_bias", "dilation_dropout_bias_block_32",
+        "everything",
+    ),
+    "dropout_p": ("dropout", "dropout_causal", "dropout_chunk", "dropout_block_16", "dropout_4096"),
+    "q has strides": ("strided", "strided_head_dim_80"),
+    "the first query sits in the middle of a block": (
+        "decoding", "decoding_4096", "chunk", "chunk_in_the_middle_of_a_block", "chunk_within_one_block", "chunk_4096",
+        "queries_before_the_first_key", "block_256_4096", "block_256_chunk", "dilation_chunk", "dilation_4096",
+    ),
+}  # fmt: skip
+OPTIONS_AT_BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
+    64: {
+        "token dilation needs block_size 128": (
+            "dilation", "dilation_causal", "dilation_of_all", "dilation_more_heads_than_residues", "dilation_coarse",
+            "dilation_finer_farther", "dilation_block_16", "dilation_block_256", "dilation_2048", "dilation_2048_full",
+            "dilation_of_all_by_16", "dilation_per_head", "dilation_empty_rows", "dilation_whole_blocks_before",
+        ),
+    },
+    128: {
+        "the first query sits in the middle of a block": ("decoding_first_of_block",),
+        "token dilation has 3 rates": ("dilation_causal",),
+        "token dilation needs rates up to 16 that divide kv_len": (
+            "dilation_coarse", "dilation_block_16", "dilation_block_256",
+        ),
+    },
+}  # fmt: skip
+
+
+def refusals(block_size: int) -> dict[str, str]:
+    """How the reason begins for which a case is refused at a block size, by the name of the case."""
+    lists = [*OPTIONS.items(), *OPTIONS_AT_BLOCK[block_size].items()]
+    return {name: reason for reason, names in lists for name in names}
+
+
+def shaped(case: Case, head_dim: int, block_size: int) -> Case:
+    """A case in a shape that the backend serves; lengths stay, segments and empty rows follow the block size."""
+    segments = case.segment_lengths
+    if segments is not None:
+        segments = tuple(length * block_size // case.block_size for length in segments)
+    n_rows = -(-case.q_len // block_size)
+    return dataclasses.replace(
+        case,
+        head_dim=head_dim,
+        v_head_dim=head_dim,
+        block_size=block_size,
+        segment_lengths=segments,
+        empty_rows=tuple(row for row in case.empty_rows if row < n_rows),
+    )
+
+
+def constants(case: Case) -> tuple[object, ...]:
+    """What the kernels are compiled for: cases that stand together in this order share them."""
+    whole = case.keys % case.block_size == 0
+    return case.head_dim, case.block_size, case.is_causal, whole, tuple(case.dilation_rates or ())
+
+
+ALL = [
+    shaped(case, head_dim, block_size)
+    for case in (*CASES, *MORE)
+    for head_dim in HEAD_DIMS
+    for block_size in BLOCK_SIZES
+]
+SERVED = sorted((case for case in ALL if case.name not in refusals(case.block_size)), key=constants)
+
+
+def label(case: Case) -> str:
+    return f"{case.name}-{case.head_dim}-{case.block_size}"
+
+
+# ---- how far from the definition a result may be
+
+# Rounding a number to the type costs this much of it, in the mean over many numbers.
+ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
+# out and the gradient of v: the weights are rounded, and the result; sqrt(2) roundings, and as much again.
+# The gradients of q and k: the result, ds, and delta, which comes from the rounded out and is subtracted from a number
+# of its size; in float64 with these roundings alone 2.2 at most, and 4.5 where the weights are nearly 0 and 1.
+ROUNDINGS = {"out": 2.0, "grad_v": 2.0, "grad_q": 4.0, "grad_k": 4.0}
+NEARLY_ONE_HOT = "softmax_scale_large"
+
+
+def over_the_limit(found: dict[str, float], case: Case, dtype: torch.dtype) -> dict[str, float]:
+    """The errors that are not below their limit (nor NaN); lse is computed and returned in float32."""
+
+    def limit(name: str) -> float:
+        if name == "lse":
+            return FLOAT32
+        twice = case.name == NEARLY_ONE_HOT and name in ("grad_q", "grad_k")
+        return ROUNDINGS[name] * ROUNDING[dtype] * (2.0 if twice else 1.0)
+
+    return {name: error for name, error in found.items() if not error < limit(name)}
+
+
+def has_backward(case: Case) -> bool:
+    """Whether the backend serves the gradients, too."""
+    return case.block_size == 128 and case.dilation_rates is None
+
+
+# Elsewhere the backward is another backend's, which has tests of its own: a few are enough to see that it fits.
+GRADIENTS_OF_OTHERS = (
+    "200_causal", "cross_wide", "gqa", "layout_per_head", "empty_rows", "empty_layout", "whole_blocks_before",
+    "dilation", "dilation_2048_full",
+)  # fmt: skip
+
+
+def run_hopper(case: Case, call: Call) -> dict[str, Tensor]:
+    """out, lse and gradients by name; where there is no backward out and lse by name, and gradients from who is chosen."""
+    if has_backward(case):
+        return run(case, call, "hopper")
+    with torch.no_grad():
+        out, lse = block_sparse_attention(
+            call.tensors["q"], call.tensors["k"], call.tensors["v"], call.layout, return_lse=True, backend="hopper",
+            **call.kwargs,
+        )  # fmt: skip
+    if case.name not in GRADIENTS_OF_OTHERS:
+        return {"out": out, "lse": lse}
+    found = run(case, call, None)
+    assert torch.equal(found["out"], out)
+    assert torch.equal(found["lse"], lse)
+    return found
+
+
+def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> None:
+    """Compare with the dense definition in float64, on the same device and from the same rounded values."""
+    call = make_call(case, dtype, device)
+    # on an uneven layout the backward's fixed order is slow, and right all the same
+    call = dataclasses.replace(call, layout=dataclasses.replace(call.layout, is_even=True))
+    wanted = run(case, call.to(torch.float64, device), "reference")
+    found = run_hopper(case, call)
+    if not has_backward(case):
+        wanted = {name: wanted[name] for name in found}
+    assert {key: x.shape for key, x in found.items()} == {key: x.shape for key, x in wanted.items()}
+    assert found["out"].dtype == dtype
+    assert found["lse"].dtype == torch.float32
+    assert over_the_limit(errors(found, wanted, call), case, dtype) == {}

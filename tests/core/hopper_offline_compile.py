@@ -1,0 +1,169 @@
+"""Compile the Gluon kernels for compute capability 9.0 with no GPU present, and read what ptxas says of them.
+
+Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and shape. Two processes compile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import multiprocessing
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.language import NVMMASharedLayout
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.backends.hopper import launch, tuning
+from dilated_attention_pytorch.backends.hopper.backward import backward_kernel
+from dilated_attention_pytorch.backends.hopper.forward import forward_kernel
+from dilated_attention_pytorch.backends.hopper.kernel import box_layout
+from dilated_attention_pytorch.backends.hopper.prepare import prepare_kernel
+from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
+from dilated_attention_pytorch.functional import make_problem
+
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel is compiled for; `ragged`: the last block of keys is not whole."""
+
+    kernel: str
+    head_dim: int
+    block_size: int
+    is_causal: bool
+    ragged: bool
+    rates: tuple[int, ...] = ()
+    dtype: str = "bfloat16"
+
+
+SHAPES = [
+    Shape(kernel, head_dim, block_size, causal, ragged=causal)
+    for kernel, tiles in (("backward", tuning.BACKWARD), ("forward", tuning.FORWARD))
+    for head_dim, block_size in tiles
+    for causal in (True, False)
+] + [
+    Shape("prepare", 64, 128, True, True),
+    Shape("prepare", 128, 128, False, False),
+    Shape("forward", 128, 128, True, True, rates=(1, 4)),
+    Shape("forward", 128, 128, False, False, rates=(1, 4)),
+    Shape("forward", 64, 128, True, True, rates=(1, 4)),
+    Shape("forward", 64, 128, False, False, rates=(1, 4)),
+    Shape("forward", 128, 128, True, True, dtype="float16"),
+    Shape("backward", 128, 128, True, True, dtype="float16"),
+]
+
+
+def problem_of(shape: Shape) -> AttentionProblem:
+    """A small call of a shape, on the CPU."""
+    length = 4 * shape.block_size - (8 if shape.ragged else 0)
+    layout = BlockLayout.from_config(
+        SparsePatternConfig(block_size=shape.block_size), length, causal=shape.is_causal
+    )
+    q, k, v = (torch.empty(1, length, 2, shape.head_dim, dtype=getattr(torch, shape.dtype)) for _ in range(3))
+    segments = [shape.block_size * 2**i for i in range(len(shape.rates))]
+    problem = make_problem(
+        q, k, v, layout, shape.is_causal, segment_lengths=segments or None, dilation_rates=shape.rates or None
+    )
+    return dataclasses.replace(problem, row_schedule=layout.row_schedule(problem.dilation))
+
+
+def arguments_of(shape: Shape) -> dict[str, Any]:
+    """The arguments of a launch, tensor descriptors as (tensor, rows, rate)."""
+    p = problem_of(shape)
+    if shape.kernel == "forward":
+        return launch.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
+    if shape.kernel == "prepare":
+        out, lse, stats = torch.empty_like(p.q), torch.empty(1, 2, p.q_len), torch.empty(16)
+        return launch.prepare_arguments(p, out, lse, out, lse, stats, stats.int(), torch.empty_like(p.q))
+    grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
+    floats, ints = torch.empty(16), torch.empty(16, dtype=torch.int32)
+    return launch.backward_arguments(p, torch.empty_like(p.q), grads, floats, floats, ints, 1)
+
+
+def type_of(value: Any) -> str:
+    """The type of an argument in a signature."""
+    if isinstance(value, tuple):
+        tensor, rows, rate = value
+        *_, box = box_layout(tensor, rows, rate)
+        return f"tensordesc<{TYPES[tensor.dtype]}{box},{NVMMASharedLayout(128, 16, rank=len(box))!r}>"
+    if isinstance(value, Tensor):
+        return f"*{TYPES[value.dtype]}"
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+def source(kernel: Any, arguments: dict[str, Any]) -> Any:
+    """The kernel with the specialisation that a launch gives it."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        is_free_int = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (is_free_int and value == 1):
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+            continue
+        signature[parameter.name] = type_of(value)
+        if isinstance(value, Tensor) or (is_free_int and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    made = ASTSource if kernel is prepare_kernel else GluonASTSource
+    return made(kernel, signature, constants, attributes)
+
+
+def said_by_ptxas(ptx: str) -> str:
+    """The report of ptxas: registers and spills per function, and what it could not do."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+        command = [str(ptxas), "-v", "-arch=sm_90a", str(path), "-o", str(Path(folder, "kernel.cubin"))]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def compiled(shape: Shape) -> dict[str, Any]:
+    """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
+    kernel, options = {
+        "forward": (forward_kernel, launch.FORWARD_OPTIONS),
+        "backward": (backward_kernel, launch.BACKWARD_OPTIONS),
+        "prepare": (prepare_kernel, launch.PREPARE_OPTIONS),
+    }[shape.kernel]
+    made = source(kernel, arguments_of(shape))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole program that ptxas fails on
+            binary = triton.compile(made, target=GPUTarget("cuda", 90, 32), options=options)
+    except Exception as error:
+        return {**dataclasses.asdict(shape), "error": f"{type(error).__name__}: {error}"[:1000]}
+    said = said_by_ptxas(binary.asm["ptx"])
+    return {
+        **dataclasses.asdict(shape),
+        "shared": binary.metadata.shared,
+        "registers": max(int(count) for count in re.findall(r"Used (\d+) registers", said)),
+        "spills": sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said)),
+        "warnings": sorted(set(re.findall(r"\bC75\d\d\b", said))),
+    }
+
+
+def main() -> None:
+    """Print a line for every shape."""
+    with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
+        for line in pool.imap_unordered(compiled, SHAPES):
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()

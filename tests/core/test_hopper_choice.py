@@ -1,0 +1,342 @@
+"""When the Hopper backend is chosen, and what it says when it is not; on any machine, with tensors that only have a shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dilated_attention_pytorch import (
+    BlockLayout,
+    BlockSparseAttention,
+    SparsePatternConfig,
+    block_sparse_attention,
+    explain_backends,
+    functional,
+)
+from dilated_attention_pytorch.backends import choose, hopper
+from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.config import TokenDilation
+from dilated_attention_pytorch.functional import make_problem
+from tests.core.attention_cases import Case, case, in_strides, make_call
+from tests.core.hopper_cases import ALL, label, refusals
+
+NOT_INSTALLED = (
+    "triton >= 3.6 is not installed (pip install 'triton>=3.6', on Linux), or TRITON_INTERPRET=1 is set"
+)
+
+
+@pytest.fixture(autouse=True)
+def capability_is_asked_anew() -> Iterator[None]:
+    hopper.is_hopper.cache_clear()
+    yield
+    hopper.is_hopper.cache_clear()
+
+
+@pytest.fixture
+def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with an H100 and triton, as far as the choice of a backend looks at it."""
+    monkeypatch.setattr(hopper, "HAS_GLUON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    # its order of rows is computed on the device: there is none
+    monkeypatch.setattr(functional, "wants_schedule", lambda device, block_size: False)
+
+
+def fake(x: Tensor, mode: FakeTensorMode, device: str = "cuda:0") -> Tensor:
+    """The shape, strides and type of a tensor on a GPU that need not be there."""
+    with mode:
+        made = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+        if x.storage_offset():
+            # a view into a storage with room before it
+            size = x.storage_offset() + sum((n - 1) * step for n, step in zip(x.shape, x.stride())) + 1
+            made = torch.empty(size, dtype=x.dtype, device=device).as_strided(
+                x.shape, x.stride(), x.storage_offset()
+            )
+    return made.requires_grad_(x.requires_grad)
+
+
+def problem_of(case: Case, dtype: torch.dtype = torch.bfloat16) -> AttentionProblem:
+    """The problem of a case as the backend would be given it."""
+    call = make_call(case, dtype)
+    tensors: dict[str, Any] = dict(call.tensors)
+    if case.strided:
+        tensors |= {name: in_strides(tensors[name]) for name in ("q", "k", "v")}
+    bias = tensors.pop("block_bias", None)
+    problem = make_problem(**tensors, layout=call.layout, block_bias=bias, **call.kwargs)
+    return on_gpu(problem)
+
+
+def on_gpu(problem: AttentionProblem) -> AttentionProblem:
+    mode = FakeTensorMode()
+    q, k, v = (fake(x, mode) for x in (problem.q, problem.k, problem.v))
+    schedule = torch.zeros(1, dtype=torch.int32)
+    return dataclasses.replace(problem, q=q, k=k, v=v, row_schedule=schedule)
+
+
+PLAIN = case("plain", 512, heads=4, kv_heads=2, head_dim=128, block_size=128, is_causal=True)
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_refused_cases_are_those_of_the_list_and_no_others() -> None:
+    found = {label(case): HOPPER.rejects(problem_of(case)) for case in ALL}
+    wanted = {label(case): refusals(case.block_size).get(case.name) for case in ALL}
+    assert found.keys() == wanted.keys()
+    for name, reason in wanted.items():
+        if reason is None:
+            assert found[name] is None, name
+        else:
+            assert (found[name] or "").startswith(reason), name
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("block_size", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_what_the_kernels_are_made_for_is_chosen(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
+    problem = problem_of(dataclasses.replace(PLAIN, head_dim=head_dim, block_size=block_size), dtype)
+    assert HOPPER.rejects(problem) is None
+    assert (HOPPER.rejects_backward(problem) is None) == (block_size == 128)
+    assert choose.choose_backend(problem) is HOPPER
+    with torch.no_grad():
+        assert choose.choose_backend(problem, "hopper") is HOPPER
+
+
+def refused(**changes: Any) -> str | None:
+    """Why the plain problem is refused with some of its fields replaced."""
+    return HOPPER.rejects(dataclasses.replace(problem_of(PLAIN), **changes))
+
+
+def of_shape(
+    dtype: torch.dtype = torch.bfloat16, dim: int = 128, v_dim: int = 128, device: str = "cuda:0"
+) -> dict[str, Tensor]:
+    shapes = {"q": (1, 512, 4, dim), "k": (1, 512, 2, dim), "v": (1, 512, 2, v_dim)}
+    mode = FakeTensorMode()
+    return {name: fake(torch.empty(shape, dtype=dtype), mode, device) for name, shape in shapes.items()}
+
+
+REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "device": (of_shape(device="cpu"), "q is on cpu, needs a CUDA device"),
+    "float32": (of_shape(torch.float32), "q has dtype torch.float32, needs float16 or bfloat16"),
+    "head_dim": (of_shape(dim=80, v_dim=80), "head_dim 80 and v head_dim 80 are not both 64 or both 128"),
+    "v_head_dim": (of_shape(v_dim=64), "head_dim 128 and v head_dim 64 are not both 64 or both 128"),
+    "block_size": ({"block_size": 256}, "block_size 256 is not 64 or 128"),
+    "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias is given"),
+    "kv_lengths": ({"kv_lengths": torch.zeros(1)}, "kv_lengths is given"),
+    "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask is given"),
+    "dropout_p": ({"dropout_p": 0.25}, "dropout_p is 0.25, needs 0"),
+    "scale_zero": ({"softmax_scale": 0.0}, "softmax_scale 0.0 is not positive"),
+    "scale_negative": ({"softmax_scale": -1.5}, "softmax_scale -1.5 is not positive"),
+    "offset": (
+        {"q_offset": 64},
+        "the first query sits in the middle of a block (kv_len - q_len = 64 is no multiple of 128)",
+    ),
+    "dilation_block": (
+        {"block_size": 64, "dilation": TokenDilation((64,), (2,))},
+        "token dilation needs block_size 128, got 64",
+    ),
+    "dilation_rates": (
+        {"dilation": TokenDilation((128, 256, 512), (1, 2, 4))},
+        "token dilation has 3 rates, at most 2 fit",
+    ),
+    "dilation_coarse": (
+        {"dilation": TokenDilation((128, 256), (1, 32))},
+        "token dilation needs rates up to 16 that divide kv_len 512, got (1, 32)",
+    ),
+    "schedule": ({"row_schedule": None}, "the problem was made without a schedule of its rows"),
+}
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("name", REASONS)
+def test_reason_names_the_argument_and_its_value(name: str) -> None:
+    changes, reason = REASONS[name]
+    assert refused(**changes) == reason
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_dilation_wants_a_length_that_its_rates_divide() -> None:
+    dilated = case(
+        "dilated", 510, head_dim=64, block_size=128, segment_lengths=(128, 256), dilation_rates=(2, 4)
+    )
+    assert HOPPER.rejects(problem_of(dilated)) == (
+        "token dilation needs rates up to 16 that divide kv_len 510, got (2, 4)"
+    )
+    assert HOPPER.rejects(problem_of(dataclasses.replace(dilated, dilation_rates=(1, 2)))) is None
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_architectures_are_named(
+    capability: tuple[int, int], on_hopper: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    assert refused() == f"compute capability {capability} is not (9, 0)"
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_strides_and_offsets_that_the_copy_engine_cannot_take_are_named(name: str) -> None:
+    heads = 4 if name == "q" else 2
+    mode = FakeTensorMode()
+    contiguous = torch.empty(1, 512, heads, 128, dtype=torch.bfloat16)
+    first = contiguous.stride(0)
+
+    def why_not(x: Tensor) -> str | None:
+        return refused(**{name: fake(x, mode)})
+
+    wide = torch.empty(1, 512, heads, 132, dtype=torch.bfloat16)[..., :128]
+    assert why_not(wide) == (
+        f"{name} has strides ({512 * heads * 132}, {heads * 132}, 132, 1), needs multiples of 8 (not 0), and 1 for the last"
+    )
+    transposed = torch.empty(1, 512, 128, heads, dtype=torch.bfloat16).transpose(2, 3)
+    assert why_not(transposed) == (
+        f"{name} has strides ({first}, {heads * 128}, 1, {heads}), needs multiples of 8 (not 0), and 1 for the last"
+    )
+    flat = torch.empty(contiguous.numel() + 8, dtype=torch.bfloat16)
+    assert why_not(flat[3:-5].view(contiguous.shape)) == (
+        f"{name} begins 3 elements into its storage, needs a multiple of 8"
+    )
+    assert why_not(flat[8:].view(contiguous.shape)) is None
+    heads_first = torch.empty(1, heads, 512, 128, dtype=torch.bfloat16).transpose(1, 2)
+    assert why_not(heads_first) is None
+    some_heads = torch.empty(1, 512, heads + 3, 128, dtype=torch.bfloat16)[:, :, 2 : 2 + heads]
+    assert why_not(some_heads) is None
+
+
+def test_strides_are_looked_at_one_by_one() -> None:
+    x = torch.empty(8 * 8 * 8 * 8 * 8)
+    assert badly_strided("x", x.as_strided((2, 2, 2, 2), (64, 8, 16, 1))) is None
+    for strides in ((63, 8, 16, 1), (64, 4, 16, 1), (64, 8, 17, 1), (64, 8, 16, 2)):
+        assert badly_strided("x", x.as_strided((2, 2, 2, 2), strides)) == (
+            f"x has strides {strides}, needs multiples of 8 (not 0), and 1 for the last"
+        )
+
+
+def test_strides_and_offset_are_looked_at_without_breaking_a_trace() -> None:
+    torch.compiler.reset()
+
+    def doubled_if_fit(x: Tensor) -> Tensor:
+        return x * 2 if badly_strided("x", x) is None else x
+
+    x = torch.randn(1, 64, 2, 64)
+    found = torch.compile(doubled_if_fit, fullgraph=True, backend="eager")(x)
+    assert torch.equal(found, x * 2)
+
+
+# ---- forward and backward of different backends
+
+
+# Why the backward is another backend's, and that of which calls.
+FORWARD_ONLY = {
+    "token dilation is not in the backward kernel": dataclasses.replace(
+        PLAIN, segment_lengths=(128, 256), dilation_rates=(1, 4)
+    ),
+    "block_size 64 is not in the backward kernel: the portable ones are faster": dataclasses.replace(
+        PLAIN, block_size=64
+    ),
+}
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("reason", FORWARD_ONLY)
+def test_backward_that_is_missing_is_that_of_the_next_backend(reason: str) -> None:
+    problem = problem_of(FORWARD_ONLY[reason])
+    assert problem.needs_grad
+    assert HOPPER.rejects_backward(problem) == reason
+    assert choose.choose_backend(problem) is HOPPER
+    assert choose.backend_for_backward("hopper", problem).name == "triton"
+    assert choose.backend_for_backward("hopper", problem_of(PLAIN)) is HOPPER
+    assert choose.backend_for_backward("triton", problem).name == "triton"
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("reason", FORWARD_ONLY)
+def test_request_by_name_is_refused_where_a_backward_will_come_that_is_missing(reason: str) -> None:
+    problem = problem_of(FORWARD_ONLY[reason])
+    with pytest.raises(ValueError) as error:
+        choose.choose_backend(problem, "hopper")
+    assert str(error.value) == (
+        f"backend='hopper' cannot serve the backward of this call: {reason}; "
+        "without a backend the backward is that of 'triton'"
+    )
+    with torch.no_grad():
+        assert choose.choose_backend(problem, "hopper") is HOPPER
+    detached = dataclasses.replace(problem, q=problem.q.detach(), k=problem.k.detach(), v=problem.v.detach())
+    assert choose.choose_backend(detached, "hopper") is HOPPER
+
+
+def test_without_any_backward_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Never:
+        name = "never"
+
+        def rejects_backward(self, problem: AttentionProblem) -> str:
+            return "it has none"
+
+    monkeypatch.setattr(choose, "BACKENDS", (Never(),))
+    q = torch.zeros(1, 16, 1, 16)
+    problem = make_problem(q, q, q, BlockLayout.from_config(SparsePatternConfig(block_size=16), 16))
+    with pytest.raises(ValueError, match="no backend has a backward for this call: it has none"):
+        choose.backend_for_backward("never", problem)
+
+
+# ---- through the public functions
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_traced_call_is_the_operator_of_the_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "wants_schedule", hopper.wants_schedule)
+    layout = BlockLayout.from_config(SparsePatternConfig(block_size=128), 512)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, 512, 4, 128, dtype=torch.bfloat16, device="cuda:0")
+        k, v = (torch.empty(1, 512, 2, 128, dtype=torch.bfloat16, device="cuda:0") for _ in range(2))
+        assert explain_backends(q, k, v, layout)["hopper"] is None
+        out, lse = block_sparse_attention(q, k, v, layout, backend="hopper", return_lse=True)
+    assert (out.shape, out.dtype, out.device) == (q.shape, q.dtype, q.device)
+    assert (lse.shape, lse.dtype) == ((1, 4, 512), torch.float32)
+
+
+def test_on_the_cpu_the_request_by_name_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = torch.zeros(1, 256, 2, 64, dtype=torch.bfloat16)
+    layout = BlockLayout.from_config(SparsePatternConfig(), 256)
+    for has_gluon, reason in ((True, "q is on cpu, needs a CUDA device"), (False, NOT_INSTALLED)):
+        monkeypatch.setattr(hopper, "HAS_GLUON", has_gluon)
+        assert explain_backends(q, q, q, layout)["hopper"] == reason
+        with pytest.raises(ValueError) as error:
+            block_sparse_attention(q, q, q, layout, backend="hopper")
+        assert str(error.value) == f"backend='hopper' cannot serve this call: {reason}"
+        with pytest.raises(ValueError, match="backend='hopper' cannot serve this call"):
+            BlockSparseAttention(SparsePatternConfig(), backend="hopper")(q, q, q)
+
+
+def test_backends_stand_in_order_of_choice() -> None:
+    assert choose.BACKEND_NAMES == ("auto", "cpu", "hopper", "triton", "reference")
+    for name in choose.BACKEND_NAMES[1:-1]:
+        assert choose.backend_named(name).name == name
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+@pytest.mark.parametrize("block_size", [16, 64, 128, 256])
+def test_schedule_is_made_only_for_who_may_want_it(
+    block_size: int, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hopper, "HAS_GLUON", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    wanted = capability == (9, 0) and block_size in (64, 128)
+    assert hopper.wants_schedule(torch.device("cuda:0"), block_size) == wanted
+    assert not hopper.wants_schedule(torch.device("cpu"), block_size)
+    monkeypatch.setattr(hopper, "HAS_GLUON", False)
+    assert not hopper.wants_schedule(torch.device("cuda:0"), block_size)
+
+
+def test_cpu_calls_make_no_schedule() -> None:
+    module = BlockSparseAttention(SparsePatternConfig())
+    q = torch.zeros(1, 256, 2, 64)
+    module(q, q, q)
+    layout = module.layout(256)
+    assert layout._schedules == {}
+    assert make_problem(q, q, q, layout).row_schedule is None
