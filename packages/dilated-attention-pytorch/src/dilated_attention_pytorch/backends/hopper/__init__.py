@@ -42,8 +42,8 @@ def wants_schedule(device: torch.device, block_size: int) -> bool:
 
 def badly_strided(name: str, x: Tensor) -> str | None:
     """Why the tensor memory accelerator cannot read a tensor, or None."""
-    steps = [stride for size, stride in zip(x.shape, x.stride(), strict=True) if size != 1]
-    if x.stride(3) != 1 or any(step % 8 or step == 0 for step in steps[:-1]):
+    sizes, steps = x.shape, x.stride()
+    if steps[3] != 1 or any(sizes[i] != 1 and (steps[i] % 8 or not steps[i]) for i in (0, 1, 2)):
         return f"{name} has strides {tuple(x.stride())}, needs multiples of 8 (not 0), and 1 for the last"
     # a trace cannot ask for the offset; a launch clones what is misaligned
     if not torch.compiler.is_compiling() and x.storage_offset() % 8:

@@ -107,7 +107,12 @@ class Launch:
 
     def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, int], grid: int) -> None:
         self.grid = grid
-        self.boxes = [x[1:] for x in arguments.values() if isinstance(x, tuple)]
+        described = [x for x in arguments.values() if isinstance(x, tuple)]
+        self.boxes = [x[1:] for x in described]
+        # the first descriptor that is the same: near and far keys are, without token dilation
+        self.same_as = [
+            next(i for i, y in enumerate(described) if y[0] is x[0] and y[1:] == x[1:]) for x in described
+        ]
         n_tensors = sum(isinstance(x, Tensor) for x in arguments.values())
         self.numbers = list(arguments.values())[len(self.boxes) + n_tensors :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
@@ -141,12 +146,18 @@ class Launch:
             )
             return
         flat: list[Any] = []
+        made_before: list[tuple[Any, ...]] = []
         for place, x in enumerate(described):
+            if self.same_as[place] != place:
+                made_before.append(made_before[self.same_as[place]])
+                flat += made_before[-1]
+                continue
             # no reference to the tensor: whatever has this address, shape and strides is described by it
             key = (x.data_ptr(), x.shape, x.stride(), x.dtype, *self.boxes[place])
             kept = DESCRIPTORS.get(key)
             if kept is None:
                 kept = DESCRIPTORS.keep(key, self.expanded(place, x))
+            made_before.append(kept)
             flat += kept
         flat += addresses
         flat += self.numbers
