@@ -13,6 +13,11 @@ RESULTS = Path(__file__).resolve().parents[2] / "tools" / "attention-bench" / "r
 # The parts of the page that come with further runs: names of files, heading, what to know.
 PARTS = [
     (
+        "h200-0.3.0",
+        "Release 0.3.0, with dense attention",
+        "The release before the kernels for Hopper, beside dense attention through cuDNN.",
+    ),
+    (
         "h200-features*",
         "Masks, heads and token dilation",
         "Every feature beside the same case without it. Active blocks count whole: with token dilation the rate stands "
