@@ -40,7 +40,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel is compiled for; `ragged`: the last block of keys is not whole."""
+    """What a kernel is compiled for; `ragged`: the last block of keys is not whole; `grad_lse`: it is given."""
 
     kernel: str
     head_dim: int
@@ -49,15 +49,19 @@ class Shape:
     ragged: bool
     rates: tuple[int, ...] = ()
     dtype: str = "bfloat16"
+    grad_lse: bool = False
 
 
 SHAPES = [
-    Shape(kernel, head_dim, block_size, causal, ragged=causal)
+    Shape(kernel, head_dim, block_size, causal, ragged)
     for kernel, tiles in (("backward", tuning.BACKWARD), ("forward", tuning.FORWARD))
     for head_dim, block_size in tiles
     for causal in (True, False)
+    for ragged in (True, False)
 ] + [
+    Shape("prepare", 64, 128, True, True, grad_lse=True),
     Shape("prepare", 64, 128, True, True),
+    Shape("prepare", 128, 128, False, False, grad_lse=True),
     Shape("prepare", 128, 128, False, False),
     Shape("forward", 128, 128, True, True, rates=(1, 4)),
     Shape("forward", 128, 128, False, False, rates=(1, 4)),
@@ -89,7 +93,8 @@ def arguments_of(shape: Shape) -> dict[str, Any]:
         return launch.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
     if shape.kernel == "prepare":
         out, lse, stats = torch.empty_like(p.q), torch.empty(1, 2, p.q_len), torch.empty(16)
-        return launch.prepare_arguments(p, out, lse, out, lse, stats, stats.int(), torch.empty_like(p.q))
+        grad_lse = lse if shape.grad_lse else None
+        return launch.prepare_arguments(p, out, lse, out, grad_lse, stats, stats.int(), torch.empty_like(p.q))
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
     floats, ints = torch.empty(16), torch.empty(16, dtype=torch.int32)
     return launch.backward_arguments(p, torch.empty_like(p.q), grads, floats, floats, ints, 1)

@@ -109,6 +109,11 @@ OTHER_SHAPES: list[Shape] = [
     (128, 128, torch.float32, {}),
     (64, 64, torch.bfloat16, {"dropout_p": 0.1}),
     (64, 64, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4]}),
+    # the other shapes of the tables for compute capability 9.0
+    (64, 128, torch.bfloat16, {}),
+    (128, 64, torch.bfloat16, {}),
+    (64, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
+    (128, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
 ]
 
 

@@ -342,6 +342,8 @@ def test_explain_backends_gives_the_reasons_of_the_errors(monkeypatch: pytest.Mo
     }
     with pytest.raises(ValueError, match=r"dropout_p must be in \[0, 1\), got 2"):
         explain_backends(q, k, v, its_layout, dropout_p=2)
+    with pytest.raises(ValueError, match="dilation_rates"):
+        explain_backends(q, k, v, its_layout, segment_lengths=[128, 256], dilation_rates=[1])
 
 
 @pytest.mark.parametrize(

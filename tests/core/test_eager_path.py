@@ -20,10 +20,12 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
     ops,
 )
+from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.attention_cases import Case, make_call
 
 SMALL = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
+DILATION = TokenDilation((16, 32), (1, 2))
 BACKENDS = ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
 CASES = [
     Case("plain", 40, head_dim=16, block_size=16, is_causal=True),
@@ -260,6 +262,92 @@ def test_function_transforms_go_through_the_operators(transform: Any, ran: list[
             (wanted,) = torch.autograd.grad(square_loss(*tensors), tensors[0])
         torch.testing.assert_close(found, wanted)
     assert ran[0] == "operator"
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_torch_jit_trace_goes_through_the_operators(ran: list[str]) -> None:
+    its_layout = layout()
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return block_sparse_attention(q, k, v, its_layout)
+
+    traced = torch.jit.trace(call, random_qkv(requires_grad=False))
+    assert set(ran) == {"operator"}
+    other = random_qkv(requires_grad=False)
+    torch.testing.assert_close(traced(*other), call(*other))
+
+
+def test_forward_mode_is_refused_and_its_tangent_not_dropped() -> None:
+    q, k, v = random_qkv(requires_grad=False)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(k, torch.ones_like(k))
+        with pytest.raises(RuntimeError, match="forward-mode AD is not supported, and k has a tangent"):
+            block_sparse_attention(q, dual, v, layout())
+        assert block_sparse_attention(q, k, v, layout()).shape == q.shape
+
+
+def test_backward_in_a_mode_is_an_operator(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    tensors = random_qkv()
+    out = block_sparse_attention(*tensors, layout())
+    wanted = torch.autograd.grad(out.sum(), tensors, retain_graph=True)
+    with Watching():
+        found = torch.autograd.grad(out.sum(), tensors)
+    assert torch.ops.dilated_attention_pytorch.attention_backward.default in seen
+    assert ran == ["eager"]
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b)
+
+
+# ---- what is kept is good for every later call
+
+
+def in_fake_mode(module: BlockSparseAttention, its_layout: BlockLayout) -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        q = torch.empty(1, 40, 2, 16)
+        module(q, q, q)
+        its_layout.row_schedule()
+        its_layout.lists(DILATION)
+
+
+def in_inference_mode(module: BlockSparseAttention, its_layout: BlockLayout) -> None:
+    with torch.inference_mode():
+        q = torch.zeros(1, 40, 2, 16)
+        module(q, q, q)
+        its_layout.row_schedule()
+        its_layout.lists(DILATION)
+
+
+def in_a_transform(module: BlockSparseAttention, its_layout: BlockLayout) -> None:
+    def call(q: Tensor) -> Tensor:
+        its_layout.row_schedule()
+        its_layout.lists(DILATION)
+        module.layout(40)
+        return q.sum()
+
+    torch.func.grad(call)(torch.zeros(1, 40, 2, 16))
+
+
+@pytest.mark.parametrize("surrounded", [in_fake_mode, in_inference_mode, in_a_transform])
+def test_first_use_inside_of_a_mode_spoils_no_later_call(surrounded: Any) -> None:
+    module = BlockSparseAttention(SMALL, segment_lengths=[16, 32], dilation_rates=[1, 2])
+    its_layout = layout()
+    surrounded(module, its_layout)
+    rows, cols = its_layout.lists(DILATION)
+    of_module = module.layout(40)
+    kept = [its_layout.row_schedule(), rows.offsets, cols.entries, of_module.row_lists.indices]
+    assert [(type(x), x.is_inference()) for x in kept] == [(Tensor, False)] * 4
+    assert torch.equal(kept[0], layout().row_schedule())
+    assert kept[0].data_ptr() != 0
+    q, k, v = random_qkv()
+    ops.attention(*ops.flatten(make_problem(q, k, v, of_module)), "cpu")[0].sum().backward()
+    assert q.grad is not None
 
 
 def test_compiled_calls_are_operators() -> None:

@@ -20,7 +20,7 @@ from dilated_attention_pytorch import (
     functional,
 )
 from dilated_attention_pytorch.backends import choose, hopper
-from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
+from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided, tuning
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
@@ -34,9 +34,9 @@ NOT_INSTALLED = (
 
 @pytest.fixture(autouse=True)
 def capability_is_asked_anew() -> Iterator[None]:
-    hopper.is_hopper.cache_clear()
+    hopper.capability.cache_clear()
     yield
-    hopper.is_hopper.cache_clear()
+    hopper.capability.cache_clear()
 
 
 @pytest.fixture
@@ -239,6 +239,8 @@ FORWARD_ONLY = {
     "block_size 64 is not in the backward kernel: the portable ones are faster": dataclasses.replace(
         PLAIN, block_size=64
     ),
+    "dq of the 4 query heads that share keys takes 64 MiB in float32, more than 32: the portable kernels are as fast "
+    "and take no such memory": dataclasses.replace(PLAIN, heads=4, kv_heads=1, q_len=32_768),
 }
 
 
@@ -282,6 +284,39 @@ def test_without_any_backward_the_reason_is_given(monkeypatch: pytest.MonkeyPatc
     problem = make_problem(q, q, q, BlockLayout.from_config(SparsePatternConfig(block_size=16), 16))
     with pytest.raises(ValueError, match="no backend has a backward for this call: it has none"):
         choose.backend_for_backward("never", problem)
+
+
+# ---- descriptors
+
+
+def test_descriptors_are_the_same_by_name_and_box_never_by_the_tensors_of_one_call() -> None:
+    pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+    from dilated_attention_pytorch.backends.hopper.kernel import same_descriptors
+
+    x = torch.empty(1, 128, 1, 64)
+    near = {"desc_q": (x, 64, 0), "desc_k": (x, 128, 1), "desc_v": (x, 128, 1)}
+    same = {"desc_k_far": (x, 128, 1), "desc_v_far": (x, 128, 1), "desc_out": (x, 64, 0), "number": 3}
+    far = {"desc_k_far": (x, 32, 4), "desc_v_far": (x, 32, 4), "desc_out": (x, 64, 0), "number": 3}
+    assert same_descriptors(near | same) == [0, 1, 2, 1, 2, 5]
+    assert same_descriptors(near | far) == [0, 1, 2, 3, 4, 5]
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    ("num_heads", "head_dim", "share"),
+    [(16, 128, 0.04), (32, 64, 0.04), (32, 128, 0.04), (8, 64, 0.08)],
+)
+def test_backward_takes_little_more_than_its_results(num_heads: int, head_dim: int, share: float) -> None:
+    seqlen = 131_072
+    layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.001, block_size=128), seqlen)
+    q = torch.empty(1, seqlen, num_heads, head_dim, dtype=torch.bfloat16, device="meta")
+    problem = make_problem(q, q, q, layout)
+    per_head = seqlen * (2 * head_dim * 4 + 4)  # out, dq, dk, dv and lse
+    n_stats = 2 * num_heads * seqlen  # float32, as the tiles of dq
+    extra = 4 * n_stats + tuning.ring_of_heads(problem) * tuning.scratch_of_head(problem)
+    assert extra <= share * num_heads * per_head
 
 
 # ---- through the public functions

@@ -45,6 +45,9 @@ def test_kernels_compile_for_every_shape_and_keep_to_the_resources() -> None:
     wanted |= set(itertools.product(["backward"], (64, 128), [128], (False, True)))
     assert wanted <= shapes
     assert sum(item["rates"] == [1, 4] for item in found) == 4
+    assert {(item["head_dim"], item["grad_lse"]) for item in found if item["kernel"] == "prepare"} == set(
+        itertools.product((64, 128), (False, True))
+    )
     assert {item["dtype"] for item in found} == {"bfloat16", "float16"}
     assert [item for item in found if item["shared"] > SHARED] == []
     assert [item for item in found if item["spills"] > MOST_SPILLS[item["kernel"]]] == []

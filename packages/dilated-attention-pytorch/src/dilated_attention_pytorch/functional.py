@@ -97,8 +97,9 @@ def block_sparse_attention(
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
         dropout_p: probability with which an attention weight is dropped.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
-        backend: ``"cpu"``, ``"hopper"``, ``"triton"`` or ``"reference"``; default: the first that serves the call. An explicit
-            request is never replaced by another.
+        backend: ``"cpu"``, ``"hopper"``, ``"triton"`` or ``"reference"``; default (None or ``"auto"``): the first
+            that serves the call, with the backward of the first that has one for it. An explicit request is never
+            replaced by another, forward or backward.
 
     Returns:
         out (batch, q_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
@@ -124,13 +125,29 @@ def block_sparse_attention(
 
 
 def explain_backends(
-    q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, *, is_causal: bool = False, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    *,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    block_bias: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    dilation_rates: Sequence[int] | None = None,
+    dropout_p: float = 0.0,
 ) -> dict[str, str | None]:
     """For every backend, in order of choice, None if it would serve the call, else why not.
 
-    Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name.
+    Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name. A
+    backend that serves a call may leave the backward to the next one that has it.
     """
-    problem = make_problem(q, k, v, layout, is_causal, dropout_p=dropout_p)
+    problem = make_problem(
+        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
+        segment_lengths, dilation_rates, dropout_p,
+    )  # fmt: skip
     return {**reasons(problem), "reference": None}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from .backends.choose import backend_for_backward, backend_named
@@ -144,6 +145,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tens
 
 
 TENSOR_INPUTS = 14
+PLAIN_TYPES = (Tensor, torch.nn.Parameter, type(None))
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -196,6 +198,9 @@ class EagerAttention(torch.autograd.Function):
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         problem = ctx.problem.with_tensors(q, k, v, block_bias)
+        if not is_plain(problem):
+            made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
+            return (*made[:3], None if block_bias is None else made[3], None, None)
         grads = backend_for_backward(ctx.backend, problem).backward(problem, out, lse, grad_out, grad_lse)
         grad_bias = None
         if block_bias is not None and grads.block_bias is not None:
@@ -204,17 +209,33 @@ class EagerAttention(torch.autograd.Function):
 
 
 def is_plain(problem: AttentionProblem) -> bool:
-    """Whether no mode, transform, subclass or compiler wants to see the operators."""
+    """Whether no mode, transform, subclass, tracer or compiler wants to see the operators."""
+    p = problem
     return (
         not torch.compiler.is_compiling()
-        and all(type(x) in (Tensor, torch.nn.Parameter) for x in (problem.q, problem.k, problem.v))
+        and all(
+            type(x) in PLAIN_TYPES for x in (p.q, p.k, p.v, p.block_bias, p.kv_lengths, p.key_padding_mask)
+        )
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
     )
+
+
+def check_no_tangents(problem: AttentionProblem) -> None:
+    """A tangent would be lost without a word: the operators have no rule for it."""
+    for name in ("q", "k", "v", "block_bias"):
+        x = getattr(problem, name)
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+            raise RuntimeError(
+                f"forward-mode AD is not supported, and {name} has a tangent; use reverse mode (backward)"
+            )
 
 
 def attend(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
     """out and lse, through the operators where somebody looks at them."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        check_no_tangents(problem)
     if not is_plain(problem):
         out, lse = attention(*flatten(problem), backend)
         return out, lse

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..backends.choose import backend_for_backward
 from ..config import SparsePatternConfig
-from ..functional import explain_backends
+from ..functional import explain_backends, make_problem
 from ..patterns import BlockLayout
 
 # A typical call, causal, with 5 % of the blocks kept.
@@ -23,7 +24,7 @@ SPARSITY_RATIO = 0.05
 ON_REQUEST = "reference"
 
 OPTIONAL = {
-    "triton": "the triton backend (a hard dependency on Linux)",
+    "triton": "the backends triton and, from 3.6, hopper (a hard dependency on Linux)",
     "rich": "the demo",
     "matplotlib": "pictures: demo, plot and BlockLayout.plot",
 }
@@ -124,6 +125,8 @@ def examine_call(device: str, dtype: torch.dtype) -> dict[str, Any]:
     chosen = next(
         (name for name, why_not in backends.items() if why_not is None and name != ON_REQUEST), None
     )
+    if chosen is not None:
+        found["backward"] = backend_for_backward(chosen, make_problem(q, q, q, layout, is_causal=True)).name
     return {**found, "chosen": chosen, "backends": backends}
 
 
@@ -182,4 +185,7 @@ def describe_backend(call: dict[str, Any], name: str, why_not: str | None) -> st
         return f"no: {why_not}"
     if name == ON_REQUEST:
         return "yes, on request only: dense and slow"
-    return "yes, and it is chosen" if name == call["chosen"] else "yes"
+    if name != call["chosen"]:
+        return "yes"
+    backward = call["backward"]
+    return "yes, and it is chosen" + ("" if backward == name else f"; its backward is that of {backward}")

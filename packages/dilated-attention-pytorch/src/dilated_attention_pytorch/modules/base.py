@@ -14,6 +14,7 @@ from ..backends.hopper import wants_schedule
 from ..backends.reference import attention_weights
 from ..config import SparsePatternConfig, TokenDilation
 from ..functional import make_problem, run_problem
+from ..patterns.keep import plain_tensors
 from ..patterns.layout import BlockLayout
 
 # Decoding makes a layout per step: old ones go first.
@@ -126,7 +127,8 @@ class BlockSparseAttention(nn.Module):
         if key not in self._layouts:
             if len(self._layouts) >= CACHED_LAYOUTS:
                 self._layouts.popitem(last=False)
-            layout = BlockLayout.from_config(self.sparse_config, *key)
+            with plain_tensors():
+                layout = BlockLayout.from_config(self.sparse_config, *key)
             layout.lists(self._dilation)  # so that a trace finds them made
             if wants_schedule(device, layout.block_size):
                 layout.row_schedule(self._dilation)

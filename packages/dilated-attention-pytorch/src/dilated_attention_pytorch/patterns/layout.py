@@ -14,6 +14,7 @@ from ..config import SparsePatternConfig, TokenDilation
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
+from .keep import Kept, keep
 from .schedule import make_schedule
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class BlockLayout:
         num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
         row_lists: per (head, row) the sorted active columns.
         col_lists: the transpose, per (head, column) the sorted active rows.
-        is_even: known to have no row and no column that is much longer than the others. Kernels that work in a fixed
-            order ask for it; False where nobody has looked, which would need a host synchronisation.
+        is_even: no row and no column is expected to be much longer than the others, which kernels that work in a
+            fixed order ask for. Of a config by its pattern and the blocks of its heads, of a mask by counting; False
+            where nobody has looked, as that would need a host synchronisation.
 
     Memory is proportional to the active blocks.
     """
@@ -83,8 +85,8 @@ class BlockLayout:
     row_lists: BlockLists
     col_lists: BlockLists
     is_even: bool = False
-    _dilated: dict[TokenDilation, tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
-    _schedules: dict[TokenDilation | None, Tensor] = field(default_factory=dict, repr=False)
+    _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
+    _schedules: Kept[Tensor] = field(default_factory=dict, repr=False)
 
     # ---- making one
 
@@ -122,8 +124,11 @@ class BlockLayout:
         for item in configs:
             if item not in made:
                 made[item] = active_pairs(item, grid, target)
+        heads = [made[item] for item in configs]
+        blocks = [rows.numel() for rows, _ in heads]
         is_even = all(item.pattern_type != "global_local" for item in configs)
-        return cls._from_pairs(grid, [made[item] for item in configs], is_even)
+        is_even = is_even and max(blocks) * len(blocks) <= EVEN * sum(blocks)
+        return cls._from_pairs(grid, heads, is_even)
 
     @classmethod
     def from_dense(
@@ -320,28 +325,18 @@ class BlockLayout:
         """Row and column lists; with a token dilation every list is split into its distance classes."""
         if dilation is None:
             return self.row_lists, self.col_lists
-        if dilation not in self._dilated:
-            if torch.compiler.is_compiling():  # the trace cannot keep them; modules have them made before
-                return self._split_by_distance(dilation)
-            if len(self._dilated) >= 8:
-                self._dilated.clear()
-            self._dilated[dilation] = self._split_by_distance(dilation)
-        return self._dilated[dilation]
+        return keep(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
 
     def row_schedule(self, dilation: TokenDilation | None = None) -> Tensor:
         """In which order a persistent kernel takes the rows; see patterns/schedule.py."""
-        if dilation in self._schedules:
-            return self._schedules[dilation]
+        return keep(self._schedules, dilation, self.device, lambda: self._order_rows(dilation))
+
+    def _order_rows(self, dilation: TokenDilation | None) -> Tensor:
         rows, _ = self.lists(dilation)
         n_classes = 1 if dilation is None else len(dilation.segment_lengths)
-        schedule = make_schedule(
+        return make_schedule(
             rows.offsets, rows.indices, self.num_heads, self.grid.n_rows, n_classes, self.block_size
         )
-        if not torch.compiler.is_compiling():
-            if len(self._schedules) >= 8:
-                self._schedules.clear()
-            self._schedules[dilation] = schedule
-        return schedule
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
         head, rows, cols = self.head_rows_cols()

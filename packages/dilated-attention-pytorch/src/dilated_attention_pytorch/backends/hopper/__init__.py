@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
+from . import tuning
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
@@ -30,9 +31,16 @@ HAS_GLUON = has_gluon()
 
 
 @functools.lru_cache(maxsize=64)
+def capability(index: int | None) -> tuple[int, int]:
+    """The compute capability of a device (None: the current one); asking torch takes longer."""
+    return torch.cuda.get_device_capability(index)
+
+
 def is_hopper(index: int | None) -> bool:
     """Whether the device (None: the current one) has compute capability 9.0."""
-    return torch.cuda.get_device_capability(index) == (9, 0)
+    if torch.compiler.is_compiling():  # Dynamo warns of every cache
+        return torch.cuda.get_device_capability(index) == (9, 0)
+    return capability(index) == (9, 0)
 
 
 def wants_schedule(device: torch.device, block_size: int) -> bool:
@@ -106,6 +114,13 @@ class HopperBackend:
         if problem.block_size != 128:
             return (
                 f"block_size {problem.block_size} is not in the backward kernel: the portable ones are faster"
+            )
+        group = problem.num_heads // problem.num_kv_heads
+        needed = group * tuning.scratch_of_head(problem)
+        if group > 1 and needed > tuning.GROUP_BYTES:
+            return (
+                f"dq of the {group} query heads that share keys takes {needed // 2**20} MiB in float32, more than "
+                f"{tuning.GROUP_BYTES // 2**20}: the portable kernels are as fast and take no such memory"
             )
         return None
 

@@ -3,14 +3,16 @@
 A launch through triton's JIT with six tensor descriptors costs 50 us and more of Python. Here the compiled kernel is
 looked up by the few things that it depends on and launched by triton's own launcher function; descriptors, which hold
 an address, shape and strides but no reference to the tensor, are kept: a training loop meets the same addresses again
-and again. All caches have a bound; `clear_caches` empties them.
+and again. All caches have a bound.
 """
 
 from __future__ import annotations
 
 import inspect
+import itertools
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -41,14 +43,9 @@ class BoundedCache(OrderedDict[Hashable, Any]):
 
 DESCRIPTORS = BoundedCache(1024)
 LAUNCHES = BoundedCache(256)
-COUNTERS: dict[int, tuple[list[int], list[int], Tensor]] = {}
+COUNTERS: dict[int, tuple[list[int], Iterator[int], Tensor]] = {}
+MAKING_COUNTERS = threading.Lock()
 MULTIPROCESSORS: dict[int, int] = {}
-
-
-def clear_caches() -> None:
-    """Forget all descriptors, launches and counters."""
-    for cache in (DESCRIPTORS, LAUNCHES, COUNTERS, MULTIPROCESSORS):
-        cache.clear()
 
 
 def multiprocessors(index: int) -> int:
@@ -63,12 +60,19 @@ def tile_counter(index: int) -> int | Tensor:
     if torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=f"cuda:{index}")  # a graph has its own
     if index not in COUNTERS:
-        zeros = torch.zeros(N_COUNTERS, dtype=torch.int32, device=f"cuda:{index}")
-        torch.cuda.synchronize(index)  # once: they are 0 for every stream from now on
-        COUNTERS[index] = ([zeros.data_ptr() + 4 * i for i in range(N_COUNTERS)], [0], zeros)
-    addresses, place, _ = COUNTERS[index]
-    place[0] = (place[0] + 1) % N_COUNTERS
-    return addresses[place[0]]
+        make_counters(index)
+    addresses, places, _ = COUNTERS[index]
+    return addresses[next(places) % N_COUNTERS]
+
+
+def make_counters(index: int) -> None:
+    """The counters of a device, once: another thread's would be freed while its kernels count."""
+    with MAKING_COUNTERS:
+        if index not in COUNTERS:
+            zeros = torch.zeros(N_COUNTERS, dtype=torch.int32, device=f"cuda:{index}")
+            torch.cuda.synchronize(index)  # they are 0 for every stream from now on
+            addresses = [zeros.data_ptr() + 4 * i for i in range(N_COUNTERS)]
+            COUNTERS[index] = (addresses, itertools.count(), zeros)
 
 
 def box_layout(x: Tensor, rows: int, rate: int) -> tuple[list[int], list[int], list[int]]:
@@ -98,6 +102,20 @@ def is_hooked() -> bool:
     return bool(getattr(hook, "calls", hook))
 
 
+def same_descriptors(arguments: dict[str, Any]) -> list[int]:
+    """For every descriptor the place of one that is always equal: near and far keys are, without token dilation.
+
+    By name: tensors that are the same in one call need not be in the next.
+    """
+    boxes = {name: x[1:] for name, x in arguments.items() if isinstance(x, tuple)}
+    names = list(boxes)
+    near = [name.removesuffix("_far") for name in names]
+    return [
+        names.index(other) if boxes[other] == boxes[name] else place
+        for place, (name, other) in enumerate(zip(names, near, strict=True))
+    ]
+
+
 class Launch:
     """A kernel compiled for its constants, with all arguments but descriptors and addresses put in.
 
@@ -107,12 +125,8 @@ class Launch:
 
     def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, int], grid: int) -> None:
         self.grid = grid
-        described = [x for x in arguments.values() if isinstance(x, tuple)]
-        self.boxes = [x[1:] for x in described]
-        # the first descriptor that is the same: near and far keys are, without token dilation
-        self.same_as = [
-            next(i for i, y in enumerate(described) if y[0] is x[0] and y[1:] == x[1:]) for x in described
-        ]
+        self.boxes = [x[1:] for x in arguments.values() if isinstance(x, tuple)]
+        self.same_as = same_descriptors(arguments)
         n_tensors = sum(isinstance(x, Tensor) for x in arguments.values())
         self.numbers = list(arguments.values())[len(self.boxes) + n_tensors :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}

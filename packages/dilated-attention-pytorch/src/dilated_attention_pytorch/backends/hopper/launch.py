@@ -141,13 +141,6 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def ring_of_heads(problem: AttentionProblem) -> int:
-    """For how many query heads there are float32 tiles of dq; those that share keys are always there together."""
-    p = problem
-    per_head = p.n_rows * p.block_size * p.head_dim * 4
-    return min(p.batch * p.num_heads, max(p.num_heads // p.num_kv_heads, tuning.SCRATCH_BYTES // per_head))
-
-
 def launch_backward(
     problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
@@ -160,10 +153,15 @@ def launch_backward(
         grad_out = grad_out.clone(memory_format=torch.contiguous_format)
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
     grads = Gradients(grad_q, grad_k, grad_v, None)
-    if p.k.numel() == 0:
+    if p.q.numel() == 0 or p.k.numel() == 0:
+        for grad in (grad_q, grad_k, grad_v):
+            grad.zero_()
         return grads
+    # as they were made, but for hooks on saved tensors
+    out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
+    out, lse = aligned(out), aligned(lse)
     block_m = tuning.BACKWARD[p.head_dim, p.block_size].block_m
-    n_batch_heads, n_ring = p.batch * p.num_heads, ring_of_heads(p)
+    n_batch_heads, n_ring = p.batch * p.num_heads, tuning.ring_of_heads(p)
     n_steps = n_batch_heads * p.n_rows * (p.block_size // block_m)
     stats = torch.empty(n_steps * 2 * block_m, dtype=torch.float32, device=p.q.device)
     turns = torch.empty(n_steps, dtype=torch.int32, device=p.q.device)

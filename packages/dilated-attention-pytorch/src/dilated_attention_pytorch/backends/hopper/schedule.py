@@ -20,7 +20,7 @@ def next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile):
     """Take the next tile and pass it on to the warpgroups; n_tiles or more when none is left.
 
     Every lane of the warp adds 1, and the counter counts lanes: an atomic of one lane alone is a branch, after which
-    ptxas takes the warp for converged although it is not. The last program to ask sets the counter back to 0.
+    ptxas takes the warp for converged although it is not. It makes one atomic of the 32 equal ones. The last program to ask sets the counter back to 0.
     """
     slot = i_tile & 1
     mbarrier.wait(tile_empty.index(slot), ((i_tile >> 1) & 1) ^ 1)

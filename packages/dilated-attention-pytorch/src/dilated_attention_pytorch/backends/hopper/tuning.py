@@ -1,8 +1,13 @@
-"""Launch parameters of the Hopper kernels; found with `attention-bench tune --backend hopper` on an H200, bf16."""
+"""Launch parameters of the Hopper kernels, chosen by hand from timings on an H200, bf16 (attention-bench/NOTES.md).
+
+`attention-bench tune --backend hopper` searches stages, order, unrolling, queries per step and prefetching.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from ..problem import AttentionProblem
 
 
 @dataclass(frozen=True)
@@ -48,5 +53,20 @@ BACKWARD: dict[tuple[int, int], BackwardTiles] = {
 LAUNCH_REGISTERS, CONSUMER_REGISTERS, HELPER_REGISTERS = 168, 240, 24
 GATES = 4  # steps of the backward whose turn may have come before dq of the first of them is added
 
-# Most bytes of float32 dq tiles in flight: a head's worth is always there, more lets short heads overlap.
+# Most bytes of float32 dq tiles in flight, but one head's worth is always there; more lets short heads overlap.
 SCRATCH_BYTES = 32 * 2**20
+# Heads that share keys have their tiles there together: groups that need more are left to the portable kernels, which
+# are as fast (4 heads of 128 with 131,072 tokens, 256 MiB: 399 and 400 TFLOP/s) and take no such memory.
+GROUP_BYTES = 32 * 2**20
+
+
+def scratch_of_head(problem: AttentionProblem) -> int:
+    """Bytes of the float32 dq tiles of one query head."""
+    return problem.n_rows * problem.block_size * problem.head_dim * 4
+
+
+def ring_of_heads(problem: AttentionProblem) -> int:
+    """For how many query heads there are float32 tiles of dq; those that share keys are always there together."""
+    p = problem
+    fitting = SCRATCH_BYTES // scratch_of_head(p)
+    return min(p.batch * p.num_heads, max(p.num_heads // p.num_kv_heads, fitting))
