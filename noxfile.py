@@ -120,6 +120,17 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session(default=False, venv_backend="none")
+def sanitize(session: nox.Session) -> None:
+    """compute-sanitizer (of the CUDA toolkit) on one small call of every Hopper kernel; needs an H100 or H200."""
+    python = workshop(session, "test")
+    for tool in ("memcheck", "racecheck"):
+        session.run(
+            "compute-sanitizer", "--tool", tool, "--error-exitcode", "2", python, "tests/core/sanitize_hopper.py",
+            *session.posargs, external=True,
+        )  # fmt: skip
+
+
+@nox.session(default=False, venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Time the library beside its peers: `nox -s bench -- --help`."""
     python = workshop(session, "bench")

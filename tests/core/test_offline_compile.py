@@ -52,3 +52,8 @@ def test_every_option_compiles_for_hopper() -> None:
         "dkdv_kernel",
     }
     assert all(kernel["shared"] <= SHARED[90] * 1024 for kernel in found)
+    fast = [
+        kernel for kernel in found if kernel["dtype"] == "torch.bfloat16"
+    ]  # float32 and head_dim 256 do spill
+    assert {(kernel["head_dim"], kernel["block_size"]) for kernel in fast} >= {(64, 128), (128, 64)}
+    assert [kernel for kernel in fast if kernel["spills"] > MOST_SPILLS[90]] == []
