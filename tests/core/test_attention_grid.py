@@ -151,6 +151,24 @@ def test_float16_of_triton_in_the_interpreter(name: str) -> None:
     check(name, "triton", torch.float16, LIMITS[torch.float16])
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_token_dilation_with_the_tiles_for_hopper(
+    head_dim: int, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 32 keys of a block are left: their products are transposed (tuning.HOPPER_DILATED)
+    monkeypatch.setattr("dilated_attention_pytorch.backends.triton.launch.INTERPRETER_CAPABILITY", (9, 0))
+    case = Case(
+        "dilated", 384 - 8 * causal, heads=2, kv_heads=1, head_dim=head_dim, block_size=128, ratio=0.7,
+        segment_lengths=(128, 256), dilation_rates=(1, 4), is_causal=causal, lse_gradient=True,
+    )  # fmt: skip
+    call = make_call(case, torch.float16, "cpu")
+    wanted = run(case, call.to(torch.float64, "cpu"), "reference")
+    found = run(case, call, "triton")
+    assert off_limits(errors(found, wanted, call), LIMITS[torch.float16]) == {}
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", LIMITS, ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", BY_NAME)
