@@ -93,15 +93,24 @@ def attention_backward(
         block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_even,
         is_causal, softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
+    dq, dk, dv, grad_bias = gradients(problem, backend, out, lse, grad_out, grad_lse)
+    return dq, dk, dv, q.new_empty(0) if grad_bias is None else grad_bias.contiguous()
+
+
+def gradients(
+    problem: AttentionProblem,
+    backend: str,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and block_bias (None without one) from the backend that has this backward."""
     grads = backend_for_backward(backend, problem).backward(problem, out, lse, grad_out, grad_lse)
-    if block_bias is None or grads.block_bias is None:
-        return grads.q, grads.k, grads.v, q.new_empty(0)
-    return (
-        grads.q,
-        grads.k,
-        grads.v,
-        grads.block_bias.sum_to_size(block_bias.shape).to(block_bias.dtype).contiguous(),
-    )
+    bias, grad_bias = problem.block_bias, grads.block_bias
+    if bias is None or grad_bias is None:
+        return grads.q, grads.k, grads.v, None
+    return grads.q, grads.k, grads.v, grad_bias.sum_to_size(bias.shape).to(bias.dtype)
 
 
 def unflatten(*args: Any) -> AttentionProblem:
@@ -201,11 +210,7 @@ class EagerAttention(torch.autograd.Function):
         if not is_plain(problem):
             made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
             return (*made[:3], None if block_bias is None else made[3], None, None)
-        grads = backend_for_backward(ctx.backend, problem).backward(problem, out, lse, grad_out, grad_lse)
-        grad_bias = None
-        if block_bias is not None and grads.block_bias is not None:
-            grad_bias = grads.block_bias.sum_to_size(block_bias.shape).to(block_bias.dtype)
-        return grads.q, grads.k, grads.v, grad_bias, None, None
+        return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None)
 
 
 def is_plain(problem: AttentionProblem) -> bool:

@@ -20,27 +20,27 @@ NOTHING = gl.constexpr(1 << 23)  # a column past any key
 
 
 @gluon.jit
-def visible_keys(
-    Indices, e, hi, position, head, kv_len, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, layout: gl.constexpr,
+def hide_keys(
+    s, Indices, e, hi, position, head, kv_len, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr,
+    MASKED: gl.constexpr, IS_CAUSAL: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
-    """Which of the keys of the tile that begins with entry e a query may see, (64, BLOCK_N) or (1, BLOCK_N)."""
-    KEYS: gl.constexpr = BLOCK_SIZE // RATE
-    lanes = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
-    entry = e + lanes // KEYS
-    column = gl.load(Indices + entry, mask=entry < hi, other=NOTHING)
-    key = column * BLOCK_SIZE + head % RATE + (lanes % KEYS) * RATE
-    visible = ((key < kv_len) & (entry < hi))[None, :]
-    if IS_CAUSAL:
-        visible = visible & (key[None, :] <= position[:, None])
-    return visible
+    """The scores of the tile that begins with entry e, -infinity where a query may not see the key."""
+    if MASKED:
+        KEYS: gl.constexpr = BLOCK_SIZE // RATE
+        lanes = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
+        entry = e + lanes // KEYS
+        column = gl.load(Indices + entry, mask=entry < hi, other=NOTHING)
+        key = column * BLOCK_SIZE + head % RATE + (lanes % KEYS) * RATE
+        visible = ((key < kv_len) & (entry < hi))[None, :]
+        if IS_CAUSAL:
+            visible = visible & (key[None, :] <= position[:, None])
+        s = gl.where(visible, s, -INFINITY)
+    return s
 
 
 @gluon.jit
-def softmax(s, m, l, visible, scale_log2, MASKED: gl.constexpr):
+def softmax(s, m, l, scale_log2, MASKED: gl.constexpr):
     """Online softmax of one tile of scores, in units of log2: p, the factor of what came before, new m and l."""
-    if MASKED:
-        s = gl.where(visible, s, -INFINITY)
     m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
     m_safe = m_new
     if MASKED:
@@ -127,22 +127,10 @@ def attend_ahead(
             )  # fmt: skip
             t += 1
             place = place_of(places, base, t, PAIRED)
-        visible = True
-        if HAS_EDGE:
-            visible = visible_keys(
-                Indices,
-                lo + t * JOIN,
-                hi_visible,
-                position,
-                head,
-                kv_len,
-                BLOCK_N,
-                BLOCK_SIZE,
-                RATE,
-                IS_CAUSAL,
-                s_layout,
-            )
-        p, alpha, m, l = softmax(s, m, l, visible, scale_log2, HAS_EDGE)
+        s = hide_keys(
+            s, Indices, lo + t * JOIN, hi_visible, position, head, kv_len, BLOCK_N, BLOCK_SIZE, RATE, HAS_EDGE, IS_CAUSAL, s_layout,
+        )  # fmt: skip
+        p, alpha, m, l = softmax(s, m, l, scale_log2, HAS_EDGE)
         acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, acc_layout))[:, None]
         p = gl.convert_layout(p.to(q.dtype), p_layout)
         acc = warpgroup_mma(p, get_tile(v_ring, place, STAGES), acc, is_async=True)
@@ -178,22 +166,10 @@ def attend_tiles_ahead(
         place_next = place_of(places, base, t + i + 1, PAIRED)
         k_tile = get_tile(k_ring, place_next, STAGES)
         s_next = scores(q, k_tile, BLOCK_N, s_layout)
-        visible = True
-        if MASKED:
-            visible = visible_keys(
-                Indices,
-                lo + (t + i) * JOIN,
-                hi,
-                position,
-                head,
-                kv_len,
-                BLOCK_N,
-                BLOCK_SIZE,
-                RATE,
-                IS_CAUSAL,
-                s_layout,
-            )
-        p, alpha, m, l = softmax(s, m, l, visible, scale_log2, MASKED)
+        s = hide_keys(
+            s, Indices, lo + (t + i) * JOIN, hi, position, head, kv_len, BLOCK_N, BLOCK_SIZE, RATE, MASKED, IS_CAUSAL, s_layout,
+        )  # fmt: skip
+        p, alpha, m, l = softmax(s, m, l, scale_log2, MASKED)
         p = gl.convert_layout(p.to(q.dtype), p_layout)
         if i > 0:
             acc = warpgroup_mma_wait(1, deps=[acc])
@@ -249,22 +225,10 @@ def attend_behind(
         s = scores(q, k_tile, BLOCK_N, s_layout)
         s = warpgroup_mma_wait(0, deps=[s])
         give_back(k_ring, base, STAGES)
-        visible = True
-        if HAS_EDGE:
-            visible = visible_keys(
-                Indices,
-                lo,
-                hi_visible,
-                position,
-                head,
-                kv_len,
-                BLOCK_N,
-                BLOCK_SIZE,
-                RATE,
-                IS_CAUSAL,
-                s_layout,
-            )
-        p, alpha, m, l = softmax(s, m, l, visible, scale_log2, HAS_EDGE)
+        s = hide_keys(
+            s, Indices, lo, hi_visible, position, head, kv_len, BLOCK_N, BLOCK_SIZE, RATE, HAS_EDGE, IS_CAUSAL, s_layout,
+        )  # fmt: skip
+        p, alpha, m, l = softmax(s, m, l, scale_log2, HAS_EDGE)
         acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, acc_layout))[:, None]
         p = gl.convert_layout(p.to(q.dtype), p_layout)
         for t in range(1, n_whole):
@@ -301,12 +265,10 @@ def attend_tile_behind(
     acc = warpgroup_mma(p, get_tile(v_ring, place - 1, STAGES), acc, is_async=True)
     s = warpgroup_mma_wait(1, deps=[s])
     give_back(k_ring, place, STAGES)
-    visible = True
-    if MASKED:
-        visible = visible_keys(
-            Indices, lo + t * JOIN, hi, position, head, kv_len, BLOCK_N, BLOCK_SIZE, RATE, IS_CAUSAL, s_layout
-        )
-    p_next, alpha, m, l = softmax(s, m, l, visible, scale_log2, MASKED)
+    s = hide_keys(
+        s, Indices, lo + t * JOIN, hi, position, head, kv_len, BLOCK_N, BLOCK_SIZE, RATE, MASKED, IS_CAUSAL, s_layout,
+    )  # fmt: skip
+    p_next, alpha, m, l = softmax(s, m, l, scale_log2, MASKED)
     acc = warpgroup_mma_wait(0, deps=[acc])
     give_back(v_ring, place - 1, STAGES)
     acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, acc_layout))[:, None]

@@ -28,9 +28,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .schedule import next_tile, shared_tile
-from .turns import FIRST, LAST, column_place, gate, number_at, passer
+from .turns import FIRST, LAST, Bars, column_place, gate, number_at, passer
 
 LOG2E = gl.constexpr(1.4426950408889634)
+
+
+@gluon.jit
+def load_queries(desc, boxes, full, stage, i_batch, head, query0, BLOCK_M: gl.constexpr, D: gl.constexpr):
+    """Fill a stage of q or grad_out."""
+    mbarrier.expect(full, BLOCK_M * D * 2)
+    for piece in gl.static_range(D // 64):
+        tma.async_copy_global_to_shared(
+            desc, [i_batch, head, query0, piece * 64], full, boxes.index(stage * (D // 64) + piece)
+        )
 
 
 @gluon.jit
@@ -41,19 +51,6 @@ def loader(
     STAGES: gl.constexpr, KV_STAGES: gl.constexpr,
 ):  # fmt: skip
     """Loads k and v of a column, then q, grad_out, lse and delta of its queries, 64 columns of head_dim a box."""
-    (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    ) = bars
     SUB: gl.constexpr = BLOCK_SIZE // BLOCK_M
     PIECES: gl.constexpr = D // 64
     q_boxes = q_smem._reinterpret(desc_q.dtype, [STAGES * PIECES, 1, 1, BLOCK_M, 64], desc_q.layout)
@@ -64,7 +61,7 @@ def loader(
     m = gl.arange(0, BLOCK_M, layout=lanes)
     it = 0
     i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile)
+    tile = next_tile(Counter, n_tiles, tile_smem, bars.tile_full, bars.tile_empty, i_tile)
     while tile < n_tiles:
         i_batch, kv_head, first_head, col = column_place(
             tile, n_cols, num_kv_heads, heads_per_kv, heads_per_list
@@ -74,17 +71,17 @@ def loader(
         for g in range(heads_per_kv):
             this_list = ((first_head + g) // heads_per_list) * n_cols + col
             n_steps += (gl.load(Offsets + this_list + 1) - gl.load(Offsets + this_list)) * SUB
-        mbarrier.wait(kv_empty.index(slot), ((i_tile // KV_STAGES) & 1) ^ 1)
+        mbarrier.wait(bars.kv_empty.index(slot), ((i_tile // KV_STAGES) & 1) ^ 1)
         steps_smem.index(slot).store(gl.full([1], n_steps, gl.int32, layout=lanes))
-        mbarrier.arrive(kv_full.index(slot), count=1)
-        mbarrier.expect(kv_full.index(slot), 2 * BLOCK_SIZE * D * 2)
+        mbarrier.arrive(bars.kv_full.index(slot), count=1)
+        mbarrier.expect(bars.kv_full.index(slot), 2 * BLOCK_SIZE * D * 2)
         for piece in gl.static_range(PIECES):
             where = [i_batch, kv_head, col * BLOCK_SIZE, piece * 64]
             tma.async_copy_global_to_shared(
-                desc_k, where, kv_full.index(slot), k_boxes.index(slot * PIECES + piece)
+                desc_k, where, bars.kv_full.index(slot), k_boxes.index(slot * PIECES + piece)
             )
             tma.async_copy_global_to_shared(
-                desc_v, where, kv_full.index(slot), v_boxes.index(slot * PIECES + piece)
+                desc_v, where, bars.kv_full.index(slot), v_boxes.index(slot * PIECES + piece)
             )
         for g in range(heads_per_kv):
             head = first_head + g
@@ -97,19 +94,21 @@ def loader(
                     sub = SUB - 1 - j
                     stage = it % STAGES
                     query0 = (first_row + row) * BLOCK_SIZE + sub * BLOCK_M - q_offset
-                    mbarrier.wait(empty.index(stage), ((it // STAGES) & 1) ^ 1)
-                    mbarrier.expect(q_full.index(stage), BLOCK_M * D * 2)
-                    for piece in gl.static_range(PIECES):
-                        tma.async_copy_global_to_shared(
-                            desc_q, [i_batch, head, query0, piece * 64], q_full.index(stage),
-                            q_boxes.index(stage * PIECES + piece),
-                        )  # fmt: skip
-                    mbarrier.expect(grad_full.index(stage), BLOCK_M * D * 2)
-                    for piece in gl.static_range(PIECES):
-                        tma.async_copy_global_to_shared(
-                            desc_grad, [i_batch, head, query0, piece * 64], grad_full.index(stage),
-                            grad_boxes.index(stage * PIECES + piece),
-                        )  # fmt: skip
+                    mbarrier.wait(bars.empty.index(stage), ((it // STAGES) & 1) ^ 1)
+                    load_queries(
+                        desc_q, q_boxes, bars.q_full.index(stage), stage, i_batch, head, query0, BLOCK_M, D
+                    )
+                    load_queries(
+                        desc_grad,
+                        grad_boxes,
+                        bars.grad_full.index(stage),
+                        stage,
+                        i_batch,
+                        head,
+                        query0,
+                        BLOCK_M,
+                        D,
+                    )
                     stats = (
                         Stats
                         + ((i_batch * num_heads + head).to(gl.int64) * n_rows * SUB + row * SUB + sub)
@@ -119,10 +118,10 @@ def loader(
                     lse_smem.index(stage).store(gl.load(stats + m))
                     delta_smem.index(stage).store(gl.load(stats + BLOCK_M + m))
                     row_smem.index(stage).store(gl.full([1], row * SUB + sub, gl.int32, layout=lanes))
-                    mbarrier.arrive(stats_full.index(stage), count=1)
+                    mbarrier.arrive(bars.stats_full.index(stage), count=1)
                     it += 1
         i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile)
+        tile = next_tile(Counter, n_tiles, tile_smem, bars.tile_full, bars.tile_empty, i_tile)
 
 
 @gluon.jit
@@ -196,32 +195,19 @@ def weights(
     s_layout: gl.constexpr, dkv_layout: gl.constexpr,
 ):  # fmt: skip
     """Puts ds of step `it` into shared memory and adds p' grad_out to dv, in flight. With PREFETCH the scores are there."""
-    (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    ) = bars
     dtype: gl.constexpr = k_smem.dtype
     operand: gl.constexpr = gl.DotOperandLayout(0, dkv_layout, 2)
     slot = here(slot)
     stage = it % STAGES
     phase = (it // STAGES) & 1
     if not PREFETCH:
-        mbarrier.wait(q_full.index(stage), phase)
+        mbarrier.wait(bars.q_full.index(stage), phase)
         s = scores(k_smem.index(slot), q_tiles.index(stage), BLOCK_SIZE, BLOCK_M, s_layout)
-    mbarrier.wait(stats_full.index(stage), phase)
+    mbarrier.wait(bars.stats_full.index(stage), phase)
     dp = gl.zeros([BLOCK_SIZE, BLOCK_M], gl.float32, layout=s_layout)
     if PREFETCH:  # nothing runs yet: the product is added to -delta, which then needs no registers of its own
         dp += delta_smem.index(stage).load(gl.SliceLayout(0, s_layout))[None, :]
-    mbarrier.wait(grad_full.index(stage), phase)
+    mbarrier.wait(bars.grad_full.index(stage), phase)
     grad_tile = grad_tiles.index(stage)
     dp = warpgroup_mma(v_smem.index(slot), grad_tile.permute([1, 0]), dp, use_acc=PREFETCH, is_async=True)
     lse = lse_smem.index(stage).load(gl.SliceLayout(0, s_layout))
@@ -262,19 +248,6 @@ def gradients(
 
     Nothing is in flight on return: ptxas serialises all products of a loop over whose closing one of them runs.
     """
-    (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    ) = bars
     slot = here(slot)
     stage = it % STAGES
     k_tile = k_smem.index(slot)
@@ -286,14 +259,14 @@ def gradients(
         dv = warpgroup_mma_wait(2, deps=[dv])  # frees the registers of p for the next scores
         stage_next = (it + 1) % STAGES
         # after the last step of a list the scores of whatever is there: they are not used
-        mbarrier.wait(q_full.index(stage_next), ((it + 1) // STAGES) & 1, pred=has_next)
+        mbarrier.wait(bars.q_full.index(stage_next), ((it + 1) // STAGES) & 1, pred=has_next)
         s = scores(k_tile, q_tiles.index(stage_next), BLOCK_SIZE, BLOCK_M, s_layout)
         dq = warpgroup_mma_wait(2, deps=[dq])
     else:
         dv, dq = warpgroup_mma_wait(1, deps=[dv, dq])
     i_rows = number_at(row_smem, stage)
     place = it % GATES
-    mbarrier.wait(gate_full.index(place), (it // GATES) & 1)
+    mbarrier.wait(bars.gate_full.index(place), (it // GATES) & 1)
     add_dq(
         dq, Scratch + number_at(turn_smem, place * 4 + 1).to(gl.int64) * (BLOCK_M * D),
         GradQ + i_batch.to(gl.int64) * stride_xb + number_at(turn_smem, place * 4 + 2).to(gl.int64) * stride_xh, stride_xs,
@@ -304,8 +277,8 @@ def gradients(
         dk, s = warpgroup_mma_wait(0, deps=[dk, s])
     else:
         dk = warpgroup_mma_wait(0, deps=[dk])
-    mbarrier.arrive(gate_done.index(place), count=1)
-    mbarrier.arrive(empty.index(stage), count=1)
+    mbarrier.arrive(bars.gate_done.index(place), count=1)
+    mbarrier.arrive(bars.empty.index(stage), count=1)
     return dk, dv, s
 
 
@@ -318,19 +291,6 @@ def compute(
     PREFETCH: gl.constexpr, GATES: gl.constexpr,
 ):  # fmt: skip
     """The products of all steps of a column, of all heads that share its keys."""
-    (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    ) = bars
     NUM_WARPS: gl.constexpr = gl.num_warps()
     PIECES: gl.constexpr = D // 64
     WARPS_M: gl.constexpr = BLOCK_M // 16 if BLOCK_M // 16 < NUM_WARPS else NUM_WARPS
@@ -343,7 +303,7 @@ def compute(
     dv_boxes = v_smem._reinterpret(dtype, [KV_STAGES * PIECES, 1, 1, BLOCK_SIZE, 64], desc_dv.layout)
     it = 0
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
     while tile < n_tiles:
         col = tile % n_cols
         batch_head = tile // n_cols
@@ -352,12 +312,12 @@ def compute(
         dv = gl.zeros([BLOCK_SIZE, D], gl.float32, layout=dkv_layout)
         slot = i_tile % KV_STAGES
         k_tile, v_tile = k_smem.index(slot), v_smem.index(slot)
-        mbarrier.wait(kv_full.index(slot), (i_tile // KV_STAGES) & 1)
+        mbarrier.wait(bars.kv_full.index(slot), (i_tile // KV_STAGES) & 1)
         n_steps = number_at(steps_smem, slot)
         if n_steps > 0:
             s = gl.zeros([BLOCK_SIZE, BLOCK_M], gl.float32, layout=s_layout)
             if PREFETCH:
-                mbarrier.wait(q_full.index(it % STAGES), (it // STAGES) & 1)
+                mbarrier.wait(bars.q_full.index(it % STAGES), (it // STAGES) & 1)
                 s = scores(k_tile, q_smem.index(it % STAGES), BLOCK_SIZE, BLOCK_M, s_layout)
                 s = warpgroup_mma_wait(0, deps=[s])
             for i in range(n_steps):
@@ -381,9 +341,9 @@ def compute(
             tma.async_copy_shared_to_global(desc_dk, where, dk_boxes.index(slot * PIECES + piece))
             tma.async_copy_shared_to_global(desc_dv, where, dv_boxes.index(slot * PIECES + piece))
         tma.store_wait(0)
-        mbarrier.arrive(kv_empty.index(slot), count=1)
+        mbarrier.arrive(bars.kv_empty.index(slot), count=1)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+        tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
 
 
 NUMBERS = (
@@ -446,19 +406,9 @@ def backward_kernel(
         mbarrier.init(gate_done.index(i), count=1)
         mbarrier.init(gate_empty.index(i), count=1)
     fence_async_shared()
-    bars = (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    )
+    bars = Bars(
+        q_full, grad_full, stats_full, empty, kv_full, kv_empty, tile_full, tile_empty, gate_full, gate_done, gate_empty,
+    )  # fmt: skip
     n_tiles = n_batch_kv_heads * n_cols
     SUB: gl.constexpr = BLOCK_SIZE // BLOCK_M
     gl.warp_specialize(

@@ -36,6 +36,22 @@ def load_box(
 
 
 @gluon.jit
+def load_tile(
+    desc, boxes, full, empty, Columns, e, hi, column, n_cols, stage, phase, one_only, i_batch, kv_head, residue,
+    BLOCK_N: gl.constexpr, KEYS: gl.constexpr, D: gl.constexpr, JOIN: gl.constexpr,
+):  # fmt: skip
+    """Fill a stage of the ring of k or v, when it is given back, with the blocks of the entries from e on."""
+    mbarrier.wait(empty, phase)
+    mbarrier.arrive(empty, count=1, pred=one_only)
+    mbarrier.expect(full, BLOCK_N * D * 2)
+    load_box(desc, boxes, full, stage, 0, i_batch, kv_head, residue, column * KEYS, D, JOIN)
+    for j in gl.static_range(1, JOIN):
+        # past the end of the list a box lies outside of the tensor: zeros, and no traffic
+        other = gl.load(Columns + e + j, mask=e + j < hi, other=n_cols)
+        load_box(desc, boxes, full, stage, j, i_batch, kv_head, residue, other * KEYS, D, JOIN)
+
+
+@gluon.jit
 def produce_list(
     desc_k, desc_v, k_smem, v_smem, k_full, k_empty, v_full, v_empty, Columns, lo, hi, it, i_batch, kv_head, head,
     n_cols, D: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr,
@@ -58,21 +74,14 @@ def produce_list(
             if PAIRED:
                 one_only = (column & 1) == 0
                 column = column >> 1
-            mbarrier.wait(k_empty.index(stage), phase)
-            mbarrier.arrive(k_empty.index(stage), count=1, pred=one_only)
-            mbarrier.expect(k_bar, BLOCK_N * D * 2)
-            load_box(desc_k, k_boxes, k_bar, stage, 0, i_batch, kv_head, residue, column * KEYS, D, JOIN)
-            for j in gl.static_range(1, JOIN):
-                # past the end of the list a box lies outside of the tensor: zeros, and no traffic
-                other = gl.load(Columns + e + j, mask=e + j < hi, other=n_cols)
-                load_box(desc_k, k_boxes, k_bar, stage, j, i_batch, kv_head, residue, other * KEYS, D, JOIN)
-            mbarrier.wait(v_empty.index(stage), phase)
-            mbarrier.arrive(v_empty.index(stage), count=1, pred=one_only)
-            mbarrier.expect(v_bar, BLOCK_N * D * 2)
-            load_box(desc_v, v_boxes, v_bar, stage, 0, i_batch, kv_head, residue, column * KEYS, D, JOIN)
-            for j in gl.static_range(1, JOIN):
-                other = gl.load(Columns + e + j, mask=e + j < hi, other=n_cols)
-                load_box(desc_v, v_boxes, v_bar, stage, j, i_batch, kv_head, residue, other * KEYS, D, JOIN)
+            load_tile(
+                desc_k, k_boxes, k_bar, k_empty.index(stage), Columns, e, hi, column, n_cols, stage, phase, one_only, i_batch,
+                kv_head, residue, BLOCK_N, KEYS, D, JOIN,
+            )  # fmt: skip
+            load_tile(
+                desc_v, v_boxes, v_bar, v_empty.index(stage), Columns, e, hi, column, n_cols, stage, phase, one_only, i_batch,
+                kv_head, residue, BLOCK_N, KEYS, D, JOIN,
+            )  # fmt: skip
             it += 1
     return it
 

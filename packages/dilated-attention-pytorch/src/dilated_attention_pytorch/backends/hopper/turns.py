@@ -7,11 +7,30 @@ dq is added.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .schedule import shared_tile
+
+
+class Bars(NamedTuple):
+    """The barriers of the backward kernel; `full` and `done` say that something is there, `empty` that it was read."""
+
+    q_full: Any
+    grad_full: Any
+    stats_full: Any
+    empty: Any
+    kv_full: Any
+    kv_empty: Any
+    tile_full: Any
+    tile_empty: Any
+    gate_full: Any
+    gate_done: Any
+    gate_empty: Any
+
 
 FIRST = gl.constexpr(1)
 LAST = gl.constexpr(2)
@@ -65,23 +84,10 @@ def gate(
     GATES: gl.constexpr,
 ):  # fmt: skip
     """Lets dq of every step be added when the columns before have added theirs."""
-    (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    ) = bars
     lanes: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     it = 0
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
     while tile < n_tiles:
         i_batch, kv_head, first_head, col = column_place(
             tile, n_cols, num_kv_heads, heads_per_kv, heads_per_list
@@ -118,17 +124,17 @@ def gate(
                                 )
                             owner -= n_ring
                     place = it % GATES
-                    mbarrier.wait(gate_empty.index(place), ((it // GATES) & 1) ^ 1)
+                    mbarrier.wait(bars.gate_empty.index(place), ((it // GATES) & 1) ^ 1)
                     slot = ((batch_head % n_ring) * n_rows + row) * SUB + sub
                     turn_smem.index(place * 4).store(gl.full([1], mode, gl.int32, layout=lanes))
                     turn_smem.index(place * 4 + 1).store(gl.full([1], slot, gl.int32, layout=lanes))
                     turn_smem.index(place * 4 + 2).store(gl.full([1], head, gl.int32, layout=lanes))
                     gate_row_smem.index(place).store(gl.full([1], row * SUB + sub, gl.int32, layout=lanes))
                     turn_smem.index(place * 4 + 3).store(gl.full([1], turn + 1, gl.int32, layout=lanes))
-                    mbarrier.arrive(gate_full.index(place), count=1)
+                    mbarrier.arrive(bars.gate_full.index(place), count=1)
                     it += 1
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+        tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
 
 
 @gluon.jit
@@ -137,36 +143,23 @@ def passer(
     SUB: gl.constexpr, GATES: gl.constexpr, KV_STAGES: gl.constexpr,
 ):  # fmt: skip
     """Passes the turn on when the dq of a step is added."""
-    (
-        q_full,
-        grad_full,
-        stats_full,
-        empty,
-        kv_full,
-        kv_empty,
-        tile_full,
-        tile_empty,
-        gate_full,
-        gate_done,
-        gate_empty,
-    ) = bars
     it = 0
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
     while tile < n_tiles:
         i_batch = tile // n_cols // num_kv_heads
         slot = i_tile % KV_STAGES
-        mbarrier.wait(kv_full.index(slot), (i_tile // KV_STAGES) & 1)
+        mbarrier.wait(bars.kv_full.index(slot), (i_tile // KV_STAGES) & 1)
         n_steps = number_at(steps_smem, slot)
-        mbarrier.arrive(kv_empty.index(slot), count=1)
+        mbarrier.arrive(bars.kv_empty.index(slot), count=1)
         for _ in range(n_steps):
             place = it % GATES
-            mbarrier.wait(gate_done.index(place), (it // GATES) & 1)
+            mbarrier.wait(bars.gate_done.index(place), (it // GATES) & 1)
             batch_head = i_batch * num_heads + number_at(turn_smem, place * 4 + 2)
             turn = number_at(turn_smem, place * 4 + 3)
             i_rows = number_at(gate_row_smem, place)
-            mbarrier.arrive(gate_empty.index(place), count=1)
+            mbarrier.arrive(bars.gate_empty.index(place), count=1)
             pass_turn_on(Turns + batch_head.to(gl.int64) * n_rows * SUB + i_rows, turn)
             it += 1
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+        tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
