@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import INFINITY, attend_ahead, attend_list
+from .ring import LAPS
 from .schedule import next_tile, shared_tile, tile_place
 
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -69,7 +70,7 @@ def produce_list(
         if column >= 0:  # below 0 (block size 64 only): the same block as the entry before
             stage = it % STAGES
             phase = ((it // STAGES) & 1) ^ 1
-            k_bar, v_bar = k_full.index(it % (2 * STAGES)), v_full.index(it % (2 * STAGES))
+            k_bar, v_bar = k_full.index(it % k_full.shape[0]), v_full.index(it % v_full.shape[0])
             one_only = False
             if PAIRED:
                 one_only = (column & 1) == 0
@@ -182,6 +183,8 @@ def consumer(
         first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
         if PAIRED:
             n_lists = gl.minimum(2, n_rows - row)
+            # q of this tile was asked for after all places before `it`, so those a lap of stages back were filled
+            last = gl.maximum(last, it - 1 - STAGES)
             lo = gl.load(Offsets + first_list + gl.minimum(W, n_lists))
             hi = gl.load(Offsets + first_list + gl.minimum(W + 1, n_lists))
             acc, m, l, last = attend_ahead(
@@ -244,15 +247,16 @@ def forward_kernel(
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
     dtype: gl.constexpr = desc_q.dtype
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    FULLS: gl.constexpr = LAPS * STAGES if BLOCK_SIZE == 64 else STAGES
     q_smem = gl.allocate_shared_memory(dtype, [2, 64, D], tile_layout)
     k_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], tile_layout)
     v_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, D], tile_layout)
     tile_smem = gl.allocate_shared_memory(gl.int32, [2, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     q_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
+    k_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [2 * STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -264,7 +268,7 @@ def forward_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(k_empty.index(i), count=2)
         mbarrier.init(v_empty.index(i), count=2)
-    for i in gl.static_range(2 * STAGES):
+    for i in gl.static_range(FULLS):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(v_full.index(i), count=1)
     fence_async_shared()

@@ -1,8 +1,10 @@
 """The ring of key and value tiles between the loading warp and the two warpgroups of the forward kernel.
 
 Place n of the ring lies in stage n % STAGES. A stage is filled again when both warpgroups have given it back; the
-loading warp gives back for a warpgroup that does not want the tile. There are twice as many `full` barriers as
-stages: a warpgroup may pass over up to STAGES places and still not take the filling before for its own.
+loading warp gives back for a warpgroup that does not want the tile. A barrier tells only odd from even fillings, and
+a warpgroup that passes over tiles must not take another filling for its own. Where that happens there are LAPS times as
+many `full` barriers as stages: a warpgroup may pass over (LAPS - 1) * STAGES places at a time, and be as late for
+those that it passes over.
 """
 
 from __future__ import annotations
@@ -12,26 +14,30 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 
+LAPS = gl.constexpr(4)
+
+
 @gluon.jit
-def wait_full(full, place, STAGES: gl.constexpr):
+def wait_full(full, place):
     """Until the tile at `place` is there."""
-    mbarrier.wait(full.index(place % (2 * STAGES)), (place // (2 * STAGES)) & 1)
+    N: gl.constexpr = full.shape[0]
+    mbarrier.wait(full.index(place % N), (place // N) & 1)
 
 
 @gluon.jit
 def wait_past(ring, last, place, STAGES: gl.constexpr):
-    """Keep up with a place that is more than STAGES after the last one waited for."""
+    """Keep up with a place that is far after the last one of which it is known that it was filled."""
     tiles, full, empty = ring
-    while place - last > STAGES:
-        last += STAGES
-        wait_full(full, last, STAGES)
+    while place - last > (LAPS - 1) * STAGES:
+        last += (LAPS - 1) * STAGES
+        wait_full(full, last)
 
 
 @gluon.jit
 def get_tile(ring, place, STAGES: gl.constexpr):
     """The tile at a place, when it is there."""
     tiles, full, empty = ring
-    wait_full(full, place, STAGES)
+    wait_full(full, place)
     return tiles.index(place % STAGES)
 
 
