@@ -9,7 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, plans
 from .backends.choose import choose_backend, reasons
 from .backends.hopper import wants_schedule
 from .backends.problem import AttentionProblem
@@ -116,11 +116,27 @@ def block_sparse_attention(
         >>> torch.allclose(out, dense.transpose(1, 2), atol=1e-5)
         True
     """
+    key = None
+    if (
+        ops.nobody_looks()
+        and type(layout) is BlockLayout
+        and block_bias is None
+        and kv_lengths is None
+        and key_padding_mask is None
+        and dropout_p == 0.0
+    ):
+        key = plans.key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
+        plan = plans.find_plan(layout, key)
+        if plan is not None:
+            out, lse = plan.attend(q, k, v)
+            return (out, lse) if return_lse else out
     problem = make_problem(
         q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
         segment_lengths, dilation_rates, dropout_p,
     )  # fmt: skip
     out, lse = run_problem(problem, backend)
+    if key is not None:
+        plans.keep_plan(layout, key, q, k, v, problem, backend)
     return (out, lse) if return_lse else out
 
 

@@ -191,39 +191,57 @@ class EagerAttention(torch.autograd.Function):
         problem: AttentionProblem,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        out, lse = backend_named(backend).forward(problem)
+        # a problem without its q, k, v and bias: they would keep the graph alive in a circle
+        out, lse = backend_named(backend).forward(problem.with_tensors(q, k, v, block_bias))
         ctx.save_for_backward(q, k, v, block_bias, out, lse)
-        # the problem's own q, k, v and bias would keep the graph alive in a circle
-        ctx.problem, ctx.backend = problem.without_tensors(), backend
+        ctx.problem, ctx.backend = problem, backend
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, block_bias, out, lse = ctx.saved_tensors
-        if grad_out is None and grad_lse is None:
-            return (None,) * 6
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        problem = ctx.problem.with_tensors(q, k, v, block_bias)
-        if not is_plain(problem):
-            made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
-            return (*made[:3], None if block_bias is None else made[3], None, None)
-        return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None)
+        # create_graph: what `once_differentiable` does would cost every backward 5 us
+        once = refuse_second if torch.is_grad_enabled() else eager_backward
+        return once(ctx, grad_out, grad_lse)
 
 
-def is_plain(problem: AttentionProblem) -> bool:
-    """Whether no mode, transform, subclass, tracer or compiler wants to see the operators."""
-    p = problem
+def eager_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, block_bias, out, lse = ctx.saved_tensors
+    if grad_out is None and grad_lse is None:
+        return (None,) * 6
+    if grad_out is None:
+        grad_out = torch.zeros_like(out)
+    problem = ctx.problem.with_tensors(q, k, v, block_bias)
+    if not is_plain(problem):
+        made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
+        return (*made[:3], None if block_bias is None else made[3], None, None)
+    return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None)
+
+
+refuse_second = once_differentiable(eager_backward)
+
+
+def nobody_looks() -> bool:
+    """Whether no mode, transform, tracer or compiler wants to see the operators."""
     return (
         not torch.compiler.is_compiling()
-        and all(
-            type(x) in PLAIN_TYPES for x in (p.q, p.k, p.v, p.block_bias, p.kv_lengths, p.key_padding_mask)
-        )
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
+    )
+
+
+def is_plain(problem: AttentionProblem) -> bool:
+    """Whether nobody looks and no subclass of a tensor wants to see the operators."""
+    p = problem
+    return (
+        nobody_looks()
+        and type(p.q) in PLAIN_TYPES
+        and type(p.k) in PLAIN_TYPES
+        and type(p.v) in PLAIN_TYPES
+        and type(p.block_bias) in PLAIN_TYPES
+        and type(p.kv_lengths) in PLAIN_TYPES
+        and type(p.key_padding_mask) in PLAIN_TYPES
     )
 
 
@@ -247,5 +265,5 @@ def attend(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
     if not problem.needs_grad:
         return backend_named(backend).forward(problem)
     p = problem
-    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p, backend)  # type: ignore[no-untyped-call]
+    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p.without_tensors(), backend)  # type: ignore[no-untyped-call]
     return out, lse

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..backends.hopper import wants_schedule
 from ..backends.reference import attention_weights
 from ..config import SparsePatternConfig, TokenDilation
-from ..functional import make_problem, run_problem
+from ..functional import block_sparse_attention, make_problem, run_problem
 from ..patterns.keep import plain_tensors
 from ..patterns.layout import BlockLayout
 
@@ -171,9 +171,16 @@ class BlockSparseAttention(nn.Module):
             out (batch, q_len, num_heads, v_head_dim), or (out, weights).
         """
         layout = self.layout(q.shape[1], k.shape[1], is_causal, q.device)
+        dropout_p = self.dropout if self.training else 0.0
+        if not return_attention_weights:
+            return block_sparse_attention(
+                q, k, v, layout, is_causal=is_causal, softmax_scale=self.softmax_scale, kv_lengths=kv_lengths,
+                key_padding_mask=key_padding_mask, segment_lengths=self.segment_lengths,
+                dilation_rates=self.dilation_rates, dropout_p=dropout_p, backend=self.backend,
+            )  # fmt: skip
         problem = make_problem(
             q, k, v, layout, is_causal, self.softmax_scale, None, kv_lengths, key_padding_mask,
-            self.segment_lengths, self.dilation_rates, self.dropout if self.training else 0.0,
+            self.segment_lengths, self.dilation_rates, dropout_p,
         )  # fmt: skip
         out, _ = run_problem(problem, self.backend)
-        return (out, attention_weights(problem)[0]) if return_attention_weights else out
+        return out, attention_weights(problem)[0]

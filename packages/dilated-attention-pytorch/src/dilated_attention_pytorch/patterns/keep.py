@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -15,6 +15,13 @@ Made = TypeVar("Made")
 # What was made, and on a GPU the raw stream and the event after which it is there.
 Kept = dict[TokenDilation | None, tuple[Made, int, torch.cuda.Event | None]]
 MOST = 8
+
+
+class Forgotten(dict[Any, Any]):
+    """A cache of which no copy and no pickle knows anything."""
+
+    def __reduce__(self) -> tuple[type[Forgotten], tuple[()]]:
+        return Forgotten, ()
 
 
 def keep(kept: Kept[Made], key: TokenDilation | None, device: torch.device, make: Callable[[], Made]) -> Made:

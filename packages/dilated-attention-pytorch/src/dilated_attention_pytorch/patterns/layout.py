@@ -14,7 +14,7 @@ from ..config import SparsePatternConfig, TokenDilation
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
-from .keep import Kept, keep
+from .keep import Forgotten, Kept, keep
 from .schedule import make_schedule
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class BlockLayout:
     is_even: bool = False
     _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
     _schedules: Kept[Tensor] = field(default_factory=dict, repr=False)
+    _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of plans.py
 
     # ---- making one
 

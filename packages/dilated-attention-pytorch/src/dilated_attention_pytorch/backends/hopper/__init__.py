@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -57,6 +58,14 @@ def badly_strided(name: str, x: Tensor) -> str | None:
     if not torch.compiler.is_compiling() and x.storage_offset() % 8:
         return f"{name} begins {x.storage_offset()} elements into its storage, needs a multiple of 8"
     return None
+
+
+@functools.cache
+def launches() -> ModuleType:
+    """launch.py, which imports triton; an import statement in every call would take 1 us."""
+    from . import launch
+
+    return launch
 
 
 class HopperBackend:
@@ -116,8 +125,8 @@ class HopperBackend:
                 f"block_size {problem.block_size} is not in the backward kernel: the portable ones are faster"
             )
         group = problem.num_heads // problem.num_kv_heads
-        needed = group * tuning.scratch_of_head(problem)
-        if group > 1 and needed > tuning.GROUP_BYTES:
+        needed = group * tuning.scratch_of_head(problem) if group > 1 else 0
+        if needed > tuning.GROUP_BYTES:
             return (
                 f"dq of the {group} query heads that share keys takes {needed // 2**20} MiB in float32, more than "
                 f"{tuning.GROUP_BYTES // 2**20}: the portable kernels are as fast and take no such memory"
@@ -125,16 +134,14 @@ class HopperBackend:
         return None
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-        from .launch import launch_forward
-
-        return launch_forward(problem)
+        made: tuple[Tensor, Tensor] = launches().launch_forward(problem)
+        return made
 
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:
-        from .launch import launch_backward
-
-        return launch_backward(problem, out, lse, grad_out, grad_lse)
+        made: Gradients = launches().launch_backward(problem, out, lse, grad_out, grad_lse)
+        return made
 
 
 HOPPER = HopperBackend()

@@ -3,7 +3,7 @@
 A launch through triton's JIT with six tensor descriptors costs 50 us and more of Python. Here the compiled kernel is
 looked up by the few things that it depends on and launched by triton's own launcher function; descriptors, which hold
 an address, shape and strides but no reference to the tensor, are kept: a training loop meets the same addresses again
-and again. All caches have a bound.
+and again. All caches have a bound, and `LAUNCHES.clear()` clears all that is kept here.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class BoundedCache(OrderedDict[Hashable, Any]):
         return made
 
 
-DESCRIPTORS = BoundedCache(1024)
 LAUNCHES = BoundedCache(256)
+N_ADDRESSES = 128  # for which a launch keeps descriptors
 COUNTERS: dict[int, tuple[list[int], Iterator[int], Tensor]] = {}
 MAKING_COUNTERS = threading.Lock()
 MULTIPROCESSORS: dict[int, int] = {}
@@ -57,7 +57,8 @@ def multiprocessors(index: int) -> int:
 
 def tile_counter(index: int) -> int | Tensor:
     """(The address of) a zero int32 that no other running kernel uses; kernels set it back to 0."""
-    if torch.cuda.is_current_stream_capturing():
+    # the default stream (0) is never captured
+    if torch._C._cuda_getCurrentRawStream(index) and torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=f"cuda:{index}")  # a graph has its own
     if index not in COUNTERS:
         make_counters(index)
@@ -120,13 +121,18 @@ class Launch:
     """A kernel compiled for its constants, with all arguments but descriptors and addresses put in.
 
     `arguments` holds every argument by name and in order: tensor descriptors first, as (tensor, rows, rate), then
-    tensors, then numbers and constants.
+    tensors, then numbers and constants. All that `run` is given later must have the same shapes, strides and types.
     """
 
     def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, int], grid: int) -> None:
         self.grid = grid
         self.boxes = [x[1:] for x in arguments.values() if isinstance(x, tuple)]
-        self.same_as = same_descriptors(arguments)
+        # by address, and with no reference to the tensor: whatever comes to lie there is described by it
+        maps = [BoundedCache(N_ADDRESSES) for _ in self.boxes]
+        self.maps = [maps[place] for place in same_descriptors(arguments)]
+        self.described = BoundedCache(
+            N_ADDRESSES
+        )  # the arguments of all descriptors, by all of their addresses
         n_tensors = sum(isinstance(x, Tensor) for x in arguments.values())
         self.numbers = list(arguments.values())[len(self.boxes) + n_tensors :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
@@ -139,47 +145,53 @@ class Launch:
             launch = self.launcher.launch  # a function around the launcher where there are descriptors
             around = inspect.getclosurevars(launch).nonlocals if self.boxes else {"launcher": launch}
             self.raw_launch, self.descriptors = around.get("launcher"), around.get("tensordesc_meta", [])
+        self.function, packed = self.compiled.function, self.compiled.packed_metadata
+        # neither cooperative nor dependent; no scratch memory, no hooks
+        self.options: tuple[Any, ...] = (False, False, None, None, packed, None, None, None)
+        if VERSION >= (3, 7):
+            types = self.launcher.arg_annotations, self.launcher.kernel_signature
+            self.options = (False, False, packed, None, None, None, None, None, *types)
 
-    def expanded(self, place: int, x: Tensor) -> tuple[Any, ...]:
-        """The arguments that a descriptor becomes: the encoded map, its sizes and its strides."""
+    def describe(self, described: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """The arguments that the descriptors become: of each the encoded map, the sizes and the strides."""
+        made: list[Any] = []
+        for place, (x, kept) in enumerate(zip(described, self.maps, strict=True)):
+            address = x.data_ptr()
+            made += kept.get(address) or kept.keep(address, self.expanded(place, x))
+        return tuple(made)
+
+    def expanded(self, place: int, x: Tensor) -> list[Any]:
+        """The arguments that one descriptor becomes."""
         from triton.backends.nvidia.driver import make_tensordesc_arg
 
-        return tuple(make_tensordesc_arg(descriptor(x, *self.boxes[place]), self.descriptors[place]))
+        made: list[Any] = make_tensordesc_arg(descriptor(x, *self.boxes[place]), self.descriptors[place])
+        return made
 
     def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]) -> None:
         """Launch on the current stream of device `index`."""
         stream = torch._C._cuda_getCurrentRawStream(index)
-        compiled = self.compiled
         if self.raw_launch is None or is_hooked():
-            boxes = [descriptor(x, *box) for x, box in zip(described, self.boxes, strict=True)]
-            made = (*boxes, *addresses, *self.numbers)
-            metadata = compiled.launch_metadata((self.grid,), stream, *made)
-            hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
-            self.launcher(
-                self.grid, 1, 1, stream, compiled.function, compiled.packed_metadata, metadata, *hooks, *made
-            )
+            self.run_by_triton(stream, described, addresses)
             return
-        flat: list[Any] = []
-        made_before: list[tuple[Any, ...]] = []
-        for place, x in enumerate(described):
-            if self.same_as[place] != place:
-                made_before.append(made_before[self.same_as[place]])
-                flat += made_before[-1]
-                continue
-            # no reference to the tensor: whatever has this address, shape and strides is described by it
-            key = (x.data_ptr(), x.shape, x.stride(), x.dtype, *self.boxes[place])
-            kept = DESCRIPTORS.get(key)
-            if kept is None:
-                kept = DESCRIPTORS.keep(key, self.expanded(place, x))
-            made_before.append(kept)
-            flat += kept
-        flat += addresses
-        flat += self.numbers
-        first = (self.grid, 1, 1, stream, compiled.function, False, False)
+        where = (*map(Tensor.data_ptr, described),)
+        boxes = self.described.get(where)
+        if boxes is None:
+            boxes = self.described.keep(where, self.describe(described))
+        made = (*boxes, *addresses, *self.numbers)
         if VERSION == (3, 6):
-            self.raw_launch(*first, None, None, compiled.packed_metadata, None, None, None, *flat)
+            self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, *made)
         else:
-            annotations, signature = self.launcher.arg_annotations, self.launcher.kernel_signature
-            self.raw_launch(
-                *first, compiled.packed_metadata, None, None, None, None, None, annotations, signature, flat
-            )
+            self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, made)
+
+    def run_by_triton(
+        self, stream: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]
+    ) -> None:
+        """The same through triton's launcher, which calls the hooks."""
+        boxes = [descriptor(x, *box) for x, box in zip(described, self.boxes, strict=True)]
+        made = (*boxes, *addresses, *self.numbers)
+        compiled = self.compiled
+        metadata = compiled.launch_metadata((self.grid,), stream, *made)
+        hooks = triton.knobs.runtime.launch_enter_hook, triton.knobs.runtime.launch_exit_hook
+        self.launcher(
+            self.grid, 1, 1, stream, self.function, compiled.packed_metadata, metadata, *hooks, *made
+        )

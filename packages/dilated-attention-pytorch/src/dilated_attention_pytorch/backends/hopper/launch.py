@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,11 +15,6 @@ from .backward import backward_kernel
 from .forward import forward_kernel
 from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
 from .prepare import prepare_kernel
-
-
-def device_index(problem: AttentionProblem) -> int:
-    index = problem.q.device.index
-    return torch.cuda.current_device() if index is None else index
 
 
 def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
@@ -102,25 +98,21 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.preserve_format)
 
 
-def key_of(problem: AttentionProblem, index: int) -> tuple[Any, ...]:
-    """All that the arguments of a launch follow from, but for addresses."""
-    p = problem
-    return (
-        index, p.q.dtype, p.q.shape, p.q.stride(), p.k.shape, p.k.stride(), p.v.stride(), p.rows.indices.shape,
-        p.block_size, p.first_row, p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale, p.rates,
-    )  # fmt: skip
-
-
 def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """out and lse of a problem."""
-    p, index = problem, device_index(problem)
-    if index != torch.cuda.current_device():
+    p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
+    if index != torch._C._cuda_getDevice():
         with torch.cuda.device(index):
             return launch_forward(problem)
-    q, k, v = aligned(p.q), aligned(p.k), aligned(p.v)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32, device=q.device)
-    key = ("forward", *key_of(p, index))
+    if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
+        return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)))
+    batch, q_len, num_heads, _ = q.shape
+    # of all ways to make a tensor these are the fastest
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty_strided(
+        (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
+    )
+    key = ("forward", p.signature)
     launch = LAUNCHES.get(key)
     if launch is None:
         arguments = forward_arguments(p, out, lse)
@@ -145,57 +137,83 @@ def launch_backward(
     problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     """Gradients of a problem."""
-    p, index = problem, device_index(problem)
-    if index != torch.cuda.current_device():
+    p, index = problem, problem.q.get_device()
+    if index != torch._C._cuda_getDevice():
         with torch.cuda.device(index):
             return launch_backward(problem, out, lse, grad_out, grad_lse)
-    if badly_strided("grad_out", grad_out) is not None or grad_out.data_ptr() % 16:
+    is_good = grad_out.is_contiguous() or badly_strided("grad_out", grad_out) is None
+    if not is_good or grad_out.data_ptr() % 16:
         grad_out = grad_out.clone(memory_format=torch.contiguous_format)
-    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
+    grad_q = torch.empty_like(p.q, memory_format=torch.contiguous_format)
+    grad_k = torch.empty_like(p.k, memory_format=torch.contiguous_format)
+    grad_v = torch.empty_like(p.v, memory_format=torch.contiguous_format)
     grads = Gradients(grad_q, grad_k, grad_v, None)
     if p.q.numel() == 0 or p.k.numel() == 0:
         for grad in (grad_q, grad_k, grad_v):
             grad.zero_()
         return grads
-    # as they were made, but for hooks on saved tensors
+    # all as they were in the forward, but for hooks on saved tensors
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
-    out, lse = aligned(out), aligned(lse)
-    block_m = tuning.BACKWARD[p.head_dim, p.block_size].block_m
-    n_batch_heads, n_ring = p.batch * p.num_heads, tuning.ring_of_heads(p)
-    n_steps = n_batch_heads * p.n_rows * (p.block_size // block_m)
-    stats = torch.empty(n_steps * 2 * block_m, dtype=torch.float32, device=p.q.device)
-    turns = torch.empty(n_steps, dtype=torch.int32, device=p.q.device)
-    scratch = torch.empty(
-        n_ring * p.n_rows * p.block_size * p.head_dim, dtype=torch.float32, device=p.q.device
-    )
+    q, k, v = p.q, p.k, p.v
+    if (out.data_ptr() | lse.data_ptr() | q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
+        out, lse, q, k, v = (aligned(x) for x in (out, lse, q, k, v))
     of_lse = lse if grad_lse is None else grad_lse
-    strides = (out.stride(), grad_out.stride(), of_lse.stride())
-    key = ("prepare", *key_of(p, index), *strides, grad_lse is None)
-    launch = LAUNCHES.get(key)
-    if launch is None:
-        arguments = prepare_arguments(p, out, lse, grad_out, grad_lse, stats, turns, grads.q)
-        launch = LAUNCHES.keep(key, Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_steps))
-    launch.run(
+    key = (
+        "backward", p.signature, q.stride(), k.stride(), v.stride(), out.stride(), grad_out.stride(), of_lse.stride(),
+        grad_lse is None, tuning.SCRATCH_BYTES,
+    )  # fmt: skip
+    launches = LAUNCHES.get(key)
+    if launches is None:
+        made = make_backward(replace(p, q=q, k=k, v=v), index, out, lse, grad_out, grad_lse, grads)
+        launches = LAUNCHES.keep(key, made)
+    # one tensor for all that the kernels keep: making one takes 2 us
+    memory = torch.empty(launches.n_floats, dtype=torch.float32, device=q.device)
+    scratch = memory.data_ptr()
+    stats, turns = scratch + launches.stats_at, scratch + launches.turns_at
+    launches.prepare.run(
         index,
         (),
         (
-            out.data_ptr(), grad_out.data_ptr(), of_lse.data_ptr(), lse.data_ptr(), stats.data_ptr(), turns.data_ptr(),
-            grads.q.data_ptr(), p.rows.offsets.data_ptr(),
+            out.data_ptr(), grad_out.data_ptr(), of_lse.data_ptr(), lse.data_ptr(), stats, turns, grad_q.data_ptr(),
+            p.rows.offsets.data_ptr(),
         ),
     )  # fmt: skip
-    key = ("backward", *key_of(p, index), grad_out.stride(), n_ring)
-    launch = LAUNCHES.get(key)
-    if launch is None:
-        arguments = backward_arguments(p, grad_out, grads, scratch, stats, turns, n_ring)
-        n_tiles = arguments["n_batch_kv_heads"] * p.n_cols
-        grid = min(n_tiles, multiprocessors(index))
-        launch = LAUNCHES.keep(key, Launch(backward_kernel, arguments, BACKWARD_OPTIONS, grid))
-    launch.run(
+    launches.backward.run(
         index,
-        (aligned(p.q), aligned(p.k), aligned(p.v), grad_out, grads.k, grads.v),
+        (q, k, v, grad_out, grad_k, grad_v),
         (
-            grads.q.data_ptr(), scratch.data_ptr(), stats.data_ptr(), turns.data_ptr(), p.rows.offsets.data_ptr(),
-            p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), p.cols.entries.data_ptr(), tile_counter(index),
+            grad_q.data_ptr(), scratch, stats, turns, p.rows.offsets.data_ptr(), p.cols.offsets.data_ptr(),
+            p.cols.indices.data_ptr(), p.cols.entries.data_ptr(), tile_counter(index),
         ),
     )  # fmt: skip
     return grads
+
+
+class BackwardLaunches(NamedTuple):
+    """Both kernels, and the memory between them: the float32 tiles of dq, then stats and turns from so many bytes on."""
+
+    prepare: Launch
+    backward: Launch
+    n_floats: int
+    stats_at: int
+    turns_at: int
+
+
+def make_backward(
+    problem: AttentionProblem, index: int, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
+    grads: Gradients,
+) -> BackwardLaunches:  # fmt: skip
+    """The launches of a problem and all others of its shapes and strides."""
+    p, n_ring = problem, tuning.ring_of_heads(problem)
+    block_m = tuning.BACKWARD[p.head_dim, p.block_size].block_m
+    n_steps = p.batch * p.num_heads * p.n_rows * (p.block_size // block_m)
+    n_scratch, n_stats = n_ring * p.n_rows * p.block_size * p.head_dim, n_steps * 2 * block_m
+    floats, ints = lse, p.rows.offsets  # of the right types only: every call makes its own
+    arguments = prepare_arguments(p, out, lse, grad_out, grad_lse, floats, ints, grads.q)
+    prepare = Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_steps)
+    arguments = backward_arguments(p, grad_out, grads, floats, floats, ints, n_ring)
+    grid = min(p.batch * p.num_kv_heads * p.n_cols, multiprocessors(index))
+    backward = Launch(backward_kernel, arguments, BACKWARD_OPTIONS, grid)
+    return BackwardLaunches(
+        prepare, backward, n_scratch + n_stats + n_steps, 4 * n_scratch, 4 * (n_scratch + n_stats)
+    )

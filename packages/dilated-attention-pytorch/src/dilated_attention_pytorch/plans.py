@@ -1,0 +1,110 @@
+"""Plans: what was found out about a call that was served, so that the next one like it goes straight to its backend.
+
+Checking the arguments and choosing a backend take longer than a launch, and a training loop makes the same few calls
+again and again. A plan belongs to a layout and dies with it. It is found by all that the checks and the choice look
+at, so another call never finds it; calls with options, under a mode, a transform or a compiler look for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import ops
+from .backends.choose import backend_named, choose_backend
+from .backends.problem import AttentionProblem
+from .patterns.layout import BlockLayout
+
+MOST = 64  # plans of a layout
+TENSORS = (Tensor, torch.nn.Parameter)
+SEQUENCES = (list, tuple)
+
+
+class Plan(NamedTuple):
+    """A problem without its q, k and v, and the name of the backend that serves it."""
+
+    problem: AttentionProblem
+    backend: str
+    needs_grad: bool
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """out and lse, as from `ops.attend`."""
+        if self.needs_grad:
+            out, lse = ops.EagerAttention.apply(q, k, v, None, self.problem, self.backend)  # type: ignore[no-untyped-call]
+            return out, lse
+        return backend_named(self.backend).forward(self.problem.with_tensors(q, k, v, None))
+
+
+def find_plan(layout: BlockLayout, key: Hashable) -> Plan | None:
+    """The plan that is kept for a call of this layout."""
+    plan: Plan | None = layout._plans.get(key)
+    return plan
+
+
+def key_of(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    is_causal: bool,
+    softmax_scale: float | None,
+    segment_lengths: Sequence[int] | None,
+    dilation_rates: Sequence[int] | None,
+    backend: str | None,
+) -> Hashable:
+    """All that a call without options depends on beside its layout and values; None where it is always checked."""
+    if (
+        type(q) not in TENSORS
+        or type(k) not in TENSORS
+        or type(v) not in TENSORS
+        or type(is_causal) is not bool
+        or (softmax_scale is not None and type(softmax_scale) is not float)
+        or (backend is not None and (type(backend) is not str or backend == "reference"))
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    dilation = None
+    if segment_lengths is not None or dilation_rates is not None:
+        if type(segment_lengths) not in SEQUENCES or type(dilation_rates) not in SEQUENCES:
+            return None
+        dilation = repr(segment_lengths), repr(dilation_rates)
+    # a plan is good for the stream that has waited for what the layout keeps
+    stream = torch._C._cuda_getCurrentRawStream(q.get_device()) if q.is_cuda else None
+    return (
+        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
+        v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
+        torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+        autocast_dtype(q) if torch._C._is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation, backend,
+        stream,
+    )  # fmt: skip
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast makes of the inputs, if it does."""
+    device_type = x.device.type
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)
+
+
+def keep_plan(
+    layout: BlockLayout,
+    key: Hashable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    problem: AttentionProblem,
+    backend: str | None,
+) -> None:
+    """Keep the plan of a call that was served, if the next one like it needs nothing but the launch."""
+    p = problem
+    if p.q is not q or p.k is not k or p.v is not v or p.rows is not layout.row_lists:
+        return  # autocast changed them, the layout lives elsewhere or the keys are dilated: work of every call
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # its schedule may belong to the graph, and its stream has not waited for it
+    if len(layout._plans) >= MOST:
+        layout._plans.clear()
+    layout._plans[key] = Plan(p.without_tensors(), choose_backend(p, backend).name, p.needs_grad)
