@@ -126,7 +126,7 @@ def block_sparse_attention(
         and dropout_p == 0.0
     ):
         key = plans.key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
-        plan = plans.find_plan(layout, key)
+        plan: plans.Plan | None = layout._plans.get(key)
         if plan is not None:
             out, lse = plan.attend(q, k, v)
             return (out, lse) if return_lse else out

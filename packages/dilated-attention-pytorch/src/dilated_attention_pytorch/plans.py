@@ -39,12 +39,6 @@ class Plan(NamedTuple):
         return backend_named(self.backend).forward(self.problem.with_tensors(q, k, v, None))
 
 
-def find_plan(layout: BlockLayout, key: Hashable) -> Plan | None:
-    """The plan that is kept for a call of this layout."""
-    plan: Plan | None = layout._plans.get(key)
-    return plan
-
-
 def key_of(
     q: Tensor,
     k: Tensor,

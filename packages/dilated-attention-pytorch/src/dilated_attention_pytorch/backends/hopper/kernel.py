@@ -130,9 +130,7 @@ class Launch:
         # by address, and with no reference to the tensor: whatever comes to lie there is described by it
         maps = [BoundedCache(N_ADDRESSES) for _ in self.boxes]
         self.maps = [maps[place] for place in same_descriptors(arguments)]
-        self.described = BoundedCache(
-            N_ADDRESSES
-        )  # the arguments of all descriptors, by all of their addresses
+        self.described = BoundedCache(N_ADDRESSES)  # what `describe` gives, by all addresses together
         n_tensors = sum(isinstance(x, Tensor) for x in arguments.values())
         self.numbers = list(arguments.values())[len(self.boxes) + n_tensors :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
@@ -148,7 +146,7 @@ class Launch:
         self.function, packed = self.compiled.function, self.compiled.packed_metadata
         # neither cooperative nor dependent; no scratch memory, no hooks
         self.options: tuple[Any, ...] = (False, False, None, None, packed, None, None, None)
-        if VERSION >= (3, 7):
+        if VERSION == (3, 7):
             types = self.launcher.arg_annotations, self.launcher.kernel_signature
             self.options = (False, False, packed, None, None, None, None, None, *types)
 

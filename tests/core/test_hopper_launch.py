@@ -1,0 +1,227 @@
+"""What the Hopper kernels are launched with, and when a launch is made anew; without a GPU, with a driver that does nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.backends.hopper import tuning
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.functional import make_problem
+
+pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
+from dilated_attention_pytorch.backends.hopper import kernel, launch
+
+LENGTH = 512
+LAYOUT = BlockLayout.from_config(SparsePatternConfig(block_size=128, sparsity_ratio=0.5), LENGTH)
+
+
+class Recorder:
+    """A launch that notes what it is given."""
+
+    made: list[Recorder]
+
+    def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, int], grid: int) -> None:
+        self.function, self.arguments, self.grid = function, arguments, grid
+        self.runs: list[tuple[tuple[Tensor, ...], tuple[Any, ...]]] = []
+        Recorder.made.append(self)
+
+    def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[Any, ...]) -> None:
+        self.runs.append((described, addresses))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    """The launches that are made; the device of CPU tensors is the current one."""
+    Recorder.made = []
+    monkeypatch.setattr(launch, "Launch", Recorder)
+    monkeypatch.setattr(launch, "multiprocessors", lambda index: 132)
+    monkeypatch.setattr(launch, "tile_counter", lambda index: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
+    kernel.LAUNCHES.clear()
+    yield Recorder.made
+    kernel.LAUNCHES.clear()
+
+
+def problem(**changes: Any) -> AttentionProblem:
+    q, k, v = (torch.randn(1, LENGTH, 4, 64, dtype=torch.bfloat16) for _ in range(3))
+    made = make_problem(**{"q": q, "k": k, "v": v, "layout": LAYOUT, **changes})
+    return dataclasses.replace(made, row_schedule=LAYOUT.row_schedule())
+
+
+def backward(p: AttentionProblem, **changes: Any) -> None:
+    out, lse = torch.empty(p.q.shape, dtype=p.q.dtype), torch.empty(p.batch, p.num_heads, p.q_len)
+    arguments = {"out": out, "lse": lse, "grad_out": torch.empty_like(out), "grad_lse": None, **changes}
+    launch.launch_backward(p, **arguments)
+
+
+# ---- when a launch is made
+
+
+def test_problems_that_differ_in_values_share_a_launch(made: list[Recorder]) -> None:
+    for _ in range(3):
+        launch.launch_forward(problem())
+    assert [len(each.runs) for each in made] == [3]
+    for _ in range(3):
+        backward(problem())
+    assert [len(each.runs) for each in made] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"is_causal": True},
+        {"softmax_scale": 0.5},
+        {"q": torch.randn(1, LENGTH, 8, 64, dtype=torch.bfloat16)},
+        {"k": torch.randn(1, 4, LENGTH, 64, dtype=torch.bfloat16).transpose(1, 2)},
+        {name: torch.randn(1, LENGTH, 4, 64, dtype=torch.float16) for name in "qkv"},
+        {"layout": BlockLayout.from_config(SparsePatternConfig(block_size=128, sparsity_ratio=1.0), LENGTH)},
+    ],
+    ids=["causal", "scale", "heads", "strides", "type", "entries"],
+)
+def test_all_that_a_launch_depends_on_makes_another(changes: dict[str, Any], made: list[Recorder]) -> None:
+    for p in (problem(), problem(**changes), problem(), problem(**changes)):
+        launch.launch_forward(p)
+        backward(p)
+    assert [len(each.runs) for each in made] == [2] * 6
+
+
+def test_cleared_launches_are_made_with_the_tiles_of_now(
+    made: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem()
+    launch.launch_forward(p)
+    monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2))
+    kernel.LAUNCHES.clear()
+    launch.launch_forward(p.without_tensors().with_tensors(p.q, p.k, p.v, None))
+    assert [each.arguments["STAGES"] for each in made] == [4, 2]
+
+
+def test_memory_of_the_backward_is_asked_for_anew(
+    made: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem()
+    for allowed in (tuning.SCRATCH_BYTES, 0, tuning.SCRATCH_BYTES):
+        monkeypatch.setattr(tuning, "SCRATCH_BYTES", allowed)
+        backward(p)
+    assert [each.arguments["n_ring"] for each in made if "n_ring" in each.arguments] == [4, 1]
+
+
+# ---- what it is given
+
+
+def test_memory_of_the_backward_is_one_tensor_in_three_parts(
+    made: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    real = torch.empty
+
+    def noting(*size: Any, **options: Any) -> Tensor:
+        sizes.append(size)
+        return real(*size, **options)
+
+    p, arguments = problem(), {"grad_out": torch.empty(1, LENGTH, 4, 64, dtype=torch.bfloat16)}
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", noting)
+        backward(p, out=arguments["grad_out"], lse=torch.zeros(1, 4, LENGTH), **arguments)
+    (n_floats,) = sizes[-1]
+    n_steps, block_m = 4 * 4, 128
+    _, (_, _, _, _, stats, turns, _, _) = made[0].runs[0]
+    _, (_, scratch, *same) = made[1].runs[0]
+    assert same[:2] == [stats, turns]
+    assert stats - scratch == 4 * p.n_rows * 128 * 64 * 4
+    assert turns - stats == n_steps * 2 * block_m * 4
+    assert scratch + 4 * n_floats == turns + 4 * n_steps
+    assert scratch % 16 == stats % 16 == turns % 16 == 0
+
+
+def test_misaligned_tensors_are_copied_and_described_as_copies(made: list[Recorder]) -> None:
+    p = problem()
+    fused = torch.randn(1, LENGTH, 4, 192, dtype=torch.bfloat16)
+    aligned = fused[..., :64]
+    launch.launch_forward(dataclasses.replace(p, q=aligned))
+    misaligned = torch.randn(1 + fused.numel(), dtype=torch.bfloat16)[1:].view_as(fused)[..., :64]
+    assert misaligned.stride() == aligned.stride()
+    both = dataclasses.replace(p, q=aligned).without_tensors()  # its signature is that of the strides
+    for q in (aligned, misaligned):
+        launch.launch_forward(both.with_tensors(q, p.k, p.v, None))
+        backward(both.with_tensors(q, p.k, p.v, None))
+    for each in made:
+        for described, _ in each.runs:
+            for name, x in zip([name for name in each.arguments if name.startswith("desc_")], described):
+                assert x.data_ptr() % 16 == 0
+                assert x.stride() == each.arguments[name][0].stride()
+    last = made[-1].runs[-1][0][0]
+    assert torch.equal(last, misaligned)
+
+
+def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:
+    p = problem()
+    template = p.without_tensors()
+    turned = p.k.transpose(1, 2).contiguous().transpose(1, 2)
+    for k in (p.k, turned, p.k):
+        backward(template.with_tensors(p.q, k, p.v, None))
+    kernels = [each for each in made if "desc_k" in each.arguments]
+    assert [len(each.runs) for each in kernels] == [2, 1]
+    assert [each.arguments["desc_k"][0].stride() for each in kernels] == [p.k.stride(), turned.stride()]
+
+
+def test_gradients_of_a_sum_are_copied(made: list[Recorder]) -> None:
+    backward(problem(), grad_out=torch.ones((), dtype=torch.bfloat16).expand(1, LENGTH, 4, 64))
+    described, _ = made[-1].runs[0]
+    assert all(x.is_contiguous() for x in described)
+
+
+# ---- descriptors
+
+
+class Driver:
+    """A compiled kernel whose launcher notes its arguments."""
+
+    function, packed_metadata = 7, b"packed"
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[Any, ...]] = []
+        launcher, tensordesc_meta = self.launch, [None] * 3
+
+        def around(*args: Any) -> Any:
+            return launcher(*args), tensordesc_meta
+
+        self.run = SimpleNamespace(launch=around, arg_annotations=(), kernel_signature=b"")
+
+    def launch(self, *args: Any) -> None:
+        self.launched.append(args[13:] if kernel.VERSION == (3, 6) else args[-1])
+
+    def warmup(self, **arguments: Any) -> Driver:
+        return self
+
+
+@pytest.mark.skipif(kernel.VERSION not in ((3, 6), (3, 7)), reason="another launcher")
+def test_descriptors_are_kept_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+    monkeypatch.setattr(kernel, "is_hooked", lambda: False)
+    described = []
+    real = kernel.Launch.expanded
+    monkeypatch.setattr(
+        kernel.Launch, "expanded", lambda self, place, x: (described.append(place), real(self, place, x))[1]
+    )
+    k, v, out, other = (torch.zeros(1, 128, 1, 64, dtype=torch.bfloat16) for _ in range(4))
+    arguments = {"desc_k": (k, 128, 1), "desc_k_far": (k, 128, 1), "desc_out": (out, 64, 0), "Lse": k, "n": 3}
+    driver = Driver()
+    made = kernel.Launch(driver, arguments, {}, 5)
+    for tensors in ((k, k, out), (v, v, out), (v, v, other), (k, k, other)):
+        for _ in range(2):
+            made.run(0, tensors, (11,))
+            made_of = [x for x in driver.launched[-1] if isinstance(x, Tensor)]
+            assert [x.data_ptr() for x in made_of] == [x.data_ptr() for x in tensors]
+            assert driver.launched[-1][-2:] == (11, 3)
+    assert described == [0, 2, 0, 2]  # far keys are the near ones
+    for _ in range(2 * kernel.N_ADDRESSES):
+        made.run(0, (torch.zeros_like(k), k, out), (11,))
+    assert len(made.described) <= kernel.N_ADDRESSES

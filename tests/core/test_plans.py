@@ -1,0 +1,414 @@
+"""A call that finds a plan gives what a call without one gives, and whatever the plan was not made for is checked anew."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dilated_attention_pytorch import (
+    BlockLayout,
+    BlockSparseAttention,
+    SparsePatternConfig,
+    block_sparse_attention,
+    functional,
+    ops,
+    plans,
+)
+
+LENGTH = 40
+CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
+
+
+def qkv(requires_grad: bool = False, heads: int = 2, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.randn(1, LENGTH, heads, 16, dtype=dtype).requires_grad_(requires_grad) for _ in range(3)]
+
+
+def layout(ratio: float = 0.5) -> BlockLayout:
+    return BlockLayout.from_config(dataclasses.replace(CONFIG, sparsity_ratio=ratio), LENGTH)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A word for every call that was checked."""
+    seen: list[str] = []
+    real = functional.make_problem
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        seen.append("checked")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(functional, "make_problem", noting)
+    return seen
+
+
+def served(its_layout: BlockLayout, tensors: list[Tensor] | None = None, **options: Any) -> list[Tensor]:
+    """The tensors of a call for which there is a plan from now on."""
+    tensors = qkv() if tensors is None else tensors
+    block_sparse_attention(*tensors, its_layout, **options)
+    assert its_layout._plans
+    return tensors
+
+
+# ---- the same numbers
+
+
+def test_second_call_is_not_checked_and_uses_its_own_values(checks: list[str]) -> None:
+    its_layout = layout()
+    served(its_layout)
+    for _ in range(3):
+        tensors = qkv()
+        found = block_sparse_attention(*tensors, its_layout)
+        wanted = block_sparse_attention(*tensors, its_layout, backend="reference")
+        torch.testing.assert_close(found, wanted)
+    assert checks == ["checked"] * (1 + 3)  # the reference has no plans
+
+
+def test_another_layout_of_the_same_shape_is_another_call(checks: list[str]) -> None:
+    first, second = layout(0.5), layout(1.0)
+    tensors = served(first)
+    found = block_sparse_attention(*tensors, second)
+    assert checks == ["checked"] * 2
+    assert torch.equal(found, block_sparse_attention(*tensors, layout(1.0)))
+    assert not torch.equal(found, block_sparse_attention(*tensors, first))
+
+
+def test_lists_changed_in_place_are_read_anew() -> None:
+    its_layout = layout()
+    tensors = served(its_layout)
+    its_layout.row_lists.indices.fill_(0)
+    found = block_sparse_attention(*tensors, its_layout)
+    fresh = BlockLayout(its_layout.grid, 1, its_layout.row_lists, its_layout.col_lists)
+    assert torch.equal(found, block_sparse_attention(*tensors, fresh))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"is_causal": True},
+    {"softmax_scale": 0.5},
+    {"softmax_scale": 0.25},
+    {"softmax_scale": 1},
+    {"backend": "cpu"},
+    {"segment_lengths": [16], "dilation_rates": [1]},
+    {"segment_lengths": (16, 32), "dilation_rates": (1, 2)},
+    {"segment_lengths": (16, 32), "dilation_rates": (1, 4)},
+    {"kv_lengths": torch.tensor([17])},
+    {"key_padding_mask": torch.arange(LENGTH)[None] > 20},
+    {"block_bias": torch.linspace(-1, 1, layout().num_active_blocks)},
+]
+
+
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_options_do_not_share_a_plan(return_lse: bool) -> None:
+    shared = layout()
+    tensors = qkv()
+    for options in [*OPTIONS, *reversed(OPTIONS), *OPTIONS]:
+        found = block_sparse_attention(*tensors, shared, return_lse=return_lse, **options)
+        wanted = block_sparse_attention(*tensors, layout(), return_lse=return_lse, **options)
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert torch.equal(ours, theirs), options
+
+
+def test_lse_comes_and_goes_with_each_call() -> None:
+    its_layout = layout()
+    tensors = served(its_layout)
+    out, lse = block_sparse_attention(*tensors, its_layout, return_lse=True)
+    assert lse.shape == (1, 2, LENGTH)
+    assert torch.equal(block_sparse_attention(*tensors, its_layout), out)
+
+
+def test_dropout_is_drawn_every_time() -> None:
+    its_layout = layout()
+    tensors = served(its_layout)
+    first, second = (block_sparse_attention(*tensors, its_layout, dropout_p=0.5) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_a_scale_that_can_change_has_no_plan() -> None:
+    its_layout, scale = layout(), torch.tensor(0.5)
+    tensors = qkv()
+    block_sparse_attention(*tensors, its_layout, softmax_scale=scale)
+    scale.fill_(0.125)
+    found = block_sparse_attention(*tensors, its_layout, softmax_scale=scale)
+    assert torch.equal(found, block_sparse_attention(*tensors, layout(), softmax_scale=0.125))
+
+
+def test_strides_offsets_types_and_heads_are_other_calls(checks: list[str]) -> None:
+    its_layout = layout()
+    q, k, v = served(its_layout)
+    strided = q.transpose(1, 2).contiguous().transpose(1, 2)
+    moved = torch.cat([torch.zeros(1), q.flatten()])[1:].view_as(q)
+    others = [
+        [strided, k, v],
+        [moved, k, v],
+        qkv(dtype=torch.float64),
+        qkv(heads=4),
+        [q, k[:, :, :1], v[:, :, :1]],
+    ]
+    for tensors in others:
+        n_checks = len(checks)
+        found = block_sparse_attention(*tensors, its_layout)
+        assert len(checks) == n_checks + 1
+        assert torch.equal(found, block_sparse_attention(*tensors, layout()))
+
+
+def test_module_finds_plans_but_for_weights(checks: list[str]) -> None:
+    module = BlockSparseAttention(CONFIG, segment_lengths=[2048], dilation_rates=[1])
+    tensors = qkv()
+    wanted = module(*tensors)
+    assert torch.equal(module(*tensors), wanted)
+    assert checks == ["checked"]
+    out, weights = module(*tensors, return_attention_weights=True)
+    assert torch.equal(out, wanted)
+    assert weights.shape == (1, 2, LENGTH, LENGTH)
+
+
+# ---- gradients
+
+
+def test_gradients_flip_with_every_call() -> None:
+    its_layout, plain, leaves = layout(), qkv(), qkv(requires_grad=True)
+    with torch.no_grad():
+        for ours, theirs in zip(plain, leaves, strict=True):
+            ours.copy_(theirs)
+    wanted = torch.autograd.grad(block_sparse_attention(*leaves, layout()).square().sum(), leaves)
+    for _ in range(3):
+        assert not block_sparse_attention(*plain, its_layout).requires_grad
+        with torch.no_grad():
+            assert not block_sparse_attention(*leaves, its_layout).requires_grad
+        with torch.inference_mode():
+            assert block_sparse_attention(*leaves, its_layout).is_inference()
+        for needing in range(3):
+            mixed = [leaves[i] if i == needing else plain[i] for i in range(3)]
+            (found,) = torch.autograd.grad(
+                block_sparse_attention(*mixed, its_layout).square().sum(), leaves[needing]
+            )
+            assert torch.equal(found, wanted[needing])
+
+
+def test_every_graph_has_its_own_tensors() -> None:
+    its_layout = layout()
+    served(its_layout, qkv(requires_grad=True))
+    calls = [qkv(requires_grad=True) for _ in range(3)]
+    outs = [block_sparse_attention(*tensors, its_layout) for tensors in calls]
+    for tensors, out in zip(reversed(calls), reversed(outs), strict=True):
+        found = torch.autograd.grad(out.square().sum(), tensors)
+        wanted = torch.autograd.grad(block_sparse_attention(*tensors, layout()).square().sum(), tensors)
+        assert all(map(torch.equal, found, wanted))
+
+
+def test_hooks_on_saved_tensors_may_give_other_strides_back() -> None:
+    its_layout = layout()
+    tensors = served(its_layout, qkv(requires_grad=True))
+    turned = torch.autograd.graph.saved_tensors_hooks(
+        lambda x: x.transpose(0, -1).contiguous(), lambda x: x.transpose(0, -1)
+    )
+    with turned:
+        out = block_sparse_attention(*tensors, its_layout)
+    found = torch.autograd.grad(out.square().sum(), tensors)
+    wanted = torch.autograd.grad(block_sparse_attention(*tensors, layout()).square().sum(), tensors)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_graph_of_a_plan_dies_with_its_last_user() -> None:
+    its_layout = layout()
+    served(its_layout, qkv(requires_grad=True))
+    gc.collect()
+    gc.disable()  # nothing may wait for the collector of cycles
+    try:
+        q, k, v = (x * 1.0 for x in qkv(requires_grad=True))
+        out = block_sparse_attention(q, k, v, its_layout)
+        alive = [weakref.ref(x) for x in (q, k, v, out)]
+        del q, k, v, out
+        assert [x() for x in alive] == [None] * 4
+    finally:
+        gc.enable()
+
+
+# ---- errors come after a success too
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], dict[str, Any]], type[Exception], str]] = {
+    "rank": (lambda x: {"q": x[0]}, ValueError, "q must be"),
+    "length": (lambda x: {"q": x[:, 1:]}, ValueError, "layout is for q_len 40"),
+    "type": (lambda x: {"k": x.double()}, ValueError, "one dtype"),
+    "integers": (lambda x: dict.fromkeys("qkv", x.long()), ValueError, "floating point"),
+    "device": (lambda x: {"v": x.to("meta")}, ValueError, "one device"),
+    "no_tensor": (lambda x: {"v": [1.0]}, TypeError, "v must be a tensor"),
+    "v_length": (lambda x: {"v": x[:, 1:]}, ValueError, "v must have k's"),
+    "layout": (lambda x: {"layout": "all"}, ValueError, "layout must be a BlockLayout"),
+    "dropout": (lambda x: {"dropout_p": 1.0}, ValueError, "dropout_p must be"),
+    "backend": (lambda x: {"backend": "gpu"}, ValueError, "backend must be one of"),
+    "backend_list": (lambda x: {"backend": ["cpu"]}, ValueError, "backend must be one of"),
+    "rejected": (lambda x: {"backend": "hopper"}, ValueError, "cannot serve this call"),
+    "dilation": (lambda x: {"dilation_rates": [1]}, ValueError, "go together"),
+    "rate": (lambda x: {"segment_lengths": [16], "dilation_rates": [3]}, ValueError, "must divide block_size"),
+    "lengths": (lambda x: {"kv_lengths": torch.zeros(1)}, ValueError, "kv_lengths must be int"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_calls_are_refused_after_a_success(name: str) -> None:
+    its_layout = layout()
+    q, k, v = served(its_layout)
+    change, error, message = WRONG[name]
+    for _ in range(2):
+        with pytest.raises(error, match=message):
+            block_sparse_attention(**{"q": q, "k": k, "v": v, "layout": its_layout, **change(q)})
+        block_sparse_attention(q, k, v, its_layout)
+
+
+def test_forward_mode_is_refused_after_a_success() -> None:
+    its_layout = layout()
+    q, k, v = served(its_layout)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(k, torch.ones_like(k))
+        with pytest.raises(RuntimeError, match="forward-mode AD is not supported, and k has a tangent"):
+            block_sparse_attention(q, dual, v, its_layout)
+
+
+# ---- whoever looks at the operators
+
+
+def test_autocast_is_part_of_the_call() -> None:
+    its_layout = layout()
+    for _ in range(3):
+        single, half = qkv(), qkv(dtype=torch.bfloat16)
+        assert block_sparse_attention(*single, its_layout).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert block_sparse_attention(*single, its_layout).dtype == torch.bfloat16
+            assert block_sparse_attention(*half, its_layout).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.float16):
+            assert block_sparse_attention(*half, its_layout).dtype == torch.float16
+        assert block_sparse_attention(*half, its_layout).dtype == torch.bfloat16
+
+
+class Seen(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_operators_are_seen_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    its_layout = layout()
+    tensors = served(its_layout)
+    with Seen() as seen:
+        block_sparse_attention(*tensors, its_layout)
+    assert f"{ops.NAMESPACE}.attention.default" in seen.names
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(1, LENGTH, 2, 16)
+        found = block_sparse_attention(x, x, x, its_layout)
+    assert type(found) is not Tensor
+
+    class Mine(Tensor):
+        pass
+
+    ran: list[str] = []
+    real = ops.attention
+    monkeypatch.setattr(ops, "attention", lambda *args: (ran.append("operator"), real(*args))[1])
+    mine = tensors[0].as_subclass(Mine)
+    assert torch.equal(
+        block_sparse_attention(mine, *tensors[1:], its_layout), block_sparse_attention(*tensors, its_layout)
+    )
+    assert ran == ["operator"]
+
+
+def test_compiled_call_is_an_operator_after_a_success() -> None:
+    torch.compiler.reset()
+    its_layout, targets = layout(), []
+    tensors = served(its_layout)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return block_sparse_attention(q, k, v, its_layout)
+
+    n_plans = len(its_layout._plans)
+    found = torch.compile(attend, fullgraph=True, backend=backend)(*tensors)
+    assert sum(f"{ops.NAMESPACE}.attention" in target for target in targets) == 1
+    assert torch.equal(found, attend(*tensors))
+    assert len(its_layout._plans) == n_plans
+
+
+# ---- where plans live
+
+
+def test_copies_moved_and_replaced_layouts_have_none() -> None:
+    its_layout = layout()
+    tensors = served(its_layout)
+    others = [
+        copy.deepcopy(its_layout),
+        pickle.loads(pickle.dumps(its_layout)),
+        its_layout.to("meta"),
+        dataclasses.replace(its_layout, is_even=not its_layout.is_even),
+    ]
+    assert [len(other._plans) for other in others] == [0] * 4
+    assert torch.equal(
+        block_sparse_attention(*tensors, others[0]), block_sparse_attention(*tensors, its_layout)
+    )
+    copied = copy.deepcopy(torch.nn.ModuleList([BlockSparseAttention(CONFIG)]))
+    assert copied[0](*tensors).shape == tensors[0].shape
+
+
+def test_plan_dies_with_its_layout() -> None:
+    its_layout = layout()
+    served(its_layout)
+    (plan,) = its_layout._plans.values()
+    died = weakref.ref(plan.problem)
+    del plan, its_layout
+    assert died() is None
+
+
+def test_layout_elsewhere_has_no_plan(checks: list[str]) -> None:
+    its_layout = layout()
+    x = torch.empty(1, LENGTH, 2, 16, device="meta")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no fast backend"):
+            block_sparse_attention(x, x, x, its_layout)
+    assert not its_layout._plans
+
+
+def test_layout_keeps_only_so_many_plans() -> None:
+    its_layout, tensors = layout(), qkv()
+    for i in range(3 * plans.MOST):
+        block_sparse_attention(*tensors, its_layout, softmax_scale=1.0 + i)
+        assert 1 <= len(its_layout._plans) <= plans.MOST
+
+
+def test_threads_share_a_layout() -> None:
+    its_layout, wrong = layout(), []
+
+    def work(i: int) -> None:
+        generator = torch.Generator().manual_seed(i)
+        tensors = [torch.randn(1, LENGTH, 2, 16, generator=generator) for _ in range(3)]
+        wanted = block_sparse_attention(*tensors, layout(), softmax_scale=1.0 + i % 3)
+        for _ in range(50):
+            found = block_sparse_attention(*tensors, its_layout, softmax_scale=1.0 + i % 3)
+            wrong.extend([i] * (not torch.equal(found, wanted)))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
