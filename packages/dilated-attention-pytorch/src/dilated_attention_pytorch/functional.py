@@ -134,9 +134,9 @@ def block_sparse_attention(
         q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
         segment_lengths, dilation_rates, dropout_p,
     )  # fmt: skip
-    out, lse = run_problem(problem, backend)
+    out, lse, chosen = run_problem(problem, backend)
     if key is not None:
-        plans.keep_plan(layout, key, q, k, v, problem, backend)
+        plans.keep_plan(layout, key, q, k, v, problem, chosen)
     return (out, lse) if return_lse else out
 
 
@@ -167,12 +167,12 @@ def explain_backends(
     return {**reasons(problem), "reference": None}
 
 
-def run_problem(problem: AttentionProblem, backend: str | None) -> tuple[Tensor, Tensor]:
-    """out and lse, from the backend asked for or the first that serves the problem."""
+def run_problem(problem: AttentionProblem, backend: str | None) -> tuple[Tensor, Tensor, str]:
+    """out and lse, from the backend asked for or the first that serves the problem, and its name."""
     if backend == "reference":
-        return attention_reference(problem)
-    chosen = choose_backend(problem, backend)
-    return ops.attend(problem, chosen.name)
+        return *attention_reference(problem), backend
+    chosen = choose_backend(problem, backend).name
+    return *ops.attend(problem, chosen), chosen
 
 
 def make_problem(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .backends.choose import backend_named, choose_backend
+from .backends.choose import backend_named
 from .backends.problem import AttentionProblem
 from .patterns.layout import BlockLayout
 
@@ -91,7 +91,7 @@ def keep_plan(
     k: Tensor,
     v: Tensor,
     problem: AttentionProblem,
-    backend: str | None,
+    backend: str,
 ) -> None:
     """Keep the plan of a call that was served, if the next one like it needs nothing but the launch."""
     p = problem
@@ -101,4 +101,4 @@ def keep_plan(
         return  # its schedule may belong to the graph, and its stream has not waited for it
     if len(layout._plans) >= MOST:
         layout._plans.clear()
-    layout._plans[key] = Plan(p.without_tensors(), choose_backend(p, backend).name, p.needs_grad)
+    layout._plans[key] = Plan(p.without_tensors(), backend, p.needs_grad)

@@ -182,5 +182,5 @@ class BlockSparseAttention(nn.Module):
             q, k, v, layout, is_causal, self.softmax_scale, None, kv_lengths, key_padding_mask,
             self.segment_lengths, self.dilation_rates, dropout_p,
         )  # fmt: skip
-        out, _ = run_problem(problem, self.backend)
+        out, _, _ = run_problem(problem, self.backend)
         return out, attention_weights(problem)[0]
