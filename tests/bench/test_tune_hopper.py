@@ -10,13 +10,13 @@ from attention_bench.tune_hopper import candidates, replaced, search, written
 from dilated_attention_pytorch.backends.hopper import tuning
 from dilated_attention_pytorch.backends.hopper.tuning import BackwardTiles, ForwardTiles
 
-SHAPES = [("forward", *key) for key in tuning.FORWARD] + [("backward", *key) for key in tuning.BACKWARD]
+SHAPES = [*(("forward", *key) for key in tuning.FORWARD), *tuning.BACKWARD]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_candidates_begin_with_the_entry_of_the_table(shape: tuple[str, int, int]) -> None:
     found = candidates(shape)
-    assert found[0] == tune_hopper.table_of(shape)[shape[1:]]
+    assert found[0] == tune_hopper.table_of(shape)[tune_hopper.key_of(shape)]
     assert len(found) == len(set(found)) > 1
 
 
@@ -24,7 +24,7 @@ def test_candidates_fit_the_shared_memory() -> None:
     # q takes 32 KiB, a stage of k and v 64 KiB: three fit 227 KiB
     assert {tiles.stages for tiles in candidates(("forward", 128, 128))} == {2, 3}
     assert max(tiles.stages for tiles in candidates(("forward", 64, 64))) == 12
-    assert {(tiles.block_m, tiles.kv_stages) for tiles in candidates(("backward", 64, 128))} == {
+    assert {(tiles.tile, tiles.slots) for tiles in candidates(("rows", 64, 128))} == {
         (64, 1), (64, 2), (128, 1), (128, 2)
     }  # fmt: skip
 
@@ -33,8 +33,8 @@ def test_tiles_are_written_as_in_the_table() -> None:
     for shape in SHAPES:
         for tiles in candidates(shape):
             assert eval(written(tiles)) == tiles
-    assert written(BackwardTiles(64, 3, 1)) == "BackwardTiles(64, 3, 1)"
-    assert written(BackwardTiles(64, 3, 1, prefetch=False)) == "BackwardTiles(64, 3, 1, prefetch=False)"
+    assert written(BackwardTiles(64, 3, 1, True)) == "BackwardTiles(64, 3, 1, True)"
+    assert written(ForwardTiles(3, ahead=False)) == "ForwardTiles(3, ahead=False)"
 
 
 @pytest.mark.parametrize("key", [(128, 128), (96, 128)])

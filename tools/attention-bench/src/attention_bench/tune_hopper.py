@@ -25,17 +25,22 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 from .measure import one_line
 from .problem import Shape, make
 
-KERNELS = ("forward", "backward")
+KERNELS = ("forward", "rows", "columns")  # the backward has two passes
 STAGES = tuple(range(2, 13))
 SHARED_KIB = 227  # that a program may use
 BARRIERS = 512  # bytes, about what all small allocations of a kernel take
-FLOPS = {"forward": 4, "backward": 10}  # per pair and element of head_dim
+FLOPS = {"forward": 4, "rows": 10, "columns": 10}  # per pair and element of head_dim
 TOLERANCE = 0.01  # relative; results differ in rounding only
 Tiles = ForwardTiles | BackwardTiles
 
 
-def table_of(shape: Shape) -> dict[tuple[int, int], Any]:
+def table_of(shape: Shape) -> dict[Any, Any]:
     return tuning.FORWARD if shape[0] == "forward" else tuning.BACKWARD
+
+
+def key_of(shape: Shape) -> tuple[Any, ...]:
+    """Of the entry of a shape in its table."""
+    return shape[1:] if shape[0] == "forward" else shape
 
 
 def choices(name: str, block: int) -> tuple[Any, ...]:
@@ -45,9 +50,9 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
         "stages": STAGES,
         "ahead": flags if block == 128 else (),  # block size 64 has one way only
         "unroll": (1, 2, 4),
-        "block_m": tuple(side for side in (64, 128) if side <= block),
-        "kv_stages": (1, 2),
-        "prefetch": flags,
+        "tile": tuple(side for side in (64, 128) if side <= block),
+        "slots": (1, 2),
+        "held": flags,
     }.get(name, ())
 
 
@@ -56,8 +61,8 @@ def shared_bytes(tiles: Tiles, head_dim: int, block: int) -> int:
     keys = 2 * block * head_dim * 2  # k and v
     if isinstance(tiles, ForwardTiles):
         return 128 * head_dim * 2 + tiles.stages * keys + BARRIERS
-    step, scores = 2 * tiles.block_m * (head_dim * 2 + 4), block * tiles.block_m * 2
-    return tiles.stages * step + tiles.kv_stages * keys + scores + BARRIERS
+    step, own = 2 * tiles.tile * (head_dim * 2 + 4), 2 * 128 * head_dim * 2
+    return tiles.stages * step + tiles.slots * own + BARRIERS
 
 
 def candidates(shape: Shape) -> list[Tiles]:
@@ -69,7 +74,7 @@ def candidates(shape: Shape) -> list[Tiles]:
     found = [kind(**dict(zip(names, values, strict=True))) for values in every]
     limit = SHARED_KIB * 1024
     fitting = [tiles for tiles in found if shared_bytes(tiles, head_dim, block) <= limit]
-    now = table_of(shape).get((head_dim, block))
+    now = table_of(shape).get(key_of(shape))
     return fitting if now is None else [now, *(tiles for tiles in fitting if tiles != now)]
 
 
@@ -90,7 +95,7 @@ def replaced(shape: Shape, tiles: Tiles) -> Iterator[None]:
     """The table holds `tiles` for as long as this lasts."""
     from dilated_attention_pytorch.backends.hopper.kernel import LAUNCHES
 
-    table, key = table_of(shape), shape[1:]
+    table, key = table_of(shape), key_of(shape)
     before = table.get(key)
     table[key] = tiles
     LAUNCHES.clear()
@@ -172,19 +177,18 @@ def tune_shape(shape: Shape, problem: AttentionProblem, failures: dict[Tiles, st
     timed = search(shape, tried, failures, lambda tiles: time_one(shape, call, tiles, expected))
     pairs = problem.rows.indices.numel() * shape[2] ** 2
     flops = FLOPS[shape[0]] * problem.num_heads * pairs * shape[1]
-    print(f"# {shape[0]}", flush=True)
     for ms, tiles in timed[:4]:
-        now = ", in the table now" if tiles == table_of(shape).get(shape[1:]) else ""
+        now = ", in the table now" if tiles == table_of(shape).get(key_of(shape)) else ""
         speed = f"{ms:.3f} ms, {flops / ms / 1e9:.0f} TFLOP/s"
-        print(f"    {shape[1:]}: {written(tiles)},  # {speed}{now}", flush=True)
+        print(f"    {key_of(shape)}: {written(tiles)},  # {speed}{now}", flush=True)
     return {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}
 
 
 def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path: str | None) -> None:
     for shape in shapes:
-        if shape[1:] not in table_of(shape):
+        if key_of(shape) not in table_of(shape):
             print(f"{shape}: not in the table, the portable kernels serve it", flush=True)
-    shapes = [shape for shape in shapes if shape[1:] in table_of(shape)]
+    shapes = [shape for shape in shapes if key_of(shape) in table_of(shape)]
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape)]
     print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:

@@ -21,9 +21,8 @@ class AttentionProblem:
     Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
     Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
     ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
-    `is_even`: no row and no column is much longer than the others.
-    `row_schedule` says in which order a persistent kernel takes the rows (patterns/schedule.py); None where no
-    backend asks for it.
+    `row_schedule` says in which order a persistent kernel takes the rows and the columns (patterns/schedule.py); None
+    where no backend asks for it.
 
     Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
     num_kv_heads, v_head_dim), any strides; block_bias (batch or 1, num_heads or 1, num_entries), added to the
@@ -45,7 +44,6 @@ class AttentionProblem:
     first_row: int
     q_offset: int
     layout_heads: int
-    is_even: bool
     is_causal: bool
     softmax_scale: float
     dropout_p: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +15,11 @@ from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
 from .keep import Forgotten, Kept, keep
-from .schedule import make_schedule
+from .schedule import make_schedule, start_of_columns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch.nn.attention.flex_attention import BlockMask
-
-EVEN = 4  # times the mean: lists up to that length count as even
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +71,6 @@ class BlockLayout:
         num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
         row_lists: per (head, row) the sorted active columns.
         col_lists: the transpose, per (head, column) the sorted active rows.
-        is_even: no row and no column is expected to be much longer than the others, which kernels that work in a
-            fixed order ask for. Of a config by its pattern and the blocks of its heads, of a mask by counting; False
-            where nobody has looked, as that would need a host synchronisation.
 
     Memory is proportional to the active blocks.
     """
@@ -84,7 +79,6 @@ class BlockLayout:
     num_heads: int
     row_lists: BlockLists
     col_lists: BlockLists
-    is_even: bool = False
     _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
     _schedules: Kept[Tensor] = field(default_factory=dict, repr=False)
     _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of plans.py
@@ -126,10 +120,7 @@ class BlockLayout:
             if item not in made:
                 made[item] = active_pairs(item, grid, target)
         heads = [made[item] for item in configs]
-        blocks = [rows.numel() for rows, _ in heads]
-        is_even = all(item.pattern_type != "global_local" for item in configs)
-        is_even = is_even and max(blocks) * len(blocks) <= EVEN * sum(blocks)
-        return cls._from_pairs(grid, heads, is_even)
+        return cls._from_pairs(grid, heads)
 
     @classmethod
     def from_dense(
@@ -163,8 +154,7 @@ class BlockLayout:
             )
         heads = mask if mask.dim() == 3 else mask[None]
         pairs = [head.nonzero(as_tuple=True) for head in heads]
-        layout = cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
-        return replace(layout, is_even=layout._counts_are_even())
+        return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
 
     @classmethod
     def from_block_mask(cls, block_mask: BlockMask, allow_partial: bool = False) -> BlockLayout:
@@ -177,13 +167,10 @@ class BlockLayout:
         from .flex import pairs_of_block_mask
 
         q_len, kv_len, block_size, pairs = pairs_of_block_mask(block_mask, allow_partial)
-        layout = cls._from_pairs(BlockGrid(q_len, kv_len, block_size, causal=False), pairs)
-        return replace(layout, is_even=layout._counts_are_even())
+        return cls._from_pairs(BlockGrid(q_len, kv_len, block_size, causal=False), pairs)
 
     @classmethod
-    def _from_pairs(
-        cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]], is_even: bool = False
-    ) -> BlockLayout:
+    def _from_pairs(cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]]) -> BlockLayout:
         device = heads[0][0].device
         rows = torch.cat([pair_rows for pair_rows, _ in heads])
         cols = torch.cat([pair_cols for _, pair_cols in heads])
@@ -200,7 +187,7 @@ class BlockLayout:
         row_lists = group(row_key, n_heads * grid.n_rows, grid.n_cols, cols, entries)
         col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
         col_lists = group(col_key, n_heads * grid.n_cols, grid.n_rows, rows, entries)
-        return cls(grid, n_heads, row_lists, col_lists, is_even)
+        return cls(grid, n_heads, row_lists, col_lists)
 
     # ---- what it is
 
@@ -249,14 +236,7 @@ class BlockLayout:
         def move(lists: BlockLists) -> BlockLists:
             return BlockLists(lists.offsets.to(device), lists.indices.to(device), lists.entries.to(device))
 
-        return BlockLayout(
-            self.grid, self.num_heads, move(self.row_lists), move(self.col_lists), self.is_even
-        )
-
-    def _counts_are_even(self) -> bool:
-        """Whether the longest row and column have at most four times the mean; synchronises with the host."""
-        counts = [lists.offsets.diff() for lists in (self.row_lists, self.col_lists)]
-        return all(bool(count.max() <= EVEN * count.double().mean().clamp(min=1)) for count in counts)
+        return BlockLayout(self.grid, self.num_heads, move(self.row_lists), move(self.col_lists))
 
     def head_rows_cols(self) -> tuple[Tensor, Tensor, Tensor]:
         """(head, row, column) of every active block in the order of the row lists, int64."""
@@ -329,15 +309,25 @@ class BlockLayout:
         return keep(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
 
     def row_schedule(self, dilation: TokenDilation | None = None) -> Tensor:
-        """In which order a persistent kernel takes the rows; see patterns/schedule.py."""
-        return keep(self._schedules, dilation, self.device, lambda: self._order_rows(dilation))
+        """In which order a persistent kernel takes the rows; without dilation, from `start_of_columns` on, the columns.
 
-    def _order_rows(self, dilation: TokenDilation | None) -> Tensor:
-        rows, _ = self.lists(dilation)
+        See patterns/schedule.py.
+        """
+        return keep(self._schedules, dilation, self.device, lambda: self._order(dilation))
+
+    def _order(self, dilation: TokenDilation | None) -> Tensor:
+        rows, cols = self.lists(dilation)
         n_classes = 1 if dilation is None else len(dilation.segment_lengths)
-        return make_schedule(
-            rows.offsets, rows.indices, self.num_heads, self.grid.n_rows, n_classes, self.block_size
+        grid, block_size = self.grid, self.block_size
+        of_rows = make_schedule(
+            rows.offsets, rows.indices, self.num_heads, grid.n_rows, n_classes, block_size
         )
+        if dilation is not None:
+            return of_rows
+        start = start_of_columns(self.num_heads, grid.n_rows, self.num_active_blocks, block_size)
+        of_columns = make_schedule(cols.offsets, cols.indices, self.num_heads, grid.n_cols, 1, block_size)
+        padded = torch.nn.functional.pad(of_rows, (0, start - of_rows.numel()))
+        return torch.cat([padded, of_columns])
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
         head, rows, cols = self.head_rows_cols()

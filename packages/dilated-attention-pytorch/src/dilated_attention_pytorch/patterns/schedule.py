@@ -11,6 +11,13 @@ STEPS_PER_OCTAVE = (
 )
 
 
+def start_of_columns(n_heads: int, n_rows: int, n_entries: int, block_size: int) -> int:
+    """Where the schedule of the columns begins in a tensor that holds that of the rows before it: at a multiple of 16 bytes."""
+    n_groups = -(-n_rows // max(1, 128 // block_size))
+    length = 1 + 2 * n_heads * n_groups + (2 * n_entries if block_size < 128 else 0)
+    return -(-length // 4) * 4
+
+
 def make_schedule(
     offsets: Tensor, indices: Tensor, n_heads: int, n_rows: int, n_classes: int, block_size: int
 ) -> Tensor:

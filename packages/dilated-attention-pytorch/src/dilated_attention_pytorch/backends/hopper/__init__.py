@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
-from . import tuning
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
@@ -69,7 +68,7 @@ def launches() -> ModuleType:
 
 
 class HopperBackend:
-    """Fused kernels; see forward.py and backward.py."""
+    """Fused kernels; see forward.py, backward.py and passes.py."""
 
     name = "hopper"
 
@@ -116,22 +115,7 @@ class HopperBackend:
         return None
 
     def rejects_backward(self, problem: AttentionProblem) -> str | None:
-        if problem.dilation is not None:
-            return "token dilation is not in the backward kernel"
-        if not problem.is_even:
-            return "rows or columns may be much longer than others, and its fixed order would make a queue of them"
-        if problem.block_size != 128:
-            return (
-                f"block_size {problem.block_size} is not in the backward kernel: the portable ones are faster"
-            )
-        group = problem.num_heads // problem.num_kv_heads
-        needed = group * tuning.scratch_of_head(problem) if group > 1 else 0
-        if needed > tuning.GROUP_BYTES:
-            return (
-                f"dq of the {group} query heads that share keys takes {needed // 2**20} MiB in float32, more than "
-                f"{tuning.GROUP_BYTES // 2**20}: the portable kernels are as fast and take no such memory"
-            )
-        return None
+        return None if problem.dilation is None else "token dilation is not in the backward kernel"
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -1,18 +1,19 @@
-"""Backward kernel for Hopper: one pass over the columns, five products, deterministic.
+"""Backward kernel for Hopper, in two passes: by rows for dq, by columns for dk and dv; no atomics, no float32 dq in memory.
 
-A program takes a column of the layout: its k and v stay in shared memory, its dk and dv in registers, and the queries
-of its list stream by (Shah et al., FlashAttention-3, arXiv:2407.08608, section 3.1). For 64 or 128 of them at a time:
-    s' = k q'; p' = exp(s' - lse); dv += p' grad_out;   dp' = v grad_out'; ds' = p' * (dp' - delta); dk += ds' q
-    dq = ds k, added to a float32 tile in global memory
-Columns are taken in ascending order, and a row's tile is added to in that order too: a counter per tile says whose
-turn it is. The first column stores instead of adding, the last one adds what is there to its own and writes dq, so
-the tiles need neither zeroing nor a second pass, and a few heads' worth of them is enough: a tile is used again when
-its row is done. Rows are walked downwards, so that a column comes to a row after its left neighbour did.
+Both passes are one program. Each of two warpgroups keeps two tiles of 64 tokens, a and b, in shared memory; tiles x and y
+of the tokens in a list stream by, and the sums stay in registers:
+    rows       a, b = q, grad_out   x, y = k, v          sum_x = dq
+    columns    a, b = k, v          x, y = q, grad_out   sum_x = dk, sum_y = dv
+    s = a x'; p = exp(s - lse);   dp = b y'; ds = p * (dp - delta);   sum_x += ds x, in the columns also sum_y += p y
+That is seven products where one pass over the columns needs five (Shah et al., FlashAttention-3, arXiv:2407.08608), but
+nothing is added in global memory: rows and columns may be of any length and in any order, and every run gives the same
+bits. On an H100 it is also faster: float32 sums of dq in memory keep the L2 cache busier than two products the multiprocessors.
 
-    loader (one warp)      takes columns from a counter, loads k, v, then q, grad_out, lse and delta of every step
-    gate (one warp)        waits for the turn of every step, a few steps ahead, and says what to do with its dq
-    passer (one warp)      passes the turn on when dq is added
-    the other warps        compute
+    one warp         takes tiles of 128 tokens from a counter, loads a and b, then x and y of every entry of their lists
+    two warpgroups   compute; they share no barriers but those of the ring, so the products of one run during the
+                     exponentials of the other
+At block size 128 both warpgroups have the same list. At block size 64 each has a row (column) of its own, and what both
+see is loaded once, as in the forward. A program of the columns goes through all query heads that share its keys.
 """
 
 from __future__ import annotations
@@ -27,101 +28,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .schedule import next_tile, shared_tile
-from .turns import FIRST, LAST, Bars, column_place, gate, number_at, passer
+from .attend import INFINITY, scores
+from .ring import LAPS, get_tile, give_back, wait_past
+from .schedule import next_tile, shared_tile, tile_place
 
 LOG2E = gl.constexpr(1.4426950408889634)
-
-
-@gluon.jit
-def load_queries(desc, boxes, full, stage, i_batch, head, query0, BLOCK_M: gl.constexpr, D: gl.constexpr):
-    """Fill a stage of q or grad_out."""
-    mbarrier.expect(full, BLOCK_M * D * 2)
-    for piece in gl.static_range(D // 64):
-        tma.async_copy_global_to_shared(
-            desc, [i_batch, head, query0, piece * 64], full, boxes.index(stage * (D // 64) + piece)
-        )
-
-
-@gluon.jit
-def loader(
-    desc_q, desc_k, desc_v, desc_grad, q_smem, k_smem, v_smem, grad_smem, lse_smem, delta_smem, row_smem, steps_smem,
-    tile_smem, bars, Offsets, Indices, Stats, Counter, n_tiles, n_rows, n_cols, num_heads, num_kv_heads, heads_per_kv,
-    heads_per_list, first_row, q_offset, D: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_SIZE: gl.constexpr,
-    STAGES: gl.constexpr, KV_STAGES: gl.constexpr,
-):  # fmt: skip
-    """Loads k and v of a column, then q, grad_out, lse and delta of its queries, 64 columns of head_dim a box."""
-    SUB: gl.constexpr = BLOCK_SIZE // BLOCK_M
-    PIECES: gl.constexpr = D // 64
-    q_boxes = q_smem._reinterpret(desc_q.dtype, [STAGES * PIECES, 1, 1, BLOCK_M, 64], desc_q.layout)
-    grad_boxes = grad_smem._reinterpret(desc_q.dtype, [STAGES * PIECES, 1, 1, BLOCK_M, 64], desc_grad.layout)
-    k_boxes = k_smem._reinterpret(desc_q.dtype, [KV_STAGES * PIECES, 1, 1, BLOCK_SIZE, 64], desc_k.layout)
-    v_boxes = v_smem._reinterpret(desc_q.dtype, [KV_STAGES * PIECES, 1, 1, BLOCK_SIZE, 64], desc_v.layout)
-    lanes: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    m = gl.arange(0, BLOCK_M, layout=lanes)
-    it = 0
-    i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, bars.tile_full, bars.tile_empty, i_tile)
-    while tile < n_tiles:
-        i_batch, kv_head, first_head, col = column_place(
-            tile, n_cols, num_kv_heads, heads_per_kv, heads_per_list
-        )
-        slot = i_tile % KV_STAGES
-        n_steps = 0
-        for g in range(heads_per_kv):
-            this_list = ((first_head + g) // heads_per_list) * n_cols + col
-            n_steps += (gl.load(Offsets + this_list + 1) - gl.load(Offsets + this_list)) * SUB
-        mbarrier.wait(bars.kv_empty.index(slot), ((i_tile // KV_STAGES) & 1) ^ 1)
-        steps_smem.index(slot).store(gl.full([1], n_steps, gl.int32, layout=lanes))
-        mbarrier.arrive(bars.kv_full.index(slot), count=1)
-        mbarrier.expect(bars.kv_full.index(slot), 2 * BLOCK_SIZE * D * 2)
-        for piece in gl.static_range(PIECES):
-            where = [i_batch, kv_head, col * BLOCK_SIZE, piece * 64]
-            tma.async_copy_global_to_shared(
-                desc_k, where, bars.kv_full.index(slot), k_boxes.index(slot * PIECES + piece)
-            )
-            tma.async_copy_global_to_shared(
-                desc_v, where, bars.kv_full.index(slot), v_boxes.index(slot * PIECES + piece)
-            )
-        for g in range(heads_per_kv):
-            head = first_head + g
-            this_list = (head // heads_per_list) * n_cols + col
-            lo = gl.load(Offsets + this_list)
-            hi = gl.load(Offsets + this_list + 1)
-            for i in range(hi - lo):
-                row = gl.load(Indices + hi - 1 - i)
-                for j in gl.static_range(SUB):
-                    sub = SUB - 1 - j
-                    stage = it % STAGES
-                    query0 = (first_row + row) * BLOCK_SIZE + sub * BLOCK_M - q_offset
-                    mbarrier.wait(bars.empty.index(stage), ((it // STAGES) & 1) ^ 1)
-                    load_queries(
-                        desc_q, q_boxes, bars.q_full.index(stage), stage, i_batch, head, query0, BLOCK_M, D
-                    )
-                    load_queries(
-                        desc_grad,
-                        grad_boxes,
-                        bars.grad_full.index(stage),
-                        stage,
-                        i_batch,
-                        head,
-                        query0,
-                        BLOCK_M,
-                        D,
-                    )
-                    stats = (
-                        Stats
-                        + ((i_batch * num_heads + head).to(gl.int64) * n_rows * SUB + row * SUB + sub)
-                        * 2
-                        * BLOCK_M
-                    )
-                    lse_smem.index(stage).store(gl.load(stats + m))
-                    delta_smem.index(stage).store(gl.load(stats + BLOCK_M + m))
-                    row_smem.index(stage).store(gl.full([1], row * SUB + sub, gl.int32, layout=lanes))
-                    mbarrier.arrive(bars.stats_full.index(stage), count=1)
-                    it += 1
-        i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, bars.tile_full, bars.tile_empty, i_tile)
+CHUNK = gl.constexpr(64)  # queries whose lse stand side by side in Stats
 
 
 @gluon.jit
@@ -133,306 +45,377 @@ def here(number):
 
 
 @gluon.jit
-def scratch_places(
-    BLOCK_M: gl.constexpr, D: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, layout: gl.constexpr
-):
-    """Where the four neighbouring accumulator registers of a thread lie in a tile of float32 dq: side by side."""
-    m = gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, layout))[:, None] + here(0)
-    d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))[None, :]
-    WIDTH: gl.constexpr = D // WARPS_N
-    lane = (m & 7) * 4 + ((d >> 1) & 3)
-    warp = (m >> 4) + WARPS_M * (d // WIDTH)
-    return lane + 32 * (warp + WARPS_M * WARPS_N * ((d % WIDTH) >> 3))
+def load_tokens(desc, boxes, full, stage, i_batch, head, token, TOKENS: gl.constexpr, D: gl.constexpr):
+    """Fill a tile in pieces of 64 of head_dim (the width of a 128-byte swizzle)."""
+    mbarrier.expect(full, TOKENS * D * 2)
+    for piece in gl.static_range(D // 64):
+        box = boxes.index(stage * (D // 64) + piece)
+        tma.async_copy_global_to_shared(desc, [i_batch, head, token, piece * 64], full, box)
 
 
 @gluon.jit
-def add_dq(
-    dq, Tile, GradQ, stride_xs, mode, softmax_scale, query0, q_len, BLOCK_M: gl.constexpr, D: gl.constexpr,
-    WARPS_M: gl.constexpr, WARPS_N: gl.constexpr, layout: gl.constexpr,
+def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED: gl.constexpr):
+    """lse and -delta of the queries of a step of one head; of any where the entry is below 0."""
+    lanes: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    row = gl.maximum(entry, 0)
+    if PAIRED:
+        row = row >> 1
+    m = gl.arange(0, TILE, layout=lanes)
+    ptrs = stats + (row * SUB + sub) * (2 * TILE) + (m // CHUNK) * (2 * CHUNK) + m % CHUNK
+    return gl.load(ptrs), gl.load(ptrs + CHUNK)
+
+
+@gluon.jit
+def producer(
+    desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets, Entries,
+    Order, Stats, Counter, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
+    own_first, other_first, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    SLOTS: gl.constexpr, COLUMNS: gl.constexpr,
 ):  # fmt: skip
-    """Store, add or finish one tile of dq."""
-    base = Tile.to(gl.int64, bitcast=True)
-    places = 16 * scratch_places(BLOCK_M, D, WARPS_M, WARPS_N, layout)  # bytes; one for four registers
-    if mode == 0:
-        gl.inline_asm_elementwise(
-            "{ .reg .b64 p; cvt.u64.u32 p, $8; add.u64 p, p, $4; red.relaxed.gpu.global.add.v4.f32 [p], {$12, $13, $14, $15}; "
-            "mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; }",
-            "=r,=r,=r,=r,l,l,l,l,r,r,r,r,f,f,f,f", [base, places, dq], dtype=gl.int32, is_pure=False, pack=4,
-        )  # fmt: skip
-    elif mode == FIRST:
-        gl.inline_asm_elementwise(
-            "{ .reg .b64 p; cvt.u64.u32 p, $8; add.u64 p, p, $4; st.relaxed.gpu.global.v4.f32 [p], {$12, $13, $14, $15}; "
-            "mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0; }",
-            "=r,=r,=r,=r,l,l,l,l,r,r,r,r,f,f,f,f", [base, places, dq], dtype=gl.int32, is_pure=False, pack=4,
-        )  # fmt: skip
-    else:
-        if mode == LAST:
-            dq = gl.inline_asm_elementwise(
-                "{ .reg .b64 p; .reg .f32 a, b, c, d; cvt.u64.u32 p, $8; add.u64 p, p, $4; "
-                "ld.relaxed.gpu.global.v4.f32 {a, b, c, d}, [p]; "
-                "add.f32 $0, a, $12; add.f32 $1, b, $13; add.f32 $2, c, $14; add.f32 $3, d, $15; }",
-                "=f,=f,=f,=f,l,l,l,l,r,r,r,r,f,f,f,f", [base, places, dq], dtype=gl.float32, is_pure=False, pack=4,
-            )  # fmt: skip
-        query = here(query0) + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(1, layout))
-        d = here(0) + gl.arange(0, D, layout=gl.SliceLayout(0, layout))
-        ptrs = GradQ + query.to(gl.int64)[:, None] * stride_xs + d[None, :]
-        inside = ((query >= 0) & (query < q_len))[:, None]
-        gl.store(ptrs, (dq * softmax_scale).to(GradQ.dtype.element_ty), mask=inside & (d >= 0)[None, :])
+    """Takes tiles and loads a and b, then x and y of their lists, in the columns also lse and delta."""
+    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    dtype: gl.constexpr = a_smem.dtype
+    PAIRED: gl.constexpr = BLOCK_SIZE == 64
+    LISTS: gl.constexpr = 2 if PAIRED else 1
+    SUB: gl.constexpr = BLOCK_SIZE // TILE
+    a_boxes = a_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
+    b_boxes = b_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
+    x_boxes = x_smem._reinterpret(dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_x.layout)
+    y_boxes = y_smem._reinterpret(dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_y.layout)
+    heads_per_tile = 1
+    if COLUMNS:
+        heads_per_tile = heads_per_kv
+    n_tiles = n_groups * n_batch_heads
+    it = 0
+    i_tile = 0
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile)
+    while tile < n_tiles:
+        batch_head, group = tile_place(
+            Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
+        )
+        i_batch, own_head = batch_head // own_heads, batch_head % own_heads
+        token = own_first + group * 128
+        for w in gl.static_range(2):
+            slot = (i_tile % SLOTS) * 2 + w
+            full = own_full.index(slot)
+            mbarrier.wait(own_empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
+            # both arrivals of `full`: of the expected bytes of a, then of b
+            load_tokens(desc_a, a_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
+            load_tokens(desc_b, b_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
+        first = group * LISTS
+        n_of_group = gl.minimum(LISTS, n_lists - first)
+        for g in range(heads_per_tile):
+            q_head = own_head * heads_per_tile + g
+            other_head = q_head
+            if not COLUMNS:
+                other_head = q_head // heads_per_kv
+            first_list = (q_head // heads_per_list) * n_lists + first
+            lo = gl.load(Offsets + first_list)
+            hi = gl.load(Offsets + first_list + n_of_group)
+            stats = Stats + (batch_head * heads_per_tile + g).to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
+            entry = gl.load(Entries + lo, mask=lo < hi, other=0)
+            if COLUMNS:
+                lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
+            for i in range((hi - lo) * SUB):
+                entry_next = gl.load(Entries + gl.minimum(lo + (i + 1) // SUB, hi - 1))
+                if entry >= 0:  # below 0 (block size 64 only): the same block as the entry before
+                    one_only = False
+                    index = entry
+                    if PAIRED:
+                        one_only = (entry & 1) == 0
+                        index = entry >> 1
+                    other = other_first + index * BLOCK_SIZE + (i % SUB) * TILE
+                    stage = it % STAGES
+                    x_bar, y_bar = x_full.index(it % x_full.shape[0]), y_full.index(it % y_full.shape[0])
+                    mbarrier.wait(empty.index(stage), ((it // STAGES) & 1) ^ 1)
+                    mbarrier.arrive(empty.index(stage), count=1, pred=one_only)
+                    load_tokens(desc_x, x_boxes, x_bar, stage, i_batch, other_head, other, TILE, D)
+                    load_tokens(desc_y, y_boxes, y_bar, stage, i_batch, other_head, other, TILE, D)
+                    if COLUMNS:
+                        lse_smem.index(stage).store(lse)
+                        delta_smem.index(stage).store(delta)
+                        mbarrier.arrive(y_bar, count=1)
+                    it += 1
+                entry = entry_next
+                if COLUMNS:  # of the next step: they come while its stage is waited for
+                    lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
+        i_tile += 1
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile)
 
 
 @gluon.jit
-def scores(a, b, N: gl.constexpr, BLOCK_M: gl.constexpr, layout: gl.constexpr):
-    """a (N, D) times b (BLOCK_M, D) transposed, in flight."""
-    zero = gl.zeros([N, BLOCK_M], gl.float32, layout=layout)
-    return warpgroup_mma(a, b.permute([1, 0]), zero, use_acc=False, is_async=True)
-
-
-@gluon.jit
-def weights(
-    s, ds_smem, dv, k_smem, v_smem, slot, q_tiles, grad_tiles, lse_smem, delta_smem, row_smem, bars, it, col,
-    softmax_scale, first_row, kv_len, BLOCK_M: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, PREFETCH: gl.constexpr,
-    s_layout: gl.constexpr, dkv_layout: gl.constexpr,
+def hide(
+    p, own, other, kv_len, TILE: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    layout: gl.constexpr,
 ):  # fmt: skip
-    """Puts ds of step `it` into shared memory and adds p' grad_out to dv, in flight. With PREFETCH the scores are there."""
-    dtype: gl.constexpr = k_smem.dtype
-    operand: gl.constexpr = gl.DotOperandLayout(0, dkv_layout, 2)
-    slot = here(slot)
-    stage = it % STAGES
-    phase = (it // STAGES) & 1
-    if not PREFETCH:
-        mbarrier.wait(bars.q_full.index(stage), phase)
-        s = scores(k_smem.index(slot), q_tiles.index(stage), BLOCK_SIZE, BLOCK_M, s_layout)
-    mbarrier.wait(bars.stats_full.index(stage), phase)
-    dp = gl.zeros([BLOCK_SIZE, BLOCK_M], gl.float32, layout=s_layout)
-    if PREFETCH:  # nothing runs yet: the product is added to -delta, which then needs no registers of its own
-        dp += delta_smem.index(stage).load(gl.SliceLayout(0, s_layout))[None, :]
-    mbarrier.wait(bars.grad_full.index(stage), phase)
-    grad_tile = grad_tiles.index(stage)
-    dp = warpgroup_mma(v_smem.index(slot), grad_tile.permute([1, 0]), dp, use_acc=PREFETCH, is_async=True)
-    lse = lse_smem.index(stage).load(gl.SliceLayout(0, s_layout))
-    if not PREFETCH:
-        s = warpgroup_mma_wait(1, deps=[s])
-    p = gl.exp2(s * (softmax_scale * LOG2E) - lse[None, :])
-    if IS_CAUSAL or not EVEN_KV:
-        key0 = col * BLOCK_SIZE
-        query0 = first_row * BLOCK_SIZE + number_at(row_smem, stage) * BLOCK_M
-        limit = kv_len
+    """p, 0 where a query may not see the key; own and other are the positions of the first rows and columns of p.
+
+    Keys past the end need no hiding in the columns: their dk and dv are not stored.
+    """
+    if COLUMNS:
         if IS_CAUSAL:
-            limit = gl.minimum(kv_len, query0 + 1)
-        if key0 + BLOCK_SIZE > limit:
-            key = here(key0) + gl.arange(0, BLOCK_SIZE, layout=gl.SliceLayout(1, s_layout))
-            visible = (key < kv_len)[:, None]
+            last_key = own + 63
+            if last_key > other:
+                key = own + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                query = other + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                p = gl.where(key[:, None] <= query[None, :], p, 0.0)
+    else:
+        if IS_CAUSAL or not EVEN_KV:
+            limit = kv_len
             if IS_CAUSAL:
-                query = here(query0) + gl.arange(0, BLOCK_M, layout=gl.SliceLayout(0, s_layout))
-                visible = visible & (key[:, None] <= query[None, :])
-            p = gl.where(visible, p, 0.0)
-    dv = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), grad_tile, dv, is_async=True)
-    dp = warpgroup_mma_wait(1, deps=[dp])
-    if not PREFETCH:
-        dp += delta_smem.index(stage).load(gl.SliceLayout(0, s_layout))[None, :]
-    ds = (p * dp).to(dtype)
-    ds_smem.store(ds)
-    fence_async_shared()
-    return gl.convert_layout(ds, operand), dv
+                limit = gl.minimum(kv_len, own + 1)
+            if other + TILE > limit:
+                key = other + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                visible = (key < kv_len)[None, :]
+                if IS_CAUSAL:
+                    query = own + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                    visible = visible & (key[None, :] <= query[:, None])
+                p = gl.where(visible, p, 0.0)
+    return p
 
 
 @gluon.jit
-def gradients(
-    ds, dk, dv, k_smem, slot, q_tiles, ds_smem, row_smem, turn_smem, bars, it, has_next, i_batch, Scratch, GradQ, stride_xb,
-    stride_xs, stride_xh, softmax_scale, first_row, q_offset, q_len, D: gl.constexpr, BLOCK_M: gl.constexpr,
-    BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, WARPS_M: gl.constexpr, WARPS_N: gl.constexpr,
-    PREFETCH: gl.constexpr, GATES: gl.constexpr, s_layout: gl.constexpr, dq_layout: gl.constexpr,
+def step(
+    sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, own, other, kv_len, scale_log2, TILE: gl.constexpr,
+    STAGES: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    s_layout: gl.constexpr, sum_layout: gl.constexpr,
 ):  # fmt: skip
-    """Adds dq and ds' q of step `it`, and with PREFETCH makes the scores of the next one meanwhile.
+    """Add what the tile at a place gives.
 
     Nothing is in flight on return: ptxas serialises all products of a loop over whose closing one of them runs.
     """
-    slot = here(slot)
-    stage = it % STAGES
-    k_tile = k_smem.index(slot)
-    zero = gl.zeros([BLOCK_M, D], gl.float32, layout=dq_layout)
-    dq = warpgroup_mma(ds_smem.permute([1, 0]), k_tile, zero, use_acc=False, is_async=True)
-    dk = warpgroup_mma(ds, q_tiles.index(stage), dk, is_async=True)
-    s = gl.zeros([BLOCK_SIZE, BLOCK_M], gl.float32, layout=s_layout)
-    if PREFETCH:
-        dv = warpgroup_mma_wait(2, deps=[dv])  # frees the registers of p for the next scores
-        stage_next = (it + 1) % STAGES
-        # after the last step of a list the scores of whatever is there: they are not used
-        mbarrier.wait(bars.q_full.index(stage_next), ((it + 1) // STAGES) & 1, pred=has_next)
-        s = scores(k_tile, q_tiles.index(stage_next), BLOCK_SIZE, BLOCK_M, s_layout)
-        dq = warpgroup_mma_wait(2, deps=[dq])
+    operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
+    dtype: gl.constexpr = a.dtype
+    lse_smem, delta_smem = stats
+    x_tile = get_tile(x_ring, place, STAGES)
+    s = scores(a, x_tile, TILE, s_layout)
+    y_tile = get_tile(y_ring, place, STAGES)
+    dp = scores(b, y_tile, TILE, s_layout)
+    if COLUMNS:
+        lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+    s = warpgroup_mma_wait(1, deps=[s])
+    if COLUMNS:
+        p = gl.exp2(s * scale_log2 - lse[None, :])
     else:
-        dv, dq = warpgroup_mma_wait(1, deps=[dv, dq])
-    i_rows = number_at(row_smem, stage)
-    place = it % GATES
-    mbarrier.wait(bars.gate_full.index(place), (it // GATES) & 1)
-    add_dq(
-        dq, Scratch + number_at(turn_smem, place * 4 + 1).to(gl.int64) * (BLOCK_M * D),
-        GradQ + i_batch.to(gl.int64) * stride_xb + number_at(turn_smem, place * 4 + 2).to(gl.int64) * stride_xh, stride_xs,
-        number_at(turn_smem, place * 4), softmax_scale, first_row * BLOCK_SIZE + i_rows * BLOCK_M - q_offset, q_len,
-        BLOCK_M, D, WARPS_M, WARPS_N, dq_layout,
-    )  # fmt: skip
-    if PREFETCH:
-        dk, s = warpgroup_mma_wait(0, deps=[dk, s])
+        p = gl.exp2(s * scale_log2 - lse[:, None])
+    p = hide(p, own, other, kv_len, TILE, COLUMNS, IS_CAUSAL, EVEN_KV, s_layout)
+    if COLUMNS:
+        sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
+        delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+        dp = warpgroup_mma_wait(1, deps=[dp])
+        ds = p * (dp + delta[None, :])
     else:
-        dk = warpgroup_mma_wait(0, deps=[dk])
-    mbarrier.arrive(bars.gate_done.index(place), count=1)
-    mbarrier.arrive(bars.empty.index(stage), count=1)
-    return dk, dv, s
+        dp = warpgroup_mma_wait(0, deps=[dp])
+        ds = p * (dp + delta[:, None])
+    sum_x = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), x_tile, sum_x, is_async=True)
+    if COLUMNS:
+        sum_x, sum_y = warpgroup_mma_wait(0, deps=[sum_x, sum_y])
+    else:
+        sum_x = warpgroup_mma_wait(0, deps=[sum_x])
+    give_back(x_ring, place, STAGES)  # and y: they have one barrier
+    return sum_x, sum_y
 
 
 @gluon.jit
-def compute(
-    desc_dk, desc_dv, q_smem, k_smem, v_smem, grad_smem, ds_smem, lse_smem, delta_smem, row_smem, turn_smem, steps_smem,
-    tile_smem, bars, Scratch, GradQ, stride_xb, stride_xs, stride_xh, n_tiles, n_cols, num_kv_heads, first_row, q_offset,
-    q_len, kv_len, softmax_scale, D: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_SIZE: gl.constexpr,
-    STAGES: gl.constexpr, KV_STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    PREFETCH: gl.constexpr, GATES: gl.constexpr,
+def consumer(
+    W: gl.constexpr, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
+    Indices, Places, Unions, Order, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
+    heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, HELD: gl.constexpr, COLUMNS: gl.constexpr,
+    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
 ):  # fmt: skip
-    """The products of all steps of a column, of all heads that share its keys."""
-    NUM_WARPS: gl.constexpr = gl.num_warps()
-    PIECES: gl.constexpr = D // 64
-    WARPS_M: gl.constexpr = BLOCK_M // 16 if BLOCK_M // 16 < NUM_WARPS else NUM_WARPS
-    WARPS_N: gl.constexpr = NUM_WARPS // WARPS_M
-    dtype: gl.constexpr = k_smem.dtype
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [NUM_WARPS, 1], [16, BLOCK_M, 16])
-    dkv_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [NUM_WARPS, 1], [16, D, 16])
-    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS_M, WARPS_N], [16, D // WARPS_N, 16])
-    dk_boxes = k_smem._reinterpret(dtype, [KV_STAGES * PIECES, 1, 1, BLOCK_SIZE, 64], desc_dk.layout)
-    dv_boxes = v_smem._reinterpret(dtype, [KV_STAGES * PIECES, 1, 1, BLOCK_SIZE, 64], desc_dv.layout)
+    """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
+    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    x_ring, y_ring = (x_smem, x_full, empty), (y_smem, y_full, empty)
+    dtype: gl.constexpr = a_smem.dtype
+    PAIRED: gl.constexpr = BLOCK_SIZE == 64
+    LISTS: gl.constexpr = 2 if PAIRED else 1
+    SUB: gl.constexpr = BLOCK_SIZE // TILE
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    own_operand: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
+    x_boxes = a_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_x.layout)
+    y_boxes = b_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_y.layout)
+    scale_log2 = softmax_scale * LOG2E
+    heads_per_tile = 1
+    if COLUMNS:
+        heads_per_tile = heads_per_kv
+    n_tiles = n_groups * n_batch_heads
     it = 0
+    last = -1
     i_tile = 0
-    tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
+    tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
     while tile < n_tiles:
-        col = tile % n_cols
-        batch_head = tile // n_cols
-        i_batch = batch_head // num_kv_heads
-        dk = gl.zeros([BLOCK_SIZE, D], gl.float32, layout=dkv_layout)
-        dv = gl.zeros([BLOCK_SIZE, D], gl.float32, layout=dkv_layout)
-        slot = i_tile % KV_STAGES
-        k_tile, v_tile = k_smem.index(slot), v_smem.index(slot)
-        mbarrier.wait(bars.kv_full.index(slot), (i_tile // KV_STAGES) & 1)
-        n_steps = number_at(steps_smem, slot)
-        if n_steps > 0:
-            s = gl.zeros([BLOCK_SIZE, BLOCK_M], gl.float32, layout=s_layout)
-            if PREFETCH:
-                mbarrier.wait(bars.q_full.index(it % STAGES), (it // STAGES) & 1)
-                s = scores(k_tile, q_smem.index(it % STAGES), BLOCK_SIZE, BLOCK_M, s_layout)
-                s = warpgroup_mma_wait(0, deps=[s])
-            for i in range(n_steps):
-                ds, dv = weights(
-                    s, ds_smem, dv, k_smem, v_smem, slot, q_smem, grad_smem, lse_smem, delta_smem, row_smem, bars, it, col,
-                    softmax_scale, first_row, kv_len, BLOCK_M, BLOCK_SIZE, STAGES, IS_CAUSAL, EVEN_KV, PREFETCH, s_layout,
-                    dkv_layout,
-                )  # fmt: skip
-                dk, dv, s = gradients(
-                    ds, dk, dv, k_smem, slot, q_smem, ds_smem, row_smem, turn_smem, bars, it, i + 1 < n_steps, i_batch, Scratch,
-                    GradQ, stride_xb, stride_xs, stride_xh, softmax_scale, first_row, q_offset, q_len, D, BLOCK_M,
-                    BLOCK_SIZE, STAGES, WARPS_M, WARPS_N, PREFETCH, GATES, s_layout, dq_layout,
-                )  # fmt: skip
-                it += 1
-        # k and v are no longer needed: their memory holds dk and dv until they are stored
-        k_tile.store((dk * softmax_scale).to(dtype))
-        v_tile.store(dv.to(dtype))
+        batch_head, group = tile_place(
+            Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
+        )
+        own = own_offset + group * 128 + W * 64
+        sum_x = gl.zeros([64, D], gl.float32, layout=sum_layout)
+        sum_y = 0
+        lse = 0.0
+        delta = 0.0
+        if COLUMNS:
+            sum_y = gl.zeros([64, D], gl.float32, layout=sum_layout)
+        else:
+            # rows past the last one are in no head
+            chunk = group * 2 + W
+            m = gl.arange(0, CHUNK, layout=gl.SliceLayout(1, s_layout))
+            there = m < (n_rows * (BLOCK_SIZE // CHUNK) - chunk) * CHUNK
+            stats = Stats + (batch_head.to(gl.int64) * n_rows * (BLOCK_SIZE // CHUNK) + chunk) * (2 * CHUNK)
+            lse = gl.load(stats + m, mask=there, other=INFINITY)
+            delta = gl.load(stats + CHUNK + m, mask=there, other=0.0)
+        slot = (i_tile % SLOTS) * 2 + W
+        mbarrier.wait(own_full.index(slot), (i_tile // SLOTS) & 1)
+        if HELD:
+            a, b = a_smem.index(slot).load(own_operand), b_smem.index(slot).load(own_operand)
+        if PAIRED:
+            # a and b were asked for after all places before `it`, so those a lap of stages back were filled. Not so
+            # between heads: nothing says there how far the ring is
+            last = gl.maximum(last, it - 1 - STAGES)
+        first = group * LISTS
+        n_of_group = gl.minimum(LISTS, n_lists - first)
+        for g in range(heads_per_tile):
+            layout_head = ((batch_head % own_heads) * heads_per_tile + g) // heads_per_list
+            first_list = layout_head * n_lists + first
+            if PAIRED:
+                lo = gl.load(Offsets + first_list + gl.minimum(W, n_of_group))
+                hi = gl.load(Offsets + first_list + gl.minimum(W + 1, n_of_group))
+            else:
+                lo = gl.load(Offsets + first_list)
+                hi = gl.load(Offsets + first_list + 1)
+            index = gl.load(Indices + lo, mask=lo < hi, other=0)
+            place = it
+            if PAIRED:
+                place += gl.load(Places + lo, mask=lo < hi, other=0)
+            for e in range(lo, hi):
+                # asked for a step early
+                e_next = gl.minimum(e + 1, hi - 1)
+                index_next = gl.load(Indices + e_next)
+                place_next = place + SUB
+                if PAIRED:
+                    place_next = it + gl.load(Places + e_next)
+                    wait_past(x_ring, last, place, STAGES)
+                for sub in gl.static_range(SUB):
+                    if not HELD:
+                        a, b = a_smem.index(here(slot)), b_smem.index(here(slot))
+                    other = other_offset + index * BLOCK_SIZE + sub * TILE
+                    sum_x, sum_y = step(
+                        sum_x, sum_y, a, b, x_ring, y_ring, (lse_smem, delta_smem), lse, delta, place + sub, own, other,
+                        kv_len, scale_log2, TILE, STAGES, COLUMNS, IS_CAUSAL, EVEN_KV, s_layout, sum_layout,
+                    )  # fmt: skip
+                last = place
+                index, place = index_next, place_next
+            if PAIRED:
+                it += gl.load(Unions + layout_head * n_groups + group)
+                # the list of the other warpgroup may go on, and so may the heads after this one with nothing in ours
+                last = wait_past(x_ring, last, it - 1, STAGES)
+            else:
+                it += (hi - lo) * SUB
+
+        # a and b are no longer needed: their memory holds the sums until they are stored
+        a_smem.index(slot).store((sum_x * softmax_scale).to(dtype))
+        if COLUMNS:
+            b_smem.index(slot).store(sum_y.to(dtype))  # type: ignore[attr-defined]
         fence_async_shared()
-        for piece in gl.static_range(PIECES):
-            where = [i_batch, batch_head % num_kv_heads, col * BLOCK_SIZE, piece * 64]
-            tma.async_copy_shared_to_global(desc_dk, where, dk_boxes.index(slot * PIECES + piece))
-            tma.async_copy_shared_to_global(desc_dv, where, dv_boxes.index(slot * PIECES + piece))
+        for piece in gl.static_range(D // 64):
+            where = [
+                batch_head // own_heads,
+                batch_head % own_heads,
+                own_first + group * 128 + W * 64,
+                piece * 64,
+            ]
+            tma.async_copy_shared_to_global(desc_sum_x, where, x_boxes.index(slot * (D // 64) + piece))
+            if COLUMNS:
+                tma.async_copy_shared_to_global(desc_sum_y, where, y_boxes.index(slot * (D // 64) + piece))
         tma.store_wait(0)
-        mbarrier.arrive(bars.kv_empty.index(slot), count=1)
+        mbarrier.arrive(own_empty.index(slot), count=1)
         i_tile += 1
-        tile = shared_tile(tile_smem, bars.tile_full, bars.tile_empty, i_tile)
+        tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
 
 
 NUMBERS = (
-    "n_rows", "n_cols", "n_batch_kv_heads", "num_heads", "num_kv_heads", "heads_per_kv", "heads_per_list", "first_row",
-    "q_offset", "q_len", "kv_len", "n_ring", "stride_xb", "stride_xs", "stride_xh",
+    "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "own_heads", "n_batch_heads", "heads_per_kv",
+    "heads_per_list", "first_row", "q_offset", "kv_len",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def backward_kernel(
-    desc_q, desc_k, desc_v, desc_grad, desc_dk, desc_dv, GradQ, Scratch, Stats, Turns, RowOffsets, Offsets, Indices,
-    Entries, Counter, stride_xb, stride_xs, stride_xh, n_rows, n_cols, n_batch_kv_heads, num_heads, num_kv_heads,
-    heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, n_ring, softmax_scale, D: gl.constexpr,
-    BLOCK_M: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, KV_STAGES: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, PREFETCH: gl.constexpr,
-    GATES: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+    desc_a, desc_b, desc_x, desc_y, desc_sum_x, desc_sum_y, Stats, Offsets, Indices, Schedule, Counter, n_layout_groups,
+    n_entries, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset,
+    kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    SLOTS: gl.constexpr, HELD: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """See the top of this file. Launched with 8 warps: the default partition computes."""
-    dtype: gl.constexpr = desc_q.dtype
+    """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
+    dtype: gl.constexpr = desc_a.dtype
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    q_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_M, D], tile_layout)
-    grad_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_M, D], tile_layout)
-    k_smem = gl.allocate_shared_memory(dtype, [KV_STAGES, BLOCK_SIZE, D], tile_layout)
-    v_smem = gl.allocate_shared_memory(dtype, [KV_STAGES, BLOCK_SIZE, D], tile_layout)
-    ds_smem = gl.allocate_shared_memory(dtype, [BLOCK_SIZE, BLOCK_M], tile_layout)
-    lse_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], flat)
-    delta_smem = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_M], flat)
-    row_smem = gl.allocate_shared_memory(gl.int32, [STAGES, 1], flat)
-    turn_smem = gl.allocate_shared_memory(
-        gl.int32, [4 * GATES, 1], flat
-    )  # mode, tile, head and next turn of a step
-    gate_row_smem = gl.allocate_shared_memory(gl.int32, [GATES, 1], flat)
-    steps_smem = gl.allocate_shared_memory(gl.int32, [KV_STAGES, 1], flat)
+    FULLS: gl.constexpr = LAPS * STAGES if BLOCK_SIZE == 64 else STAGES
+    STATS_STAGES: gl.constexpr = STAGES if COLUMNS else 1
+    a_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
+    b_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
+    x_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    y_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    lse_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
+    delta_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
     tile_smem = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
-    q_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    grad_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    stats_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    own_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
+    own_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
+    x_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
+    y_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    kv_full = gl.allocate_shared_memory(gl.int64, [KV_STAGES, 1], mbarrier.MBarrierLayout())
-    kv_empty = gl.allocate_shared_memory(gl.int64, [KV_STAGES, 1], mbarrier.MBarrierLayout())
     tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    gate_full = gl.allocate_shared_memory(gl.int64, [GATES, 1], mbarrier.MBarrierLayout())
-    gate_done = gl.allocate_shared_memory(gl.int64, [GATES, 1], mbarrier.MBarrierLayout())
-    gate_empty = gl.allocate_shared_memory(gl.int64, [GATES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(STAGES):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(grad_full.index(i), count=1)
-        mbarrier.init(stats_full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=1)
-    for i in gl.static_range(KV_STAGES):
-        mbarrier.init(kv_full.index(i), count=2)
-        mbarrier.init(kv_empty.index(i), count=2)
+    for i in gl.static_range(SLOTS * 2):
+        mbarrier.init(own_full.index(i), count=2)  # a, b
+        mbarrier.init(own_empty.index(i), count=1)
     for i in gl.static_range(2):
         mbarrier.init(tile_full.index(i), count=1)
-        mbarrier.init(tile_empty.index(i), count=3)
-    for i in gl.static_range(GATES):
-        mbarrier.init(gate_full.index(i), count=1)
-        mbarrier.init(gate_done.index(i), count=1)
-        mbarrier.init(gate_empty.index(i), count=1)
+        mbarrier.init(tile_empty.index(i), count=2)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(empty.index(i), count=2)
+    for i in gl.static_range(FULLS):
+        mbarrier.init(x_full.index(i), count=1)
+        mbarrier.init(y_full.index(i), count=2 if COLUMNS else 1)  # y; lse and delta
     fence_async_shared()
-    bars = Bars(
-        q_full, grad_full, stats_full, empty, kv_full, kv_empty, tile_full, tile_empty, gate_full, gate_done, gate_empty,
-    )  # fmt: skip
-    n_tiles = n_batch_kv_heads * n_cols
-    SUB: gl.constexpr = BLOCK_SIZE // BLOCK_M
+
+    # Schedule: see patterns/schedule.py
+    Order = Schedule
+    Unions = Schedule + 1 + n_layout_groups
+    Places = Unions + n_layout_groups
+    Entries = Indices
+    if BLOCK_SIZE == 64:
+        Entries = Places + n_entries
+    bars = (own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty)
+    # `first`: of the tensor, `offset`: its position. The queries of the first row need not be at position 0
+    first_query = first_row * BLOCK_SIZE - q_offset
+    if COLUMNS:
+        own_first, own_offset, other_first, other_offset = 0, 0, first_query, first_row * BLOCK_SIZE
+    else:
+        own_first, own_offset, other_first, other_offset = first_query, first_row * BLOCK_SIZE, 0, 0
+    W0: gl.constexpr = 0
+    W1: gl.constexpr = 1
     gl.warp_specialize(
         [
-            (compute, (
-                desc_dk, desc_dv, q_smem, k_smem, v_smem, grad_smem, ds_smem, lse_smem, delta_smem, row_smem, turn_smem,
-                steps_smem, tile_smem, bars, Scratch, GradQ, stride_xb, stride_xs, stride_xh, n_tiles, n_cols,
-                num_kv_heads, first_row, q_offset, q_len, kv_len, softmax_scale, D, BLOCK_M, BLOCK_SIZE, STAGES,
-                KV_STAGES, IS_CAUSAL, EVEN_KV, PREFETCH, GATES,
+            (consumer, (
+                W0, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
+                Indices, Places, Unions, Order, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
+                heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
+                HELD, COLUMNS, IS_CAUSAL, EVEN_KV,
             )),
-            (loader, (
-                desc_q, desc_k, desc_v, desc_grad, q_smem, k_smem, v_smem, grad_smem, lse_smem, delta_smem, row_smem,
-                steps_smem, tile_smem, bars, Offsets, Indices, Stats, Counter, n_tiles, n_rows, n_cols, num_heads, num_kv_heads,
-                heads_per_kv, heads_per_list, first_row, q_offset, D, BLOCK_M, BLOCK_SIZE, STAGES, KV_STAGES,
+            (consumer, (
+                W1, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
+                Indices, Places, Unions, Order, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
+                heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
+                HELD, COLUMNS, IS_CAUSAL, EVEN_KV,
             )),
-            (gate, (
-                turn_smem, gate_row_smem, tile_smem, bars, Offsets, Indices, Entries, RowOffsets, Turns, n_tiles, n_rows,
-                n_cols, num_heads, num_kv_heads, heads_per_kv, heads_per_list, n_ring, SUB, GATES,
-            )),
-            (passer, (
-                turn_smem, gate_row_smem, steps_smem, tile_smem, bars, Turns, n_tiles, n_rows, n_cols, num_heads,
-                num_kv_heads, SUB, GATES, KV_STAGES,
+            (producer, (
+                desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars,
+                Offsets, Entries, Order, Stats, Counter, n_groups, n_lists, n_rows, own_heads, n_batch_heads,
+                heads_per_kv, heads_per_list, own_first, other_first, D, TILE, BLOCK_SIZE, STAGES, SLOTS, COLUMNS,
             )),
         ],
-        [1, 1, 1],
-        [HELPER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
+        [4, 1],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,9 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
+from ...patterns.schedule import start_of_columns
 from ..problem import AttentionProblem, Gradients
 from . import badly_strided, tuning
-from .backward import backward_kernel
+from .backward import CHUNK, backward_kernel
 from .forward import forward_kernel
 from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
 from .prepare import prepare_kernel
@@ -44,53 +46,64 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
 
 
 def prepare_arguments(
-    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, stats: Tensor,
-    turns: Tensor, grad_q: Tensor,
-) -> dict[str, Any]:  # fmt: skip
-    """Every argument of the kernel before the backward one by name."""
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    stats: Tensor,
+) -> dict[str, Any]:
+    """Every argument of the kernel before the backward by name."""
     p = problem
     of_lse = lse if grad_lse is None else grad_lse
     return {
-        "Out": out, "GradOut": grad_out, "GradLse": of_lse, "Lse": lse, "Stats": stats, "Turns": turns, "GradQ": grad_q,
-        "RowOffsets": p.rows.offsets,
+        "Out": out, "GradOut": grad_out, "GradLse": of_lse, "Lse": lse, "Stats": stats,
         **{f"stride_o{axis}": out.stride(i) for i, axis in enumerate("bsh")},
         **{f"stride_g{axis}": grad_out.stride(i) for i, axis in enumerate("bsh")},
         **{f"stride_l{axis}": of_lse.stride(i) for i, axis in enumerate("bhs")},
-        **{f"stride_x{axis}": grad_q.stride(i) for i, axis in enumerate("bsh")},
-        "q_len": p.q_len, "n_rows": p.n_rows, "num_heads": p.num_heads, "heads_per_list": p.num_heads // p.layout_heads,
+        "q_len": p.q_len, "n_rows": p.n_rows, "num_heads": p.num_heads,
         "first_query": p.first_row * p.block_size - p.q_offset, "D": p.head_dim, "BLOCK_SIZE": p.block_size,
-        "BLOCK_M": tuning.BACKWARD[p.head_dim, p.block_size].block_m, "HAS_GRAD_LSE": grad_lse is not None,
+        "BLOCK_M": QUERIES, "HAS_GRAD_LSE": grad_lse is not None,
     }  # fmt: skip
+
+
+def column_schedule(problem: AttentionProblem) -> Tensor:
+    """The part of the schedule that is about the columns."""
+    p = problem
+    assert p.row_schedule is not None
+    return p.row_schedule[start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size) :]
 
 
 def backward_arguments(
-    problem: AttentionProblem, grad_out: Tensor, grads: Gradients, scratch: Tensor, stats: Tensor, turns: Tensor,
-    n_ring: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Every argument of the backward kernel by name, tensor descriptors as (tensor, rows, rate)."""
+    problem: AttentionProblem, grad_out: Tensor, grads: Gradients, stats: Tensor, columns: bool
+) -> dict[str, Any]:
+    """Every argument of a pass of the backward by name, tensor descriptors as (tensor, rows, rate)."""
     p = problem
-    tiles = tuning.BACKWARD[p.head_dim, p.block_size]
-    stride_xb, stride_xs, stride_xh, _ = grads.q.stride()
+    tiles = tuning.BACKWARD["columns" if columns else "rows", p.head_dim, p.block_size]
+    lists, n_lists, schedule = p.rows, p.n_rows, p.row_schedule
+    own, other, sums, own_heads = (p.q, grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
+    if columns:
+        lists, n_lists, schedule = p.cols, p.n_cols, column_schedule(p)
+        own, other, sums, own_heads = other, own, (grads.k, grads.v), p.num_kv_heads
+    n_groups = triton.cdiv(n_lists, 128 // p.block_size)
     return {
-        "desc_q": (p.q, tiles.block_m, 0), "desc_k": (p.k, p.block_size, 0), "desc_v": (p.v, p.block_size, 0),
-        "desc_grad": (grad_out, tiles.block_m, 0), "desc_dk": (grads.k, p.block_size, 0),
-        "desc_dv": (grads.v, p.block_size, 0),
-        "GradQ": grads.q, "Scratch": scratch, "Stats": stats, "Turns": turns, "RowOffsets": p.rows.offsets,
-        "Offsets": p.cols.offsets, "Indices": p.cols.indices, "Entries": p.cols.entries, "Counter": p.rows.offsets,
-        "stride_xb": stride_xb, "stride_xs": stride_xs, "stride_xh": stride_xh, "n_rows": p.n_rows, "n_cols": p.n_cols,
-        "n_batch_kv_heads": p.batch * p.num_kv_heads, "num_heads": p.num_heads, "num_kv_heads": p.num_kv_heads,
+        "desc_a": (own[0], 64, 0), "desc_b": (own[1], 64, 0),
+        "desc_x": (other[0], tiles.tile, 0), "desc_y": (other[1], tiles.tile, 0),
+        "desc_sum_x": (sums[0], 64, 0), "desc_sum_y": (sums[1], 64, 0),
+        "Stats": stats, "Offsets": lists.offsets, "Indices": lists.indices, "Schedule": schedule, "Counter": p.rows.offsets,
+        "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
+        "n_lists": n_lists, "n_rows": p.n_rows, "own_heads": own_heads, "n_batch_heads": p.batch * own_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
-        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "n_ring": n_ring,
-        "softmax_scale": p.softmax_scale, "D": p.head_dim, "BLOCK_M": tiles.block_m, "BLOCK_SIZE": p.block_size,
-        "STAGES": tiles.stages, "KV_STAGES": tiles.kv_stages, "IS_CAUSAL": p.is_causal,
-        "EVEN_KV": p.kv_len % p.block_size == 0, "PREFETCH": tiles.prefetch, "GATES": tuning.GATES,
-        "HELPER_REGISTERS": tuning.HELPER_REGISTERS,
+        "first_row": p.first_row, "q_offset": p.q_offset, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
+        "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held,
+        "COLUMNS": columns, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
+        "CONSUMER_REGISTERS": tuning.CONSUMER_REGISTERS, "HELPER_REGISTERS": tuning.HELPER_REGISTERS,
     }  # fmt: skip
 
 
-FORWARD_OPTIONS = {"num_warps": 4, "maxnreg": tuning.LAUNCH_REGISTERS}
-BACKWARD_OPTIONS = {"num_warps": 8, "maxnreg": tuning.LAUNCH_REGISTERS}
+OPTIONS = {"num_warps": 4, "maxnreg": tuning.LAUNCH_REGISTERS}
 PREPARE_OPTIONS = {"num_warps": 4}
+QUERIES = CHUNK.value  # of a program that prepares
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -120,7 +133,7 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         if not n_tiles:
             return out, lse
         grid = min(n_tiles, multiprocessors(index))
-        launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, FORWARD_OPTIONS, grid))
+        launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, OPTIONS, grid))
     assert p.row_schedule is not None
     launch.run(
         index,
@@ -133,87 +146,123 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def launch_backward(
+class BackwardCall(NamedTuple):
+    """A call of a backward with everything as the kernels read it, its results, and what its launches are kept under."""
+
+    problem: AttentionProblem
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor | None
+    grads: Gradients
+    key: Hashable
+
+    @property
+    def of_lse(self) -> Tensor:
+        """The gradient of lse, or lse where there is none: the kernel then does not read it."""
+        return self.lse if self.grad_lse is None else self.grad_lse
+
+
+def backward_call(
     problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
-) -> Gradients:
-    """Gradients of a problem."""
-    p, index = problem, problem.q.get_device()
-    if index != torch._C._cuda_getDevice():
-        with torch.cuda.device(index):
-            return launch_backward(problem, out, lse, grad_out, grad_lse)
+) -> BackwardCall:
+    """The call with copies of what lies badly in memory."""
+    p = problem
     is_good = grad_out.is_contiguous() or badly_strided("grad_out", grad_out) is None
     if not is_good or grad_out.data_ptr() % 16:
         grad_out = grad_out.clone(memory_format=torch.contiguous_format)
-    grad_q = torch.empty_like(p.q, memory_format=torch.contiguous_format)
-    grad_k = torch.empty_like(p.k, memory_format=torch.contiguous_format)
-    grad_v = torch.empty_like(p.v, memory_format=torch.contiguous_format)
-    grads = Gradients(grad_q, grad_k, grad_v, None)
-    if p.q.numel() == 0 or p.k.numel() == 0:
-        for grad in (grad_q, grad_k, grad_v):
-            grad.zero_()
-        return grads
     # all as they were in the forward, but for hooks on saved tensors
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
     q, k, v = p.q, p.k, p.v
     if (out.data_ptr() | lse.data_ptr() | q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-        out, lse, q, k, v = (aligned(x) for x in (out, lse, q, k, v))
+        out, lse = aligned(out), aligned(lse)
+        q, k, v = aligned(q), aligned(k), aligned(v)
+        p = replace(p, q=q, k=k, v=v)
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    grad_k = torch.empty_like(k, memory_format=torch.contiguous_format)
+    grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
     of_lse = lse if grad_lse is None else grad_lse
     key = (
-        "backward", p.signature, q.stride(), k.stride(), v.stride(), out.stride(), grad_out.stride(), of_lse.stride(),
-        grad_lse is None, tuning.SCRATCH_BYTES,
+        p.signature, q.stride(), k.stride(), v.stride(), out.stride(), grad_out.stride(), of_lse.stride(),
+        grad_lse is None,
     )  # fmt: skip
-    launches = LAUNCHES.get(key)
-    if launches is None:
-        made = make_backward(replace(p, q=q, k=k, v=v), index, out, lse, grad_out, grad_lse, grads)
-        launches = LAUNCHES.keep(key, made)
-    # one tensor for all that the kernels keep: making one takes 2 us
-    memory = torch.empty(launches.n_floats, dtype=torch.float32, device=q.device)
-    scratch = memory.data_ptr()
-    stats, turns = scratch + launches.stats_at, scratch + launches.turns_at
-    launches.prepare.run(
-        index,
-        (),
-        (
-            out.data_ptr(), grad_out.data_ptr(), of_lse.data_ptr(), lse.data_ptr(), stats, turns, grad_q.data_ptr(),
-            p.rows.offsets.data_ptr(),
-        ),
-    )  # fmt: skip
-    launches.backward.run(
-        index,
-        (q, k, v, grad_out, grad_k, grad_v),
-        (
-            grad_q.data_ptr(), scratch, stats, turns, p.rows.offsets.data_ptr(), p.cols.offsets.data_ptr(),
-            p.cols.indices.data_ptr(), p.cols.entries.data_ptr(), tile_counter(index),
-        ),
-    )  # fmt: skip
-    return grads
+    return BackwardCall(p, out, lse, grad_out, grad_lse, Gradients(grad_q, grad_k, grad_v, None), key)
+
+
+def nothing_to_do(call: BackwardCall) -> bool:
+    """Whether there are no queries or no keys; all gradients are then 0."""
+    if call.grads.q.numel() and call.grads.k.numel():
+        return False
+    for grad in call.grads[:3]:
+        grad.zero_()
+    return True
+
+
+def floats_between(problem: AttentionProblem) -> int:
+    """float32 numbers that the kernels of a backward pass on: lse and delta of every query."""
+    p = problem
+    return 2 * p.batch * p.num_heads * p.n_rows * p.block_size
 
 
 class BackwardLaunches(NamedTuple):
-    """Both kernels, and the memory between them: the float32 tiles of dq, then stats and turns from so many bytes on."""
+    """The three kernels, and the memory between them."""
 
     prepare: Launch
-    backward: Launch
+    rows: Launch
+    columns: Launch
     n_floats: int
-    stats_at: int
-    turns_at: int
+    columns_at: int  # bytes from the start of the schedule
 
 
-def make_backward(
-    problem: AttentionProblem, index: int, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None,
-    grads: Gradients,
-) -> BackwardLaunches:  # fmt: skip
-    """The launches of a problem and all others of its shapes and strides."""
-    p, n_ring = problem, tuning.ring_of_heads(problem)
-    block_m = tuning.BACKWARD[p.head_dim, p.block_size].block_m
-    n_steps = p.batch * p.num_heads * p.n_rows * (p.block_size // block_m)
-    n_scratch, n_stats = n_ring * p.n_rows * p.block_size * p.head_dim, n_steps * 2 * block_m
-    floats, ints = lse, p.rows.offsets  # of the right types only: every call makes its own
-    arguments = prepare_arguments(p, out, lse, grad_out, grad_lse, floats, ints, grads.q)
-    prepare = Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_steps)
-    arguments = backward_arguments(p, grad_out, grads, floats, floats, ints, n_ring)
-    grid = min(p.batch * p.num_kv_heads * p.n_cols, multiprocessors(index))
-    backward = Launch(backward_kernel, arguments, BACKWARD_OPTIONS, grid)
-    return BackwardLaunches(
-        prepare, backward, n_scratch + n_stats + n_steps, 4 * n_scratch, 4 * (n_scratch + n_stats)
+def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
+    """The launches of a call and all others of its shapes and strides."""
+    p, n_floats = call.problem, floats_between(call.problem)
+    # of the right type only: every call makes its own
+    floats = torch.empty(1, dtype=torch.float32, device=p.q.device)
+    arguments = prepare_arguments(p, call.out, call.lse, call.grad_out, call.grad_lse, floats)
+    prepare = Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_floats // (2 * QUERIES))
+    passes = []
+    for columns in (False, True):
+        arguments = backward_arguments(p, call.grad_out, call.grads, floats, columns)
+        grid = min(arguments["n_groups"] * arguments["n_batch_heads"], multiprocessors(index))
+        passes.append(Launch(backward_kernel, arguments, OPTIONS, grid))
+    columns_at = 4 * start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size)
+    return BackwardLaunches(prepare, passes[0], passes[1], n_floats, columns_at)
+
+
+def launch_backward(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+) -> Gradients:
+    """Gradients of a problem."""
+    index = problem.q.get_device()
+    if index != torch._C._cuda_getDevice():
+        with torch.cuda.device(index):
+            return launch_backward(problem, out, lse, grad_out, grad_lse)
+    call = backward_call(problem, out, lse, grad_out, grad_lse)
+    if nothing_to_do(call):
+        return call.grads
+    p, grads = call.problem, call.grads
+    assert p.row_schedule is not None
+    key = ("backward", call.key)
+    launches = LAUNCHES.get(key) or LAUNCHES.keep(key, make_backward(call, index))
+    memory = torch.empty(launches.n_floats, dtype=torch.float32, device=out.device)
+    stats, schedule = memory.data_ptr(), p.row_schedule.data_ptr()
+    launches.prepare.run(
+        index,
+        (),
+        (call.out.data_ptr(), call.grad_out.data_ptr(), call.of_lse.data_ptr(), call.lse.data_ptr(), stats),
     )
+    launches.rows.run(
+        index,
+        (p.q, call.grad_out, p.k, p.v, grads.q, grads.q),
+        (stats, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), schedule, tile_counter(index)),
+    )
+    launches.columns.run(
+        index,
+        (p.k, p.v, p.q, call.grad_out, grads.k, grads.v),
+        (
+            stats, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), schedule + launches.columns_at,
+            tile_counter(index),
+        ),
+    )  # fmt: skip
+    return grads

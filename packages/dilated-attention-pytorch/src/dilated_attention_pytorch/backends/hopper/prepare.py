@@ -1,4 +1,4 @@
-"""What the backward kernel needs beside the inputs of the forward: per query lse and delta, and turns at 0."""
+"""What the backward kernel needs beside the inputs of the forward: lse and delta of every query."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["q_len", "n_rows", "num_heads", "heads_per_list", "first_query"])
+@triton.jit(do_not_specialize=["q_len", "n_rows", "num_heads", "first_query"])
 def prepare_kernel(
-    Out, GradOut, GradLse, Lse, Stats, Turns, GradQ, RowOffsets,
+    Out, GradOut, GradLse, Lse, Stats,
     stride_ob, stride_os, stride_oh, stride_gb, stride_gs, stride_gh, stride_lb, stride_lh, stride_ls,
-    stride_xb, stride_xs, stride_xh, q_len, n_rows, num_heads, heads_per_list, first_query,
+    q_len, n_rows, num_heads, first_query,
     D: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
 ):  # fmt: skip
-    """lse in units of log2 and delta = sum(grad_out * out) - grad_lse of every query; turns to 0; dq of empty rows to 0.
+    """lse in units of log2 and delta = sum(grad_out * out) - grad_lse of BLOCK_M queries.
 
     Stats: float32 (batch * num_heads, n_rows * BLOCK_SIZE / BLOCK_M, 2, BLOCK_M), lse and -delta; +inf and 0 for queries that see no
     key or do not exist.
@@ -41,8 +41,3 @@ def prepare_kernel(
     stats = Stats + (batch_head * n_rows * SUB + i_tile) * 2 * BLOCK_M
     tl.store(stats + m, tl.where(none, float("inf"), lse * 1.4426950408889634))
     tl.store(stats + BLOCK_M + m, tl.where(none, 0.0, -delta))  # what the product with v is added to
-    tl.store(Turns + batch_head * n_rows * SUB + i_tile, 0)
-    row = (head // heads_per_list) * n_rows + i_tile // SUB
-    if tl.load(RowOffsets + row) == tl.load(RowOffsets + row + 1):
-        ptrs = GradQ + i_batch * stride_xb + head * stride_xh + query64[:, None] * stride_xs + d[None, :]
-        tl.store(ptrs, tl.zeros([BLOCK_M, D], GradQ.dtype.element_ty), mask=inside[:, None])

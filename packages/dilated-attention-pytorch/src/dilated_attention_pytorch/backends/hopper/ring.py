@@ -13,7 +13,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-
 LAPS = gl.constexpr(4)
 
 
@@ -26,11 +25,12 @@ def wait_full(full, place):
 
 @gluon.jit
 def wait_past(ring, last, place, STAGES: gl.constexpr):
-    """Keep up with a place that is far after the last one of which it is known that it was filled."""
+    """Keep up with a place that is far after the last one of which it is known that it was filled; returns the new last."""
     tiles, full, empty = ring
     while place - last > (LAPS - 1) * STAGES:
         last += (LAPS - 1) * STAGES
         wait_full(full, last)
+    return last
 
 
 @gluon.jit

@@ -49,8 +49,8 @@ def shared_tile(tile_smem, tile_full, tile_empty, i_tile):
 
 
 @gluon.jit
-def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list):
-    """(batch and head, group of rows) of a tile."""
+def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, heads_per_tile=1):
+    """(batch and head, group of rows) of a tile; of a tile of several query heads, the first of them says the order."""
     n_long = gl.load(Order)
     n_first = n_long * n_batch_heads
     batch_head = tile % n_batch_heads
@@ -59,7 +59,7 @@ def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list):
         n_rest = n_groups - n_long
         batch_head = (tile - n_first) // n_rest
         rank = n_long + (tile - n_first) % n_rest
-    head = batch_head % num_heads
+    head = (batch_head % num_heads) * heads_per_tile
     return batch_head, gl.load(Order + 1 + (head // heads_per_list) * n_groups + rank)
 
 
