@@ -29,6 +29,13 @@ def test_candidates_fit_the_shared_memory() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_tiles_of_the_table_fit_too(shape: tuple[str, int, int]) -> None:
+    kernel, head_dim, block = shape
+    tiles = tune_hopper.table_of(shape)[tune_hopper.key_of(shape)]
+    assert tune_hopper.shared_bytes(kernel, tiles, head_dim, block) <= tune_hopper.SHARED_KIB * 1024
+
+
 def test_tiles_are_written_as_in_the_table() -> None:
     for shape in SHAPES:
         for tiles in candidates(shape):

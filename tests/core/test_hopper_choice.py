@@ -76,7 +76,7 @@ def on_gpu(problem: AttentionProblem) -> AttentionProblem:
     mode = FakeTensorMode()
     q, k, v = (fake(x, mode) for x in (problem.q, problem.k, problem.v))
     schedule = torch.zeros(1, dtype=torch.int32)
-    return dataclasses.replace(problem, q=q, k=k, v=v, row_schedule=schedule)
+    return dataclasses.replace(problem, q=q, k=k, v=v, schedule=schedule)
 
 
 PLAIN = case("plain", 512, heads=4, kv_heads=2, head_dim=128, block_size=128, is_causal=True)
@@ -102,9 +102,9 @@ def test_what_the_kernels_are_made_for_is_chosen(head_dim: int, block_size: int,
     problem = problem_of(dataclasses.replace(PLAIN, head_dim=head_dim, block_size=block_size), dtype)
     assert HOPPER.rejects(problem) is None
     assert HOPPER.rejects_backward(problem) is None
+    assert problem.needs_grad
     assert choose.choose_backend(problem) is HOPPER
-    with torch.no_grad():
-        assert choose.choose_backend(problem, "hopper") is HOPPER
+    assert choose.choose_backend(problem, "hopper") is HOPPER
 
 
 def refused(**changes: Any) -> str | None:
@@ -148,7 +148,7 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         {"dilation": TokenDilation((128, 256), (1, 32))},
         "token dilation needs rates up to 16 that divide kv_len 512, got (1, 32)",
     ),
-    "schedule": ({"row_schedule": None}, "the problem was made without a schedule of its rows"),
+    "schedule": ({"schedule": None}, "the problem was made without a schedule"),
 }
 
 
@@ -367,4 +367,4 @@ def test_cpu_calls_make_no_schedule() -> None:
     module(q, q, q)
     layout = module.layout(256)
     assert layout._schedules == {}
-    assert make_problem(q, q, q, layout).row_schedule is None
+    assert make_problem(q, q, q, layout).schedule is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +14,15 @@ from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import tuning
-from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 from dilated_attention_pytorch.backends.hopper import kernel, launch
 
 LENGTH = 512
-LAYOUT = BlockLayout.from_config(SparsePatternConfig(block_size=128, sparsity_ratio=0.5), LENGTH)
+CONFIG = SparsePatternConfig(block_size=128, sparsity_ratio=0.5)
+LAYOUT = BlockLayout.from_config(CONFIG, LENGTH)
 
 
 class Recorder:
@@ -33,11 +36,22 @@ class Recorder:
         Recorder.made.append(self)
 
     def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[Any, ...]) -> None:
+        """The tensors must come in the order of the arguments, and those of a layout be the same ones."""
         self.runs.append((described, addresses))
+        tensors = [x[0] for x in self.arguments.values() if isinstance(x, tuple)]
+        assert [(x.shape, x.stride()) for x in described] == [(x.shape, x.stride()) for x in tensors]
+        names = [name for name, x in self.arguments.items() if isinstance(x, Tensor)]
+        assert len(names) == len(addresses)
+        of_layout = {
+            name: address
+            for name, address in zip(names, addresses, strict=True)
+            if name in ("Offsets", "Indices", "Schedule")
+        }
+        assert of_layout == {name: self.arguments[name].data_ptr() for name in of_layout}
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
     """The launches that are made; the device of CPU tensors is the current one."""
     Recorder.made = []
     monkeypatch.setattr(launch, "Launch", Recorder)
@@ -51,8 +65,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
 
 def problem(**changes: Any) -> AttentionProblem:
     q, k, v = (torch.randn(1, LENGTH, 4, 64, dtype=torch.bfloat16) for _ in range(3))
-    made = make_problem(**{"q": q, "k": k, "v": v, "layout": LAYOUT, **changes})
-    return dataclasses.replace(made, row_schedule=LAYOUT.row_schedule())
+    arguments = {"q": q, "k": k, "v": v, "layout": LAYOUT, **changes}
+    return dataclasses.replace(make_problem(**arguments), schedule=arguments["layout"].schedule())
 
 
 def backward(p: AttentionProblem, **changes: Any) -> None:
@@ -82,14 +96,50 @@ def test_problems_that_differ_in_values_share_a_launch(made: list[Recorder]) -> 
         {"k": torch.randn(1, 4, LENGTH, 64, dtype=torch.bfloat16).transpose(1, 2)},
         {name: torch.randn(1, LENGTH, 4, 64, dtype=torch.float16) for name in "qkv"},
         {"layout": BlockLayout.from_config(SparsePatternConfig(block_size=128, sparsity_ratio=1.0), LENGTH)},
+        {name: torch.randn(2, LENGTH, 4, 64, dtype=torch.bfloat16) for name in "qkv"},
+        {name: torch.randn(1, LENGTH, 2, 64, dtype=torch.bfloat16) for name in "kv"},
+        {
+            "q": torch.randn(1, 256, 4, 64, dtype=torch.bfloat16),
+            "layout": BlockLayout.from_config(CONFIG, 256, LENGTH, causal=True),
+            "is_causal": True,
+        },
+        {
+            "q": torch.randn(1, LENGTH, 4, 64, dtype=torch.bfloat16)[:, :256],
+            "layout": BlockLayout.from_config(CONFIG, 256, LENGTH),
+        },
     ],
-    ids=["causal", "scale", "heads", "strides", "type", "entries"],
+    ids=["causal", "scale", "heads", "strides", "type", "entries", "batch", "kv_heads", "offset", "slice"],
 )
 def test_all_that_a_launch_depends_on_makes_another(changes: dict[str, Any], made: list[Recorder]) -> None:
     for p in (problem(), problem(**changes), problem(), problem(**changes)):
         launch.launch_forward(p)
         backward(p)
     assert [len(each.runs) for each in made] == [2] * 8
+
+
+def test_gradients_of_outputs_make_another_launch_where_they_lie_otherwise(made: list[Recorder]) -> None:
+    p = problem()
+    turned = torch.empty(1, 4, LENGTH, 64, dtype=torch.bfloat16).transpose(1, 2)
+    for changes in ({}, {"grad_out": turned}, {"grad_lse": torch.zeros(1, 4, LENGTH)}):
+        for _ in range(2):
+            backward(p, **changes)
+    assert [len(each.runs) for each in made] == [2] * 9
+    assert [each.arguments["HAS_GRAD_LSE"] for each in made[::3]] == [False, False, True]
+
+
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
+    layout_ = BlockLayout.from_config(SparsePatternConfig(block_size=block_size, sparsity_ratio=0.5), LENGTH)
+    p = problem(layout=layout_)
+    out, lse = torch.empty_like(p.q), torch.empty(1, 4, LENGTH)
+    grads = Gradients(p.q, p.k, p.v, None)
+    for function, arguments in (
+        (launch.forward_kernel, launch.forward_arguments(p, out, lse)),
+        (launch.prepare_kernel, launch.prepare_arguments(p, out, lse, out, lse, False, lse)),
+        (launch.backward_kernel, launch.backward_arguments(p, out, grads, lse, columns=False)),
+        (launch.backward_kernel, launch.backward_arguments(p, out, grads, lse, columns=True)),
+    ):
+        assert list(arguments) == list(inspect.signature(function.fn).parameters)
 
 
 def test_cleared_launches_are_made_with_the_tiles_of_now(
@@ -119,9 +169,7 @@ def test_misaligned_tensors_are_copied_and_described_as_copies(made: list[Record
         backward(both.with_tensors(q, p.k, p.v, None))
     for each in made:
         for described, _ in each.runs:
-            for name, x in zip([name for name in each.arguments if name.startswith("desc_")], described):
-                assert x.data_ptr() % 16 == 0
-                assert x.stride() == each.arguments[name][0].stride()
+            assert all(x.data_ptr() % 16 == 0 for x in described)
     rows = [each for each in made if each.arguments.get("COLUMNS") is False][-1]
     assert torch.equal(rows.runs[-1][0][0], misaligned)
 
@@ -130,7 +178,8 @@ def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:
     p = problem()
     template = p.without_tensors()
     turned = p.k.transpose(1, 2).contiguous().transpose(1, 2)
-    for k in (p.k, turned, p.k):
+    unreadable = p.k.transpose(0, -1).contiguous().transpose(0, -1)  # head_dim apart: a copy is read
+    for k in (p.k, turned, unreadable):
         backward(template.with_tensors(p.q, k, p.v, None))
     kernels = [each for each in made if each.arguments.get("COLUMNS")]
     assert [len(each.runs) for each in kernels] == [2, 1]

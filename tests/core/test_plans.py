@@ -356,18 +356,42 @@ def test_compiled_call_is_an_operator_after_a_success() -> None:
 def test_copies_moved_and_replaced_layouts_have_none() -> None:
     its_layout = layout()
     tensors = served(its_layout)
+    its_layout.schedule()
+    made, stream, _ = its_layout._schedules[None]
+    its_layout._schedules[None] = made, stream, threading.Lock()  # as an event of a GPU, it cannot be copied
     others = [
         copy.deepcopy(its_layout),
         pickle.loads(pickle.dumps(its_layout)),
         its_layout.to("meta"),
         dataclasses.replace(its_layout, num_heads=its_layout.num_heads),
     ]
-    assert [len(other._plans) for other in others] == [0] * 4
+    assert [len(other._plans) + len(other._schedules) for other in others] == [0] * 4
     assert torch.equal(
         block_sparse_attention(*tensors, others[0]), block_sparse_attention(*tensors, its_layout)
     )
     copied = copy.deepcopy(torch.nn.ModuleList([BlockSparseAttention(CONFIG)]))
     assert copied[0](*tensors).shape == tensors[0].shape
+
+
+def test_stream_that_has_not_waited_for_the_layout_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = qkv()
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    keys = set()
+    for stream in (0, 7, 0):
+        raw_stream = lambda index, is_now=stream: is_now  # noqa: E731
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", raw_stream, raising=False)
+        keys.add(plans.key_of(q, k, v, False, None, None, None, None))
+    assert len(keys) == 2
+
+
+def test_call_that_is_captured_leaves_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    its_layout, (q, k, v) = layout(), qkv()
+    problem = functional.make_problem(q, k, v, its_layout)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for capturing in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_now=capturing: is_now)
+        plans.keep_plan(its_layout, "key", q, k, v, problem, "cpu")
+        assert ("key" in its_layout._plans) == (not capturing)
 
 
 def test_plan_dies_with_its_layout() -> None:

@@ -102,7 +102,7 @@ def columns_of(layout: BlockLayout) -> list[Rows]:
 
 def parts_of_rows(layout: BlockLayout, dilation: TokenDilation | None = None) -> Schedule:
     """The rows' part of the tensor of a layout; with token dilation that is all of it."""
-    schedule, grid = layout.row_schedule(dilation), layout.grid
+    schedule, grid = layout.schedule(dilation), layout.grid
     n_groups = -(-grid.n_rows // (128 // layout.block_size))
     n_shared = 2 * layout.num_active_blocks if layout.block_size == 64 else 0
     length = 1 + 2 * layout.num_heads * n_groups + n_shared
@@ -115,7 +115,7 @@ def parts_of_columns(layout: BlockLayout) -> Schedule:
     grid = layout.grid
     start = start_of_columns(layout.num_heads, grid.n_rows, layout.num_active_blocks, layout.block_size)
     assert start % 4 == 0
-    return parts(layout.row_schedule()[start:], layout, grid.n_cols)
+    return parts(layout.schedule()[start:], layout, grid.n_cols)
 
 
 def check(layout: BlockLayout, dilation: TokenDilation | None = None) -> None:
@@ -246,9 +246,9 @@ def test_distance_classes_of_a_row_count_together(name: str, causal: bool) -> No
 def test_distance_classes_at_block_size_64_are_no_error(name: str) -> None:
     # no kernel asks for what is shared then, but a call that falls to another backend has a schedule all the same
     layout = built(64, 21 * 64, 0.4, 0.2)
-    schedule = layout.row_schedule(dilation_of(name, 64))
+    schedule = layout.schedule(dilation_of(name, 64))
     n = 2 * 11
-    assert schedule[: 1 + n].tolist() == layout.row_schedule()[: 1 + n].tolist()
+    assert schedule[: 1 + n].tolist() == layout.schedule()[: 1 + n].tolist()
 
 
 # ---- where it is kept
@@ -257,26 +257,26 @@ def test_distance_classes_at_block_size_64_are_no_error(name: str) -> None:
 def test_layout_makes_a_schedule_once_for_each_dilation() -> None:
     layout = built(128, 1280, 0.3)
     dilation = dilation_of("two_classes", 128)
-    assert layout.row_schedule() is layout.row_schedule(None)
-    assert layout.row_schedule(dilation) is layout.row_schedule(dilation_of("two_classes", 128))
-    assert layout.row_schedule(dilation) is not layout.row_schedule()
+    assert layout.schedule() is layout.schedule(None)
+    assert layout.schedule(dilation) is layout.schedule(dilation_of("two_classes", 128))
+    assert layout.schedule(dilation) is not layout.schedule()
 
 
 def test_layout_keeps_only_a_few_schedules() -> None:
     layout = built(128, 1280, 0.3)
     for i in range(1, 30):
-        layout.row_schedule(TokenDilation.from_user([128 * i], [2], 128))
+        layout.schedule(TokenDilation.from_user([128 * i], [2], 128))
     assert len(layout._schedules) <= 8
     check(layout)
 
 
 def test_moved_layout_makes_its_own() -> None:
     layout = built(64, 640, 0.3)
-    layout.row_schedule()
+    layout.schedule()
     elsewhere = layout.to("meta")
-    schedule = elsewhere.row_schedule()
+    schedule = elsewhere.schedule()
     assert schedule.device.type == "meta"
-    assert schedule.shape == layout.row_schedule().shape
+    assert schedule.shape == layout.schedule().shape
     assert layout.to("cpu") is layout
 
 
@@ -291,7 +291,7 @@ def test_schedule_is_made_within_a_trace(
     torch.compiler.reset()
     layout = built(block_size, 700, 0.5, causal=True)
     if made_before:
-        layout.row_schedule()
+        layout.schedule()
     q, k, v = (torch.randn(1, 700, 2, 16, requires_grad=True) for _ in range(3))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -313,7 +313,7 @@ def test_schedule_is_made_within_a_trace(
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_schedule_made_on_the_gpu_is_that_of_the_cpu(name: str, block_size: int) -> None:
     layout = LAYOUTS[name](block_size)
-    assert torch.equal(layout.to("cuda").row_schedule().cpu(), layout.row_schedule())
+    assert torch.equal(layout.to("cuda").schedule().cpu(), layout.schedule())
 
 
 @pytest.mark.gpu
@@ -323,6 +323,6 @@ def test_schedule_needs_no_synchronisation() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for layout in layouts:
-            layout.row_schedule()
+            layout.schedule()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -231,9 +231,7 @@ def make_problem(
         v=v,
         rows=rows,
         cols=cols,
-        row_schedule=on_device.row_schedule(dilation)
-        if wants_schedule(q.device, layout.block_size)
-        else None,
+        schedule=on_device.schedule(dilation) if wants_schedule(q.device, layout.block_size) else None,
         block_bias=block_bias,
         kv_lengths=kv_lengths,
         key_padding_mask=key_padding_mask,

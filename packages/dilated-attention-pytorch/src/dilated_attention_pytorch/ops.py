@@ -29,7 +29,7 @@ def attention(
     col_offsets: Tensor,
     col_indices: Tensor,
     col_entries: Tensor,
-    row_schedule: Tensor | None,
+    schedule: Tensor | None,
     block_bias: Tensor | None,
     kv_lengths: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -47,7 +47,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out and lse of one problem; see AttentionProblem for the arguments."""
     problem = unflatten(
-        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, row_schedule,
+        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, schedule,
         block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads,
         is_causal, softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
@@ -65,7 +65,7 @@ def attention_backward(
     col_offsets: Tensor,
     col_indices: Tensor,
     col_entries: Tensor,
-    row_schedule: Tensor | None,
+    schedule: Tensor | None,
     block_bias: Tensor | None,
     kv_lengths: Tensor | None,
     key_padding_mask: Tensor | None,
@@ -87,7 +87,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and block_bias (empty without one)."""
     problem = unflatten(
-        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, row_schedule,
+        q, k, v, row_offsets, row_indices, row_entries, col_offsets, col_indices, col_entries, schedule,
         block_bias, kv_lengths, key_padding_mask, seed, block_size, first_row, q_offset, layout_heads,
         is_causal, softmax_scale, dropout_p, segment_lengths, dilation_rates,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
     p, dilation = problem, problem.dilation
     return (
         p.q, p.k, p.v, p.rows.offsets, p.rows.indices, p.rows.entries, p.cols.offsets, p.cols.indices,
-        p.cols.entries, p.row_schedule, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, p.block_size, p.first_row,
+        p.cols.entries, p.schedule, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, p.block_size, p.first_row,
         p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale, p.dropout_p,
         list(dilation.segment_lengths) if dilation else [], list(dilation.dilation_rates) if dilation else [],
     )  # fmt: skip

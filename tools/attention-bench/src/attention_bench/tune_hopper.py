@@ -29,7 +29,8 @@ KERNELS = ("forward", "rows", "columns")  # the backward has two passes
 STAGES = tuple(range(2, 13))
 SHARED_KIB = 227  # that a program may use
 BARRIERS = 512  # bytes, about what all small allocations of a kernel take
-FLOPS = {"forward": 4, "rows": 10, "columns": 10}  # per pair and element of head_dim
+# Per pair and element of head_dim. Of a pass the whole backward is timed, with the other pass as it is.
+FLOPS = {"forward": 4, "rows": 10, "columns": 10}
 TOLERANCE = 0.01  # relative; results differ in rounding only
 Tiles = ForwardTiles | BackwardTiles
 
@@ -56,12 +57,13 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
     }.get(name, ())
 
 
-def shared_bytes(tiles: Tiles, head_dim: int, block: int) -> int:
+def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
     """Shared memory of a program."""
     keys = 2 * block * head_dim * 2  # k and v
     if isinstance(tiles, ForwardTiles):
         return 128 * head_dim * 2 + tiles.stages * keys + BARRIERS
-    step, own = 2 * tiles.tile * (head_dim * 2 + 4), 2 * 128 * head_dim * 2
+    stats = 2 * 4 if kernel == "columns" else 0  # of a query
+    step, own = tiles.tile * (2 * head_dim * 2 + stats), 2 * 128 * head_dim * 2
     return tiles.stages * step + tiles.slots * own + BARRIERS
 
 
@@ -73,7 +75,7 @@ def candidates(shape: Shape) -> list[Tiles]:
     every = itertools.product(*(choices(name, block) for name in names))
     found = [kind(**dict(zip(names, values, strict=True))) for values in every]
     limit = SHARED_KIB * 1024
-    fitting = [tiles for tiles in found if shared_bytes(tiles, head_dim, block) <= limit]
+    fitting = [tiles for tiles in found if shared_bytes(kernel, tiles, head_dim, block) <= limit]
     now = table_of(shape).get(key_of(shape))
     return fitting if now is None else [now, *(tiles for tiles in fitting if tiles != now)]
 

@@ -21,7 +21,7 @@ class AttentionProblem:
     Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
     Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
     ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
-    `row_schedule` says in which order a persistent kernel takes the rows and the columns (patterns/schedule.py); None
+    `schedule` says in which order a persistent kernel takes the rows and the columns (patterns/schedule.py); None
     where no backend asks for it.
 
     Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
@@ -35,7 +35,7 @@ class AttentionProblem:
     v: Tensor
     rows: BlockLists
     cols: BlockLists
-    row_schedule: Tensor | None
+    schedule: Tensor | None
     block_bias: Tensor | None
     kv_lengths: Tensor | None
     key_padding_mask: Tensor | None

@@ -131,7 +131,7 @@ class BlockSparseAttention(nn.Module):
                 layout = BlockLayout.from_config(self.sparse_config, *key)
             layout.lists(self._dilation)  # so that a trace finds them made
             if wants_schedule(device, layout.block_size):
-                layout.row_schedule(self._dilation)
+                layout.schedule(self._dilation)
             self._layouts[key] = layout
 
     def clear_cache(self) -> None:

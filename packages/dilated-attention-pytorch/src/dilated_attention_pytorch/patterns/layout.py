@@ -72,15 +72,17 @@ class BlockLayout:
         row_lists: per (head, row) the sorted active columns.
         col_lists: the transpose, per (head, column) the sorted active rows.
 
-    Memory is proportional to the active blocks.
+    Memory is proportional to the active blocks. A CUDA graph reads the lists of the layout that it was captured with:
+    keep that as long as the graph.
     """
 
     grid: BlockGrid
     num_heads: int
     row_lists: BlockLists
     col_lists: BlockLists
-    _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=dict, repr=False)
-    _schedules: Kept[Tensor] = field(default_factory=dict, repr=False)
+    # what is made at first use; no copy has it
+    _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=Forgotten, init=False, repr=False)
+    _schedules: Kept[Tensor] = field(default_factory=Forgotten, init=False, repr=False)
     _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of plans.py
 
     # ---- making one
@@ -308,7 +310,7 @@ class BlockLayout:
             return self.row_lists, self.col_lists
         return keep(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
 
-    def row_schedule(self, dilation: TokenDilation | None = None) -> Tensor:
+    def schedule(self, dilation: TokenDilation | None = None) -> Tensor:
         """In which order a persistent kernel takes the rows; without dilation, from `start_of_columns` on, the columns.
 
         See patterns/schedule.py.

@@ -68,7 +68,7 @@ def launches() -> ModuleType:
 
 
 class HopperBackend:
-    """Fused kernels; see forward.py, backward.py and passes.py."""
+    """Fused kernels; see forward.py and backward.py."""
 
     name = "hopper"
 
@@ -110,8 +110,8 @@ class HopperBackend:
             why_not = badly_strided(name, x)
             if why_not is not None:
                 return why_not
-        if p.row_schedule is None:
-            return "the problem was made without a schedule of its rows"
+        if p.schedule is None:
+            return "the problem was made without a schedule"
         return None
 
     def rejects_backward(self, problem: AttentionProblem) -> str | None:

@@ -16,6 +16,7 @@ from .ring import get_tile, give_back, pass_over, wait_past
 from .schedule import count_below
 
 INFINITY = gl.constexpr(float("inf"))
+LOG2E = gl.constexpr(1.4426950408889634)
 NOTHING = gl.constexpr(1 << 23)  # a column past any key
 
 

@@ -28,11 +28,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .attend import INFINITY, scores
+from .attend import INFINITY, LOG2E, scores
 from .ring import LAPS, get_tile, give_back, wait_past
 from .schedule import next_tile, shared_tile, tile_place
 
-LOG2E = gl.constexpr(1.4426950408889634)
 CHUNK = gl.constexpr(64)  # queries whose lse stand side by side in Stats
 
 

@@ -18,11 +18,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from .attend import INFINITY, attend_ahead, attend_list
+from .attend import INFINITY, LOG2E, attend_ahead, attend_list
 from .ring import LAPS
 from .schedule import next_tile, shared_tile, tile_place
 
-LOG2E = gl.constexpr(1.4426950408889634)
 LN2 = gl.constexpr(0.6931471805599453)
 
 
@@ -242,7 +241,7 @@ def forward_kernel(
     heads_per_kv, heads_per_list, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    AHEAD: gl.constexpr, UNROLL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    AHEAD: gl.constexpr, UNROLL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
     dtype: gl.constexpr = desc_q.dtype
@@ -305,5 +304,5 @@ def forward_kernel(
             )),
         ],
         [4, 1],
-        [CONSUMER_REGISTERS, 24],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

@@ -33,7 +33,7 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
         "desc_k": (p.k, p.block_size // near, near), "desc_v": (p.v, p.block_size // near, near),
         "desc_k_far": (p.k, p.block_size // far, far), "desc_v_far": (p.v, p.block_size // far, far),
         "desc_out": (out, 64, 0),
-        "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.row_schedule, "Counter": p.rows.offsets,
+        "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.schedule, "Counter": p.rows.offsets,
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
         "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
         "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
@@ -41,21 +41,16 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
         "D": p.head_dim, "BLOCK_N": p.block_size, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
         "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "IS_CAUSAL": p.is_causal,
         "EVEN_KV": p.kv_len % p.block_size == 0, "AHEAD": tiles.ahead, "UNROLL": tiles.unroll,
-        "CONSUMER_REGISTERS": tuning.CONSUMER_REGISTERS,
+        "CONSUMER_REGISTERS": tuning.CONSUMER_REGISTERS, "HELPER_REGISTERS": tuning.HELPER_REGISTERS,
     }  # fmt: skip
 
 
 def prepare_arguments(
-    problem: AttentionProblem,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, of_lse: Tensor, has_grad_lse: bool,
     stats: Tensor,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Every argument of the kernel before the backward by name."""
     p = problem
-    of_lse = lse if grad_lse is None else grad_lse
     return {
         "Out": out, "GradOut": grad_out, "GradLse": of_lse, "Lse": lse, "Stats": stats,
         **{f"stride_o{axis}": out.stride(i) for i, axis in enumerate("bsh")},
@@ -63,15 +58,14 @@ def prepare_arguments(
         **{f"stride_l{axis}": of_lse.stride(i) for i, axis in enumerate("bhs")},
         "q_len": p.q_len, "n_rows": p.n_rows, "num_heads": p.num_heads,
         "first_query": p.first_row * p.block_size - p.q_offset, "D": p.head_dim, "BLOCK_SIZE": p.block_size,
-        "BLOCK_M": QUERIES, "HAS_GRAD_LSE": grad_lse is not None,
+        "BLOCK_M": QUERIES, "HAS_GRAD_LSE": has_grad_lse,
     }  # fmt: skip
 
 
-def column_schedule(problem: AttentionProblem) -> Tensor:
-    """The part of the schedule that is about the columns."""
+def columns_begin(problem: AttentionProblem) -> int:
+    """Where in the schedule the columns begin."""
     p = problem
-    assert p.row_schedule is not None
-    return p.row_schedule[start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size) :]
+    return start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size)
 
 
 def backward_arguments(
@@ -80,10 +74,11 @@ def backward_arguments(
     """Every argument of a pass of the backward by name, tensor descriptors as (tensor, rows, rate)."""
     p = problem
     tiles = tuning.BACKWARD["columns" if columns else "rows", p.head_dim, p.block_size]
-    lists, n_lists, schedule = p.rows, p.n_rows, p.row_schedule
+    lists, n_lists, schedule = p.rows, p.n_rows, p.schedule
     own, other, sums, own_heads = (p.q, grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
     if columns:
-        lists, n_lists, schedule = p.cols, p.n_cols, column_schedule(p)
+        assert schedule is not None
+        lists, n_lists, schedule = p.cols, p.n_cols, schedule[columns_begin(p) :]
         own, other, sums, own_heads = other, own, (grads.k, grads.v), p.num_kv_heads
     n_groups = triton.cdiv(n_lists, 128 // p.block_size)
     return {
@@ -111,6 +106,13 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.preserve_format)
 
 
+def readable(x: Tensor) -> Tensor:
+    """The tensor, or a contiguous copy where the tensor memory accelerator cannot read it."""
+    if x.data_ptr() % 16 == 0 and (x.is_contiguous() or badly_strided("x", x) is None):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
 def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """out and lse of a problem."""
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
@@ -134,12 +136,12 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
             return out, lse
         grid = min(n_tiles, multiprocessors(index))
         launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, OPTIONS, grid))
-    assert p.row_schedule is not None
+    assert p.schedule is not None
     launch.run(
         index,
         (q, k, v, k, v, out),
         (
-            lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.row_schedule.data_ptr(),
+            lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.schedule.data_ptr(),
             tile_counter(index),
         ),
     )  # fmt: skip
@@ -153,14 +155,10 @@ class BackwardCall(NamedTuple):
     out: Tensor
     lse: Tensor
     grad_out: Tensor
-    grad_lse: Tensor | None
+    of_lse: Tensor  # the gradient of lse, or lse where there is none and the kernel does not read it
+    has_grad_lse: bool
     grads: Gradients
     key: Hashable
-
-    @property
-    def of_lse(self) -> Tensor:
-        """The gradient of lse, or lse where there is none: the kernel then does not read it."""
-        return self.lse if self.grad_lse is None else self.grad_lse
 
 
 def backward_call(
@@ -168,25 +166,24 @@ def backward_call(
 ) -> BackwardCall:
     """The call with copies of what lies badly in memory."""
     p = problem
-    is_good = grad_out.is_contiguous() or badly_strided("grad_out", grad_out) is None
-    if not is_good or grad_out.data_ptr() % 16:
-        grad_out = grad_out.clone(memory_format=torch.contiguous_format)
+    grad_out = readable(grad_out)
     # all as they were in the forward, but for hooks on saved tensors
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
-    q, k, v = p.q, p.k, p.v
-    if (out.data_ptr() | lse.data_ptr() | q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-        out, lse = aligned(out), aligned(lse)
-        q, k, v = aligned(q), aligned(k), aligned(v)
+    q, k, v = readable(p.q), readable(p.k), readable(p.v)
+    if q is not p.q or k is not p.k or v is not p.v:
         p = replace(p, q=q, k=k, v=v)
+    out, lse = aligned(out), aligned(lse)
+    has_grad_lse = grad_lse is not None
+    of_lse = lse if grad_lse is None else aligned(grad_lse)
     grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
     grad_k = torch.empty_like(k, memory_format=torch.contiguous_format)
     grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
-    of_lse = lse if grad_lse is None else grad_lse
     key = (
         p.signature, q.stride(), k.stride(), v.stride(), out.stride(), grad_out.stride(), of_lse.stride(),
-        grad_lse is None,
+        has_grad_lse,
     )  # fmt: skip
-    return BackwardCall(p, out, lse, grad_out, grad_lse, Gradients(grad_q, grad_k, grad_v, None), key)
+    grads = Gradients(grad_q, grad_k, grad_v, None)
+    return BackwardCall(p, out, lse, grad_out, of_lse, has_grad_lse, grads, key)
 
 
 def nothing_to_do(call: BackwardCall) -> bool:
@@ -219,15 +216,16 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
     p, n_floats = call.problem, floats_between(call.problem)
     # of the right type only: every call makes its own
     floats = torch.empty(1, dtype=torch.float32, device=p.q.device)
-    arguments = prepare_arguments(p, call.out, call.lse, call.grad_out, call.grad_lse, floats)
+    arguments = prepare_arguments(
+        p, call.out, call.lse, call.grad_out, call.of_lse, call.has_grad_lse, floats
+    )
     prepare = Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_floats // (2 * QUERIES))
     passes = []
     for columns in (False, True):
         arguments = backward_arguments(p, call.grad_out, call.grads, floats, columns)
         grid = min(arguments["n_groups"] * arguments["n_batch_heads"], multiprocessors(index))
         passes.append(Launch(backward_kernel, arguments, OPTIONS, grid))
-    columns_at = 4 * start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size)
-    return BackwardLaunches(prepare, passes[0], passes[1], n_floats, columns_at)
+    return BackwardLaunches(prepare, passes[0], passes[1], n_floats, 4 * columns_begin(p))
 
 
 def launch_backward(
@@ -242,11 +240,11 @@ def launch_backward(
     if nothing_to_do(call):
         return call.grads
     p, grads = call.problem, call.grads
-    assert p.row_schedule is not None
+    assert p.schedule is not None
     key = ("backward", call.key)
     launches = LAUNCHES.get(key) or LAUNCHES.keep(key, make_backward(call, index))
     memory = torch.empty(launches.n_floats, dtype=torch.float32, device=out.device)
-    stats, schedule = memory.data_ptr(), p.row_schedule.data_ptr()
+    stats, schedule = memory.data_ptr(), p.schedule.data_ptr()
     launches.prepare.run(
         index,
         (),

@@ -1,4 +1,4 @@
-"""The ring of key and value tiles between the loading warp and the two warpgroups of the forward kernel.
+"""The ring of tiles between the loading warp and the two warpgroups of a kernel: k and v forward, x and y backward.
 
 Place n of the ring lies in stage n % STAGES. A stage is filled again when both warpgroups have given it back; the
 loading warp gives back for a warpgroup that does not want the tile. A barrier tells only odd from even fillings, and

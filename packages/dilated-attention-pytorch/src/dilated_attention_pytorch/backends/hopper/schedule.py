@@ -1,7 +1,7 @@
 """Which tile comes next: a counter in global memory, read by one warp and passed on through shared memory.
 
-Rows differ in length (causal, global tokens, chosen from the content), so tiles go to whoever is free, the longest
-first. `Order` holds, for every layout head, the groups of rows in the order of their length, and in its last place
+Rows and columns differ in length (causal, global tokens, chosen from the content), so tiles go to whoever is free, the longest
+first. `Order` holds, for every layout head, the groups of rows (or columns) in the order of their length, and in its last place
 the number of long groups: those go first for all heads; the others head by head, so that neighbours share k and v
 in the L2 cache.
 """

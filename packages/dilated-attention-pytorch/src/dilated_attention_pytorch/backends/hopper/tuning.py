@@ -1,4 +1,4 @@
-"""Launch parameters of the Hopper kernels, chosen by hand from timings on an H200, bf16 (attention-bench/NOTES.md).
+"""Launch parameters of the Hopper kernels, chosen by hand from timings, bf16 (attention-bench/NOTES.md): forward on an H200, backward on an H100.
 
 `attention-bench tune --backend hopper` searches stages, order, unrolling, tokens per step, slots and what is held.
 """
