@@ -23,6 +23,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.attention_cases import Case, make_call
+from tests.core.seen import Seen
 
 SMALL = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
 DILATION = TokenDilation((16, 32), (1, 2))
@@ -193,18 +194,6 @@ def test_without_gradients_only_the_forward_runs(mode: Callable[[], Any], ran: l
     assert ran == []
     assert not out.requires_grad
     assert torch.equal(out, block_sparse_attention(q, k, v, layout()))
-
-
-class Seen(TorchDispatchMode):
-    """Notes the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dilated_attention_pytorch import (
     BlockLayout,
@@ -26,6 +25,7 @@ from dilated_attention_pytorch import (
     ops,
     plans,
 )
+from tests.core.seen import Seen
 
 LENGTH = 40
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
@@ -293,18 +293,6 @@ def test_autocast_is_part_of_the_call() -> None:
         with torch.autocast("cpu", torch.float16):
             assert block_sparse_attention(*half, its_layout).dtype == torch.float16
         assert block_sparse_attention(*half, its_layout).dtype == torch.bfloat16
-
-
-class Seen(TorchDispatchMode):
-    """Notes the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def test_operators_are_seen_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,9 +208,8 @@ def test_long_groups_stand_at_the_front_and_have_more_than_twice_the_mean(name: 
 def test_a_dense_row_is_long_and_one_of_many_equals_is_not() -> None:
     assert parts_of_rows(skewed(128, 33)).n_long == 1
     assert parts_of_rows(built(128, 40 * 128, 0.2)).n_long == 0
-    assert (
-        parts_of_rows(built(64, 40 * 64, 1.0, causal=True)).n_long == 0
-    )  # the longest is twice the mean, not more
+    # the longest is twice the mean, not more
+    assert parts_of_rows(built(64, 40 * 64, 1.0, causal=True)).n_long == 0
 
 
 def test_shared_blocks_are_counted_once() -> None:
