@@ -10,13 +10,13 @@ from attention_bench.tune_hopper import candidates, replaced, search, written
 from dilated_attention_pytorch.backends.hopper import tuning
 from dilated_attention_pytorch.backends.hopper.tuning import BackwardTiles, ForwardTiles
 
-SHAPES = [*(("forward", *key) for key in tuning.FORWARD), *tuning.BACKWARD]
+SHAPES = [(kernel, *key) for kernel, table in tune_hopper.TABLES.items() for key in table]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_candidates_begin_with_the_entry_of_the_table(shape: tuple[str, int, int]) -> None:
     found = candidates(shape)
-    assert found[0] == tune_hopper.table_of(shape)[tune_hopper.key_of(shape)]
+    assert found[0] == tune_hopper.table_of(shape)[shape[1:]]
     assert len(found) == len(set(found)) > 1
 
 
@@ -32,7 +32,7 @@ def test_candidates_fit_the_shared_memory() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_tiles_of_the_table_fit_too(shape: tuple[str, int, int]) -> None:
     kernel, head_dim, block = shape
-    tiles = tune_hopper.table_of(shape)[tune_hopper.key_of(shape)]
+    tiles = tune_hopper.table_of(shape)[shape[1:]]
     assert tune_hopper.shared_bytes(kernel, tiles, head_dim, block) <= tune_hopper.SHARED_KIB * 1024
 
 

@@ -52,13 +52,14 @@ class Shape:
     grad_lse: bool = False
 
 
-KERNELS = [("forward", *key) for key in tuning.FORWARD] + list(tuning.BACKWARD)
+TABLES = {"forward": tuning.FORWARD, "rows": tuning.ROWS, "columns": tuning.COLUMNS}
 SHAPES = [
-    Shape(*kernel, causal, ragged)
-    for kernel in KERNELS
+    Shape(kernel, head_dim, block_size, causal, ragged)
+    for kernel, table in TABLES.items()
+    for head_dim, block_size in table
     for causal in (True, False)
     for ragged in (True, False)
-    if causal == ragged or kernel[0] == "forward"  # of the backward with every mask, and with none
+    if causal == ragged or kernel == "forward"  # of the backward with every mask, and with none
 ] + [
     Shape("prepare", 64, 128, True, True, grad_lse=True),
     Shape("prepare", 64, 128, True, True),

@@ -25,7 +25,13 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 from .measure import one_line
 from .problem import Shape, make
 
-KERNELS = ("forward", "rows", "columns")  # the backward has two passes
+# The backward has two passes.
+TABLES: dict[str, dict[tuple[int, int], Any]] = {
+    "forward": tuning.FORWARD,
+    "rows": tuning.ROWS,
+    "columns": tuning.COLUMNS,
+}
+KERNELS = tuple(TABLES)
 STAGES = tuple(range(2, 13))
 SHARED_KIB = 227  # that a program may use
 BARRIERS = 512  # bytes, about what all small allocations of a kernel take
@@ -35,13 +41,8 @@ TOLERANCE = 0.01  # relative; results differ in rounding only
 Tiles = ForwardTiles | BackwardTiles
 
 
-def table_of(shape: Shape) -> dict[Any, Any]:
-    return tuning.FORWARD if shape[0] == "forward" else tuning.BACKWARD
-
-
-def key_of(shape: Shape) -> tuple[Any, ...]:
-    """Of the entry of a shape in its table."""
-    return shape[1:] if shape[0] == "forward" else shape
+def table_of(shape: Shape) -> dict[tuple[int, int], Any]:
+    return TABLES[shape[0]]
 
 
 def choices(name: str, block: int) -> tuple[Any, ...]:
@@ -76,7 +77,7 @@ def candidates(shape: Shape) -> list[Tiles]:
     found = [kind(**dict(zip(names, values, strict=True))) for values in every]
     limit = SHARED_KIB * 1024
     fitting = [tiles for tiles in found if shared_bytes(kernel, tiles, head_dim, block) <= limit]
-    now = table_of(shape).get(key_of(shape))
+    now = table_of(shape).get(shape[1:])
     return fitting if now is None else [now, *(tiles for tiles in fitting if tiles != now)]
 
 
@@ -97,7 +98,7 @@ def replaced(shape: Shape, tiles: Tiles) -> Iterator[None]:
     """The table holds `tiles` for as long as this lasts."""
     from dilated_attention_pytorch.backends.hopper.kernel import LAUNCHES
 
-    table, key = table_of(shape), key_of(shape)
+    table, key = table_of(shape), shape[1:]
     before = table.get(key)
     table[key] = tiles
     LAUNCHES.clear()
@@ -179,18 +180,19 @@ def tune_shape(shape: Shape, problem: AttentionProblem, failures: dict[Tiles, st
     timed = search(shape, tried, failures, lambda tiles: time_one(shape, call, tiles, expected))
     pairs = problem.rows.indices.numel() * shape[2] ** 2
     flops = FLOPS[shape[0]] * problem.num_heads * pairs * shape[1]
+    print(f"# {shape[0]}", flush=True)
     for ms, tiles in timed[:4]:
-        now = ", in the table now" if tiles == table_of(shape).get(key_of(shape)) else ""
+        now = ", in the table now" if tiles == table_of(shape).get(shape[1:]) else ""
         speed = f"{ms:.3f} ms, {flops / ms / 1e9:.0f} TFLOP/s"
-        print(f"    {key_of(shape)}: {written(tiles)},  # {speed}{now}", flush=True)
+        print(f"    {shape[1:]}: {written(tiles)},  # {speed}{now}", flush=True)
     return {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}
 
 
 def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path: str | None) -> None:
     for shape in shapes:
-        if key_of(shape) not in table_of(shape):
+        if shape[1:] not in table_of(shape):
             print(f"{shape}: not in the table, the portable kernels serve it", flush=True)
-    shapes = [shape for shape in shapes if key_of(shape) in table_of(shape)]
+    shapes = [shape for shape in shapes if shape[1:] in table_of(shape)]
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape)]
     print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:

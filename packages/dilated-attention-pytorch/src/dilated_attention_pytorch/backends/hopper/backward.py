@@ -29,8 +29,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import INFINITY, LOG2E, scores
-from .ring import LAPS, get_tile, give_back, wait_past
-from .schedule import next_tile, shared_tile, tile_place
+from .ring import LAPS, full_at, get_tile, give_back, wait_past
+from .schedule import next_tile, parts_of_schedule, shared_tile, tile_place
+from .tiles import load_tokens, store_tokens
 
 CHUNK = gl.constexpr(64)  # queries whose lse stand side by side in Stats
 
@@ -41,15 +42,6 @@ def here(number):
     return gl.inline_asm_elementwise(
         "mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
     )
-
-
-@gluon.jit
-def load_tokens(desc, boxes, full, stage, i_batch, head, token, TOKENS: gl.constexpr, D: gl.constexpr):
-    """Fill a tile in pieces of 64 of head_dim (the width of a 128-byte swizzle)."""
-    mbarrier.expect(full, TOKENS * D * 2)
-    for piece in gl.static_range(D // 64):
-        box = boxes.index(stage * (D // 64) + piece)
-        tma.async_copy_global_to_shared(desc, [i_batch, head, token, piece * 64], full, box)
 
 
 @gluon.jit
@@ -125,7 +117,7 @@ def producer(
                         index = entry >> 1
                     other = other_first + index * BLOCK_SIZE + (i % SUB) * TILE
                     stage = it % STAGES
-                    x_bar, y_bar = x_full.index(it % x_full.shape[0]), y_full.index(it % y_full.shape[0])
+                    x_bar, y_bar = full_at(x_full, it), full_at(y_full, it)
                     mbarrier.wait(empty.index(stage), ((it // STAGES) & 1) ^ 1)
                     mbarrier.arrive(empty.index(stage), count=1, pred=one_only)
                     load_tokens(desc_x, x_boxes, x_bar, stage, i_batch, other_head, other, TILE, D)
@@ -316,16 +308,11 @@ def consumer(
         if COLUMNS:
             b_smem.index(slot).store(sum_y.to(dtype))  # type: ignore[attr-defined]
         fence_async_shared()
-        for piece in gl.static_range(D // 64):
-            where = [
-                batch_head // own_heads,
-                batch_head % own_heads,
-                own_first + group * 128 + W * 64,
-                piece * 64,
-            ]
-            tma.async_copy_shared_to_global(desc_sum_x, where, x_boxes.index(slot * (D // 64) + piece))
-            if COLUMNS:
-                tma.async_copy_shared_to_global(desc_sum_y, where, y_boxes.index(slot * (D // 64) + piece))
+        i_batch, own_head = batch_head // own_heads, batch_head % own_heads
+        token = own_first + group * 128 + W * 64
+        store_tokens(desc_sum_x, x_boxes, slot, i_batch, own_head, token, D)
+        if COLUMNS:
+            store_tokens(desc_sum_y, y_boxes, slot, i_batch, own_head, token, D)
         tma.store_wait(0)
         mbarrier.arrive(own_empty.index(slot), count=1)
         i_tile += 1
@@ -379,13 +366,9 @@ def backward_kernel(
         mbarrier.init(y_full.index(i), count=2 if COLUMNS else 1)  # y; lse and delta
     fence_async_shared()
 
-    # Schedule: see patterns/schedule.py
-    Order = Schedule
-    Unions = Schedule + 1 + n_layout_groups
-    Places = Unions + n_layout_groups
-    Entries = Indices
-    if BLOCK_SIZE == 64:
-        Entries = Places + n_entries
+    Order, Unions, Places, Entries = parts_of_schedule(
+        Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE
+    )
     bars = (own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty)
     # `first`: of the tensor, `offset`: its position. The queries of the first row need not be at position 0
     first_query = first_row * BLOCK_SIZE - q_offset

@@ -19,8 +19,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import INFINITY, LOG2E, attend_ahead, attend_list
-from .ring import LAPS
-from .schedule import next_tile, shared_tile, tile_place
+from .ring import LAPS, full_at
+from .schedule import next_tile, parts_of_schedule, shared_tile, tile_place
+from .tiles import load_tokens, store_tokens
 
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -69,7 +70,7 @@ def produce_list(
         if column >= 0:  # below 0 (block size 64 only): the same block as the entry before
             stage = it % STAGES
             phase = ((it // STAGES) & 1) ^ 1
-            k_bar, v_bar = k_full.index(it % k_full.shape[0]), v_full.index(it % v_full.shape[0])
+            k_bar, v_bar = full_at(k_full, it), full_at(v_full, it)
             one_only = False
             if PAIRED:
                 one_only = (column & 1) == 0
@@ -109,12 +110,7 @@ def producer(
         query0 = (first_row + group * ROWS) * BLOCK_SIZE - q_offset
         for w in gl.static_range(2):
             mbarrier.wait(q_empty.index(w), (i_tile & 1) ^ 1)
-            mbarrier.expect(q_full.index(w), 64 * D * 2)
-            for piece in gl.static_range(D // 64):
-                tma.async_copy_global_to_shared(
-                    desc_q, [i_batch, head, query0 + w * 64, piece * 64], q_full.index(w),
-                    q_boxes.index(w * (D // 64) + piece),
-                )  # fmt: skip
+            load_tokens(desc_q, q_boxes, q_full.index(w), w, i_batch, head, query0 + w * 64, 64, D)
         row = group * ROWS
         first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
         n_lists = N_CLASSES
@@ -216,12 +212,7 @@ def consumer(
         out = acc * gl.convert_layout(1.0 / l, gl.SliceLayout(1, acc_layout))[:, None]
         q_tile.store(out.to(dtype))  # q is no longer needed: its memory holds out until it is stored
         fence_async_shared()
-        for piece in gl.static_range(D // 64):
-            tma.async_copy_shared_to_global(
-                desc_out,
-                [i_batch, head, position0 - q_offset, piece * 64],
-                out_boxes.index(W * (D // 64) + piece),
-            )
+        store_tokens(desc_out, out_boxes, W, i_batch, head, position0 - q_offset, D)
         tma.store_wait(0)
         mbarrier.arrive(q_empty.index(W), count=1)
         i_tile += 1
@@ -272,13 +263,9 @@ def forward_kernel(
         mbarrier.init(v_full.index(i), count=1)
     fence_async_shared()
 
-    # Schedule: see patterns/schedule.py
-    Order = Schedule
-    Unions = Schedule + 1 + n_layout_groups
-    Places = Unions + n_layout_groups
-    Columns = Indices
-    if BLOCK_SIZE == 64:
-        Columns = Places + n_entries
+    Order, Unions, Places, Columns = parts_of_schedule(
+        Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE
+    )
     bars = (q_full, q_empty, k_full, k_empty, v_full, v_empty, tile_full, tile_empty)
     scale_log2 = softmax_scale * LOG2E
     W0: gl.constexpr = 0

@@ -73,7 +73,7 @@ def backward_arguments(
 ) -> dict[str, Any]:
     """Every argument of a pass of the backward by name, tensor descriptors as (tensor, rows, rate)."""
     p = problem
-    tiles = tuning.BACKWARD["columns" if columns else "rows", p.head_dim, p.block_size]
+    tiles = (tuning.COLUMNS if columns else tuning.ROWS)[p.head_dim, p.block_size]
     lists, n_lists, schedule = p.rows, p.n_rows, p.schedule
     own, other, sums, own_heads = (p.q, grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
     if columns:

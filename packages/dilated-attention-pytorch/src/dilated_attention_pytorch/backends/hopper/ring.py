@@ -17,10 +17,15 @@ LAPS = gl.constexpr(4)
 
 
 @gluon.jit
+def full_at(full, place):
+    """The barrier that tells when the tile at a place is there."""
+    return full.index(place % full.shape[0])
+
+
+@gluon.jit
 def wait_full(full, place):
     """Until the tile at `place` is there."""
-    N: gl.constexpr = full.shape[0]
-    mbarrier.wait(full.index(place % N), (place // N) & 1)
+    mbarrier.wait(full_at(full, place), (place // full.shape[0]) & 1)
 
 
 @gluon.jit

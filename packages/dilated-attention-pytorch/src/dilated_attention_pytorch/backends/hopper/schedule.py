@@ -49,6 +49,17 @@ def shared_tile(tile_smem, tile_full, tile_empty, i_tile):
 
 
 @gluon.jit
+def parts_of_schedule(Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE: gl.constexpr):
+    """Order, counts and places of shared blocks, and what to load: the parts of a schedule (patterns/schedule.py)."""
+    Unions = Schedule + 1 + n_layout_groups
+    Places = Unions + n_layout_groups
+    Entries = Indices
+    if BLOCK_SIZE == 64:
+        Entries = Places + n_entries
+    return Schedule, Unions, Places, Entries
+
+
+@gluon.jit
 def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, heads_per_tile=1):
     """(batch and head, group of rows) of a tile; of a tile of several query heads, the first of them says the order."""
     n_long = gl.load(Order)

@@ -35,23 +35,26 @@ class BackwardTiles:
     held: bool
 
 
-# (head_dim, block_size)
+# All by (head_dim, block_size).
 FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (64, 64): ForwardTiles(10, unroll=4),
     (64, 128): ForwardTiles(4, unroll=4),
     (128, 64): ForwardTiles(6),
     (128, 128): ForwardTiles(3, ahead=False),
 }
-# (pass, head_dim, block_size); the columns at head_dim 128 hold dk and dv in 128 registers
-BACKWARD: dict[tuple[str, int, int], BackwardTiles] = {
-    ("rows", 64, 64): BackwardTiles(64, 9, 2, True),
-    ("rows", 64, 128): BackwardTiles(128, 5, 2, True),
-    ("rows", 128, 64): BackwardTiles(64, 5, 1, True),
-    ("rows", 128, 128): BackwardTiles(128, 2, 1, False),
-    ("columns", 64, 64): BackwardTiles(64, 9, 2, True),
-    ("columns", 64, 128): BackwardTiles(64, 9, 2, True),
-    ("columns", 128, 64): BackwardTiles(64, 4, 1, False),
-    ("columns", 128, 128): BackwardTiles(64, 3, 2, False),
+# The two passes of the backward.
+ROWS: dict[tuple[int, int], BackwardTiles] = {
+    (64, 64): BackwardTiles(64, 9, 2, True),
+    (64, 128): BackwardTiles(128, 5, 2, True),
+    (128, 64): BackwardTiles(64, 5, 1, True),
+    (128, 128): BackwardTiles(128, 2, 1, False),
+}
+# At head_dim 128 dk and dv take 128 registers.
+COLUMNS: dict[tuple[int, int], BackwardTiles] = {
+    (64, 64): BackwardTiles(64, 9, 2, True),
+    (64, 128): BackwardTiles(64, 9, 2, True),
+    (128, 64): BackwardTiles(64, 4, 1, False),
+    (128, 128): BackwardTiles(64, 3, 2, False),
 }
 
 # Registers per thread at the launch, and after the 12 warps of a program have shared them out: 65,536 in all.
