@@ -21,16 +21,15 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.language import NVMMASharedLayout
+from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import launch, tuning
 from dilated_attention_pytorch.backends.hopper.backward import backward_kernel
 from dilated_attention_pytorch.backends.hopper.forward import forward_kernel
 from dilated_attention_pytorch.backends.hopper.kernel import box_layout
-from dilated_attention_pytorch.backends.hopper.prepare import prepare_kernel
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
 
@@ -61,10 +60,8 @@ SHAPES = [
     for ragged in (True, False)
     if causal == ragged or kernel == "forward"  # of the backward with every mask, and with none
 ] + [
-    Shape("prepare", 64, 128, True, True, grad_lse=True),
-    Shape("prepare", 64, 128, True, True),
-    Shape("prepare", 128, 128, False, False, grad_lse=True),
-    Shape("prepare", 128, 128, False, False),
+    Shape("rows", 64, 128, True, True, grad_lse=True),
+    Shape("rows", 128, 64, False, False, grad_lse=True),
     Shape("forward", 128, 128, True, True, rates=(1, 4)),
     Shape("forward", 128, 128, False, False, rates=(1, 4)),
     Shape("forward", 64, 128, True, True, rates=(1, 4)),
@@ -94,12 +91,10 @@ def arguments_of(shape: Shape) -> dict[str, Any]:
     p = problem_of(shape)
     if shape.kernel == "forward":
         return launch.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
-    if shape.kernel == "prepare":
-        out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
-        return launch.prepare_arguments(p, out, lse, out, lse, shape.grad_lse, torch.empty(16))
+    out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
-    columns = shape.kernel == "columns"
-    return launch.backward_arguments(p, torch.empty_like(p.q), grads, torch.empty(16), columns)
+    call = launch.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
+    return launch.backward_arguments(call, torch.empty(16), shape.kernel == "columns")
 
 
 def type_of(value: Any) -> str:
@@ -127,8 +122,7 @@ def source(kernel: Any, arguments: dict[str, Any]) -> Any:
         signature[parameter.name] = type_of(value)
         if isinstance(value, Tensor) or (is_free_int and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
-    made = ASTSource if kernel is prepare_kernel else GluonASTSource
-    return made(kernel, signature, constants, attributes)
+    return GluonASTSource(kernel, signature, constants, attributes)
 
 
 def said_by_ptxas(ptx: str) -> str:
@@ -144,12 +138,11 @@ def said_by_ptxas(ptx: str) -> str:
 
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
-    kernel, options = {
-        "forward": (forward_kernel, launch.OPTIONS),
-        "prepare": (prepare_kernel, launch.PREPARE_OPTIONS),
-        "rows": (backward_kernel, launch.OPTIONS),
-        "columns": (backward_kernel, launch.OPTIONS),
-    }[shape.kernel]
+    kernel, options = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS)
+    if shape.kernel == "forward":
+        kernel = forward_kernel
+        programs = tuning.FORWARD[shape.head_dim, shape.block_size].programs
+        options = launch.options(tuning.FORWARD_REGISTERS[programs])
     made = source(kernel, arguments_of(shape))
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole program that ptxas fails on
@@ -162,6 +155,7 @@ def compiled(shape: Shape) -> dict[str, Any]:
         "shared": binary.metadata.shared,
         "registers": max(int(count) for count in re.findall(r"Used (\d+) registers", said)),
         "spills": sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said)),
+        "faults": faults(binary.asm["cubin"]),
         "warnings": sorted(set(re.findall(r"\bC75\d\d\b", said))),
     }
 

@@ -17,6 +17,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.triton.launch import Launch, backward_launches, forward_launch
@@ -79,6 +80,7 @@ def compiled(launch: Launch, capability: int) -> dict[str, Any]:
         "registers": registers,
         "spills": spills,
         "shared": binary.metadata.shared,
+        "faults": faults(binary.asm["cubin"]) if capability == 90 else [],
     }
 
 
@@ -109,10 +111,13 @@ OTHER_SHAPES: list[Shape] = [
     (128, 128, torch.float32, {}),
     (64, 64, torch.bfloat16, {"dropout_p": 0.1}),
     (64, 64, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4]}),
+    (64, 64, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4], "is_causal": True}),
+    (64, 32, torch.bfloat16, {"segment_lengths": [64, 128], "dilation_rates": [1, 4]}),
     # the other shapes of the tables for compute capability 9.0
     (64, 128, torch.bfloat16, {}),
     (128, 64, torch.bfloat16, {}),
     (64, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
+    (64, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4], "is_causal": True}),
     (128, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
 ]
 

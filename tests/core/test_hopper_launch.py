@@ -84,7 +84,7 @@ def test_problems_that_differ_in_values_share_a_launch(made: list[Recorder]) -> 
     assert [len(each.runs) for each in made] == [3]
     for _ in range(3):
         backward(problem())
-    assert [len(each.runs) for each in made] == [3, 3, 3, 3]
+    assert [len(each.runs) for each in made] == [3, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_all_that_a_launch_depends_on_makes_another(changes: dict[str, Any], mad
     for p in (problem(), problem(**changes), problem(), problem(**changes)):
         launch.launch_forward(p)
         backward(p)
-    assert [len(each.runs) for each in made] == [2] * 8
+    assert [len(each.runs) for each in made] == [2] * 6
 
 
 def test_gradients_of_outputs_make_another_launch_where_they_lie_otherwise(made: list[Recorder]) -> None:
@@ -123,8 +123,9 @@ def test_gradients_of_outputs_make_another_launch_where_they_lie_otherwise(made:
     for changes in ({}, {"grad_out": turned}, {"grad_lse": torch.zeros(1, 4, LENGTH)}):
         for _ in range(2):
             backward(p, **changes)
-    assert [len(each.runs) for each in made] == [2] * 9
-    assert [each.arguments["HAS_GRAD_LSE"] for each in made[::3]] == [False, False, True]
+    assert [len(each.runs) for each in made] == [2] * 6
+    # the columns read what the rows have left
+    assert [each.arguments["HAS_GRAD_LSE"] for each in made] == [False, False, False, False, True, False]
 
 
 @pytest.mark.parametrize("block_size", [64, 128])
@@ -132,12 +133,11 @@ def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
     layout_ = BlockLayout.from_config(SparsePatternConfig(block_size=block_size, sparsity_ratio=0.5), LENGTH)
     p = problem(layout=layout_)
     out, lse = torch.empty_like(p.q), torch.empty(1, 4, LENGTH)
-    grads = Gradients(p.q, p.k, p.v, None)
+    call = launch.BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None)
     for function, arguments in (
         (launch.forward_kernel, launch.forward_arguments(p, out, lse)),
-        (launch.prepare_kernel, launch.prepare_arguments(p, out, lse, out, lse, False, lse)),
-        (launch.backward_kernel, launch.backward_arguments(p, out, grads, lse, columns=False)),
-        (launch.backward_kernel, launch.backward_arguments(p, out, grads, lse, columns=True)),
+        (launch.backward_kernel, launch.backward_arguments(call, lse, columns=False)),
+        (launch.backward_kernel, launch.backward_arguments(call, lse, columns=True)),
     ):
         assert list(arguments) == list(inspect.signature(function.fn).parameters)
 
@@ -145,12 +145,14 @@ def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
 def test_cleared_launches_are_made_with_the_tiles_of_now(
     made: list[Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(launch, "multiprocessors", lambda index: 3)
     p = problem()
     launch.launch_forward(p)
-    monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2))
+    monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2, 3, 1, "ahead", 128))
     kernel.LAUNCHES.clear()
     launch.launch_forward(p.without_tensors().with_tensors(p.q, p.k, p.v, None))
-    assert [each.arguments["STAGES"] for each in made] == [4, 2]
+    assert [each.arguments["V_STAGES"] for each in made] == [5, 3]
+    assert [each.grid for each in made] == [6, 3]
 
 
 # ---- what it is given

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(VERSION < (3, 6), reason="needs triton 3.6 or ne
 SCRIPT = Path(__file__).parent / "hopper_offline_compile.py"
 SHARED = 227 * 1024  # bytes that a program may use
 # Bytes spilled per thread over a whole kernel, outside of the loops; a spilled accumulator would be 256 and more.
-MOST_SPILLS = {"forward": 32, "rows": 0, "columns": 32, "prepare": 0}
+MOST_SPILLS = {"forward": 40, "rows": 0, "columns": 56}
 # What ptxas says when it makes every product wait for the one before.
 SERIALISED = {"C7510", "C7511", "C7512", "C7513", "C7514"}
 KNOWN_TO_BE_SERIALISED: set[tuple[str, int, int]] = set()  # kernel, head_dim, block_size
@@ -44,12 +44,11 @@ def test_kernels_compile_for_every_shape_and_keep_to_the_resources() -> None:
     wanted = set(itertools.product(["forward", "rows", "columns"], (64, 128), (64, 128), (False, True)))
     assert wanted <= shapes
     assert sum(item["rates"] == [1, 4] for item in found) == 4
-    assert {(item["head_dim"], item["grad_lse"]) for item in found if item["kernel"] == "prepare"} == set(
-        itertools.product((64, 128), (False, True))
-    )
+    assert {item["kernel"] for item in found if item["grad_lse"]} == {"rows"}
     assert {item["dtype"] for item in found} == {"bfloat16", "float16"}
     assert [item for item in found if item["shared"] > SHARED] == []
     assert [item for item in found if item["spills"] > MOST_SPILLS[item["kernel"]]] == []
+    assert [item for item in found if item["faults"]] == []
     serialised = [item for item in found if SERIALISED & set(item["warnings"])]
     places = {(item["kernel"], item["head_dim"], item["block_size"]) for item in serialised}
     assert places <= KNOWN_TO_BE_SERIALISED, serialised

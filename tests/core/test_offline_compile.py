@@ -41,6 +41,7 @@ def test_default_shapes_fit_the_architecture(arch: int) -> None:
     for kernel in found:
         assert kernel["shared"] <= SHARED[arch] * 1024, kernel
         assert kernel["spills"] <= MOST_SPILLS[arch], kernel
+        assert kernel["faults"] == [], kernel
 
 
 def test_every_option_compiles_for_hopper() -> None:
@@ -52,6 +53,7 @@ def test_every_option_compiles_for_hopper() -> None:
         "dkdv_kernel",
     }
     assert all(kernel["shared"] <= SHARED[90] * 1024 for kernel in found)
+    assert [kernel for kernel in found if kernel["faults"]] == []
     fast = [
         kernel for kernel in found if kernel["dtype"] == "torch.bfloat16"
     ]  # float32 and head_dim 256 do spill

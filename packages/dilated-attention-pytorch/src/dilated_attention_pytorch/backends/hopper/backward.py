@@ -2,7 +2,7 @@
 
 Both passes are one program. Each of two warpgroups keeps two tiles of 64 tokens, a and b, in shared memory; tiles x and y
 of the tokens in a list stream by, and the sums stay in registers:
-    rows       a, b = q, grad_out   x, y = k, v          sum_x = dq
+    rows       a, b = q, grad_out   x, y = k, v          sum_x = dq, and first lse and delta for the columns (stats.py)
     columns    a, b = k, v          x, y = q, grad_out   sum_x = dk, sum_y = dv
     s = a x'; p = exp(s - lse);   dp = b y'; ds = p * (dp - delta);   sum_x += ds x, in the columns also sum_y += p y
 That is seven products where one pass over the columns needs five (Shah et al., FlashAttention-3, arXiv:2407.08608), but
@@ -30,18 +30,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .attend import INFINITY, LOG2E, scores
 from .ring import LAPS, full_at, get_tile, give_back, wait_past
-from .schedule import next_tile, parts_of_schedule, shared_tile, tile_place
-from .tiles import load_tokens, store_tokens
+from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
+from .stats import CHUNK, load_out, stats_of_queries
+from .tiles import kept_tile, load_tokens, store_tokens
 
-CHUNK = gl.constexpr(64)  # queries whose lse stand side by side in Stats
-
-
-@gluon.jit
-def here(number):
-    """The same number, not known before this place: what follows from it is computed here, not kept in registers."""
-    return gl.inline_asm_elementwise(
-        "mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
-    )
+TOLD = gl.constexpr(3)  # the tile, batch and head, group of rows or columns
 
 
 @gluon.jit
@@ -79,11 +72,14 @@ def producer(
     n_tiles = n_groups * n_batch_heads
     it = 0
     i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile)
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
     while tile < n_tiles:
         batch_head, group = tile_place(
             Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
         )
+        tell(tile_smem, i_tile, (batch_head, group))
+        batch_head, group = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
+        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         token = own_first + group * 128
         for w in gl.static_range(2):
@@ -131,7 +127,8 @@ def producer(
                 if COLUMNS:  # of the next step: they come while its stage is waited for
                     lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
         i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile)
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
+    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)  # the warpgroups end, too
 
 
 @gluon.jit
@@ -178,9 +175,9 @@ def step(
     operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
     dtype: gl.constexpr = a.dtype
     lse_smem, delta_smem = stats
-    x_tile = get_tile(x_ring, place, STAGES)
+    x_tile = get_tile(x_ring, place)
     s = scores(a, x_tile, TILE, s_layout)
-    y_tile = get_tile(y_ring, place, STAGES)
+    y_tile = get_tile(y_ring, place)
     dp = scores(b, y_tile, TILE, s_layout)
     if COLUMNS:
         lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
@@ -203,17 +200,17 @@ def step(
         sum_x, sum_y = warpgroup_mma_wait(0, deps=[sum_x, sum_y])
     else:
         sum_x = warpgroup_mma_wait(0, deps=[sum_x])
-    give_back(x_ring, place, STAGES)  # and y: they have one barrier
+    give_back(x_ring, place)  # and y: they have one barrier
     return sum_x, sum_y
 
 
 @gluon.jit
 def consumer(
     W: gl.constexpr, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
-    Indices, Places, Unions, Order, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
+    Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
     heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, HELD: gl.constexpr, COLUMNS: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
     own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
@@ -235,12 +232,13 @@ def consumer(
     it = 0
     last = -1
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, tile_full, i_tile)
     while tile < n_tiles:
-        batch_head, group = tile_place(
-            Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
-        )
+        batch_head, group = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
+        mbarrier.arrive(tile_empty.index(i_tile & 1), count=1)
+        i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         own = own_offset + group * 128 + W * 64
+        token = own_first + group * 128 + W * 64
         sum_x = gl.zeros([64, D], gl.float32, layout=sum_layout)
         sum_y = 0
         lse = 0.0
@@ -248,15 +246,17 @@ def consumer(
         if COLUMNS:
             sum_y = gl.zeros([64, D], gl.float32, layout=sum_layout)
         else:
-            # rows past the last one are in no head
-            chunk = group * 2 + W
-            m = gl.arange(0, CHUNK, layout=gl.SliceLayout(1, s_layout))
-            there = m < (n_rows * (BLOCK_SIZE // CHUNK) - chunk) * CHUNK
-            stats = Stats + (batch_head.to(gl.int64) * n_rows * (BLOCK_SIZE // CHUNK) + chunk) * (2 * CHUNK)
-            lse = gl.load(stats + m, mask=there, other=INFINITY)
-            delta = gl.load(stats + CHUNK + m, mask=there, other=0.0)
+            out = load_out(saved, i_batch, own_head, token, D)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(own_full.index(slot), (i_tile // SLOTS) & 1)
+        if not COLUMNS:
+            chunk = group * 2 + W
+            n_chunks = n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
+            stats = Stats + (batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
+            lse, delta = stats_of_queries(
+                out, b_smem.index(slot), lse_of, stats, (n_chunks - chunk) * CHUNK, i_batch, own_head, batch_head, token,
+                saved[4], HAS_GRAD_LSE, s_layout,
+            )  # fmt: skip
         if HELD:
             a, b = a_smem.index(slot).load(own_operand), b_smem.index(slot).load(own_operand)
         if PAIRED:
@@ -285,10 +285,10 @@ def consumer(
                 place_next = place + SUB
                 if PAIRED:
                     place_next = it + gl.load(Places + e_next)
-                    wait_past(x_ring, last, place, STAGES)
+                    wait_past(x_ring, last, place)
                 for sub in gl.static_range(SUB):
                     if not HELD:
-                        a, b = a_smem.index(here(slot)), b_smem.index(here(slot))
+                        a, b = kept_tile((a_smem, slot)), kept_tile((b_smem, slot))
                     other = other_offset + index * BLOCK_SIZE + sub * TILE
                     sum_x, sum_y = step(
                         sum_x, sum_y, a, b, x_ring, y_ring, (lse_smem, delta_smem), lse, delta, place + sub, own, other,
@@ -299,7 +299,7 @@ def consumer(
             if PAIRED:
                 it += gl.load(Unions + layout_head * n_groups + group)
                 # the list of the other warpgroup may go on, and so may the heads after this one with nothing in ours
-                last = wait_past(x_ring, last, it - 1, STAGES)
+                last = wait_past(x_ring, last, it - 1)
             else:
                 it += (hi - lo) * SUB
 
@@ -308,32 +308,33 @@ def consumer(
         if COLUMNS:
             b_smem.index(slot).store(sum_y.to(dtype))  # type: ignore[attr-defined]
         fence_async_shared()
-        i_batch, own_head = batch_head // own_heads, batch_head % own_heads
-        token = own_first + group * 128 + W * 64
         store_tokens(desc_sum_x, x_boxes, slot, i_batch, own_head, token, D)
         if COLUMNS:
             store_tokens(desc_sum_y, y_boxes, slot, i_batch, own_head, token, D)
         tma.store_wait(0)
         mbarrier.arrive(own_empty.index(slot), count=1)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, tile_empty, i_tile)
+        tile = shared_tile(tile_smem, tile_full, i_tile)
 
 
 NUMBERS = (
     "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "own_heads", "n_batch_heads", "heads_per_kv",
-    "heads_per_list", "first_row", "q_offset", "kv_len",
+    "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def backward_kernel(
-    desc_a, desc_b, desc_x, desc_y, desc_sum_x, desc_sum_y, Stats, Offsets, Indices, Schedule, Counter, n_layout_groups,
-    n_entries, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset,
-    kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    desc_a, desc_b, desc_x, desc_y, desc_sum_x, desc_sum_y, Stats, Out, Lse, GradLse, Offsets, Indices, Schedule, Counter,
+    stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_layout_groups, n_entries, n_groups, n_lists, n_rows,
+    own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
     SLOTS: gl.constexpr, HELD: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+    HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
+    """See the top of this file; Out, Lse and GradLse are for the rows only.
+
+    Launched with 4 warps: the first warpgroup is the default partition.
+    """
     dtype: gl.constexpr = desc_a.dtype
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
@@ -345,7 +346,7 @@ def backward_kernel(
     y_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
     lse_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
     delta_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    tile_smem = gl.allocate_shared_memory(gl.int32, [2, 1], flat)
+    tile_smem = gl.allocate_shared_memory(gl.int32, [2 * TOLD, 1], flat)
     own_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     own_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     x_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
@@ -376,21 +377,23 @@ def backward_kernel(
         own_first, own_offset, other_first, other_offset = 0, 0, first_query, first_row * BLOCK_SIZE
     else:
         own_first, own_offset, other_first, other_offset = first_query, first_row * BLOCK_SIZE, 0, 0
+    saved = (Out, stride_ob, stride_os, stride_oh, q_len)
+    lse_of = (Lse, GradLse, stride_lb, stride_lh, stride_ls)
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
     gl.warp_specialize(
         [
             (consumer, (
                 W0, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
-                Indices, Places, Unions, Order, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
+                Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
                 heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
-                HELD, COLUMNS, IS_CAUSAL, EVEN_KV,
+                HELD, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
             )),
             (consumer, (
                 W1, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
-                Indices, Places, Unions, Order, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
+                Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
                 heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
-                HELD, COLUMNS, IS_CAUSAL, EVEN_KV,
+                HELD, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
             )),
             (producer, (
                 desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars,

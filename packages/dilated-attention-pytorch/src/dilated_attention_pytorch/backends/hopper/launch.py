@@ -13,10 +13,9 @@ from torch import Tensor
 from ...patterns.schedule import start_of_columns
 from ..problem import AttentionProblem, Gradients
 from . import badly_strided, tuning
-from .backward import CHUNK, backward_kernel
+from .backward import backward_kernel
 from .forward import forward_kernel
 from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
-from .prepare import prepare_kernel
 
 
 def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
@@ -27,38 +26,23 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
     p = problem
     tiles = tuning.FORWARD[p.head_dim, p.block_size]
     near, far = p.rates[0], p.rates[-1]
+    near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
+    registers = tuning.FORWARD_REGISTERS[tiles.programs]
     n_groups = triton.cdiv(p.n_rows, 128 // p.block_size)
     return {
         "desc_q": (p.q, 64, 0),
-        "desc_k": (p.k, p.block_size // near, near), "desc_v": (p.v, p.block_size // near, near),
-        "desc_k_far": (p.k, p.block_size // far, far), "desc_v_far": (p.v, p.block_size // far, far),
+        "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
+        "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
         "desc_out": (out, 64, 0),
         "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.schedule, "Counter": p.rows.offsets,
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
         "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
         "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
         "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
-        "D": p.head_dim, "BLOCK_N": p.block_size, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
-        "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "IS_CAUSAL": p.is_causal,
-        "EVEN_KV": p.kv_len % p.block_size == 0, "AHEAD": tiles.ahead, "UNROLL": tiles.unroll,
-        "CONSUMER_REGISTERS": tuning.CONSUMER_REGISTERS, "HELPER_REGISTERS": tuning.HELPER_REGISTERS,
-    }  # fmt: skip
-
-
-def prepare_arguments(
-    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, of_lse: Tensor, has_grad_lse: bool,
-    stats: Tensor,
-) -> dict[str, Any]:  # fmt: skip
-    """Every argument of the kernel before the backward by name."""
-    p = problem
-    return {
-        "Out": out, "GradOut": grad_out, "GradLse": of_lse, "Lse": lse, "Stats": stats,
-        **{f"stride_o{axis}": out.stride(i) for i, axis in enumerate("bsh")},
-        **{f"stride_g{axis}": grad_out.stride(i) for i, axis in enumerate("bsh")},
-        **{f"stride_l{axis}": of_lse.stride(i) for i, axis in enumerate("bhs")},
-        "q_len": p.q_len, "n_rows": p.n_rows, "num_heads": p.num_heads,
-        "first_query": p.first_row * p.block_size - p.q_offset, "D": p.head_dim, "BLOCK_SIZE": p.block_size,
-        "BLOCK_M": QUERIES, "HAS_GRAD_LSE": has_grad_lse,
+        "D": p.head_dim, "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
+        "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
+        "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0, "ORDER": tiles.order, "UNROLL": tiles.unroll,
+        "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
 
@@ -68,14 +52,26 @@ def columns_begin(problem: AttentionProblem) -> int:
     return start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size)
 
 
-def backward_arguments(
-    problem: AttentionProblem, grad_out: Tensor, grads: Gradients, stats: Tensor, columns: bool
-) -> dict[str, Any]:
+class BackwardCall(NamedTuple):
+    """A call of a backward with everything as the kernels read it, its results, and what its launches are kept under."""
+
+    problem: AttentionProblem
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    of_lse: Tensor  # the gradient of lse, or lse where there is none and the kernel does not read it
+    has_grad_lse: bool
+    grads: Gradients
+    key: Hashable
+
+
+def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict[str, Any]:
     """Every argument of a pass of the backward by name, tensor descriptors as (tensor, rows, rate)."""
-    p = problem
+    p, grads = call.problem, call.grads
     tiles = (tuning.COLUMNS if columns else tuning.ROWS)[p.head_dim, p.block_size]
+    registers = tuning.BACKWARD_REGISTERS
     lists, n_lists, schedule = p.rows, p.n_rows, p.schedule
-    own, other, sums, own_heads = (p.q, grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
+    own, other, sums, own_heads = (p.q, call.grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
     if columns:
         assert schedule is not None
         lists, n_lists, schedule = p.cols, p.n_cols, schedule[columns_begin(p) :]
@@ -85,20 +81,25 @@ def backward_arguments(
         "desc_a": (own[0], 64, 0), "desc_b": (own[1], 64, 0),
         "desc_x": (other[0], tiles.tile, 0), "desc_y": (other[1], tiles.tile, 0),
         "desc_sum_x": (sums[0], 64, 0), "desc_sum_y": (sums[1], 64, 0),
-        "Stats": stats, "Offsets": lists.offsets, "Indices": lists.indices, "Schedule": schedule, "Counter": p.rows.offsets,
+        "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.of_lse,
+        "Offsets": lists.offsets, "Indices": lists.indices, "Schedule": schedule, "Counter": p.rows.offsets,
+        **{f"stride_o{axis}": call.out.stride(i) for i, axis in enumerate("bsh")},
+        **{f"stride_l{axis}": call.of_lse.stride(i) for i, axis in enumerate("bhs")},
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
         "n_lists": n_lists, "n_rows": p.n_rows, "own_heads": own_heads, "n_batch_heads": p.batch * own_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
-        "first_row": p.first_row, "q_offset": p.q_offset, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
+        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
         "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held,
         "COLUMNS": columns, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
-        "CONSUMER_REGISTERS": tuning.CONSUMER_REGISTERS, "HELPER_REGISTERS": tuning.HELPER_REGISTERS,
+        "HAS_GRAD_LSE": call.has_grad_lse and not columns, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
 
-OPTIONS = {"num_warps": 4, "maxnreg": tuning.LAUNCH_REGISTERS}
-PREPARE_OPTIONS = {"num_warps": 4}
-QUERIES = CHUNK.value  # of a program that prepares
+def options(registers: tuning.Registers) -> dict[str, int]:
+    """How a warp-specialised kernel is launched."""
+    return {"num_warps": 4, "maxnreg": registers.launch}
+
+
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -134,8 +135,9 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         n_tiles = arguments["n_groups"] * arguments["n_batch_heads"]
         if not n_tiles:
             return out, lse
-        grid = min(n_tiles, multiprocessors(index))
-        launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, OPTIONS, grid))
+        programs = tuning.FORWARD[p.head_dim, p.block_size].programs
+        grid = min(n_tiles, programs * multiprocessors(index))
+        launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, options(tuning.FORWARD_REGISTERS[programs]), grid))
     assert p.schedule is not None
     launch.run(
         index,
@@ -146,19 +148,6 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         ),
     )  # fmt: skip
     return out, lse
-
-
-class BackwardCall(NamedTuple):
-    """A call of a backward with everything as the kernels read it, its results, and what its launches are kept under."""
-
-    problem: AttentionProblem
-    out: Tensor
-    lse: Tensor
-    grad_out: Tensor
-    of_lse: Tensor  # the gradient of lse, or lse where there is none and the kernel does not read it
-    has_grad_lse: bool
-    grads: Gradients
-    key: Hashable
 
 
 def backward_call(
@@ -202,9 +191,8 @@ def floats_between(problem: AttentionProblem) -> int:
 
 
 class BackwardLaunches(NamedTuple):
-    """The three kernels, and the memory between them."""
+    """The two passes, and the memory between them."""
 
-    prepare: Launch
     rows: Launch
     columns: Launch
     n_floats: int
@@ -213,19 +201,15 @@ class BackwardLaunches(NamedTuple):
 
 def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
     """The launches of a call and all others of its shapes and strides."""
-    p, n_floats = call.problem, floats_between(call.problem)
+    p = call.problem
     # of the right type only: every call makes its own
     floats = torch.empty(1, dtype=torch.float32, device=p.q.device)
-    arguments = prepare_arguments(
-        p, call.out, call.lse, call.grad_out, call.of_lse, call.has_grad_lse, floats
-    )
-    prepare = Launch(prepare_kernel, arguments, PREPARE_OPTIONS, n_floats // (2 * QUERIES))
     passes = []
     for columns in (False, True):
-        arguments = backward_arguments(p, call.grad_out, call.grads, floats, columns)
+        arguments = backward_arguments(call, floats, columns)
         grid = min(arguments["n_groups"] * arguments["n_batch_heads"], multiprocessors(index))
-        passes.append(Launch(backward_kernel, arguments, OPTIONS, grid))
-    return BackwardLaunches(prepare, passes[0], passes[1], n_floats, 4 * columns_begin(p))
+        passes.append(Launch(backward_kernel, arguments, options(tuning.BACKWARD_REGISTERS), grid))
+    return BackwardLaunches(passes[0], passes[1], floats_between(p), 4 * columns_begin(p))
 
 
 def launch_backward(
@@ -245,21 +229,17 @@ def launch_backward(
     launches = LAUNCHES.get(key) or LAUNCHES.keep(key, make_backward(call, index))
     memory = torch.empty(launches.n_floats, dtype=torch.float32, device=out.device)
     stats, schedule = memory.data_ptr(), p.schedule.data_ptr()
-    launches.prepare.run(
-        index,
-        (),
-        (call.out.data_ptr(), call.grad_out.data_ptr(), call.of_lse.data_ptr(), call.lse.data_ptr(), stats),
-    )
+    saved = (stats, call.out.data_ptr(), call.lse.data_ptr(), call.of_lse.data_ptr())
     launches.rows.run(
         index,
         (p.q, call.grad_out, p.k, p.v, grads.q, grads.q),
-        (stats, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), schedule, tile_counter(index)),
+        (*saved, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), schedule, tile_counter(index)),
     )
     launches.columns.run(
         index,
         (p.k, p.v, p.q, call.grad_out, grads.k, grads.v),
         (
-            stats, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), schedule + launches.columns_at,
+            *saved, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), schedule + launches.columns_at,
             tile_counter(index),
         ),
     )  # fmt: skip

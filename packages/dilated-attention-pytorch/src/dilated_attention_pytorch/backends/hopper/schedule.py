@@ -16,36 +16,54 @@ COUNT_LANES = gl.constexpr(128)
 
 
 @gluon.jit
-def next_tile(Counter, n_tiles, tile_smem, tile_full, tile_empty, i_tile):
-    """Take the next tile and pass it on to the warpgroups; n_tiles or more when none is left.
+def next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile):
+    """Take the next tile; n_tiles or more when none is left. `tell` must follow, and the arrival at `tile_full`.
 
     Every lane of the warp adds 1, and the counter counts lanes: an atomic of one lane alone is a branch, after which
     ptxas takes the warp for converged although it is not. It makes one atomic of the 32 equal ones. The last program to ask sets the counter back to 0.
     """
-    slot = i_tile & 1
-    mbarrier.wait(tile_empty.index(slot), ((i_tile >> 1) & 1) ^ 1)
+    mbarrier.wait(tile_empty.index(i_tile & 1), ((i_tile >> 1) & 1) ^ 1)
     seen = gl.inline_asm_elementwise(
         "{ .reg .b32 t; atom.global.gpu.relaxed.add.u32 t, [$1], 1; shfl.sync.idx.b32 $0, t, 0, 31, 0xffffffff; }",
         "=r,l", [Counter], dtype=gl.int32, is_pure=False, pack=1,
     )  # fmt: skip
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    tile_smem.index(slot).store(gl.full([1], seen // 32, gl.int32, layout=layout))
-    tile = gl.max(tile_smem.index(slot).load(layout), 0)  # what ptxas knows to be the same in all lanes
-    mbarrier.arrive(tile_full.index(slot), count=1)
+    keep(tile_smem, i_tile, 0, seen // 32)
+    tile = told(tile_smem, i_tile, 0)  # what ptxas knows to be the same in all lanes
     if tile == n_tiles + gl.num_programs(0) - 1:
         gl.store(Counter, 0)
     return tile
 
 
 @gluon.jit
-def shared_tile(tile_smem, tile_full, tile_empty, i_tile):
-    """The i-th tile of this program."""
-    slot = i_tile & 1
-    mbarrier.wait(tile_full.index(slot), (i_tile >> 1) & 1)
+def keep(tile_smem, i_tile, i: gl.constexpr, number):
+    """Number i of what the warpgroups are told of the i-th tile."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    tile = gl.max(tile_smem.index(slot).load(layout), 0)
-    mbarrier.arrive(tile_empty.index(slot), count=1)
-    return tile
+    place = (i_tile & 1) * (tile_smem.shape[0] // 2) + i
+    tile_smem.index(place).store(gl.full([1], number, gl.int32, layout=layout))
+
+
+@gluon.jit
+def tell(tile_smem, i_tile, numbers):
+    """Put down for the warpgroups what they would have to load otherwise.
+
+    Who told it reads it back before it arrives at `tile_full`: all lanes have written then, not only the one that arrives.
+    """
+    for i in gl.static_range(tile_smem.shape[0] // 2 - 1):
+        keep(tile_smem, i_tile, i + 1, numbers[i])
+
+
+@gluon.jit
+def told(tile_smem, i_tile, i: gl.constexpr):
+    """Number i of what is told of a tile: 0 is the tile, the others are those of `tell`."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    return gl.max(tile_smem.index((i_tile & 1) * (tile_smem.shape[0] // 2) + i).load(layout), 0)
+
+
+@gluon.jit
+def shared_tile(tile_smem, tile_full, i_tile):
+    """The i-th tile of this program. Its slot is to be given back when everything told of it was read."""
+    mbarrier.wait(tile_full.index(i_tile & 1), (i_tile >> 1) & 1)
+    return told(tile_smem, i_tile, 0)
 
 
 @gluon.jit

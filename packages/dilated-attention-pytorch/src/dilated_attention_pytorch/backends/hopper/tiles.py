@@ -11,6 +11,24 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 
 @gluon.jit
+def here(number):
+    """The same number, not known before this place: what follows from it is computed here, not kept in registers."""
+    return gl.inline_asm_elementwise(
+        "mov.b32 $0, $1;", "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def kept_tile(kept):
+    """The tile of (shared memory, slot) for a product; ask anew for every loop.
+
+    ptxas 12.8 computes the address of a tile once for two loops, but behind the branch around the first of them.
+    """
+    tiles, slot = kept
+    return tiles.index(here(slot))
+
+
+@gluon.jit
 def load_tokens(desc, boxes, full, i, i_batch, head, token, TOKENS: gl.constexpr, D: gl.constexpr):
     """Begin to fill tile i; `full` tells when it is there."""
     mbarrier.expect(full, TOKENS * D * 2)

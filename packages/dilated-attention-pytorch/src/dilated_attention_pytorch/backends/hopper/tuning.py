@@ -10,15 +10,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ForwardTiles:
-    """stages: tiles of k and v in flight.
+    """k_stages, v_stages: tiles of k and v in flight; slots: with 2, q of the next row is loaded during this one.
 
-    ahead: the scores of the next tile run during a softmax, else the product of p and v of the tile before
-    (attend.py); unroll: so many tiles from one drained pipeline to the next.
+    order: what runs during a softmax (attend.py); tile: keys per step; unroll: so many tiles from one drained pipeline to
+    the next; programs: on a multiprocessor at a time.
     """
 
-    stages: int
-    ahead: bool = True
+    k_stages: int
+    v_stages: int
+    slots: int
+    order: str
+    tile: int
     unroll: int = 2
+    programs: int = 1
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class BackwardTiles:
 
 # All by (head_dim, block_size).
 FORWARD: dict[tuple[int, int], ForwardTiles] = {
-    (64, 64): ForwardTiles(10, unroll=4),
-    (64, 128): ForwardTiles(4, unroll=4),
-    (128, 64): ForwardTiles(6),
-    (128, 128): ForwardTiles(3, ahead=False),
+    (64, 64): ForwardTiles(5, 5, 2, "alone", 64, programs=2),
+    (64, 128): ForwardTiles(5, 5, 2, "alone", 64, programs=2),
+    (128, 64): ForwardTiles(5, 5, 2, "ahead", 64),
+    (128, 128): ForwardTiles(3, 2, 2, "behind", 128),
 }
 # The two passes of the backward.
 ROWS: dict[tuple[int, int], BackwardTiles] = {
@@ -53,9 +57,21 @@ ROWS: dict[tuple[int, int], BackwardTiles] = {
 COLUMNS: dict[tuple[int, int], BackwardTiles] = {
     (64, 64): BackwardTiles(64, 9, 2, True),
     (64, 128): BackwardTiles(64, 9, 2, True),
-    (128, 64): BackwardTiles(64, 4, 1, False),
+    (128, 64): BackwardTiles(64, 3, 2, False),
     (128, 128): BackwardTiles(64, 3, 2, False),
 }
 
-# Registers per thread at the launch, and after the 12 warps of a program have shared them out: 65,536 in all.
-LAUNCH_REGISTERS, CONSUMER_REGISTERS, HELPER_REGISTERS = 168, 240, 24
+
+
+@dataclass(frozen=True)
+class Registers:
+    """Per thread: at the launch, and after the 12 warps of a program have shared them out."""
+
+    launch: int
+    consumer: int
+    helper: int
+
+
+# A multiprocessor has 65,536.
+FORWARD_REGISTERS = {1: Registers(168, 240, 24), 2: Registers(80, 104, 24)}  # by its programs
+BACKWARD_REGISTERS = Registers(168, 232, 40)  # the copying warp of the columns has much to keep

@@ -323,9 +323,13 @@ def dkdv_class(
     grad_offsets = m[:, None] * stride_gs + d_v[None, :] * stride_gd
     if BLOCK_SIZE >= BLOCK_M:
         TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
+        # one loop for all: ptxas 12.8 gives the products of two loops an address that it never computed
+        MASK_ALL: tl.constexpr = IS_CAUSAL and QUERIES_FIRST
         n_before, n_partial = 0, 0
-        if IS_CAUSAL:  # rows before the key see nothing of it, those that cross it a part
+        if IS_CAUSAL:  # rows before the key see nothing of it
             n_before = count_below(Indices, lo, hi, first_key // BLOCK_SIZE - first_row)
+            n_partial = n_before
+        if IS_CAUSAL and not MASK_ALL:  # those that cross it see a part
             n_partial = count_below(Indices, lo, hi, (last_key + BLOCK_SIZE - 1) // BLOCK_SIZE - first_row)
             for t in tl.range(n_before * TILES_M, n_partial * TILES_M, num_stages=1):
                 entry = lo + t // TILES_M
@@ -372,9 +376,12 @@ def dkdv_class(
             bias = 0.0
             if HAS_BIAS:
                 bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
+            visible = n_in[:, None]
+            if MASK_ALL:
+                visible = visible & (key[:, None] <= (query + q_offset)[None, :])
             dk, dv = dkdv_step(
-                q, k, v, grad_out, lse, delta, dk, dv, bias, n_in[:, None], Seed, key[:, None],
-                query[None, :], batch_head, threshold, keep_scale, scale_log2, HAS_KEY_MASK, HAS_BIAS,
+                q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None],
+                query[None, :], batch_head, threshold, keep_scale, scale_log2, HAS_KEY_MASK or MASK_ALL, HAS_BIAS,
                 DROPOUT, PRECISION, BLOCK_M, BLOCK_N, QUERIES_FIRST,
             )  # fmt: skip
     else:  # the queries of several small blocks side by side

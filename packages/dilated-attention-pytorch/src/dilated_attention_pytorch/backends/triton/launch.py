@@ -166,8 +166,13 @@ def backward_launches(
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))
-    # few keys: see dkdv_step
-    queries_first = block_n < 64 <= tile.block_m and key_stride > 1 and padded >= 64 and capability[0] == 9
+    # few keys: see dkdv_step; not in the loop over small blocks, where ptxas 12.8 does not compute its addresses
+    queries_first = (
+        block_n < 64 <= tile.block_m <= p.block_size
+        and key_stride > 1
+        and padded >= 64
+        and capability[0] == 9
+    )
     has_key_mask = (
         p.kv_len % p.block_size != 0
         or keys % block_n != 0

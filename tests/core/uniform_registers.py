@@ -1,0 +1,137 @@
+"""Whether the machine code of a kernel reads a uniform register that on some way to it nothing has written.
+
+ptxas 12.8 moves the computation of an address behind a branch, although it is needed on both sides. What is read then is
+what happens to be in the register: a wrong result, or an illegal address, or nothing at all for years. In CUDA's machine code
+(SASS, as `cuobjdump -sass` prints it) the addresses of warpgroup products stand in uniform registers, UR0 to UR62.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import triton
+
+LINE = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z0-9_.]+)\s*(.*?)\s*;")
+UNIFORM = re.compile(r"(?<![A-Z])UR(\d+)")
+ENDS = ("EXIT", "BRA", "RET", "BRX", "JMX", "JMP", "BREAK")  # without a predicate nothing follows
+
+
+@dataclass
+class Instruction:
+    """One line of SASS, with the uniform registers that it reads and writes."""
+
+    address: int
+    op: str
+    text: str
+    reads: set[int] = field(default_factory=set)
+    writes: set[int] = field(default_factory=set)
+    next: list[int] = field(default_factory=list)  # addresses
+
+
+def operands(op: str, rest: str) -> tuple[set[int], set[int]]:
+    """Uniform registers that an instruction reads and writes."""
+    parts = [part.strip() for part in rest.split(",")]
+    wide = 2 if op.startswith("U") and (".64" in op or ".WIDE" in op) else 1
+    reads: set[int] = set()
+    writes: set[int] = set()
+    for place, part in enumerate(parts):
+        for found in map(int, UNIFORM.findall(part)):
+            is_result = part == f"UR{found}" and all(re.fullmatch(r"!?U?P[T\d]", other) for other in parts[:place])
+            if is_result and not op.startswith(("UISETP", "USETP")):
+                writes |= set(range(found, found + wide))
+            elif "gdesc[" in part:  # of a, and of b; a may be in registers
+                of_a = any(re.match(r"R\d", other) for other in parts[1:place])
+                reads |= set(range(found + 2 * of_a, found + 4))
+            elif "desc[" in part or (wide == 2 and ".64" in op):
+                reads |= {found, found + 1}
+            else:
+                reads.add(found)
+    return reads, writes
+
+
+def functions(sass: str) -> dict[str, list[Instruction]]:
+    """The instructions of every function."""
+    found: dict[str, list[Instruction]] = {}
+    code: list[Instruction] = []
+    for line in sass.splitlines():
+        if "Function :" in line:
+            code = found[line.split("Function :")[1].strip()] = []
+        match = LINE.match(line)
+        if match is None:
+            continue
+        at, predicate, op, rest = match.groups()
+        made = Instruction(int(at, 16), op.split(".")[0], f"/*{at}*/ {op} {rest}")
+        made.reads, made.writes = operands(op, rest)
+        name = op.split(".")[0]
+        if name == "BRA":
+            made.next.append(int(rest.split(",")[-1].strip().strip("`()"), 16))
+        if predicate is not None or name not in ENDS:
+            made.next.append(made.address + 16)
+        code.append(made)
+    return found
+
+
+Definitions = dict[int, frozenset[int]]  # register: the addresses of the instructions that may have written it last
+
+
+def reaching(code: list[Instruction]) -> dict[int, Definitions]:
+    """For every instruction that can be reached, who may have written the registers before it; -1 is nobody."""
+    at = {instruction.address: instruction for instruction in code}
+    nobody = frozenset({-1})
+    before: dict[int, Definitions] = {code[0].address: dict.fromkeys(range(64), nobody)}
+    waiting = [code[0].address]
+    while waiting:
+        instruction = at[waiting.pop()]
+        after = before[instruction.address]
+        if instruction.writes:
+            after = after | dict.fromkeys(instruction.writes, frozenset({instruction.address}))
+        for address in instruction.next:
+            if address not in at:
+                continue
+            known = before.get(address)
+            merged = after if known is None else {r: known[r] | after[r] for r in known}
+            if merged != known:
+                before[address] = merged
+                waiting.append(address)
+    return before
+
+
+def ambiguous(code: list[Instruction]) -> list[str]:
+    """The instructions that read part of an address of a product which more than one instruction may have written."""
+    if not code:
+        return []
+    at = {instruction.address: instruction for instruction in code}
+    before = reaching(code)
+    wanted = [(i.address, register) for i in code if i.op == "HGMMA" and i.address in before for register in i.reads]
+    seen, found = set(wanted), []
+    while wanted:
+        address, register = wanted.pop()
+        # R2UR brings back what had to leave the uniform registers for a while
+        writers = {w for w in before[address][register] if w < 0 or at[w].op != "R2UR"}
+        if not writers:
+            continue
+        if len(writers) > 1 or -1 in writers:
+            found.append(f"UR{register}: {at[address].text}, {sorted(map(hex, writers))}")
+            continue
+        writer = at[next(iter(writers))]
+        if writer.op not in ("UIADD3", "UMOV"):
+            continue  # an address in shared memory from the place in a ring: that changes
+        for source in writer.reads:
+            if (writer.address, source) not in seen:
+                seen.add((writer.address, source))
+                wanted.append((writer.address, source))
+    return found
+
+
+def faults(cubin: bytes) -> list[str]:
+    """Of every function of a compiled kernel, the instructions that read what may not be there."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([str(tool), "-sass", file.name], capture_output=True, text=True, check=True)
+    return [text for code in functions(done.stdout).values() for text in ambiguous(code)]
