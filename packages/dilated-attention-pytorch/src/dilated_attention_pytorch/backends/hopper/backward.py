@@ -78,8 +78,6 @@ def producer(
             Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
         )
         tell(tile_smem, i_tile, (batch_head, group))
-        batch_head, group = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         token = own_first + group * 128
         for w in gl.static_range(2):
@@ -89,6 +87,7 @@ def producer(
             # both arrivals of `full`: of the expected bytes of a, then of b
             load_tokens(desc_a, a_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
             load_tokens(desc_b, b_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
+        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
         first = group * LISTS
         n_of_group = gl.minimum(LISTS, n_lists - first)
         for g in range(heads_per_tile):

@@ -118,15 +118,13 @@ def producer(
         middle = gl.load(Offsets + first_list + 1)
         hi = gl.load(Offsets + first_list + n_lists)
         tell(tile_smem, i_tile, (batch_head, group, lo, middle, hi))
-        batch_head, group = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-        lo, middle, hi = told(tile_smem, i_tile, 3), told(tile_smem, i_tile, 4), told(tile_smem, i_tile, 5)
-        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
-        i_batch, head = batch_head // num_heads, batch_head % num_heads
+        i_batch = batch_head // num_heads
         query0 = (first_row + row) * BLOCK_SIZE - q_offset
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(q_empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(desc_q, q_boxes, q_full.index(slot), slot, i_batch, head, query0 + w * 64, 64, D)
+        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
         end = hi
         if N_CLASSES == 2:
             end = middle

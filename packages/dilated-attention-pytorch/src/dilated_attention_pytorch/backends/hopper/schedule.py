@@ -46,7 +46,7 @@ def keep(tile_smem, i_tile, i: gl.constexpr, number):
 def tell(tile_smem, i_tile, numbers):
     """Put down for the warpgroups what they would have to load otherwise.
 
-    Who told it reads it back before it arrives at `tile_full`: all lanes have written then, not only the one that arrives.
+    The arrival at `tile_full` is best left for after the next wait: racecheck knows then that all lanes have written.
     """
     for i in gl.static_range(tile_smem.shape[0] // 2 - 1):
         keep(tile_smem, i_tile, i + 1, numbers[i])
