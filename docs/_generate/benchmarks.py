@@ -44,7 +44,7 @@ PARTS = [
 def write(markdown: Path, assets: Path) -> None:
     for path in sorted(RESULTS.glob("*.json")):
         (markdown / f"benchmark-{path.stem}.md").write_text(documents.markdown(str(path)), "utf-8")
-    rows, where = report.read_json(str(RESULTS / "h200.json"))
+    rows, where = report.read_json(str(RESULTS / "h100.json"))
     peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
     plot(assets, rows, peers, where["device"])
     (markdown / "benchmark-memory.md").write_text(memory(rows), "utf-8")

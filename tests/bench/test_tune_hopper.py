@@ -21,9 +21,16 @@ def test_candidates_begin_with_the_entry_of_the_table(shape: tuple[str, int, int
 
 
 def test_candidates_fit_the_shared_memory() -> None:
-    # q takes 32 KiB, a stage of k and v 64 KiB: three fit 227 KiB
-    assert {tiles.stages for tiles in candidates(("forward", 128, 128))} == {2, 3}
-    assert max(tiles.stages for tiles in candidates(("forward", 64, 64))) == 12
+    # q takes 32 KiB a slot, a stage of k or v 32 KiB with tiles of 128 keys: seven together fit 227 KiB
+    places = {
+        (tiles.slots, tiles.k_stages, tiles.v_stages)
+        for tiles in candidates(("forward", 128, 128))
+        if isinstance(tiles, ForwardTiles) and tiles.tile == 128
+    }
+    assert places == {(1, 2, 2), (1, 3, 2), (1, 3, 3), (2, 2, 2), (2, 3, 2)}
+    both = [tiles for tiles in candidates(("forward", 64, 64)) if isinstance(tiles, ForwardTiles)]
+    assert all(tiles.k_stages == tiles.v_stages for tiles in both)
+    assert max(tiles.k_stages for tiles in both if tiles.programs == 2) == 6
     assert {(tiles.tile, tiles.slots) for tiles in candidates(("rows", 64, 128))} == {
         (64, 1), (64, 2), (128, 1), (128, 2)
     }  # fmt: skip
@@ -41,7 +48,12 @@ def test_tiles_are_written_as_in_the_table() -> None:
         for tiles in candidates(shape):
             assert eval(written(tiles)) == tiles
     assert written(BackwardTiles(64, 3, 1, True)) == "BackwardTiles(64, 3, 1, True)"
-    assert written(ForwardTiles(3, ahead=False)) == "ForwardTiles(3, ahead=False)"
+    forward = ForwardTiles(6, 6, 1, "alone", 64, programs=2)
+    assert written(forward) == 'ForwardTiles(6, 6, 1, "alone", 64, programs=2)'
+
+
+def tiles_of(stages: int) -> ForwardTiles:
+    return ForwardTiles(stages, stages, 1, "ahead", 64)
 
 
 @pytest.mark.parametrize("key", [(128, 128), (96, 128)])
@@ -50,8 +62,8 @@ def test_table_is_restored_when_a_candidate_fails(key: tuple[int, int]) -> None:
     before = dict(tuning.FORWARD)
 
     def fail() -> None:
-        with replaced(("forward", *key), ForwardTiles(8)):
-            assert tuning.FORWARD[key] == ForwardTiles(8)
+        with replaced(("forward", *key), tiles_of(8)):
+            assert tuning.FORWARD[key] == tiles_of(8)
             raise RuntimeError("out of resources")
 
     with pytest.raises(RuntimeError, match="out of resources"):
@@ -61,17 +73,17 @@ def test_table_is_restored_when_a_candidate_fails(key: tuple[int, int]) -> None:
 
 def test_search_prints_why_a_candidate_fails(capsys: pytest.CaptureFixture[str]) -> None:
     def time(tiles: object) -> float:
-        if tiles == ForwardTiles(4):
+        if tiles == tiles_of(4):
             raise RuntimeError("out of resource: shared memory\nand more")
-        return {ForwardTiles(2): 2.0, ForwardTiles(3): 1.0}[tiles]  # type: ignore[index]
+        return {tiles_of(2): 2.0, tiles_of(3): 1.0}[tiles]  # type: ignore[index]
 
-    tried = [ForwardTiles(stages) for stages in (2, 3, 4, 5)]
-    failures = {ForwardTiles(5): "RuntimeError: does not compile"}
+    tried = [tiles_of(stages) for stages in (2, 3, 4, 5)]
+    failures = {tiles_of(5): "RuntimeError: does not compile"}
     timed = search(("forward", 64, 64), tried, failures, time)
-    assert timed == [(1.0, ForwardTiles(3)), (2.0, ForwardTiles(2))]
+    assert timed == [(1.0, tiles_of(3)), (2.0, tiles_of(2))]
     assert capsys.readouterr().out.splitlines() == [
-        "('forward', 64, 64) ForwardTiles(4): RuntimeError: out of resource: shared memory",
-        "('forward', 64, 64) ForwardTiles(5): RuntimeError: does not compile",
+        f"('forward', 64, 64) {written(tiles_of(4))}: RuntimeError: out of resource: shared memory",
+        f"('forward', 64, 64) {written(tiles_of(5))}: RuntimeError: does not compile",
     ]
 
 

@@ -40,7 +40,9 @@ def operands(op: str, rest: str) -> tuple[set[int], set[int]]:
     writes: set[int] = set()
     for place, part in enumerate(parts):
         for found in map(int, UNIFORM.findall(part)):
-            is_result = part == f"UR{found}" and all(re.fullmatch(r"!?U?P[T\d]", other) for other in parts[:place])
+            is_result = part == f"UR{found}" and all(
+                re.fullmatch(r"!?U?P[T\d]", other) for other in parts[:place]
+            )
             if is_result and not op.startswith(("UISETP", "USETP")):
                 writes |= set(range(found, found + wide))
             elif "gdesc[" in part:  # of a, and of b; a may be in registers
@@ -75,7 +77,9 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
     return found
 
 
-Definitions = dict[int, frozenset[int]]  # register: the addresses of the instructions that may have written it last
+Definitions = dict[
+    int, frozenset[int]
+]  # register: the addresses of the instructions that may have written it last
 
 
 def reaching(code: list[Instruction]) -> dict[int, Definitions]:
@@ -106,7 +110,9 @@ def ambiguous(code: list[Instruction]) -> list[str]:
         return []
     at = {instruction.address: instruction for instruction in code}
     before = reaching(code)
-    wanted = [(i.address, register) for i in code if i.op == "HGMMA" and i.address in before for register in i.reads]
+    wanted = [
+        (i.address, register) for i in code if i.op == "HGMMA" and i.address in before for register in i.reads
+    ]
     seen, found = set(wanted), []
     while wanted:
         address, register = wanted.pop()

@@ -34,7 +34,8 @@ TABLES: dict[str, dict[tuple[int, int], Any]] = {
 KERNELS = tuple(TABLES)
 STAGES = tuple(range(2, 13))
 SHARED_KIB = 227  # that a program may use
-BARRIERS = 512  # bytes, about what all small allocations of a kernel take
+RESERVED = 512  # bytes of each of two programs, beside what they ask for
+BARRIERS = 1024  # bytes, about what all small allocations of a kernel take
 # Per pair and element of head_dim. Of a pass the whole backward is timed, with the other pass as it is.
 FLOPS = {"forward": 4, "rows": 10, "columns": 10}
 TOLERANCE = 0.01  # relative; results differ in rounding only
@@ -50,8 +51,11 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
     flags: tuple[Any, ...] = (True, False)
     return {
         "stages": STAGES,
-        "ahead": flags if block == 128 else (),  # block size 64 has one way only
+        "k_stages": STAGES,
+        "v_stages": STAGES,
+        "order": ("ahead", "behind", "alone") if block == 128 else ("ahead", "alone"),
         "unroll": (1, 2, 4),
+        "programs": (1, 2),
         "tile": tuple(side for side in (64, 128) if side <= block),
         "slots": (1, 2),
         "held": flags,
@@ -60,12 +64,26 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
 
 def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
     """Shared memory of a program."""
-    keys = 2 * block * head_dim * 2  # k and v
     if isinstance(tiles, ForwardTiles):
-        return 128 * head_dim * 2 + tiles.stages * keys + BARRIERS
+        places = tiles.slots * 128 + (tiles.k_stages + tiles.v_stages) * tiles.tile
+        return places * head_dim * 2 + BARRIERS
     stats = 2 * 4 if kernel == "columns" else 0  # of a query
     step, own = tiles.tile * (2 * head_dim * 2 + stats), 2 * 128 * head_dim * 2
     return tiles.stages * step + tiles.slots * own + BARRIERS
+
+
+def fits(tiles: Tiles, shared: int, block: int) -> bool:
+    """Whether the tiles have room, use most of it, and say nothing twice."""
+    if isinstance(tiles, BackwardTiles):
+        return shared <= SHARED_KIB * 1024
+    if block == 64 and tiles.k_stages != tiles.v_stages:
+        return False  # two rows pass over the tiles of both rings at one pace
+    if not 0 <= tiles.k_stages - tiles.v_stages <= 1 or (tiles.order != "ahead" and tiles.unroll != 2):
+        return False  # only `ahead` unrolls
+    limit = SHARED_KIB * 1024 // tiles.programs - (RESERVED if tiles.programs > 1 else 0)
+    # two programs leave registers for tiles of 64 keys and no overlap of their own
+    wants_registers = tiles.programs > 1 and (tiles.order != "alone" or tiles.tile > 64)
+    return limit // 2 <= shared <= limit and not wants_registers
 
 
 def candidates(shape: Shape) -> list[Tiles]:
@@ -75,19 +93,18 @@ def candidates(shape: Shape) -> list[Tiles]:
     names = [field.name for field in fields(kind) if choices(field.name, block)]
     every = itertools.product(*(choices(name, block) for name in names))
     found = [kind(**dict(zip(names, values, strict=True))) for values in every]
-    limit = SHARED_KIB * 1024
-    fitting = [tiles for tiles in found if shared_bytes(kernel, tiles, head_dim, block) <= limit]
+    fitting = [tiles for tiles in found if fits(tiles, shared_bytes(kernel, tiles, head_dim, block), block)]
     now = table_of(shape).get(shape[1:])
     return fitting if now is None else [now, *(tiles for tiles in fitting if tiles != now)]
 
 
 def written(tiles: Tiles) -> str:
-    """As in the table: numbers by place, flags by name where they are not the default."""
+    """As in the table: by place, and by name what has a default and is not it."""
     parts = []
     for field in fields(tiles):
         value = getattr(tiles, field.name)
         if field.default is MISSING:
-            parts.append(str(value))
+            parts.append(json.dumps(value) if isinstance(value, str) else str(value))
         elif value != field.default:
             parts.append(f"{field.name}={value}")
     return f"{type(tiles).__name__}({', '.join(parts)})"

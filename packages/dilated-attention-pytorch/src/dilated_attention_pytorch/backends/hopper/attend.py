@@ -21,7 +21,7 @@ from .tiles import kept_tile
 
 INFINITY = gl.constexpr(float("inf"))
 LOG2E = gl.constexpr(1.4426950408889634)
-SLACK = gl.constexpr(8.0)
+SLACK = gl.constexpr(8.0)  # in units of log2
 NOTHING = gl.constexpr(1 << 23)  # a column past any key
 
 
@@ -47,7 +47,11 @@ def hide_keys(
 
 @gluon.jit
 def softmax(s, m, l, scale_log2, MASKED: gl.constexpr):
-    """Online softmax of one tile of scores, in units of log2: p, the factor of what came before, new m and l."""
+    """Online softmax of one tile of scores, in units of log2: p, the factor of what came before, new m and l.
+
+    m is the largest score but for SLACK: p may be 256, and in exchange the factor is 1 from the first tiles on (as in
+    the kernels of FlashAttention-4).
+    """
     m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
     m_new = gl.where(m_new - m > SLACK, m_new, m)
     m_safe = m_new
@@ -66,24 +70,32 @@ def scores(q, k_tile, BLOCK_N: gl.constexpr, layout: gl.constexpr):
 
 
 def rescale_code(n: int) -> tuple[str, str]:
-    """PTX that multiplies n numbers of a thread by their factors unless all factors of the warp are 1, and its operands."""
-    lines = ["{ .reg .pred p; setp.neu.f32 p, $%d, 0f3F800000;" % (2 * n)]
-    lines.append(".reg .pred o; setp.neu.or.f32 o, $%d, 0f3F800000, p; vote.sync.any.pred p, o, 0xffffffff;" % (2 * n + 2))
-    lines.append("@!p bra.uni DONE;")
-    lines += [f"mul.f32 ${i}, ${i}, ${2 * n + i};" for i in range(n)]
-    lines.append("DONE: }")
+    """PTX that multiplies n numbers of a thread by their factors unless all factors of the warp are 1, and its operands.
+
+    The numbers are those of two rows, in turns of two, as products leave them.
+    """
+    one, factor = "0f3F800000", 2 * n
+    lines = [
+        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, {one}; setp.neu.or.f32 q, ${factor + 2}, {one}, p;",
+        "vote.sync.any.pred p, q, 0xffffffff; @!p bra.uni DONE;",
+        *(f"mul.f32 ${i}, ${i}, ${factor + i};" for i in range(n)),
+        "DONE: }",
+    ]
     return " ".join(lines), ",".join(["=f"] * n + [str(i) for i in range(n)] + ["f"] * n)
 
 
-RESCALE, RESCALE_OPERANDS = (gl.constexpr(text) for text in rescale_code(32))
+NUMBERS = gl.constexpr(32)  # that are looked at together
+RESCALE, RESCALE_OPERANDS = (gl.constexpr(text) for text in rescale_code(NUMBERS.value))
 
 
 @gluon.jit
 def scaled(acc, alpha, layout: gl.constexpr):
-    """The sums of what came before, for the new maximum."""
+    """The sums of what came before, for the new maximum; most often it is the old one."""
     factor = gl.convert_layout(alpha, gl.SliceLayout(1, layout))[:, None]
     acc, factor = gl.broadcast(acc, factor)
-    return gl.inline_asm_elementwise(RESCALE, RESCALE_OPERANDS, [acc, factor], dtype=gl.float32, is_pure=True, pack=32)
+    return gl.inline_asm_elementwise(
+        RESCALE, RESCALE_OPERANDS, [acc, factor], dtype=gl.float32, is_pure=True, pack=NUMBERS
+    )
 
 
 @gluon.jit

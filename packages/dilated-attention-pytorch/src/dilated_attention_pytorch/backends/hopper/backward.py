@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .attend import INFINITY, LOG2E, scores
+from .attend import LOG2E, scores
 from .ring import LAPS, full_at, get_tile, give_back, wait_past
 from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
 from .stats import CHUNK, load_out, stats_of_queries

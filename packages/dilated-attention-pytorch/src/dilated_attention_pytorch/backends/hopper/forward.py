@@ -18,13 +18,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from .attend import INFINITY, LOG2E, attend, scaled
+from .attend import INFINITY, LOG2E, attend
 from .ring import LAPS, full_at
 from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
 from .tiles import load_tokens, store_tokens
 
 LN2 = gl.constexpr(0.6931471805599453)
-TOLD = gl.constexpr(6)  # the tile, batch and head, group of rows, where its first list begins, ends, and its second ends
+TOLD = gl.constexpr(
+    6
+)  # the tile, batch and head, group of rows, where its first list begins, ends, and its second ends
 
 
 @gluon.jit
@@ -212,7 +214,9 @@ def consumer(
         lse = gl.where(empty, -INFINITY, (m + gl.log2(l)) * LN2)
         query = position - q_offset
         gl.store(Lse + batch_head.to(gl.int64) * q_len + query, lse, mask=(query >= 0) & (query < q_len))
-        q_smem.index(slot).store((acc * gl.convert_layout(1.0 / l, gl.SliceLayout(1, acc_layout))[:, None]).to(dtype))  # q is no longer needed
+        q_smem.index(slot).store(
+            (acc * gl.convert_layout(1.0 / l, gl.SliceLayout(1, acc_layout))[:, None]).to(dtype)
+        )  # q is no longer needed
         fence_async_shared()
         store_tokens(desc_out, out_boxes, slot, i_batch, head, position0 - q_offset, D)
         if SLOTS == 1:

@@ -100,8 +100,6 @@ def options(registers: tuning.Registers) -> dict[str, int]:
     return {"num_warps": 4, "maxnreg": registers.launch}
 
 
-
-
 def aligned(x: Tensor) -> Tensor:
     """The tensor, or a copy where it does not begin at a multiple of 16 bytes, which a trace cannot see."""
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.preserve_format)
@@ -137,7 +135,9 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
             return out, lse
         programs = tuning.FORWARD[p.head_dim, p.block_size].programs
         grid = min(n_tiles, programs * multiprocessors(index))
-        launch = LAUNCHES.keep(key, Launch(forward_kernel, arguments, options(tuning.FORWARD_REGISTERS[programs]), grid))
+        launch = LAUNCHES.keep(
+            key, Launch(forward_kernel, arguments, options(tuning.FORWARD_REGISTERS[programs]), grid)
+        )
     assert p.schedule is not None
     launch.run(
         index,

@@ -27,9 +27,7 @@ def load_out(saved, i_batch, head, query, D: gl.constexpr):
     d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
     base = Out + i_batch.to(gl.int64) * stride_b + head.to(gl.int64) * stride_h
     inside = (rows >= 0) & (rows < q_len)
-    return gl.load(
-        base + rows.to(gl.int64)[:, None] * stride_s + d[None, :], mask=inside[:, None], other=0.0
-    )
+    return gl.load(base + rows.to(gl.int64)[:, None] * stride_s + d[None, :], mask=inside[:, None], other=0.0)
 
 
 @gluon.jit

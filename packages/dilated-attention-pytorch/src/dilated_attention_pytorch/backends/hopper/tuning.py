@@ -62,7 +62,6 @@ COLUMNS: dict[tuple[int, int], BackwardTiles] = {
 }
 
 
-
 @dataclass(frozen=True)
 class Registers:
     """Per thread: at the launch, and after the 12 warps of a program have shared them out."""
