@@ -1,11 +1,13 @@
 """Forward kernel for Hopper: a persistent, warp-specialised FlashAttention-3 whose next key tile comes from a list.
 
-    one warp       takes tiles of 128 queries from a counter, walks their block lists and issues the TMA loads;
-    two warpgroups compute 64 queries each:  s = q k_j^T while acc += p_{j-1} v_{j-1} is still running, then the
-                   softmax of tile j (Shah et al., FlashAttention-3, arXiv:2407.08608, algorithm 2).
+    one warp       takes tiles of 128 queries from a counter, walks their block lists and issues the TMA loads, those of
+                   the next tile while the warpgroups are at this one;
+    two warpgroups compute 64 queries each, tile after tile of keys, in one of the orders of attend.py
+                   (Shah et al., FlashAttention-3, arXiv:2407.08608).
 At block size 128 both warpgroups have the same list. At block size 64 each has a row of its own; a key block that
 both rows see is loaded once: the producer walks the union of the two lists, `Places` says where in it an entry is.
 Token dilation: a tile of keys is joined from the kept keys of several entries; dropped keys are never loaded.
+A tile of keys may also be a part of a block: where two programs share a multiprocessor, whole ones do not fit.
 """
 
 from __future__ import annotations
@@ -24,9 +26,8 @@ from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_plac
 from .tiles import load_tokens, store_tokens
 
 LN2 = gl.constexpr(0.6931471805599453)
-TOLD = gl.constexpr(
-    6
-)  # the tile, batch and head, group of rows, where its first list begins, ends, and its second ends
+# Told of a tile: which it is, batch and head, group of rows, begin and end of its first list, end of its second.
+TOLD = gl.constexpr(6)
 
 
 @gluon.jit

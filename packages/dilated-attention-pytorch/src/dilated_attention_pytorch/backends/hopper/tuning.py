@@ -1,6 +1,6 @@
-"""Launch parameters of the Hopper kernels, chosen by hand from timings, bf16 (attention-bench/NOTES.md): forward on an H200, backward on an H100.
+"""Launch parameters of the Hopper kernels, chosen by hand from timings on an H100, bf16 (attention-bench/NOTES.md).
 
-`attention-bench tune --backend hopper` searches stages, order, unrolling, tokens per step, slots and what is held.
+`attention-bench tune --backend hopper` searches all of the tiles; registers are what 12 warps can share.
 """
 
 from __future__ import annotations
