@@ -66,6 +66,7 @@ SHAPES = [
     Shape("forward", 128, 128, False, False, rates=(1, 4)),
     Shape("forward", 64, 128, True, True, rates=(1, 4)),
     Shape("forward", 64, 128, False, False, rates=(1, 4)),
+    Shape("forward", 64, 128, True, False, rates=(2, 16)),
     Shape("forward", 128, 128, True, True, dtype="float16"),
     Shape("rows", 128, 128, True, True, dtype="float16"),
     Shape("columns", 128, 128, True, True, dtype="float16"),
@@ -138,7 +139,7 @@ def said_by_ptxas(ptx: str) -> str:
 
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
-    kernel, options = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS)
+    kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS), 1
     if shape.kernel == "forward":
         kernel = forward_kernel
         programs = tuning.FORWARD[shape.head_dim, shape.block_size].programs
@@ -152,6 +153,7 @@ def compiled(shape: Shape) -> dict[str, Any]:
     said = said_by_ptxas(binary.asm["ptx"])
     return {
         **dataclasses.asdict(shape),
+        "programs": programs,
         "shared": binary.metadata.shared,
         "registers": max(int(count) for count in re.findall(r"Used (\d+) registers", said)),
         "spills": sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said)),

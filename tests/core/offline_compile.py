@@ -119,6 +119,7 @@ OTHER_SHAPES: list[Shape] = [
     (64, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
     (64, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4], "is_causal": True}),
     (128, 128, torch.bfloat16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
+    (128, 128, torch.float16, {"segment_lengths": [256, 512], "dilation_rates": [1, 4], "is_causal": True}),
 ]
 
 

@@ -42,6 +42,21 @@ def test_address_that_nobody_computes_is_found() -> None:
     assert ["-0x1" in text for text in found(*lines)] == [True]
 
 
+def test_address_under_a_predicate_is_found() -> None:
+    lines = (*START, "@P0 UIADD3 UR4, UR6, 0x2, URZ", PRODUCT, "EXIT")
+    assert [text.split(":")[0] for text in found(*lines)] == ["UR4"]
+
+
+def test_what_a_table_leads_to_is_looked_at() -> None:
+    assert len(found("BRX R2 -0x10", "UMOV UR4, URZ", PRODUCT, "EXIT")) == 3
+    assert found("BRX R2 -0x10", *START, PRODUCT, "EXIT") == []
+
+
+def test_product_without_a_way_to_it_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no way was found to 1 products"):
+        found("EXIT", *START, PRODUCT, "EXIT")
+
+
 @pytest.mark.parametrize(
     "lines",
     [

@@ -3,6 +3,10 @@
 ptxas 12.8 moves the computation of an address behind a branch, although it is needed on both sides. What is read then is
 what happens to be in the register: a wrong result, or an illegal address, or nothing at all for years. In CUDA's machine code
 (SASS, as `cuobjdump -sass` prints it) the addresses of warpgroup products stand in uniform registers, UR0 to UR62.
+
+From every product the check goes back through the additions and moves that made its address, as far as what is not the
+same in all turns of a loop (the place in a ring); a register there must have one writer. R2UR, which brings back what had
+to leave for a while, counts for none.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ class Instruction:
     address: int
     op: str
     text: str
+    is_certain: bool  # not under a predicate
     reads: set[int] = field(default_factory=set)
     writes: set[int] = field(default_factory=set)
     next: list[int] = field(default_factory=list)  # addresses
@@ -66,7 +71,7 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
         if match is None:
             continue
         at, predicate, op, rest = match.groups()
-        made = Instruction(int(at, 16), op.split(".")[0], f"/*{at}*/ {op} {rest}")
+        made = Instruction(int(at, 16), op.split(".")[0], f"/*{at}*/ {op} {rest}", predicate is None)
         made.reads, made.writes = operands(op, rest)
         name = op.split(".")[0]
         if name == "BRA":
@@ -74,7 +79,33 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
         if predicate is not None or name not in ENDS:
             made.next.append(made.address + 16)
         code.append(made)
+    for instructions in found.values():
+        add_jumps(instructions)
     return found
+
+
+def add_jumps(code: list[Instruction]) -> None:
+    """A jump through a table (BRX, to what each warp is for) may go wherever code begins that nothing else leads to."""
+    at = {instruction.address: instruction for instruction in code}
+    tables = [instruction for instruction in code if instruction.op == "BRX"]
+    reached: set[int] = set()
+
+    def reach(address: int) -> None:
+        waiting = [address]
+        while waiting:
+            address = waiting.pop()
+            if address in at and address not in reached:
+                reached.add(address)
+                waiting += at[address].next
+
+    for before, instruction in zip([None, *code], code, strict=False):
+        if before is None:
+            reach(instruction.address)
+        elif instruction.address not in before.next and instruction.address not in reached:
+            for table in tables:
+                table.next.append(instruction.address)
+            if tables:
+                reach(instruction.address)
 
 
 Definitions = dict[
@@ -92,7 +123,8 @@ def reaching(code: list[Instruction]) -> dict[int, Definitions]:
         instruction = at[waiting.pop()]
         after = before[instruction.address]
         if instruction.writes:
-            after = after | dict.fromkeys(instruction.writes, frozenset({instruction.address}))
+            new = frozenset({instruction.address})
+            after = after | {r: new if instruction.is_certain else new | after[r] for r in instruction.writes}
         for address in instruction.next:
             if address not in at:
                 continue
@@ -110,6 +142,9 @@ def ambiguous(code: list[Instruction]) -> list[str]:
         return []
     at = {instruction.address: instruction for instruction in code}
     before = reaching(code)
+    lost = [i.text for i in code if i.op == "HGMMA" and i.address not in before]
+    if lost:
+        raise ValueError(f"no way was found to {len(lost)} products, the first of them {lost[0]}")
     wanted = [
         (i.address, register) for i in code if i.op == "HGMMA" and i.address in before for register in i.reads
     ]
@@ -140,4 +175,7 @@ def faults(cubin: bytes) -> list[str]:
         file.write(cubin)
         file.flush()
         done = subprocess.run([str(tool), "-sass", file.name], capture_output=True, text=True, check=True)
-    return [text for code in functions(done.stdout).values() for text in ambiguous(code)]
+    found = functions(done.stdout)
+    if not any(found.values()):
+        raise ValueError(f"no instruction was read in what cuobjdump prints: {done.stdout[:200]!r}")
+    return [text for code in found.values() for text in ambiguous(code)]

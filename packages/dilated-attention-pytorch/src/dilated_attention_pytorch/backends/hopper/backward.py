@@ -326,8 +326,9 @@ NUMBERS = (
 def backward_kernel(
     desc_a, desc_b, desc_x, desc_y, desc_sum_x, desc_sum_y, Stats, Out, Lse, GradLse, Offsets, Indices, Schedule, Counter,
     stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_layout_groups, n_entries, n_groups, n_lists, n_rows,
-    own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    SLOTS: gl.constexpr, HELD: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale,
+    D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
+    HELD: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
     HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file; Out, Lse and GradLse are for the rows only.

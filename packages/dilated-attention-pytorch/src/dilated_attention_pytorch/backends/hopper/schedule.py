@@ -17,7 +17,7 @@ COUNT_LANES = gl.constexpr(128)
 
 @gluon.jit
 def next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile):
-    """Take the next tile; n_tiles or more when none is left. `tell` must follow, and the arrival at `tile_full`.
+    """Take the next tile; n_tiles or more when none is left. `tell` must follow for a tile, and in any case the arrival at `tile_full`.
 
     Every lane of the warp adds 1, and the counter counts lanes: an atomic of one lane alone is a branch, after which
     ptxas takes the warp for converged although it is not. It makes one atomic of the 32 equal ones. The last program to ask sets the counter back to 0.

@@ -1,6 +1,6 @@
-"""What the backward kernel needs beside the inputs of the forward: lse and delta of every query.
+"""lse and delta of every query: what the backward needs beside the inputs of the forward.
 
-The rows pass works them out for the queries that a warpgroup keeps, and leaves them for the columns pass:
+The rows pass works them out for the queries that a warpgroup keeps, and leaves them to the columns pass:
 
     Stats   float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, 2, CHUNK): lse in units of log2, and -delta, which the
             product with v is added to; +inf and 0 for queries that see no key or do not exist
