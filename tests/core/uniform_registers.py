@@ -129,6 +129,8 @@ def reaching(code: list[Instruction]) -> dict[int, Definitions]:
             if address not in at:
                 continue
             known = before.get(address)
+            if known is after:
+                continue
             merged = after if known is None else {r: known[r] | after[r] for r in known}
             if merged != known:
                 before[address] = merged
