@@ -71,12 +71,12 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
         if match is None:
             continue
         at, predicate, op, rest = match.groups()
-        made = Instruction(int(at, 16), op.split(".")[0], f"/*{at}*/ {op} {rest}", predicate is None)
-        made.reads, made.writes = operands(op, rest)
         name = op.split(".")[0]
+        made = Instruction(int(at, 16), name, f"/*{at}*/ {op} {rest}", predicate is None)
+        made.reads, made.writes = operands(op, rest)
         if name == "BRA":
             made.next.append(int(rest.split(",")[-1].strip().strip("`()"), 16))
-        if predicate is not None or name not in ENDS:
+        if not made.is_certain or name not in ENDS:
             made.next.append(made.address + 16)
         code.append(made)
     for instructions in found.values():
@@ -108,9 +108,8 @@ def add_jumps(code: list[Instruction]) -> None:
                 reach(instruction.address)
 
 
-Definitions = dict[
-    int, frozenset[int]
-]  # register: the addresses of the instructions that may have written it last
+# Register: the addresses of the instructions that may have written it last.
+Definitions = dict[int, frozenset[int]]
 
 
 def reaching(code: list[Instruction]) -> dict[int, Definitions]:
@@ -147,9 +146,7 @@ def ambiguous(code: list[Instruction]) -> list[str]:
     lost = [i.text for i in code if i.op == "HGMMA" and i.address not in before]
     if lost:
         raise ValueError(f"no way was found to {len(lost)} products, the first of them {lost[0]}")
-    wanted = [
-        (i.address, register) for i in code if i.op == "HGMMA" and i.address in before for register in i.reads
-    ]
+    wanted = [(i.address, register) for i in code if i.op == "HGMMA" for register in i.reads]
     seen, found = set(wanted), []
     while wanted:
         address, register = wanted.pop()
