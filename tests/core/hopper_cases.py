@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
 
-from dilated_attention_pytorch import block_sparse_attention
-from tests.core.attention_cases import CASES, FLOAT32, Call, Case, case, errors, make_call, run
+from tests.core.attention_cases import CASES, FLOAT32, Case, case, errors, make_call, run
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
@@ -136,39 +134,11 @@ def over_the_limit(found: dict[str, float], case: Case, dtype: torch.dtype) -> d
     return {name: error for name, error in found.items() if not error < limit(name)}
 
 
-def has_backward(case: Case) -> bool:
-    """Whether the backend serves the gradients, too."""
-    return case.dilation_rates is None
-
-
-# Elsewhere the backward is another backend's, which has tests of its own: a few are enough to see that it fits.
-GRADIENTS_OF_OTHERS = ("dilation", "dilation_2048_full")
-
-
-def run_hopper(case: Case, call: Call) -> dict[str, Tensor]:
-    """out, lse and gradients by name; where there is no backward out and lse by name, and gradients from who is chosen."""
-    if has_backward(case):
-        return run(case, call, "hopper")
-    with torch.no_grad():
-        out, lse = block_sparse_attention(
-            call.tensors["q"], call.tensors["k"], call.tensors["v"], call.layout, return_lse=True, backend="hopper",
-            **call.kwargs,
-        )  # fmt: skip
-    if case.name not in GRADIENTS_OF_OTHERS:
-        return {"out": out, "lse": lse}
-    found = run(case, call, None)
-    assert torch.equal(found["out"], out)
-    assert torch.equal(found["lse"], lse)
-    return found
-
-
 def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> None:
     """Compare with the dense definition in float64, on the same device and from the same rounded values."""
     call = make_call(case, dtype, device)
     wanted = run(case, call.to(torch.float64, device), "reference")
-    found = run_hopper(case, call)
-    if not has_backward(case):
-        wanted = {name: wanted[name] for name in found}
+    found = run(case, call, "hopper")
     assert {key: x.shape for key, x in found.items()} == {key: x.shape for key, x in wanted.items()}
     assert found["out"].dtype == dtype
     assert found["lse"].dtype == torch.float32

@@ -26,8 +26,10 @@ from triton.experimental.gluon.language import NVMMASharedLayout
 from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.backends.hopper import launch, tuning
+from dilated_attention_pytorch.backends.hopper import arguments, launch, tuning
 from dilated_attention_pytorch.backends.hopper.backward import backward_kernel
+from dilated_attention_pytorch.backends.hopper.dilated_columns import dilated_columns_kernel
+from dilated_attention_pytorch.backends.hopper.dilated_rows import dilated_rows_kernel
 from dilated_attention_pytorch.backends.hopper.forward import forward_kernel
 from dilated_attention_pytorch.backends.hopper.kernel import box_layout
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
@@ -67,6 +69,11 @@ SHAPES = [
     Shape("forward", 64, 128, True, True, rates=(1, 4)),
     Shape("forward", 64, 128, False, False, rates=(1, 4)),
     Shape("forward", 64, 128, True, False, rates=(2, 16)),
+    *(
+        Shape(kernel, head_dim, 128, causal, causal, rates=rates)
+        for kernel in ("rows", "columns")
+        for head_dim, causal, rates in ((128, True, (1, 4)), (64, False, (2,)), (64, True, (2, 16)))
+    ),
     Shape("forward", 128, 128, True, True, dtype="float16"),
     Shape("rows", 128, 128, True, True, dtype="float16"),
     Shape("columns", 128, 128, True, True, dtype="float16"),
@@ -91,11 +98,15 @@ def arguments_of(shape: Shape) -> dict[str, Any]:
     """The arguments of a launch, tensor descriptors as (tensor, rows, rate)."""
     p = problem_of(shape)
     if shape.kernel == "forward":
-        return launch.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
+        return arguments.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
     out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
-    call = launch.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
-    return launch.backward_arguments(call, torch.empty(16), shape.kernel == "columns")
+    call = arguments.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
+    stats = torch.empty(16)
+    if shape.rates:
+        dilated = {"rows": arguments.dilated_rows_arguments, "columns": arguments.dilated_columns_arguments}
+        return dilated[shape.kernel](call, stats)
+    return arguments.backward_arguments(call, stats, shape.kernel == "columns")
 
 
 def type_of(value: Any) -> str:
@@ -140,6 +151,8 @@ def said_by_ptxas(ptx: str) -> str:
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
     kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS), 1
+    if shape.rates:
+        kernel = {"rows": dilated_rows_kernel, "columns": dilated_columns_kernel}.get(shape.kernel)
     if shape.kernel == "forward":
         kernel = forward_kernel
         programs = tuning.FORWARD[shape.head_dim, shape.block_size].programs

@@ -56,15 +56,13 @@ def attend(
     tensors: list[Tensor],
     layout: BlockLayout,
     backend: str,
-    gradients: bool,
     grad_out: Tensor,
     **options: Any,
 ) -> list[Tensor]:
-    """out, lse and, where there is a backward, the gradients of q, k and v."""
+    """out, lse and the gradients of q, k and v."""
     q, k, v = tensors
-    with torch.set_grad_enabled(gradients):
-        out, lse = block_sparse_attention(q, k, v, layout, return_lse=True, backend=backend, **options)
-    return [out, lse, *(torch.autograd.grad(out, tensors, grad_out) if gradients else ())]
+    out, lse = block_sparse_attention(q, k, v, layout, return_lse=True, backend=backend, **options)
+    return [out, lse, *torch.autograd.grad(out, tensors, grad_out)]
 
 
 def errors(name: str) -> dict[str, float]:
@@ -72,7 +70,6 @@ def errors(name: str) -> dict[str, float]:
     dim, block_size, length, causal, options = CALLS[name]
     config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.6)
     layout = BlockLayout.from_config(config, length, causal=causal)
-    has_backward = not options
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad_out = (
         torch.randn(1, length, heads, dim, generator=generator).bfloat16() for heads in (2, 1, 1, 2)
@@ -80,12 +77,9 @@ def errors(name: str) -> dict[str, float]:
     results = []
     for backend, device, dtype in (("reference", "cpu", torch.float64), ("hopper", "cuda", torch.bfloat16)):
         tensors = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
-        results.append(
-            attend(
-                tensors, layout.to(device), backend, has_backward, grad_out.to(device, dtype), is_causal=causal, **options
-            )
-        )  # fmt: skip
-    return {of: relative(found, expected) for of, expected, found in zip(LIMITS, *results)}
+        grad = grad_out.to(device, dtype)
+        results.append(attend(tensors, layout.to(device), backend, grad, is_causal=causal, **options))
+    return {of: relative(found, expected) for of, expected, found in zip(LIMITS, *results, strict=True)}
 
 
 def main(words: list[str]) -> int:

@@ -101,7 +101,6 @@ def test_refused_cases_are_those_of_the_list_and_no_others() -> None:
 def test_what_the_kernels_are_made_for_is_chosen(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
     problem = problem_of(dataclasses.replace(PLAIN, head_dim=head_dim, block_size=block_size), dtype)
     assert HOPPER.rejects(problem) is None
-    assert HOPPER.rejects_backward(problem) is None
     assert problem.needs_grad
     assert choose.choose_backend(problem) is HOPPER
     assert choose.choose_backend(problem, "hopper") is HOPPER
@@ -226,59 +225,6 @@ def test_strides_and_offset_are_looked_at_without_breaking_a_trace() -> None:
     x = torch.randn(1, 64, 2, 64)
     found = torch.compile(doubled_if_fit, fullgraph=True, backend="eager")(x)
     assert torch.equal(found, x * 2)
-
-
-# ---- forward and backward of different backends
-
-
-# Why the backward is another backend's, and that of which calls.
-FORWARD_ONLY = {
-    "token dilation is not in the backward kernel": dataclasses.replace(
-        PLAIN, segment_lengths=(128, 256), dilation_rates=(1, 4)
-    ),
-}
-
-
-@pytest.mark.usefixtures("on_hopper")
-@pytest.mark.parametrize("reason", FORWARD_ONLY)
-def test_backward_that_is_missing_is_that_of_the_next_backend(reason: str) -> None:
-    problem = problem_of(FORWARD_ONLY[reason])
-    assert problem.needs_grad
-    assert HOPPER.rejects_backward(problem) == reason
-    assert choose.choose_backend(problem) is HOPPER
-    assert choose.backend_for_backward("hopper", problem).name == "triton"
-    assert choose.backend_for_backward("hopper", problem_of(PLAIN)) is HOPPER
-    assert choose.backend_for_backward("triton", problem).name == "triton"
-
-
-@pytest.mark.usefixtures("on_hopper")
-@pytest.mark.parametrize("reason", FORWARD_ONLY)
-def test_request_by_name_is_refused_where_a_backward_will_come_that_is_missing(reason: str) -> None:
-    problem = problem_of(FORWARD_ONLY[reason])
-    with pytest.raises(ValueError) as error:
-        choose.choose_backend(problem, "hopper")
-    assert str(error.value) == (
-        f"backend='hopper' cannot serve the backward of this call: {reason}; "
-        "without a backend the backward is that of 'triton'"
-    )
-    with torch.no_grad():
-        assert choose.choose_backend(problem, "hopper") is HOPPER
-    detached = dataclasses.replace(problem, q=problem.q.detach(), k=problem.k.detach(), v=problem.v.detach())
-    assert choose.choose_backend(detached, "hopper") is HOPPER
-
-
-def test_without_any_backward_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Never:
-        name = "never"
-
-        def rejects_backward(self, problem: AttentionProblem) -> str:
-            return "it has none"
-
-    monkeypatch.setattr(choose, "BACKENDS", (Never(),))
-    q = torch.zeros(1, 16, 1, 16)
-    problem = make_problem(q, q, q, BlockLayout.from_config(SparsePatternConfig(block_size=16), 16))
-    with pytest.raises(ValueError, match="no backend has a backward for this call: it has none"):
-        choose.backend_for_backward("never", problem)
 
 
 # ---- descriptors

@@ -65,10 +65,10 @@ def layout_of(length: int, block_size: int, ratio: float = 0.3, causal: bool = F
     return BlockLayout.from_config(config, length, causal=causal, device="cuda")
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, grad_out: Tensor) -> Results:
+def step(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, grad_out: Tensor, **options: Any) -> Results:
     """One forward and backward; causal where the layout is."""
     out, lse = block_sparse_attention(
-        q, k, v, layout, is_causal=layout.causal, return_lse=True, backend="hopper"
+        q, k, v, layout, is_causal=layout.causal, return_lse=True, backend="hopper", **options
     )
     return out.detach(), lse.detach(), *torch.autograd.grad(out, (q, k, v), grad_out)
 
@@ -272,7 +272,9 @@ def test_lse_gradient_may_lie_anyhow() -> None:
 
 # ---- the same numbers in every run
 
-RUNS = {  # head_dim, block_size, kv_heads, layout per head, causal
+RUNS: dict[
+    str, tuple[Any, ...]
+] = {  # head_dim, block_size, kv_heads, layout per head, causal, and what else is asked for
     "full": (128, 128, 8, False, False),
     "causal": (64, 128, 8, False, True),
     "gqa": (128, 128, 2, False, False),
@@ -281,20 +283,29 @@ RUNS = {  # head_dim, block_size, kv_heads, layout per head, causal
     "per_head_gqa": (64, 128, 4, True, False),
     "small_blocks": (64, 64, 8, False, True),
     "small_blocks_per_head_gqa": (128, 64, 4, True, False),
+    "dilation": (128, 128, 8, False, False, {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}),
+    "dilation_per_head_gqa_causal": (
+        64,
+        128,
+        2,
+        True,
+        True,
+        {"segment_lengths": [256, 512], "dilation_rates": [2, 8]},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_twenty_runs_are_equal_to_the_bit(name: str) -> None:
-    head_dim, block_size, kv_heads, per_head, causal = RUNS[name]
+    head_dim, block_size, kv_heads, per_head, causal, *options = RUNS[name]
     config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.2)
     configs = [dataclasses.replace(config, sparsity_ratio=0.1 + 0.1 * (head % 3)) for head in range(8)]
     layout = BlockLayout.from_config(configs if per_head else config, 3000, causal=causal, device="cuda")
     q, k, v = qkv(2, 3000, 8, head_dim, kv_heads)
     grad_out = random(*q.shape)
-    first = step(q, k, v, layout, grad_out)
+    first = step(q, k, v, layout, grad_out, **dict(*options))
     for _ in range(19):
-        assert_same(step(q, k, v, layout, grad_out), first)
+        assert_same(step(q, k, v, layout, grad_out, **dict(*options)), first)
 
 
 def test_two_streams_at_once() -> None:

@@ -66,7 +66,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
 def problem(**changes: Any) -> AttentionProblem:
     q, k, v = (torch.randn(1, LENGTH, 4, 64, dtype=torch.bfloat16) for _ in range(3))
     arguments = {"q": q, "k": k, "v": v, "layout": LAYOUT, **changes}
-    return dataclasses.replace(make_problem(**arguments), schedule=arguments["layout"].schedule())
+    made = make_problem(**arguments)
+    return dataclasses.replace(made, schedule=arguments["layout"].schedule(made.dilation))
 
 
 def backward(p: AttentionProblem, **changes: Any) -> None:
@@ -85,6 +86,20 @@ def test_problems_that_differ_in_values_share_a_launch(made: list[Recorder]) -> 
     for _ in range(3):
         backward(problem())
     assert [len(each.runs) for each in made] == [3, 3, 3]
+
+
+def test_token_dilation_has_passes_of_its_own(made: list[Recorder]) -> None:
+    # the 4 columns are one group, which has a tile for every residue and head
+    for rates, n_tiles in (([1, 4], 4 * 4), ([8, 2], 8 * 4), ([16], 16 * 4)):
+        for _ in range(2):
+            backward(problem(segment_lengths=[128, 256][: len(rates)], dilation_rates=rates))
+        rows, columns = made[-2:]
+        assert (rows.function, columns.function) == (
+            launch.dilated_rows_kernel,
+            launch.dilated_columns_kernel,
+        )
+        assert (rows.grid, columns.grid) == (4 * LENGTH // 128, n_tiles)
+    assert [len(each.runs) for each in made] == [2] * 6
 
 
 @pytest.mark.parametrize(
@@ -134,11 +149,19 @@ def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
     p = problem(layout=layout_)
     out, lse = torch.empty_like(p.q), torch.empty(1, 4, LENGTH)
     call = launch.BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None)
-    for function, arguments in (
+    made = [
         (launch.forward_kernel, launch.forward_arguments(p, out, lse)),
         (launch.backward_kernel, launch.backward_arguments(call, lse, columns=False)),
         (launch.backward_kernel, launch.backward_arguments(call, lse, columns=True)),
-    ):
+    ]
+    if block_size == 128:
+        p = problem(layout=layout_, segment_lengths=[128, 256], dilation_rates=[1, 4])
+        call = call._replace(problem=p)
+        made += [
+            (launch.dilated_rows_kernel, launch.dilated_rows_arguments(call, lse)),
+            (launch.dilated_columns_kernel, launch.dilated_columns_arguments(call, lse)),
+        ]
+    for function, arguments in made:
         assert list(arguments) == list(inspect.signature(function.fn).parameters)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
-from .backends.choose import backend_for_backward, backend_named
+from .backends.choose import backend_named
 from .backends.problem import AttentionProblem
 from .config import TokenDilation
 from .patterns.layout import BlockLists
@@ -104,7 +104,7 @@ def gradients(
     grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and block_bias (None without one) from the backend that has this backward."""
-    grads = backend_for_backward(backend, problem).backward(problem, out, lse, grad_out, grad_lse)
+    grads = backend_named(backend).backward(problem, out, lse, grad_out, grad_lse)
     bias, grad_bias = problem.block_bias, grads.block_bias
     if bias is None or grad_bias is None:
         return grads.q, grads.k, grads.v, None

@@ -25,17 +25,6 @@ def reasons(problem: AttentionProblem) -> dict[str, str | None]:
     return {backend.name: backend.rejects(problem) for backend in BACKENDS}
 
 
-def backend_for_backward(name: str, problem: AttentionProblem) -> Backend:
-    """The backend of the forward, or the first of the others where it has no backward for the problem."""
-    forward = backend_named(name)
-    for backend in (forward, *BACKENDS):
-        if backend.rejects_backward(problem) is None and (
-            backend is forward or backend.rejects(problem) is None
-        ):
-            return backend
-    raise ValueError(f"no backend has a backward for this call: {forward.rejects_backward(problem)}")
-
-
 def choose_backend(problem: AttentionProblem, requested: str | None = None) -> Backend:
     """The requested backend, or the first that serves the call.
 
@@ -47,12 +36,6 @@ def choose_backend(problem: AttentionProblem, requested: str | None = None) -> B
         why_not = backend.rejects(problem)
         if why_not is not None:
             raise ValueError(f"backend={requested!r} cannot serve this call: {why_not}")
-        why_not = backend.rejects_backward(problem)
-        if why_not is not None and problem.needs_grad:
-            raise ValueError(
-                f"backend={requested!r} cannot serve the backward of this call: {why_not}; without a backend the "
-                f"backward is that of {backend_for_backward(requested, problem).name!r}"
-            )
         return backend
     for backend in BACKENDS:
         if backend.rejects(problem) is None:

@@ -299,9 +299,6 @@ class CpuBackend:
                 return f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
         return None
 
-    def rejects_backward(self, problem: AttentionProblem) -> str | None:
-        return None
-
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype; lse (batch, num_heads, q_len), float32 or float64."""
         with torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -144,9 +144,6 @@ class Backend(Protocol):
     def rejects(self, problem: AttentionProblem) -> str | None:
         """Why this backend cannot serve the call, with the argument and its value; None if it can."""
 
-    def rejects_backward(self, problem: AttentionProblem) -> str | None:
-        """Why this backend, which serves the forward, cannot serve the backward; None if it can."""
-
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype and lse (batch, num_heads, q_len), float32 (float64 for float64 inputs)."""
 

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..backends.choose import backend_for_backward
 from ..config import SparsePatternConfig
-from ..functional import explain_backends, make_problem
+from ..functional import explain_backends
 from ..patterns import BlockLayout
 
 # A typical call, causal, with 5 % of the blocks kept.
@@ -125,8 +124,6 @@ def examine_call(device: str, dtype: torch.dtype) -> dict[str, Any]:
     chosen = next(
         (name for name, why_not in backends.items() if why_not is None and name != ON_REQUEST), None
     )
-    if chosen is not None:
-        found["backward"] = backend_for_backward(chosen, make_problem(q, q, q, layout, is_causal=True)).name
     return {**found, "chosen": chosen, "backends": backends}
 
 
@@ -185,7 +182,4 @@ def describe_backend(call: dict[str, Any], name: str, why_not: str | None) -> st
         return f"no: {why_not}"
     if name == ON_REQUEST:
         return "yes, on request only: dense and slow"
-    if name != call["chosen"]:
-        return "yes"
-    backward = call["backward"]
-    return "yes, and it is chosen" + ("" if backward == name else f"; its backward is that of {backward}")
+    return "yes, and it is chosen" if name == call["chosen"] else "yes"

@@ -14,6 +14,7 @@ from ..config import SparsePatternConfig, TokenDilation
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
+from .joined import MOST_JOINED, joined_columns
 from .keep import Forgotten, Kept, keep
 from .schedule import make_schedule, start_of_columns
 
@@ -311,9 +312,9 @@ class BlockLayout:
         return keep(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
 
     def schedule(self, dilation: TokenDilation | None = None) -> Tensor:
-        """In which order a persistent kernel takes the rows; without dilation, from `start_of_columns` on, the columns.
+        """In which order a persistent kernel takes the rows and, from `start_of_columns` on, the columns.
 
-        See patterns/schedule.py.
+        See patterns/schedule.py, and patterns/joined.py for the columns with token dilation.
         """
         return keep(self._schedules, dilation, self.device, lambda: self._order(dilation))
 
@@ -324,10 +325,15 @@ class BlockLayout:
         of_rows = make_schedule(
             rows.offsets, rows.indices, self.num_heads, grid.n_rows, n_classes, block_size
         )
-        if dilation is not None:
-            return of_rows
         start = start_of_columns(self.num_heads, grid.n_rows, self.num_active_blocks, block_size)
-        of_columns = make_schedule(cols.offsets, cols.indices, self.num_heads, grid.n_cols, 1, block_size)
+        if dilation is not None and (block_size != 128 or max(dilation.dilation_rates) > MOST_JOINED):
+            return of_rows  # no kernel takes it
+        if dilation is None:
+            of_columns = make_schedule(cols.offsets, cols.indices, self.num_heads, grid.n_cols, 1, block_size)
+        else:
+            of_columns = joined_columns(
+                cols.offsets, cols.indices, self.num_heads, grid.n_rows, grid.n_cols, dilation.dilation_rates
+            )
         padded = torch.nn.functional.pad(of_rows, (0, start - of_rows.numel()))
         return torch.cat([padded, of_columns])
 

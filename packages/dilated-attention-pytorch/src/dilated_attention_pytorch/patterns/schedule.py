@@ -36,17 +36,22 @@ def make_schedule(
     lengths = offsets.diff().view(n_heads, n_rows, n_classes).sum(2)
     lengths = torch.nn.functional.pad(lengths, (0, n_groups * per_group - n_rows))
     lengths = lengths.view(n_heads, n_groups, per_group).sum(2)
-    level = (torch.log2(lengths.clamp(min=1).double()) * STEPS_PER_OCTAVE).floor()
-    mean = lengths.double().mean(1, keepdim=True).clamp(min=1)
-    is_long = level > (torch.log2(mean * LONG) * STEPS_PER_OCTAVE).floor()
-    n_long = is_long.sum(1).max().view(1)
-    order = level.sort(dim=1, descending=True, stable=True).indices
-    parts = [n_long, order.view(-1)]
+    parts = order_of_groups(lengths)
     if per_group == 1:
         parts.append(torch.zeros_like(parts[1]))
     else:
         parts += shared_blocks(offsets, indices, n_heads, n_rows, n_groups, per_group, n_classes)
     return torch.cat([part.to(torch.int32) for part in parts])
+
+
+def order_of_groups(lengths: Tensor) -> list[Tensor]:
+    """The first two parts of a schedule, from the lengths of the groups, (heads, groups): the number of long ones, and the order."""
+    level = (torch.log2(lengths.clamp(min=1).double()) * STEPS_PER_OCTAVE).floor()
+    mean = lengths.double().mean(1, keepdim=True).clamp(min=1)
+    is_long = level > (torch.log2(mean * LONG) * STEPS_PER_OCTAVE).floor()
+    n_long = is_long.sum(1).max().view(1)
+    order = level.sort(dim=1, descending=True, stable=True).indices
+    return [n_long, order.view(-1)]
 
 
 def shared_blocks(

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ...patterns.joined import MOST_JOINED
 from ..problem import AttentionProblem, Gradients
 
 HEAD_DIMS = (64, 128)
@@ -104,8 +105,8 @@ class HopperBackend:
                 return f"token dilation needs block_size 128, got {p.block_size}"
             if len(p.rates) > MOST_RATES:
                 return f"token dilation has {len(p.rates)} rates, at most {MOST_RATES} fit"
-            if max(p.rates) > 16 or p.kv_len % max(p.rates):
-                return f"token dilation needs rates up to 16 that divide kv_len {p.kv_len}, got {p.rates}"
+            if max(p.rates) > MOST_JOINED or p.kv_len % max(p.rates):
+                return f"token dilation needs rates up to {MOST_JOINED} that divide kv_len {p.kv_len}, got {p.rates}"
         for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
             why_not = badly_strided(name, x)
             if why_not is not None:
@@ -113,9 +114,6 @@ class HopperBackend:
         if p.schedule is None:
             return "the problem was made without a schedule"
         return None
-
-    def rejects_backward(self, problem: AttentionProblem) -> str | None:
-        return None if problem.dilation is None else "token dilation is not in the backward kernel"
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -26,21 +26,31 @@ NOTHING = gl.constexpr(1 << 23)  # a column past any key
 
 
 @gluon.jit
+def visible_keys(
+    keys, t, position, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, IS_CAUSAL: gl.constexpr,
+    layout: gl.constexpr,
+):  # fmt: skip
+    """Which keys of tile t a query may see, and whether there is one in this place."""
+    Indices, lo, hi, head, kv_len = keys
+    KEYS: gl.constexpr = BLOCK_SIZE // RATE
+    lanes = t * BLOCK_N + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
+    entry = lo + lanes // KEYS
+    column = gl.load(Indices + entry, mask=entry < hi, other=NOTHING)
+    key = column * BLOCK_SIZE + head % RATE + (lanes % KEYS) * RATE
+    visible = ((key < kv_len) & (entry < hi))[None, :]
+    if IS_CAUSAL:
+        visible = visible & (key[None, :] <= position[:, None])
+    return visible
+
+
+@gluon.jit
 def hide_keys(
     s, keys, t, position, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, MASKED: gl.constexpr,
     IS_CAUSAL: gl.constexpr, layout: gl.constexpr,
 ):  # fmt: skip
     """The scores of tile t, -infinity where a query may not see the key."""
     if MASKED:
-        Indices, lo, hi, head, kv_len = keys
-        KEYS: gl.constexpr = BLOCK_SIZE // RATE
-        lanes = t * BLOCK_N + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
-        entry = lo + lanes // KEYS
-        column = gl.load(Indices + entry, mask=entry < hi, other=NOTHING)
-        key = column * BLOCK_SIZE + head % RATE + (lanes % KEYS) * RATE
-        visible = ((key < kv_len) & (entry < hi))[None, :]
-        if IS_CAUSAL:
-            visible = visible & (key[None, :] <= position[:, None])
+        visible = visible_keys(keys, t, position, BLOCK_N, BLOCK_SIZE, RATE, IS_CAUSAL, layout)
         s = gl.where(visible, s, -INFINITY)
     return s
 

@@ -77,7 +77,7 @@ def producer(
         batch_head, group = tile_place(
             Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
         )
-        tell(tile_smem, i_tile, (batch_head, group))
+        batch_head, group = tell(tile_smem, i_tile, (batch_head, group))
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         token = own_first + group * 128
         for w in gl.static_range(2):
@@ -131,14 +131,16 @@ def producer(
 
 
 @gluon.jit
-def hide(
-    p, own, other, kv_len, TILE: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    layout: gl.constexpr,
-):  # fmt: skip
+def hide(p, seen, layout: gl.constexpr):
     """p, 0 where a query may not see the key; own and other are the positions of the first rows and columns of p.
 
     Keys past the end need no hiding in the columns: their dk and dv are not stored.
     """
+    own, other, kv_len = seen[0], seen[1], seen[2]
+    COLUMNS: gl.constexpr = seen[3]
+    IS_CAUSAL: gl.constexpr = seen[4]
+    EVEN_KV: gl.constexpr = seen[5]
+    TILE: gl.constexpr = p.shape[1]
     if COLUMNS:
         if IS_CAUSAL:
             last_key = own + 63
@@ -163,17 +165,18 @@ def hide(
 
 @gluon.jit
 def step(
-    sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, own, other, kv_len, scale_log2, TILE: gl.constexpr,
-    STAGES: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    s_layout: gl.constexpr, sum_layout: gl.constexpr,
+    sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, HIDE: gl.constexpr, seen, scale_log2,
+    COLUMNS: gl.constexpr, s_layout: gl.constexpr, sum_layout: gl.constexpr,
 ):  # fmt: skip
-    """Add what the tile at a place gives.
+    """Add what the tile at a place gives; HIDE(p, seen, layout) makes p 0 where a query may not see the key.
 
     Nothing is in flight on return: ptxas serialises all products of a loop over whose closing one of them runs.
     """
     operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
     dtype: gl.constexpr = a.dtype
     lse_smem, delta_smem = stats
+    STAGES: gl.constexpr = x_ring[0].shape[0]
+    TILE: gl.constexpr = x_ring[0].shape[1]
     x_tile = get_tile(x_ring, place)
     s = scores(a, x_tile, TILE, s_layout)
     y_tile = get_tile(y_ring, place)
@@ -185,7 +188,7 @@ def step(
         p = gl.exp2(s * scale_log2 - lse[None, :])
     else:
         p = gl.exp2(s * scale_log2 - lse[:, None])
-    p = hide(p, own, other, kv_len, TILE, COLUMNS, IS_CAUSAL, EVEN_KV, s_layout)
+    p = HIDE(p, seen, s_layout)
     if COLUMNS:
         sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
         delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
@@ -290,8 +293,8 @@ def consumer(
                         a, b = kept_tile((a_smem, slot)), kept_tile((b_smem, slot))
                     other = other_offset + index * BLOCK_SIZE + sub * TILE
                     sum_x, sum_y = step(
-                        sum_x, sum_y, a, b, x_ring, y_ring, (lse_smem, delta_smem), lse, delta, place + sub, own, other,
-                        kv_len, scale_log2, TILE, STAGES, COLUMNS, IS_CAUSAL, EVEN_KV, s_layout, sum_layout,
+                        sum_x, sum_y, a, b, x_ring, y_ring, (lse_smem, delta_smem), lse, delta, place + sub, hide,
+                        (own, other, kv_len, COLUMNS, IS_CAUSAL, EVEN_KV), scale_log2, COLUMNS, s_layout, sum_layout,
                     )  # fmt: skip
                 last = place
                 index, place = index_next, place_next

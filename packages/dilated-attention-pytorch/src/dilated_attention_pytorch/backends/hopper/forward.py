@@ -23,19 +23,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import INFINITY, LOG2E, attend
 from .ring import LAPS, full_at
 from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
-from .tiles import load_tokens, store_tokens
+from .tiles import load_box, load_tokens, store_tokens
 
 LN2 = gl.constexpr(0.6931471805599453)
 # Told of a tile: which it is, batch and head, group of rows, begin and end of its first list, end of its second.
 TOLD = gl.constexpr(6)
-
-
-@gluon.jit
-def load_box(desc, boxes, bar, i, i_batch, kv_head, residue, first, D: gl.constexpr, JOIN: gl.constexpr):
-    """Kept keys of one block into box i of a tile, in pieces of 64 of head_dim (the width of a 128-byte swizzle)."""
-    for piece in gl.static_range(D // 64):
-        box = boxes.index((i // JOIN * (D // 64) + piece) * JOIN + i % JOIN)
-        tma.async_copy_global_to_shared(desc, [i_batch, kv_head, first, residue, piece * 64], bar, box)
 
 
 @gluon.jit
@@ -120,17 +112,17 @@ def producer(
         lo = gl.load(Offsets + first_list)
         middle = gl.load(Offsets + first_list + 1)
         hi = gl.load(Offsets + first_list + n_lists)
-        tell(tile_smem, i_tile, (batch_head, group, lo, middle, hi))
+        batch_head, group, lo, middle, hi = tell(tile_smem, i_tile, (batch_head, group, lo, middle, hi))
         i_batch = batch_head // num_heads
-        query0 = (first_row + row) * BLOCK_SIZE - q_offset
+        query0 = (first_row + group * ROWS) * BLOCK_SIZE - q_offset
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(q_empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(desc_q, q_boxes, q_full.index(slot), slot, i_batch, head, query0 + w * 64, 64, D)
         mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
-        end = hi
-        if N_CLASSES == 2:
-            end = middle
+        end = middle
+        if PAIRED:
+            end = gl.maximum(middle, hi)  # hi; all that was told is read (`tell`)
         it = produce_list(
             desc_k, desc_v, k_ring, v_ring, Columns, lo, end, it, i_batch, head // heads_per_kv, head, n_cols, D, BLOCK_N,
             BLOCK_SIZE, RATE, PAIRED,

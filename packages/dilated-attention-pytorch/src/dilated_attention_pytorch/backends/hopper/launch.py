@@ -1,98 +1,28 @@
-"""Arguments and launches of the Hopper kernels; no maths."""
+"""Launches of the Hopper kernels; no maths."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from ...patterns.schedule import start_of_columns
 from ..problem import AttentionProblem, Gradients
 from . import badly_strided, tuning
+from .arguments import (
+    BackwardCall,
+    backward_arguments,
+    columns_begin,
+    dilated_columns_arguments,
+    dilated_rows_arguments,
+    forward_arguments,
+)
 from .backward import backward_kernel
+from .dilated_columns import dilated_columns_kernel
+from .dilated_rows import dilated_rows_kernel
 from .forward import forward_kernel
 from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
-
-
-def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
-    """Every argument of the forward kernel by name, tensor descriptors as (tensor, rows, rate).
-
-    The counter is only of the right type: a launch takes one of its own.
-    """
-    p = problem
-    tiles = tuning.FORWARD[p.head_dim, p.block_size]
-    near, far = p.rates[0], p.rates[-1]
-    near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
-    registers = tuning.FORWARD_REGISTERS[tiles.programs]
-    n_groups = triton.cdiv(p.n_rows, 128 // p.block_size)
-    return {
-        "desc_q": (p.q, 64, 0),
-        "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
-        "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
-        "desc_out": (out, 64, 0),
-        "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.schedule, "Counter": p.rows.offsets,
-        "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
-        "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
-        "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
-        "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
-        "D": p.head_dim, "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
-        "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
-        "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0, "ORDER": tiles.order, "UNROLL": tiles.unroll,
-        "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
-    }  # fmt: skip
-
-
-def columns_begin(problem: AttentionProblem) -> int:
-    """Where in the schedule the columns begin."""
-    p = problem
-    return start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size)
-
-
-class BackwardCall(NamedTuple):
-    """A call of a backward with everything as the kernels read it, its results, and what its launches are kept under."""
-
-    problem: AttentionProblem
-    out: Tensor
-    lse: Tensor
-    grad_out: Tensor
-    of_lse: Tensor  # the gradient of lse, or lse where there is none and the kernel does not read it
-    has_grad_lse: bool
-    grads: Gradients
-    key: Hashable
-
-
-def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict[str, Any]:
-    """Every argument of a pass of the backward by name, tensor descriptors as (tensor, rows, rate)."""
-    p, grads = call.problem, call.grads
-    tiles = (tuning.COLUMNS if columns else tuning.ROWS)[p.head_dim, p.block_size]
-    registers = tuning.BACKWARD_REGISTERS
-    lists, n_lists, schedule = p.rows, p.n_rows, p.schedule
-    own, other, sums, own_heads = (p.q, call.grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
-    if columns:
-        assert schedule is not None
-        lists, n_lists, schedule = p.cols, p.n_cols, schedule[columns_begin(p) :]
-        own, other, sums, own_heads = other, own, (grads.k, grads.v), p.num_kv_heads
-    n_groups = triton.cdiv(n_lists, 128 // p.block_size)
-    return {
-        "desc_a": (own[0], 64, 0), "desc_b": (own[1], 64, 0),
-        "desc_x": (other[0], tiles.tile, 0), "desc_y": (other[1], tiles.tile, 0),
-        "desc_sum_x": (sums[0], 64, 0), "desc_sum_y": (sums[1], 64, 0),
-        "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.of_lse,
-        "Offsets": lists.offsets, "Indices": lists.indices, "Schedule": schedule, "Counter": p.rows.offsets,
-        **{f"stride_o{axis}": call.out.stride(i) for i, axis in enumerate("bsh")},
-        **{f"stride_l{axis}": call.of_lse.stride(i) for i, axis in enumerate("bhs")},
-        "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
-        "n_lists": n_lists, "n_rows": p.n_rows, "own_heads": own_heads, "n_batch_heads": p.batch * own_heads,
-        "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
-        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
-        "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held,
-        "COLUMNS": columns, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
-        "HAS_GRAD_LSE": call.has_grad_lse and not columns, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
-    }  # fmt: skip
 
 
 def options(registers: tuning.Registers) -> dict[str, int]:
@@ -204,12 +134,22 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
     p = call.problem
     # of the right type only: every call makes its own
     floats = torch.empty(1, dtype=torch.float32, device=p.q.device)
-    passes = []
-    for columns in (False, True):
-        arguments = backward_arguments(call, floats, columns)
-        grid = min(arguments["n_groups"] * arguments["n_batch_heads"], multiprocessors(index))
-        passes.append(Launch(backward_kernel, arguments, options(tuning.BACKWARD_REGISTERS), grid))
-    return BackwardLaunches(passes[0], passes[1], floats_between(p), 4 * columns_begin(p))
+    if p.dilation is None:
+        kernels = backward_kernel, backward_kernel
+        passes = backward_arguments(call, floats, False), backward_arguments(call, floats, True)
+        tiles = [arguments["n_groups"] * arguments["n_batch_heads"] for arguments in passes]
+    else:
+        kernels = dilated_rows_kernel, dilated_columns_kernel
+        rows, columns = passes = dilated_rows_arguments(call, floats), dilated_columns_arguments(call, floats)
+        tiles = [
+            rows["n_rows"] * rows["n_batch_heads"],
+            columns["JOINED"] * columns["n_groups"] * columns["n_batch_kv_heads"],
+        ]
+    made = [
+        Launch(kernel, arguments, options(tuning.BACKWARD_REGISTERS), min(n_tiles, multiprocessors(index)))
+        for kernel, arguments, n_tiles in zip(kernels, passes, tiles, strict=True)
+    ]
+    return BackwardLaunches(made[0], made[1], floats_between(p), 4 * columns_begin(p))
 
 
 def launch_backward(
@@ -228,19 +168,24 @@ def launch_backward(
     key = ("backward", call.key)
     launches = LAUNCHES.get(key) or LAUNCHES.keep(key, make_backward(call, index))
     memory = torch.empty(launches.n_floats, dtype=torch.float32, device=out.device)
-    stats, schedule = memory.data_ptr(), p.schedule.data_ptr()
-    saved = (stats, call.out.data_ptr(), call.lse.data_ptr(), call.of_lse.data_ptr())
-    launches.rows.run(
-        index,
-        (p.q, call.grad_out, p.k, p.v, grads.q, grads.q),
-        (*saved, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), schedule, tile_counter(index)),
-    )
-    launches.columns.run(
-        index,
-        (p.k, p.v, p.q, call.grad_out, grads.k, grads.v),
-        (
-            *saved, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), schedule + launches.columns_at,
-            tile_counter(index),
-        ),
-    )  # fmt: skip
+    run_passes(launches, call, memory.data_ptr(), index)
     return grads
+
+
+def run_passes(launches: BackwardLaunches, call: BackwardCall, stats: int, index: int) -> None:
+    """Launch the pass over rows, which leaves `stats` to that over columns, and that."""
+    p, grads = call.problem, call.grads
+    assert p.schedule is not None
+    schedule = p.schedule.data_ptr()
+    saved = (stats, call.out.data_ptr(), call.lse.data_ptr(), call.of_lse.data_ptr())
+    of_rows = (*saved, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), schedule)
+    of_columns: tuple[int, ...] = (
+        *saved, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), schedule + launches.columns_at,
+    )  # fmt: skip
+    described: tuple[Tensor, ...] = (p.q, call.grad_out, p.k, p.v, grads.q, grads.q)
+    if p.dilation is not None:
+        described = (p.q, call.grad_out, p.k, p.v, p.k, p.v, grads.q)
+        of_columns = (stats, schedule + launches.columns_at)
+    launches.rows.run(index, described, (*of_rows, tile_counter(index)))
+    described = (p.k, p.v, p.q, call.grad_out, grads.k, grads.v)
+    launches.columns.run(index, described, (*of_columns, tile_counter(index)))

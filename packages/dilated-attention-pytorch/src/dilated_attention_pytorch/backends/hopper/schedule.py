@@ -44,12 +44,28 @@ def keep(tile_smem, i_tile, i: gl.constexpr, number):
 
 @gluon.jit
 def tell(tile_smem, i_tile, numbers):
-    """Put down for the warpgroups what they would have to load otherwise.
+    """Put down for the warpgroups what they would have to load otherwise; returns the numbers as they will read them.
 
-    The arrival at `tile_full` is best left for after the next wait: racecheck knows then that all lanes have written.
+    The copying warp goes on with those: all of its lanes have then written before one of them arrives at `tile_full`,
+    which racecheck sees by the reading only.
     """
     for i in gl.static_range(tile_smem.shape[0] // 2 - 1):
         keep(tile_smem, i_tile, i + 1, numbers[i])
+    return told_numbers(tile_smem, i_tile)
+
+
+@gluon.jit
+def told_numbers(tile_smem, i_tile):
+    """All numbers that `tell` put down."""
+    N: gl.constexpr = tile_smem.shape[0] // 2
+    gl.static_assert(N == 3 or N == 6)
+    if N == 3:
+        return told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
+    else:
+        return (
+            told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2), told(tile_smem, i_tile, 3), told(tile_smem, i_tile, 4),
+            told(tile_smem, i_tile, 5),
+        )  # fmt: skip
 
 
 @gluon.jit

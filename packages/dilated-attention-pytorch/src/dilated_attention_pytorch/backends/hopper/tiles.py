@@ -1,6 +1,7 @@
 """Tiles of tokens between global and shared memory, in pieces of 64 of head_dim: the width of a 128-byte swizzle.
 
-The boxes of a descriptor are [1, 1, tokens, 64]; those of a tile lie one after the other.
+The boxes of a descriptor are [1, 1, tokens, 64], or, with token dilation, [1, 1, tokens of a residue, 1, 64]; those of a
+tile lie one after the other.
 """
 
 from __future__ import annotations
@@ -43,3 +44,19 @@ def store_tokens(desc, boxes, i, i_batch, head, token, D: gl.constexpr):
     for piece in gl.static_range(D // 64):
         box = boxes.index(i * (D // 64) + piece)
         tma.async_copy_shared_to_global(desc, [i_batch, head, token, piece * 64], box)
+
+
+@gluon.jit
+def load_box(desc, boxes, bar, i, i_batch, kv_head, residue, first, D: gl.constexpr, JOIN: gl.constexpr):
+    """Kept keys of one block into box i of a tile, in pieces of 64 of head_dim (the width of a 128-byte swizzle)."""
+    for piece in gl.static_range(D // 64):
+        box = boxes.index((i // JOIN * (D // 64) + piece) * JOIN + i % JOIN)
+        tma.async_copy_global_to_shared(desc, [i_batch, kv_head, first, residue, piece * 64], bar, box)
+
+
+@gluon.jit
+def store_box(desc, boxes, i, i_batch, kv_head, residue, first, D: gl.constexpr, JOIN: gl.constexpr):
+    """Begin to store box i of a tile, as `load_box` fills it."""
+    for piece in gl.static_range(D // 64):
+        box = boxes.index((i // JOIN * (D // 64) + piece) * JOIN + i % JOIN)
+        tma.async_copy_shared_to_global(desc, [i_batch, kv_head, first, residue, piece * 64], box)

@@ -60,6 +60,15 @@ COLUMNS: dict[tuple[int, int], BackwardTiles] = {
     (128, 64): BackwardTiles(64, 3, 2, False),
     (128, 128): BackwardTiles(64, 3, 2, False),
 }
+# With token dilation, by head_dim.
+DILATED_ROWS: dict[int, BackwardTiles] = {
+    64: BackwardTiles(128, 5, 2, True),
+    128: BackwardTiles(128, 2, 1, False),
+}
+DILATED_COLUMNS: dict[int, BackwardTiles] = {
+    64: BackwardTiles(64, 9, 2, True),
+    128: BackwardTiles(64, 3, 2, False),
+}
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,6 @@ class TritonBackend:
                 return f"{name} {dim} is above 256"
         return None
 
-    def rejects_backward(self, problem: AttentionProblem) -> str | None:
-        return None
-
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         from .launch import launch_forward
 
