@@ -62,15 +62,15 @@ def joined_columns(
         """Of the sorted numbers, whether one is not equal to that before it."""
         return torch.cat([torch.ones_like(key[:1], dtype=torch.bool), key[1:] != key[:-1]])
 
-    # a tile of every residue goes through the list of a class, unless its heads keep other keys
-    steps = torch.tensor([joined // rate for rate in rates], device=indices.device)
-    tried = distances(n_cols, joined)
-    costs = []
-    for distance in tried:
+    def cost_of(distance: int) -> Tensor:
+        """Steps: the tiles of all residues go through the list of a class, but for those whose keys are not kept."""
         key = key_of(distance).sort().values
-        costs.append((steps[key // n_rows % n_classes] * is_first(key)).sum())
-    best = torch.stack(costs).argmin().view(1)  # an index that is a number would be waited for
-    apart = torch.tensor(tried, device=indices.device).gather(0, best)
+        its_class, first = key // n_rows % n_classes, is_first(key)
+        costs = [joined // rate * (first & (its_class == i)).sum() for i, rate in enumerate(rates)]
+        return torch.stack(costs).sum()
+
+    best = torch.stack([cost_of(distance) for distance in distances(n_cols, joined)]).argmin().view(1)
+    apart = torch.ones_like(best) << best  # a table of distances would be copied from the host
 
     key, order = key_of(apart).sort(stable=True)
     is_new = is_first(key)
