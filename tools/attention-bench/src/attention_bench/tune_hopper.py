@@ -59,6 +59,8 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
         "tile": tuple(side for side in (64, 128) if side <= block),
         "slots": (1, 2),
         "held": flags,
+        "late": flags,
+        "chained": flags,
     }.get(name, ())
 
 
@@ -72,10 +74,12 @@ def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
     return tiles.stages * step + tiles.slots * own + BARRIERS
 
 
-def fits(tiles: Tiles, shared: int, block: int) -> bool:
+def fits(kernel: str, tiles: Tiles, shared: int, block: int) -> bool:
     """Whether the tiles have room, use most of it, and say nothing twice."""
     if isinstance(tiles, BackwardTiles):
-        return shared <= SHARED_KIB * 1024
+        # rows read no lse from shared memory, and only steps of one block are chained
+        says_more = (kernel == "rows" and tiles.late) or (tiles.tile == block and tiles.chained)
+        return SHARED_KIB * 512 <= shared <= SHARED_KIB * 1024 and not says_more
     if block == 64 and tiles.k_stages != tiles.v_stages:
         return False  # two rows pass over the tiles of both rings at one pace
     if not 0 <= tiles.k_stages - tiles.v_stages <= 1 or (tiles.order != "ahead" and tiles.unroll != 2):
@@ -93,7 +97,9 @@ def candidates(shape: Shape) -> list[Tiles]:
     names = [field.name for field in fields(kind) if choices(field.name, block)]
     every = itertools.product(*(choices(name, block) for name in names))
     found = [kind(**dict(zip(names, values, strict=True))) for values in every]
-    fitting = [tiles for tiles in found if fits(tiles, shared_bytes(kernel, tiles, head_dim, block), block)]
+    fitting = [
+        tiles for tiles in found if fits(kernel, tiles, shared_bytes(kernel, tiles, head_dim, block), block)
+    ]
     now = table_of(shape).get(shape[1:])
     return fitting if now is None else [now, *(tiles for tiles in fitting if tiles != now)]
 

@@ -92,7 +92,7 @@ def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
         "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
         "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held,
-        "COLUMNS": columns, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
+        "LATE": tiles.late, "CHAINED": tiles.chained, "COLUMNS": columns, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
         "HAS_GRAD_LSE": call.has_grad_lse and not columns, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
@@ -100,7 +100,7 @@ def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict
 def dilated_rows_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
     """Every argument of the rows pass with token dilation."""
     p = call.problem
-    tiles, registers = tuning.DILATED_ROWS[p.head_dim], tuning.BACKWARD_REGISTERS
+    tiles, registers = tuning.ROWS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS
     near, far = p.rates[0], p.rates[-1]
     near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
     return {
@@ -125,7 +125,7 @@ def dilated_columns_arguments(call: BackwardCall, stats: Tensor) -> dict[str, An
     """Every argument of the columns pass with token dilation."""
     p, grads = call.problem, call.grads
     assert p.schedule is not None
-    tiles, registers = tuning.DILATED_COLUMNS[p.head_dim], tuning.BACKWARD_REGISTERS
+    tiles, registers = tuning.COLUMNS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS
     joined = max(p.rates)
     kept = p.block_size // joined
     n_groups = count_joined_groups(p.n_cols, joined)

@@ -120,7 +120,7 @@ def producer(
                     if COLUMNS:
                         lse_smem.index(stage).store(lse)
                         delta_smem.index(stage).store(delta)
-                        mbarrier.arrive(y_bar, count=1)
+                        mbarrier.arrive(x_bar, count=1)
                     it += 1
                 entry = entry_next
                 if COLUMNS:  # of the next step: they come while its stage is waited for
@@ -166,11 +166,13 @@ def hide(p, seen, layout: gl.constexpr):
 @gluon.jit
 def step(
     sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, HIDE: gl.constexpr, seen, scale_log2,
-    COLUMNS: gl.constexpr, s_layout: gl.constexpr, sum_layout: gl.constexpr,
+    COLUMNS: gl.constexpr, s_layout: gl.constexpr, sum_layout: gl.constexpr, LATE: gl.constexpr = False,
+    FIRST: gl.constexpr = True, LAST: gl.constexpr = True,
 ):  # fmt: skip
     """Add what the tile at a place gives; HIDE(p, seen, layout) makes p 0 where a query may not see the key.
 
-    Nothing is in flight on return: ptxas serialises all products of a loop over whose closing one of them runs.
+    The sums of all but the LAST step are in flight on return, and waited for when the next one, not FIRST, has begun. Not
+    so after the last: ptxas serialises all products of a loop over whose closing one of them runs.
     """
     operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
     dtype: gl.constexpr = a.dtype
@@ -178,10 +180,18 @@ def step(
     STAGES: gl.constexpr = x_ring[0].shape[0]
     TILE: gl.constexpr = x_ring[0].shape[1]
     x_tile = get_tile(x_ring, place)
+    if COLUMNS and not LATE:  # before the products: shared memory is read in the order of the instructions
+        lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
     s = scores(a, x_tile, TILE, s_layout)
+    if not FIRST:
+        if COLUMNS:
+            sum_x, sum_y = warpgroup_mma_wait(1, deps=[sum_x, sum_y])
+        else:
+            sum_x = warpgroup_mma_wait(1, deps=[sum_x])
+        give_back(x_ring, place - 1)  # and y: they have one barrier
     y_tile = get_tile(y_ring, place)
     dp = scores(b, y_tile, TILE, s_layout)
-    if COLUMNS:
+    if COLUMNS and LATE:
         lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
     s = warpgroup_mma_wait(1, deps=[s])
     if COLUMNS:
@@ -190,19 +200,20 @@ def step(
         p = gl.exp2(s * scale_log2 - lse[:, None])
     p = HIDE(p, seen, s_layout)
     if COLUMNS:
-        sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
         delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+        sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
         dp = warpgroup_mma_wait(1, deps=[dp])
         ds = p * (dp + delta[None, :])
     else:
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = p * (dp + delta[:, None])
     sum_x = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), x_tile, sum_x, is_async=True)
-    if COLUMNS:
-        sum_x, sum_y = warpgroup_mma_wait(0, deps=[sum_x, sum_y])
-    else:
-        sum_x = warpgroup_mma_wait(0, deps=[sum_x])
-    give_back(x_ring, place)  # and y: they have one barrier
+    if LAST:
+        if COLUMNS:
+            sum_x, sum_y = warpgroup_mma_wait(0, deps=[sum_x, sum_y])
+        else:
+            sum_x = warpgroup_mma_wait(0, deps=[sum_x])
+        give_back(x_ring, place)
     return sum_x, sum_y
 
 
@@ -211,8 +222,8 @@ def consumer(
     W: gl.constexpr, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
     Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
     heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
-    BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, HELD: gl.constexpr, COLUMNS: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
+    BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, HELD: gl.constexpr, LATE: gl.constexpr,
+    CHAINED: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
     own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
@@ -295,6 +306,7 @@ def consumer(
                     sum_x, sum_y = step(
                         sum_x, sum_y, a, b, x_ring, y_ring, (lse_smem, delta_smem), lse, delta, place + sub, hide,
                         (own, other, kv_len, COLUMNS, IS_CAUSAL, EVEN_KV), scale_log2, COLUMNS, s_layout, sum_layout,
+                        LATE, sub == 0 or not CHAINED, sub == SUB - 1 or not CHAINED,
                     )  # fmt: skip
                 last = place
                 index, place = index_next, place_next
@@ -331,8 +343,8 @@ def backward_kernel(
     stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_layout_groups, n_entries, n_groups, n_lists, n_rows,
     own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale,
     D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
-    HELD: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+    HELD: gl.constexpr, LATE: gl.constexpr, CHAINED: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr,
+    EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file; Out, Lse and GradLse are for the rows only.
 
@@ -366,8 +378,8 @@ def backward_kernel(
     for i in gl.static_range(STAGES):
         mbarrier.init(empty.index(i), count=2)
     for i in gl.static_range(FULLS):
-        mbarrier.init(x_full.index(i), count=1)
-        mbarrier.init(y_full.index(i), count=2 if COLUMNS else 1)  # y; lse and delta
+        mbarrier.init(x_full.index(i), count=2 if COLUMNS else 1)  # x; lse and delta
+        mbarrier.init(y_full.index(i), count=1)
     fence_async_shared()
 
     Order, Unions, Places, Entries = parts_of_schedule(
@@ -390,13 +402,13 @@ def backward_kernel(
                 W0, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
                 Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
                 heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
-                HELD, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
+                HELD, LATE, CHAINED, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
             )),
             (consumer, (
                 W1, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
                 Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
                 heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
-                HELD, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
+                HELD, LATE, CHAINED, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
             )),
             (producer, (
                 desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars,

@@ -93,7 +93,7 @@ def load_rows(
         load_tokens(desc_y, y_boxes, y_bar, stage, i_batch, head, query, TILE, D)
         lse_smem.index(stage).store(lse)
         delta_smem.index(stage).store(delta)
-        mbarrier.arrive(y_bar, count=1)
+        mbarrier.arrive(x_bar, count=1)
         it += 1
         row = next_row
         lse, delta = load_stats(
@@ -313,8 +313,8 @@ def dilated_columns_kernel(
         mbarrier.init(tile_empty.index(i), count=2)
     for i in gl.static_range(STAGES):
         mbarrier.init(empty.index(i), count=2)
-        mbarrier.init(x_full.index(i), count=1)
-        mbarrier.init(y_full.index(i), count=2)
+        mbarrier.init(x_full.index(i), count=2)  # x; lse and delta
+        mbarrier.init(y_full.index(i), count=1)
     fence_async_shared()
     bars = (own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty)
     first_query = first_row * BLOCK - q_offset

@@ -31,12 +31,16 @@ class BackwardTiles:
 
     slots: places for a and b (backward.py); with 2 those of the next row or column are loaded during this one.
     held: a and b are in registers during a row or column: a step reads half as much shared memory for its scores.
+    late: lse of a step of a column is read behind its products, not before them.
+    chained: the steps of a block overlap; not where sums take too many registers (C7512 of ptxas).
     """
 
     tile: int
     stages: int
     slots: int
     held: bool
+    late: bool = False
+    chained: bool = False
 
 
 # All by (head_dim, block_size).
@@ -46,7 +50,7 @@ FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (128, 64): ForwardTiles(5, 5, 2, "ahead", 64),
     (128, 128): ForwardTiles(3, 2, 2, "behind", 128),
 }
-# The two passes of the backward.
+# The two passes of the backward; with token dilation a step of the columns is never chained.
 ROWS: dict[tuple[int, int], BackwardTiles] = {
     (64, 64): BackwardTiles(64, 9, 2, True),
     (64, 128): BackwardTiles(128, 5, 2, True),
@@ -55,19 +59,10 @@ ROWS: dict[tuple[int, int], BackwardTiles] = {
 }
 # At head_dim 128 dk and dv take 128 registers.
 COLUMNS: dict[tuple[int, int], BackwardTiles] = {
-    (64, 64): BackwardTiles(64, 9, 2, True),
-    (64, 128): BackwardTiles(64, 9, 2, True),
+    (64, 64): BackwardTiles(64, 9, 2, True, late=True),
+    (64, 128): BackwardTiles(64, 9, 2, True, chained=True),
     (128, 64): BackwardTiles(64, 3, 2, False),
     (128, 128): BackwardTiles(64, 3, 2, False),
-}
-# With token dilation, by head_dim.
-DILATED_ROWS: dict[int, BackwardTiles] = {
-    64: BackwardTiles(128, 5, 2, True),
-    128: BackwardTiles(128, 2, 1, False),
-}
-DILATED_COLUMNS: dict[int, BackwardTiles] = {
-    64: BackwardTiles(64, 9, 2, True),
-    128: BackwardTiles(64, 3, 2, False),
 }
 
 
