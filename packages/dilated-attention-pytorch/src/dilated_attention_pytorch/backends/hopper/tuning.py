@@ -1,4 +1,4 @@
-"""Launch parameters of the Hopper kernels, chosen by hand from timings on an H100, bf16 (attention-bench/NOTES.md).
+"""Launch parameters of the Hopper kernels, chosen from timings on an H100 and an H200, bf16 (attention-bench/NOTES.md).
 
 `attention-bench tune --backend hopper` searches all of the tiles; registers are what 12 warps can share.
 """
@@ -54,12 +54,12 @@ FORWARD: dict[tuple[int, int], ForwardTiles] = {
 ROWS: dict[tuple[int, int], BackwardTiles] = {
     (64, 64): BackwardTiles(64, 9, 2, True),
     (64, 128): BackwardTiles(128, 5, 2, True),
-    (128, 64): BackwardTiles(64, 5, 1, True),
+    (128, 64): BackwardTiles(64, 4, 1, True),
     (128, 128): BackwardTiles(128, 2, 1, False),
 }
 # At head_dim 128 dk and dv take 128 registers.
 COLUMNS: dict[tuple[int, int], BackwardTiles] = {
-    (64, 64): BackwardTiles(64, 9, 2, True, late=True),
+    (64, 64): BackwardTiles(64, 8, 2, True, late=True),
     (64, 128): BackwardTiles(64, 9, 2, True, chained=True),
     (128, 64): BackwardTiles(64, 3, 2, False),
     (128, 128): BackwardTiles(64, 3, 2, False),
