@@ -6,7 +6,7 @@ from pathlib import Path
 
 import figures
 
-from attention_bench import breakeven, documents, report
+from attention_bench import breakeven, documents, host, report
 from attention_bench.measure import Row
 
 RESULTS = Path(__file__).resolve().parents[2] / "tools" / "attention-bench" / "results"
@@ -39,12 +39,17 @@ PARTS = [
         "On a problem so small that the GPU has nothing to do, by the clock of the host, without waiting for the GPU.",
     ),
 ]
+# What to know of a run that has it.
+OF_PYTHON = (
+    "Of Python: what a call takes above two allocations, the launch and, with gradients, a node of autograd around "
+    "them."
+)
 
 
 def write(markdown: Path, assets: Path) -> None:
     for path in sorted(RESULTS.glob("*.json")):
         (markdown / f"benchmark-{path.stem}.md").write_text(documents.markdown(str(path)), "utf-8")
-    rows, where = report.read_json(str(RESULTS / "h100.json"))
+    rows, where = report.read_json(str(RESULTS / "h200.json"))
     peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
     plot(assets, rows, peers, where["device"])
     (markdown / "benchmark-memory.md").write_text(memory(rows), "utf-8")
@@ -97,6 +102,8 @@ def parts() -> list[str]:
         if not paths:
             continue
         made += [f"## {heading}\n", f"{text}\n"]
+        if "host" in name and any(map(has_python, paths)):
+            made.append(f"{OF_PYTHON}\n")
         for path in paths:
             if "breakeven" in name:
                 made.append(
@@ -104,6 +111,11 @@ def parts() -> list[str]:
                 )
             made.append(documents.markdown(str(path)))
     return made
+
+
+def has_python(path: Path) -> bool:
+    """Whether a run of `attention-bench host` knows how much of a call is Python."""
+    return any(row.forward_python_us is not None for row in host.read_json(str(path))[0])
 
 
 def value(rows: list[Row], case: object, peer: str, direction: str) -> float | None:

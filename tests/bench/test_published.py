@@ -11,7 +11,7 @@ from attention_bench import documents, files, report
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tools/attention-bench/results"
 RESULTS = sorted(FOLDER.glob("*.json"))
-IN_README = [FOLDER / "cpu.json", FOLDER / "h100.json"]
+IN_README = [FOLDER / "cpu.json", FOLDER / "h200.json"]
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -98,8 +98,7 @@ def block_sparse_attention(
         dropout_p: probability with which an attention weight is dropped.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
         backend: ``"cpu"``, ``"hopper"``, ``"triton"`` or ``"reference"``; default (None or ``"auto"``): the first
-            that serves the call, with the backward of the first that has one for it. An explicit request is never
-            replaced by another, forward or backward.
+            that serves the call. An explicit request is never replaced by another, forward or backward.
 
     Returns:
         out (batch, q_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
@@ -157,8 +156,7 @@ def explain_backends(
 ) -> dict[str, str | None]:
     """For every backend, in order of choice, None if it would serve the call, else why not.
 
-    Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name. A
-    backend that serves a call may leave the backward to the next one that has it.
+    Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name.
     """
     problem = make_problem(
         q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,

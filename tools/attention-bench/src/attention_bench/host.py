@@ -1,6 +1,7 @@
 """Python time of a call, on a problem so small that the GPU has nothing to do: `attention-bench host`.
 
-A thousand calls are timed by the clock of the host, without waiting for the GPU in between.
+A thousand calls are timed by the clock of the host, without waiting for the GPU in between. Of ours on the Hopper
+backend also the Python alone: less two allocations, the launch and, with gradients, a node of autograd.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import files, options
+from . import files, floor, options
 from .cases import Case
 from .environment import environment, footnote
 from .measure import build, free, one_line, synchronize
@@ -26,7 +27,11 @@ BASE = Case(1024, 4, 64, 64, 0.1)
 
 @dataclass
 class HostRow:
-    """Time per call in microseconds, each the median of several repeats; None where it was not measured."""
+    """Time per call in microseconds, each the median of several repeats; None where it was not measured.
+
+    A floor is what the same call takes without the Python of the library (floor.py): of `ours` where the backend
+    `hopper` serves it.
+    """
 
     peer: str
     case: Case
@@ -35,7 +40,22 @@ class HostRow:
     forward_us: float | None = None  # without gradients
     forward_grad_us: float | None = None  # of inputs that will need a backward
     backward_us: float | None = None
+    forward_floor_us: float | None = None
+    forward_grad_floor_us: float | None = None
     refused: str | None = None
+
+    @property
+    def forward_python_us(self) -> float | None:
+        return above(self.forward_us, self.forward_floor_us)
+
+    @property
+    def forward_grad_python_us(self) -> float | None:
+        return above(self.forward_grad_us, self.forward_grad_floor_us)
+
+
+def above(total: float | None, least: float | None) -> float | None:
+    """What a total has above its floor."""
+    return None if total is None or least is None else total - least
 
 
 def call_us(call: Callable[[], object], device: str, calls: int, repeats: int) -> float:
@@ -67,9 +87,14 @@ def measure(peer: Peer, case: Case, device: str, calls: int, repeats: int) -> Ho
         attend = peer.prepare(case, layout)
         with torch.no_grad():
             row.forward_us = call_us(lambda: attend(q, k, v), device, calls, repeats)
+            bare = floor.prepare(case, layout, q, k, v) if peer.name == "ours" else None
+            if bare is not None:
+                row.forward_floor_us = call_us(bare, device, calls, repeats)
         for tensor in (q, k, v):
             tensor.requires_grad_()
         row.forward_grad_us = call_us(lambda: attend(q, k, v), device, calls, repeats)
+        if bare is not None:
+            row.forward_grad_floor_us = call_us(floor.with_gradients(bare, q, k, v), device, calls, repeats)
         out = attend(q, k, v)
         row.backward_us = call_us(
             lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), device, calls, repeats
@@ -88,19 +113,30 @@ def microseconds(value: float | None) -> str:
     return "none" if value is None else f"{value:,.1f} us"
 
 
+def times(row: HostRow) -> tuple[str, str, str]:
+    """Forward, forward with gradients and backward, with how much of it is Python where that is known."""
+
+    def shown(total: float | None, python: float | None) -> str:
+        return microseconds(total) + ("" if python is None else f" ({microseconds(python)} of Python)")
+
+    return (
+        shown(row.forward_us, row.forward_python_us),
+        shown(row.forward_grad_us, row.forward_grad_python_us),
+        microseconds(row.backward_us),
+    )
+
+
 def markdown(rows: list[HostRow], where: dict[str, Any]) -> str:
     """A table for a document."""
     lines = ["| case | library | forward | forward with gradients | backward |", "|---|---|---|---|---|"]
-    for row in rows:
-        cells = (row.forward_us, row.forward_grad_us, row.backward_us)
-        lines.append(f"| {row.case.label} | {row.peer} | " + " | ".join(map(microseconds, cells)) + " |")
+    lines += [f"| {row.case.label} | {row.peer} | " + " | ".join(times(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + footnote(where)
 
 
 def line(row: HostRow) -> str:
+    forward, with_gradients, backward = times(row)
     return (
-        f"{row.case.label}: {row.peer} forward {microseconds(row.forward_us)}, with gradients "
-        f"{microseconds(row.forward_grad_us)}, backward {microseconds(row.backward_us)} a call"
+        f"{row.case.label}: {row.peer} forward {forward}, with gradients {with_gradients}, backward {backward} a call"
         + (f", refused: {row.refused}" if row.refused else "")
     )
 

@@ -1,0 +1,87 @@
+"""What a call of ours costs when all Python of the library is taken away.
+
+Two allocations (out and lse), the launch of the kernel by the driver and, with gradients, a node of autograd: no Python
+avoids these, so only what a call takes above them is the library's to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.choose import choose_backend
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.functional import make_problem
+
+from .cases import Case
+
+Forward = Callable[[], tuple[Tensor, Tensor]]
+
+
+def prepare(case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor) -> Forward | None:
+    """The bare forward of a call that was made before; None where another backend than `hopper` serves it."""
+    problem = make_problem(
+        q, k, v, layout, is_causal=case.causal, segment_lengths=case.segment_lengths,
+        dilation_rates=case.dilation_rates,
+    )  # fmt: skip
+    return bare_forward(problem) if choose_backend(problem).name == "hopper" else None
+
+
+def bare_forward(problem: AttentionProblem) -> Forward | None:
+    """The allocations and the launch of `launch_forward`, with everything else done once and here.
+
+    None where no launch was kept or triton's launcher function is unknown. The launch always writes to the same out
+    and lse: to tell it new addresses would be Python.
+    """
+    from dilated_attention_pytorch.backends.hopper import kernel  # not every triton has what it imports
+
+    p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
+    launch = kernel.LAUNCHES.get(("forward", p.signature))
+    if launch is None or launch.raw_launch is None:
+        return None
+    batch, q_len, num_heads, _ = q.shape
+    shape, steps, device = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), q.device
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
+    assert p.schedule is not None
+    made = (
+        *launch.describe((q, k, v, k, v, out)),
+        lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.schedule.data_ptr(),
+        kernel.tile_counter(index),  # one for all launches: they follow each other on a stream
+        *launch.numbers,
+    )  # fmt: skip
+    stream = torch._C._cuda_getCurrentRawStream(index)
+    before = (launch.grid, 1, 1, stream, launch.function, *launch.options)
+    raw_launch, arguments = launch.raw_launch, (*before, *(made if kernel.VERSION == (3, 6) else (made,)))
+
+    # the launch knows addresses only: `kept` holds what lies there
+    def forward(kept: object = (problem, out, lse)) -> tuple[Tensor, Tensor]:
+        new_out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        new_lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
+        raw_launch(*arguments)
+        return new_out, new_lse
+
+    return forward
+
+
+class BareNode(torch.autograd.Function):
+    """A node that is given and saves what `EagerAttention` is and does, around a bare forward. It has no backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None, bare: Forward, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        out, lse = bare()
+        ctx.save_for_backward(q, k, v, block_bias, out, lse)
+        ctx.problem, ctx.backend = bare, backend
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+
+def with_gradients(bare: Forward, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
+    """The bare forward of inputs that will need a backward."""
+    return lambda: BareNode.apply(q, k, v, None, bare, "hopper")  # type: ignore[no-untyped-call]
