@@ -7,7 +7,7 @@ of the tokens in a list stream by, and the sums stay in registers:
     s = a x'; p = exp(s - lse);   dp = b y'; ds = p * (dp - delta);   sum_x += ds x, in the columns also sum_y += p y
 That is seven products where one pass over the columns needs five (Shah et al., FlashAttention-3, arXiv:2407.08608), but
 nothing is added in global memory: rows and columns may be of any length and in any order, and every run gives the same
-bits. On an H100 it is also faster: float32 sums of dq in memory keep the L2 cache busier than two products the multiprocessors.
+bits. It is also faster, on an H100 by far: float32 sums of dq in memory keep the L2 cache busier than two products the multiprocessors.
 
     one warp         takes tiles of 128 tokens from a counter, loads a and b, then x and y of every entry of their lists
     two warpgroups   compute; they share no barriers but those of the ring, so the products of one run during the
@@ -24,29 +24,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
 )
 
-from .attend import LOG2E, scores
-from .ring import LAPS, full_at, get_tile, give_back, wait_past
+from .attend import LOG2E
+from .passes import load_stats, shared_memory, step
+from .ring import LAPS, full_at, wait_past
 from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
 from .stats import CHUNK, load_out, stats_of_queries
 from .tiles import kept_tile, load_tokens, store_tokens
-
-TOLD = gl.constexpr(3)  # the tile, batch and head, group of rows or columns
-
-
-@gluon.jit
-def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED: gl.constexpr):
-    """lse and -delta of the queries of a step of one head; of any where the entry is below 0."""
-    lanes: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    row = gl.maximum(entry, 0)
-    if PAIRED:
-        row = row >> 1
-    m = gl.arange(0, TILE, layout=lanes)
-    ptrs = stats + (row * SUB + sub) * (2 * TILE) + (m // CHUNK) * (2 * CHUNK) + m % CHUNK
-    return gl.load(ptrs), gl.load(ptrs + CHUNK)
 
 
 @gluon.jit
@@ -161,60 +146,6 @@ def hide(p, seen, layout: gl.constexpr):
                     visible = visible & (key[None, :] <= query[:, None])
                 p = gl.where(visible, p, 0.0)
     return p
-
-
-@gluon.jit
-def step(
-    sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, HIDE: gl.constexpr, seen, scale_log2,
-    COLUMNS: gl.constexpr, s_layout: gl.constexpr, sum_layout: gl.constexpr, LATE: gl.constexpr = False,
-    FIRST: gl.constexpr = True, LAST: gl.constexpr = True,
-):  # fmt: skip
-    """Add what the tile at a place gives; HIDE(p, seen, layout) makes p 0 where a query may not see the key.
-
-    The sums of all but the LAST step are in flight on return, and waited for when the next one, not FIRST, has begun. Not
-    so after the last: ptxas serialises all products of a loop over whose closing one of them runs.
-    """
-    operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
-    dtype: gl.constexpr = a.dtype
-    lse_smem, delta_smem = stats
-    STAGES: gl.constexpr = x_ring[0].shape[0]
-    TILE: gl.constexpr = x_ring[0].shape[1]
-    x_tile = get_tile(x_ring, place)
-    if COLUMNS and not LATE:  # before the products: shared memory is read in the order of the instructions
-        lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    s = scores(a, x_tile, TILE, s_layout)
-    if not FIRST:
-        if COLUMNS:
-            sum_x, sum_y = warpgroup_mma_wait(1, deps=[sum_x, sum_y])
-        else:
-            sum_x = warpgroup_mma_wait(1, deps=[sum_x])
-        give_back(x_ring, place - 1)  # and y: they have one barrier
-    y_tile = get_tile(y_ring, place)
-    dp = scores(b, y_tile, TILE, s_layout)
-    if COLUMNS and LATE:
-        lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    s = warpgroup_mma_wait(1, deps=[s])
-    if COLUMNS:
-        p = gl.exp2(s * scale_log2 - lse[None, :])
-    else:
-        p = gl.exp2(s * scale_log2 - lse[:, None])
-    p = HIDE(p, seen, s_layout)
-    if COLUMNS:
-        delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-        sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
-        dp = warpgroup_mma_wait(1, deps=[dp])
-        ds = p * (dp + delta[None, :])
-    else:
-        dp = warpgroup_mma_wait(0, deps=[dp])
-        ds = p * (dp + delta[:, None])
-    sum_x = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), x_tile, sum_x, is_async=True)
-    if LAST:
-        if COLUMNS:
-            sum_x, sum_y = warpgroup_mma_wait(0, deps=[sum_x, sum_y])
-        else:
-            sum_x = warpgroup_mma_wait(0, deps=[sum_x])
-        give_back(x_ring, place)
-    return sum_x, sum_y
 
 
 @gluon.jit
@@ -350,42 +281,14 @@ def backward_kernel(
 
     Launched with 4 warps: the first warpgroup is the default partition.
     """
-    dtype: gl.constexpr = desc_a.dtype
-    tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     FULLS: gl.constexpr = LAPS * STAGES if BLOCK_SIZE == 64 else STAGES
-    STATS_STAGES: gl.constexpr = STAGES if COLUMNS else 1
-    a_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    b_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    x_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    y_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    lse_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    delta_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    tile_smem = gl.allocate_shared_memory(gl.int32, [2 * TOLD, 1], flat)
-    own_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    own_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    x_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
-    y_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(SLOTS * 2):
-        mbarrier.init(own_full.index(i), count=2)  # a, b
-        mbarrier.init(own_empty.index(i), count=1)
-    for i in gl.static_range(2):
-        mbarrier.init(tile_full.index(i), count=1)
-        mbarrier.init(tile_empty.index(i), count=2)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(empty.index(i), count=2)
-    for i in gl.static_range(FULLS):
-        mbarrier.init(x_full.index(i), count=2 if COLUMNS else 1)  # x; lse and delta
-        mbarrier.init(y_full.index(i), count=1)
-    fence_async_shared()
-
+    tiles, lse_smem, delta_smem, tile_smem, bars = shared_memory(
+        desc_a.dtype, D, TILE, STAGES, SLOTS, FULLS, COLUMNS
+    )
+    a_smem, b_smem, x_smem, y_smem = tiles
     Order, Unions, Places, Entries = parts_of_schedule(
         Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE
     )
-    bars = (own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty)
     # `first`: of the tensor, `offset`: its position. The queries of the first row need not be at position 0
     first_query = first_row * BLOCK_SIZE - q_offset
     if COLUMNS:

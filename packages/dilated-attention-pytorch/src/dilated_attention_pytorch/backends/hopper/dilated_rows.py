@@ -15,13 +15,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import LOG2E, visible_keys
-from .backward import TOLD, step
+from .passes import BLOCK, shared_memory, step
 from .ring import full_at
 from .schedule import next_tile, shared_tile, tell, tile_place, told
 from .stats import CHUNK, load_out, stats_of_queries
 from .tiles import kept_tile, load_box, load_tokens, store_tokens
-
-BLOCK = gl.constexpr(128)  # tokens
 
 
 @gluon.jit
@@ -237,33 +235,8 @@ def dilated_rows_kernel(
     HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
-    dtype: gl.constexpr = desc_a.dtype
-    tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    a_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    b_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    x_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    y_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    tile_smem = gl.allocate_shared_memory(gl.int32, [2 * TOLD, 1], flat)
-    own_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    own_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    x_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    y_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(SLOTS * 2):
-        mbarrier.init(own_full.index(i), count=2)  # a, b
-        mbarrier.init(own_empty.index(i), count=1)
-    for i in gl.static_range(2):
-        mbarrier.init(tile_full.index(i), count=1)
-        mbarrier.init(tile_empty.index(i), count=2)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(empty.index(i), count=2)
-        mbarrier.init(x_full.index(i), count=1)
-        mbarrier.init(y_full.index(i), count=1)
-    fence_async_shared()
-    bars = (own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty)
+    tiles, _, _, tile_smem, bars = shared_memory(desc_a.dtype, D, TILE, STAGES, SLOTS, STAGES, False)
+    a_smem, b_smem, x_smem, y_smem = tiles
     first_query = first_row * BLOCK - q_offset
     first_position = first_row * BLOCK
     saved = (Out, stride_ob, stride_os, stride_oh, q_len)
