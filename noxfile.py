@@ -121,12 +121,10 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def sanitize(session: nox.Session) -> None:
-    """compute-sanitizer (of the CUDA toolkit) on one small call of every Hopper kernel; needs an H100 or H200.
-
-    racecheck fails for the two reports that tests/core/sanitize_hopper.py explains; look for any other.
-    """
+    """compute-sanitizer (of the CUDA toolkit) on one small call of every Hopper kernel; needs an H100 or H200."""
     python = workshop(session, "test")
-    # without the option racecheck does not see that A comes before C when A comes before B and B before C
+    # racecheck fails for the two reports that sanitize_hopper.py explains; look for any other.
+    # Without the option it does not see that A comes before C when A comes before B and B before C
     for tool in (("memcheck",), ("racecheck", "--racecheck-indirect-barrier-dependency")):
         session.run(
             "compute-sanitizer", "--tool", *tool, "--error-exitcode", "2", python, "tests/core/sanitize_hopper.py",
