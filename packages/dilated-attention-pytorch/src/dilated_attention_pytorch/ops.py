@@ -103,7 +103,7 @@ def gradients(
     grad_out: Tensor,
     grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and block_bias (None without one) from the backend that has this backward."""
+    """Gradients of q, k, v and block_bias (None without one) from the backend of the forward."""
     grads = backend_named(backend).backward(problem, out, lse, grad_out, grad_lse)
     bias, grad_bias = problem.block_bias, grads.block_bias
     if bias is None or grad_bias is None:

@@ -325,15 +325,15 @@ class BlockLayout:
         of_rows = make_schedule(
             rows.offsets, rows.indices, self.num_heads, grid.n_rows, n_classes, block_size
         )
-        start = start_of_columns(self.num_heads, grid.n_rows, self.num_active_blocks, block_size)
-        if dilation is not None and (block_size != 128 or max(dilation.dilation_rates) > MOST_JOINED):
-            return of_rows  # no kernel takes it
         if dilation is None:
             of_columns = make_schedule(cols.offsets, cols.indices, self.num_heads, grid.n_cols, 1, block_size)
-        else:
+        elif block_size == 128 and max(dilation.dilation_rates) <= MOST_JOINED:
             of_columns = joined_columns(
                 cols.offsets, cols.indices, self.num_heads, grid.n_rows, grid.n_cols, dilation.dilation_rates
             )
+        else:
+            return of_rows  # no kernel takes it
+        start = start_of_columns(self.num_heads, grid.n_rows, self.num_active_blocks, block_size)
         padded = torch.nn.functional.pad(of_rows, (0, start - of_rows.numel()))
         return torch.cat([padded, of_columns])
 
