@@ -74,6 +74,8 @@ SHAPES = [
         for kernel in ("rows", "columns")
         for head_dim, causal, rates in ((128, True, (1, 4)), (64, False, (2,)), (64, True, (2, 16)))
     ),
+    Shape("columns", 128, 128, True, True, rates=(16,)),
+    Shape("rows", 64, 128, False, False, rates=(8, 1), grad_lse=True),
     Shape("forward", 128, 128, True, True, dtype="float16"),
     Shape("rows", 128, 128, True, True, dtype="float16"),
     Shape("columns", 128, 128, True, True, dtype="float16"),

@@ -10,8 +10,7 @@ ring      One warp passes numbers to four others through two places in shared me
           empty. The reading of a number is reported with the writing of the next but one: the four warps meet at a barrier, one
           thread arrives for all of them, and the writer waits for that.
 
-Both programs check what they compute. The attention kernels are reported in these two places and in no other
-(sanitize_hopper.py).
+Both programs check what they compute. racecheck.py runs them beside the attention kernels.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
 """One tiny call of every Hopper kernel, beside the definition; to be run under compute-sanitizer.
 
     compute-sanitizer --tool memcheck python tests/core/sanitize_hopper.py
-    compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tests/core/sanitize_hopper.py
+    python tests/core/racecheck.py
 
-memcheck finds nothing. racecheck reports in the kernels two things that are none, for it does not follow
-    `barrier.sync 1` at the line of `gl.warp_specialize`, on either side of which the byte is written and read by which
-        triton tells the other warps what to do;
-    the barrier of a warpgroup that has read what it is told of a tile (schedule.py: `told`), after which one thread arrives
-        for all of them at the barrier that the writer (`keep`) waits for.
-racecheck_control.py shows both in kernels that do nothing else. Everything else it finds clean.
+memcheck finds nothing; racecheck.py says what racecheck finds.
 
 Prints the errors of every call; exit status 1 when one of them is too large. Words on the command line choose the
 calls whose names contain one of them. The definition is computed on the CPU, so that the sanitizer watches our kernels only.

@@ -24,6 +24,7 @@ from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
+from dilated_attention_pytorch.patterns.layout import BlockLists
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.hopper_cases import ALL, label, refusals
 
@@ -119,6 +120,7 @@ def of_shape(
     return {name: fake(torch.empty(shape, dtype=dtype), mode, device) for name, shape in shapes.items()}
 
 
+MANY = torch.zeros(1, dtype=torch.int32).expand(2**30)
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "device": (of_shape(device="cpu"), "q is on cpu, needs a CUDA device"),
     "float32": (of_shape(torch.float32), "q has dtype torch.float32, needs float16 or bfloat16"),
@@ -146,6 +148,13 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "dilation_coarse": (
         {"dilation": TokenDilation((128, 256), (1, 32))},
         "token dilation needs rates up to 16 that divide kv_len 512, got (1, 32)",
+    ),
+    "dilation_pairs": (
+        {
+            "dilation": TokenDilation((128, 256), (1, 4)),
+            "rows": BlockLists(MANY[:5], MANY, MANY),
+        },
+        f"token dilation counts pairs of {2**30} active blocks, at most 2**30 - 1 fit int32",
     ),
     "schedule": ({"schedule": None}, "the problem was made without a schedule"),
 }

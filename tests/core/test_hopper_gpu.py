@@ -24,7 +24,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.triton import TRITON
 from tests.core.attention_cases import BY_NAME, Case, case
-from tests.core.hopper_cases import SERVED, check, label, shaped
+from tests.core.hopper_cases import MORE, SERVED, check, label, shaped
 from tests.core.test_attention_gpu import check_last_block_beyond_two_to_the_31_elements
 
 
@@ -38,6 +38,7 @@ pytestmark = [
 ]
 
 Results = tuple[Tensor, ...]  # out, lse and the gradients of q, k and v
+DILATION: dict[str, Any] = {"segment_lengths": [256, 512], "dilation_rates": [1, 4]}
 
 
 @pytest.fixture(autouse=True)
@@ -96,10 +97,11 @@ IN_FLOAT16 = [
 ]
 
 
-@pytest.mark.parametrize("name", [*IN_FLOAT16, "dilation"])
+@pytest.mark.parametrize("name", [*IN_FLOAT16, "dilation", "dilation_2048_full", "dilation_of_all_by_16"])
 def test_float16(name: str) -> None:
     block_size = 64 if name in ("1000_causal", "layout_per_head") else 128
-    check(shaped(BY_NAME[name], 128, block_size), torch.float16)
+    named = BY_NAME | {case.name: case for case in MORE}
+    check(shaped(named[name], 128, block_size), torch.float16)
 
 
 @pytest.mark.parametrize("block_size", [64, 128])
@@ -163,16 +165,18 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize(("head_dim", "block_size"), [(128, 128), (64, 64)])
+@pytest.mark.parametrize(
+    ("head_dim", "block_size", "options"), [(128, 128, {}), (64, 64, {}), (64, 128, DILATION)]
+)
 @pytest.mark.parametrize("name", VIEWS)
-def test_views_are_read_in_place(name: str, head_dim: int, block_size: int) -> None:
+def test_views_are_read_in_place(name: str, head_dim: int, block_size: int, options: dict[str, Any]) -> None:
     leaves = qkv(2, 1000, 4, head_dim, kv_heads=2)
     layout, grad_out = layout_of(1000, block_size, causal=True), random(*leaves[0].shape)
-    expected = step(*leaves, layout, grad_out)
+    expected = step(*leaves, layout, grad_out, **options)
     q, k, v = (VIEWS[name](x.detach()).requires_grad_() for x in leaves)
     assert not q.is_contiguous() or name in ("one_of_more_batches",)
     assert explain_backends(q, k, v, layout)["hopper"] is None
-    assert_same(step(q, k, v, layout, VIEWS[name](grad_out)), expected)
+    assert_same(step(q, k, v, layout, VIEWS[name](grad_out), **options), expected)
 
 
 def test_one_projection_holds_q_k_and_v() -> None:
@@ -308,19 +312,23 @@ def test_twenty_runs_are_equal_to_the_bit(name: str) -> None:
         assert_same(step(q, k, v, layout, grad_out, **dict(*options)), first)
 
 
-def test_two_streams_at_once() -> None:
+def test_several_streams_at_once() -> None:
     problems = []
-    for length, heads, dim, block_size, causal in ((3000, 8, 128, 128, True), (2000, 6, 64, 64, False)):
+    for length, heads, dim, block_size, causal, options in (
+        (3000, 8, 128, 128, True, {}),
+        (2000, 6, 64, 64, False, {}),
+        (3000, 8, 64, 128, False, DILATION),
+    ):
         tensors = qkv(1, length, heads, dim)
         layout, grad_out = layout_of(length, block_size, causal=causal), random(*tensors[0].shape)
-        problems.append((tensors, layout, grad_out, step(*tensors, layout, grad_out)))
+        problems.append((tensors, layout, grad_out, options, step(*tensors, layout, grad_out, **options)))
     streams = [torch.cuda.Stream() for _ in problems]
     torch.cuda.synchronize()
     results: list[tuple[Results, Results]] = []
     for _ in range(50):
-        for stream, (tensors, layout, grad_out, expected) in zip(streams, problems, strict=True):
+        for stream, (tensors, layout, grad_out, options, expected) in zip(streams, problems, strict=True):
             with torch.cuda.stream(stream):
-                results.append((step(*tensors, layout, grad_out), expected))
+                results.append((step(*tensors, layout, grad_out, **options), expected))
     torch.cuda.synchronize()
     for found, expected in results:
         assert_same(found, expected)
@@ -360,12 +368,15 @@ def test_tensors_that_were_one_in_an_earlier_call_are_read_apart(head_dim: int) 
 # ---- what PyTorch does with it
 
 
-@pytest.mark.parametrize(("heads", "head_dim"), [(16, 128), (8, 64)])
-def test_forward_and_backward_need_hardly_more_memory_than_their_results(heads: int, head_dim: int) -> None:
-    module = BlockSparseAttention(SparsePatternConfig(block_size=128, sparsity_ratio=0.01), backend="hopper")
+@pytest.mark.parametrize(("heads", "head_dim", "options"), [(16, 128, {}), (8, 64, {}), (16, 128, DILATION)])
+def test_forward_and_backward_need_hardly_more_memory_than_their_results(
+    heads: int, head_dim: int, options: dict[str, Any]
+) -> None:
+    config = SparsePatternConfig(block_size=128, sparsity_ratio=0.01)
+    module = BlockSparseAttention(config, backend="hopper", **options)
     q, k, v = qkv(1, 131_072, heads, head_dim)
     grad_out = random(*q.shape)
-    module.layout(131_072, device="cuda:0").schedule()
+    module(q[:, :, :1], k[:, :, :1], v[:, :, :1])  # makes the layout and its schedule
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -378,17 +389,21 @@ def test_forward_and_backward_need_hardly_more_memory_than_their_results(heads: 
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward_and_backward"])
-@pytest.mark.parametrize(("block_size", "causal"), [(128, True), (64, False)])
-def test_graph_gives_the_numbers_of_eager_mode(block_size: int, causal: bool, training: bool) -> None:
+@pytest.mark.parametrize(
+    ("block_size", "causal", "options"), [(128, True, {}), (64, False, {}), (128, True, DILATION)]
+)
+def test_graph_gives_the_numbers_of_eager_mode(
+    block_size: int, causal: bool, options: dict[str, Any], training: bool
+) -> None:
     q, k, v = qkv(2, 1500, 8, 128, kv_heads=4)
     layout, grad_out = layout_of(1500, block_size, causal=causal), random(*q.shape)
 
     def work() -> Results:
         if training:
-            return step(q, k, v, layout, grad_out)
+            return step(q, k, v, layout, grad_out, **options)
         with torch.no_grad():
             return block_sparse_attention(
-                q, k, v, layout, is_causal=causal, return_lse=True, backend="hopper"
+                q, k, v, layout, is_causal=causal, return_lse=True, backend="hopper", **options
             )
 
     stream = torch.cuda.Stream()
@@ -414,11 +429,11 @@ def test_graph_gives_the_numbers_of_eager_mode(block_size: int, causal: bool, tr
                 assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("block_size", [64, 128])
-def test_compiled_training_step_is_that_of_eager_mode(block_size: int) -> None:
+@pytest.mark.parametrize(("block_size", "options"), [(64, {}), (128, {}), (128, DILATION)])
+def test_compiled_training_step_is_that_of_eager_mode(block_size: int, options: dict[str, Any]) -> None:
     torch.compiler.reset()
     config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.3)
-    module = BlockSparseAttention(config, backend="hopper")
+    module = BlockSparseAttention(config, backend="hopper", **options)
     function = torch.compile(module, fullgraph=True)
     for length in (500, 1000):
         q, k, v = qkv(2, length, 4, 64)

@@ -115,7 +115,6 @@ LAYOUTS = {
 DILATIONS = {
     "near_all_far_fourth": dilation_of([512, 1024], [1, 4]),
     "near_fewer": dilation_of([512, 1024], [8, 2]),
-    "three_classes": dilation_of([256, 512, 1024], [1, 2, 4]),
     "one_class": dilation_of([128], [16]),
 }
 
@@ -177,3 +176,10 @@ def test_rates_that_no_kernel_takes_have_no_columns() -> None:
 def test_made_without_looking_at_the_values() -> None:
     schedule = built(20 * BLOCK, 0.3).to("meta").schedule(DILATIONS["near_all_far_fourth"])
     assert schedule.device.type == "meta"
+
+
+def test_columns_are_joined_for_as_many_classes_as_kernels_take() -> None:
+    layout = built(16 * BLOCK, 0.4)
+    rows_alone = start_of_columns(1, 16, layout.num_active_blocks, BLOCK)
+    assert layout.schedule(dilation_of([256, 512], [1, 2])).numel() > rows_alone
+    assert layout.schedule(dilation_of([256, 512, 1024], [1, 2, 4])).numel() <= rows_alone

@@ -15,6 +15,7 @@ from torch import Tensor
 from .schedule import order_of_groups
 
 MOST_JOINED = 16  # columns in a tile; also the largest rate of the kernels
+MOST_RATES = 2  # distance classes of the kernels
 FARTHEST = 32  # columns apart that are tried; more would only fit longer sequences
 
 

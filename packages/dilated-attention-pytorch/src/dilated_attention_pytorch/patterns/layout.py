@@ -14,7 +14,7 @@ from ..config import SparsePatternConfig, TokenDilation
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
-from .joined import MOST_JOINED, joined_columns
+from .joined import MOST_JOINED, MOST_RATES, joined_columns
 from .keep import Forgotten, Kept, keep
 from .schedule import make_schedule, start_of_columns
 
@@ -327,7 +327,7 @@ class BlockLayout:
         )
         if dilation is None:
             of_columns = make_schedule(cols.offsets, cols.indices, self.num_heads, grid.n_cols, 1, block_size)
-        elif block_size == 128 and max(dilation.dilation_rates) <= MOST_JOINED:
+        elif block_size == 128 and n_classes <= MOST_RATES and max(dilation.dilation_rates) <= MOST_JOINED:
             of_columns = joined_columns(
                 cols.offsets, cols.indices, self.num_heads, grid.n_rows, grid.n_cols, dilation.dilation_rates
             )

@@ -10,12 +10,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...patterns.joined import MOST_JOINED
+from ...patterns.joined import MOST_JOINED, MOST_RATES
 from ..problem import AttentionProblem, Gradients
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
-MOST_RATES = 2  # distance classes of token dilation
 OLDEST_TRITON = (3, 6)  # with Gluon as the kernels use it
 
 
@@ -107,6 +106,8 @@ class HopperBackend:
                 return f"token dilation has {len(p.rates)} rates, at most {MOST_RATES} fit"
             if max(p.rates) > MOST_JOINED or p.kv_len % max(p.rates):
                 return f"token dilation needs rates up to {MOST_JOINED} that divide kv_len {p.kv_len}, got {p.rates}"
+            if p.rows.indices.numel() >= 2**30:
+                return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
         for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
             why_not = badly_strided(name, x)
             if why_not is not None:

@@ -17,11 +17,10 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 
 from .ring import get_tile, give_back, pass_over, wait_past
 from .schedule import count_below
+from .softmax import INFINITY, first_of_row, later_softmax, scaled, softmax
 from .tiles import kept_tile
 
-INFINITY = gl.constexpr(float("inf"))
 LOG2E = gl.constexpr(1.4426950408889634)
-SLACK = gl.constexpr(8.0)  # in units of log2
 NOTHING = gl.constexpr(1 << 23)  # a column past any key
 
 
@@ -33,11 +32,17 @@ def visible_keys(
     """Which keys of tile t a query may see, and whether there is one in this place."""
     Indices, lo, hi, head, kv_len = keys
     KEYS: gl.constexpr = BLOCK_SIZE // RATE
-    lanes = t * BLOCK_N + gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
-    entry = lo + lanes // KEYS
-    column = gl.load(Indices + entry, mask=entry < hi, other=NOTHING)
-    key = column * BLOCK_SIZE + head % RATE + (lanes % KEYS) * RATE
-    visible = ((key < kv_len) & (entry < hi))[None, :]
+    lanes = gl.arange(0, BLOCK_N, layout=gl.SliceLayout(0, layout))
+    if RATE == 1 and BLOCK_N <= BLOCK_SIZE:  # of one entry, which there is
+        first = t * BLOCK_N
+        key = gl.load(Indices + lo + first // BLOCK_SIZE) * BLOCK_SIZE + first % BLOCK_SIZE + lanes
+        visible = (key < kv_len)[None, :]
+    else:
+        lanes += t * BLOCK_N
+        entry = lo + lanes // KEYS
+        column = gl.load(Indices + entry, mask=entry < hi, other=NOTHING)
+        key = column * BLOCK_SIZE + head % RATE + (lanes % KEYS) * RATE
+        visible = ((key < kv_len) & (entry < hi))[None, :]
     if IS_CAUSAL:
         visible = visible & (key[None, :] <= position[:, None])
     return visible
@@ -56,75 +61,21 @@ def hide_keys(
 
 
 @gluon.jit
-def softmax(s, m, l, scale_log2, MASKED: gl.constexpr):
-    """Online softmax of one tile of scores, in units of log2: p, the factor of what came before, new m and l.
-
-    m is the largest score but for SLACK: p may be 256, and in exchange the factor is 1 from the first tiles on (as in
-    the kernels of FlashAttention-4).
-    """
-    m_new = gl.maximum(m, gl.max(s, 1) * scale_log2)
-    m_new = gl.where(m_new - m > SLACK, m_new, m)
-    m_safe = m_new
-    if MASKED:
-        m_safe = gl.where(m_new == -INFINITY, 0.0, m_new)  # a query that has seen nothing yet
-    p = gl.exp2(s * scale_log2 - m_safe[:, None])
-    alpha = gl.exp2(m - m_safe)
-    return p, alpha, m_new, l * alpha + gl.sum(p, 1)
-
-
-@gluon.jit
 def scores(q, k_tile, BLOCK_N: gl.constexpr, layout: gl.constexpr):
     """q k^T, in flight."""
     zero = gl.zeros([64, BLOCK_N], gl.float32, layout=layout)
     return warpgroup_mma(q, k_tile.permute([1, 0]), zero, use_acc=False, is_async=True)
 
 
-def rescale_code(n: int) -> tuple[str, str]:
-    """PTX that multiplies n numbers of a thread by their factors unless all factors of the warp are 1, and its operands.
-
-    The numbers are those of two rows, in turns of two, as products leave them.
-    """
-    one, factor = "0f3F800000", 2 * n
-    lines = [
-        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, {one}; setp.neu.or.f32 q, ${factor + 2}, {one}, p;",
-        "vote.sync.any.pred p, q, 0xffffffff; @!p bra.uni DONE;",
-        *(f"mul.f32 ${i}, ${i}, ${factor + i};" for i in range(n)),
-        "DONE: }",
-    ]
-    return " ".join(lines), ",".join(["=f"] * n + [str(i) for i in range(n)] + ["f"] * n)
-
-
-NUMBERS = gl.constexpr(32)  # that are looked at together
-RESCALE, RESCALE_OPERANDS = (gl.constexpr(text) for text in rescale_code(NUMBERS.value))
-
-
 @gluon.jit
-def scaled(acc, alpha, layout: gl.constexpr):
-    """The sums of what came before, for the new maximum; most often it is the old one."""
-    factor = gl.convert_layout(alpha, gl.SliceLayout(1, layout))[:, None]
-    acc, factor = gl.broadcast(acc, factor)
-    return gl.inline_asm_elementwise(
-        RESCALE, RESCALE_OPERANDS, [acc, factor], dtype=gl.float32, is_pure=True, pack=NUMBERS
-    )
-
-
-@gluon.jit
-def tiles_of_list(
-    Indices, lo, hi, position0, kv_len, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-):  # fmt: skip
-    """The end of what the queries from position0 on may see, how many tiles that is, and how many need no mask."""
-    KEYS: gl.constexpr = BLOCK_SIZE // RATE
-    n_visible = hi - lo
-    n_whole = n_visible
+def entries_of_list(Indices, lo, hi, row, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUSAL: gl.constexpr):
+    """How many entries of a list the queries of a row may see, and how many they see all keys of."""
+    visible = 2147483647  # columns below
+    whole = kv_len // BLOCK_SIZE
     if IS_CAUSAL:
-        n_visible = count_below(Indices, lo, hi, (position0 + 63) // BLOCK_SIZE + 1)
-        n_whole = count_below(
-            Indices, lo, hi, gl.minimum((position0 + 1) // BLOCK_SIZE, kv_len // BLOCK_SIZE)
-        )
-    elif not EVEN_KV:
-        n_whole = count_below(Indices, lo, hi, kv_len // BLOCK_SIZE)
-    return lo + n_visible, gl.cdiv(n_visible * KEYS, BLOCK_N), n_whole * KEYS // BLOCK_N
+        visible = row + 1
+        whole = gl.minimum(row, whole)
+    return count_below(Indices, lo, hi, visible, whole)
 
 
 @gluon.jit
@@ -138,21 +89,21 @@ def place_of(places, base, t, PAIRED: gl.constexpr):
 
 @gluon.jit
 def attend(
-    q, k_ring, v_ring, Indices, Places, lo, hi, sums, base, last, position0, position, head, kv_len, scale_log2,
+    q, k_ring, v_ring, Indices, Places, lo, hi, n_visible, n_whole, sums, base, last, position, head, kv_len, scale_log2,
     BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, PAIRED: gl.constexpr, IS_CAUSAL: gl.constexpr,
     EVEN_KV: gl.constexpr, ORDER: gl.constexpr, UNROLL: gl.constexpr, s_layout: gl.constexpr, acc_layout: gl.constexpr,
 ):  # fmt: skip
     """Add the keys of one list to the sums: acc, m and l.
 
-    `base` is the place of its first tile in the ring, `last` the one that this warpgroup has waited for last, which
-    is returned.
+    The first n_visible entries are seen, the first n_whole without a mask. `base` is the place of the first tile in the ring,
+    `last` the one that this warpgroup has waited for last, which is returned.
     """
     HAS_EDGE: gl.constexpr = IS_CAUSAL or not EVEN_KV or BLOCK_N * RATE > BLOCK_SIZE
     places = Places + lo
-    hi_visible, n_tiles, n_whole = tiles_of_list(
-        Indices, lo, hi, position0, kv_len, BLOCK_N, BLOCK_SIZE, RATE, IS_CAUSAL, EVEN_KV
-    )
-    keys = Indices, lo, hi_visible, head, kv_len
+    KEYS: gl.constexpr = BLOCK_SIZE // RATE
+    n_tiles = gl.cdiv(n_visible * KEYS, BLOCK_N)
+    n_whole = n_whole * KEYS // BLOCK_N
+    keys = Indices, lo, lo + n_visible, head, kv_len
     if ORDER == "ahead":
         sums, last = attend_ahead(
             q, k_ring, v_ring, keys, places, n_tiles, n_whole, sums, base, last, position, scale_log2, BLOCK_N, BLOCK_SIZE,
@@ -197,9 +148,14 @@ def attend_ahead(
         s = scores(kept_tile(q), get_tile(k_ring, place), BLOCK_N, s_layout)
         s = warpgroup_mma_wait(0, deps=[s])
         give_back(k_ring, place)
+        acc, m, l = sums
+        if t < n_whole:
+            m = first_of_row(s, m, scale_log2, s_layout)
+        sums = acc, m, l
         q_tile = kept_tile(q)
         # k of a tile can be loaded only while the stage of a v in use is not needed for the v before it
-        while (t + UNROLL < n_whole) & (place_of(places, base, t + UNROLL, PAIRED) - place <= STAGES):
+        last_begin = gl.minimum(n_whole, n_tiles - 1) - UNROLL
+        while (t <= last_begin) & (place_of(places, base, t + UNROLL, PAIRED) - place <= STAGES):
             s, sums = attend_tiles_ahead(
                 q_tile, k_ring, v_ring, keys, places, base, t, s, sums, position, scale_log2, UNROLL, BLOCK_N, BLOCK_SIZE, RATE,
                 PAIRED, IS_CAUSAL, False, s_layout, acc_layout,
@@ -216,9 +172,9 @@ def attend_ahead(
             place = place_of(places, base, t, PAIRED)
         acc, m, l = sums
         s = hide_keys(s, keys, t, position, BLOCK_N, BLOCK_SIZE, RATE, HAS_EDGE, IS_CAUSAL, s_layout)
-        p, alpha, m, l = softmax(s, m, l, scale_log2, HAS_EDGE)
+        p, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, HAS_EDGE, s_layout)
         acc = scaled(acc, alpha, acc_layout)
-        p = gl.convert_layout(p.to(v_ring[0].dtype), p_layout)
+        p = gl.convert_layout(p, p_layout)
         acc = warpgroup_mma(p, get_tile(v_ring, place), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
         give_back(v_ring, place)
@@ -247,8 +203,11 @@ def attend_tiles_ahead(
         k_tile = get_tile(k_ring, place_next)
         s_next = scores(q, k_tile, BLOCK_N, s_layout)
         s = hide_keys(s, keys, t + i, position, BLOCK_N, BLOCK_SIZE, RATE, MASKED, IS_CAUSAL, s_layout)
-        p, alpha, m, l = softmax(s, m, l, scale_log2, MASKED)
-        p = gl.convert_layout(p.to(q.dtype), p_layout)
+        if MASKED:
+            p, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, MASKED, s_layout)
+        else:
+            p, alpha, m, l = later_softmax(s, m, l, scale_log2, v_ring[0].dtype, s_layout)
+        p = gl.convert_layout(p, p_layout)
         if i > 0:
             acc = warpgroup_mma_wait(1, deps=[acc])
             give_back(v_ring, place_v)
@@ -277,9 +236,9 @@ def attend_behind(
         s = warpgroup_mma_wait(0, deps=[s])
         give_back(k_ring, base)
         s = hide_keys(s, keys, 0, position, BLOCK_N, BLOCK_SIZE, RATE, HAS_EDGE, IS_CAUSAL, s_layout)
-        p, alpha, m, l = softmax(s, m, l, scale_log2, HAS_EDGE)
+        p, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, HAS_EDGE, s_layout)
         sums = scaled(acc, alpha, acc_layout), m, l
-        p = gl.convert_layout(p.to(v_ring[0].dtype), p_layout)
+        p = gl.convert_layout(p, p_layout)
         q_tile = kept_tile(q)
         for t in range(1, n_whole):
             sums, p = attend_tile_behind(
@@ -315,10 +274,13 @@ def attend_tile_behind(
     s = warpgroup_mma_wait(1, deps=[s])
     give_back(k_ring, place)
     s = hide_keys(s, keys, t, position, BLOCK_N, BLOCK_SIZE, RATE, MASKED, IS_CAUSAL, s_layout)
-    p_next, alpha, m, l = softmax(s, m, l, scale_log2, MASKED)
+    if MASKED:
+        p_next, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, MASKED, s_layout)
+    else:
+        p_next, alpha, m, l = later_softmax(s, m, l, scale_log2, v_ring[0].dtype, s_layout)
     acc = warpgroup_mma_wait(0, deps=[acc])
     give_back(v_ring, place - 1)
-    return (scaled(acc, alpha, acc_layout), m, l), gl.convert_layout(p_next.to(q.dtype), p_layout)
+    return (scaled(acc, alpha, acc_layout), m, l), gl.convert_layout(p_next, p_layout)
 
 
 @gluon.jit
@@ -328,18 +290,23 @@ def attend_alone(
     s_layout: gl.constexpr, acc_layout: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file."""
+    if n_whole > 0:
+        sums, last = attend_tile_alone(
+            kept_tile(q), k_ring, v_ring, keys, places, base, last, 0, sums, position, scale_log2, BLOCK_N, BLOCK_SIZE, RATE,
+            PAIRED, IS_CAUSAL, False, False, s_layout, acc_layout,
+        )  # fmt: skip
     q_tile = kept_tile(q)
-    for t in range(n_whole):
+    for t in range(1, n_whole):
         sums, last = attend_tile_alone(
             q_tile, k_ring, v_ring, keys, places, base, last, t, sums, position, scale_log2, BLOCK_N, BLOCK_SIZE, RATE, PAIRED,
-            IS_CAUSAL, False, s_layout, acc_layout,
+            IS_CAUSAL, False, True, s_layout, acc_layout,
         )  # fmt: skip
     if HAS_EDGE:
         q_tile = kept_tile(q)
         for t in range(n_whole, n_tiles):
             sums, last = attend_tile_alone(
                 q_tile, k_ring, v_ring, keys, places, base, last, t, sums, position, scale_log2, BLOCK_N, BLOCK_SIZE, RATE, PAIRED,
-                IS_CAUSAL, True, s_layout, acc_layout,
+                IS_CAUSAL, True, False, s_layout, acc_layout,
             )  # fmt: skip
     return sums, last
 
@@ -348,7 +315,7 @@ def attend_alone(
 def attend_tile_alone(
     q, k_ring, v_ring, keys, places, base, last, t, sums, position, scale_log2, BLOCK_N: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, PAIRED: gl.constexpr, IS_CAUSAL: gl.constexpr, MASKED: gl.constexpr,
-    s_layout: gl.constexpr, acc_layout: gl.constexpr,
+    LATER: gl.constexpr, s_layout: gl.constexpr, acc_layout: gl.constexpr,
 ):  # fmt: skip
     """Scores, softmax and product with v of tile t; its place in the ring."""
     p_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
@@ -360,9 +327,12 @@ def attend_tile_alone(
     s = warpgroup_mma_wait(0, deps=[s])
     give_back(k_ring, place)
     s = hide_keys(s, keys, t, position, BLOCK_N, BLOCK_SIZE, RATE, MASKED, IS_CAUSAL, s_layout)
-    p, alpha, m, l = softmax(s, m, l, scale_log2, MASKED)
+    if LATER:
+        p, alpha, m, l = later_softmax(s, m, l, scale_log2, v_ring[0].dtype, s_layout)
+    else:
+        p, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, MASKED, s_layout)
     acc = scaled(acc, alpha, acc_layout)
-    p = gl.convert_layout(p.to(q.dtype), p_layout)
+    p = gl.convert_layout(p, p_layout)
     acc = warpgroup_mma(p, get_tile(v_ring, place), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
     give_back(v_ring, place)

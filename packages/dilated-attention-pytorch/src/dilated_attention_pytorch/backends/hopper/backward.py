@@ -9,7 +9,8 @@ That is seven products where one pass over the columns needs five (Shah et al., 
 nothing is added in global memory: rows and columns may be of any length and in any order, and every run gives the same
 bits. It is also faster: float32 sums of dq in memory keep the L2 cache busier than two products the multiprocessors.
 
-    one warp         takes tiles of 128 tokens from a counter, loads a and b, then x and y of every entry of their lists
+    one warp         takes tiles of 128 tokens from a counter and tells the others of them (schedule.py)
+    one warp         loads a and b of the tiles, then x and y of every entry of their lists
     two warpgroups   compute; they share no barriers but those of the ring, so the products of one run during the
                      exponentials of the other
 At block size 128 both warpgroups have the same list. At block size 64 each has a row (column) of its own, and what both
@@ -29,20 +30,44 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import LOG2E
 from .passes import load_stats, shared_memory, step
 from .ring import LAPS, full_at, wait_past
-from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
-from .stats import CHUNK, load_out, stats_of_queries
-from .tiles import kept_tile, load_tokens, store_tokens
+from .schedule import (
+    next_tile,
+    parts_of_schedule,
+    shared_tile,
+    tell,
+    tell_end,
+    tile_place,
+    told_numbers,
+    was_told,
+)
+from .stats import CHUNK, load_saved, stats_of_queries
+from .tiles import kept_tile, load_tokens, store_tokens, stored, stored_before
+
+
+@gluon.jit
+def head_at(batch_head, own_heads, heads_per_tile, i_tile, g):
+    """The g-th query head of a tile, in turns from the first on and from the last.
+
+    So a tile begins with the head that the one before ended with, of which some is in the L2 cache.
+    """
+    return (batch_head % own_heads) * heads_per_tile + gl.where((i_tile & 1) == 0, g, heads_per_tile - 1 - g)
+
+
+@gluon.jit
+def stats_of(Stats, batch_head, own_heads, n_heads, head, n_rows, BLOCK_SIZE: gl.constexpr):
+    """lse and delta of the queries of a head."""
+    return Stats + (batch_head // own_heads * n_heads + head).to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
 
 
 @gluon.jit
 def producer(
     desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets, Entries,
-    Order, Stats, Counter, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
-    own_first, other_first, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list, own_first, other_first,
+    D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
     SLOTS: gl.constexpr, COLUMNS: gl.constexpr,
 ):  # fmt: skip
-    """Takes tiles and loads a and b, then x and y of their lists, in the columns also lse and delta."""
-    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    """Loads a and b of the tiles, then x and y of their lists, in the columns also lse and delta."""
+    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     dtype: gl.constexpr = a_smem.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
@@ -57,12 +82,14 @@ def producer(
     n_tiles = n_groups * n_batch_heads
     it = 0
     i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, group = tile_place(
-            Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
-        )
-        batch_head, group = tell(tile_smem, i_tile, (batch_head, group))
+        batch_head, group, lo, middle, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
+        first = group * LISTS
+        n_of_group = gl.minimum(LISTS, n_lists - first)
+        layout_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0) // heads_per_list
+        entry = gl.load(Entries + lo, mask=lo < hi, other=0)
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         token = own_first + group * 128
         for w in gl.static_range(2):
@@ -72,23 +99,28 @@ def producer(
             # both arrivals of `full`: of the expected bytes of a, then of b
             load_tokens(desc_a, a_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
             load_tokens(desc_b, b_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
-        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
-        first = group * LISTS
-        n_of_group = gl.minimum(LISTS, n_lists - first)
+        if COLUMNS:
+            q_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0)
+            stats = stats_of(
+                Stats, batch_head, own_heads, own_heads * heads_per_tile, q_head, n_rows, BLOCK_SIZE
+            )
+            lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
         for g in range(heads_per_tile):
-            q_head = own_head * heads_per_tile + g
+            q_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, g)
             other_head = q_head
-            if not COLUMNS:
-                other_head = q_head // heads_per_kv
-            first_list = (q_head // heads_per_list) * n_lists + first
-            lo = gl.load(Offsets + first_list)
-            hi = gl.load(Offsets + first_list + n_of_group)
-            stats = Stats + (batch_head * heads_per_tile + g).to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
-            entry = gl.load(Entries + lo, mask=lo < hi, other=0)
             if COLUMNS:
-                lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
-            for i in range((hi - lo) * SUB):
-                entry_next = gl.load(Entries + gl.minimum(lo + (i + 1) // SUB, hi - 1))
+                if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
+                    layout_head = q_head // heads_per_list
+                    lists = Offsets + layout_head * n_lists + first
+                    lo, hi = gl.load(lists), gl.load(lists + n_of_group)
+                    entry = gl.load(Entries + lo, mask=lo < hi, other=0)
+                    lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
+            else:
+                other_head = q_head // heads_per_kv
+            n_steps = (hi - lo) * SUB
+            for i in range(n_steps):
+                is_last = i == n_steps - 1
+                entry_next = gl.load(Entries + gl.where(is_last, lo, lo + (i + 1) // SUB))
                 if entry >= 0:  # below 0 (block size 64 only): the same block as the entry before
                     one_only = False
                     index = entry
@@ -108,11 +140,51 @@ def producer(
                         mbarrier.arrive(x_bar, count=1)
                     it += 1
                 entry = entry_next
-                if COLUMNS:  # of the next step: they come while its stage is waited for
+                if (
+                    COLUMNS
+                ):  # of the next step, or of the next head's first: they come while its stage is waited for
+                    if is_last & (g + 1 < heads_per_tile):
+                        next_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, g + 1)
+                        stats = stats_of(
+                            Stats,
+                            batch_head,
+                            own_heads,
+                            own_heads * heads_per_tile,
+                            next_head,
+                            n_rows,
+                            BLOCK_SIZE,
+                        )
                     lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
         i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
-    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)  # the warpgroups end, too
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+
+
+@gluon.jit
+def scheduler(
+    tile_smem, tile_bars, Offsets, Order, Counter, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
+    BLOCK_SIZE: gl.constexpr, COLUMNS: gl.constexpr,
+):  # fmt: skip
+    """Takes tiles, and tells the other warps of them and of the lists of the head they begin with."""
+    LISTS: gl.constexpr = 2 if BLOCK_SIZE == 64 else 1
+    heads_per_tile = 1
+    if COLUMNS:
+        heads_per_tile = heads_per_kv
+    n_tiles = n_groups * n_batch_heads
+    i_tile = 0
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    while tile < n_tiles:
+        batch_head, group = tile_place(
+            Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
+        )
+        first = group * LISTS
+        n_of_group = gl.minimum(LISTS, n_lists - first)
+        layout_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0) // heads_per_list
+        lists = Offsets + layout_head * n_lists + first
+        lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + n_of_group)
+        tell(tile_smem, tile_bars, i_tile, (batch_head, group, lo, middle, hi))
+        i_tile += 1
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    tell_end(tile_bars, i_tile)
 
 
 @gluon.jit
@@ -157,7 +229,7 @@ def consumer(
     CHAINED: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
-    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     x_ring, y_ring = (x_smem, x_full, empty), (y_smem, y_full, empty)
     dtype: gl.constexpr = a_smem.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
@@ -176,13 +248,22 @@ def consumer(
     it = 0
     last = -1
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, group = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-        mbarrier.arrive(tile_empty.index(i_tile & 1), count=1)
+        batch_head, group, lo, middle, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         own = own_offset + group * 128 + W * 64
         token = own_first + group * 128 + W * 64
+        layout_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0) // heads_per_list
+        if PAIRED and W == 1:
+            lo, middle = middle, hi
+        hi = middle
+        # asked for before a and b are waited for
+        index = gl.load(Indices + lo, mask=lo < hi, other=0)
+        if PAIRED:
+            behind = gl.load(Places + lo, mask=lo < hi, other=0)
+            n_places = gl.load(Unions + layout_head * n_groups + group)
         sum_x = gl.zeros([64, D], gl.float32, layout=sum_layout)
         sum_y = 0
         lse = 0.0
@@ -190,7 +271,9 @@ def consumer(
         if COLUMNS:
             sum_y = gl.zeros([64, D], gl.float32, layout=sum_layout)
         else:
-            out = load_out(saved, i_batch, own_head, token, D)
+            out, lse, grad_lse = load_saved(
+                saved, lse_of, i_batch, own_head, batch_head, token, D, HAS_GRAD_LSE
+            )
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(own_full.index(slot), (i_tile // SLOTS) & 1)
         if not COLUMNS:
@@ -198,37 +281,40 @@ def consumer(
             n_chunks = n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
             stats = Stats + (batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
             lse, delta = stats_of_queries(
-                out, b_smem.index(slot), lse_of, stats, (n_chunks - chunk) * CHUNK, i_batch, own_head, batch_head, token,
-                saved[4], HAS_GRAD_LSE, s_layout,
-            )  # fmt: skip
+                out, lse, grad_lse, b_smem.index(slot), stats, (n_chunks - chunk) * CHUNK, s_layout
+            )
         if HELD:
             a, b = a_smem.index(slot).load(own_operand), b_smem.index(slot).load(own_operand)
         if PAIRED:
             # a and b were asked for after all places before `it`, so those a lap of stages back were filled. Not so
             # between heads: nothing says there how far the ring is
             last = gl.maximum(last, it - 1 - STAGES)
-        first = group * LISTS
-        n_of_group = gl.minimum(LISTS, n_lists - first)
+        stored_before(own_empty, i_tile, W, SLOTS)
         for g in range(heads_per_tile):
-            layout_head = ((batch_head % own_heads) * heads_per_tile + g) // heads_per_list
-            first_list = layout_head * n_lists + first
-            if PAIRED:
-                lo = gl.load(Offsets + first_list + gl.minimum(W, n_of_group))
-                hi = gl.load(Offsets + first_list + gl.minimum(W + 1, n_of_group))
-            else:
-                lo = gl.load(Offsets + first_list)
-                hi = gl.load(Offsets + first_list + 1)
-            index = gl.load(Indices + lo, mask=lo < hi, other=0)
+            if COLUMNS:
+                q_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, g)
+                if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
+                    layout_head = q_head // heads_per_list
+                    first = group * LISTS
+                    n_of_group = gl.minimum(LISTS, n_lists - first)
+                    lists = Offsets + layout_head * n_lists + first
+                    lo = gl.load(lists + gl.minimum(W if PAIRED else 0, n_of_group))
+                    hi = gl.load(lists + gl.minimum(W + 1 if PAIRED else 1, n_of_group))
+                    index = gl.load(Indices + lo, mask=lo < hi, other=0)
+                    if PAIRED:
+                        behind = gl.load(Places + lo, mask=lo < hi, other=0)
+                        n_places = gl.load(Unions + layout_head * n_groups + group)
             place = it
             if PAIRED:
-                place += gl.load(Places + lo, mask=lo < hi, other=0)
+                place += behind
             for e in range(lo, hi):
                 # asked for a step early
-                e_next = gl.minimum(e + 1, hi - 1)
+                e_next = gl.where(e + 1 < hi, e + 1, lo)
                 index_next = gl.load(Indices + e_next)
                 place_next = place + SUB
                 if PAIRED:
-                    place_next = it + gl.load(Places + e_next)
+                    behind = gl.load(Places + e_next)
+                    place_next = it + behind
                     wait_past(x_ring, last, place)
                 for sub in gl.static_range(SUB):
                     if not HELD:
@@ -241,12 +327,12 @@ def consumer(
                     )  # fmt: skip
                 last = place
                 index, place = index_next, place_next
+            if not PAIRED:
+                n_places = (hi - lo) * SUB
+            it += n_places
             if PAIRED:
-                it += gl.load(Unions + layout_head * n_groups + group)
                 # the list of the other warpgroup may go on, and so may the heads after this one with nothing in ours
                 last = wait_past(x_ring, last, it - 1)
-            else:
-                it += (hi - lo) * SUB
 
         # a and b are no longer needed: their memory holds the sums until they are stored
         a_smem.index(slot).store((sum_x * softmax_scale).to(dtype))
@@ -256,10 +342,10 @@ def consumer(
         store_tokens(desc_sum_x, x_boxes, slot, i_batch, own_head, token, D)
         if COLUMNS:
             store_tokens(desc_sum_y, y_boxes, slot, i_batch, own_head, token, D)
-        tma.store_wait(0)
-        mbarrier.arrive(own_empty.index(slot), count=1)
+        stored(own_empty, W, SLOTS)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, i_tile)
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+    tma.store_wait(0)
 
 
 NUMBERS = (
@@ -315,10 +401,14 @@ def backward_kernel(
             )),
             (producer, (
                 desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars,
-                Offsets, Entries, Order, Stats, Counter, n_groups, n_lists, n_rows, own_heads, n_batch_heads,
-                heads_per_kv, heads_per_list, own_first, other_first, D, TILE, BLOCK_SIZE, STAGES, SLOTS, COLUMNS,
+                Offsets, Entries, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
+                own_first, other_first, D, TILE, BLOCK_SIZE, STAGES, SLOTS, COLUMNS,
+            )),
+            (scheduler, (
+                tile_smem, bars[5], Offsets, Order, Counter, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv,
+                heads_per_list, BLOCK_SIZE, COLUMNS,
             )),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, HELPER_REGISTERS],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

@@ -20,8 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import LOG2E
 from .passes import BLOCK, load_stats, shared_memory, step
 from .ring import full_at, give_back, wait_full
-from .schedule import next_tile, shared_tile, tell, tile_place, told
-from .tiles import kept_tile, load_box, load_tokens, store_box
+from .schedule import next_tile, shared_tile, tell, tell_end, tile_place, told_numbers, was_told
+from .tiles import kept_tile, load_box, load_tokens, store_box, stored, stored_before
 
 
 @gluon.jit
@@ -103,29 +103,26 @@ def load_rows(
 @gluon.jit
 def columns_producer(
     desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Schedule, Stats,
-    Counter, n_groups, n_layout_groups, n_rows, num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list, first_query,
+    n_groups, n_layout_groups, n_rows, num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list, first_query,
     D: gl.constexpr, JOINED: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Takes tiles of joined columns and loads their k and v, then q and grad_out of the rows that see them."""
-    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    """Loads k and v of tiles of joined columns, then q and grad_out of the rows that see them."""
+    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     ring_bars = x_full, y_full, empty
     KEYS: gl.constexpr = BLOCK // JOINED
     IN_HALF: gl.constexpr = JOINED // 2
     N_BOXES: gl.constexpr = SLOTS * JOINED * (D // 64)
     a_boxes = a_smem._reinterpret(a_smem.dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_a.layout)
     b_boxes = b_smem._reinterpret(b_smem.dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_b.layout)
-    apart, Order, Offsets, Pairs = parts_of_joined(Schedule, n_layout_groups, N_CLASSES)
+    apart, _, Offsets, Pairs = parts_of_joined(Schedule, n_layout_groups, N_CLASSES)
     n_tiles = JOINED * n_groups * n_batch_kv_heads
     it = 0
     i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, place = place_of_columns(
-            Order, tile, n_groups, n_batch_kv_heads, num_kv_heads, heads_per_kv, heads_per_list, JOINED
-        )
-        batch_head, place = tell(tile_smem, i_tile, (batch_head, place))
-        group, residue = place // JOINED, place % JOINED
+        batch_head, group, residue, lo, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
         i_batch, kv_head = batch_head // num_kv_heads, batch_head % num_kv_heads
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
@@ -141,19 +138,42 @@ def columns_producer(
                 load_box(
                     desc_b, b_boxes, full, slot * IN_HALF + j, i_batch, kv_head, residue, first, D, IN_HALF
                 )
-        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
         for g in range(heads_per_kv):
             head = kv_head * heads_per_kv + g
-            first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
             stats = Stats + (batch_head * heads_per_kv + g).to(gl.int64) * n_rows * (BLOCK * 2)
-            lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
+            if g > 0:
+                first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
+                lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
             it = load_rows(
                 desc_x, desc_y, x_smem, y_smem, lse_smem, delta_smem, ring_bars, Pairs, stats, lo, hi, it, i_batch, head,
                 first_query, D,
             )  # fmt: skip
         i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
-    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)  # the warpgroups end, too
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+
+
+@gluon.jit
+def columns_scheduler(
+    tile_smem, tile_bars, Schedule, Counter, n_groups, n_layout_groups, num_kv_heads, n_batch_kv_heads, heads_per_kv,
+    heads_per_list, JOINED: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
+):  # fmt: skip
+    """Takes tiles of joined columns, and tells the other warps of them and of the list of their first head."""
+    _, Order, Offsets, _ = parts_of_joined(Schedule, n_layout_groups, N_CLASSES)
+    n_tiles = JOINED * n_groups * n_batch_kv_heads
+    i_tile = 0
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    while tile < n_tiles:
+        batch_head, place = place_of_columns(
+            Order, tile, n_groups, n_batch_kv_heads, num_kv_heads, heads_per_kv, heads_per_list, JOINED
+        )
+        group, residue = place // JOINED, place % JOINED
+        head = (batch_head % num_kv_heads) * heads_per_kv
+        first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
+        lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
+        tell(tile_smem, tile_bars, i_tile, (batch_head, group, residue, lo, hi))
+        i_tile += 1
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    tell_end(tile_bars, i_tile)
 
 
 @gluon.jit
@@ -222,7 +242,7 @@ def columns_consumer(
     SLOTS: gl.constexpr, HELD: gl.constexpr, IS_CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup W: one half of the columns of every tile."""
-    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     x_ring, y_ring, stats_smem = (x_smem, x_full, empty), (y_smem, y_full, empty), (lse_smem, delta_smem)
     dtype: gl.constexpr = a_smem.dtype
     TILE: gl.constexpr = x_smem.shape[1]
@@ -238,21 +258,22 @@ def columns_consumer(
     n_tiles = JOINED * n_groups * n_batch_kv_heads
     it = 0
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, place = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-        mbarrier.arrive(tile_empty.index(i_tile & 1), count=1)
-        group, residue = place // JOINED, place % JOINED
+        batch_head, group, residue, lo, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
         i_batch, kv_head = batch_head // num_kv_heads, batch_head % num_kv_heads
         own_place = joined_column(group, W * IN_HALF, apart, JOINED), apart, residue
         dk = gl.zeros([64, D], gl.float32, layout=sum_layout)
         dv = gl.zeros([64, D], gl.float32, layout=sum_layout)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(own_full.index(slot), (i_tile // SLOTS) & 1)
+        stored_before(own_empty, i_tile, W, SLOTS)
         for g in range(heads_per_kv):
-            head = kv_head * heads_per_kv + g
-            first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
-            lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
+            if g > 0:
+                head = kv_head * heads_per_kv + g
+                first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
+                lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
             dk, dv, it = add_rows(
                 dk, dv, (a_smem, b_smem), slot, x_ring, y_ring, stats_smem, Pairs, lo, hi, it, own_place, first_position,
                 scale_log2, W, JOINED, HELD, IS_CAUSAL, s_layout, sum_layout,
@@ -265,10 +286,10 @@ def columns_consumer(
             first = joined_column(group, W * IN_HALF + j, apart, JOINED) * KEYS
             store_box(desc_dk, dk_boxes, slot * IN_HALF + j, i_batch, kv_head, residue, first, D, IN_HALF)
             store_box(desc_dv, dv_boxes, slot * IN_HALF + j, i_batch, kv_head, residue, first, D, IN_HALF)
-        tma.store_wait(0)
-        mbarrier.arrive(own_empty.index(slot), count=1)
+        stored(own_empty, W, SLOTS)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, i_tile)
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+    tma.store_wait(0)
 
 
 NUMBERS = (
@@ -308,10 +329,14 @@ def dilated_columns_kernel(
             )),
             (columns_producer, (
                 desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Schedule,
-                Stats, Counter, n_groups, n_layout_groups, n_rows, num_kv_heads, n_batch_kv_heads, heads_per_kv,
-                heads_per_list, first_query, D, JOINED, RATE, FAR_RATE, N_CLASSES, SLOTS,
+                Stats, n_groups, n_layout_groups, n_rows, num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list,
+                first_query, D, JOINED, RATE, FAR_RATE, N_CLASSES, SLOTS,
+            )),
+            (columns_scheduler, (
+                tile_smem, bars[5], Schedule, Counter, n_groups, n_layout_groups, num_kv_heads, n_batch_kv_heads, heads_per_kv,
+                heads_per_list, JOINED, RATE, FAR_RATE, N_CLASSES,
             )),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, HELPER_REGISTERS],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

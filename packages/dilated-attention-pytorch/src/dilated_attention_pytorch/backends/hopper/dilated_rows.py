@@ -17,9 +17,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import LOG2E, visible_keys
 from .passes import BLOCK, shared_memory, step
 from .ring import full_at
-from .schedule import next_tile, shared_tile, tell, tile_place, told
-from .stats import CHUNK, load_out, stats_of_queries
-from .tiles import kept_tile, load_box, load_tokens, store_tokens
+from .schedule import next_tile, shared_tile, tell, tell_end, tile_place, told_numbers, was_told
+from .stats import CHUNK, load_saved, stats_of_queries
+from .tiles import kept_tile, load_box, load_tokens, store_tokens, stored, stored_before
 
 
 @gluon.jit
@@ -60,12 +60,12 @@ def load_class(
 
 @gluon.jit
 def rows_producer(
-    desc_a, desc_b, desc_x, desc_y, desc_x_far, desc_y_far, a_smem, b_smem, x_smem, y_smem, tile_smem, bars, Offsets,
-    Indices, Order, Counter, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_query, kv_len,
+    desc_a, desc_b, desc_x, desc_y, desc_x_far, desc_y_far, a_smem, b_smem, x_smem, y_smem, tile_smem, bars,
+    Indices, n_rows, num_heads, n_batch_heads, heads_per_kv, first_query, kv_len,
     D: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Takes rows and loads q and grad_out, then the kept k and v of their lists."""
-    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    """Loads q and grad_out of the rows, then the kept k and v of their lists."""
+    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     ring_bars = x_full, y_full, empty
     a_boxes = a_smem._reinterpret(a_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
     b_boxes = b_smem._reinterpret(b_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
@@ -73,10 +73,10 @@ def rows_producer(
     n_cols = gl.cdiv(kv_len, BLOCK)
     it = 0
     i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, row = tile_place(Order, tile, n_rows, n_batch_heads, num_heads, heads_per_list)
-        batch_head, row = tell(tile_smem, i_tile, (batch_head, row))
+        batch_head, row, lo, middle, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
         i_batch, head = batch_head // num_heads, batch_head % num_heads
         query = first_query + row * BLOCK
         for w in gl.static_range(2):
@@ -85,36 +85,35 @@ def rows_producer(
             mbarrier.wait(own_empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(desc_a, a_boxes, full, slot, i_batch, head, query + w * 64, 64, D)
             load_tokens(desc_b, b_boxes, full, slot, i_batch, head, query + w * 64, 64, D)
-        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
-        first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
-        lo, hi = gl.load(Offsets + first_list), gl.load(Offsets + first_list + 1)
         kv_head = head // heads_per_kv
         it = load_class(
-            desc_x,
-            desc_y,
-            x_smem,
-            y_smem,
-            ring_bars,
-            Indices,
-            lo,
-            hi,
-            it,
-            i_batch,
-            kv_head,
-            head,
-            n_cols,
-            RATE,
-            D,
-        )
+            desc_x, desc_y, x_smem, y_smem, ring_bars, Indices, lo, middle, it, i_batch, kv_head, head, n_cols, RATE, D
+        )  # fmt: skip
         if N_CLASSES == 2:
-            end = gl.load(Offsets + first_list + 2)
             it = load_class(
-                desc_x_far, desc_y_far, x_smem, y_smem, ring_bars, Indices, hi, end, it, i_batch, kv_head, head, n_cols,
+                desc_x_far, desc_y_far, x_smem, y_smem, ring_bars, Indices, middle, hi, it, i_batch, kv_head, head, n_cols,
                 FAR_RATE, D,
             )  # fmt: skip
         i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
-    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)  # the warpgroups end, too
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+
+
+@gluon.jit
+def rows_scheduler(
+    tile_smem, tile_bars, Offsets, Order, Counter, n_rows, num_heads, n_batch_heads, heads_per_list, N_CLASSES: gl.constexpr
+):  # fmt: skip
+    """Takes rows, and tells the other warps of them and their lists."""
+    n_tiles = n_rows * n_batch_heads
+    i_tile = 0
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    while tile < n_tiles:
+        batch_head, row = tile_place(Order, tile, n_rows, n_batch_heads, num_heads, heads_per_list)
+        lists = Offsets + (((batch_head % num_heads) // heads_per_list) * n_rows + row) * N_CLASSES
+        lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + N_CLASSES)
+        tell(tile_smem, tile_bars, i_tile, (batch_head, row, lo, middle, hi))
+        i_tile += 1
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    tell_end(tile_bars, i_tile)
 
 
 @gluon.jit
@@ -170,7 +169,7 @@ def rows_consumer(
     IS_CAUSAL: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup W: queries W * 64 to W * 64 + 63 of every row."""
-    own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty = bars
+    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     x_ring, y_ring = (x_smem, x_full, empty), (y_smem, y_full, empty)
     TILE: gl.constexpr = x_smem.shape[1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
@@ -181,43 +180,40 @@ def rows_consumer(
     n_chunks = n_rows * (BLOCK // CHUNK)
     it = 0
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, row = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-        mbarrier.arrive(tile_empty.index(i_tile & 1), count=1)
+        batch_head, row, lo, middle, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
         i_batch, head = batch_head // num_heads, batch_head % num_heads
         query = first_query + row * BLOCK + W * 64
         own = first_position + row * BLOCK + W * 64
-        out = load_out(saved, i_batch, head, query, D)
+        out, lse, grad_lse = load_saved(saved, lse_of, i_batch, head, batch_head, query, D, HAS_GRAD_LSE)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(own_full.index(slot), (i_tile // SLOTS) & 1)
         chunk = row * 2 + W
         stats = Stats + (batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
         lse, delta = stats_of_queries(
-            out, b_smem.index(slot), lse_of, stats, (n_chunks - chunk) * CHUNK, i_batch, head, batch_head, query, saved[4],
-            HAS_GRAD_LSE, s_layout,
-        )  # fmt: skip
-        first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
-        lo, hi = gl.load(Offsets + first_list), gl.load(Offsets + first_list + 1)
+            out, lse, grad_lse, b_smem.index(slot), stats, (n_chunks - chunk) * CHUNK, s_layout
+        )
+        stored_before(own_empty, i_tile, W, SLOTS)
         dq = gl.zeros([64, D], gl.float32, layout=sum_layout)
         dq, it = rows_of_class(
-            dq, (a_smem, b_smem), slot, x_ring, y_ring, lse, delta, Indices, lo, hi, it, own, head, kv_len, scale_log2,
+            dq, (a_smem, b_smem), slot, x_ring, y_ring, lse, delta, Indices, lo, middle, it, own, head, kv_len, scale_log2,
             RATE, HELD, IS_CAUSAL, s_layout, sum_layout,
         )  # fmt: skip
         if N_CLASSES == 2:
-            end = gl.load(Offsets + first_list + 2)
             dq, it = rows_of_class(
-                dq, (a_smem, b_smem), slot, x_ring, y_ring, lse, delta, Indices, hi, end, it, own, head, kv_len, scale_log2,
+                dq, (a_smem, b_smem), slot, x_ring, y_ring, lse, delta, Indices, middle, hi, it, own, head, kv_len, scale_log2,
                 FAR_RATE, HELD, IS_CAUSAL, s_layout, sum_layout,
             )  # fmt: skip
         # q is no longer needed: its memory holds dq until it is stored
         a_smem.index(slot).store((dq * softmax_scale).to(a_smem.dtype))
         fence_async_shared()
         store_tokens(desc_dq, dq_boxes, slot, i_batch, head, query, D)
-        tma.store_wait(0)
-        mbarrier.arrive(own_empty.index(slot), count=1)
+        stored(own_empty, W, SLOTS)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, i_tile)
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+    tma.store_wait(0)
 
 
 NUMBERS = (
@@ -257,10 +253,13 @@ def dilated_rows_kernel(
             )),
             (rows_producer, (
                 desc_a, desc_b, desc_x, desc_y, desc_x_far, desc_y_far, a_smem, b_smem, x_smem, y_smem, tile_smem, bars,
-                Offsets, Indices, Schedule, Counter, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list,
-                first_query, kv_len, D, RATE, FAR_RATE, N_CLASSES, SLOTS,
+                Indices, n_rows, num_heads, n_batch_heads, heads_per_kv, first_query, kv_len, D, RATE, FAR_RATE, N_CLASSES,
+                SLOTS,
+            )),
+            (rows_scheduler, (
+                tile_smem, bars[5], Offsets, Schedule, Counter, n_rows, num_heads, n_batch_heads, heads_per_list, N_CLASSES,
             )),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, HELPER_REGISTERS],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Forward kernel for Hopper: a persistent, warp-specialised FlashAttention-3 whose next key tile comes from a list.
 
-    one warp       takes tiles of 128 queries from a counter, walks their block lists and issues the TMA loads, those of
-                   the next tile while the warpgroups are at this one;
+    one warp       takes tiles of 128 queries from a counter and tells the others of them (schedule.py);
+    one warp       walks the block lists of the tiles and issues the TMA loads, those of the next tile while the
+                   warpgroups are at this one;
     two warpgroups compute 64 queries each, tile after tile of keys, in one of the orders of attend.py
                    (Shah et al., FlashAttention-3, arXiv:2407.08608).
 At block size 128 both warpgroups have the same list. At block size 64 each has a row of its own; a key block that
@@ -20,14 +21,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from .attend import INFINITY, LOG2E, attend
+from .attend import LOG2E, attend, entries_of_list
 from .ring import LAPS, full_at
-from .schedule import next_tile, parts_of_schedule, shared_tile, tell, tile_place, told
-from .tiles import load_box, load_tokens, store_tokens
+from .schedule import (
+    next_tile,
+    parts_of_schedule,
+    shared_tile,
+    tell,
+    tell_end,
+    tile_barriers,
+    tile_place,
+    told,
+    told_numbers,
+    was_told,
+)
+from .softmax import INFINITY, by_row, nothing_seen
+from .tiles import load_box, load_tokens, store_tokens, stored, stored_before
 
 LN2 = gl.constexpr(0.6931471805599453)
-# Told of a tile: which it is, batch and head, group of rows, begin and end of its first list, end of its second.
-TOLD = gl.constexpr(6)
 
 
 @gluon.jit
@@ -86,43 +97,29 @@ def produce_list(
 
 @gluon.jit
 def producer(
-    desc_q, desc_k, desc_v, desc_k_far, desc_v_far, q_smem, k_ring, v_ring, tile_smem, bars, Offsets, Columns, Order,
-    Counter, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, kv_len, heads_per_kv, heads_per_list,
-    D: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr,
-    N_CLASSES: gl.constexpr, SLOTS: gl.constexpr,
+    desc_q, desc_k, desc_v, desc_k_far, desc_v_far, q_smem, k_ring, v_ring, tile_smem, bars, Columns, n_tiles, num_heads,
+    first_row, q_offset, kv_len, heads_per_kv, D: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr,
+    RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Takes tiles and loads q, k and v."""
-    q_full, q_empty, tile_full, tile_empty = bars
+    """Loads q, k and v of the tiles."""
+    q_full, q_empty, tile_bars = bars
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     ROWS: gl.constexpr = 2 if PAIRED else 1
     q_boxes = q_smem._reinterpret(desc_q.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_q.layout)
-    n_tiles = n_groups * n_batch_heads
     n_cols = gl.cdiv(kv_len, BLOCK_SIZE)
     it = 0
     i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, group = tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list)
-        head, row = batch_head % num_heads, group * ROWS
-        # the lists of the tile: of two rows, or of the classes of one
-        first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
-        n_lists = N_CLASSES
-        if PAIRED:
-            n_lists = gl.minimum(2, n_rows - row)
-        lo = gl.load(Offsets + first_list)
-        middle = gl.load(Offsets + first_list + 1)
-        hi = gl.load(Offsets + first_list + n_lists)
-        batch_head, group, lo, middle, hi = tell(tile_smem, i_tile, (batch_head, group, lo, middle, hi))
-        i_batch = batch_head // num_heads
+        batch_head, group, lo, middle, hi = told_numbers(tile_smem, i_tile)
+        was_told(tile_bars, i_tile)
+        i_batch, head = batch_head // num_heads, batch_head % num_heads
         query0 = (first_row + group * ROWS) * BLOCK_SIZE - q_offset
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(q_empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(desc_q, q_boxes, q_full.index(slot), slot, i_batch, head, query0 + w * 64, 64, D)
-        mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
-        end = middle
-        if PAIRED:
-            end = gl.maximum(middle, hi)  # hi; all that was told is read (`tell`)
+        end = hi if PAIRED else middle
         it = produce_list(
             desc_k, desc_v, k_ring, v_ring, Columns, lo, end, it, i_batch, head // heads_per_kv, head, n_cols, D, BLOCK_N,
             BLOCK_SIZE, RATE, PAIRED,
@@ -133,8 +130,44 @@ def producer(
                 n_cols, D, BLOCK_N, BLOCK_SIZE, FAR_RATE, PAIRED,
             )  # fmt: skip
         i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile)
-    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)  # the warpgroups end, too
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
+
+
+@gluon.jit
+def scheduler(
+    tile_smem, tile_bars, Offsets, Indices, Order, Counter, n_groups, n_rows, num_heads, n_batch_heads, first_row, kv_len,
+    heads_per_list, BLOCK_SIZE: gl.constexpr, N_CLASSES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+):  # fmt: skip
+    """Takes tiles, and tells the other warps of them."""
+    PAIRED: gl.constexpr = BLOCK_SIZE == 64
+    ROWS: gl.constexpr = 2 if PAIRED else 1
+    n_tiles = n_groups * n_batch_heads
+    i_tile = 0
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    while tile < n_tiles:
+        batch_head, group = tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list)
+        row = group * ROWS
+        # the lists of the tile: of two rows, or of the classes of one
+        lists = Offsets + (((batch_head % num_heads) // heads_per_list) * n_rows + row) * N_CLASSES
+        n_lists = N_CLASSES
+        if PAIRED:
+            n_lists = gl.minimum(2, n_rows - row)
+        lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + n_lists)
+        if IS_CAUSAL or not EVEN_KV:
+            row += first_row
+            visible, whole = entries_of_list(Indices, lo, middle, row, kv_len, BLOCK_SIZE, IS_CAUSAL)
+            if PAIRED:
+                row += 1
+            visible_2, whole_2 = entries_of_list(Indices, middle, hi, row, kv_len, BLOCK_SIZE, IS_CAUSAL)
+            tell(
+                tile_smem, tile_bars, i_tile,
+                (batch_head, group, lo, middle, hi, visible, whole, visible_2, whole_2),
+            )  # fmt: skip
+        else:
+            tell(tile_smem, tile_bars, i_tile, (batch_head, group, lo, middle, hi))
+        i_tile += 1
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    tell_end(tile_bars, i_tile)
 
 
 @gluon.jit
@@ -145,7 +178,7 @@ def consumer(
     IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, ORDER: gl.constexpr, UNROLL: gl.constexpr,
 ):  # fmt: skip
     """Warpgroup W: queries W * 64 to W * 64 + 63 of every tile."""
-    q_full, q_empty, tile_full, tile_empty = bars
+    q_full, q_empty, tile_bars = bars
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     ROWS: gl.constexpr = 2 if PAIRED else 1
     dtype: gl.constexpr = q_smem.dtype
@@ -155,11 +188,15 @@ def consumer(
     it = 0
     last = -1
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_full, i_tile)
+    tile = shared_tile(tile_smem, tile_bars, i_tile)
     while tile < n_tiles:
-        batch_head, group = told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-        lo, middle, hi = told(tile_smem, i_tile, 3), told(tile_smem, i_tile, 4), told(tile_smem, i_tile, 5)
-        mbarrier.arrive(tile_empty.index(i_tile & 1), count=1)
+        batch_head, group, lo, middle, hi = told_numbers(tile_smem, i_tile)
+        visible, visible_2 = middle - lo, hi - middle
+        whole, whole_2 = visible, visible_2
+        if IS_CAUSAL or not EVEN_KV:
+            visible, whole = told(tile_smem, i_tile, 6), told(tile_smem, i_tile, 7)
+            visible_2, whole_2 = told(tile_smem, i_tile, 8), told(tile_smem, i_tile, 9)
+        was_told(tile_bars, i_tile)
         i_batch, head = batch_head // num_heads, batch_head % num_heads
         row = group * ROWS
         if PAIRED:
@@ -167,41 +204,37 @@ def consumer(
         else:
             position0 = (first_row + row) * BLOCK_SIZE + W * 64
         position = position0 + gl.arange(0, 64, layout=gl.SliceLayout(1, s_layout))
-        m = gl.full([64], -INFINITY, gl.float32, layout=gl.SliceLayout(1, s_layout))
-        l = gl.full([64], 0.0, gl.float32, layout=gl.SliceLayout(1, s_layout))
+        m, l = nothing_seen()
         sums = gl.zeros([64, D], gl.float32, layout=acc_layout), m, l
-        if SLOTS > 1:
-            # the memory of the q before holds its out, which was on its way until now
-            tma.store_wait(0)
-            mbarrier.arrive(q_empty.index(((i_tile + SLOTS - 1) % SLOTS) * 2 + W), count=1, pred=i_tile > 0)
+        stored_before(q_empty, i_tile, W, SLOTS)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(q_full.index(slot), (i_tile // SLOTS) & 1)
         q = q_smem, slot
         if PAIRED:
             # q of this tile was asked for after all places before `it`, so those a lap of stages back were filled
             last = gl.maximum(last, it - 1 - k_ring[0].shape[0])
-            begin, end = lo, middle
             if W == 1:
-                begin, end = middle, hi
+                lo, middle, visible, whole = middle, hi, visible_2, whole_2
             sums, last = attend(
-                q, k_ring, v_ring, Indices, Places, begin, end, sums, it, last, position0, position, head, kv_len, scale_log2,
+                q, k_ring, v_ring, Indices, Places, lo, middle, visible, whole, sums, it, last, position, head, kv_len, scale_log2,
                 BLOCK_N, BLOCK_SIZE, 1, True, IS_CAUSAL, EVEN_KV, ORDER, UNROLL, s_layout, acc_layout,
             )  # fmt: skip
             it += gl.load(Unions + (head // heads_per_list) * n_groups + group)
         else:
             sums, _ = attend(
-                q, k_ring, v_ring, Indices, Indices, lo, middle, sums, it, it - 1, position0, position, head, kv_len, scale_log2,
+                q, k_ring, v_ring, Indices, Indices, lo, middle, visible, whole, sums, it, it - 1, position, head, kv_len, scale_log2,
                 BLOCK_N, BLOCK_SIZE, RATE, False, IS_CAUSAL, EVEN_KV, ORDER, UNROLL, s_layout, acc_layout,
             )  # fmt: skip
             it += gl.cdiv((middle - lo) * (BLOCK_SIZE // RATE), BLOCK_N)
             if N_CLASSES == 2:
                 sums, _ = attend(
-                    q, k_ring, v_ring, Indices, Indices, middle, hi, sums, it, it - 1, position0, position, head, kv_len,
+                    q, k_ring, v_ring, Indices, Indices, middle, hi, visible_2, whole_2, sums, it, it - 1, position, head, kv_len,
                     scale_log2, BLOCK_N, BLOCK_SIZE, FAR_RATE, False, IS_CAUSAL, EVEN_KV, ORDER, UNROLL, s_layout, acc_layout,
                 )  # fmt: skip
                 it += gl.cdiv((hi - middle) * (BLOCK_SIZE // FAR_RATE), BLOCK_N)
 
         acc, m, l = sums
+        m, l = by_row(m, l, s_layout)
         empty = l == 0.0
         l = gl.where(empty, 1.0, l)
         lse = gl.where(empty, -INFINITY, (m + gl.log2(l)) * LN2)
@@ -212,11 +245,9 @@ def consumer(
         )  # q is no longer needed
         fence_async_shared()
         store_tokens(desc_out, out_boxes, slot, i_batch, head, position0 - q_offset, D)
-        if SLOTS == 1:
-            tma.store_wait(0)
-            mbarrier.arrive(q_empty.index(slot), count=1)
+        stored(q_empty, W, SLOTS)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_full, i_tile)
+        tile = shared_tile(tile_smem, tile_bars, i_tile)
     tma.store_wait(0)
 
 
@@ -242,21 +273,16 @@ def forward_kernel(
     q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
     k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D], tile_layout)
     v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, D], tile_layout)
-    tile_smem = gl.allocate_shared_memory(gl.int32, [2 * TOLD, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    tile_smem, tile_bars = tile_barriers()
     q_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [laps * K_STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [laps * V_STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(SLOTS * 2):
         mbarrier.init(q_full.index(i), count=1)
         mbarrier.init(q_empty.index(i), count=1)
-    for i in gl.static_range(2):
-        mbarrier.init(tile_full.index(i), count=1)
-        mbarrier.init(tile_empty.index(i), count=2)
     for i in gl.static_range(K_STAGES):
         mbarrier.init(k_empty.index(i), count=2)
     for i in gl.static_range(V_STAGES):
@@ -271,7 +297,7 @@ def forward_kernel(
         Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE
     )
     k_ring, v_ring = (k_smem, k_full, k_empty), (v_smem, v_full, v_empty)
-    bars = (q_full, q_empty, tile_full, tile_empty)
+    bars = (q_full, q_empty, tile_bars)
     scale_log2 = softmax_scale * LOG2E
     n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0
@@ -289,11 +315,14 @@ def forward_kernel(
                 FAR_RATE, N_CLASSES, SLOTS, IS_CAUSAL, EVEN_KV, ORDER, UNROLL,
             )),
             (producer, (
-                desc_q, desc_k, desc_v, desc_k_far, desc_v_far, q_smem, k_ring, v_ring, tile_smem, bars, Offsets, Columns,
-                Order, Counter, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, kv_len, heads_per_kv,
-                heads_per_list, D, BLOCK_N, BLOCK_SIZE, RATE, FAR_RATE, N_CLASSES, SLOTS,
+                desc_q, desc_k, desc_v, desc_k_far, desc_v_far, q_smem, k_ring, v_ring, tile_smem, bars, Columns, n_tiles,
+                num_heads, first_row, q_offset, kv_len, heads_per_kv, D, BLOCK_N, BLOCK_SIZE, RATE, FAR_RATE, N_CLASSES, SLOTS,
+            )),
+            (scheduler, (
+                tile_smem, tile_bars, Offsets, Indices, Order, Counter, n_groups, n_rows, num_heads, n_batch_heads, first_row,
+                kv_len, heads_per_list, BLOCK_SIZE, N_CLASSES, IS_CAUSAL, EVEN_KV,
             )),
         ],
-        [4, 1],
-        [CONSUMER_REGISTERS, HELPER_REGISTERS],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

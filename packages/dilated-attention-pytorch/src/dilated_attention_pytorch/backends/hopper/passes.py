@@ -13,9 +13,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .attend import scores
 from .ring import get_tile, give_back
+from .schedule import tile_barriers
 from .stats import CHUNK
 
-TOLD = gl.constexpr(3)  # the tile, batch and head, group of rows or columns
 BLOCK = gl.constexpr(128)  # tokens, where keys are dilated
 
 
@@ -100,25 +100,20 @@ def shared_memory(
     y_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
     lse_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
     delta_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    tile_smem = gl.allocate_shared_memory(gl.int32, [2 * TOLD, 1], flat)
+    tile_smem, tile_bars = tile_barriers()
     own_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     own_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     x_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
     y_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(SLOTS * 2):
         mbarrier.init(own_full.index(i), count=2)  # a, b
         mbarrier.init(own_empty.index(i), count=1)
-    for i in gl.static_range(2):
-        mbarrier.init(tile_full.index(i), count=1)
-        mbarrier.init(tile_empty.index(i), count=2)
     for i in gl.static_range(STAGES):
         mbarrier.init(empty.index(i), count=2)
     for i in gl.static_range(FULLS):
         mbarrier.init(x_full.index(i), count=2 if COLUMNS else 1)  # x; lse and delta
         mbarrier.init(y_full.index(i), count=1)
     fence_async_shared()
-    bars = own_full, own_empty, x_full, y_full, empty, tile_full, tile_empty
+    bars = own_full, own_empty, x_full, y_full, empty, tile_bars
     return (a_smem, b_smem, x_smem, y_smem), lse_smem, delta_smem, tile_smem, bars

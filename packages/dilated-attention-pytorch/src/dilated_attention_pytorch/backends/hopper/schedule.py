@@ -1,4 +1,7 @@
-"""Which tile comes next: a counter in global memory, read by one warp and passed on through shared memory.
+"""Which tile comes next: a counter in global memory, read by one warp that tells the others through shared memory.
+
+That warp does nothing else and is a tile or two ahead: from the counter to the ends of a list are three loads that wait for
+each other, 2 us and more, and the ring of tiles is empty before that.
 
 Rows and columns differ in length (causal, global tokens, chosen from the content), so tiles go to whoever is free, the longest
 first. `Order` holds, for every layout head, the groups of rows (or columns) in the order of their length, and in its last place
@@ -13,15 +16,19 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 COUNT_LANES = gl.constexpr(128)
+# Told of a tile: which it is, batch and head, group of rows or columns, where its lists begin and end; and in the forward with a
+# mask, for each of two lists, how many of its entries some query sees, and how many need no mask.
+TOLD = gl.constexpr(10)
 
 
 @gluon.jit
-def next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile):
-    """Take the next tile; n_tiles or more when none is left. `tell` must follow for a tile, and in any case the arrival at `tile_full`.
+def next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile):
+    """Take the next tile; n_tiles or more when none is left. `tell` must follow for a tile, `tell_end` when there is none.
 
     Every lane of the warp adds 1, and the counter counts lanes: an atomic of one lane alone is a branch, after which
     ptxas takes the warp for converged although it is not. It makes one atomic of the 32 equal ones. The last program to ask sets the counter back to 0.
     """
+    tile_full, tile_empty = tile_bars
     mbarrier.wait(tile_empty.index(i_tile & 1), ((i_tile >> 1) & 1) ^ 1)
     seen = gl.inline_asm_elementwise(
         "{ .reg .b32 t; atom.global.gpu.relaxed.add.u32 t, [$1], 1; shfl.sync.idx.b32 $0, t, 0, 31, 0xffffffff; }",
@@ -38,48 +45,71 @@ def next_tile(Counter, n_tiles, tile_smem, tile_empty, i_tile):
 def keep(tile_smem, i_tile, i: gl.constexpr, number):
     """Number i of what the warpgroups are told of the i-th tile."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    place = (i_tile & 1) * (tile_smem.shape[0] // 2) + i
+    place = (i_tile & 1) * TOLD + i
     tile_smem.index(place).store(gl.full([1], number, gl.int32, layout=layout))
 
 
 @gluon.jit
-def tell(tile_smem, i_tile, numbers):
-    """Put down for the warpgroups what they would have to load otherwise; returns the numbers as they will read them.
-
-    The copying warp goes on with those: all of its lanes have then written before one of them arrives at `tile_full`,
-    which racecheck sees by the reading only.
-    """
-    for i in gl.static_range(tile_smem.shape[0] // 2 - 1):
+def tell(tile_smem, tile_bars, i_tile, numbers):
+    """Put down, for the other warps, the numbers of a tile from 1 on; none is below 0."""
+    tile_full, tile_empty = tile_bars
+    for i in gl.static_range(len(numbers)):
         keep(tile_smem, i_tile, i + 1, numbers[i])
-    return told_numbers(tile_smem, i_tile)
+    # all lanes have written before one of them arrives, which racecheck sees only where they read as well
+    bits = 0
+    for i in gl.static_range(len(numbers)):
+        bits |= told(tile_smem, i_tile, i + 1)
+    mbarrier.arrive(tile_full.index(i_tile & 1), count=1, pred=bits >= 0)
+
+
+@gluon.jit
+def tell_end(tile_bars, i_tile):
+    """No tile is left."""
+    tile_full, tile_empty = tile_bars
+    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
 
 
 @gluon.jit
 def told_numbers(tile_smem, i_tile):
-    """All numbers that `tell` put down."""
-    N: gl.constexpr = tile_smem.shape[0] // 2
-    gl.static_assert(N == 3 or N == 6)
-    if N == 3:
-        return told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2)
-    else:
-        return (
-            told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2), told(tile_smem, i_tile, 3), told(tile_smem, i_tile, 4),
-            told(tile_smem, i_tile, 5),
-        )  # fmt: skip
+    """Batch and head, group, and where the lists begin and end."""
+    return (
+        told(tile_smem, i_tile, 1), told(tile_smem, i_tile, 2), told(tile_smem, i_tile, 3), told(tile_smem, i_tile, 4),
+        told(tile_smem, i_tile, 5),
+    )  # fmt: skip
 
 
 @gluon.jit
 def told(tile_smem, i_tile, i: gl.constexpr):
     """Number i of what is told of a tile: 0 is the tile, the others are those of `tell`."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    return gl.max(tile_smem.index((i_tile & 1) * (tile_smem.shape[0] // 2) + i).load(layout), 0)
+    return gl.max(tile_smem.index((i_tile & 1) * TOLD + i).load(layout), 0)
 
 
 @gluon.jit
-def shared_tile(tile_smem, tile_full, i_tile):
-    """The i-th tile of this program. Its slot is to be given back when everything told of it was read."""
+def shared_tile(tile_smem, tile_bars, i_tile):
+    """The i-th tile of this program. `was_told` is to follow when everything told of it was read."""
+    tile_full, tile_empty = tile_bars
     mbarrier.wait(tile_full.index(i_tile & 1), (i_tile >> 1) & 1)
     return told(tile_smem, i_tile, 0)
+
+
+@gluon.jit
+def was_told(tile_bars, i_tile):
+    """The slot of the i-th tile may be used again."""
+    tile_full, tile_empty = tile_bars
+    mbarrier.arrive(tile_empty.index(i_tile & 1), count=1)
+
+
+@gluon.jit
+def tile_barriers():
+    """Two slots for what is told of a tile, and their barriers, ready."""
+    tile_smem = gl.allocate_shared_memory(gl.int32, [2 * TOLD, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    tile_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    tile_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(tile_full.index(i), count=1)
+        mbarrier.init(tile_empty.index(i), count=3)  # two warpgroups and the copying warp
+    return tile_smem, (tile_full, tile_empty)
 
 
 @gluon.jit
@@ -109,12 +139,14 @@ def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, 
 
 
 @gluon.jit
-def count_below(Indices, lo, hi, bound):
-    """How many entries of the sorted list are below `bound`: they are its first ones."""
+def count_below(Indices, lo, hi, bound, other_bound):
+    """How many entries of the sorted list are below two bounds: they are its first ones."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     n = 0
+    n_other = 0
     for e in range(lo, hi, COUNT_LANES):
         lanes = e + gl.arange(0, COUNT_LANES, layout=layout)
         index = gl.load(Indices + lanes, mask=lanes < hi, other=2147483647)
         n += gl.sum((index < bound).to(gl.int32), 0)
-    return n
+        n_other += gl.sum((index < other_bound).to(gl.int32), 0)
+    return n, n_other

@@ -47,6 +47,22 @@ def store_tokens(desc, boxes, i, i_batch, head, token, D: gl.constexpr):
 
 
 @gluon.jit
+def stored(empty, W: gl.constexpr, SLOTS: gl.constexpr):
+    """With one slot: wait for what was stored from the slot of warpgroup W, and give the slot back."""
+    if SLOTS == 1:
+        tma.store_wait(0)
+        mbarrier.arrive(empty.index(W), count=1)
+
+
+@gluon.jit
+def stored_before(empty, i_tile, W: gl.constexpr, SLOTS: gl.constexpr):
+    """With several slots the same for the tile before i_tile, while this one begins."""
+    if SLOTS > 1:
+        tma.store_wait(0)
+        mbarrier.arrive(empty.index(((i_tile + SLOTS - 1) % SLOTS) * 2 + W), count=1, pred=i_tile > 0)
+
+
+@gluon.jit
 def load_box(desc, boxes, bar, i, i_batch, kv_head, residue, first, D: gl.constexpr, JOIN: gl.constexpr):
     """Kept keys of one block into box i of a tile, in pieces of 64 of head_dim (the width of a 128-byte swizzle)."""
     for piece in gl.static_range(D // 64):

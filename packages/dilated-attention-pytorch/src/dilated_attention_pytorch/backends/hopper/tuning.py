@@ -48,7 +48,7 @@ FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (64, 64): ForwardTiles(5, 5, 2, "alone", 64, programs=2),
     (64, 128): ForwardTiles(5, 5, 2, "alone", 64, programs=2),
     (128, 64): ForwardTiles(5, 5, 2, "ahead", 64),
-    (128, 128): ForwardTiles(3, 2, 2, "behind", 128),
+    (128, 128): ForwardTiles(2, 2, 2, "ahead", 128, unroll=1),
 }
 # The two passes of the backward; with token dilation a step of the columns is never chained.
 ROWS: dict[tuple[int, int], BackwardTiles] = {

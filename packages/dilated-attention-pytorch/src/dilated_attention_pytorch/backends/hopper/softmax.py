@@ -1,0 +1,240 @@
+"""Online softmax of a tile of scores, in units of log2, every thread for what it holds of its two rows.
+
+A row lies in four threads. What is kept of it are tensors of (64, 4), of which a thread has its own numbers: m is the same in
+all four, l is to be added up. So nothing passes between threads in most tiles.
+
+m is the largest score but for SLACK: p may be 256, and in exchange sums seldom need a new scale (as in the kernels of
+FlashAttention-4). Nor are the maxima needed then: the sums of p, which are taken anyway, tell when a p is large. Only
+then, in a branch, m grows and p is computed again (`later_softmax`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+INFINITY = gl.constexpr(float("inf"))
+SLACK = gl.constexpr(8.0)  # in units of log2
+# Of a product's tile of 64 rows a thread has two, 8 apart, and every fourth pair of columns.
+BY_THREAD = gl.constexpr(
+    gl.DistributedLinearLayout(
+        reg_bases=[[8, 0]],
+        lane_bases=[[0, 1], [0, 2], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, 4],
+    )
+)
+
+
+@gluon.jit
+def in_pairs(x):
+    """(64, N) as (64, N / 8, 4, 2): the third number is that of the thread."""
+    return gl.reshape(x, [64, x.shape[1] // 8, 4, 2])
+
+
+@gluon.jit
+def max_by_thread(x):
+    """(64, 4): the largest number that a thread holds of a row of a tile."""
+    return gl.convert_layout(gl.max(gl.max(in_pairs(x), 3), 1), BY_THREAD, assert_trivial=True)
+
+
+@gluon.jit
+def sum_by_thread(x):
+    """(64, 4): the sum of what a thread holds of a row of a tile."""
+    return gl.convert_layout(gl.sum(gl.sum(in_pairs(x), 3), 1), BY_THREAD, assert_trivial=True)
+
+
+@gluon.jit
+def over_tile(x, N: gl.constexpr, layout: gl.constexpr):
+    """(64, N): what every number of a tile has in a tensor of (64, 4)."""
+    tile = in_pairs(gl.full([64, N], 0.0, gl.float32, layout=layout))
+    parent: gl.constexpr = tile.type.layout
+    x = gl.convert_layout(x, gl.SliceLayout(1, gl.SliceLayout(3, parent)), assert_trivial=True)
+    x, _ = gl.broadcast(gl.expand_dims(gl.expand_dims(x, 1), 3), tile)
+    return gl.convert_layout(gl.reshape(x, [64, N]), layout, assert_trivial=True)
+
+
+@gluon.jit
+def nothing_seen():
+    """m and l before the first tile."""
+    m = gl.full([64, 4], -INFINITY, gl.float32, layout=BY_THREAD)
+    return m, gl.full([64, 4], 0.0, gl.float32, layout=BY_THREAD)
+
+
+@gluon.jit
+def by_row(m, l, layout: gl.constexpr):
+    """m and l as (64,), l added up."""
+    rows: gl.constexpr = gl.SliceLayout(1, layout)
+    return gl.convert_layout(gl.max(m, 1), rows, assert_trivial=True), gl.convert_layout(
+        gl.sum(l, 1), rows, assert_trivial=True
+    )
+
+
+@gluon.jit
+def softmax(s, m, l, scale_log2, dtype: gl.constexpr, MASKED: gl.constexpr, layout: gl.constexpr):
+    """p of a tile of scores, the factor of what came before, new m and l."""
+    largest = gl.max(max_by_thread(s), 1)[:, None] * scale_log2
+    m_new = gl.maximum(m, largest)
+    m_new = gl.where(m_new - m > SLACK, m_new, m)
+    m_safe = m_new
+    if MASKED:
+        m_safe = gl.where(m_new == -INFINITY, 0.0, m_new)  # a query that has seen nothing yet
+    p = gl.exp2(s * scale_log2 - over_tile(m_safe, s.shape[1], layout))
+    alpha = gl.exp2(m - m_safe)
+    return p.to(dtype), alpha, m_new, l * alpha + sum_by_thread(p)
+
+
+# What a thread holds of a tile of 64 x 64 is 32 numbers, in turns two of its upper and two of its lower row.
+
+
+@gluon.jit
+def exponentials(t, upper, lower, N: gl.constexpr, PACK: gl.constexpr):
+    """exp2 of N numbers, less that of their row: packed in pairs, each pair with a 0 behind it; and the sums of both rows."""
+    p = ()
+    sum_upper, sum_lower = 0.0, 0.0
+    for i in gl.static_range(0, N, 4):
+        p0, p1 = gl.exp2(t[i] - upper), gl.exp2(t[i + 1] - upper)
+        p2, p3 = gl.exp2(t[i + 2] - lower), gl.exp2(t[i + 3] - lower)
+        p = p + (packed(p0, p1, PACK), 0, packed(p2, p3, PACK), 0)  # type: ignore[assignment]
+        sum_upper += p0 + p1
+        sum_lower += p2 + p3
+    return p, sum_upper, sum_lower
+
+
+@gluon.jit
+def packed(first, second, PACK: gl.constexpr):
+    """Two numbers rounded into one register."""
+    return gl.inline_asm_elementwise(PACK, "=r,f,f", [first, second], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def largest_of_row(t, first: gl.constexpr, N: gl.constexpr):
+    """The largest of the numbers of a row in all of its four threads; `first`: the row's first in the list."""
+    largest = t[first]
+    for i in gl.static_range(first, N, 4):
+        largest = gl.maximum(largest, gl.maximum(t[i], t[i + 1]))
+    return gl.inline_asm_elementwise(
+        "{ .reg .f32 x, y; shfl.sync.bfly.b32 x, $1, 1, 31, 0xffffffff; max.f32 y, $1, x;"
+        " shfl.sync.bfly.b32 x, y, 2, 31, 0xffffffff; max.f32 $0, y, x; }",
+        "=f,f", [largest], dtype=gl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def any_is_large(upper, lower):
+    """1 where one of the sums of a warp is above 2 ** SLACK, or no number."""
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred p, q; setp.gtu.f32 p, $1, 0f43800000; setp.gtu.or.f32 q, $2, 0f43800000, p;"
+        " vote.sync.any.pred p, q, 0xffffffff; selp.b32 $0, 1, 0, p; }",
+        "=r,f,f", [upper, lower], dtype=gl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@gluon.jit
+def of_thread(t, N: gl.constexpr, PACK: gl.constexpr):
+    """p in pairs, by how much m is to grow, and the sums of the rows, for N numbers of a thread, less m."""
+    p, sum_upper, sum_lower = exponentials(t, 0.0, 0.0, N, PACK)
+    upper, lower = 0.0, 0.0
+    if any_is_large(sum_upper, sum_lower) != 0:
+        upper, lower = gl.maximum(largest_of_row(t, 0, N), 0.0), gl.maximum(largest_of_row(t, 2, N), 0.0)
+        p, sum_upper, sum_lower = exponentials(t, upper, lower, N, PACK)
+    grown, sums = (), ()
+    for _ in gl.static_range(0, N, 4):
+        grown = grown + (upper, upper, lower, lower)  # type: ignore[assignment]
+        sums = sums + (sum_upper, sum_upper, sum_lower, sum_lower)  # type: ignore[assignment]
+    return p + grown + sums
+
+
+def of_threads(pack: str) -> tuple[Any, Any]:
+    """`of_thread` with an instruction that packs, as functions of 32 and of 64 numbers: what `map_elementwise` takes."""
+    PACK = gl.constexpr(pack)
+
+    @gluon.jit
+    def of_32(
+        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21, t22, t23,
+        t24, t25, t26, t27, t28, t29, t30, t31,
+    ):  # fmt: skip
+        t = (
+            t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21, t22,
+            t23, t24, t25, t26, t27, t28, t29, t30, t31,
+        )  # fmt: skip
+        return of_thread(t, 32, PACK)
+
+    @gluon.jit
+    def of_64(
+        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21, t22, t23,
+        t24, t25, t26, t27, t28, t29, t30, t31, t32, t33, t34, t35, t36, t37, t38, t39, t40, t41, t42, t43, t44, t45,
+        t46, t47, t48, t49, t50, t51, t52, t53, t54, t55, t56, t57, t58, t59, t60, t61, t62, t63,
+    ):  # fmt: skip
+        t = (
+            t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21, t22,
+            t23, t24, t25, t26, t27, t28, t29, t30, t31, t32, t33, t34, t35, t36, t37, t38, t39, t40, t41, t42, t43,
+            t44, t45, t46, t47, t48, t49, t50, t51, t52, t53, t54, t55, t56, t57, t58, t59, t60, t61, t62, t63,
+        )  # fmt: skip
+        return of_thread(t, 64, PACK)
+
+    return of_32, of_64
+
+
+BFLOAT16_32, BFLOAT16_64 = of_threads("cvt.rn.bf16x2.f32 $0, $2, $1;")
+FLOAT16_32, FLOAT16_64 = of_threads("cvt.rn.f16x2.f32 $0, $2, $1;")
+UNPACK = gl.constexpr("mov.b32 $0, $1;")  # a pair is a register already
+
+
+@gluon.jit
+def later_softmax(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.constexpr):
+    """As `softmax` for a tile of 64 or 128 keys without a mask, and queries that have seen one."""
+    KEYS: gl.constexpr = s.shape[1]
+    t = s * scale_log2 - over_tile(m, KEYS, layout)
+    gl.static_assert(KEYS == 64 or KEYS == 128)
+    if dtype == gl.bfloat16:
+        if KEYS == 64:
+            pairs, grown, sums = gl.map_elementwise(BFLOAT16_32, t, pack=32)
+        else:
+            pairs, grown, sums = gl.map_elementwise(BFLOAT16_64, t, pack=64)
+        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
+    else:
+        if KEYS == 64:
+            pairs, grown, sums = gl.map_elementwise(FLOAT16_32, t, pack=32)
+        else:
+            pairs, grown, sums = gl.map_elementwise(FLOAT16_64, t, pack=64)
+        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.float16, is_pure=True, pack=2)
+    grown = max_by_thread(grown)
+    alpha = gl.exp2(-grown)
+    return p, alpha, m + grown, l * alpha + max_by_thread(sums)
+
+
+@gluon.jit
+def first_of_row(s, m, scale_log2, layout: gl.constexpr):
+    """m of queries that have seen nothing yet, from the scores of their first tile."""
+    return gl.where(m == -INFINITY, gl.max(max_by_thread(s), 1)[:, None] * scale_log2, m)
+
+
+def rescale_code(n: int) -> tuple[str, str]:
+    """PTX that multiplies n numbers of a thread by their factors unless all factors of the warp are 1, and its operands.
+
+    The numbers are those of two rows, in turns of two, as products leave them.
+    """
+    one, factor = "0f3F800000", 2 * n
+    lines = [
+        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, {one}; setp.neu.or.f32 q, ${factor + 2}, {one}, p;",
+        "vote.sync.any.pred p, q, 0xffffffff; @!p bra.uni DONE;",
+        *(f"mul.f32 ${i}, ${i}, ${factor + i};" for i in range(n)),
+        "DONE: }",
+    ]
+    return " ".join(lines), ",".join(["=f"] * n + [str(i) for i in range(n)] + ["f"] * n)
+
+
+NUMBERS = gl.constexpr(32)  # that are looked at together
+RESCALE, RESCALE_OPERANDS = (gl.constexpr(text) for text in rescale_code(NUMBERS.value))
+
+
+@gluon.jit
+def scaled(acc, alpha, layout: gl.constexpr):
+    """The sums of what came before, for the new m; most often it is the old one."""
+    return gl.inline_asm_elementwise(
+        RESCALE, RESCALE_OPERANDS, [acc, over_tile(alpha, acc.shape[1], layout)], dtype=gl.float32, is_pure=True, pack=NUMBERS
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""racecheck of compute-sanitizer on every Hopper kernel: fails for any report but two that are none.
+
+    python tests/core/racecheck.py [WORDS]
+
+WORDS choose calls, as in sanitize_hopper.py. racecheck does not follow
+    hand-over   `barrier.sync 1` at the line of `gl.warp_specialize`, on either side of which the byte is written and read by
+                which triton tells the other warps what to do;
+    passing on  the barrier of a warpgroup that has read what it is told of a tile (schedule.py: `told`), after which one
+                thread arrives for all of them at the barrier that the writer (`keep`) waits for.
+racecheck_control.py has both in kernels that do nothing else. They are run first, and a report is passed over only where its kind
+is reported there, too: with a racecheck that has learned to follow, nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "packages/dilated-attention-pytorch/src/dilated_attention_pytorch/backends/hopper"
+# Without the last option it does not see that A comes before C when A comes before B and B before C.
+RACECHECK = [
+    "compute-sanitizer", "--tool", "racecheck", "--racecheck-indirect-barrier-dependency", "--print-limit", "100000",
+]  # fmt: skip
+ACCESS = re.compile(
+    r"\b(?:Race reported between|and) (Read|Write) access at (\S+?)\+0x[0-9a-f]+ in ([\w.]+):(\d+)"
+)
+HAND_OVER, PASSING_ON, UNKNOWN = "hand-over", "passing on", "unknown"
+# The functions that pass numbers on, in the kernels and in the control.
+PASSING = [{("Write", "keep"), ("Read", "told")}, {("Write", "writer"), ("Read", "reader")}]
+
+
+@dataclass(frozen=True)
+class Access:
+    """One side of a report."""
+
+    kind: str  # Read or Write
+    kernel: str
+    file: str
+    line: int
+
+
+def reports_in(output: str) -> list[list[Access]]:
+    """The accesses of every report."""
+    reports: list[list[Access]] = []
+    for line in output.splitlines():
+        found = ACCESS.search(line)
+        if "Race reported between" in line:
+            reports.append([])
+        if found and reports:
+            kind, kernel, file, number = found.groups()
+            reports[-1].append(Access(kind, kernel, file, int(number)))
+    return reports
+
+
+def place_of(access: Access) -> str:
+    """The function an access is in; "start" for the head of a kernel and its `warp_specialize`."""
+    path = next((folder / access.file for folder in (HERE, SOURCES) if (folder / access.file).exists()), None)
+    if path is None:
+        return UNKNOWN
+    for function in ast.parse(path.read_text()).body:
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        first = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+        if not first <= access.line <= (function.end_lineno or 0):
+            continue
+        specialised = [
+            node.lineno
+            for node in ast.walk(function)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "gl.warp_specialize"
+        ]
+        in_head = access.line < function.body[0].lineno
+        is_start = specialised and (in_head or access.line in specialised)
+        return "start" if is_start else function.name
+    return UNKNOWN
+
+
+def kind_of(report: list[Access]) -> str:
+    """What a report is about."""
+    places = {(access.kind, place_of(access)) for access in report}
+    if report and {place for _, place in places} == {"start"}:
+        return HAND_OVER
+    return PASSING_ON if places in PASSING else UNKNOWN
+
+
+def unexplained(output: str, known: set[str]) -> list[list[Access]]:
+    """The reports that are of none of the known kinds."""
+    return [report for report in reports_in(output) if kind_of(report) not in known]
+
+
+def checked(script: str, *words: str) -> str:
+    """What racecheck says of a script; ends the program where that fails."""
+    command = [*RACECHECK, sys.executable, str(HERE / script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    if done.returncode or "RACECHECK SUMMARY" not in output:
+        sys.exit(f"{script} {' '.join(words)} failed with exit status {done.returncode}:\n{output[-3000:]}")
+    return output
+
+
+def main(words: list[str]) -> int:
+    """Exit status 1 for a report that the controls do not have."""
+    controls = [checked("racecheck_control.py", which) for which in ("exchange", "ring")]
+    known = {kind_of(report) for output in controls for report in reports_in(output)} - {UNKNOWN}
+    output = checked("sanitize_hopper.py", *words)
+    reports = reports_in(output)
+    print(*(line for line in output.splitlines() if not line.startswith("=====")), sep="\n")
+    print(
+        f"{len(reports)} reports; shown by the controls and passed over: {', '.join(sorted(known)) or 'none'}"
+    )
+    left = unexplained(output, known)
+    for report in left:
+        print("race:", *(f"{a.kind} in {a.kernel}, {a.file}:{a.line}" for a in report), sep="\n    ")
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
