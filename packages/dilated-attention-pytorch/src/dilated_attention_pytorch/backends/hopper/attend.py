@@ -3,7 +3,7 @@
 Three orders of the same steps, because products run in the background and what runs beside them needs registers:
     ahead   the scores of the next tile run during the softmax of this one: two tiles of scores are held
     behind  the product of p and v of the tile before runs during it (Shah et al., FlashAttention-3,
-            arXiv:2407.08608, algorithm 2): what fits at head_dim 128 with tiles of 128 keys
+            arXiv:2407.08608, algorithm 2): one tile of scores is held; no entry of the table takes it now
     alone   nothing runs during it but the warpgroups of a second program on the multiprocessor, for which the registers
             are halved: best where the softmax takes as long as the products
 A list is cut into tiles of BLOCK_N keys: a part of an entry, an entry, or the kept keys of several (token dilation).
