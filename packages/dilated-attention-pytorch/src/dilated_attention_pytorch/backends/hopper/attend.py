@@ -1,11 +1,10 @@
 """What one warpgroup of the forward kernel does with a list of keys: 64 queries, a ring of k and v tiles, online softmax.
 
-Three orders of the same steps, because products run in the background and what runs beside them needs registers:
+Two orders of the same steps, because products run in the background and what runs beside them needs registers:
     ahead   the scores of the next tile run during the softmax of this one: two tiles of scores are held
-    behind  the product of p and v of the tile before runs during it (Shah et al., FlashAttention-3,
-            arXiv:2407.08608, algorithm 2): one tile of scores is held; no entry of the table takes it now
     alone   nothing runs during it but the warpgroups of a second program on the multiprocessor, for which the registers
             are halved: best where the softmax takes as long as the products
+(Shah et al., FlashAttention-3, arXiv:2407.08608, has the product of p and v of the tile before there: slower.)
 A list is cut into tiles of BLOCK_N keys: a part of an entry, an entry, or the kept keys of several (token dilation).
 """
 
@@ -108,12 +107,6 @@ def attend(
         sums, last = attend_ahead(
             q, k_ring, v_ring, keys, places, n_tiles, n_whole, sums, base, last, position, scale_log2, BLOCK_N, BLOCK_SIZE,
             RATE, PAIRED, IS_CAUSAL, HAS_EDGE, UNROLL, s_layout, acc_layout,
-        )  # fmt: skip
-    elif ORDER == "behind":
-        gl.static_assert(not PAIRED, "this order wants the next tile, which a row of a pair may not have")
-        sums = attend_behind(
-            q, k_ring, v_ring, keys, n_tiles, n_whole, sums, base, position, scale_log2, BLOCK_N, BLOCK_SIZE, RATE,
-            IS_CAUSAL, HAS_EDGE, s_layout, acc_layout,
         )  # fmt: skip
     else:
         gl.static_assert(ORDER == "alone")
@@ -220,67 +213,6 @@ def attend_tiles_ahead(
     acc = warpgroup_mma_wait(0, deps=[acc])
     give_back(v_ring, place_v)
     return s, (acc, m, l)
-
-
-@gluon.jit
-def attend_behind(
-    q, k_ring, v_ring, keys, n_tiles, n_whole, sums, base, position, scale_log2, BLOCK_N: gl.constexpr,
-    BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, IS_CAUSAL: gl.constexpr, HAS_EDGE: gl.constexpr, s_layout: gl.constexpr,
-    acc_layout: gl.constexpr,
-):  # fmt: skip
-    """See the top of this file."""
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
-    if n_tiles > 0:
-        acc, m, l = sums
-        s = scores(kept_tile(q), get_tile(k_ring, base), BLOCK_N, s_layout)
-        s = warpgroup_mma_wait(0, deps=[s])
-        give_back(k_ring, base)
-        s = hide_keys(s, keys, 0, position, BLOCK_N, BLOCK_SIZE, RATE, HAS_EDGE, IS_CAUSAL, s_layout)
-        p, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, HAS_EDGE, s_layout)
-        sums = scaled(acc, alpha, acc_layout), m, l
-        p = gl.convert_layout(p, p_layout)
-        q_tile = kept_tile(q)
-        for t in range(1, n_whole):
-            sums, p = attend_tile_behind(
-                q_tile, k_ring, v_ring, keys, base, t, sums, p, position, scale_log2, BLOCK_N, BLOCK_SIZE, RATE, IS_CAUSAL, False,
-                s_layout, acc_layout,
-            )  # fmt: skip
-        if HAS_EDGE:
-            q_tile = kept_tile(q)
-            for t in range(gl.maximum(1, n_whole), n_tiles):
-                sums, p = attend_tile_behind(
-                    q_tile, k_ring, v_ring, keys, base, t, sums, p, position, scale_log2, BLOCK_N, BLOCK_SIZE, RATE, IS_CAUSAL, True,
-                    s_layout, acc_layout,
-                )  # fmt: skip
-        acc, m, l = sums
-        acc = warpgroup_mma(p, get_tile(v_ring, base + n_tiles - 1), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
-        give_back(v_ring, base + n_tiles - 1)
-        sums = acc, m, l
-    return sums
-
-
-@gluon.jit
-def attend_tile_behind(
-    q, k_ring, v_ring, keys, base, t, sums, p, position, scale_log2, BLOCK_N: gl.constexpr, BLOCK_SIZE: gl.constexpr,
-    RATE: gl.constexpr, IS_CAUSAL: gl.constexpr, MASKED: gl.constexpr, s_layout: gl.constexpr, acc_layout: gl.constexpr,
-):  # fmt: skip
-    """Scores and softmax of tile t while the product of p and v of the tile before runs."""
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, acc_layout, 2)
-    acc, m, l = sums
-    place = base + t
-    s = scores(q, get_tile(k_ring, place), BLOCK_N, s_layout)
-    acc = warpgroup_mma(p, get_tile(v_ring, place - 1), acc, is_async=True)
-    s = warpgroup_mma_wait(1, deps=[s])
-    give_back(k_ring, place)
-    s = hide_keys(s, keys, t, position, BLOCK_N, BLOCK_SIZE, RATE, MASKED, IS_CAUSAL, s_layout)
-    if MASKED:
-        p_next, alpha, m, l = softmax(s, m, l, scale_log2, v_ring[0].dtype, MASKED, s_layout)
-    else:
-        p_next, alpha, m, l = later_softmax(s, m, l, scale_log2, v_ring[0].dtype, s_layout)
-    acc = warpgroup_mma_wait(0, deps=[acc])
-    give_back(v_ring, place - 1)
-    return (scaled(acc, alpha, acc_layout), m, l), gl.convert_layout(p_next, p_layout)
 
 
 @gluon.jit

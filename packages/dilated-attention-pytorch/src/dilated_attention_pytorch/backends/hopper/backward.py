@@ -31,32 +31,15 @@ from .attend import LOG2E
 from .passes import load_stats, shared_memory, step
 from .ring import LAPS, full_at, wait_past
 from .schedule import (
-    next_tile,
     parts_of_schedule,
     shared_tile,
-    tell,
-    tell_end,
+    take_tiles,
     tile_place,
     told_numbers,
     was_told,
 )
 from .stats import CHUNK, load_saved, stats_of_queries
 from .tiles import kept_tile, load_tokens, store_tokens, stored, stored_before
-
-
-@gluon.jit
-def head_at(batch_head, own_heads, heads_per_tile, i_tile, g):
-    """The g-th query head of a tile, in turns from the first on and from the last.
-
-    So a tile begins with the head that the one before ended with, of which some is in the L2 cache.
-    """
-    return (batch_head % own_heads) * heads_per_tile + gl.where((i_tile & 1) == 0, g, heads_per_tile - 1 - g)
-
-
-@gluon.jit
-def stats_of(Stats, batch_head, own_heads, n_heads, head, n_rows, BLOCK_SIZE: gl.constexpr):
-    """lse and delta of the queries of a head."""
-    return Stats + (batch_head // own_heads * n_heads + head).to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
 
 
 @gluon.jit
@@ -88,7 +71,8 @@ def producer(
         was_told(tile_bars, i_tile)
         first = group * LISTS
         n_of_group = gl.minimum(LISTS, n_lists - first)
-        layout_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0) // heads_per_list
+        first_head = batch_head % own_heads * heads_per_tile
+        layout_head = first_head // heads_per_list
         entry = gl.load(Entries + lo, mask=lo < hi, other=0)
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         token = own_first + group * 128
@@ -100,13 +84,11 @@ def producer(
             load_tokens(desc_a, a_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
             load_tokens(desc_b, b_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
         if COLUMNS:
-            q_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0)
-            stats = stats_of(
-                Stats, batch_head, own_heads, own_heads * heads_per_tile, q_head, n_rows, BLOCK_SIZE
-            )
+            # batch_head counts heads of k and v
+            stats = Stats + (batch_head * heads_per_tile).to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
             lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
         for g in range(heads_per_tile):
-            q_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, g)
+            q_head = first_head + g
             other_head = q_head
             if COLUMNS:
                 if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
@@ -140,51 +122,35 @@ def producer(
                         mbarrier.arrive(x_bar, count=1)
                     it += 1
                 entry = entry_next
-                if (
-                    COLUMNS
-                ):  # of the next step, or of the next head's first: they come while its stage is waited for
+                if COLUMNS:
+                    # of the next step, or of the next head's first: they come while its stage is waited for
                     if is_last & (g + 1 < heads_per_tile):
-                        next_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, g + 1)
-                        stats = stats_of(
-                            Stats,
-                            batch_head,
-                            own_heads,
-                            own_heads * heads_per_tile,
-                            next_head,
-                            n_rows,
-                            BLOCK_SIZE,
-                        )
+                        stats += n_rows * (BLOCK_SIZE * 2)
                     lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
         i_tile += 1
         tile = shared_tile(tile_smem, tile_bars, i_tile)
 
 
 @gluon.jit
-def scheduler(
-    tile_smem, tile_bars, Offsets, Order, Counter, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
-    BLOCK_SIZE: gl.constexpr, COLUMNS: gl.constexpr,
-):  # fmt: skip
-    """Takes tiles, and tells the other warps of them and of the lists of the head they begin with."""
+def lists_of_tile(tile, problem):
+    """What is told of a tile (schedule.py), of the lists of the head it begins with."""
+    Offsets, Order, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv, heads_per_list = problem[:8]
+    BLOCK_SIZE: gl.constexpr = problem[8]
+    COLUMNS: gl.constexpr = problem[9]
     LISTS: gl.constexpr = 2 if BLOCK_SIZE == 64 else 1
     heads_per_tile = 1
+    heads_beside = heads_per_kv
     if COLUMNS:
         heads_per_tile = heads_per_kv
-    n_tiles = n_groups * n_batch_heads
-    i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    while tile < n_tiles:
-        batch_head, group = tile_place(
-            Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile
-        )
-        first = group * LISTS
-        n_of_group = gl.minimum(LISTS, n_lists - first)
-        layout_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0) // heads_per_list
-        lists = Offsets + layout_head * n_lists + first
-        lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + n_of_group)
-        tell(tile_smem, tile_bars, i_tile, (batch_head, group, lo, middle, hi))
-        i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    tell_end(tile_bars, i_tile)
+        heads_beside = 1
+    batch_head, group = tile_place(
+        Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile, heads_beside
+    )
+    first = group * LISTS
+    layout_head = batch_head % own_heads * heads_per_tile // heads_per_list
+    lists = Offsets + layout_head * n_lists + first
+    n_of_group = gl.minimum(LISTS, n_lists - first)
+    return batch_head, group, gl.load(lists), gl.load(lists + 1), gl.load(lists + n_of_group)
 
 
 @gluon.jit
@@ -255,7 +221,8 @@ def consumer(
         i_batch, own_head = batch_head // own_heads, batch_head % own_heads
         own = own_offset + group * 128 + W * 64
         token = own_first + group * 128 + W * 64
-        layout_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, 0) // heads_per_list
+        first_head = batch_head % own_heads * heads_per_tile
+        layout_head = first_head // heads_per_list
         if PAIRED and W == 1:
             lo, middle = middle, hi
         hi = middle
@@ -292,7 +259,7 @@ def consumer(
         stored_before(own_empty, i_tile, W, SLOTS)
         for g in range(heads_per_tile):
             if COLUMNS:
-                q_head = head_at(batch_head, own_heads, heads_per_tile, i_tile, g)
+                q_head = first_head + g
                 if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
                     layout_head = q_head // heads_per_list
                     first = group * LISTS
@@ -385,6 +352,7 @@ def backward_kernel(
     lse_of = (Lse, GradLse, stride_lb, stride_lh, stride_ls)
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
+    LOOK_UP: gl.constexpr = lists_of_tile
     gl.warp_specialize(
         [
             (consumer, (
@@ -404,9 +372,9 @@ def backward_kernel(
                 Offsets, Entries, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
                 own_first, other_first, D, TILE, BLOCK_SIZE, STAGES, SLOTS, COLUMNS,
             )),
-            (scheduler, (
-                tile_smem, bars[5], Offsets, Order, Counter, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv,
-                heads_per_list, BLOCK_SIZE, COLUMNS,
+            (take_tiles, (
+                tile_smem, bars[5], Counter, n_groups * n_batch_heads, LOOK_UP,
+                (Offsets, Order, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv, heads_per_list, BLOCK_SIZE, COLUMNS),
             )),
         ],
         [4, 1, 1],

@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import LOG2E
 from .passes import BLOCK, load_stats, shared_memory, step
 from .ring import full_at, give_back, wait_full
-from .schedule import next_tile, shared_tile, tell, tell_end, tile_place, told_numbers, was_told
+from .schedule import shared_tile, take_tiles, tile_place, told_numbers, was_told
 from .tiles import kept_tile, load_box, load_tokens, store_box, stored, stored_before
 
 
@@ -44,7 +44,7 @@ def place_of_columns(
     """(batch and kv head, group and residue as one number) of a tile; first all tiles with the residue of their first head."""
     n_of_residue = n_groups * n_batch_kv_heads
     batch_head, group = tile_place(
-        Order, tile % n_of_residue, n_groups, n_batch_kv_heads, num_kv_heads, heads_per_list, heads_per_kv
+        Order, tile % n_of_residue, n_groups, n_batch_kv_heads, num_kv_heads, heads_per_list, heads_per_kv, 1
     )
     first_head = (batch_head % num_kv_heads) * heads_per_kv
     return batch_head, group * JOINED + (first_head + tile // n_of_residue) % JOINED
@@ -153,27 +153,24 @@ def columns_producer(
 
 
 @gluon.jit
-def columns_scheduler(
-    tile_smem, tile_bars, Schedule, Counter, n_groups, n_layout_groups, num_kv_heads, n_batch_kv_heads, heads_per_kv,
-    heads_per_list, JOINED: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
-):  # fmt: skip
-    """Takes tiles of joined columns, and tells the other warps of them and of the list of their first head."""
+def list_of_columns(tile, problem):
+    """What is told of a tile of joined columns (schedule.py), of the list of its first head."""
+    Schedule, n_groups, n_layout_groups, num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list = (
+        problem[:7]
+    )
+    JOINED: gl.constexpr = problem[7]
+    RATE: gl.constexpr = problem[8]
+    FAR_RATE: gl.constexpr = problem[9]
+    N_CLASSES: gl.constexpr = problem[10]
     _, Order, Offsets, _ = parts_of_joined(Schedule, n_layout_groups, N_CLASSES)
-    n_tiles = JOINED * n_groups * n_batch_kv_heads
-    i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    while tile < n_tiles:
-        batch_head, place = place_of_columns(
-            Order, tile, n_groups, n_batch_kv_heads, num_kv_heads, heads_per_kv, heads_per_list, JOINED
-        )
-        group, residue = place // JOINED, place % JOINED
-        head = (batch_head % num_kv_heads) * heads_per_kv
-        first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
-        lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
-        tell(tile_smem, tile_bars, i_tile, (batch_head, group, residue, lo, hi))
-        i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    tell_end(tile_bars, i_tile)
+    batch_head, place = place_of_columns(
+        Order, tile, n_groups, n_batch_kv_heads, num_kv_heads, heads_per_kv, heads_per_list, JOINED
+    )
+    group, residue = place // JOINED, place % JOINED
+    head = (batch_head % num_kv_heads) * heads_per_kv
+    first_list = ((head // heads_per_list) * n_groups + group) * N_CLASSES
+    lo, hi = list_of_head(Offsets, first_list, residue, head, RATE, FAR_RATE, N_CLASSES)
+    return batch_head, group, residue, lo, hi
 
 
 @gluon.jit
@@ -315,6 +312,7 @@ def dilated_columns_kernel(
     first_position = first_row * BLOCK
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
+    LOOK_UP: gl.constexpr = list_of_columns
     gl.warp_specialize(
         [
             (columns_consumer, (
@@ -332,9 +330,12 @@ def dilated_columns_kernel(
                 Stats, n_groups, n_layout_groups, n_rows, num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list,
                 first_query, D, JOINED, RATE, FAR_RATE, N_CLASSES, SLOTS,
             )),
-            (columns_scheduler, (
-                tile_smem, bars[5], Schedule, Counter, n_groups, n_layout_groups, num_kv_heads, n_batch_kv_heads, heads_per_kv,
-                heads_per_list, JOINED, RATE, FAR_RATE, N_CLASSES,
+            (take_tiles, (
+                tile_smem, bars[5], Counter, JOINED * n_groups * n_batch_kv_heads, LOOK_UP,
+                (
+                    Schedule, n_groups, n_layout_groups, num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list, JOINED,
+                    RATE, FAR_RATE, N_CLASSES,
+                ),
             )),
         ],
         [4, 1, 1],

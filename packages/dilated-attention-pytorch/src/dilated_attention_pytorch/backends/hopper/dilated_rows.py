@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import LOG2E, visible_keys
 from .passes import BLOCK, shared_memory, step
 from .ring import full_at
-from .schedule import next_tile, shared_tile, tell, tell_end, tile_place, told_numbers, was_told
+from .schedule import shared_tile, take_tiles, tile_place, told_numbers, was_told
 from .stats import CHUNK, load_saved, stats_of_queries
 from .tiles import kept_tile, load_box, load_tokens, store_tokens, stored, stored_before
 
@@ -99,21 +99,15 @@ def rows_producer(
 
 
 @gluon.jit
-def rows_scheduler(
-    tile_smem, tile_bars, Offsets, Order, Counter, n_rows, num_heads, n_batch_heads, heads_per_list, N_CLASSES: gl.constexpr
-):  # fmt: skip
-    """Takes rows, and tells the other warps of them and their lists."""
-    n_tiles = n_rows * n_batch_heads
-    i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    while tile < n_tiles:
-        batch_head, row = tile_place(Order, tile, n_rows, n_batch_heads, num_heads, heads_per_list)
-        lists = Offsets + (((batch_head % num_heads) // heads_per_list) * n_rows + row) * N_CLASSES
-        lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + N_CLASSES)
-        tell(tile_smem, tile_bars, i_tile, (batch_head, row, lo, middle, hi))
-        i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    tell_end(tile_bars, i_tile)
+def lists_of_row(tile, problem):
+    """What is told of a row (schedule.py)."""
+    Offsets, Order, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list = problem[:7]
+    N_CLASSES: gl.constexpr = problem[7]
+    batch_head, row = tile_place(
+        Order, tile, n_rows, n_batch_heads, num_heads, heads_per_list, 1, heads_per_kv
+    )
+    lists = Offsets + (((batch_head % num_heads) // heads_per_list) * n_rows + row) * N_CLASSES
+    return batch_head, row, gl.load(lists), gl.load(lists + 1), gl.load(lists + N_CLASSES)
 
 
 @gluon.jit
@@ -239,6 +233,7 @@ def dilated_rows_kernel(
     lse_of = (Lse, GradLse, stride_lb, stride_lh, stride_ls)
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
+    LOOK_UP: gl.constexpr = lists_of_row
     gl.warp_specialize(
         [
             (rows_consumer, (
@@ -256,8 +251,9 @@ def dilated_rows_kernel(
                 Indices, n_rows, num_heads, n_batch_heads, heads_per_kv, first_query, kv_len, D, RATE, FAR_RATE, N_CLASSES,
                 SLOTS,
             )),
-            (rows_scheduler, (
-                tile_smem, bars[5], Offsets, Schedule, Counter, n_rows, num_heads, n_batch_heads, heads_per_list, N_CLASSES,
+            (take_tiles, (
+                tile_smem, bars[5], Counter, n_rows * n_batch_heads, LOOK_UP,
+                (Offsets, Schedule, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, N_CLASSES),
             )),
         ],
         [4, 1, 1],

@@ -24,11 +24,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from .attend import LOG2E, attend, entries_of_list
 from .ring import LAPS, full_at
 from .schedule import (
-    next_tile,
     parts_of_schedule,
     shared_tile,
-    tell,
-    tell_end,
+    take_tiles,
     tile_barriers,
     tile_place,
     told,
@@ -134,40 +132,34 @@ def producer(
 
 
 @gluon.jit
-def scheduler(
-    tile_smem, tile_bars, Offsets, Indices, Order, Counter, n_groups, n_rows, num_heads, n_batch_heads, first_row, kv_len,
-    heads_per_list, BLOCK_SIZE: gl.constexpr, N_CLASSES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-):  # fmt: skip
-    """Takes tiles, and tells the other warps of them."""
+def lists_of_tile(tile, problem):
+    """What is told of a tile (schedule.py)."""
+    Offsets, Indices, Order, heads, n_groups, n_rows, first_row, kv_len = problem[:8]
+    BLOCK_SIZE: gl.constexpr = problem[8]
+    N_CLASSES: gl.constexpr = problem[9]
+    IS_CAUSAL: gl.constexpr = problem[10]
+    EVEN_KV: gl.constexpr = problem[11]
+    num_heads, n_batch_heads, heads_per_kv, heads_per_list = heads
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     ROWS: gl.constexpr = 2 if PAIRED else 1
-    n_tiles = n_groups * n_batch_heads
-    i_tile = 0
-    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    while tile < n_tiles:
-        batch_head, group = tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list)
-        row = group * ROWS
-        # the lists of the tile: of two rows, or of the classes of one
-        lists = Offsets + (((batch_head % num_heads) // heads_per_list) * n_rows + row) * N_CLASSES
-        n_lists = N_CLASSES
+    batch_head, group = tile_place(
+        Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, 1, heads_per_kv
+    )
+    row = group * ROWS
+    # the lists of the tile: of two rows, or of the classes of one
+    lists = Offsets + (((batch_head % num_heads) // heads_per_list) * n_rows + row) * N_CLASSES
+    n_lists = N_CLASSES
+    if PAIRED:
+        n_lists = gl.minimum(2, n_rows - row)
+    lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + n_lists)
+    numbers = (batch_head, group, lo, middle, hi)
+    if IS_CAUSAL or not EVEN_KV:
+        row += first_row
+        counts = entries_of_list(Indices, lo, middle, row, kv_len, BLOCK_SIZE, IS_CAUSAL)
         if PAIRED:
-            n_lists = gl.minimum(2, n_rows - row)
-        lo, middle, hi = gl.load(lists), gl.load(lists + 1), gl.load(lists + n_lists)
-        if IS_CAUSAL or not EVEN_KV:
-            row += first_row
-            visible, whole = entries_of_list(Indices, lo, middle, row, kv_len, BLOCK_SIZE, IS_CAUSAL)
-            if PAIRED:
-                row += 1
-            visible_2, whole_2 = entries_of_list(Indices, middle, hi, row, kv_len, BLOCK_SIZE, IS_CAUSAL)
-            tell(
-                tile_smem, tile_bars, i_tile,
-                (batch_head, group, lo, middle, hi, visible, whole, visible_2, whole_2),
-            )  # fmt: skip
-        else:
-            tell(tile_smem, tile_bars, i_tile, (batch_head, group, lo, middle, hi))
-        i_tile += 1
-        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
-    tell_end(tile_bars, i_tile)
+            row += 1
+        numbers += counts + entries_of_list(Indices, middle, hi, row, kv_len, BLOCK_SIZE, IS_CAUSAL)
+    return numbers
 
 
 @gluon.jit
@@ -300,8 +292,10 @@ def forward_kernel(
     bars = (q_full, q_empty, tile_bars)
     scale_log2 = softmax_scale * LOG2E
     n_tiles = n_groups * n_batch_heads
+    heads = num_heads, n_batch_heads, heads_per_kv, heads_per_list
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
+    LOOK_UP: gl.constexpr = lists_of_tile
     gl.warp_specialize(
         [
             (consumer, (
@@ -318,9 +312,9 @@ def forward_kernel(
                 desc_q, desc_k, desc_v, desc_k_far, desc_v_far, q_smem, k_ring, v_ring, tile_smem, bars, Columns, n_tiles,
                 num_heads, first_row, q_offset, kv_len, heads_per_kv, D, BLOCK_N, BLOCK_SIZE, RATE, FAR_RATE, N_CLASSES, SLOTS,
             )),
-            (scheduler, (
-                tile_smem, tile_bars, Offsets, Indices, Order, Counter, n_groups, n_rows, num_heads, n_batch_heads, first_row,
-                kv_len, heads_per_list, BLOCK_SIZE, N_CLASSES, IS_CAUSAL, EVEN_KV,
+            (take_tiles, (
+                tile_smem, tile_bars, Counter, n_tiles, LOOK_UP,
+                (Offsets, Indices, Order, heads, n_groups, n_rows, first_row, kv_len, BLOCK_SIZE, N_CLASSES, IS_CAUSAL, EVEN_KV),
             )),
         ],
         [4, 1, 1],

@@ -23,7 +23,7 @@ TOLD = gl.constexpr(10)
 
 @gluon.jit
 def next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile):
-    """Take the next tile; n_tiles or more when none is left. `tell` must follow for a tile, `tell_end` when there is none.
+    """Take the next tile; n_tiles or more when none is left.
 
     Every lane of the warp adds 1, and the counter counts lanes: an atomic of one lane alone is a branch, after which
     ptxas takes the warp for converged although it is not. It makes one atomic of the 32 equal ones. The last program to ask sets the counter back to 0.
@@ -39,6 +39,19 @@ def next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile):
     if tile == n_tiles + gl.num_programs(0) - 1:
         gl.store(Counter, 0)
     return tile
+
+
+@gluon.jit
+def take_tiles(tile_smem, tile_bars, Counter, n_tiles, LOOK_UP: gl.constexpr, problem):
+    """What the warp that takes tiles does; LOOK_UP(tile, problem) gives the numbers to `tell`."""
+    i_tile = 0
+    tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    while tile < n_tiles:
+        tell(tile_smem, tile_bars, i_tile, LOOK_UP(tile, problem))
+        i_tile += 1
+        tile = next_tile(Counter, n_tiles, tile_smem, tile_bars, i_tile)
+    # none is left
+    mbarrier.arrive(tile_bars[0].index(i_tile & 1), count=1)
 
 
 @gluon.jit
@@ -60,13 +73,6 @@ def tell(tile_smem, tile_bars, i_tile, numbers):
     for i in gl.static_range(len(numbers)):
         bits |= told(tile_smem, i_tile, i + 1)
     mbarrier.arrive(tile_full.index(i_tile & 1), count=1, pred=bits >= 0)
-
-
-@gluon.jit
-def tell_end(tile_bars, i_tile):
-    """No tile is left."""
-    tile_full, tile_empty = tile_bars
-    mbarrier.arrive(tile_full.index(i_tile & 1), count=1)
 
 
 @gluon.jit
@@ -124,16 +130,21 @@ def parts_of_schedule(Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE:
 
 
 @gluon.jit
-def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, heads_per_tile=1):
-    """(batch and head, group of rows) of a tile; of a tile of several query heads, the first of them says the order."""
+def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, heads_per_tile, heads_beside):
+    """(batch and head, group of rows) of a tile; of a tile of several query heads, the first of them says the order.
+
+    `heads_beside` heads, which share k and v, follow each other with the same group: they go through the same blocks, or
+    those of neighbours, at a time.
+    """
     n_long = gl.load(Order)
     n_first = n_long * n_batch_heads
     batch_head = tile % n_batch_heads
     rank = tile // n_batch_heads
     if tile >= n_first:
+        rest = (tile - n_first) // heads_beside
         n_rest = n_groups - n_long
-        batch_head = (tile - n_first) // n_rest
-        rank = n_long + (tile - n_first) % n_rest
+        batch_head = rest // n_rest * heads_beside + (tile - n_first) % heads_beside
+        rank = n_long + rest % n_rest
     head = (batch_head % num_heads) * heads_per_tile
     return batch_head, gl.load(Order + 1 + (head // heads_per_list) * n_groups + rank)
 
