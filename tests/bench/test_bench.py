@@ -10,7 +10,7 @@ import torch
 
 from attention_bench import cli, plots, report
 from attention_bench.cases import Case
-from attention_bench.measure import Row, build, measure
+from attention_bench.measure import Row, build, measure, median_row
 from attention_bench.peers import PEERS
 
 SMALL = ["--seqlen", "256", "--heads", "2", "--head-dim", "16", "--block", "16", "--density", "0.2"]
@@ -39,6 +39,32 @@ def test_run_writes_rows_that_agree(tmp_path: Path, capsys: pytest.CaptureFixtur
     written = plots.plot(rows, where, str(tmp_path / "plots"))
     assert [path.name for path in written] == ["forward.png", "backward.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_rounds_are_one_row_of_medians_per_case_and_peer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    arguments = [*SMALL, "--peers", "ours", "ours-reference", "--rounds", "3", "--json", str(file)]
+    assert cli.main(arguments) == 0
+    rows, where = report.read_json(str(file))
+    assert [row.peer for row in rows] == ["ours", "ours-reference"]
+    assert "--rounds 3" in where["command"]
+    assert capsys.readouterr().out.count("ours-reference") >= 3
+    with pytest.raises(SystemExit):
+        cli.main([*SMALL, "--rounds", "0"])
+
+
+def test_medians_of_rounds() -> None:
+    case = Case(64, 1, 16, 16, 0.5, dtype="float32")
+    first = Row("ours", case, forward_ms=3.0, forward_tflops=1.0, peak_bytes=5, error=0.5, mask_ms=1.0)
+    second = Row("ours", case, forward_ms=1.0, forward_tflops=3.0, peak_bytes=7, error=0.25, mask_ms=3.0)
+    third = Row("ours", case, forward_ms=2.0, forward_tflops=1.5, refused="backward: out of memory")
+    assert median_row([first, second, third]) == Row(
+        "ours", case, forward_ms=2.0, forward_tflops=1.5, peak_bytes=7, error=0.5, mask_ms=2.0,
+        refused="backward: out of memory",
+    )  # fmt: skip
+    assert median_row([first]) == first
 
 
 def test_peer_that_fails_is_a_row_with_its_reason() -> None:

@@ -7,7 +7,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,21 @@ class Row:
     mask_ms: float | None = None  # layout or mask build
     error: float | None = None  # relative to the first peer of the case that computes the same
     refused: str | None = None
+
+
+def median_row(rows: list[Row]) -> Row:
+    """One row for those of one peer and case from several rounds: medians, the most memory, any refusal."""
+
+    def figures(name: str) -> list[float]:
+        return [value for row in rows if (value := getattr(row, name)) is not None]
+
+    merged: dict[str, Any] = {
+        name: statistics.median(figures(name)) if figures(name) else None
+        for name in ("forward_ms", "backward_ms", "forward_tflops", "backward_tflops", "mask_ms")
+    }
+    merged |= {name: max(figures(name), default=None) for name in ("peak_bytes", "error")}
+    refused = next((row.refused for row in rows if row.refused is not None), None)
+    return replace(rows[0], **merged, refused=refused)
 
 
 def median_ms(call: Callable[[], object], device: str, repeat_ms: float) -> float:

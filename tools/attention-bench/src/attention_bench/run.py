@@ -48,6 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repeat-ms", type=float, default=60.0, help="time spent on each figure (default 60)"
     )
+    parser.add_argument(
+        "--rounds",
+        type=options.positive,
+        default=1,
+        help="times to go through all cases, of which the medians count: a card that grows warm in a run slows down the "
+        "later ones (default 1)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write all figures with device, versions and date")
     return parser
 
@@ -62,9 +69,9 @@ def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
 def main(arguments: list[str]) -> int:
     given = build_parser().parse_args(arguments)
     device = options.device_of(given)
-    rows = []
+    found: dict[tuple[Case, str], list[measure.Row]] = {}
     command = options.command_line("attention-bench", arguments, given.json)
-    for case in chosen_cases(given, device):
+    for case in chosen_cases(given, device) * given.rounds:
         layout, layout_ms = measure.build(case, device)
         expected: torch.Tensor | None = None
         for name in given.peers or DEFAULT_PEERS[device]:
@@ -79,8 +86,9 @@ def main(arguments: list[str]) -> int:
                 not given.forward_only,
             )
             measure.free(device)
-            rows.append(row)
+            found.setdefault((case, name), []).append(row)
             print(report.line(row), flush=True)
+            rows = [measure.median_row(tries) for tries in found.values()]
             if given.json:
                 report.write_json(given.json, rows, environment(device, command))
     Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))

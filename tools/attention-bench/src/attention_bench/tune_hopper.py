@@ -53,7 +53,7 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
         "stages": STAGES,
         "k_stages": STAGES,
         "v_stages": STAGES,
-        "order": ("ahead", "behind", "alone") if block == 128 else ("ahead", "alone"),
+        "order": ("ahead", "alone"),
         "unroll": (1, 2, 4),
         "programs": (1, 2),
         "tile": tuple(side for side in (64, 128) if side <= block),
