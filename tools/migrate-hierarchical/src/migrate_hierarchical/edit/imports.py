@@ -135,7 +135,8 @@ class ImportEditor:
             if node in self.planner.used or binding not in self.walk.scope_of[node].lookup(node.value):
                 continue
             parent = self.walk.parents[node]
-            if isinstance(parent, cst.Attribute) and (alias.asname is not None or is_gone(parent.attr.value)):
+            named = isinstance(self.walk.parents[alias], cst.ImportFrom) or alias.asname is not None
+            if isinstance(parent, cst.Attribute) and (named or is_gone(parent.attr.value)):
                 self.planner.leave(node, "HIER114", f"{dotted(alias.name)} is used")
 
     # ---- from package.module import x
@@ -167,7 +168,10 @@ class ImportEditor:
         for alias in statement.names:
             binding = self.bindings.get(alias)
             imported = self.api_name(statement, alias)
-            finished = imported == PRESET and binding in self.rewritten
+            is_module = not below and is_gone(imported)
+            finished = (imported == PRESET or is_module) and binding in self.rewritten
+            if is_module and finished:
+                self.check_members(alias)
             if binding is None or not (finished or imported in REMOVED | {REMOVED_MODULE}):
                 aliases.append(alias)
                 continue
