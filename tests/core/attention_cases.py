@@ -25,7 +25,7 @@ class Case:
     """One call.
 
     `layout_heads` is 1, the number of kv heads or that of heads: then every head has a pattern of its own.
-    `empty_rows` and `empty_columns` are taken out of the layout. `padding` is the share of keys that
+    `empty_rows` and `empty_columns` are taken out of the layout, `unseen` are (head, column). `padding` is the share of keys that
     `key_padding_mask` hides. `bias` is the shape of the block bias with "n" for the number of active blocks.
     """
 
@@ -44,6 +44,7 @@ class Case:
     layout_heads: int = 1
     empty_rows: Sequence[int] = ()
     empty_columns: Sequence[int] = ()
+    unseen: Sequence[tuple[int, int]] = ()
     is_causal: bool = False
     causal_layout: bool | None = None
     softmax_scale: float | None = None
@@ -260,11 +261,13 @@ def layout_of(case: Case) -> BlockLayout:
             for head in range(case.layout_heads)
         ]
     layout = BlockLayout.from_config(configs, case.q_len, case.keys, causal)
-    if not case.empty_rows and not case.empty_columns:
+    if not case.empty_rows and not case.empty_columns and not case.unseen:
         return layout
     mask = layout.to_dense()
     mask[..., list(case.empty_rows), :] = False
     mask[..., list(case.empty_columns)] = False
+    for head, column in case.unseen:
+        mask[head, :, column] = False
     return BlockLayout.from_dense(mask, case.block_size, case.q_len, case.keys, causal)
 
 

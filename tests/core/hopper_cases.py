@@ -20,6 +20,10 @@ MORE = [
     case("all_of_2000_causal", 2000, heads=1, ratio=1.0, is_causal=True, lse_gradient=True),
     case("all_of_2048_causal_gqa", 2048, heads=2, kv_heads=1, ratio=1.0, is_causal=True),
     case("many_heads", 300, batch=3, heads=20, kv_heads=5, layout_heads=20, ratio=0.5, is_causal=True),
+    case(
+        "columns_unseen_by_some_heads", 500, batch=2, heads=8, kv_heads=2, layout_heads=8, ratio=0.9,
+        unseen=((0, 2), (0, 3), (1, 0), (1, 1), (2, 1), (3, 1), (4, 0), (4, 1), (4, 2), (6, 4), (6, 5), (7, 6), (7, 7)),
+    ),
     case("seven_heads_share_keys", 500, heads=7, kv_heads=1, ratio=0.5, lse_gradient=True),
     case("dilation_2048", 2048, segment_lengths=(128, 256), dilation_rates=(1, 4), ratio=0.6, is_causal=True),
     case("dilation_2048_full", 2048, heads=4, kv_heads=2, segment_lengths=(64, 128), dilation_rates=(2, 16), ratio=1.0),
@@ -89,6 +93,7 @@ def shaped(case: Case, head_dim: int, block_size: int) -> Case:
         block_size=block_size,
         segment_lengths=segments,
         empty_rows=tuple(row for row in case.empty_rows if row < n_rows),
+        unseen=tuple((head, column) for head, column in case.unseen if column < -(-case.keys // block_size)),
     )
 
 

@@ -43,6 +43,12 @@ from .tiles import kept_tile, load_tokens, store_tokens, stored, stored_before
 
 
 @gluon.jit
+def stats_of_head(Stats, batch_head, n_rows, BLOCK_SIZE: gl.constexpr):
+    """lse and delta of the queries of a query head."""
+    return Stats + batch_head.to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
+
+
+@gluon.jit
 def producer(
     desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets, Entries,
     Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list, own_first, other_first,
@@ -84,8 +90,7 @@ def producer(
             load_tokens(desc_a, a_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
             load_tokens(desc_b, b_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
         if COLUMNS:
-            # batch_head counts heads of k and v
-            stats = Stats + (batch_head * heads_per_tile).to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
+            stats = stats_of_head(Stats, batch_head * heads_per_tile, n_rows, BLOCK_SIZE)
             lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
         for g in range(heads_per_tile):
             q_head = first_head + g
@@ -96,6 +101,8 @@ def producer(
                     lists = Offsets + layout_head * n_lists + first
                     lo, hi = gl.load(lists), gl.load(lists + n_of_group)
                     entry = gl.load(Entries + lo, mask=lo < hi, other=0)
+                    # the list of the head before may have been empty, so that no step of it led here
+                    stats = stats_of_head(Stats, batch_head * heads_per_tile + g, n_rows, BLOCK_SIZE)
                     lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
             else:
                 other_head = q_head // heads_per_kv

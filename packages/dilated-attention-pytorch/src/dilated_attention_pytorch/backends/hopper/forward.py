@@ -3,8 +3,8 @@
     one warp       takes tiles of 128 queries from a counter and tells the others of them (schedule.py);
     one warp       walks the block lists of the tiles and issues the TMA loads, those of the next tile while the
                    warpgroups are at this one;
-    two warpgroups compute 64 queries each, tile after tile of keys, in one of the orders of attend.py
-                   (Shah et al., FlashAttention-3, arXiv:2407.08608).
+    two warpgroups compute 64 queries each, tile after tile of keys, in one of the orders of attend.py.
+(Shah et al., FlashAttention-3, arXiv:2407.08608, for warps that copy beside warpgroups that compute.)
 At block size 128 both warpgroups have the same list. At block size 64 each has a row of its own; a key block that
 both rows see is loaded once: the producer walks the union of the two lists, `Places` says where in it an entry is.
 Token dilation: a tile of keys is joined from the kept keys of several entries; dropped keys are never loaded.

@@ -5,8 +5,8 @@ each other, 2 us and more, and the ring of tiles is empty before that.
 
 Rows and columns differ in length (causal, global tokens, chosen from the content), so tiles go to whoever is free, the longest
 first. `Order` holds, for every layout head, the groups of rows (or columns) in the order of their length, and in its last place
-the number of long groups: those go first for all heads; the others head by head, so that neighbours share k and v
-in the L2 cache.
+the number of long groups: those go first for all heads; the others by heads that share k and v and row by row, so that
+neighbours, in time, share k and v in the L2 cache.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def parts_of_schedule(Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE:
 def tile_place(Order, tile, n_groups, n_batch_heads, num_heads, heads_per_list, heads_per_tile, heads_beside):
     """(batch and head, group of rows) of a tile; of a tile of several query heads, the first of them says the order.
 
-    `heads_beside` heads, which share k and v, follow each other with the same group: they go through the same blocks, or
-    those of neighbours, at a time.
+    `heads_beside` heads, which share k and v, follow each other with the same place in the order: with one layout for
+    all of them they go through the same blocks at a time.
     """
     n_long = gl.load(Order)
     n_first = n_long * n_batch_heads

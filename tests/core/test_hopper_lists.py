@@ -1,0 +1,190 @@
+"""Index arithmetic of the Hopper kernels, run as plain Python: which tile comes next, and whose lse goes with which q."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from triton.experimental.gluon import language
+
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.hopper import backward, schedule
+from dilated_attention_pytorch.patterns.schedule import start_of_columns
+
+ENTRIES = 10**6  # where the lists lie in the memory of a test; their offsets begin at 0
+
+
+class Number(int):
+    """An int that has the methods of a scalar of a kernel."""
+
+    def to(self, _: object) -> Number:
+        return self
+
+
+def arithmetic(name: str) -> Callable[[Number, int], Number]:
+    return lambda self, other: Number(getattr(int, name)(self, int(other)))
+
+
+for operator in ("add", "sub", "mul", "floordiv", "mod", "and", "rshift", "xor"):
+    setattr(Number, f"__{operator}__", arithmetic(f"__{operator}__"))
+    setattr(Number, f"__r{operator}__", arithmetic(f"__r{operator}__"))
+
+
+class Anything:
+    """What the arithmetic does not look into: shared memory, barriers."""
+
+    def __getattr__(self, _: str) -> Anything:
+        return Anything()
+
+    def __call__(self, *_: object, **__: object) -> Anything:
+        return Anything()
+
+
+def language_over(memory: dict[int, int]) -> Any:
+    """Of Gluon what the functions below use; a load from a place that is not there is a KeyError."""
+    return SimpleNamespace(
+        load=lambda place, mask=True, other=0: Number(memory[place]) if mask else Number(other),
+        minimum=lambda a, b: Number(min(a, b)),
+        where=lambda condition, a, b: Number(a if condition else b),
+        static_range=range,
+        int64=None,
+        constexpr=language.constexpr,
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("kv_heads", "heads_per_kv"), [(1, 1), (3, 1), (2, 4), (1, 5)])
+@pytest.mark.parametrize("n_groups", [1, 2, 5])
+def test_every_tile_is_taken_once(
+    batch: int, kv_heads: int, heads_per_kv: int, n_groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = kv_heads * heads_per_kv
+    shuffled = random.Random(0)
+    for layout_heads, n_long in itertools.product({1, kv_heads, heads}, range(n_groups + 1)):
+        orders = [shuffled.sample(range(n_groups), n_groups) for _ in range(layout_heads)]
+        memory = dict(enumerate([n_long, *itertools.chain.from_iterable(orders)]))
+        monkeypatch.setattr(schedule, "gl", language_over(memory))
+        # rows: a tile of every head; columns: one for all heads that share k and v
+        for own_heads, per_tile, beside in ((heads, 1, heads_per_kv), (kv_heads, heads_per_kv, 1)):
+            n_batch_heads = batch * own_heads
+            taken = [
+                schedule.tile_place.fn(
+                    Number(0), Number(tile), n_groups, n_batch_heads, own_heads, heads // layout_heads, per_tile, beside
+                )
+                for tile in range(n_groups * n_batch_heads)
+            ]  # fmt: skip
+            assert set(taken) == set(itertools.product(range(n_batch_heads), range(n_groups)))
+            ranks = [
+                orders[head % own_heads * per_tile * layout_heads // heads].index(group)
+                for head, group in taken
+            ]
+            n_first = n_long * n_batch_heads
+            assert all(rank < n_long for rank in ranks[:n_first])
+            if beside > 1:
+                for tile in range(n_first, len(taken), beside):
+                    together = taken[tile : tile + beside]
+                    assert len({head // beside for head, _ in together}) == 1
+                    assert len(set(ranks[tile : tile + beside])) == 1
+
+
+def queries_and_stats(
+    layout: BlockLayout, heads: int, kv_heads: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[int, int]]:
+    """For every step of the columns: the batch and head of which q is loaded, and that of which lse and delta are."""
+    block, per_kv = layout.block_size, heads // kv_heads
+    per_group = 128 // block
+    cols = layout.lists()[1]
+    start = start_of_columns(layout.num_heads, layout.grid.n_rows, layout.num_active_blocks, block)
+    n_lists, n_groups = layout.grid.n_cols, -(-layout.grid.n_cols // per_group)
+    entries = cols.indices
+    if block == 64:  # the blocks of both columns of a group
+        entries = layout.schedule()[start:][1 + 2 * layout.num_heads * n_groups + layout.num_active_blocks :]
+    memory = dict(enumerate(cols.offsets.tolist()))
+    memory |= {ENTRIES + i: entry for i, entry in enumerate(entries.tolist())}
+    stride = layout.grid.n_rows * block * 2  # of lse and delta of a head
+    tiles = list(itertools.product(range(batch * kv_heads), range(n_groups)))
+    steps: list[tuple[int, int]] = []
+    loaded = []
+
+    def told_numbers(_: object, i_tile: int) -> tuple[Number, ...]:
+        batch_head, group = tiles[i_tile]
+        layout_head = batch_head % kv_heads * per_kv * layout.num_heads // heads
+        first = layout_head * n_lists + group * per_group
+        n_of_group = min(per_group, n_lists - group * per_group)
+        lists = [memory[first + i] for i in (0, 1, n_of_group)]
+        return Number(batch_head), Number(group), *map(Number, lists)
+
+    def load_tokens(desc: Any, _boxes: Any, _full: Any, _i: Any, i_batch: int, head: int, *_: Any) -> None:
+        if desc.name == "q":
+            loaded.append(i_batch * heads + head)
+
+    class LseStages(Anything):
+        def index(self, _: object) -> Any:
+            return SimpleNamespace(store=lambda head: steps.append((loaded[-1], head)))
+
+    for name, function in {
+        "gl": language_over(memory),
+        "shared_tile": lambda *of: 0 if of[2] < len(tiles) else len(tiles),
+        "told_numbers": told_numbers,
+        "was_told": Anything(),
+        "full_at": Anything(),
+        "mbarrier": Anything(),
+        "stats_of_head": backward.stats_of_head.fn,
+        "load_stats": lambda stats, *_: (stats // stride, 0),
+        "load_tokens": load_tokens,
+    }.items():
+        monkeypatch.setattr(backward, name, function)
+    descs = [SimpleNamespace(name=name, layout=None) for name in ("k", "v", "q", "grad_out")]
+    some = Anything()
+    numbers = (n_groups, n_lists, layout.grid.n_rows, kv_heads, batch * kv_heads, per_kv)
+    backward.producer.fn(
+        *descs, some, some, some, some, LseStages(), some, some, (some,) * 6, Number(0), Number(ENTRIES), Number(0),
+        *map(Number, numbers), heads // layout.num_heads, Number(0), Number(0), 64, 64, block, 3, 2, True,
+    )  # fmt: skip
+    return steps
+
+
+def per_head_layout(block: int, unseen: list[tuple[int, int]], heads: int) -> BlockLayout:
+    """All blocks, but the columns that a head does not see."""
+    n = 512 // block
+    mask = torch.ones(heads, n, n, dtype=torch.bool)
+    for head, column in unseen:
+        mask[head, :, column] = False
+    return BlockLayout.from_dense(mask, block, 512, 512)
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        [],
+        [(0, 2), (0, 3)],
+        [(1, 0), (1, 1), (2, 1)],
+        [(0, 0), (0, 1), (1, 0), (1, 1), (5, 2), (5, 3), (7, 1)],
+    ],
+    ids=["nothing", "first", "second", "several"],
+)
+def test_lse_is_that_of_the_queries(
+    block: int, batch: int, unseen: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = per_head_layout(block, unseen, 8)
+    steps = queries_and_stats(layout, 8, 2, batch, monkeypatch)
+    assert all(query == stats for query, stats in steps)
+    mask = layout.to_dense()
+    if block == 64:  # a block that either column of a group sees
+        mask = mask.view(8, 8, 4, 2).any(-1)
+    assert len(steps) == batch * int(mask.sum()) * block // 64
+
+
+def test_lse_of_one_layout_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[:, 1] = False
+    steps = queries_and_stats(BlockLayout.from_dense(mask, 128, 512, 512), 4, 2, 2, monkeypatch)
+    assert all(query == stats for query, stats in steps)
+    assert len(steps) == 2 * 4 * 12 * 2
