@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention_bench import cli, plots, report
+from attention_bench import cli, plots, report, run
 from attention_bench.cases import Case
 from attention_bench.measure import Row, build, measure, median_row
-from attention_bench.peers import PEERS
+from attention_bench.peers import PEERS, Peer
 
 SMALL = ["--seqlen", "256", "--heads", "2", "--head-dim", "16", "--block", "16", "--density", "0.2"]
 SMALL += ["--dtype", "float32", "--device", "cpu", "--repeat-ms", "1"]
@@ -42,29 +42,47 @@ def test_run_writes_rows_that_agree(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_rounds_are_one_row_of_medians_per_case_and_peer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    times = iter([5.0, 50.0, 1.0, 10.0, 2.0, 20.0])
+
+    def measured(peer: Peer, case: Case, *_: object) -> tuple[Row, None]:
+        ms = next(times)
+        return Row(peer.name, case, forward_ms=ms, backward_ms=2 * ms, forward_tflops=1 / ms), None
+
+    monkeypatch.setattr(run.measure, "measure", measured)
     file = tmp_path / "figures.json"
     arguments = [*SMALL, "--peers", "ours", "ours-reference", "--rounds", "3", "--json", str(file)]
     assert cli.main(arguments) == 0
     rows, where = report.read_json(str(file))
-    assert [row.peer for row in rows] == ["ours", "ours-reference"]
+    assert [(row.peer, row.forward_ms, row.backward_ms) for row in rows] == [
+        ("ours", 2.0, 4.0), ("ours-reference", 20.0, 40.0),
+    ]  # fmt: skip
     assert "--rounds 3" in where["command"]
-    assert capsys.readouterr().out.count("ours-reference") >= 3
     with pytest.raises(SystemExit):
         cli.main([*SMALL, "--rounds", "0"])
 
 
+def test_second_round_of_flex_follows_the_mask(tmp_path: Path) -> None:
+    """After the first its backward has failed, and dynamo would run the dense version."""
+    file = tmp_path / "figures.json"
+    assert cli.main([*SMALL, "--peers", "ours", "flex", "--rounds", "2", "--json", str(file)]) == 0
+    _, flex = report.read_json(str(file))[0]
+    assert flex.refused is not None
+    assert flex.error is not None
+    assert flex.error < 1e-5
+
+
 def test_medians_of_rounds() -> None:
     case = Case(64, 1, 16, 16, 0.5, dtype="float32")
-    first = Row("ours", case, forward_ms=3.0, forward_tflops=1.0, peak_bytes=5, error=0.5, mask_ms=1.0)
-    second = Row("ours", case, forward_ms=1.0, forward_tflops=3.0, peak_bytes=7, error=0.25, mask_ms=3.0)
-    third = Row("ours", case, forward_ms=2.0, forward_tflops=1.5, refused="backward: out of memory")
-    assert median_row([first, second, third]) == Row(
-        "ours", case, forward_ms=2.0, forward_tflops=1.5, peak_bytes=7, error=0.5, mask_ms=2.0,
-        refused="backward: out of memory",
-    )  # fmt: skip
-    assert median_row([first]) == first
+    rows = [
+        Row("ours", case, False, 3.0, 30.0, 1.0, 0.1, 5, 1.0, 0.5),
+        Row("ours", case, False, 1.0, 10.0, 3.0, 0.3, 7, 3.0, 0.25),
+        Row("ours", case, False, 2.0, None, 1.5, None, None, None, None, "backward: out of memory"),
+    ]
+    merged = Row("ours", case, False, 2.0, 20.0, 1.5, 0.2, 7, 2.0, 0.5, "backward: out of memory")
+    assert median_row(rows) == merged
+    assert median_row(rows[:1]) == rows[0]
 
 
 def test_peer_that_fails_is_a_row_with_its_reason() -> None:

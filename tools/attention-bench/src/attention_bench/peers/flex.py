@@ -25,7 +25,8 @@ class Flex:
         import torch._functorch.config
         from torch.nn.attention.flex_attention import flex_attention
 
-        # past its limit dynamo would silently run the dense eager version
+        # past its limit, and after a backward that did not compile, dynamo would silently run the dense eager version
+        torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = 1000
         torch._functorch.config.donated_buffer = False  # the backward is timed again and again on one graph
         block_mask = layout.to_block_mask()
