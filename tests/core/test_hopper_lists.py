@@ -16,7 +16,7 @@ from dilated_attention_pytorch import BlockLayout
 from dilated_attention_pytorch.backends.hopper import backward, schedule
 from dilated_attention_pytorch.patterns.schedule import start_of_columns
 
-ENTRIES = 10**6  # where the lists lie in the memory of a test; their offsets begin at 0
+ENTRIES, ORDER = 10**6, 2 * 10**6  # where lists and order lie in the memory of a test; the offsets begin at 0
 
 
 class Number(int):
@@ -100,24 +100,21 @@ def queries_and_stats(
     per_group = 128 // block
     cols = layout.lists()[1]
     start = start_of_columns(layout.num_heads, layout.grid.n_rows, layout.num_active_blocks, block)
+    order = layout.schedule()[start:]
     n_lists, n_groups = layout.grid.n_cols, -(-layout.grid.n_cols // per_group)
     entries = cols.indices
     if block == 64:  # the blocks of both columns of a group
-        entries = layout.schedule()[start:][1 + 2 * layout.num_heads * n_groups + layout.num_active_blocks :]
+        entries = order[1 + 2 * layout.num_heads * n_groups + layout.num_active_blocks :]
     memory = dict(enumerate(cols.offsets.tolist()))
     memory |= {ENTRIES + i: entry for i, entry in enumerate(entries.tolist())}
+    memory |= {ORDER + i: number for i, number in enumerate(order.tolist())}
     stride = layout.grid.n_rows * block * 2  # of lse and delta of a head
-    tiles = list(itertools.product(range(batch * kv_heads), range(n_groups)))
+    n_tiles, per_list = n_groups * batch * kv_heads, heads // layout.num_heads
+    problem = (
+        Number(0), Number(ORDER), n_groups, n_lists, kv_heads, batch * kv_heads, per_kv, per_list, block, True,
+    )  # fmt: skip
     steps: list[tuple[int, int]] = []
     loaded = []
-
-    def told_numbers(_: object, i_tile: int) -> tuple[Number, ...]:
-        batch_head, group = tiles[i_tile]
-        layout_head = batch_head % kv_heads * per_kv * layout.num_heads // heads
-        first = layout_head * n_lists + group * per_group
-        n_of_group = min(per_group, n_lists - group * per_group)
-        lists = [memory[first + i] for i in (0, 1, n_of_group)]
-        return Number(batch_head), Number(group), *map(Number, lists)
 
     def load_tokens(desc: Any, _boxes: Any, _full: Any, _i: Any, i_batch: int, head: int, *_: Any) -> None:
         if desc.name == "q":
@@ -129,8 +126,9 @@ def queries_and_stats(
 
     for name, function in {
         "gl": language_over(memory),
-        "shared_tile": lambda *of: 0 if of[2] < len(tiles) else len(tiles),
-        "told_numbers": told_numbers,
+        "tile_place": schedule.tile_place.fn,
+        "shared_tile": lambda _smem, _bars, i_tile: min(i_tile, n_tiles),
+        "told_numbers": lambda _, i_tile: backward.lists_of_tile.fn(Number(i_tile), problem),
         "was_told": Anything(),
         "full_at": Anything(),
         "mbarrier": Anything(),
@@ -139,12 +137,13 @@ def queries_and_stats(
         "load_tokens": load_tokens,
     }.items():
         monkeypatch.setattr(backward, name, function)
+    monkeypatch.setattr(schedule, "gl", language_over(memory))
     descs = [SimpleNamespace(name=name, layout=None) for name in ("k", "v", "q", "grad_out")]
     some = Anything()
     numbers = (n_groups, n_lists, layout.grid.n_rows, kv_heads, batch * kv_heads, per_kv)
     backward.producer.fn(
         *descs, some, some, some, some, LseStages(), some, some, (some,) * 6, Number(0), Number(ENTRIES), Number(0),
-        *map(Number, numbers), heads // layout.num_heads, Number(0), Number(0), 64, 64, block, 3, 2, True,
+        *map(Number, numbers), per_list, Number(0), Number(0), 64, 64, block, 3, 2, True,
     )  # fmt: skip
     return steps
 

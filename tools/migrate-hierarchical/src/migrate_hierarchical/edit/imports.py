@@ -131,11 +131,11 @@ class ImportEditor:
     def check_members(self, alias: cst.ImportAlias) -> None:
         """Other members of a module that is gone."""
         binding = self.bindings[alias]
+        named = isinstance(self.walk.parents[alias], cst.ImportFrom) or alias.asname is not None
         for node in self.walk.names:
             if node in self.planner.used or binding not in self.walk.scope_of[node].lookup(node.value):
                 continue
             parent = self.walk.parents[node]
-            named = isinstance(self.walk.parents[alias], cst.ImportFrom) or alias.asname is not None
             if isinstance(parent, cst.Attribute) and (named or is_gone(parent.attr.value)):
                 self.planner.leave(node, "HIER114", f"{dotted(alias.name)} is used")
 

@@ -96,13 +96,12 @@ def producer(
             q_head = first_head + g
             other_head = q_head
             if COLUMNS:
+                stats = stats_of_head(Stats, batch_head * heads_per_tile + g, n_rows, BLOCK_SIZE)
                 if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
                     layout_head = q_head // heads_per_list
                     lists = Offsets + layout_head * n_lists + first
                     lo, hi = gl.load(lists), gl.load(lists + n_of_group)
                     entry = gl.load(Entries + lo, mask=lo < hi, other=0)
-                    # the list of the head before may have been empty, so that no step of it led here
-                    stats = stats_of_head(Stats, batch_head * heads_per_tile + g, n_rows, BLOCK_SIZE)
                     lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
             else:
                 other_head = q_head // heads_per_kv
@@ -132,7 +131,7 @@ def producer(
                 if COLUMNS:
                     # of the next step, or of the next head's first: they come while its stage is waited for
                     if is_last & (g + 1 < heads_per_tile):
-                        stats += n_rows * (BLOCK_SIZE * 2)
+                        stats = stats_of_head(Stats, batch_head * heads_per_tile + g + 1, n_rows, BLOCK_SIZE)
                     lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
         i_tile += 1
         tile = shared_tile(tile_smem, tile_bars, i_tile)

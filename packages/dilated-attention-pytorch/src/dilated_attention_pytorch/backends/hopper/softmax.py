@@ -10,6 +10,7 @@ then, in a branch, m grows and p is computed again (`later_softmax`).
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 from triton.experimental import gluon
@@ -123,13 +124,23 @@ def largest_of_row(t, first: gl.constexpr, N: gl.constexpr):
     )  # fmt: skip
 
 
+def large_code() -> str:
+    """PTX that looks for a sum above 2 ** SLACK, or no number, in the warp."""
+    most = "0f" + struct.pack(">f", 2.0**SLACK.value).hex()
+    return (
+        f"{{ .reg .pred p, q; setp.gtu.f32 p, $1, {most}; setp.gtu.or.f32 q, $2, {most}, p;"
+        " vote.sync.any.pred p, q, 0xffffffff; selp.b32 $0, 1, 0, p; }"
+    )
+
+
+LARGE = gl.constexpr(large_code())
+
+
 @gluon.jit
 def any_is_large(upper, lower):
     """1 where one of the sums of a warp is above 2 ** SLACK, or no number."""
     return gl.inline_asm_elementwise(
-        "{ .reg .pred p, q; setp.gtu.f32 p, $1, 0f43800000; setp.gtu.or.f32 q, $2, 0f43800000, p;"
-        " vote.sync.any.pred p, q, 0xffffffff; selp.b32 $0, 1, 0, p; }",
-        "=r,f,f", [upper, lower], dtype=gl.int32, is_pure=True, pack=1,
+        LARGE, "=r,f,f", [upper, lower], dtype=gl.int32, is_pure=True, pack=1,
     )  # fmt: skip
 
 
