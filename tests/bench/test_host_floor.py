@@ -182,7 +182,7 @@ def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
     assert len(fake.launched) == 1
     node = out.grad_fn
     assert node is lse.grad_fn
-    of_library = ops.EagerAttention.apply(p.q, p.k, p.v, None, p, "cpu")[0].grad_fn
+    of_library = ops.EagerAttention.apply(p.q, p.k, p.v, None, p, "cpu", None)[0].grad_fn
     assert node.next_functions == of_library.next_functions
     assert [x is None for x in node.saved_tensors] == [x is None for x in of_library.saved_tensors]
     q, k, v, block_bias, saved_out, saved_lse = node.saved_tensors

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import inspect
+import weakref
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +179,82 @@ def test_cleared_launches_are_made_with_the_tiles_of_now(
     launch.launch_forward(p.without_tensors().with_tensors(p.q, p.k, p.v, None))
     assert [each.arguments["V_STAGES"] for each in made] == [5, 3]
     assert [each.grid for each in made] == [6, 3]
+
+
+# ---- bound to a problem, for a plan
+
+
+def test_bound_forward_launches_as_a_call_does(made: list[Recorder]) -> None:
+    p = problem()
+    assert launch.bind_forward(p) is None  # nothing was launched yet
+    launch.launch_forward(p)
+    bound = launch.bind_forward(p)
+    assert bound is not None
+    others = [torch.randn_like(x) for x in (p.q, p.k, p.v)]
+    out, lse = bound(*others)
+    (launched,) = made
+    described, addresses = launched.runs[-1]
+    assert [x is y for x, y in zip(described, (*others, *others[1:], out), strict=True)] == [True] * 6
+    assert addresses == (lse.data_ptr(), *launched.runs[0][1][1:])
+    assert (out.shape, out.dtype, lse.shape, lse.dtype) == (
+        p.q.shape,
+        p.q.dtype,
+        (1, 4, LENGTH),
+        torch.float32,
+    )
+
+
+def test_bound_forward_copies_what_is_misaligned(made: list[Recorder]) -> None:
+    p = problem()
+    launch.launch_forward(p)
+    bound = launch.bind_forward(p)
+    assert bound is not None
+    misaligned = torch.randn(1 + p.q.numel(), dtype=torch.bfloat16)[1:].view_as(p.q)
+    bound(misaligned, p.k, p.v)
+    (launched,) = made
+    (copied, *_), _ = launched.runs[-1]
+    assert copied.data_ptr() % 16 == 0
+    assert torch.equal(copied, misaligned)
+
+
+def test_bound_forward_goes_to_the_device_of_its_tensors(
+    made: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem()
+    launch.launch_forward(p)
+    bound = launch.bind_forward(p)
+    assert bound is not None
+    entered = []
+
+    @contextlib.contextmanager
+    def device(index: int) -> Iterator[None]:
+        entered.append(index)
+        monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: index)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 3)
+    bound(p.q, p.k, p.v)
+    assert entered == [-1]
+    assert len(made[0].runs) == 2
+
+
+def test_bound_forward_keeps_what_its_launches_read(made: list[Recorder]) -> None:
+    p = problem(layout=BlockLayout.from_config(CONFIG, LENGTH))  # which keeps its schedule as long as it lives
+    launch.launch_forward(p)
+    bound = launch.bind_forward(p)
+    assert p.schedule is not None
+    schedule, inputs = weakref.ref(p.schedule), weakref.ref(p.q)
+    made[0].arguments, made[0].runs = {}, []  # a real launch has no tensors
+    made.clear()
+    kernel.LAUNCHES.clear()
+    del p
+    gc.collect()
+    assert schedule() is not None
+    assert inputs() is None
+    del bound
+    gc.collect()
+    assert schedule() is None
 
 
 # ---- what it is given

@@ -25,6 +25,7 @@ from dilated_attention_pytorch import (
     ops,
     plans,
 )
+from dilated_attention_pytorch.backends.choose import backend_named
 from tests.core.seen import Seen
 
 LENGTH = 40
@@ -73,6 +74,27 @@ def test_second_call_is_not_checked_and_uses_its_own_values(checks: list[str]) -
         wanted = block_sparse_attention(*tensors, its_layout, backend="reference")
         torch.testing.assert_close(found, wanted)
     assert checks == ["checked"] * (1 + 3)  # the reference has no plans
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_forward_that_the_backend_bound_is_called(
+    requires_grad: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "HOPPER", backend_named("cpu"))
+    seen: list[Tensor] = []
+
+    def bound(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(q)
+        return torch.full_like(v, 7.0), torch.zeros(1, 2, LENGTH)
+
+    monkeypatch.setattr(type(backend_named("cpu")), "bind", lambda self, problem: bound, raising=False)
+    its_layout = layout()
+    served(its_layout, qkv(requires_grad))
+    tensors = qkv(requires_grad)
+    out = block_sparse_attention(*tensors, its_layout)
+    assert (out == 7.0).all()
+    assert seen[0] is tensors[0] or seen[0].data_ptr() == tensors[0].data_ptr()
+    assert out.requires_grad == requires_grad
 
 
 def test_another_layout_of_the_same_shape_is_another_call(checks: list[str]) -> None:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from .backends.choose import backend_named
-from .backends.problem import AttentionProblem
+from .backends.problem import AttentionProblem, Forward
 from .config import TokenDilation
 from .patterns.layout import BlockLists
 
@@ -188,9 +188,13 @@ class EagerAttention(torch.autograd.Function):
         block_bias: Tensor | None,
         problem: AttentionProblem,
         backend: str,
+        bound: Forward | None,
     ) -> tuple[Tensor, Tensor]:
         # a problem without its q, k, v and bias: they would keep the graph alive in a circle
-        out, lse = backend_named(backend).forward(problem.with_tensors(q, k, v, block_bias))
+        if bound is None:
+            out, lse = backend_named(backend).forward(problem.with_tensors(q, k, v, block_bias))
+        else:  # of a plan, which has no bias
+            out, lse = bound(q, k, v)
         ctx.save_for_backward(q, k, v, block_bias, out, lse)
         ctx.problem, ctx.backend = problem, backend
         ctx.set_materialize_grads(False)
@@ -206,14 +210,14 @@ class EagerAttention(torch.autograd.Function):
 def eager_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, block_bias, out, lse = ctx.saved_tensors
     if grad_out is None and grad_lse is None:
-        return (None,) * 6
+        return (None,) * 7
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     problem = ctx.problem.with_tensors(q, k, v, block_bias)
     if not is_plain(problem):
         made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
-        return (*made[:3], None if block_bias is None else made[3], None, None)
-    return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None)
+        return (*made[:3], None if block_bias is None else made[3], None, None, None)
+    return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None, None)
 
 
 refuse_second = once_differentiable(eager_backward)
@@ -263,5 +267,5 @@ def attend(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
     if not problem.needs_grad:
         return backend_named(backend).forward(problem)
     p = problem
-    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p.without_tensors(), backend)  # type: ignore[no-untyped-call]
+    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p.without_tensors(), backend, None)  # type: ignore[no-untyped-call]
     return out, lse

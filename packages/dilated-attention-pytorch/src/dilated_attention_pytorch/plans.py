@@ -16,7 +16,8 @@ from torch.autograd import forward_ad
 
 from . import ops
 from .backends.choose import backend_named
-from .backends.problem import AttentionProblem
+from .backends.hopper import HOPPER
+from .backends.problem import AttentionProblem, Forward
 from .patterns.layout import BlockLayout
 
 MOST = 64  # plans of a layout
@@ -25,18 +26,26 @@ SEQUENCES = (list, tuple)
 
 
 class Plan(NamedTuple):
-    """A problem without its q, k and v, and the name of the backend that serves it."""
+    """A problem without its q, k and v, the name of the backend that serves it, and that backend's forward."""
 
     problem: AttentionProblem
     backend: str
     needs_grad: bool
+    forward: Forward
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """out and lse, as from `ops.attend`."""
         if self.needs_grad:
-            out, lse = ops.EagerAttention.apply(q, k, v, None, self.problem, self.backend)  # type: ignore[no-untyped-call]
+            out, lse = ops.EagerAttention.apply(q, k, v, None, self.problem, self.backend, self.forward)  # type: ignore[no-untyped-call]
             return out, lse
-        return backend_named(self.backend).forward(self.problem.with_tensors(q, k, v, None))
+        return self.forward(q, k, v)
+
+
+def forward_of(problem: AttentionProblem, name: str) -> Forward:
+    """The forward of problems like this one but for their q, k and v."""
+    backend, others = backend_named(name), problem.without_tensors()
+    bound = HOPPER.bind(problem) if backend is HOPPER else None
+    return bound or (lambda q, k, v: backend.forward(others.with_tensors(q, k, v, None)))
 
 
 def key_of(
@@ -101,4 +110,4 @@ def keep_plan(
         return  # its schedule may belong to the graph, and its stream has not waited for it
     if len(layout._plans) >= MOST:
         layout._plans.clear()
-    layout._plans[key] = Plan(p.without_tensors(), backend, p.needs_grad)
+    layout._plans[key] = Plan(p.without_tensors(), backend, p.needs_grad, forward_of(p, backend))

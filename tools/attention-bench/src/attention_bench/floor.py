@@ -73,15 +73,22 @@ class BareNode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None, bare: Forward, backend: str
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        block_bias: Tensor | None,
+        problem: None,
+        backend: str,
+        bare: Forward,
     ) -> tuple[Tensor, Tensor]:
         out, lse = bare()
         ctx.save_for_backward(q, k, v, block_bias, out, lse)
-        ctx.problem, ctx.backend = bare, backend
+        ctx.problem, ctx.backend = problem, backend
         ctx.set_materialize_grads(False)
         return out, lse
 
 
 def with_gradients(bare: Forward, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
     """The bare forward of inputs that will need a backward."""
-    return lambda: BareNode.apply(q, k, v, None, bare, "hopper")  # type: ignore[no-untyped-call]
+    return lambda: BareNode.apply(q, k, v, None, None, "hopper", bare)  # type: ignore[no-untyped-call]

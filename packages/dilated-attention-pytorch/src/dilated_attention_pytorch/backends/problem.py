@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
@@ -134,6 +134,9 @@ class Gradients(NamedTuple):
     k: Tensor
     v: Tensor
     block_bias: Tensor | None  # float32 or wider, (batch, num_heads, num_entries)
+
+
+Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # out and lse of q, k and v
 
 
 class Backend(Protocol):

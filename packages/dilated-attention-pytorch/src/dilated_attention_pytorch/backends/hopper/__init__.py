@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...patterns.joined import MOST_JOINED, MOST_RATES
-from ..problem import AttentionProblem, Gradients
+from ..problem import AttentionProblem, Forward, Gradients
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
@@ -119,6 +119,11 @@ class HopperBackend:
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)
         return made
+
+    def bind(self, problem: AttentionProblem) -> Forward | None:
+        """The forward of problems like one that was served but for their q, k and v, faster."""
+        bound: Forward | None = launches().bind_forward(problem)
+        return bound
 
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
