@@ -44,7 +44,7 @@ def test_run_writes_rows_that_agree(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_rounds_are_one_row_of_medians_per_case_and_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter([5.0, 50.0, 1.0, 10.0, 2.0, 20.0])
+    times = iter([5.0, 50.0, 10.0, 1.0, 2.0, 20.0])  # in the second round the other peer is first
 
     def measured(peer: Peer, case: Case, *_: object) -> tuple[Row, None]:
         ms = next(times)
@@ -185,3 +185,14 @@ def test_bad_usage_is_one_line_and_status_2(
 def test_every_command_explains_itself() -> None:
     for command, parser in cli.parsers().items():
         assert parser.format_help().startswith(f"usage: {command} ")
+
+
+@pytest.mark.parametrize("option", ["--seqlen", "--batch", "--heads", "--kv-heads", "--head-dim", "--block"])
+@pytest.mark.parametrize("number", ["0", "-5", "x"])
+def test_sizes_of_a_case_are_at_least_one(
+    option: str, number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([option, number])
+    assert stopped.value.code == 2
+    assert f"argument {option}: invalid positive value: '{number}'" in capsys.readouterr().err

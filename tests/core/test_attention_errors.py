@@ -80,6 +80,10 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "q, k and v must have one batch size, got q 2 and v 3",
     ),
     "head_dim": (lambda: {"k": torch.ones(2, 40, 2, 8)}, "k must have q's head_dim 16, got 8"),
+    "no_head_dim": (
+        lambda: {name: torch.ones(2, 40, 4, 0) for name in "qkv"},
+        "head_dim must be at least 1, got q with head_dim 0",
+    ),
     "v_length": (
         lambda: {"v": torch.ones(2, 41, 2, 16)},
         "v must have k's seq_len and num_heads (40, 2), got (41, 2)",
@@ -122,6 +126,10 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "dropout_one": (lambda: {"dropout_p": 1.0}, "dropout_p must be in [0, 1), got 1.0"),
     "dropout_negative": (lambda: {"dropout_p": -0.1}, "dropout_p must be in [0, 1), got -0.1"),
+    "scale_nan": (
+        lambda: {"softmax_scale": float("nan")},
+        "softmax_scale must be finite, got nan; None is 1 / sqrt(head_dim)",
+    ),
     "dropout_nan": (lambda: {"dropout_p": float("nan")}, "dropout_p must be in [0, 1), got nan"),
     "kv_lengths_shape": (
         lambda: {"kv_lengths": torch.tensor([40])},
@@ -417,6 +425,41 @@ def test_what_is_no_tensor_is_named(name: str) -> None:
     arguments = {each: torch.randn(1, 64, 1, 16) for each in "qkv"} | {name: [64]}
     with pytest.raises(TypeError, match=f"^{name} must be a tensor, got list"):
         block_sparse_attention(**arguments, layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"is_causal": "no"}, "is_causal must be True or False, got 'no'"),
+        ({"is_causal": None}, "is_causal must be True or False, got None"),
+        ({"softmax_scale": "0.5"}, "softmax_scale must be a number, got '0.5'"),
+        ({"softmax_scale": b"0.5"}, "softmax_scale must be a number, got b'0.5'"),
+        ({"softmax_scale": 10**400}, f"softmax_scale must be a number, got {10**400}"),
+        (
+            {"softmax_scale": torch.nn.Parameter(torch.tensor(0.5))},
+            "softmax_scale must be a number, got a tensor that requires grad and would get none; scale q instead",
+        ),
+        ({"dropout_p": None}, "dropout_p must be a number, got None"),
+        (
+            {"segment_lengths": 2048, "dilation_rates": [1]},
+            "segment_lengths must be a list or tuple of int, got 2048",
+        ),
+        (
+            {"segment_lengths": [2048], "dilation_rates": "1"},
+            "dilation_rates must be a list or tuple of int, got '1'",
+        ),
+        (
+            {"segment_lengths": {2048}, "dilation_rates": [1]},
+            "segment_lengths must be a list or tuple of int, got {2048}",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_has_another_type_is_named(arguments: dict[str, Any], message: str) -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(), 64)
+    q = torch.randn(1, 64, 1, 16)
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        block_sparse_attention(q, q, q, layout, **arguments)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

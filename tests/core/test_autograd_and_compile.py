@@ -91,8 +91,52 @@ def test_second_derivatives_are_refused_not_wrong() -> None:
     q = torch.randn(1, 40, 2, 16, requires_grad=True)
     out = block_sparse_attention(q, q, q, BlockLayout.from_config(SMALL, 40))
     (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    with pytest.raises(RuntimeError, match="differentiates once"):
         first.square().sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("loss", [torch.sum, lambda out: out.square().sum()], ids=["linear", "square"])
+@pytest.mark.parametrize("by_backward", [False, True])
+def test_penalty_on_a_gradient_is_refused_not_left_out(backend: str, loss: Any, by_backward: bool) -> None:
+    q, k, v = (torch.randn(1, 40, 2, 16, requires_grad=True) for _ in range(3))
+    total = loss(block_sparse_attention(q, k, v, BlockLayout.from_config(SMALL, 40), backend=backend))
+    (first,) = torch.autograd.grad(total, q, create_graph=True)
+    assert first.requires_grad
+    with_penalty = total + first.square().sum()
+    again = with_penalty.backward if by_backward else lambda: torch.autograd.grad(with_penalty, q)
+    with pytest.raises(RuntimeError, match="differentiates once"):
+        again()
+
+
+def test_reference_has_second_derivatives() -> None:
+    q = torch.randn(1, 40, 2, 16, requires_grad=True)
+    out = block_sparse_attention(q, q, q, BlockLayout.from_config(SMALL, 40), backend="reference")
+    (first,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), q)
+    assert second.abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_that_are_minus_their_memory(backend: str) -> None:
+    """Views that the dispatcher negates when they are read: of conjugates, and these."""
+    layout = BlockLayout.from_config(SMALL, 40)
+    tensors = [torch.randn(1, 40, 2, 16) for _ in range(3)]
+    grad = torch.randn(1, 40, 2, 16)
+
+    def results(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+        out = block_sparse_attention(*leaves, layout, backend=backend)
+        return [out, *torch.autograd.grad(out, leaves, grad)]
+
+    for place in range(4):
+        plain = [*tensors, grad]
+        plain[place] = -plain[place]
+        results(*plain)  # leaves a plan that the next call must not take
+        views = [*tensors, grad]
+        views[place] = torch._neg_view(views[place])
+        for found, expected in zip(results(*views), results(*plain), strict=True):
+            torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -207,6 +251,20 @@ def test_function_with_every_option_compiles_to_one_graph() -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_compiled_call_takes_other_numbers() -> None:
+    """From the second value on they are symbols to the tracer."""
+    layout = BlockLayout.from_config(SMALL, 40, causal=True)
+
+    def attend(q: Tensor, scale: float, is_causal: bool) -> Tensor:
+        return block_sparse_attention(q, q, q, layout, softmax_scale=scale, is_causal=is_causal)
+
+    traced = compiled(attend)
+    for head_dim in (16, 32, 8):
+        for scale, is_causal in ((0.1, True), (0.2, False), (0.3, 1), (0.4, 0)):
+            q = torch.randn(1, 40, 2, head_dim)
+            torch.testing.assert_close(traced(q, scale, is_causal), attend(q, scale, bool(is_causal)))
 
 
 @pytest.mark.parametrize("dynamic", [False, None, True], ids=["static", "automatic", "dynamic"])

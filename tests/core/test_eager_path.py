@@ -131,7 +131,7 @@ def test_second_derivatives_are_refused_on_both_ways() -> None:
     through_operator, _ = ops.attention(*ops.flatten(problem), "cpu")
     for out in (ops.attend(problem, "cpu")[0], through_operator):
         (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
-        with pytest.raises(RuntimeError, match=r"differentiate twice|autograd"):
+        with pytest.raises(RuntimeError, match="differentiates once"):
             first.square().sum().backward()
 
 

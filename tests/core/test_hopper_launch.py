@@ -240,7 +240,9 @@ def test_bound_forward_goes_to_the_device_of_its_tensors(
 
 
 def test_bound_forward_keeps_what_its_launches_read(made: list[Recorder]) -> None:
-    p = problem(layout=BlockLayout.from_config(CONFIG, LENGTH))  # which keeps its schedule as long as it lives
+    p = problem(
+        layout=BlockLayout.from_config(CONFIG, LENGTH)
+    )  # which keeps its schedule as long as it lives
     launch.launch_forward(p)
     bound = launch.bind_forward(p)
     assert p.schedule is not None

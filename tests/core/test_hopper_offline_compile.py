@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parent / "hopper_offline_compile.py"
 SHARED = 227 * 1024  # bytes that a program may use
 # Bytes of a multiprocessor's shared memory, of that what a program takes beside its own, registers, threads of a program.
 MULTIPROCESSOR, RESERVED, REGISTERS, THREADS = 228 * 1024, 1024, 65_536, 384
-# Bytes spilled per thread over a whole kernel, outside of the loops. A spilled accumulator would be 256 and more.
+# Bytes spilled per thread over a whole kernel. A spilled accumulator would be 256 and more.
 MOST_SPILLS = {"forward": 40, "rows": 0, "columns": 56}
 # With token dilation the columns spill addresses and places within their loop (up to 348 at head_dim 128, causal, rate 16).
 MOST_SPILLS_DILATED = {"forward": 56, "rows": 12, "columns": 350}

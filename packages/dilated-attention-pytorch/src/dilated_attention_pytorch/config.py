@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -132,6 +132,9 @@ class TokenDilation:
             raise ValueError(
                 f"segment_lengths and dilation_rates go together, {missing} is None; pass both or neither"
             )
+        for name, given in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
+            if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable):
+                raise TypeError(f"{name} must be a list or tuple of int, got {given!r}")
         segments, rates = tuple(segment_lengths), tuple(dilation_rates)
         if len(segments) != len(rates) or not segments:
             raise ValueError(

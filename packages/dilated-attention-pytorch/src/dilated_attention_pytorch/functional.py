@@ -78,7 +78,7 @@ def block_sparse_attention(
     """Attention over the active blocks of a layout: one softmax over the union of all keys a query may see.
 
     A query that may see no key gets output 0, lse -inf and zero gradients. Scores accumulate in float32
-    (float64 for float64 inputs).
+    (float64 for float64 inputs). Differentiable once; a second derivative needs ``backend="reference"``.
 
     Args:
         q: (batch, q_len, num_heads, head_dim), float32, float16, bfloat16, or float64 on the CPU; any strides.
@@ -105,6 +105,8 @@ def block_sparse_attention(
 
     Raises:
         ValueError: an argument does not fit the others, or the backend cannot serve the call and why.
+        TypeError: a tensor, number or sequence is something else; its name and value are in the message.
+        RuntimeError: in the backward, when a second derivative is asked for.
 
     Example:
         >>> from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
@@ -197,6 +199,8 @@ def make_problem(
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     check_tensors(q, k, v)
+    if not torch.compiler.is_compiling():  # a tracer has symbols for numbers
+        check_numbers(is_causal, softmax_scale, dropout_p)
     check_layout(q, k, layout, is_causal)
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
@@ -245,6 +249,29 @@ def make_problem(
     )
 
 
+def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -> None:
+    for name, value in (("softmax_scale", softmax_scale), ("dropout_p", dropout_p)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            raise TypeError(
+                f"{name} must be a number, got a tensor that requires grad and would get none; scale q instead"
+            )
+        if not is_number(value) and (value is not None or name == "dropout_p"):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+    if softmax_scale is not None and not math.isfinite(softmax_scale):  # type: ignore[arg-type]
+        raise ValueError(f"softmax_scale must be finite, got {softmax_scale}; None is 1 / sqrt(head_dim)")
+    if isinstance(is_causal, str) or not is_number(is_causal) or is_causal not in (True, False):
+        raise TypeError(f"is_causal must be True or False, got {is_causal!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether Python makes a float of it that is meant as one."""
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return False
+    return not isinstance(value, (str, bytes, bytearray))
+
+
 def check_are_tensors(**arguments: object) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Tensor) and (value is not None or name in ("q", "k", "v")):
@@ -263,6 +290,7 @@ def fit_together(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and of_q[3] == of_k[3]
         and of_k[1:3] == of_v[1:3]
         and of_k[2] != 0
+        and of_q[3] != 0
         and of_q[2] % of_k[2] == 0
     )
 
@@ -287,6 +315,8 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(
                 f"q, k and v must have one batch size, got q {q.shape[0]} and {name} {tensor.shape[0]}"
             )
+    if q.shape[3] == 0:
+        raise ValueError("head_dim must be at least 1, got q with head_dim 0")
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"k must have q's head_dim {q.shape[3]}, got {k.shape[3]}")
     if v.shape[1:3] != k.shape[1:3]:

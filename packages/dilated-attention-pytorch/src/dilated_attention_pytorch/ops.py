@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from .backends.choose import backend_named
 from .backends.problem import AttentionProblem, Forward
@@ -173,7 +172,15 @@ def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tupl
     return (*grads[:3], *(None,) * 7, grad_bias, *(None,) * (n_inputs - 11))
 
 
+def refuse_second(ctx: Any, *grads: Tensor | None) -> None:
+    raise RuntimeError(
+        "block_sparse_attention differentiates once, but a second derivative was asked for; "
+        "backend='reference' has it"
+    )
+
+
 attention.register_autograd(backward, setup_context=setup_context)
+attention_backward.register_autograd(refuse_second)
 
 
 class EagerAttention(torch.autograd.Function):
@@ -202,25 +209,17 @@ class EagerAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        # create_graph: what `once_differentiable` does would cost every backward 5 us
-        once = refuse_second if torch.is_grad_enabled() else eager_backward
-        return once(ctx, grad_out, grad_lse)
-
-
-def eager_backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, block_bias, out, lse = ctx.saved_tensors
-    if grad_out is None and grad_lse is None:
-        return (None,) * 7
-    if grad_out is None:
-        grad_out = torch.zeros_like(out)
-    problem = ctx.problem.with_tensors(q, k, v, block_bias)
-    if not is_plain(problem):
-        made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
-        return (*made[:3], None if block_bias is None else made[3], None, None, None)
-    return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None, None)
-
-
-refuse_second = once_differentiable(eager_backward)
+        q, k, v, block_bias, out, lse = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return (None,) * 7
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        problem = ctx.problem.with_tensors(q, k, v, block_bias)
+        # create_graph: the operator's gradients depend on q, k and v, and refuse a second derivative; ours would be constants
+        if torch.is_grad_enabled() or not is_plain(problem) or is_negated(grad_out, grad_lse):
+            made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
+            return (*made[:3], None if block_bias is None else made[3], None, None, None)
+        return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None, None)
 
 
 def nobody_looks() -> bool:
@@ -233,8 +232,13 @@ def nobody_looks() -> bool:
     )
 
 
+def is_negated(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is minus what lies in its memory, which only the dispatcher sees to."""
+    return any(x is not None and x.is_neg() for x in tensors)
+
+
 def is_plain(problem: AttentionProblem) -> bool:
-    """Whether nobody looks and no subclass of a tensor wants to see the operators."""
+    """Whether nobody looks, no subclass of a tensor wants to see the operators, and what lies in memory is meant."""
     p = problem
     return (
         nobody_looks()
@@ -244,6 +248,7 @@ def is_plain(problem: AttentionProblem) -> bool:
         and type(p.block_bias) in PLAIN_TYPES
         and type(p.kv_lengths) in PLAIN_TYPES
         and type(p.key_padding_mask) in PLAIN_TYPES
+        and not is_negated(p.q, p.k, p.v, p.block_bias)
     )
 
 

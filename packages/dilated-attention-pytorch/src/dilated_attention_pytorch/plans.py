@@ -67,6 +67,9 @@ def key_of(
         or (softmax_scale is not None and type(softmax_scale) is not float)
         or (backend is not None and (type(backend) is not str or backend == "reference"))
         or forward_ad._current_level >= 0
+        or q.is_neg()
+        or k.is_neg()
+        or v.is_neg()
     ):
         return None
     dilation = None

@@ -58,8 +58,10 @@ def lines(rows: list[Row], peer: str, dense: str) -> list[str]:
         parts = []
         for what, curve, at_dense in zip(WHAT, sparse, levels.get(case, ([], [])), strict=True):
             if len(curve) > 1 and at_dense:
-                level = statistics.median(ms for _, ms in at_dense)
-                parts.append(f"{what} {in_words(curve, level)}")
+                found = [ms for _, ms in at_dense]
+                level = statistics.median(found)
+                span = f"{min(found):.3g} to {max(found):.3g} ms, median {level:.3g}"
+                parts.append(f"{what} {in_words(curve, level)} ({dense}: {span})")
         if parts:
             made.append(
                 f"- {case.label_without_density}: {peer} takes less time than dense {dense}: {'; '.join(parts)}."

@@ -44,12 +44,12 @@ def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     def add(flag: str, help: str | None = None, **others: object) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
 
-    add("--seqlen", f"tokens; {meaning}".replace("%", "%%"), type=int)
-    add("--batch", type=int)
-    add("--heads", type=int)
-    add("--kv-heads", type=int)
-    add("--head-dim", type=int)
-    add("--block", "tokens per block side", type=int)
+    add("--seqlen", f"tokens; {meaning}".replace("%", "%%"), type=positive)
+    add("--batch", type=positive)
+    add("--heads", type=positive)
+    add("--kv-heads", type=positive)
+    add("--head-dim", type=positive)
+    add("--block", "tokens per block side", type=positive)
     add("--density", "share of blocks kept", type=float)
     add("--pattern", choices=("dilated_sparse", "local_window", "global_local"))
     add(

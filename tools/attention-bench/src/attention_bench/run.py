@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 
 import torch
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=options.positive,
         default=1,
         help="times to go through all cases, of which the medians count: a card that grows warm in a run slows down the "
-        "later ones (default 1)",
+        "later ones; in every other round the last peer comes first (default 1)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures with device, versions and date")
     return parser
@@ -71,10 +72,11 @@ def main(arguments: list[str]) -> int:
     device = options.device_of(given)
     found: dict[tuple[Case, str], list[measure.Row]] = {}
     command = options.command_line("attention-bench", arguments, given.json)
-    for case in chosen_cases(given, device) * given.rounds:
+    names, cases = given.peers or DEFAULT_PEERS[device], chosen_cases(given, device)
+    for place, case in itertools.product(range(given.rounds), cases):
         layout, layout_ms = measure.build(case, device)
         expected: torch.Tensor | None = None
-        for name in given.peers or DEFAULT_PEERS[device]:
+        for name in names[::-1] if place % 2 else names:
             row, expected = measure.measure(
                 PEERS[name],
                 case,

@@ -7,8 +7,8 @@ of the tokens in a list stream by, and the sums stay in registers:
     s = a x'; p = exp(s - lse);   dp = b y'; ds = p * (dp - delta);   sum_x += ds x, in the columns also sum_y += p y
 That is seven products where one pass over the columns needs five (Shah et al., FlashAttention-3, arXiv:2407.08608), but
 nothing is added in global memory: rows and columns may be of any length and in any order, and every run gives the same
-bits. Sums of dq in memory would be half as large as all results; in fixed point, to have the same bits, they were
-between 1 % slower and 11 % faster (attention-bench/NOTES.md).
+bits. Sums of dq in memory would be half as large as all results; in fixed point, to have the same bits, one pass would be
+between 1 % slower and 11 % faster, by estimate from its measured parts (attention-bench/NOTES.md).
 
     one warp         takes tiles of 128 tokens from a counter and tells the others of them (schedule.py)
     one warp         loads a and b of the tiles, then x and y of every entry of their lists
