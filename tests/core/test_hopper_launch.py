@@ -240,9 +240,8 @@ def test_bound_forward_goes_to_the_device_of_its_tensors(
 
 
 def test_bound_forward_keeps_what_its_launches_read(made: list[Recorder]) -> None:
-    p = problem(
-        layout=BlockLayout.from_config(CONFIG, LENGTH)
-    )  # which keeps its schedule as long as it lives
+    its_layout = BlockLayout.from_config(CONFIG, LENGTH)  # which keeps its schedule as long as it lives
+    p = problem(layout=its_layout)
     launch.launch_forward(p)
     bound = launch.bind_forward(p)
     assert p.schedule is not None
@@ -250,7 +249,7 @@ def test_bound_forward_keeps_what_its_launches_read(made: list[Recorder]) -> Non
     made[0].arguments, made[0].runs = {}, []  # a real launch has no tensors
     made.clear()
     kernel.LAUNCHES.clear()
-    del p
+    del p, its_layout
     gc.collect()
     assert schedule() is not None
     assert inputs() is None

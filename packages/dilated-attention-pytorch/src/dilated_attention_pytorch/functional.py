@@ -259,7 +259,7 @@ def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -
             raise TypeError(f"{name} must be a number, got {value!r}")
     if softmax_scale is not None and not math.isfinite(softmax_scale):  # type: ignore[arg-type]
         raise ValueError(f"softmax_scale must be finite, got {softmax_scale}; None is 1 / sqrt(head_dim)")
-    if isinstance(is_causal, str) or not is_number(is_causal) or is_causal not in (True, False):
+    if not is_number(is_causal) or is_causal not in (True, False):
         raise TypeError(f"is_causal must be True or False, got {is_causal!r}")
 
 

@@ -41,9 +41,9 @@ class Plan(NamedTuple):
         return self.forward(q, k, v)
 
 
-def forward_of(problem: AttentionProblem, name: str) -> Forward:
-    """The forward of problems like this one but for their q, k and v."""
-    backend, others = backend_named(name), problem.without_tensors()
+def forward_of(problem: AttentionProblem, others: AttentionProblem, name: str) -> Forward:
+    """The forward of problems like this one but for their q, k and v, which `others` is without."""
+    backend = backend_named(name)
     bound = HOPPER.bind(problem) if backend is HOPPER else None
     return bound or (lambda q, k, v: backend.forward(others.with_tensors(q, k, v, None)))
 
@@ -113,4 +113,5 @@ def keep_plan(
         return  # its schedule may belong to the graph, and its stream has not waited for it
     if len(layout._plans) >= MOST:
         layout._plans.clear()
-    layout._plans[key] = Plan(p.without_tensors(), backend, p.needs_grad, forward_of(p, backend))
+    others = p.without_tensors()
+    layout._plans[key] = Plan(others, backend, p.needs_grad, forward_of(p, others, backend))

@@ -32,9 +32,7 @@ class Row:
     backward_tflops: float | None = None
     peak_bytes: int | None = None  # forward and backward, above inputs and the gradient of out
     mask_ms: float | None = None  # layout or mask build
-    error: float | None = (
-        None  # relative to the first peer of the case, or of the round, that computes the same
-    )
+    error: float | None = None  # relative to the first peer of a round that computes the same
     refused: str | None = None
 
 
