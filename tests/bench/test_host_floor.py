@@ -21,7 +21,7 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-from dilated_attention_pytorch.backends.hopper import kernel, launch
+from dilated_attention_pytorch.backends.hopper import kernel, launch, raw_launch
 
 CASE = Case(512, 4, 64, 128, 0.5)
 DILATED = dataclasses.replace(CASE, segment_lengths=(128, 256), dilation_rates=(1, 4))
@@ -75,11 +75,11 @@ def bare_of(p: AttentionProblem, made: object) -> floor.Forward:
     return bare
 
 
-@pytest.mark.parametrize("version", [(3, 6), (3, 7)], ids=str)
+@pytest.mark.parametrize("apart", [True, False])
 def test_bare_forward_allocates_and_launches_and_prepares_once(
-    version: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "VERSION", version)
+    monkeypatch.setattr(raw_launch, "ARGUMENTS_APART", apart)
     p, fake = problem_of(), FakeLaunch()
     bare = bare_of(p, fake)
     assert fake.launched == []
@@ -90,7 +90,7 @@ def test_bare_forward_allocates_and_launches_and_prepares_once(
     assert len(set(fake.launched)) == 1
     before, made = fake.launched[0][:8], fake.launched[0][8:]
     assert before == (GRID, 1, 1, STREAM, 7, *FakeLaunch.options)
-    if version == (3, 7):
+    if not apart:
         (made,) = made
     lse_at = made[6]
     assert made == (
@@ -160,7 +160,6 @@ class Driver:
         ]
 
 
-@pytest.mark.skipif(kernel.VERSION not in ((3, 6), (3, 7)), reason="another launcher")
 @pytest.mark.parametrize("case", [CASE, DILATED], ids=["plain", "dilated"])
 def test_bare_forward_launches_what_the_library_launches(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     driver, p = Driver(), problem_of(case)

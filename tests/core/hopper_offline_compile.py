@@ -10,11 +10,9 @@ import dataclasses
 import io
 import json
 import multiprocessing
+import os
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +35,8 @@ from dilated_attention_pytorch.functional import make_problem
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
 PROCESSES = 2
+# A kernel out of Triton's cache would come without the report.
+REPORT = {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
 
 
 @dataclass(frozen=True)
@@ -139,15 +139,15 @@ def source(kernel: Any, arguments: dict[str, Any]) -> Any:
     return GluonASTSource(kernel, signature, constants, attributes)
 
 
-def said_by_ptxas(ptx: str) -> str:
-    """The report of ptxas: registers and spills per function, and what it could not do."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-        command = [str(ptxas), "-v", "-arch=sm_90a", str(path), "-o", str(Path(folder, "kernel.cubin"))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+def compiled_with_report(made: Any, target: GPUTarget, options: dict[str, Any]) -> tuple[Any, str]:
+    """A compiled kernel, and what ptxas says of it: registers and spills per function, and what it could not do.
+
+    Triton's own call of ptxas is listened to: from version to version it takes another ptxas and other options.
+    """
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # where it fails, the whole program is printed too
+        binary = triton.compile(made, target=target, options=options)
+    return binary, said.getvalue()
 
 
 def compiled(shape: Shape) -> dict[str, Any]:
@@ -161,11 +161,9 @@ def compiled(shape: Shape) -> dict[str, Any]:
         options = launch.options(tuning.FORWARD_REGISTERS[programs])
     made = source(kernel, arguments_of(shape))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # triton prints the whole program that ptxas fails on
-            binary = triton.compile(made, target=GPUTarget("cuda", 90, 32), options=options)
+        binary, said = compiled_with_report(made, GPUTarget("cuda", 90, 32), options)
     except Exception as error:
         return {**dataclasses.asdict(shape), "error": f"{type(error).__name__}: {error}"[:1000]}
-    said = said_by_ptxas(binary.asm["ptx"])
     return {
         **dataclasses.asdict(shape),
         "programs": programs,
@@ -179,6 +177,7 @@ def compiled(shape: Shape) -> dict[str, Any]:
 
 def main() -> None:
     """Print a line for every shape."""
+    os.environ |= REPORT
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for line in pool.imap_unordered(compiled, SHAPES):
             print(json.dumps(line), flush=True)

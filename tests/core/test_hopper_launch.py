@@ -21,7 +21,10 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradien
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-from dilated_attention_pytorch.backends.hopper import kernel, launch
+import triton
+from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
+
+from dilated_attention_pytorch.backends.hopper import kernel, launch, raw_launch
 
 LENGTH = 512
 CONFIG = SparsePatternConfig(block_size=128, sparsity_ratio=0.5)
@@ -301,30 +304,68 @@ def test_gradients_of_a_sum_are_copied(made: list[Recorder]) -> None:
 
 
 class Driver:
-    """A compiled kernel whose launcher notes its arguments."""
+    """A compiled kernel with Triton's own launcher, around a function that notes what the one in C would be given."""
 
-    function, packed_metadata = 7, b"packed"
+    function, packed_metadata = 7, (4, 1, 0)
 
-    def __init__(self) -> None:
-        self.launched: list[tuple[Any, ...]] = []
-        launcher, tensordesc_meta = self.launch, [None] * 3
-
-        def around(*args: Any) -> Any:
-            return launcher(*args), tensordesc_meta
-
-        self.run = SimpleNamespace(launch=around, arg_annotations=(), kernel_signature=b"")
+    def __init__(self, signature: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.launched: list[list[Any]] = []
+        n_descriptors = sum(kind.startswith("tensordesc") for kind in signature.values())
+        self.run: Any = CudaLauncher.__new__(CudaLauncher)
+        # without metadata a descriptor becomes its tensor, sizes and strides: nothing is encoded
+        self.run.launch = wrap_handle_tensordesc(self.launch, signature, [None] * n_descriptors)
+        for name in ("global_scratch_size", "profile_scratch_size"):
+            setattr(self.run, name, 0)
+        for name in ("launch_cooperative_grid", "launch_pdl", "gsan_enabled"):
+            setattr(self.run, name, False)
+        self.run.global_scratch_align = self.run.profile_scratch_align = self.run.num_ctas = 1
+        self.run.arg_annotations, self.run.kernel_signature = ["annotation"], b"signature"
+        monkeypatch.setattr(type(triton.runtime.driver), "active", None)  # asked for, but for nothing
+        monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", None)
+        monkeypatch.setattr(triton.knobs.runtime, "launch_exit_hook", None)
 
     def launch(self, *args: Any) -> None:
-        self.launched.append(args[13:] if kernel.VERSION == (3, 6) else args[-1])
+        self.launched.append([x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else (arg,))])
 
     def warmup(self, **arguments: Any) -> Driver:
         return self
 
+    def launch_metadata(self, *args: Any) -> None:
+        return None
 
-@pytest.mark.skipif(kernel.VERSION not in ((3, 6), (3, 7)), reason="another launcher")
-def test_descriptors_are_kept_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
-    monkeypatch.setattr(kernel, "is_hooked", lambda: False)
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 9, raising=False)
+    box = "tensordesc<bf16[1, 1, 64, 64],NVMMA>"
+    return Driver(
+        {"desc_k": box, "desc_k_far": box, "desc_out": box, "Lse": "*fp32", "n": "i32"}, monkeypatch
+    )
+
+
+def test_thin_launch_passes_what_tritons_own_launcher_passes(driver: Driver) -> None:
+    k, v, out, lse = (torch.zeros(1, 128, 2, 64, dtype=torch.bfloat16) for _ in range(4))
+    arguments = {"desc_k": (k, 64, 0), "desc_k_far": (k, 64, 2), "desc_out": (out, 64, 0), "Lse": lse, "n": 3}
+    made = kernel.Launch(driver, arguments, {}, 5)
+    assert made.raw_launch == driver.launch
+    made.run(0, (v, k, out), (11,))
+    made.run_by_triton(9, (v, k, out), (11,))
+    thin, full = driver.launched
+    assert len(thin) == len(full)
+    assert [place for place, (x, y) in enumerate(zip(thin, full, strict=True)) if x is not y and x != y] == []
+    assert thin[:5] == [5, 1, 1, 9, 7]
+    assert [x.data_ptr() for x in thin if isinstance(x, Tensor)] == [x.data_ptr() for x in (v, k, out)]
+
+
+def test_launcher_that_is_not_as_expected_is_left_to_triton(driver: Driver) -> None:
+    assert raw_launch.unwrapped(driver.run, 3) == (driver.launch, [None] * 3)
+    assert raw_launch.unwrapped(driver.run, 2) == (None, [])
+    assert raw_launch.unwrapped(SimpleNamespace(launch=lambda *args: None), 3) == (None, [])
+    driver.run.gsan_enabled = True
+    assert raw_launch.unwrapped(driver.run, 3) == (None, [])
+
+
+def test_descriptors_are_kept_by_address(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     described = []
     real = kernel.Launch.expanded
     monkeypatch.setattr(
@@ -332,14 +373,13 @@ def test_descriptors_are_kept_by_address(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     k, v, out, other = (torch.zeros(1, 128, 1, 64, dtype=torch.bfloat16) for _ in range(4))
     arguments = {"desc_k": (k, 128, 1), "desc_k_far": (k, 128, 1), "desc_out": (out, 64, 0), "Lse": k, "n": 3}
-    driver = Driver()
     made = kernel.Launch(driver, arguments, {}, 5)
     for tensors in ((k, k, out), (v, v, out), (v, v, other), (k, k, other)):
         for _ in range(2):
             made.run(0, tensors, (11,))
             made_of = [x for x in driver.launched[-1] if isinstance(x, Tensor)]
             assert [x.data_ptr() for x in made_of] == [x.data_ptr() for x in tensors]
-            assert driver.launched[-1][-2:] == (11, 3)
+            assert driver.launched[-1][-2:] == [11, 3]
     assert described == [0, 2, 0, 2]  # far keys are the near ones
     for _ in range(2 * kernel.N_ADDRESSES):
         made.run(0, (torch.zeros_like(k), k, out), (11,))

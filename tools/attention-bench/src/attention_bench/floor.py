@@ -37,7 +37,8 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     None where no launch was kept or triton's launcher function is unknown. The launch always writes to the same out
     and lse: to tell it new addresses would be Python.
     """
-    from dilated_attention_pytorch.backends.hopper import kernel  # not every triton has what it imports
+    # not every triton has what these import
+    from dilated_attention_pytorch.backends.hopper import kernel, raw_launch
 
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
     launch = kernel.LAUNCHES.get(("forward", p.signature))
@@ -56,13 +57,13 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     )  # fmt: skip
     stream = torch._C._cuda_getCurrentRawStream(index)
     before = (launch.grid, 1, 1, stream, launch.function, *launch.options)
-    raw_launch, arguments = launch.raw_launch, (*before, *(made if kernel.VERSION == (3, 6) else (made,)))
+    launch_in_c, arguments = launch.raw_launch, (*before, *(made if raw_launch.ARGUMENTS_APART else (made,)))
 
     # the launch knows addresses only: `kept` holds what lies there
     def forward(kept: object = (problem, out, lse)) -> tuple[Tensor, Tensor]:
         new_out = torch.empty_like(q, memory_format=torch.contiguous_format)
         new_lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
-        raw_launch(*arguments)
+        launch_in_c(*arguments)
         return new_out, new_lse
 
     return forward

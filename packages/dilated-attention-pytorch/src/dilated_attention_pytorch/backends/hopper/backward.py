@@ -29,6 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import LOG2E
+from .gluon_names import reinterpret
 from .passes import load_stats, shared_memory, step
 from .ring import LAPS, full_at, wait_past
 from .schedule import (
@@ -62,10 +63,10 @@ def producer(
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = BLOCK_SIZE // TILE
-    a_boxes = a_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
-    b_boxes = b_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
-    x_boxes = x_smem._reinterpret(dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_x.layout)
-    y_boxes = y_smem._reinterpret(dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_y.layout)
+    a_boxes = reinterpret(a_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
+    b_boxes = reinterpret(b_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
+    x_boxes = reinterpret(x_smem, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_x.layout)
+    y_boxes = reinterpret(y_smem, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_y.layout)
     heads_per_tile = 1
     if COLUMNS:
         heads_per_tile = heads_per_kv
@@ -211,8 +212,8 @@ def consumer(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     own_operand: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
-    x_boxes = a_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_x.layout)
-    y_boxes = b_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_y.layout)
+    x_boxes = reinterpret(a_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_x.layout)
+    y_boxes = reinterpret(b_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_y.layout)
     scale_log2 = softmax_scale * LOG2E
     heads_per_tile = 1
     if COLUMNS:

@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import LOG2E
+from .gluon_names import reinterpret
 from .passes import BLOCK, load_stats, shared_memory, step
 from .ring import full_at, give_back, wait_full
 from .schedule import shared_tile, take_tiles, tile_place, told_numbers, was_told
@@ -77,8 +78,8 @@ def load_rows(
     STAGES: gl.constexpr = x_smem.shape[0]
     TILE: gl.constexpr = x_smem.shape[1]
     SUB: gl.constexpr = BLOCK // TILE
-    x_boxes = x_smem._reinterpret(x_smem.dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_x.layout)
-    y_boxes = y_smem._reinterpret(y_smem.dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_y.layout)
+    x_boxes = reinterpret(x_smem, x_smem.dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_x.layout)
+    y_boxes = reinterpret(y_smem, y_smem.dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_y.layout)
     row = gl.load(Pairs + 2 * lo, mask=lo < hi, other=0)
     lse, delta = load_stats(stats, row, 0, TILE, SUB, False)
     for i in range((hi - lo) * SUB):
@@ -113,8 +114,8 @@ def columns_producer(
     KEYS: gl.constexpr = BLOCK // JOINED
     IN_HALF: gl.constexpr = JOINED // 2
     N_BOXES: gl.constexpr = SLOTS * JOINED * (D // 64)
-    a_boxes = a_smem._reinterpret(a_smem.dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_a.layout)
-    b_boxes = b_smem._reinterpret(b_smem.dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_b.layout)
+    a_boxes = reinterpret(a_smem, a_smem.dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_a.layout)
+    b_boxes = reinterpret(b_smem, b_smem.dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_b.layout)
     apart, _, Offsets, Pairs = parts_of_joined(Schedule, n_layout_groups, N_CLASSES)
     n_tiles = JOINED * n_groups * n_batch_kv_heads
     it = 0
@@ -248,8 +249,8 @@ def columns_consumer(
     N_BOXES: gl.constexpr = SLOTS * JOINED * (D // 64)
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    dk_boxes = a_smem._reinterpret(dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
-    dv_boxes = b_smem._reinterpret(dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
+    dk_boxes = reinterpret(a_smem, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
+    dv_boxes = reinterpret(b_smem, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
     apart, _, Offsets, Pairs = parts_of_joined(Schedule, n_layout_groups, N_CLASSES)
     scale_log2 = softmax_scale * LOG2E
     n_tiles = JOINED * n_groups * n_batch_kv_heads

@@ -15,6 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import LOG2E, visible_keys
+from .gluon_names import reinterpret
 from .passes import BLOCK, shared_memory, step
 from .ring import full_at
 from .schedule import shared_tile, take_tiles, tile_place, told_numbers, was_told
@@ -35,8 +36,8 @@ def load_class(
     BOX: gl.constexpr = KEYS if KEYS < TILE else TILE
     JOIN: gl.constexpr = TILE // BOX
     N_BOXES: gl.constexpr = STAGES * (D // 64) * JOIN
-    x_boxes = x_smem._reinterpret(x_smem.dtype, [N_BOXES, 1, 1, BOX, 1, 64], desc_x.layout)
-    y_boxes = y_smem._reinterpret(y_smem.dtype, [N_BOXES, 1, 1, BOX, 1, 64], desc_y.layout)
+    x_boxes = reinterpret(x_smem, x_smem.dtype, [N_BOXES, 1, 1, BOX, 1, 64], desc_x.layout)
+    y_boxes = reinterpret(y_smem, y_smem.dtype, [N_BOXES, 1, 1, BOX, 1, 64], desc_y.layout)
     for e in range(lo, hi, JOIN):
         for part in gl.static_range(KEYS // BOX):
             stage = it % STAGES
@@ -67,8 +68,8 @@ def rows_producer(
     """Loads q and grad_out of the rows, then the kept k and v of their lists."""
     own_full, own_empty, x_full, y_full, empty, tile_bars = bars
     ring_bars = x_full, y_full, empty
-    a_boxes = a_smem._reinterpret(a_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
-    b_boxes = b_smem._reinterpret(b_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
+    a_boxes = reinterpret(a_smem, a_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
+    b_boxes = reinterpret(b_smem, b_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
     n_tiles = n_rows * n_batch_heads
     n_cols = gl.cdiv(kv_len, BLOCK)
     it = 0
@@ -168,7 +169,7 @@ def rows_consumer(
     TILE: gl.constexpr = x_smem.shape[1]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    dq_boxes = a_smem._reinterpret(a_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
+    dq_boxes = reinterpret(a_smem, a_smem.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
     scale_log2 = softmax_scale * LOG2E
     n_tiles = n_rows * n_batch_heads
     n_chunks = n_rows * (BLOCK // CHUNK)

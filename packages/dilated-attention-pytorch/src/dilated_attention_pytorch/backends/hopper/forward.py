@@ -22,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import LOG2E, attend, entries_of_list
+from .gluon_names import reinterpret
 from .ring import LAPS, full_at
 from .schedule import (
     parts_of_schedule,
@@ -70,8 +71,8 @@ def produce_list(
     JOIN: gl.constexpr = BLOCK_N // BOX
     K_BOXES: gl.constexpr = k_ring[0].shape[0] * (D // 64) * JOIN
     V_BOXES: gl.constexpr = v_ring[0].shape[0] * (D // 64) * JOIN
-    k_boxes = k_ring[0]._reinterpret(desc_k.dtype, [K_BOXES, 1, 1, BOX, 1, 64], desc_k.layout)
-    v_boxes = v_ring[0]._reinterpret(desc_v.dtype, [V_BOXES, 1, 1, BOX, 1, 64], desc_v.layout)
+    k_boxes = reinterpret(k_ring[0], desc_k.dtype, [K_BOXES, 1, 1, BOX, 1, 64], desc_k.layout)
+    v_boxes = reinterpret(v_ring[0], desc_v.dtype, [V_BOXES, 1, 1, BOX, 1, 64], desc_v.layout)
     residue = head % RATE
     for e in range(lo, hi, JOIN):
         column = gl.load(Columns + e)
@@ -103,7 +104,7 @@ def producer(
     q_full, q_empty, tile_bars = bars
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     ROWS: gl.constexpr = 2 if PAIRED else 1
-    q_boxes = q_smem._reinterpret(desc_q.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_q.layout)
+    q_boxes = reinterpret(q_smem, desc_q.dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_q.layout)
     n_cols = gl.cdiv(kv_len, BLOCK_SIZE)
     it = 0
     i_tile = 0
@@ -176,7 +177,7 @@ def consumer(
     dtype: gl.constexpr = q_smem.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    out_boxes = q_smem._reinterpret(dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_out.layout)
+    out_boxes = reinterpret(q_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_out.layout)
     it = 0
     last = -1
     i_tile = 0

@@ -9,11 +9,10 @@ launch that it was made with.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -22,10 +21,11 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .raw_launch import ARGUMENTS_APART, encoded, launch_options, unwrapped
+
 Made = TypeVar("Made")
 SWIZZLE_WIDTH = 64  # elements of 16 bits in a 128-byte swizzle
 N_COUNTERS = 4096  # more launches than a stream can hold
-VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 class BoundedCache(OrderedDict[Hashable, Any]):
@@ -138,18 +138,9 @@ class Launch:
         compiled = function.warmup(grid=(1,), **made, **options)
         self.compiled = compiled.result() if hasattr(compiled, "result") else compiled
         self.launcher = self.compiled.run  # loads the binary
-        self.raw_launch: Callable[..., None] | None = None
-        self.descriptors: list[Any] = []
-        if VERSION in ((3, 6), (3, 7)):
-            launch = self.launcher.launch  # a function around the launcher where there are descriptors
-            around = inspect.getclosurevars(launch).nonlocals if self.boxes else {"launcher": launch}
-            self.raw_launch, self.descriptors = around.get("launcher"), around.get("tensordesc_meta", [])
-        self.function, packed = self.compiled.function, self.compiled.packed_metadata
-        # neither cooperative nor dependent; no scratch memory, no hooks
-        self.options: tuple[Any, ...] = (False, False, None, None, packed, None, None, None)
-        if VERSION == (3, 7):
-            types = self.launcher.arg_annotations, self.launcher.kernel_signature
-            self.options = (False, False, packed, None, None, None, None, None, *types)
+        self.raw_launch, self.descriptors = unwrapped(self.launcher, len(self.boxes))
+        self.function = self.compiled.function
+        self.options = launch_options(self.launcher, self.compiled.packed_metadata)
 
     def describe(self, described: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """The arguments that the descriptors become: of each the encoded map, the sizes and the strides."""
@@ -161,10 +152,7 @@ class Launch:
 
     def expanded(self, place: int, x: Tensor) -> list[Any]:
         """The arguments that one descriptor becomes."""
-        from triton.backends.nvidia.driver import make_tensordesc_arg
-
-        made: list[Any] = make_tensordesc_arg(descriptor(x, *self.boxes[place]), self.descriptors[place])
-        return made
+        return encoded(descriptor(x, *self.boxes[place]), self.descriptors[place])
 
     def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]) -> None:
         """Launch on the current stream of device `index`."""
@@ -177,7 +165,7 @@ class Launch:
         if boxes is None:
             boxes = self.described.keep(where, self.describe(described))
         made = (*boxes, *addresses, *self.numbers)
-        if VERSION == (3, 6):
+        if ARGUMENTS_APART:
             self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, *made)
         else:
             self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, made)

@@ -10,6 +10,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
+from .gluon_names import async_load, async_store
+
 
 @gluon.jit
 def here(number):
@@ -35,7 +37,7 @@ def load_tokens(desc, boxes, full, i, i_batch, head, token, TOKENS: gl.constexpr
     mbarrier.expect(full, TOKENS * D * 2)
     for piece in gl.static_range(D // 64):
         box = boxes.index(i * (D // 64) + piece)
-        tma.async_copy_global_to_shared(desc, [i_batch, head, token, piece * 64], full, box)
+        async_load(desc, [i_batch, head, token, piece * 64], full, box)
 
 
 @gluon.jit
@@ -43,7 +45,7 @@ def store_tokens(desc, boxes, i, i_batch, head, token, D: gl.constexpr):
     """Begin to store tile i, which the fence for asynchronous readers came after."""
     for piece in gl.static_range(D // 64):
         box = boxes.index(i * (D // 64) + piece)
-        tma.async_copy_shared_to_global(desc, [i_batch, head, token, piece * 64], box)
+        async_store(desc, [i_batch, head, token, piece * 64], box)
 
 
 @gluon.jit
@@ -67,7 +69,7 @@ def load_box(desc, boxes, bar, i, i_batch, kv_head, residue, first, D: gl.conste
     """Kept keys of one block into box i of a tile, in pieces of 64 of head_dim (the width of a 128-byte swizzle)."""
     for piece in gl.static_range(D // 64):
         box = boxes.index((i // JOIN * (D // 64) + piece) * JOIN + i % JOIN)
-        tma.async_copy_global_to_shared(desc, [i_batch, kv_head, first, residue, piece * 64], bar, box)
+        async_load(desc, [i_batch, kv_head, first, residue, piece * 64], bar, box)
 
 
 @gluon.jit
@@ -75,4 +77,4 @@ def store_box(desc, boxes, i, i_batch, kv_head, residue, first, D: gl.constexpr,
     """Begin to store box i of a tile, as `load_box` fills it."""
     for piece in gl.static_range(D // 64):
         box = boxes.index((i // JOIN * (D // 64) + piece) * JOIN + i % JOIN)
-        tma.async_copy_shared_to_global(desc, [i_batch, kv_head, first, residue, piece * 64], box)
+        async_store(desc, [i_batch, kv_head, first, residue, piece * 64], box)

@@ -1,0 +1,52 @@
+"""Triton's own launcher function, without the Python around it: what is private of Triton's host side, from 3.6 to 3.9.
+
+Of what is not as expected here nothing is used: the launch then goes through Triton (`Launch.run_by_triton`), 50 us later.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import triton
+from triton.backends.nvidia.driver import make_tensordesc_arg
+
+from ..installed import release
+
+# 3.6 compiles a launcher for every signature, which takes the arguments of the kernel one by one; since 3.7 there is one
+# for all, which takes them as a tuple.
+ARGUMENTS_APART = release(triton.__version__) == (3, 6)
+# Since 3.8 the function that encodes a descriptor wants the arguments of the launch as well, which it does not read.
+ENCODER_ARGUMENTS = len(inspect.signature(make_tensordesc_arg).parameters) - 2
+
+
+def unwrapped(launcher: Any, n_descriptors: int) -> tuple[Callable[..., None] | None, list[Any]]:
+    """The function in C that launches a kernel, and for each of its descriptors what `encoded` is to know.
+
+    Where a kernel has descriptors, `launcher.launch` is a function around it that encodes them in every call.
+    """
+    if getattr(launcher, "gsan_enabled", False):  # a sanitizer (since 3.8) adds arguments
+        return None, []
+    if not n_descriptors:
+        return launcher.launch, []
+    around = inspect.getclosurevars(launcher.launch).nonlocals
+    launch, descriptors = around.get("launcher"), around.get("tensordesc_meta") or []
+    if launch is None or len(descriptors) != n_descriptors:
+        return None, []
+    return launch, descriptors
+
+
+def launch_options(launcher: Any, packed_metadata: Any) -> tuple[Any, ...]:
+    """What the function in C takes before the arguments of the kernel, and after grid, stream and kernel."""
+    # neither cooperative nor dependent; no scratch memory, no hooks
+    if ARGUMENTS_APART:
+        return (False, False, None, None, packed_metadata, None, None, None)
+    types = launcher.arg_annotations, launcher.kernel_signature
+    return (False, False, packed_metadata, None, None, None, None, None, *types)
+
+
+def encoded(descriptor: Any, meta: Any) -> list[Any]:
+    """The arguments that a tensor descriptor becomes: its encoded map, the sizes and the strides."""
+    made: list[Any] = make_tensordesc_arg(descriptor, meta, *(None,) * ENCODER_ARGUMENTS)
+    return made
