@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import NoReturn
-
-MIGRATION_GUIDE = "https://dilated-attention.github.io/dilated-attention-pytorch/migrate/"
 
 # The wording is fixed: users search for it.
 REMOVED_VARIANT_MESSAGE = (
@@ -13,18 +12,43 @@ REMOVED_VARIANT_MESSAGE = (
     "for better multi-scale coverage."
 )
 
+ATTENTION = """\
+from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
+
+attention = create_block_sparse_attention(
+    variant="base",
+    segment_lengths=[2048],
+    dilation_rates=[1],
+    sparse_config=SparsePatternConfig(
+        pattern_type="dilated_sparse",
+        sparsity_ratio=0.01,  # 99% sparse
+        dilation_rates=[1, 2, 4, 8],  # Multi-scale coverage
+    ),
+)
+"""
+CONFIG = """\
+from dilated_attention_pytorch import SparsePatternConfig
+
+sparse_config = SparsePatternConfig(
+    pattern_type="dilated_sparse",
+    sparsity_ratio=0.01,  # 99% sparse
+    dilation_rates=[1, 2, 4, 8],  # Multi-scale coverage
+)
+"""
+PRESET = """\
+from dilated_attention_pytorch import get_block_sparse_preset
+
+attention = get_block_sparse_preset("dilated")  # or "local", "global_local", "ultra_sparse"
+"""
+
+# A program for every removed name. Each one runs as it is.
 REPLACEMENTS = {
-    "BlockSparseHierarchical": "create_block_sparse_attention(variant='base', "
-    "sparse_config=SparsePatternConfig(pattern_type='dilated_sparse', sparsity_ratio=0.01))",
-    "HierarchicalConfig": "SparsePatternConfig(pattern_type='dilated_sparse', sparsity_ratio=0.01, "
-    "dilation_rates=[1, 2, 4, 8])",
-    "get_hierarchical_presets": "get_block_sparse_preset('dilated')",
-    "create_hierarchical_attention": "create_block_sparse_attention(variant='base', "
-    "sparse_config=SparsePatternConfig(pattern_type='dilated_sparse', sparsity_ratio=0.01))",
-    "create_hierarchical_block_sparse": "create_block_sparse_attention(variant='base', "
-    "sparse_config=SparsePatternConfig(pattern_type='dilated_sparse', sparsity_ratio=0.01))",
-    "block_sparse_hierarchical": "the package root: from dilated_attention_pytorch import "
-    "create_block_sparse_attention, SparsePatternConfig",
+    "BlockSparseHierarchical": ATTENTION,
+    "HierarchicalConfig": CONFIG,
+    "get_hierarchical_presets": PRESET,
+    "create_hierarchical_attention": ATTENTION,
+    "create_hierarchical_block_sparse": ATTENTION,
+    "block_sparse_hierarchical": ATTENTION,
 }
 
 REMOVED_PRESETS = ("hierarchical_standard", "hierarchical_fine", "hierarchical_long")
@@ -39,7 +63,8 @@ def raise_removed_name(name: str) -> NoReturn:
     """Raise ImportError for a removed public name: what replaces it, and how to rewrite the code."""
     raise ImportError(
         f"`dilated_attention_pytorch.{name}` was removed on 2025-07-07, with the hierarchical variant. "
-        f"Use {REPLACEMENTS[name]} instead. "
-        "`python -m migrate_hierarchical PATH` (pip install migrate-hierarchical) rewrites existing code. "
-        f"Migration guide: {MIGRATION_GUIDE}"
+        f"Write instead:\n\n{textwrap.indent(REPLACEMENTS[name], '    ')}\n"
+        "`python -m migrate_hierarchical PATH` rewrites existing code. It comes from the repository of this "
+        "library: in a clone of it, `pip install ./tools/migrate-hierarchical`. The migration guide is "
+        "docs/migrate.md there."
     )

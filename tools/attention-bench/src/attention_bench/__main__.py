@@ -1,7 +1,39 @@
 """python -m attention_bench"""
 
+from __future__ import annotations
+
 import sys
 
-from .cli import main
+INSTALL = "in a clone of the repository: pip install ./packages/dilated-attention-pytorch"
 
-sys.exit(main())
+
+def library_problem() -> str | None:
+    """Why the library that is installed cannot be timed, and what to do; None if it can."""
+    try:
+        import dilated_attention_pytorch as library
+    except ModuleNotFoundError as error:
+        if error.name != "dilated_attention_pytorch":
+            raise
+        return f"dilated_attention_pytorch is not installed; {INSTALL}"
+    missing = [name for name in ("BlockLayout", "block_sparse_attention") if not hasattr(library, name)]
+    if missing:
+        return (
+            f"dilated_attention_pytorch in {getattr(library, '__file__', None)} has no {' and no '.join(missing)}: "
+            f"it is another project's package of that name, or too old; replace it, {INSTALL}"
+        )
+    return None
+
+
+def main() -> int:
+    """The command line, unless there is no library to time."""
+    problem = library_problem()
+    if problem is not None:
+        print(f"attention-bench: {problem}", file=sys.stderr)
+        return 2
+    from .cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,6 @@ from typing import Any
 from . import __version__
 from .documents.result import Entry, Result
 
-HOMEPAGE = "https://dilated-attention.github.io/dilated-attention-pytorch/migrate/"
 EXTRA_REASONS = {"HIER190": "cannot be read, parsed or written"}
 
 
@@ -171,7 +170,6 @@ def as_sarif(run: Run) -> str:
     driver = {
         "name": "migrate-hierarchical",
         "version": __version__,
-        "informationUri": HOMEPAGE,
         "rules": [{"id": rule, "shortDescription": {"text": text}} for rule, text in lines.items()],
     }
     document = {

@@ -258,9 +258,7 @@ def check_extras() -> None:
         import matplotlib  # noqa: F401
         import rich  # noqa: F401
     except ImportError as error:
-        raise CommandError(
-            f"the demo needs {error.name}: pip install 'dilated-attention-pytorch[demo]'"
-        ) from None
+        raise CommandError(f"the demo needs {error.name}: pip install rich matplotlib") from None
 
 
 def make_plan(args: argparse.Namespace) -> Plan:

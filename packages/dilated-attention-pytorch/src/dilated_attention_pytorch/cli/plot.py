@@ -109,7 +109,7 @@ def save(layout: BlockLayout, file: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise CommandError("plot needs matplotlib: pip install 'dilated-attention-pytorch[plot]'") from None
+        raise CommandError("plot needs matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(6, 6.3), layout="constrained")
     layout.plot(ax=figure.subplots())
     try:

@@ -21,7 +21,7 @@ def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) 
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install 'dilated-attention-pytorch[plot]'") from error
+        raise ImportError("plot needs matplotlib: pip install matplotlib") from error
     grid = layout.grid
     heads, rows, cols = layout.head_rows_cols()
     rows, cols = rows[heads == head], cols[heads == head]

@@ -298,7 +298,7 @@ class BlockLayout:
         return reach.hops_to_full_coverage(self)
 
     def plot(self, ax: Axes | None = None, head: int = 0, **kwargs: Any) -> Axes:
-        """Draw the active blocks of one head with matplotlib (the ``plot`` extra); returns the axes."""
+        """Draw the active blocks of one head with matplotlib, if it is installed; returns the axes."""
         from .draw import draw_layout
 
         return draw_layout(self, ax, head, **kwargs)
