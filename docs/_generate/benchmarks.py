@@ -53,7 +53,9 @@ def write(markdown: Path, assets: Path) -> None:
     peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
     plot(assets, rows, peers, where["device"])
     (markdown / "benchmark-memory.md").write_text(memory(rows), "utf-8")
-    (markdown / "benchmark-behind.md").write_text(behind(rows, peers), "utf-8")
+    (markdown / "benchmark-behind.md").write_text(behind(rows), "utf-8")
+    cpu_rows, _ = report.read_json(str(RESULTS / "cpu.json"))
+    (markdown / "benchmark-behind-cpu.md").write_text(behind(cpu_rows), "utf-8")
     (markdown / "benchmark-more.md").write_text("\n".join(parts()), "utf-8")
 
 
@@ -61,7 +63,7 @@ def plot(assets: Path, rows: list[Row], peers: list[str], device: str) -> None:
     cases = list(dict.fromkeys(row.case for row in rows))
     labels = [case.label.replace(" tokens", "") for case in cases]
     for direction in ("forward", "backward"):
-        series = {peer: [value(rows, case, peer, direction) for case in cases] for peer in peers}
+        series = {peer: [value(rows, case, peer, f"{direction}_tflops") for case in cases] for peer in peers}
         title = f"{direction}, TFLOP/s of the active blocks, {device}"
         figures.grouped(assets / f"{direction}.svg", labels, series, title)
 
@@ -80,16 +82,16 @@ def memory(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def behind(rows: list[Row], peers: list[str]) -> str:
-    """Where another library has the higher rate."""
+def behind(rows: list[Row]) -> str:
+    """Where another peer takes less time."""
     lines = [
-        f"- {row.case.label}, {direction}: {row.peer} {theirs:.0f}, ours {ours:.0f} TFLOP/s."
+        f"- {row.case.label}, {direction}: {row.peer} {report.milliseconds(theirs)} ms, ours {report.milliseconds(ours)} ms."
         for direction in ("forward", "backward")
         for row in rows
-        if row.peer in peers and row.peer != "ours"
-        for ours in [value(rows, row.case, "ours", direction)]
-        for theirs in [value(rows, row.case, row.peer, direction)]
-        if ours is not None and theirs is not None and theirs > ours
+        if row.peer != "ours"
+        for ours in [value(rows, row.case, "ours", f"{direction}_ms")]
+        for theirs in [value(rows, row.case, row.peer, f"{direction}_ms")]
+        if ours is not None and theirs is not None and theirs < ours
     ]
     return "\n".join(lines or ["Nowhere in these cases."]) + "\n"
 
@@ -118,7 +120,5 @@ def has_python(path: Path) -> bool:
     return any(row.forward_python_us is not None for row in host.read_json(str(path))[0])
 
 
-def value(rows: list[Row], case: object, peer: str, direction: str) -> float | None:
-    return next(
-        (getattr(row, f"{direction}_tflops") for row in rows if row.case == case and row.peer == peer), None
-    )
+def value(rows: list[Row], case: object, peer: str, field: str) -> float | None:
+    return next((getattr(row, field) for row in rows if row.case == case and row.peer == peer), None)
