@@ -85,6 +85,17 @@ def docs_browser(session: nox.Session) -> None:
     session.run(python, "-m", "pytest", "tests/browser", *workers(), *session.posargs)
 
 
+@nox.session(default=False, venv_backend="none")
+def docs_zensical(session: nox.Session) -> None:
+    """The same mkdocs.yml, built by Zensical and held to the tests of the site: can the docs move today?"""
+    python = workshop(session, "docs_zensical")
+    session.run(python, "docs/_generate")
+    built = {"SITE_DIR": ".nox/site-zensical"}
+    session.run(python, "-m", "zensical", "--version")
+    session.run(python, "-m", "zensical", "build", "--clean", "--strict", env=built)
+    session.run(python, "-m", "pytest", "tests/docs/test_site.py", *session.posargs, env=built)
+
+
 @nox.session
 def wheels(session: nox.Session) -> None:
     """Build all wheels, install them in a clean environment, use them from outside the tree."""
@@ -151,7 +162,7 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def release(session: nox.Session) -> None:
-    """Build and check what would be uploaded, then print the last step instead of doing it."""
+    """Build and check the files of a release, then print the last step instead of doing it."""
     session.install(*group("release"), "-c", "constraints.txt")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -161,7 +172,12 @@ def release(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *files)
     version = nox.project.load_toml(f"{CORE}/pyproject.toml")["project"]["version"]
     session.log("All is ready. The last step is yours, after a full `nox` and `nox -s gpu`:")
-    session.log(f"    git tag v{version} && git push origin v{version} && twine upload {' '.join(files)}")
+    session.log(f"    git tag v{version} && git push origin v{version}")
+    session.log(f"and attach to the release of that tag: {' '.join(files)}")
+    session.log(
+        "Upload nothing to PyPI: the library's name there is another project's, the other two are nobody's."
+    )
+    session.log("docs/release.md says what to settle first.")
 
 
 # What the sessions share.

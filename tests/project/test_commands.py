@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tests.project.repository import ROOT, bash_fences, load_toml
+from tests.project.repository import PACKAGES, ROOT, bash_fences, load_toml
 
 DEMO_COMMAND = (
     "python3 -m venv .venv && "
@@ -57,6 +57,21 @@ def test_default_sessions_are_the_documented_ones() -> None:
         if not any("default=False" in ast.unparse(decorator) for decorator in function.decorator_list)
     }
     assert default == {"lint", "versions", "typecheck", "tests", "codemod", "docs", "wheels"}
+
+
+def test_release_sends_nothing_to_a_name_that_is_not_owned() -> None:
+    session = nox_sessions()["release"]
+    said = [node.value for node in ast.walk(session) if isinstance(node, ast.Constant)]
+    text = "\n".join(word for word in said if isinstance(word, str))
+    assert "docs/release.md" in text
+    assert "Upload nothing to PyPI" in text
+    assert "twine upload" not in text
+
+
+def test_release_page_names_every_package() -> None:
+    page = (ROOT / "docs/release.md").read_text("utf-8")
+    for package in PACKAGES:
+        assert f"| `{package.name}` |" in page
 
 
 def test_pinned_tools_of_pre_commit_are_those_of_the_constraints() -> None:
