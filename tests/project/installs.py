@@ -40,17 +40,30 @@ RUNS = rf"\b(?:pipx{OPTIONS}?\s+run|uvx|uv{OPTIONS}?\s+tool\s+run|uv{OPTIONS}?\s
 COMMAND = re.compile(rf"(?P<install>{'|'.join(INSTALLS)})|(?P<run>{RUNS})", re.IGNORECASE)
 END = re.compile(r"&&|\|\||[;|`\n]|(?<=\s)#|</")
 
-LISTS = re.compile(
-    r"\b(?:\w+[-_])?(?:dependencies|requires|requirements|require|dependency-groups|packages)\b[\"']?\s*[:=]\s*"
-    r"(?P<items>\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]|\{[^}]*\}|\([^)]*\))",
-    re.IGNORECASE,
+WORDS_FOR_LISTS = (
+    r"(?:\w+[-_])?(?:dependencies|deps|requires|requirements|require|dependency-groups|packages)"
 )
+LISTS = [
+    re.compile(  # x = [...], x: {...}
+        rf"\b{WORDS_FOR_LISTS}\b[\"']?\s*[:=]\s*"
+        r"(?P<items>\[[^\]]*(?:\[[^\]]*\][^\]]*)*\]|\{[^}]*\}|\([^)]*\))",
+        re.IGNORECASE,
+    ),
+    re.compile(  # setup.cfg, tox.ini: x = a, or a line each
+        rf"^[ \t]*{WORDS_FOR_LISTS}[ \t]*[:=](?P<items>[^\n\[({{]*(?:\n[ \t]+[\w.\[\]<>=~!;, '\"-]+$)*)",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+    re.compile(  # a table of TOML
+        rf"^\[+[^\]\n]*{WORDS_FOR_LISTS}[^\]\n]*\]+[ \t]*\n(?P<items>(?:(?!\[).*\n?)*)",
+        re.IGNORECASE | re.MULTILINE,
+    ),
+]
 REQUIREMENTS = [
     # with a version or an extra, anywhere
     re.compile(NOT_IN_A_PATH + NAME + r"(?:\[[\w\s,-]+\])?\s*(?:===?|[<>~!]=|[<>])\s*[\"']?\d", re.I),
     re.compile(NOT_IN_A_PATH + NAME + r"\[\w[\w\s,-]*\](?![(\w])", re.I),
     # an item of its own: requirements.txt, environment.yml, [tool.poetry.dependencies]
-    re.compile(r"^(?:[ \t]*-[ \t]+)?[\"']?" + NAME + r"[\"']?,?[ \t]*(?:#.*)?$", re.I | re.M),
+    re.compile(r"^(?:[ \t]*-[ \t]+)?[\"']?" + NAME + r"[\"']?,?[ \t]*(?:[;#].*)?$", re.I | re.M),
     re.compile(r"^[ \t]*[\"']?" + NAME + r"[\"']?[ \t]*=[ \t]*(?:[\"'][\^~<>=*\d]|\{)", re.I | re.M),
     re.compile(r"pypi\.org/(?:project|simple|pypi)/" + NAME, re.I),
 ]
@@ -62,7 +75,7 @@ def find_installs(text: str) -> list[str]:
     text = re.sub(r"\\+n", "\n", text)  # the end of a line in a string
     text = re.sub(r"\\+\"", '"', text)
     found = list(named_in_commands(plain(text)))
-    for match in LISTS.finditer(text):
+    for match in (match for pattern in LISTS for match in pattern.finditer(text)):
         items = re.findall(r"[\"']\s*([^\"']+?)\s*[\"']|([\w./\\-]+(?:\[[^\]]*\])?)", match["items"])
         found += [item for pair in items for item in pair if NAMED.fullmatch(item)]
     for pattern in REQUIREMENTS:
@@ -74,13 +87,16 @@ def plain(text: str) -> str:
     """A command as it is typed: without quotes, commas between arguments and newlines inside it."""
     text = re.sub(r"\\\r?\n|\^\r?\n", " ", text)
     text = re.sub(r",\s*\n\s*(?=[\"'*])", " ", text)  # a list with an item on each line
+    text = re.sub(r"\*\*|</?[bi]>|[\u201c\u201d\u2018\u2019]", " ", text)
     return re.sub(r"[\"',]", " ", text)
 
 
 def named_in_commands(text: str) -> Iterator[str]:
+    """The commands that install or fetch one of our packages by its name, with the name."""
     for match in COMMAND.finditer(text):
-        rest = text[match.end() :]
-        rest = rest[len(rest) - len(rest.lstrip()) :]  # also where prose breaks the line inside a command
+        rest = text[match.end() :].lstrip()  # also where prose breaks the line inside a command
+        if rest.startswith("`"):  # the name in a literal of its own
+            rest = re.split(r"[\s`]+", rest.lstrip("` \n"), maxsplit=1)[0]
         end = END.search(rest)
         words = [
             word.strip("()[]{}<>.:!?") if "[" not in word else word

@@ -65,6 +65,11 @@ BY_NAME = [
     '# /// script\n# dependencies = ["NAME"]\n# ///',
     "additional_dependencies: [NAME]",
     '[tool.poetry.dependencies]\nNAME = "^0.3"',
+    "[dependency-groups]\nbench = ['torch', 'NAME']",
+    "[options]\ninstall_requires =\n    torch\n    NAME\n",
+    "[testenv]\ndeps = NAME",
+    "pip install `NAME`",
+    "pip install **NAME**",
     "See https://pypi.org/project/NAME/",
 ]
 NOT_BY_NAME = [
