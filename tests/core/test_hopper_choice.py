@@ -28,9 +28,7 @@ from dilated_attention_pytorch.patterns.layout import BlockLists
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.hopper_cases import ALL, label, refusals
 
-NOT_INSTALLED = (
-    "triton >= 3.6 is not installed (pip install 'triton>=3.6', on Linux), or TRITON_INTERPRET=1 is set"
-)
+NOT_INSTALLED = "triton is not installed (pip install 'triton>=3.6', on Linux)"
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +184,14 @@ def test_other_architectures_are_named(
     assert refused() == f"compute capability {capability} is not (9, 0)"
 
 
+def test_gpus_of_amd_are_no_hopper_although_some_have_its_number(
+    on_hopper: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert refused() == "q is on cuda:0, a GPU of AMD; needs an NVIDIA GPU of compute capability (9, 0)"
+    assert not hopper.wants_schedule(torch.device("cuda:0"), 128)
+
+
 @pytest.mark.usefixtures("on_hopper")
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_strides_and_offsets_that_the_copy_engine_cannot_take_are_named(name: str) -> None:
@@ -288,6 +294,7 @@ def test_on_the_cpu_the_request_by_name_says_what_is_missing(monkeypatch: pytest
     layout = BlockLayout.from_config(SparsePatternConfig(), 256)
     for has_gluon, reason in ((True, "q is on cpu, needs a CUDA device"), (False, NOT_INSTALLED)):
         monkeypatch.setattr(hopper, "HAS_GLUON", has_gluon)
+        monkeypatch.setattr(hopper, "REFUSED_TRITON", None if has_gluon else reason)
         assert explain_backends(q, q, q, layout)["hopper"] == reason
         with pytest.raises(ValueError) as error:
             block_sparse_attention(q, q, q, layout, backend="hopper")

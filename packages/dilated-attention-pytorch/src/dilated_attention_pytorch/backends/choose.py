@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .cpu import CPU
-from .hopper import HOPPER
+from .hopper import HOPPER, note_other_backend
 from .problem import AttentionProblem, Backend
 from .triton import TRITON
 
@@ -39,6 +39,8 @@ def choose_backend(problem: AttentionProblem, requested: str | None = None) -> B
         return backend
     for backend in BACKENDS:
         if backend.rejects(problem) is None:
+            if backend is TRITON:
+                note_other_backend(problem)
             return backend
     whys = "; ".join(f"{name}: {why_not}" for name, why_not in reasons(problem).items())
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Which versions of Triton and NumPy an import would find, without importing them."""
+"""Which Triton and NumPy are installed, without importing them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-# Distributions that contain the package `triton`: nightly builds of torch, builds for ROCm and Windows.
+# Distributions that contain the package `triton`: releases, nightly builds of torch, builds for ROCm and Windows.
 TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm", "triton-windows")
 
 
@@ -18,35 +18,50 @@ def release(text: str | None) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def installed_version(name: str, *distributions: str) -> str | None:
-    """The version of the package `name` that an import would find; "" where it does not say, None where there is none.
+def is_installed(name: str) -> bool:
+    """Whether an import would find the package; a mere folder of that name is none."""
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None
 
-    Asked in this order, because one package may hide another of another version (on PYTHONPATH, say): the imported
-    package, its source, then the metadata of `distributions`.
+
+def installed_versions(name: str, *distributions: str) -> list[str]:
+    """What is said of the version of a package: by metadata, and by the package itself; mostly one and the same.
+
+    Two where a copy on PYTHONPATH hides an installed one. None where it is not installed, or does not say.
+
+    Args:
+        name: of the package.
+        distributions: that may contain it, if not one of the same name.
     """
-    said = getattr(sys.modules.get(name), "__version__", None)
-    if isinstance(said, str):
-        return said
-    try:
-        spec = importlib.util.find_spec(name)
-    except ValueError:  # a module put into sys.modules by hand
-        return ""
-    if spec is None or not spec.origin:  # not there, or a folder of that name
-        return None
-    try:
-        found = re.search(
-            r"^__version__\s*=\s*['\"]([^'\"]+)", Path(spec.origin).read_text("utf-8"), re.MULTILINE
-        )
-    except (OSError, UnicodeDecodeError):  # out of an archive
-        found = None
-    if found:
-        return found[1]
-    for distribution in distributions or (name,):
+    if not is_installed(name):
+        return []
+    said = [by_metadata(*distributions or (name,)), by_package(name)]
+    return list(dict.fromkeys(text for text in said if text))
+
+
+def by_metadata(*distributions: str) -> str | None:
+    """The version of the first of the distributions that is installed."""
+    for distribution in distributions:
         try:
             return version(distribution)
         except PackageNotFoundError:
             continue
-    return ""
+    return None
 
 
-TRITON = installed_version("triton", *TRITON_DISTRIBUTIONS)
+def by_package(name: str) -> str | None:
+    """`__version__` of a package that was imported, or what the source of one that was not sets it to."""
+    if name in sys.modules:
+        said = getattr(sys.modules[name], "__version__", None)
+        return said if isinstance(said, str) else None
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        source = Path(spec.origin).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):  # in an archive, or compiled
+        return None
+    found = re.search(r"""^__version__\s*=\s*["']([^"']+)""", source, re.MULTILINE)
+    return found[1] if found else None

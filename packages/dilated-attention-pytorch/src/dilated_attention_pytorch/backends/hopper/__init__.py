@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import functools
 import os
-from importlib.metadata import PackageNotFoundError, version
+import warnings
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ...patterns.joined import MOST_JOINED, MOST_RATES
+from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import AttentionProblem, Forward, Gradients
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
 OLDEST_TRITON = (3, 6)  # with Gluon as the kernels use it
+# Gluon is experimental, and its names change from release to release: the newest that the kernels were run with.
+NEWEST_TRITON = (3, 9)
+NOT_INSTALLED = "triton is not installed (pip install 'triton>=3.6', on Linux)"
 
 
-def has_gluon() -> bool:
-    """Whether triton is new enough, and compiles."""
-    try:
-        installed = tuple(int(part) for part in version("triton").split(".")[:2])
-    except PackageNotFoundError:
-        return False
-    return installed >= OLDEST_TRITON and os.environ.get("TRITON_INTERPRET", "0") != "1"
+def refused_triton(versions: list[str]) -> str | None:
+    """Why the kernels do not run with an installed triton of these versions, or None."""
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        return "TRITON_INTERPRET=1 is set, and Triton does not interpret Gluon"
+    if not versions:
+        return "the version of triton is unknown" if is_installed("triton") else NOT_INSTALLED
+    for text in versions:
+        found = release(text)
+        if found is None:
+            return f"the version of triton is unknown: {text!r}"
+        if found < OLDEST_TRITON:
+            return f"triton {text} is older than 3.6 (pip install 'triton>=3.6')"
+    return None
 
 
-HAS_GLUON = has_gluon()
+def untested_triton(versions: list[str]) -> str | None:
+    """Why nobody knows whether the kernels run with an installed triton of these versions, or None."""
+    for text in versions:
+        if (release(text) or (0, 0)) > NEWEST_TRITON:
+            return (
+                f"triton {text} is newer than the newest tested, 3.9 (pip install 'triton<3.10', or install a newer "
+                "release of this library)"
+            )
+    return None
+
+
+VERSIONS = installed_versions("triton", *TRITON_DISTRIBUTIONS)
+REFUSED_TRITON = refused_triton(VERSIONS)
+UNTESTED_TRITON = None if REFUSED_TRITON else untested_triton(VERSIONS)
+HAS_GLUON = REFUSED_TRITON is None and UNTESTED_TRITON is None
+WARNED: list[bool] = []
 
 
 @functools.lru_cache(maxsize=64)
@@ -37,7 +62,9 @@ def capability(index: int | None) -> tuple[int, int]:
 
 
 def is_hopper(index: int | None) -> bool:
-    """Whether the device (None: the current one) has compute capability 9.0."""
+    """Whether the device (None: the current one) has compute capability 9.0, as some GPUs of AMD have too."""
+    if torch.version.hip is not None:
+        return False
     if torch.compiler.is_compiling():  # Dynamo warns of every cache
         return torch.cuda.get_device_capability(index) == (9, 0)
     return capability(index) == (9, 0)
@@ -67,54 +94,81 @@ def launches() -> ModuleType:
     return launch
 
 
+def rejected_call(problem: AttentionProblem) -> str | None:
+    """Why the kernels cannot serve a call, whatever triton is installed; None if they can."""
+    p = problem
+    if p.q.device.type != "cuda":
+        return f"q is on {p.q.device}, needs a CUDA device"
+    if torch.version.hip is not None:
+        return f"q is on {p.q.device}, a GPU of AMD; needs an NVIDIA GPU of compute capability (9, 0)"
+    if not is_hopper(p.q.device.index):
+        return f"compute capability {torch.cuda.get_device_capability(p.q.device)} is not (9, 0)"
+    if p.q.dtype not in (torch.float16, torch.bfloat16):
+        return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
+    if p.head_dim not in HEAD_DIMS or p.v_head_dim != p.head_dim:
+        return f"head_dim {p.head_dim} and v head_dim {p.v_head_dim} are not both 64 or both 128"
+    if p.block_size not in BLOCK_SIZES:
+        return f"block_size {p.block_size} is not 64 or 128"
+    for what, value in (
+        ("block_bias", p.block_bias),
+        ("kv_lengths", p.kv_lengths),
+        ("key_padding_mask", p.key_padding_mask),
+    ):
+        if value is not None:
+            return f"{what} is given"
+    if p.dropout_p > 0.0:
+        return f"dropout_p is {p.dropout_p}, needs 0"
+    if p.softmax_scale <= 0.0:
+        return f"softmax_scale {p.softmax_scale} is not positive"
+    if p.q_offset % p.block_size:
+        return f"the first query sits in the middle of a block (kv_len - q_len = {p.q_offset} is no multiple of {p.block_size})"
+    if p.dilation is not None:
+        if p.block_size != 128:
+            return f"token dilation needs block_size 128, got {p.block_size}"
+        if len(p.rates) > MOST_RATES:
+            return f"token dilation has {len(p.rates)} rates, at most {MOST_RATES} fit"
+        if max(p.rates) > MOST_JOINED or p.kv_len % max(p.rates):
+            return (
+                f"token dilation needs rates up to {MOST_JOINED} that divide kv_len {p.kv_len}, got {p.rates}"
+            )
+        if p.rows.indices.numel() >= 2**30:
+            return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
+    for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
+        why_not = badly_strided(name, x)
+        if why_not is not None:
+            return why_not
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled call warns when it is traced
+def warn_of_untested_triton() -> None:
+    """Say, once per process, why the Hopper kernels do not serve a call."""
+    if not WARNED:
+        WARNED.append(True)
+        warnings.warn(
+            f"{UNTESTED_TRITON}: the slower kernels of backend 'triton' serve what backend 'hopper' would",
+            stacklevel=2,
+        )
+
+
+def note_other_backend(problem: AttentionProblem) -> None:
+    """Warn once where nothing but a triton that is too new keeps the kernels from a call that another backend serves."""
+    if UNTESTED_TRITON is not None and rejected_call(problem) is None:
+        warn_of_untested_triton()
+
+
 class HopperBackend:
     """Fused kernels; see forward.py and backward.py."""
 
     name = "hopper"
 
     def rejects(self, problem: AttentionProblem) -> str | None:
-        p = problem
         if not HAS_GLUON:
-            return "triton >= 3.6 is not installed (pip install 'triton>=3.6', on Linux), or TRITON_INTERPRET=1 is set"
-        if p.q.device.type != "cuda":
-            return f"q is on {p.q.device}, needs a CUDA device"
-        if not is_hopper(p.q.device.index):
-            return f"compute capability {torch.cuda.get_device_capability(p.q.device)} is not (9, 0)"
-        if p.q.dtype not in (torch.float16, torch.bfloat16):
-            return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
-        if p.head_dim not in HEAD_DIMS or p.v_head_dim != p.head_dim:
-            return f"head_dim {p.head_dim} and v head_dim {p.v_head_dim} are not both 64 or both 128"
-        if p.block_size not in BLOCK_SIZES:
-            return f"block_size {p.block_size} is not 64 or 128"
-        for what, value in (
-            ("block_bias", p.block_bias),
-            ("kv_lengths", p.kv_lengths),
-            ("key_padding_mask", p.key_padding_mask),
-        ):
-            if value is not None:
-                return f"{what} is given"
-        if p.dropout_p > 0.0:
-            return f"dropout_p is {p.dropout_p}, needs 0"
-        if p.softmax_scale <= 0.0:
-            return f"softmax_scale {p.softmax_scale} is not positive"
-        if p.q_offset % p.block_size:
-            return f"the first query sits in the middle of a block (kv_len - q_len = {p.q_offset} is no multiple of {p.block_size})"
-        if p.dilation is not None:
-            if p.block_size != 128:
-                return f"token dilation needs block_size 128, got {p.block_size}"
-            if len(p.rates) > MOST_RATES:
-                return f"token dilation has {len(p.rates)} rates, at most {MOST_RATES} fit"
-            if max(p.rates) > MOST_JOINED or p.kv_len % max(p.rates):
-                return f"token dilation needs rates up to {MOST_JOINED} that divide kv_len {p.kv_len}, got {p.rates}"
-            if p.rows.indices.numel() >= 2**30:
-                return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
-        for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
-            why_not = badly_strided(name, x)
-            if why_not is not None:
-                return why_not
-        if p.schedule is None:
+            return REFUSED_TRITON or UNTESTED_TRITON or NOT_INSTALLED
+        why_not = rejected_call(problem)
+        if why_not is None and problem.schedule is None:
             return "the problem was made without a schedule"
-        return None
+        return why_not
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import torch
 from torch import Tensor
 
+from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import AttentionProblem, Gradients
 
 HALF = (torch.float16, torch.bfloat16)
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = is_installed("triton")
 # Triton reads the variable when a kernel is defined; what it said then is what counts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def broken_interpreter(tritons: list[str], numpys: list[str]) -> str | None:
+    """Why Triton's interpreter cannot run with the versions of triton and of numpy that are installed, or None."""
+    if not numpys:
+        return "numpy is not installed, which Triton's interpreter needs (pip install numpy)"
+    for numpy in numpys:
+        for triton in tritons:
+            if (release(numpy) or (0, 0)) >= (2, 4) and (release(triton) or (99, 0)) < (3, 7):
+                return f"numpy {numpy} breaks the interpreter of triton {triton}; install numpy<2.4 or triton>=3.7"
+    return None
 
 
 class TritonBackend:
@@ -33,6 +44,11 @@ class TritonBackend:
             return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
         if q.dtype not in (torch.float32, *HALF):
             return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
+        if INTERPRETED:
+            tritons = installed_versions("triton", *TRITON_DISTRIBUTIONS)
+            why_not = broken_interpreter(tritons, installed_versions("numpy"))
+            if why_not is not None:
+                return why_not
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             return "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
         for name, dim in (("head_dim", problem.head_dim), ("v head_dim", problem.v_head_dim)):
