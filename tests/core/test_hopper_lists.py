@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("triton.experimental.gluon")
 from triton.experimental.gluon import language
 
 from dilated_attention_pytorch import BlockLayout
