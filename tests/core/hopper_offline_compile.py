@@ -29,6 +29,7 @@ from dilated_attention_pytorch.backends.hopper.backward import backward_kernel
 from dilated_attention_pytorch.backends.hopper.dilated_columns import dilated_columns_kernel
 from dilated_attention_pytorch.backends.hopper.dilated_rows import dilated_rows_kernel
 from dilated_attention_pytorch.backends.hopper.forward import forward_kernel
+from dilated_attention_pytorch.backends.hopper.gluon_names import NEW_PTXAS
 from dilated_attention_pytorch.backends.hopper.kernel import box_layout
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
@@ -152,7 +153,7 @@ def compiled_with_report(made: Any, target: GPUTarget, options: dict[str, Any]) 
 
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
-    kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS), 1
+    kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS[NEW_PTXAS]), 1
     if shape.rates:
         kernel = {"rows": dilated_rows_kernel, "columns": dilated_columns_kernel}.get(shape.kernel)
     if shape.kernel == "forward":

@@ -12,6 +12,7 @@ from ...patterns.joined import count_joined_groups
 from ...patterns.schedule import start_of_columns
 from ..problem import AttentionProblem, Gradients
 from . import tuning
+from .gluon_names import NEW_PTXAS
 
 
 def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict
     """Every argument of a pass of the backward without token dilation."""
     p, grads = call.problem, call.grads
     tiles = (tuning.COLUMNS if columns else tuning.ROWS)[p.head_dim, p.block_size]
-    registers = tuning.BACKWARD_REGISTERS
+    registers = tuning.BACKWARD_REGISTERS[NEW_PTXAS]
     lists, n_lists, schedule = p.rows, p.n_rows, p.schedule
     own, other, sums, own_heads = (p.q, call.grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
     if columns:
@@ -100,7 +101,7 @@ def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict
 def dilated_rows_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
     """Every argument of the rows pass with token dilation."""
     p = call.problem
-    tiles, registers = tuning.ROWS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS
+    tiles, registers = tuning.ROWS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
     near, far = p.rates[0], p.rates[-1]
     near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
     return {
@@ -125,7 +126,7 @@ def dilated_columns_arguments(call: BackwardCall, stats: Tensor) -> dict[str, An
     """Every argument of the columns pass with token dilation."""
     p, grads = call.problem, call.grads
     assert p.schedule is not None
-    tiles, registers = tuning.COLUMNS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS
+    tiles, registers = tuning.COLUMNS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
     joined = max(p.rates)
     kept = p.block_size // joined
     n_groups = count_joined_groups(p.n_cols, joined)

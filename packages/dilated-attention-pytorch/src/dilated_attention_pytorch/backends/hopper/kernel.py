@@ -125,7 +125,7 @@ class Launch:
     tensors, then numbers and constants. All that `run` is given later must have the same shapes, strides and types.
     """
 
-    def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, int], grid: int) -> None:
+    def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, Any], grid: int) -> None:
         self.grid = grid
         self.boxes = [x[1:] for x in arguments.values() if isinstance(x, tuple)]
         # by address, and with no reference to the tensor: whatever comes to lie there is described by it

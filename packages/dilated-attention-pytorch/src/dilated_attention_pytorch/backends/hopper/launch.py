@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from .backward import backward_kernel
 from .dilated_columns import dilated_columns_kernel
 from .dilated_rows import dilated_rows_kernel
 from .forward import forward_kernel
+from .gluon_names import COMPILER_OPTIONS, NEW_PTXAS
 from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
 
 
-def options(registers: tuning.Registers) -> dict[str, int]:
+def options(registers: tuning.Registers) -> dict[str, Any]:
     """How a warp-specialised kernel is compiled and launched; fused multiply-adds are no longer the default in Triton 3.10."""
-    return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True}
+    return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -172,7 +173,12 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
             columns["JOINED"] * columns["n_groups"] * columns["n_batch_kv_heads"],
         ]
     made = [
-        Launch(kernel, arguments, options(tuning.BACKWARD_REGISTERS), min(n_tiles, multiprocessors(index)))
+        Launch(
+            kernel,
+            arguments,
+            options(tuning.BACKWARD_REGISTERS[NEW_PTXAS]),
+            min(n_tiles, multiprocessors(index)),
+        )
         for kernel, arguments, n_tiles in zip(kernels, passes, tiles, strict=True)
     ]
     return BackwardLaunches(made[0], made[1], floats_between(p), 4 * columns_begin(p))

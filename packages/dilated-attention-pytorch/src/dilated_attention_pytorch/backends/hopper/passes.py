@@ -12,6 +12,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .attend import scores
+from .gluon_names import DELTA_FIRST
 from .ring import get_tile, give_back
 from .schedule import tile_barriers
 from .stats import CHUNK
@@ -58,7 +59,12 @@ def step(
             sum_x = warpgroup_mma_wait(1, deps=[sum_x])
         give_back(x_ring, place - 1)  # and y: they have one barrier
     y_tile = get_tile(y_ring, place)
-    dp = scores(b, y_tile, TILE, s_layout)
+    if COLUMNS and DELTA_FIRST:
+        delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+        dp, _ = gl.broadcast(delta[None, :], gl.zeros([64, TILE], gl.float32, layout=s_layout))
+        dp = warpgroup_mma(b, y_tile.permute([1, 0]), dp, is_async=True)
+    else:
+        dp = scores(b, y_tile, TILE, s_layout)
     if COLUMNS and LATE:
         lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
     s = warpgroup_mma_wait(1, deps=[s])
@@ -68,10 +74,13 @@ def step(
         p = gl.exp2(s * scale_log2 - lse[:, None])
     p = HIDE(p, seen, s_layout)
     if COLUMNS:
-        delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+        if not DELTA_FIRST:
+            delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
         sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
         dp = warpgroup_mma_wait(1, deps=[dp])
-        ds = p * (dp + delta[None, :])
+        if not DELTA_FIRST:
+            dp += delta[None, :]
+        ds = p * dp
     else:
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = p * (dp + delta[:, None])

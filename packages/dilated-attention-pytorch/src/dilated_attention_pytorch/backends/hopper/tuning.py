@@ -77,4 +77,5 @@ class Registers:
 
 # A multiprocessor has 65,536.
 FORWARD_REGISTERS = {1: Registers(168, 240, 24), 2: Registers(80, 104, 24)}  # by its programs
-BACKWARD_REGISTERS = Registers(168, 232, 40)  # the copying warp of the columns has much to keep
+# By whether ptxas is a new one (gluon_names.py): the old ones keep more in the copying warp of the columns.
+BACKWARD_REGISTERS = {False: Registers(168, 232, 40), True: Registers(168, 240, 24)}
