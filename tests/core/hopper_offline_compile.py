@@ -5,20 +5,15 @@ Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel an
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import multiprocessing
-import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
+from ptxas_report import compiled_with_report
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.language import NVMMASharedLayout
 from uniform_registers import faults
@@ -36,8 +31,6 @@ from dilated_attention_pytorch.functional import make_problem
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
 PROCESSES = 2
-# A kernel out of Triton's cache would come without the report.
-REPORT = {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
 
 
 @dataclass(frozen=True)
@@ -140,17 +133,6 @@ def source(kernel: Any, arguments: dict[str, Any]) -> Any:
     return GluonASTSource(kernel, signature, constants, attributes)
 
 
-def compiled_with_report(made: Any, target: GPUTarget, options: dict[str, Any]) -> tuple[Any, str]:
-    """A compiled kernel, and what ptxas says of it: registers and spills per function, and what it could not do.
-
-    Triton's own call of ptxas is listened to: from version to version it takes another ptxas and other options.
-    """
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # where it fails, the whole program is printed too
-        binary = triton.compile(made, target=target, options=options)
-    return binary, said.getvalue()
-
-
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
     kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS[NEW_PTXAS]), 1
@@ -162,23 +144,22 @@ def compiled(shape: Shape) -> dict[str, Any]:
         options = launch.options(tuning.FORWARD_REGISTERS[programs])
     made = source(kernel, arguments_of(shape))
     try:
-        binary, said = compiled_with_report(made, GPUTarget("cuda", 90, 32), options)
+        binary, registers, spills, warnings = compiled_with_report(made, 90, options)
     except Exception as error:
         return {**dataclasses.asdict(shape), "error": f"{type(error).__name__}: {error}"[:1000]}
     return {
         **dataclasses.asdict(shape),
         "programs": programs,
         "shared": binary.metadata.shared,
-        "registers": max(int(count) for count in re.findall(r"Used (\d+) registers", said)),
-        "spills": sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said)),
+        "registers": registers,
+        "spills": spills,
         "faults": faults(binary.asm["cubin"]),
-        "warnings": sorted(set(re.findall(r"\bC75\d\d\b", said))),
+        "warnings": warnings,
     }
 
 
 def main() -> None:
     """Print a line for every shape."""
-    os.environ |= REPORT
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         for line in pool.imap_unordered(compiled, SHAPES):
             print(json.dumps(line), flush=True)

@@ -6,16 +6,11 @@ Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel, a
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
+from ptxas_report import compiled_with_report
 from triton.compiler import ASTSource
 from uniform_registers import faults
 
@@ -54,27 +49,9 @@ def source(launch: Launch) -> ASTSource:
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
-def resources(ptx: str, arch: str) -> tuple[int, int]:
-    """Registers per thread and spilled bytes, from ptxas."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        name = "ptxas-blackwell" if arch.startswith(("sm_10", "sm_12")) else "ptxas"
-        ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-        command = [ptxas, "-v", f"-arch={arch}", path, "-o", Path(folder, "kernel.cubin")]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spills = sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", said))
-    registers = max((int(count) for count in re.findall(r"Used (\d+) registers", said)), default=0)
-    return registers, spills
-
-
 def compiled(launch: Launch, capability: int) -> dict[str, Any]:
     """Registers, spilled bytes and shared memory of one kernel."""
-    binary = triton.compile(source(launch), target=GPUTarget("cuda", capability, 32), options=launch.options)
-    ptx = binary.asm["ptx"]
-    arch = re.search(r"\.target (\w+)", ptx)
-    assert arch is not None
-    registers, spills = resources(ptx, arch.group(1))
+    binary, registers, spills, _ = compiled_with_report(source(launch), capability, launch.options)
     return {
         "kernel": launch.kernel.__name__,
         "registers": registers,

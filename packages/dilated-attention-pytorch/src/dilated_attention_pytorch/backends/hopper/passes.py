@@ -33,6 +33,16 @@ def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED:
 
 
 @gluon.jit
+def in_every_row(x, TILE: gl.constexpr, layout: gl.constexpr):
+    """(64, TILE) registers with x, (TILE,), in every row; made here, so that a product may begin with them while another runs.
+
+    Copied between the two products they would make ptxas wait for the first (C7517).
+    """
+    x, _ = gl.broadcast(x[None, :], gl.zeros([64, TILE], gl.float32, layout=layout))
+    return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def step(
     sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, HIDE: gl.constexpr, seen, scale_log2,
     COLUMNS: gl.constexpr, s_layout: gl.constexpr, sum_layout: gl.constexpr, LATE: gl.constexpr = False,
@@ -51,6 +61,10 @@ def step(
     x_tile = get_tile(x_ring, place)
     if COLUMNS and not LATE:  # before the products: shared memory is read in the order of the instructions
         lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+    if COLUMNS and DELTA_FIRST:
+        delta = in_every_row(
+            delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout)), TILE, s_layout
+        )
     s = scores(a, x_tile, TILE, s_layout)
     if not FIRST:
         if COLUMNS:
@@ -60,9 +74,7 @@ def step(
         give_back(x_ring, place - 1)  # and y: they have one barrier
     y_tile = get_tile(y_ring, place)
     if COLUMNS and DELTA_FIRST:
-        delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-        dp, _ = gl.broadcast(delta[None, :], gl.zeros([64, TILE], gl.float32, layout=s_layout))
-        dp = warpgroup_mma(b, y_tile.permute([1, 0]), dp, is_async=True)
+        dp = warpgroup_mma(b, y_tile.permute([1, 0]), delta, is_async=True)
     else:
         dp = scores(b, y_tile, TILE, s_layout)
     if COLUMNS and LATE:
