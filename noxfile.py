@@ -10,7 +10,9 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import nox
 
@@ -25,6 +27,7 @@ CORE = "packages/dilated-attention-pytorch"
 CODEMOD = "tools/migrate-hierarchical"
 BENCH = "tools/attention-bench"
 PACKAGES = (CORE, CODEMOD, BENCH)
+TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")  # that the Hopper kernels are served with, the newest last
 
 # Default sessions: what the README's test command runs, in this order.
 
@@ -53,9 +56,9 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The core package and the benchmark tool on the CPU; the GPU kernels through Triton's interpreter."""
+    """The core package and the benchmark tool on the CPU; the GPU kernels through the newest Triton's interpreter."""
     python = workshop(session, "test")
-    run_core_tests(session, python, "tests/bench", "-m", "not gpu")
+    run_core_tests(session, python, "tests/bench", "-m", "not gpu", env=beside(session, python, TRITONS[-1]))
 
 
 @nox.session(venv_backend="none")
@@ -153,10 +156,33 @@ def codemod_pythons(session: nox.Session) -> None:
     session.run("pytest", "tests/codemod", *workers(), *session.posargs)
 
 
+@nox.session(default=False, venv_backend="none")
+@nox.parametrize("version", TRITONS)
+def triton(session: nox.Session, version: str) -> None:
+    """Every GPU kernel compiles, without a GPU, with each Triton and keeps to its registers; their launches are Triton's."""
+    python = workshop(session, "test")
+    tests = [
+        f"tests/core/test_{name}.py"
+        for name in ("hopper_offline_compile", "offline_compile", "hopper_launch")
+    ]
+    session.run(
+        *(python, "-m", "pytest", *tests, *workers(), *session.posargs), env=beside(session, python, version)
+    )
+
+
 @nox.session(default=False)
 def minimums(session: nox.Session) -> None:
     """The core package with the oldest torch and triton that it allows."""
-    session.install(*group("test"), "-e", f"{CORE}[demo]", *oldest_dependencies())
+    # newer ones break the interpreter of Triton before 3.7
+    session.install(*group("test"), "numpy<2.4", "-e", f"{CORE}[demo]", *oldest_dependencies())
+    run_core_tests(session, "python", "-m", "not gpu")
+
+
+@nox.session(default=False)
+def newest(session: nox.Session) -> None:
+    """The core package with the newest torch and triton that pip finds together."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", *group("test"), "-e", f"{CORE}[demo]")
+    session.run("python", "-m", "pip", "list", silent=False)
     run_core_tests(session, "python", "-m", "not gpu")
 
 
@@ -204,11 +230,25 @@ def workers() -> list[str]:
     return ["-n", "auto", "--maxprocesses", "8"]
 
 
-def run_core_tests(session: nox.Session, python: str, *selection: str) -> None:
+def beside(session: nox.Session, python: str, version: str) -> dict[str, str]:
+    """The environment in which a Triton hides that of the shared environment, of which torch says the version."""
+    if sys.platform != "linux":
+        return {}
+    folder = ROOT / ".nox" / "triton" / version
+    if not (folder / f"triton-{version}.dist-info").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        install = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder))
+        session.run(*install, f"triton=={version}")
+    return {"PYTHONPATH": str(folder)}
+
+
+def run_core_tests(
+    session: nox.Session, python: str, *selection: str, env: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Run tests/core with one thread per worker, so that the workers do not fight over the cores."""
     session.run(
         *(python, "-m", "pytest", "tests/core", *workers(), *selection, *session.posargs),
-        env={"OMP_NUM_THREADS": "1"},
+        env={"OMP_NUM_THREADS": "1", **env},
     )
 
 

@@ -74,6 +74,21 @@ def test_release_page_names_every_package() -> None:
         assert f"| `{package.name}` |" in page
 
 
+def test_nox_compiles_with_every_triton_that_the_hopper_kernels_serve() -> None:
+    hopper = ROOT / "packages/dilated-attention-pytorch/src/dilated_attention_pytorch/backends/hopper"
+    source = (hopper / "__init__.py").read_text("utf-8")
+    (oldest, newest) = (
+        ast.literal_eval(re.search(rf"^{name} = (\(.*?\))", source, re.MULTILINE)[1])
+        for name in ("OLDEST_TRITON", "NEWEST_TRITON")
+    )
+    line = re.search(r"^TRITONS = (\(.*?\))", (ROOT / "noxfile.py").read_text("utf-8"), re.MULTILINE)[1]
+    releases = [tuple(map(int, version.split(".")[:2])) for version in ast.literal_eval(line)]
+    assert releases == [(oldest[0], minor) for minor in range(oldest[1], newest[1] + 1)]
+    served = f"Triton {oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
+    for page in ("README.md", "CONTRIBUTING.md", "packages/dilated-attention-pytorch/README.md"):
+        assert served in (ROOT / page).read_text("utf-8"), page
+
+
 def test_pinned_tools_of_pre_commit_are_those_of_the_constraints() -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text("utf-8")
     hook_version = re.search(r"ruff-pre-commit\n\s+rev: v(\S+)", hooks)[1]
