@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from . import values
 from .removed import raise_removed_variant
+from .values import shown
 
 PatternType = Literal["dilated_sparse", "local_window", "global_local"]
 PATTERN_TYPES: tuple[str, ...] = get_args(PatternType)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
-def is_int(value: object) -> bool:
-    """True for an int that is not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def check_block_size(block_size: Any) -> int:
+    """The block size as an int; ValueError unless it is a power of two from 16 to 256."""
+    size = values.integer(block_size)
+    if size not in BLOCK_SIZES:
+        raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {shown(block_size)}")
+    return size
 
 
-def check_block_size(block_size: int) -> None:
-    """Raise ValueError unless `block_size` is a power of two from 16 to 256."""
-    if not is_int(block_size) or block_size not in BLOCK_SIZES:
-        raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {block_size!r}")
+def closest(name: str, choices: Iterable[str]) -> str:
+    """ " did you mean ...?" for a misspelt name, with its question; empty where no choice is near."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,16 @@ class SparsePatternConfig:
         block_size: tokens per block side, a power of two from 16 to 256.
         sparsity_ratio: the fraction of block pairs **kept**, 0 < ratio <= 1, of those that dense attention
             with the same lengths and causality computes. 0.01 is 99 % sparse. Honoured exactly, as a running
-            total over the rows; every row keeps at least its diagonal block.
+            total over the rows; every row keeps at least its diagonal block. A float is read as the decimal that
+            was written, `fractions.Fraction` and `decimal.Decimal` as what they are.
         window_size: tokens, for ``local_window`` and ``global_local``: keep the blocks within
             ``(window_size // block_size) // 2`` of the diagonal, whatever the ratio. None: the ratio decides.
         global_tokens: tokens at the start of the sequence that attend to all and are attended by all, rounded
             up to blocks. Only for ``global_local``.
         dilation_rates: in blocks, for ``dilated_sparse``. None: the powers of two up to the sequence, so that
             every scale is present whatever the length.
+
+    Numbers may be of NumPy, lists one-dimensional arrays.
 
     Raises:
         ValueError: an argument is out of its range, or does not belong to the pattern; the message names it.
@@ -61,44 +71,110 @@ class SparsePatternConfig:
     dilation_rates: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        if str(self.pattern_type) == "hierarchical":
-            raise_removed_variant()
-        if self.pattern_type not in PATTERN_TYPES:
-            raise ValueError(f"pattern_type must be one of {PATTERN_TYPES}, got {self.pattern_type!r}")
-        check_block_size(self.block_size)
-        ratio = self.sparsity_ratio
-        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio <= 1:
-            raise ValueError(
-                f"sparsity_ratio must be the fraction of blocks kept, 0 < ratio <= 1, got {ratio!r}; "
-                "for 99 % sparse use 0.01"
-            )
+        if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
+            if str(self.pattern_type) == "hierarchical":
+                raise_removed_variant()
+            raise ValueError(f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}")
+        self._set("block_size", check_block_size(self.block_size))
+        self._set("sparsity_ratio", checked_ratio(self.sparsity_ratio))
         if self.window_size is not None:
-            if self.pattern_type == "dilated_sparse":
-                raise ValueError(
-                    f"window_size does not apply to pattern_type='dilated_sparse', got {self.window_size!r}; "
-                    "use 'local_window' or 'global_local', or leave it out"
-                )
-            if not is_int(self.window_size) or self.window_size < 1:
-                raise ValueError(f"window_size must be a positive number of tokens, got {self.window_size!r}")
-        if not is_int(self.global_tokens) or self.global_tokens < 0:
-            raise ValueError(f"global_tokens must be a number of tokens >= 0, got {self.global_tokens!r}")
-        if self.global_tokens and self.pattern_type != "global_local":
+            self._check_window(self.window_size)
+        self._check_global_tokens()
+        if self.dilation_rates is not None:
+            self._check_dilation_rates(self.dilation_rates)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_window(self, window_size: Any) -> None:
+        if self.pattern_type == "dilated_sparse":
+            raise ValueError(
+                f"window_size does not apply to pattern_type='dilated_sparse', got {shown(window_size)}; "
+                "use 'local_window' or 'global_local', or leave it out"
+            )
+        tokens = values.integer(window_size)
+        if tokens is None or tokens < 1:
+            raise ValueError(f"window_size must be a positive number of tokens, got {shown(window_size)}")
+        self._set("window_size", tokens)
+
+    def _check_global_tokens(self) -> None:
+        tokens = values.integer(self.global_tokens)
+        if tokens is None or tokens < 0:
+            raise ValueError(
+                f"global_tokens must be a number of tokens >= 0, got {shown(self.global_tokens)}"
+            )
+        if tokens and self.pattern_type != "global_local":
             raise ValueError(
                 f"global_tokens does not apply to pattern_type={self.pattern_type!r}, "
-                f"got {self.global_tokens}; use 'global_local', or leave it out"
+                f"got {tokens}; use 'global_local', or leave it out"
             )
-        if self.dilation_rates is not None:
-            rates = tuple(self.dilation_rates)
-            if self.pattern_type != "dilated_sparse":
-                raise ValueError(
-                    f"dilation_rates does not apply to pattern_type={self.pattern_type!r}, got {rates}; "
-                    "use 'dilated_sparse', or leave it out"
-                )
-            if not rates or not all(is_int(rate) and rate >= 1 for rate in rates):
-                raise ValueError(
-                    f"dilation_rates must be positive numbers of blocks, got {rates}; use e.g. [1, 2, 4, 8]"
-                )
-            object.__setattr__(self, "dilation_rates", rates)
+        self._set("global_tokens", tokens)
+
+    def _check_dilation_rates(self, dilation_rates: Any) -> None:
+        given = values.items(dilation_rates)
+        as_given = shown(dilation_rates if given is None else given)
+        if self.pattern_type != "dilated_sparse":
+            raise ValueError(
+                f"dilation_rates does not apply to pattern_type={self.pattern_type!r}, got {as_given}; "
+                "use 'dilated_sparse', or leave it out"
+            )
+        rates = tuple(map(values.integer, given or ()))
+        if not rates or not all(rate is not None and rate >= 1 for rate in rates):
+            raise ValueError(
+                f"dilation_rates must be positive numbers of blocks, got {as_given}; use e.g. [1, 2, 4, 8]"
+            )
+        self._set("dilation_rates", rates)
+
+
+def checked_ratio(ratio: Any) -> float:
+    """The ratio as the float of the decimal that was written; a fraction that no float writes stays one."""
+    exact = values.written(ratio)
+    if exact is None or not 0 < exact <= 1:
+        raise ValueError(
+            f"sparsity_ratio must be the fraction of blocks kept, 0 < ratio <= 1, got {shown(ratio)}; "
+            "for 99 % sparse use 0.01"
+        )
+    nearest = float(exact)
+    return nearest if values.written(nearest) == exact else exact  # type: ignore[return-value]
+
+
+def checked_configs(
+    given: Any, name: str = "sparse_config"
+) -> SparsePatternConfig | tuple[SparsePatternConfig, ...]:
+    """A config, or a tuple with one per head, of what a user passed; a dict stands for a config of its items."""
+    if isinstance(given, SparsePatternConfig):
+        return given
+    if isinstance(given, Mapping):
+        return config_of_dict(given, name)
+    configs = values.items(given)
+    if not configs or not all(isinstance(item, (SparsePatternConfig, Mapping)) for item in configs):
+        raise ValueError(
+            f"{name} must be a SparsePatternConfig or a sequence of them, got {shown(given)}; "
+            "use e.g. SparsePatternConfig(sparsity_ratio=0.1)"
+        )
+    return tuple(config_of_dict(item, name) if isinstance(item, Mapping) else item for item in configs)
+
+
+def config_of_dict(given: Mapping[Any, Any], name: str) -> SparsePatternConfig:
+    fields = [field.name for field in dataclasses.fields(SparsePatternConfig)]
+    for key in given:
+        if key not in fields:
+            raise ValueError(
+                f"{name} has no field {shown(key)}{closest(str(key), fields)}; the fields are {', '.join(fields)}"
+            )
+    return SparsePatternConfig(**given)
+
+
+def with_shorthands(
+    sparse_config: Any, sparsity_ratio: float | None, block_size: int | None
+) -> SparsePatternConfig | tuple[SparsePatternConfig, ...]:
+    """The config, default ``SparsePatternConfig()``, with the fields replaced that were given beside it."""
+    given = {"sparsity_ratio": sparsity_ratio, "block_size": block_size}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    configs = checked_configs({} if sparse_config is None else sparse_config)
+    if isinstance(configs, SparsePatternConfig):
+        return dataclasses.replace(configs, **changes)
+    return tuple(dataclasses.replace(config, **changes) for config in configs)
 
 
 @dataclass(frozen=True)
@@ -132,24 +208,33 @@ class TokenDilation:
             raise ValueError(
                 f"segment_lengths and dilation_rates go together, {missing} is None; pass both or neither"
             )
-        for name, given in (("segment_lengths", segment_lengths), ("dilation_rates", dilation_rates)):
-            if isinstance(given, str | bytes | Set | Mapping) or not isinstance(given, Iterable):
-                raise TypeError(f"{name} must be a list or tuple of int, got {given!r}")
-        segments, rates = tuple(segment_lengths), tuple(dilation_rates)
+        segments = listed("segment_lengths", segment_lengths)
+        rates = listed("dilation_rates", dilation_rates)
         if len(segments) != len(rates) or not segments:
             raise ValueError(
                 f"segment_lengths and dilation_rates must have the same length >= 1, got {list(segments)} and {list(rates)}"
             )
         for segment in segments:
-            if not is_int(segment) or segment < 1 or segment % block_size:
+            tokens = values.integer(segment)
+            if tokens is None or tokens < 1 or tokens % block_size:
                 raise ValueError(
-                    f"segment_lengths must be multiples of block_size {block_size}, got {segment!r} in {list(segments)}"
+                    f"segment_lengths must be multiples of block_size {block_size}, got {shown(segment)} in {list(segments)}"
                 )
+        segments = tuple(map(int, segments))
         if any(a >= b for a, b in itertools.pairwise(segments)):
             raise ValueError(f"segment_lengths must be ascending, got {list(segments)}")
-        for rate in rates:
-            if not is_int(rate) or rate < 1 or block_size % rate:
+        for given in rates:
+            rate = values.integer(given)
+            if rate is None or rate < 1 or block_size % rate:
                 raise ValueError(
-                    f"dilation_rates must divide block_size {block_size}, got {rate!r} in {list(rates)}"
+                    f"dilation_rates must divide block_size {block_size}, got {shown(given)} in {list(rates)}"
                 )
+        rates = tuple(map(int, rates))
         return None if set(rates) == {1} else cls(segments, rates)
+
+
+def listed(name: str, given: Any) -> tuple[Any, ...]:
+    items = values.items(given)
+    if items is None:
+        raise TypeError(f"{name} must be a list or tuple of int, got {shown(given)}")
+    return items

@@ -16,8 +16,10 @@ MAX_PIXELS = 512
 
 def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) -> Axes:
     """Draw one head's blocks; matrices of more than 512 blocks a side are binned, darker where denser."""
-    if not 0 <= head < layout.num_heads:
-        raise ValueError(f"head must be 0 to {layout.num_heads - 1}, got {head}")
+    if ax is not None and not hasattr(ax, "imshow"):
+        raise TypeError(
+            f"ax must be matplotlib Axes, got {type(ax).__name__}; use the second of plt.subplots()"
+        )
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:

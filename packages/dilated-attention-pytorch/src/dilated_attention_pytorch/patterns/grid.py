@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import check_block_size, is_int
+from .. import values
+from ..config import check_block_size
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,17 @@ class BlockGrid:
     causal: bool
 
     def __post_init__(self) -> None:
-        check_block_size(self.block_size)
+        object.__setattr__(self, "block_size", check_block_size(self.block_size))
         for name in ("q_len", "kv_len"):
-            if not is_int(getattr(self, name)) or getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a positive number of tokens, got {getattr(self, name)!r}")
+            given = getattr(self, name)
+            tokens = values.integer(given)
+            if tokens is None or tokens < 1:
+                raise ValueError(f"{name} must be a positive number of tokens, got {values.shown(given)}")
+            object.__setattr__(self, name, tokens)
+        causal = values.flag(self.causal)
+        if causal is None:
+            raise TypeError(f"causal must be True or False, got {values.shown(self.causal)}")
+        object.__setattr__(self, "causal", causal)
 
     @property
     def q_offset(self) -> int:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import SparsePatternConfig, TokenDilation
+from .. import values
+from ..config import SparsePatternConfig, TokenDilation, check_block_size, checked_configs
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
@@ -61,6 +62,41 @@ def group(keys: Tensor, n_lists: int, n_inner: int, indices: Tensor, entries: Te
     return BlockLists(offsets, indices[order].to(torch.int32), entries[order].to(torch.int32))
 
 
+def check_block_mask(mask: Any) -> None:
+    """Raise unless `mask` is a bool tensor (n_rows, n_cols) or (heads, n_rows, n_cols) with a block at least."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(
+            f"mask must be a bool tensor, got {type(mask).__name__}; use torch.as_tensor(mask, dtype=torch.bool)"
+        )
+    if mask.is_nested or mask.dim() not in (2, 3) or mask.dtype != torch.bool or mask.numel() == 0:
+        raise ValueError(
+            f"mask must be bool with shape (n_rows, n_cols) or (heads, n_rows, n_cols), each at least 1, "
+            f"got {'a nested tensor' if mask.is_nested else f'{mask.dtype} {tuple(mask.shape)}'}"
+        )
+    if mask.layout != torch.strided or mask.is_meta:
+        raise ValueError(
+            f"mask must be a dense tensor with values, got {mask.layout} on {mask.device}; use mask.to_dense()"
+        )
+
+
+def checked_device(device: Any) -> torch.device:
+    """The device, default the CPU; ValueError where a layout cannot live."""
+    target = values.device(device)
+    if target.type == "meta":
+        raise ValueError(
+            "device must hold values, got 'meta'; make the layout on the CPU and move it with .to()"
+        )
+    return target
+
+
+def check_head(head: Any, num_heads: int) -> int:
+    """The number of a layout's head; ValueError if it has none of that number."""
+    found = values.integer(head)
+    if found is None or not 0 <= found < num_heads:
+        raise ValueError(f"head must be 0 to {num_heads - 1}, got {values.shown(head)}")
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class BlockLayout:
     """The active block pairs of one attention call. Immutable; make one with a ``from_`` method.
@@ -105,19 +141,21 @@ class BlockLayout:
             causal: keep only blocks of the past; with q_len != kv_len the last query sits at the last key.
             device: where the lists are built and live, default the CPU.
 
+        Raises:
+            ValueError, TypeError: an argument is out of its range or something else; the message names it.
+
         Example:
             >>> layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01), q_len=16_384)
             >>> layout.num_active_blocks
             655
         """
-        configs = [config] if isinstance(config, SparsePatternConfig) else list(config)
-        if not configs or not all(isinstance(item, SparsePatternConfig) for item in configs):
-            raise ValueError(f"config must be a SparsePatternConfig or a sequence of them, got {config!r}")
+        checked = checked_configs(config, "config")
+        configs = (checked,) if isinstance(checked, SparsePatternConfig) else checked
         sizes = sorted({item.block_size for item in configs})
         if len(sizes) > 1:
             raise ValueError(f"all heads need the same block_size, got {sizes}")
-        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, sizes[0], bool(causal))
-        target = torch.device("cpu" if device is None else device)
+        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, sizes[0], causal)
+        target = checked_device(device)
         made: dict[SparsePatternConfig, tuple[Tensor, Tensor]] = {}
         for item in configs:
             if item not in made:
@@ -136,41 +174,62 @@ class BlockLayout:
     ) -> BlockLayout:
         """The layout of a boolean block mask (n_rows, n_cols) or (num_heads, n_rows, n_cols), on its device.
 
-        The lengths default to whole blocks. `causal` says how queries are aligned when the lengths differ.
+        Args:
+            mask: bool, True where a block is active.
+            block_size: tokens per block side.
+            q_len, kv_len: tokens, default whole blocks.
+            causal: whether the layout is for ``is_causal=True``: then the last query sits at the last key.
+
+        Raises:
+            ValueError, TypeError: an argument is something else, or the mask does not have the blocks of the lengths.
         """
-        if mask.dim() not in (2, 3) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"mask must be bool with shape (n_rows, n_cols) or (heads, n_rows, n_cols), "
-                f"got {mask.dtype} {tuple(mask.shape)}"
-            )
+        check_block_mask(mask)
+        size = check_block_size(block_size)
         n_rows, n_cols = mask.shape[-2:]
         grid = BlockGrid(
-            n_rows * block_size if q_len is None else q_len,
-            n_cols * block_size if kv_len is None else kv_len,
-            block_size,
+            n_rows * size if q_len is None else q_len,
+            n_cols * size if kv_len is None else kv_len,
+            size,
             causal,
         )
         if (n_rows, n_cols) != (grid.n_rows, grid.n_cols):
             raise ValueError(
                 f"mask has {n_rows} x {n_cols} blocks, but q_len {grid.q_len}, kv_len {grid.kv_len} and "
-                f"block_size {block_size} with causal={causal} need {grid.n_rows} x {grid.n_cols}"
+                f"block_size {size} with causal={grid.causal} need {grid.n_rows} x {grid.n_cols}"
             )
         heads = mask if mask.dim() == 3 else mask[None]
         pairs = [head.nonzero(as_tuple=True) for head in heads]
         return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
 
     @classmethod
-    def from_block_mask(cls, block_mask: BlockMask, allow_partial: bool = False) -> BlockLayout:
-        """The layout of a FlexAttention BlockMask (batch 1, square blocks).
+    def from_block_mask(
+        cls,
+        block_mask: BlockMask,
+        allow_partial: bool = False,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        causal: bool = False,
+    ) -> BlockLayout:
+        """The layout of a FlexAttention BlockMask.
 
-        A layout holds no mask inside a block. A BlockMask with partial blocks is refused unless
-        `allow_partial`; then every token pair of them takes part, so pass ``is_causal=True`` to the attention
-        if that is what the `mask_mod` did.
+        Blocks of another shape or size are split into the largest square ones that a layout takes. A partial block
+        becomes an active one where the `mask_mod` keeps all of its tokens, and is left out where it keeps none.
+
+        Args:
+            block_mask: the same for every batch element.
+            allow_partial: keep all token pairs of the other partial blocks too, as a layout holds no mask inside a
+                block; pass ``is_causal=True`` to the attention if that is what the `mask_mod` did.
+            q_len, kv_len: tokens, default those of the BlockMask; of a slice of its rows, whole blocks.
+            causal: whether the layout is for ``is_causal=True``: then the last query sits at the last key.
+
+        Raises:
+            ValueError: a layout cannot hold the mask, or the lengths do not fit it; the message says why.
+            TypeError: `block_mask` is no BlockMask.
         """
-        from .flex import pairs_of_block_mask
+        from .flex import dense_of_block_mask
 
-        q_len, kv_len, block_size, pairs = pairs_of_block_mask(block_mask, allow_partial)
-        return cls._from_pairs(BlockGrid(q_len, kv_len, block_size, causal=False), pairs)
+        dense, q_tokens, kv_tokens, block_size = dense_of_block_mask(block_mask, allow_partial, q_len, kv_len)
+        return cls.from_dense(dense, block_size, q_tokens, kv_tokens, causal)
 
     @classmethod
     def _from_pairs(cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]]) -> BlockLayout:
@@ -233,7 +292,8 @@ class BlockLayout:
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout on another device."""
-        if torch.device(device) == self.device:
+        device = checked_device(device)
+        if device == self.device:
             return self
 
         def move(lists: BlockLists) -> BlockLists:
@@ -249,7 +309,7 @@ class BlockLayout:
 
     def rows(self, head: int = 0) -> list[list[int]]:
         """The active columns of every row of one head, for people and tests."""
-        first = head * self.grid.n_rows
+        first = check_head(head, self.num_heads) * self.grid.n_rows
         offsets = self.row_lists.offsets[first : first + self.grid.n_rows + 1].tolist()
         columns = self.row_lists.indices.tolist()
         return [columns[a:b] for a, b in itertools.pairwise(offsets)]
@@ -263,7 +323,10 @@ class BlockLayout:
         return dense[0] if self.num_heads == 1 else dense
 
     def to_block_mask(self) -> BlockMask:
-        """The same blocks as a FlexAttention BlockMask; its own format takes memory n_rows * n_cols."""
+        """The same blocks as a FlexAttention BlockMask, for compiled and eager `flex_attention`.
+
+        Its format takes 16 to 17 bytes for every pair of blocks, active or not, and head of the layout.
+        """
         from .flex import block_mask_of
 
         return block_mask_of(self)
@@ -301,7 +364,7 @@ class BlockLayout:
         """Draw the active blocks of one head with matplotlib, if it is installed; returns the axes."""
         from .draw import draw_layout
 
-        return draw_layout(self, ax, head, **kwargs)
+        return draw_layout(self, ax, check_head(head, self.num_heads), **kwargs)
 
     # ---- what kernels take
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .. import values
+
 if TYPE_CHECKING:
     from .layout import BlockLayout
 
@@ -48,8 +50,9 @@ def reached(links: Tensor, rows: Tensor) -> Tensor:
 
 def coverage(layout: BlockLayout, layers: int) -> float:
     """Share of allowed block pairs connected within `layers` layers."""
+    given, layers = layers, values.integer(layers) or 0
     if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {layers}")
+        raise ValueError(f"layers must be at least 1, got {values.shown(given)}")
     check_square(layout, layers)
     links, connected, total = adjacency(layout), 0, 0
     for rows in torch.arange(layout.grid.n_rows, device=layout.device).split(ROWS_PER_GROUP):
