@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from .config import SparsePatternConfig
+from .config import SparsePatternConfig, closest
 from .modules import BlockSparseAttention
 from .removed import REMOVED_PRESETS, raise_removed_variant
+from .values import shown
 
 VARIANTS = ("auto", "base")
 
@@ -37,10 +38,10 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
         >>> get_block_sparse_preset("ultra_sparse", sparsity_ratio=0.02).sparse_config.sparsity_ratio
         0.02
     """
-    if name in REMOVED_PRESETS:
-        raise_removed_variant()
-    if name not in PRESETS:
-        raise ValueError(f"name must be one of {tuple(PRESETS)}, got {name!r}")
+    if not isinstance(name, str) or name not in PRESETS:
+        if isinstance(name, str) and name in REMOVED_PRESETS:
+            raise_removed_variant()
+        raise ValueError(f"name must be one of {tuple(PRESETS)}, got {shown(name)}")
     return create_block_sparse_attention(**{"variant": "base", "sparse_config": PRESETS[name], **overrides})
 
 
@@ -58,7 +59,8 @@ def create_block_sparse_attention(
     Args:
         variant: ``"base"``, or ``"auto"``, which picks the variant from the other arguments.
         segment_lengths, dilation_rates: token dilation by distance (in tokens, in keys); default none.
-        sparse_config: the pattern, or one per head or kv head; default ``SparsePatternConfig()``.
+        sparse_config: the pattern, or one per head or kv head; default ``SparsePatternConfig()``. A dict stands for a
+            config of its items.
         sparsity_ratio, block_size: shorthands that replace the fields of that name in `sparse_config`.
         kwargs: `dropout`, `softmax_scale`, `backend`, `device`, `dtype` of `BlockSparseAttention`.
 
@@ -80,27 +82,22 @@ def create_block_sparse_attention(
         >>> type(model).__name__
         'BlockSparseAttention'
     """
-    if variant == "hierarchical" or "hierarchical_config" in kwargs:
+    named = isinstance(variant, str)
+    if (named and variant == "hierarchical") or "hierarchical_config" in kwargs:
         raise_removed_variant()
-    if variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
+    if not named or variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {VARIANTS}, got {shown(variant)}")
+    taken = inspect.signature(BlockSparseAttention).parameters
+    for name in kwargs:
+        if name not in taken:
+            raise TypeError(
+                f"variant={variant!r} takes no argument {name!r}{closest(name, taken)}; it takes {', '.join(taken)}"
+            )
     return BlockSparseAttention(
-        with_shorthands(sparse_config, sparsity_ratio, block_size), segment_lengths, dilation_rates, **kwargs
+        sparse_config,
+        segment_lengths,
+        dilation_rates,
+        sparsity_ratio=sparsity_ratio,
+        block_size=block_size,
+        **kwargs,
     )
-
-
-def with_shorthands(
-    sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None,
-    sparsity_ratio: float | None,
-    block_size: int | None,
-) -> SparsePatternConfig | Sequence[SparsePatternConfig]:
-    """The config, with the fields replaced that were given beside it."""
-    given = {"sparsity_ratio": sparsity_ratio, "block_size": block_size}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if sparse_config is None:
-        return SparsePatternConfig(**changes)
-    if not changes:
-        return sparse_config
-    if isinstance(sparse_config, SparsePatternConfig):
-        return dataclasses.replace(sparse_config, **changes)
-    return [dataclasses.replace(config, **changes) for config in sparse_config]

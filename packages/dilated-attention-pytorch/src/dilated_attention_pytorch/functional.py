@@ -16,7 +16,16 @@ from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
 from .config import TokenDilation
 from .patterns.layout import BlockLayout
-from .validation import check_are_tensors, check_block_bias, check_layout, check_numbers, check_tensors
+from .validation import (
+    check_backend,
+    check_block_bias,
+    check_key_padding_mask,
+    check_kv_lengths,
+    check_layout,
+    check_numbers,
+    check_qkv,
+    check_tensors,
+)
 
 
 @overload
@@ -86,13 +95,16 @@ def block_sparse_attention(
         k: (batch, kv_len, num_kv_heads, head_dim); num_kv_heads divides num_heads (GQA, MQA).
         v: (batch, kv_len, num_kv_heads, v_head_dim).
         layout: for these lengths, on any device; heads 1, num_kv_heads or num_heads.
-        is_causal: query i at position ``i + kv_len - q_len`` sees no key after it. When the lengths differ the
-            layout must have been made with ``causal=is_causal``.
+        is_causal: query i at position ``i + kv_len - q_len`` sees no key after it. A layout made with ``causal=True``
+            needs it, and when the lengths differ it needs such a layout.
         softmax_scale: default ``1 / sqrt(head_dim)``.
         block_bias: added to the scaled scores of every active block, broadcastable to (batch, num_heads,
             ``layout.num_active_blocks``), in the order of ``layout.row_lists``; differentiable.
-        kv_lengths: int (batch,), the number of valid keys of each batch element.
-        key_padding_mask: bool (batch, kv_len), True where a key is padding (as in `torch.nn.MultiheadAttention`).
+        kv_lengths: int (batch,), the number of valid keys of each batch element, 0 to kv_len; refused where
+            `is_causal` and ``q_len != kv_len``. On a GPU, where checking would wait for it, and in compiled code
+            negative ones count as 0 and larger ones as kv_len.
+        key_padding_mask: bool (batch, kv_len), True where a key is padding (as in `torch.nn.MultiheadAttention`). With
+            `is_causal` and ``q_len < kv_len`` the last query sits at the last key all the same: pad on the left.
         segment_lengths, dilation_rates: token dilation by distance (LongNet, arXiv:2307.02486): in a block at
             distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
@@ -127,7 +139,10 @@ def block_sparse_attention(
         and key_padding_mask is None
         and dropout_p == 0.0
     ):
-        key = plans.key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
+        try:
+            key = plans.key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
+        except RuntimeError:  # a tensor without strides: `make_problem` says which
+            key = None
         plan: plans.Plan | None = layout._plans.get(key)
         if plan is not None:
             out, lse = plan.attend(q, k, v)
@@ -170,6 +185,7 @@ def explain_backends(
 
 def run_problem(problem: AttentionProblem, backend: str | None) -> tuple[Tensor, Tensor, str]:
     """out and lse, from the backend asked for or the first that serves the problem, and its name."""
+    check_backend(backend)
     if backend == "reference":
         return *attention_reference(problem), backend
     chosen = choose_backend(problem, backend).name
@@ -191,10 +207,7 @@ def make_problem(
     dropout_p: float = 0.0,
 ) -> AttentionProblem:
     """Check a call's arguments and put them together; draws the dropout seed."""
-    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
-        check_are_tensors(q=q, k=k, v=v)
-    if block_bias is not None or kv_lengths is not None or key_padding_mask is not None:
-        check_are_tensors(block_bias=block_bias, kv_lengths=kv_lengths, key_padding_mask=key_padding_mask)
+    check_qkv(q, k, v)
     device_type = q.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
@@ -203,26 +216,10 @@ def make_problem(
     if not torch.compiler.is_compiling():  # a tracer has symbols for numbers
         check_numbers(is_causal, softmax_scale, dropout_p)
     check_layout(q, k, layout, is_causal)
-    if not 0.0 <= dropout_p < 1.0:
-        raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}")
-    batch, kv_len = k.shape[:2]
     if kv_lengths is not None:
-        if (
-            kv_lengths.shape != (batch,)
-            or kv_lengths.dtype.is_floating_point
-            or kv_lengths.dtype == torch.bool
-        ):
-            raise ValueError(
-                f"kv_lengths must be int with shape ({batch},), got {kv_lengths.dtype} {tuple(kv_lengths.shape)}"
-            )
-        kv_lengths = kv_lengths.to(q.device, torch.int32)
+        kv_lengths = check_kv_lengths(kv_lengths, q, k, is_causal, readable=ops.nobody_looks())
     if key_padding_mask is not None:
-        if key_padding_mask.shape != (batch, kv_len) or key_padding_mask.dtype != torch.bool:
-            raise ValueError(
-                f"key_padding_mask must be bool with shape ({batch}, {kv_len}), True where padded, "
-                f"got {key_padding_mask.dtype} {tuple(key_padding_mask.shape)}"
-            )
-        key_padding_mask = key_padding_mask.to(q.device)
+        key_padding_mask = check_key_padding_mask(key_padding_mask, q, k)
     if block_bias is not None:
         block_bias = check_block_bias(block_bias, q, layout)
     dilation = TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size)

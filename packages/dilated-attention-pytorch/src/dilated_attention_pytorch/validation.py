@@ -3,39 +3,73 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from . import values
+from .backends.choose import BACKEND_NAMES
 from .patterns.layout import BlockLayout
+from .values import shown
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+INT_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# No model has more kv heads than this; a sequence length in their place often is.
+MANY_HEADS = 128
+SHAPE = "(batch, seq_len, num_heads, head_dim)"
 
 
-def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -> None:
-    for name, value in (("softmax_scale", softmax_scale), ("dropout_p", dropout_p)):
-        if isinstance(value, Tensor) and value.requires_grad:
+# ---- tensors
+
+
+def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise unless q, k and v are tensors of a kind that backends read; what else they must be says `check_tensors`."""
+    if (
+        type(q) in PLAIN_TYPES
+        and type(k) in PLAIN_TYPES
+        and type(v) in PLAIN_TYPES
+        and q.layout == k.layout == v.layout == torch.strided
+        and not (q.is_nested or k.is_nested or v.is_nested)
+    ):
+        return
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        if value is None:
             raise TypeError(
-                f"{name} must be a number, got a tensor that requires grad and would get none; scale q instead"
+                f"{name} must be a tensor, got None; pass a tensor {SHAPE} (self-attention: as q)"
             )
-        if not is_number(value) and (value is not None or name == "dropout_p"):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-    if softmax_scale is not None and not math.isfinite(softmax_scale):  # type: ignore[arg-type]
-        raise ValueError(f"softmax_scale must be finite, got {softmax_scale}; None is 1 / sqrt(head_dim)")
-    if not is_number(is_causal) or is_causal not in (True, False):
-        raise TypeError(f"is_causal must be True or False, got {is_causal!r}")
+        check_is_tensor(name, value)
+        check_kind(name, value)
 
 
-def is_number(value: object) -> bool:
-    """Whether Python makes a float of it that is meant as one."""
-    try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return False
-    return not isinstance(value, (str, bytes, bytearray))
+def check_is_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor(...)")
 
 
-def check_are_tensors(**arguments: object) -> None:
-    for name, value in arguments.items():
-        if not isinstance(value, Tensor) and (value is not None or name in ("q", "k", "v")):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; use torch.tensor(...)")
+def check_kind(name: str, value: Tensor) -> None:
+    """Refuse tensors whose elements are not laid out by strides on this process's device."""
+    if value.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor; pad it with torch.nested.to_padded_tensor({name}, 0.0) to {SHAPE} and pass the "
+            "lengths as kv_lengths, or a key_padding_mask"
+        )
+    if type(value) not in PLAIN_TYPES and hasattr(value, "to_local") and hasattr(value, "placements"):
+        raise TypeError(
+            f"{name} is a DTensor; shard over the heads, Shard(2), call with {name}.to_local() and the heads of this "
+            "rank, and make the output a DTensor again with DTensor.from_local"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use {name}.to_dense()")
+
+
+def check_option(name: str, value: Tensor, q: Tensor) -> None:
+    """Raise unless an optional tensor is one that can be read beside q."""
+    check_is_tensor(name, value)
+    check_kind(name, value)
+    if value.is_meta and not q.is_meta:
+        raise ValueError(f"{name} must be on {q.device} as q, got a tensor on meta, which holds no values")
 
 
 def fit_together(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -51,6 +85,7 @@ def fit_together(q: Tensor, k: Tensor, v: Tensor) -> bool:
         and of_k[1:3] == of_v[1:3]
         and of_k[2] != 0
         and of_q[3] != 0
+        and of_v[3] != 0
         and of_q[2] % of_k[2] == 0
     )
 
@@ -60,11 +95,10 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         return
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must be (batch, seq_len, num_heads, head_dim), got shape {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name} must be {SHAPE}, got shape {tuple(tensor.shape)}")
         if not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} must be a floating point tensor, got {tensor.dtype}")
+            fix = "dequantize()" if tensor.is_quantized else "real" if tensor.is_complex() else "float()"
+            raise ValueError(f"{name} must be a floating point tensor, got {tensor.dtype}; use {name}.{fix}")
         if tensor.device != q.device:
             raise ValueError(
                 f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}"
@@ -75,16 +109,30 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(
                 f"q, k and v must have one batch size, got q {q.shape[0]} and {name} {tensor.shape[0]}"
             )
-    if q.shape[3] == 0:
-        raise ValueError("head_dim must be at least 1, got q with head_dim 0")
+        if tensor.shape[3] == 0:
+            raise ValueError(f"head_dim must be at least 1, got {name} with head_dim 0")
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"k must have q's head_dim {q.shape[3]}, got {k.shape[3]}")
+    order = transposed_hint(q, k, v, fit_together(*(x.transpose(1, 2) for x in (q, k, v))))
     if v.shape[1:3] != k.shape[1:3]:
         raise ValueError(
-            f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}"
+            f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}{order}"
         )
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
-        raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}")
+        raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}{order}")
+
+
+def transposed_hint(q: Tensor, k: Tensor, v: Tensor, fits: bool) -> str:
+    """What is added to a message where the tensors would fit with their second and third axes exchanged."""
+    if not fits:
+        return ""
+    return (
+        f"; q {tuple(q.shape)} and k {tuple(k.shape)} look like (batch, num_heads, seq_len, head_dim), but {SHAPE} is "
+        "needed: use q.transpose(1, 2), also for k and v"
+    )
+
+
+# ---- the layout
 
 
 def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool) -> None:
@@ -92,23 +140,42 @@ def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool) -> 
         raise ValueError(
             f"layout must be a BlockLayout, got {type(layout).__name__}; make one with BlockLayout.from_config"
         )
-    if (layout.q_len, layout.kv_len) != (q.shape[1], k.shape[1]):
+    q_len, kv_len = q.shape[1], k.shape[1]
+    if (layout.q_len, layout.kv_len) != (q_len, kv_len):
+        hint = transposed_hint(q, k, k, (layout.q_len, layout.kv_len) == (q.shape[2], k.shape[2]))
         raise ValueError(
-            f"layout is for q_len {layout.q_len} and kv_len {layout.kv_len}, but q has {q.shape[1]} and k {k.shape[1]} tokens"
+            f"layout is for q_len {layout.q_len} and kv_len {layout.kv_len}, but q has {q_len} and k {kv_len} tokens"
+            + (
+                hint
+                or "; make it for these, from_dense with q_len= and kv_len= where the last block is not full"
+            )
         )
-    if q.shape[1] != k.shape[1] and layout.causal != is_causal:
+    if layout.causal and not is_causal:
         raise ValueError(
-            f"is_causal={is_causal} with q_len {q.shape[1]} != kv_len {k.shape[1]} needs a layout made with "
-            f"causal={is_causal}, got causal={layout.causal}"
+            "is_causal=False needs a layout made with causal=False, got causal=True: queries would see later keys "
+            "of their own block; pass is_causal=True, or make the layout with causal=False"
+        )
+    if is_causal and q_len != kv_len and not layout.causal:
+        raise ValueError(
+            f"is_causal=True with q_len {q_len} != kv_len {kv_len} needs a layout made with causal=True, "
+            "got causal=False"
         )
     if layout.num_heads not in (1, k.shape[2], q.shape[2]):
         raise ValueError(
-            f"layout must have 1 head, num_kv_heads {k.shape[2]} or num_heads {q.shape[2]}, got {layout.num_heads}"
+            f"layout must have 1 head, num_kv_heads {k.shape[2]} or num_heads {q.shape[2]}, got {layout.num_heads}; "
+            "give one pattern for all heads, or one per head or kv head (the list sparse_config, the mask's first axis)"
+        )
+    if k.shape[2] > MANY_HEADS and k.shape[2] >= 4 * kv_len and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"k {tuple(k.shape)} is read as {kv_len} tokens of {k.shape[2]} heads; the shape is {SHAPE}: "
+            "if it is (batch, num_heads, seq_len, head_dim), use q.transpose(1, 2), also for k and v",
+            stacklevel=4,
         )
 
 
 def check_block_bias(block_bias: Tensor, q: Tensor, layout: BlockLayout) -> Tensor:
     """The bias as (batch or 1, num_heads or 1, num_active_blocks) on q's device."""
+    check_option("block_bias", block_bias, block_bias)
     full = (q.shape[0], q.shape[2], layout.num_active_blocks)
     bias = block_bias[(None,) * (3 - block_bias.dim())] if block_bias.dim() < 3 else block_bias
     fits = (
@@ -123,3 +190,114 @@ def check_block_bias(block_bias: Tensor, q: Tensor, layout: BlockLayout) -> Tens
             f"{full}, got {block_bias.dtype} {tuple(block_bias.shape)} on {block_bias.device}"
         )
     return bias
+
+
+# ---- padding
+
+
+def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, readable: bool) -> Tensor:
+    """The lengths as int32 on q's device; their values are checked where that waits for no GPU."""
+    check_option("kv_lengths", kv_lengths, q)
+    batch, kv_len = k.shape[:2]
+    if kv_lengths.shape != (batch,) or kv_lengths.dtype not in INT_TYPES:
+        raise ValueError(
+            f"kv_lengths must be int with shape ({batch},), got {kv_lengths.dtype} {tuple(kv_lengths.shape)}"
+        )
+    if is_causal and q.shape[1] != kv_len:
+        raise ValueError(
+            f"kv_lengths with is_causal=True needs q_len == kv_len, got {q.shape[1]} and {kv_len}: the last query sits at "
+            "key kv_len - 1, not at the last valid key of its sequence. Fill the sequences up on the left, so that "
+            "all end at the last key, and pass key_padding_mask; or call once per sequence with k[:, :length]"
+        )
+    if readable and type(kv_lengths) is Tensor and kv_lengths.device.type == "cpu" and batch:
+        least, most = (int(x) for x in kv_lengths.aminmax())
+        if least < 0 or most > kv_len:
+            hint = transposed_hint(q, k, k, least >= 0 and most <= k.shape[2])
+            raise ValueError(
+                f"kv_lengths must be 0 to kv_len {kv_len}, got {least if least < 0 else most}"
+                + (hint or f"; use kv_lengths.clamp(0, {kv_len}) if all keys beyond are meant")
+            )
+    return kv_lengths.to(q.device, torch.int32)
+
+
+def check_key_padding_mask(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The mask on q's device."""
+    check_option("key_padding_mask", mask, q)
+    if mask.shape != k.shape[:2] or mask.dtype != torch.bool:
+        hint = transposed_hint(q, k, k, mask.shape == (k.shape[0], k.shape[2]) and k.shape[1] != k.shape[2])
+        raise ValueError(
+            f"key_padding_mask must be bool with shape {tuple(k.shape[:2])}, True where padded, "
+            f"got {mask.dtype} {tuple(mask.shape)}{hint}"
+        )
+    return mask.to(q.device)
+
+
+# ---- numbers and names
+
+
+def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -> None:
+    checked_scale(softmax_scale)
+    checked_dropout(dropout_p)
+    check_is_causal(is_causal)
+
+
+def check_is_causal(is_causal: object) -> None:
+    if values.flag(is_causal) is None:
+        fix = ""
+        if isinstance(is_causal, Tensor):
+            fix = "; padding goes into key_padding_mask, other masks of blocks into BlockLayout.from_dense"
+        raise TypeError(f"is_causal must be True or False, got {shown(is_causal)}{fix}")
+
+
+def checked_scale(softmax_scale: Any) -> float | None:
+    """The scale as a float, None as it is.
+
+    Raises:
+        TypeError: no number. ValueError: infinite or nan.
+    """
+    if softmax_scale is None:
+        return None
+    scale = checked_number("softmax_scale", softmax_scale)
+    if not math.isfinite(scale):
+        raise ValueError(f"softmax_scale must be finite, got {scale}; None is 1 / sqrt(head_dim)")
+    return scale
+
+
+def checked_dropout(dropout_p: Any, name: str = "dropout_p") -> float:
+    """The probability as a float.
+
+    Raises:
+        TypeError: no number. ValueError: not in [0, 1).
+    """
+    share = checked_number(name, dropout_p)
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"{name} must be in [0, 1), got {shown(dropout_p)}")
+    return share
+
+
+def checked_number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name} must be a number, got a tensor that requires grad and would get none; scale q instead"
+        )
+    number = values.number(value)
+    if number is None:
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    return number
+
+
+def check_backend(backend: object) -> None:
+    """Raise unless it is None or the name of a backend."""
+    if backend is not None and not (isinstance(backend, str) and backend in BACKEND_NAMES):
+        raise ValueError(f"backend must be one of {BACKEND_NAMES}, got {shown(backend)}")
+
+
+def refusal(error: Exception, q: Any, k: Any, v: Any, is_causal: Any) -> Exception:
+    """What to raise where no layout could be made for a call: what is wrong with its arguments, or the error itself."""
+    try:
+        check_qkv(q, k, v)
+        check_tensors(q, k, v)
+        check_is_causal(is_causal)
+    except (TypeError, ValueError) as found:
+        return found
+    return error

@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..backends.hopper import wants_schedule
 from ..backends.reference import attention_weights
-from ..config import SparsePatternConfig, TokenDilation
+from ..config import SparsePatternConfig, TokenDilation, listed, with_shorthands
 from ..functional import block_sparse_attention, make_problem, run_problem
 from ..patterns.keep import plain_tensors
 from ..patterns.layout import BlockLayout
+from ..validation import check_backend, checked_dropout, checked_scale, refusal
 
 # Decoding makes a layout per step: old ones go first.
 CACHED_LAYOUTS = 32
@@ -37,19 +38,20 @@ class BlockSparseAttention(nn.Module):
     """Block-sparse attention of q, k and v. It has no parameters.
 
     Args:
-        sparse_config: the pattern of all heads, or a sequence with one per head or kv head. Default
-            ``SparsePatternConfig()``.
+        sparse_config: the pattern of all heads, or a sequence with one per head or kv head; a dict stands for a
+            config of its items. Default ``SparsePatternConfig()``.
         segment_lengths, dilation_rates: token dilation by distance, see `block_sparse_attention`. Default: every
             key of an active block takes part, as with ``[2048], [1]``.
         dropout: attention dropout, in training mode only.
         softmax_scale: default ``1 / sqrt(head_dim)``.
         backend: see `block_sparse_attention`.
         device, dtype: taken as by every torch module; without effect, as there are no parameters.
+        sparsity_ratio, block_size: shorthands that replace the fields of that name in `sparse_config`.
 
     Layouts are built once per lengths, causality and device and kept (at most 32; `clear_cache` drops them).
 
     Raises:
-        ValueError: an argument is out of its range; the message names it.
+        ValueError, TypeError: an argument is out of its range or something else; the message names it.
 
     Example:
         >>> attention = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.05))
@@ -68,25 +70,21 @@ class BlockSparseAttention(nn.Module):
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        sparsity_ratio: float | None = None,
+        block_size: int | None = None,
     ) -> None:
         del device, dtype
         super().__init__()
-        if sparse_config is None:
-            sparse_config = SparsePatternConfig()
-        if not isinstance(sparse_config, SparsePatternConfig):
-            sparse_config = tuple(sparse_config)
-            if not sparse_config or not all(isinstance(item, SparsePatternConfig) for item in sparse_config):
-                raise ValueError(
-                    f"sparse_config must be a SparsePatternConfig or a sequence of them, got {sparse_config!r}"
-                )
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        self.sparse_config = sparse_config
-        self.segment_lengths = None if segment_lengths is None else list(segment_lengths)
-        self.dilation_rates = None if dilation_rates is None else list(dilation_rates)
-        self._dilation = TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
-        self.dropout = dropout
-        self.softmax_scale = softmax_scale
+        self.sparse_config = with_shorthands(sparse_config, sparsity_ratio, block_size)
+        segments = None if segment_lengths is None else listed("segment_lengths", segment_lengths)
+        rates = None if dilation_rates is None else listed("dilation_rates", dilation_rates)
+        self._dilation = TokenDilation.from_user(segments, rates, self.block_size)
+        self.segment_lengths = None if segments is None else list(map(int, segments))
+        self.dilation_rates = None if rates is None else list(map(int, rates))
+        self.dropout = checked_dropout(dropout, "dropout")
+        self.softmax_scale = checked_scale(softmax_scale)
+        check_backend(backend)
         self.backend = backend
         self._layouts: OrderedDict[tuple[int, int, bool, torch.device], BlockLayout] = OrderedDict()
         MODULES[id(self)] = self
@@ -162,15 +160,19 @@ class BlockSparseAttention(nn.Module):
             q: (batch, q_len, num_heads, head_dim). k, v: (batch, kv_len, num_kv_heads, head_dim).
             is_causal: the last query sits at the last key and no query sees a later key. With q_len < kv_len
                 this is decoding with a KV cache: the rows equal those of the full forward.
-            key_padding_mask: bool (batch, kv_len), True where a key is padding.
+            key_padding_mask: bool (batch, kv_len), True where a key is padding. When decoding, pad on the left: the
+                last query sits at the last key.
             return_attention_weights: also return the weights after dropout, dense: (batch, num_heads, q_len,
                 kv_len), float32. Meant for looking at short sequences.
-            kv_lengths: int (batch,), the number of valid keys of each batch element.
+            kv_lengths: int (batch,), the number of valid keys of each batch element; not when decoding.
 
         Returns:
             out (batch, q_len, num_heads, v_head_dim), or (out, weights).
         """
-        layout = self.layout(q.shape[1], k.shape[1], is_causal, q.device)
+        try:
+            layout = self.layout(q.shape[1], k.shape[1], is_causal, q.device)
+        except Exception as error:
+            raise refusal(error, q, k, v, is_causal) from None
         dropout_p = self.dropout if self.training else 0.0
         if not return_attention_weights:
             return block_sparse_attention(
