@@ -61,11 +61,11 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "int_q": (
         lambda: {"q": torch.ones(2, 40, 4, 16, dtype=torch.int64)},
-        "q must be a floating point tensor, got torch.int64",
+        "q must be a floating point tensor, got torch.int64; use q.float()",
     ),
     "complex_k": (
         lambda: {"k": torch.ones(2, 40, 2, 16, dtype=torch.complex64)},
-        "k must be a floating point tensor, got torch.complex64",
+        "k must be a floating point tensor, got torch.complex64; use k.real",
     ),
     "device": (
         lambda: {"v": torch.ones(2, 40, 2, 16, device="meta")},
@@ -110,7 +110,8 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "layout_lengths": (
         lambda: {"layout": layout(41, 48)},
-        "layout is for q_len 41 and kv_len 48, but q has 40 and k 40 tokens",
+        "layout is for q_len 41 and kv_len 48, but q has 40 and k 40 tokens; make it for these, from_dense with q_len= "
+        "and kv_len= where the last block is not full",
     ),
     "layout_not_causal": (
         lambda: {"q": torch.ones(2, 7, 4, 16), "layout": layout(7, 40), "is_causal": True},
@@ -118,11 +119,13 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "layout_causal": (
         lambda: {"q": torch.ones(2, 7, 4, 16), "layout": layout(7, 40, causal=True)},
-        "is_causal=False with q_len 7 != kv_len 40 needs a layout made with causal=False, got causal=True",
+        "is_causal=False needs a layout made with causal=False, got causal=True: queries would see later keys of their own "
+        "block; pass is_causal=True, or make the layout with causal=False",
     ),
     "layout_heads": (
         lambda: {"layout": layout(heads=3)},
-        "layout must have 1 head, num_kv_heads 2 or num_heads 4, got 3",
+        "layout must have 1 head, num_kv_heads 2 or num_heads 4, got 3; give one pattern for all heads, or one per head or "
+        "kv head (the list sparse_config, the mask's first axis)",
     ),
     "dropout_one": (lambda: {"dropout_p": 1.0}, "dropout_p must be in [0, 1), got 1.0"),
     "dropout_negative": (lambda: {"dropout_p": -0.1}, "dropout_p must be in [0, 1), got -0.1"),
@@ -235,11 +238,13 @@ BAD_MODULES: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": ({"dropout": 1.5}, "dropout must be in [0, 1), got 1.5"),
     "config_type": (
         {"sparse_config": ["dilated_sparse"]},
-        "sparse_config must be a SparsePatternConfig or a sequence of them, got ('dilated_sparse',)",
+        "sparse_config must be a SparsePatternConfig or a sequence of them, got ['dilated_sparse']; use e.g. "
+        "SparsePatternConfig(sparsity_ratio=0.1)",
     ),
     "no_config": (
         {"sparse_config": []},
-        "sparse_config must be a SparsePatternConfig or a sequence of them, got ()",
+        "sparse_config must be a SparsePatternConfig or a sequence of them, got []; use e.g. "
+        "SparsePatternConfig(sparsity_ratio=0.1)",
     ),
     "one_of_two": (
         {"segment_lengths": [64]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
 )
 from dilated_attention_pytorch.backends.dropout import dropout_keep, philox
+from dilated_attention_pytorch.functional import make_problem, run_problem
 from dilated_attention_pytorch.modules.base import CACHED_LAYOUTS
 from tests.core import slow_definition
 
@@ -196,12 +198,15 @@ def test_kv_lengths_and_padding_mask_agree_with_a_shorter_call(backend: str) -> 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_kv_lengths_beyond_the_keys_are_all_keys(backend: str) -> None:
-    q, k, v = qkv(40)
+def test_kv_lengths_that_nobody_checks_are_clamped(backend: str) -> None:
+    # on a GPU and in compiled code their values are not read
+    q, k, v = qkv(40, batch=3)
     layout = BlockLayout.from_config(HALF_KEPT, 40)
-    plain = block_sparse_attention(q, k, v, layout, backend=backend)
-    longer = block_sparse_attention(q, k, v, layout, kv_lengths=torch.tensor([1000]), backend=backend)
-    torch.testing.assert_close(longer, plain)
+    problem = make_problem(q, k, v, layout, kv_lengths=torch.tensor([40, 0, 7]))
+    expected = run_problem(problem, backend)[:2]
+    beyond = torch.tensor([2**31 - 1, -(2**31), 7], dtype=torch.int32)
+    found = run_problem(dataclasses.replace(problem, kv_lengths=beyond), backend)[:2]
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
 
 
 # ---- dropout

@@ -72,7 +72,7 @@ class SparsePatternConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
-            if str(self.pattern_type) == "hierarchical":
+            if isinstance(self.pattern_type, str) and str(self.pattern_type) == "hierarchical":
                 raise_removed_variant()
             raise ValueError(f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}")
         self._set("block_size", check_block_size(self.block_size))
@@ -92,8 +92,8 @@ class SparsePatternConfig:
                 f"window_size does not apply to pattern_type='dilated_sparse', got {shown(window_size)}; "
                 "use 'local_window' or 'global_local', or leave it out"
             )
-        tokens = values.integer(window_size)
-        if tokens is None or tokens < 1:
+        tokens = values.tokens(window_size)
+        if tokens is None:
             raise ValueError(f"window_size must be a positive number of tokens, got {shown(window_size)}")
         self._set("window_size", tokens)
 
@@ -118,8 +118,8 @@ class SparsePatternConfig:
                 f"dilation_rates does not apply to pattern_type={self.pattern_type!r}, got {as_given}; "
                 "use 'dilated_sparse', or leave it out"
             )
-        rates = tuple(map(values.integer, given or ()))
-        if not rates or not all(rate is not None and rate >= 1 for rate in rates):
+        rates = tuple(map(values.tokens, given or ()))
+        if not rates or None in rates:
             raise ValueError(
                 f"dilation_rates must be positive numbers of blocks, got {as_given}; use e.g. [1, 2, 4, 8]"
             )
@@ -215,8 +215,8 @@ class TokenDilation:
                 f"segment_lengths and dilation_rates must have the same length >= 1, got {list(segments)} and {list(rates)}"
             )
         for segment in segments:
-            tokens = values.integer(segment)
-            if tokens is None or tokens < 1 or tokens % block_size:
+            tokens = values.tokens(segment)
+            if tokens is None or tokens % block_size:
                 raise ValueError(
                     f"segment_lengths must be multiples of block_size {block_size}, got {shown(segment)} in {list(segments)}"
                 )
@@ -224,8 +224,8 @@ class TokenDilation:
         if any(a >= b for a, b in itertools.pairwise(segments)):
             raise ValueError(f"segment_lengths must be ascending, got {list(segments)}")
         for given in rates:
-            rate = values.integer(given)
-            if rate is None or rate < 1 or block_size % rate:
+            rate = values.tokens(given)
+            if rate is None or block_size % rate:
                 raise ValueError(
                     f"dilation_rates must divide block_size {block_size}, got {shown(given)} in {list(rates)}"
                 )

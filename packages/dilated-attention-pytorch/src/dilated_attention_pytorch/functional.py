@@ -19,6 +19,7 @@ from .patterns.layout import BlockLayout
 from .validation import (
     check_backend,
     check_block_bias,
+    check_flag,
     check_key_padding_mask,
     check_kv_lengths,
     check_layout,
@@ -131,22 +132,31 @@ def block_sparse_attention(
         True
     """
     key = None
-    if (
-        ops.nobody_looks()
-        and type(layout) is BlockLayout
-        and block_bias is None
-        and kv_lengths is None
-        and key_padding_mask is None
-        and dropout_p == 0.0
-    ):
-        try:
+    plan: plans.Plan | None = None
+    try:
+        if (
+            ops.nobody_looks()
+            and type(layout) is BlockLayout
+            and block_bias is None
+            and kv_lengths is None
+            and key_padding_mask is None
+            and dropout_p == 0.0
+        ):
             key = plans.key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
-        except RuntimeError:  # a tensor without strides: `make_problem` says which
-            key = None
-        plan: plans.Plan | None = layout._plans.get(key)
-        if plan is not None:
-            out, lse = plan.attend(q, k, v)
-            return (out, lse) if return_lse else out
+            plan = layout._plans.get(key)
+    except (
+        RuntimeError,
+        ValueError,
+    ):  # a tensor without strides, an array for a number: the checks say which
+        pass
+    if plan is not None:
+        out, lse = plan.attend(q, k, v)
+        if return_lse is False:
+            return out
+        if return_lse is True:
+            return out, lse
+    if not torch.compiler.is_compiling():
+        check_flag("return_lse", return_lse)
     problem = make_problem(
         q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
         segment_lengths, dilation_rates, dropout_p,

@@ -113,7 +113,8 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
             raise ValueError(f"head_dim must be at least 1, got {name} with head_dim 0")
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"k must have q's head_dim {q.shape[3]}, got {k.shape[3]}")
-    order = transposed_hint(q, k, v, fit_together(*(x.transpose(1, 2) for x in (q, k, v))))
+    few_tokens = k.shape[1] < k.shape[2]
+    order = transposed_hint(q, k, v, few_tokens and fit_together(*(x.transpose(1, 2) for x in (q, k, v))))
     if v.shape[1:3] != k.shape[1:3]:
         raise ValueError(
             f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}{order}"
@@ -239,6 +240,11 @@ def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -
     checked_scale(softmax_scale)
     checked_dropout(dropout_p)
     check_is_causal(is_causal)
+
+
+def check_flag(name: str, value: object) -> None:
+    if values.flag(value) is None:
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def check_is_causal(is_causal: object) -> None:

@@ -14,22 +14,29 @@ import torch
 from torch import Tensor
 
 MAX_SHOWN = 1000  # characters of a value in a message
+MAX_TOKENS = 2**31 - 1  # kernels count tokens in int32
 
 
 def integer(value: Any) -> int | None:
     """An int of Python, NumPy or a tensor without dimensions; no booleans, no floats."""
     if type(value) is int:
         return value
-    if (
-        isinstance(value, bool)
-        or getattr(value, "ndim", 0) != 0
-        or getattr(value, "dtype", None) == torch.bool
-    ):
+    if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or is_bool_type(value):
         return None
     try:
         return operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # the last from tensors without values
         return None
+
+
+def tokens(value: Any) -> int | None:
+    """A number of tokens or blocks, 1 to `MAX_TOKENS`."""
+    found = integer(value)
+    return found if found is not None and 1 <= found <= MAX_TOKENS else None
+
+
+def is_bool_type(value: Any) -> bool:
+    return str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def written(value: Any) -> Fraction | None:
@@ -39,6 +46,8 @@ def written(value: Any) -> Fraction | None:
         return Fraction(whole)
     if isinstance(value, Tensor):
         return written_tensor(value)
+    if isinstance(value, (str, bytes)):
+        return None
     if getattr(value, "ndim", None) == 0 and not isinstance(value, Real):  # an array without dimensions
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, (Real, Decimal)):
@@ -110,7 +119,7 @@ def device(value: Any) -> torch.device:
         return value
     try:
         return torch.device("cpu" if value is None else value)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(
             f"device must be a torch.device or its name, such as 'cuda:0', got {shown(value)}"
         ) from error
@@ -122,6 +131,8 @@ def shown(value: Any) -> str:
         return "a nested tensor"
     if getattr(value, "ndim", 0) and hasattr(value, "dtype"):
         kind = "tensor" if isinstance(value, Tensor) else type(value).__name__
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            kind = f"{value.layout} tensor"
         return f"a {kind} of shape {tuple(value.shape)} and type {value.dtype}"
     try:
         text = repr(value)

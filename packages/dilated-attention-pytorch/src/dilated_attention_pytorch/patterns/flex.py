@@ -31,6 +31,8 @@ def dense_of_block_mask(
             f"block_mask must be a FlexAttention BlockMask, got {type(block_mask).__name__}; "
             "for a tensor of blocks use BlockLayout.from_dense"
         )
+    if values.flag(allow_partial) is None:
+        raise TypeError(f"allow_partial must be True or False, got {values.shown(allow_partial)}")
     q_block, kv_block, size = block_sizes(block_mask.BLOCK_SIZE)
     q_tokens, kv_tokens = lengths(block_mask, q_block, q_len, kv_len)
     shape = (-(-q_tokens // q_block), -(-kv_tokens // kv_block))

@@ -28,9 +28,11 @@ class BlockGrid:
         object.__setattr__(self, "block_size", check_block_size(self.block_size))
         for name in ("q_len", "kv_len"):
             given = getattr(self, name)
-            tokens = values.integer(given)
-            if tokens is None or tokens < 1:
-                raise ValueError(f"{name} must be a positive number of tokens, got {values.shown(given)}")
+            tokens = values.tokens(given)
+            if tokens is None:
+                raise ValueError(
+                    f"{name} must be a positive number of tokens below 2**31, got {values.shown(given)}"
+                )
             object.__setattr__(self, name, tokens)
         causal = values.flag(self.causal)
         if causal is None:

@@ -292,7 +292,7 @@ class BlockLayout:
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout on another device."""
-        device = checked_device(device)
+        device = values.device(device)
         if device == self.device:
             return self
 
