@@ -99,7 +99,7 @@ class SparsePatternConfig:
 
     def _check_global_tokens(self) -> None:
         tokens = values.integer(self.global_tokens)
-        if tokens is None or tokens < 0:
+        if tokens is None or not 0 <= tokens <= values.MAX_TOKENS:
             raise ValueError(
                 f"global_tokens must be a number of tokens >= 0, got {shown(self.global_tokens)}"
             )
