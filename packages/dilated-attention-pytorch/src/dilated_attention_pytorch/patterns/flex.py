@@ -124,7 +124,7 @@ def whole_blocks(mask_mod: Any, partial: Tensor, tokens: tuple[int, int], sides:
         try:
             kept = each_pair(batch, head, q, kv)
         except Exception as error:
-            raise refuse_partial(where.shape[0], f"{type(error).__name__}: {error}") from error
+            raise refuse_partial(where.shape[0], str(error).partition("\n")[0]) from error
         every = (kept | ~inside).all(2).all(1)
         n_mixed += int(((kept & inside).any(2).any(1) & ~every).sum())
         whole[batch[every], head[every], row[every], col[every]] = True

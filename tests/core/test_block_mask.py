@@ -1,0 +1,285 @@
+"""Layouts to and from FlexAttention's BlockMask: the same pairs of tokens, eager and compiled, both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
+
+CONFIGS = [SparsePatternConfig(sparsity_ratio=0.3), SparsePatternConfig("local_window", sparsity_ratio=0.2)]
+# (q_len, kv_len, causal), in blocks of 64; causal lengths differ by whole blocks
+LENGTHS = [
+    (640, 640, False), (320, 640, False), (640, 320, False), (333, 301, False), (64, 500, False),
+    (640, 640, True), (500, 500, True), (128, 640, True), (100, 484, True), (1, 65, True), (512, 128, True),
+]  # fmt: skip
+
+
+def layout_of(heads: int, q_len: int, kv_len: int, causal: bool) -> BlockLayout:
+    return BlockLayout.from_config(CONFIGS[:heads], q_len, kv_len, causal)
+
+
+def tokens(layout: BlockLayout) -> Tensor:
+    """Bool (layout heads, q_len, kv_len): the pairs of tokens that attention with the layout computes."""
+    position = torch.arange(layout.q_len) + (layout.kv_len - layout.q_len if layout.causal else 0)
+    row = position // 64 - position[0] // 64
+    key = torch.arange(layout.kv_len)
+    blocks = layout.to_dense().view(layout.num_heads, -1, -(-layout.kv_len // 64))
+    mask = blocks[:, row][:, :, key // 64]
+    return mask & (key <= position[:, None]) if layout.causal else mask
+
+
+def attend(layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """In FlexAttention's shapes."""
+    tensors = (x.transpose(1, 2) for x in (q, k, v))
+    return block_sparse_attention(*tensors, layout, is_causal=layout.causal).transpose(1, 2)
+
+
+def rows(layout: BlockLayout) -> list[list[list[int]]]:
+    return [layout.rows(head) for head in range(layout.num_heads)]
+
+
+def neighbours(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return (query // 64 - key // 64).abs() <= head
+
+
+def everything(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= 0
+
+
+def causal(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return key <= query
+
+
+# ---- to a BlockMask
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_mask_mod_keeps_what_the_layout_does(lengths: tuple[int, int, bool], heads: int) -> None:
+    layout = layout_of(heads, *lengths)
+    block_mask = layout.to_block_mask()
+    found = create_mask(block_mask.mask_mod, 1, 2, layout.q_len, layout.kv_len, device="cpu")[0]
+    assert torch.equal(found, tokens(layout).expand(2, -1, -1))
+    blocks = block_mask.to_dense()[0].bool()
+    assert torch.equal(blocks, layout.to_dense().view_as(blocks))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_eager_flex_attention_gives_the_same(lengths: tuple[int, int, bool], heads: int) -> None:
+    layout = layout_of(heads, *lengths)
+    q, k, v = (torch.randn(2, 2, n, 16, dtype=torch.float64) for n in (lengths[0], lengths[1], lengths[1]))
+    found = flex_attention(q, k, v, block_mask=layout.to_block_mask())
+    torch.testing.assert_close(found, attend(layout, q, k, v), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_one_compiled_flex_attention_serves_layouts_of_many_sizes(causal: bool) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention)
+    for length, heads in ((256, 1), (320, 1), (384, 2)):
+        layout = layout_of(heads, length, length, causal)
+        q, k, v = (torch.randn(1, 2, length, 16) for _ in range(3))
+        found = compiled(q, k, v, block_mask=layout.to_block_mask())
+        torch.testing.assert_close(found, attend(layout, q, k, v), rtol=1e-4, atol=1e-5)
+
+
+def test_causal_chunk_in_the_middle_of_a_block_has_no_block_mask() -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(), 100, 640, causal=True)
+    with pytest.raises(ValueError, match=r"q_len 100 and kv_len 640.*whole blocks of 64"):
+        layout.to_block_mask()
+
+
+# ---- from a BlockMask
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_round_trip(lengths: tuple[int, int, bool], heads: int) -> None:
+    layout = layout_of(heads, *lengths)
+    again = BlockLayout.from_block_mask(
+        layout.to_block_mask(), allow_partial=layout.causal, causal=layout.causal
+    )
+    assert (again.q_len, again.kv_len, again.causal, again.block_size) == (*lengths, 64)
+    assert rows(again) == rows(layout)
+
+
+def test_partial_blocks_are_refused_unless_allowed() -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.3), 640, causal=True)
+    block_mask = layout.to_block_mask()
+    with pytest.raises(ValueError, match=r"10 partial blocks.*allow_partial=True"):
+        BlockLayout.from_block_mask(block_mask)
+    assert BlockLayout.from_block_mask(block_mask, allow_partial=True).rows() == layout.rows()
+
+
+@pytest.mark.parametrize("lengths", [(512, 512), (500, 500), (1, 130), (130, 1), (450, 512)])
+def test_block_mask_of_create_block_mask_is_read_at_ragged_ends_too(lengths: tuple[int, int]) -> None:
+    # the mask_mod keeps all of the last blocks, though they are listed as partial
+    block_mask = create_block_mask(neighbours, 1, 3, *lengths, device="cpu", BLOCK_SIZE=64)
+    layout = BlockLayout.from_block_mask(block_mask)
+    assert (layout.q_len, layout.kv_len) == lengths
+    n_rows, n_cols = (-(-length // 64) for length in lengths)
+    for head in range(3):
+        expected = [[j for j in range(n_cols) if abs(i - j) <= head] for i in range(n_rows)]
+        assert layout.rows(head) == expected
+
+
+@pytest.mark.parametrize(
+    ("sides", "size"),
+    [
+        (128, 128),
+        ((64, 128), 64),
+        ((128, 64), 64),
+        (512, 256),
+        ((192, 64), 64),
+        ((48, 80), 16),
+        ,
+    ],
+)
+def test_blocks_of_other_sizes_are_split(sides: int | tuple[int, int], size: int) -> None:
+    q_side, kv_side = (sides, sides) if isinstance(sides, int) else sides
+
+    def steps(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query // q_side + key // kv_side) % 2 == 0
+
+    block_mask = create_block_mask(steps, 1, 1, 1000, 1100, device="cpu", BLOCK_SIZE=sides)
+    layout = BlockLayout.from_block_mask(block_mask)
+    assert layout.block_size == size
+    found = layout.to_dense().repeat_interleave(size, 0).repeat_interleave(size, 1)[:1000, :1100]
+    assert torch.equal(found, create_mask(steps, 1, 1, 1000, 1100, device="cpu")[0, 0])
+
+
+COUNTS = torch.tensor([[[1, 2, 0, 1]]], dtype=torch.int32)
+COLUMNS = torch.tensor([[[[2, 0, 0, 0], [3, 1, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]]]], dtype=torch.int32)
+ROWS = [[2], [1, 3], [], [3]]
+
+
+def test_lists_without_a_mask_mod_are_whole_blocks() -> None:
+    block_mask = BlockMask.from_kv_blocks(COUNTS, COLUMNS, BLOCK_SIZE=64)
+    layout = BlockLayout.from_block_mask(block_mask)
+    assert (layout.q_len, layout.kv_len, layout.rows()) == (256, 256, ROWS)
+    both = BlockMask.from_kv_blocks(COUNTS, COLUMNS, COUNTS, COLUMNS, BLOCK_SIZE=64, seq_lengths=(250, 193))
+    layout = BlockLayout.from_block_mask(both)
+    assert (layout.q_len, layout.kv_len, layout.rows()) == (250, 193, ROWS)
+
+
+def test_partial_blocks_are_those_of_which_the_mask_mod_hides_something() -> None:
+    def without_the_second(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key < 64) | (key >= 128)
+
+    block_mask = BlockMask.from_kv_blocks(COUNTS, COLUMNS, BLOCK_SIZE=64, mask_mod=without_the_second)
+    assert BlockLayout.from_block_mask(block_mask).rows() == [[2], [3], [], [3]]
+    # a block that is listed as full is not asked about
+    block_mask = BlockMask.from_kv_blocks(
+        COUNTS, COLUMNS, COUNTS, COLUMNS, BLOCK_SIZE=64, mask_mod=without_the_second
+    )
+    assert BlockLayout.from_block_mask(block_mask).rows() == ROWS
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_lists_without_batch_or_heads_have_one(axes: int) -> None:
+    counts, columns = COUNTS.view(COUNTS.shape[2 - axes + 1 :]), COLUMNS.view(COLUMNS.shape[2 - axes + 1 :])
+    block_mask = BlockMask.from_kv_blocks(
+        counts, columns, BLOCK_SIZE=64, seq_lengths=(256, 256), compute_q_blocks=False
+    )
+    assert BlockLayout.from_block_mask(block_mask).rows() == ROWS
+
+
+def test_slices_of_heads_and_rows() -> None:
+    layout = layout_of(2, 640, 640, False)
+    block_mask = layout.to_block_mask()
+    head = BlockLayout.from_block_mask(block_mask[:, 1:2])
+    assert rows(head) == [layout.rows(1)]
+    part = BlockLayout.from_block_mask(block_mask[:, :, 3:5])
+    assert (part.q_len, part.kv_len) == (128, 640)
+    assert rows(part) == [layout.rows(head)[3:5] for head in range(2)]
+    q, k, v = (torch.randn(1, 2, 640, 16) for _ in range(3))
+    torch.testing.assert_close(attend(part, q[:, :, 192:320], k, v), attend(layout, q, k, v)[:, :, 192:320])
+
+
+def test_slice_of_rows_with_a_ragged_end_needs_q_len() -> None:
+    layout = layout_of(1, 600, 640, False)
+    last = layout.to_block_mask()[:, :, 8:10]
+    with pytest.raises(ValueError, match=r"2 rows of 64 queries, a slice of the rows of 600: pass q_len"):
+        BlockLayout.from_block_mask(last)
+    part = BlockLayout.from_block_mask(last, q_len=600 - 512)
+    assert part.rows() == layout.rows()[8:10]
+    with pytest.raises(ValueError, match=r"q_len must be 1 to the 128 tokens of block_mask, got 129"):
+        BlockLayout.from_block_mask(last, q_len=129)
+
+
+def test_fewer_tokens_are_the_first_ones() -> None:
+    layout = layout_of(1, 640, 640, False)
+    part = BlockLayout.from_block_mask(layout.to_block_mask(), q_len=100, kv_len=200)
+    assert (part.q_len, part.kv_len) == (100, 200)
+    assert part.rows() == [[column for column in row if column < 4] for row in layout.rows()[:2]]
+
+
+def test_adjusted_block_mask_keeps_its_blocks_within_the_keys() -> None:
+    block_mask = create_block_mask(everything, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=64)
+    layout = BlockLayout.from_block_mask(block_mask._adjust(256, 320))
+    assert (layout.q_len, layout.kv_len) == (256, 320)
+    assert layout.rows() == [list(range(5))] * 4
+
+
+def test_batch_elements_that_agree_make_one_layout() -> None:
+    block_mask = create_block_mask(neighbours, 2, 3, 512, 512, device="cpu", BLOCK_SIZE=64)
+    alone = create_block_mask(neighbours, 1, 3, 512, 512, device="cpu", BLOCK_SIZE=64)
+    assert rows(BlockLayout.from_block_mask(block_mask)) == rows(BlockLayout.from_block_mask(alone))
+
+
+def by_batch(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return key // 64 == batch
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "batch": (
+        lambda: create_block_mask(by_batch, 2, 1, 512, 512, device="cpu", BLOCK_SIZE=64),
+        r"same for every batch element, got 2 that differ.*block_mask\[b : b \+ 1\]",
+    ),
+    "sides": (
+        lambda: create_block_mask(everything, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=(64, 40)),
+        r"whole square blocks of one of .*got BLOCK_SIZE \(64, 40\)",
+    ),
+    "causal": (
+        lambda: create_block_mask(causal, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=64),
+        r"8 partial blocks.*allow_partial=True",
+    ),
+    "slice": (
+        lambda: create_block_mask(causal, 1, 2, 512, 512, device="cpu", BLOCK_SIZE=64)[:, 1:2],
+        r"8 partial blocks.*slic.*allow_partial=True",
+    ),
+    "axes": (
+        lambda: BlockMask.from_kv_blocks(
+            COUNTS[0].expand(2, -1), COLUMNS[0].expand(2, -1, -1), BLOCK_SIZE=64, compute_q_blocks=False
+        ),
+        r"axes \(batch, heads, rows\), got \(2, 4\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_block_masks_that_a_layout_cannot_hold_are_refused(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        BlockLayout.from_block_mask(make())
+
+
+def test_alignment_that_the_rows_do_not_have_is_refused() -> None:
+    block_mask = create_block_mask(everything, 1, 1, 100, 512, device="cpu", BLOCK_SIZE=64)
+    with pytest.raises(ValueError, match=r"causal=True needs a q_len 65 and kv_len 512 that differ by whole"):
+        BlockLayout.from_block_mask(block_mask, q_len=65, causal=True)
+
+
+def test_one_block_larger_than_the_sequence() -> None:
+    # what flex_attention makes where no block_mask is given
+    one = torch.ones(1, 1, 1, dtype=torch.int32)
+    block_mask = BlockMask.from_kv_blocks(one, one[..., None] - 1, BLOCK_SIZE=1 << 30, seq_lengths=(600, 1100))
+    layout = BlockLayout.from_block_mask(block_mask)
+    assert (layout.q_len, layout.kv_len, layout.block_size, layout.density) == (600, 1100, 256, 1.0)
