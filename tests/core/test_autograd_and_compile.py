@@ -255,7 +255,7 @@ def test_function_with_every_option_compiles_to_one_graph() -> None:
 
 def test_compiled_call_takes_other_numbers() -> None:
     """From the second value on they are symbols to the tracer."""
-    layout = BlockLayout.from_config(SMALL, 40, causal=True)
+    layout = BlockLayout.from_config(SMALL, 40)
 
     def attend(q: Tensor, scale: float, is_causal: bool) -> Tensor:
         return block_sparse_attention(q, q, q, layout, softmax_scale=scale, is_causal=is_causal)

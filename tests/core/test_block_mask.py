@@ -139,7 +139,6 @@ def test_block_mask_of_create_block_mask_is_read_at_ragged_ends_too(lengths: tup
         (512, 256),
         ((192, 64), 64),
         ((48, 80), 16),
-        ,
     ],
 )
 def test_blocks_of_other_sizes_are_split(sides: int | tuple[int, int], size: int) -> None:
@@ -280,6 +279,8 @@ def test_alignment_that_the_rows_do_not_have_is_refused() -> None:
 def test_one_block_larger_than_the_sequence() -> None:
     # what flex_attention makes where no block_mask is given
     one = torch.ones(1, 1, 1, dtype=torch.int32)
-    block_mask = BlockMask.from_kv_blocks(one, one[..., None] - 1, BLOCK_SIZE=1 << 30, seq_lengths=(600, 1100))
+    block_mask = BlockMask.from_kv_blocks(
+        one, one[..., None] - 1, BLOCK_SIZE=1 << 30, seq_lengths=(600, 1100)
+    )
     layout = BlockLayout.from_block_mask(block_mask)
     assert (layout.q_len, layout.kv_len, layout.block_size, layout.density) == (600, 1100, 256, 1.0)

@@ -229,7 +229,7 @@ class BlockLayout:
         from .flex import dense_of_block_mask
 
         dense, q_tokens, kv_tokens, block_size = dense_of_block_mask(block_mask, allow_partial, q_len, kv_len)
-        if causal and (kv_tokens - q_tokens) % block_size:
+        if values.flag(causal) and (kv_tokens - q_tokens) % block_size:
             raise ValueError(
                 f"causal=True needs a q_len {q_tokens} and kv_len {kv_tokens} that differ by whole blocks of "
                 f"{block_size}: the rows of block_mask start at the first query, those of a layout at a block"
