@@ -13,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, explain_backends
+from dilated_attention_pytorch import (
+    BlockLayout,
+    SparsePatternConfig,
+    block_sparse_attention,
+    explain_backends,
+)
 from dilated_attention_pytorch.backends import choose, hopper, installed, triton
 from dilated_attention_pytorch.backends.hopper import refused_triton, untested_triton
 from dilated_attention_pytorch.backends.installed import installed_versions, release
@@ -238,13 +243,15 @@ def test_pairs_that_do_not_go_together_in_the_interpreter_are_named(
 
 
 def test_call_is_refused_by_name_where_numpy_breaks_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"triton": ["3.6.0"], "numpy": ["2.4.1"]}
-    monkeypatch.setattr(triton, "installed_versions", lambda name, *distributions: said[name])
+    reason = broken_interpreter(["3.6.0"], ["2.4.1"])
+    monkeypatch.setattr(triton, "BROKEN_INTERPRETER", reason)
     monkeypatch.setattr(triton, "HAS_TRITON", True)
     monkeypatch.setattr(triton, "INTERPRETED", True)
     q = torch.zeros(1, 64, 2, 16)
     layout = BlockLayout.from_config(SparsePatternConfig(block_size=16), 64)
-    reason = "numpy 2.4.1 breaks the interpreter of triton 3.6.0; install numpy<2.4 or triton>=3.7"
     assert explain_backends(q, q, q, layout)["triton"] == reason
-    said["numpy"] = ["2.3.5"]
-    assert explain_backends(q, q, q, layout)["triton"] is None
+    with pytest.raises(ValueError) as error:
+        block_sparse_attention(q, q, q, layout, backend="triton")
+    assert str(error.value) == f"backend='triton' cannot serve this call: {reason}"
+    monkeypatch.setattr(triton, "INTERPRETED", False)  # compiled kernels need no numpy
+    assert explain_backends(q, q, q, layout)["triton"] != reason

@@ -27,6 +27,11 @@ def broken_interpreter(tritons: list[str], numpys: list[str]) -> str | None:
     return None
 
 
+BROKEN_INTERPRETER = broken_interpreter(
+    installed_versions("triton", *TRITON_DISTRIBUTIONS), installed_versions("numpy")
+)
+
+
 class TritonBackend:
     """Fused kernels; see forward.py and backward.py."""
 
@@ -44,11 +49,8 @@ class TritonBackend:
             return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
         if q.dtype not in (torch.float32, *HALF):
             return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
-        if INTERPRETED:
-            tritons = installed_versions("triton", *TRITON_DISTRIBUTIONS)
-            why_not = broken_interpreter(tritons, installed_versions("numpy"))
-            if why_not is not None:
-                return why_not
+        if INTERPRETED and BROKEN_INTERPRETER is not None:
+            return BROKEN_INTERPRETER
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
             return "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
         for name, dim in (("head_dim", problem.head_dim), ("v head_dim", problem.v_head_dim)):
