@@ -235,7 +235,7 @@ def test_function_with_every_option_compiles_to_one_graph() -> None:
     q, k, v, bias = call.tensors.values()
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, kv_lengths: Tensor, padding: Tensor) -> Tensor:
-        kwargs = call.kwargs | {"kv_lengths": kv_lengths, "key_padding_mask": padding, "dropout_p": 0.0}
+        kwargs = {**call.kwargs, "kv_lengths": kv_lengths, "key_padding_mask": padding, "dropout_p": 0.0}
         return block_sparse_attention(q, k, v, call.layout, block_bias=bias, **kwargs)
 
     others = (call.kwargs["kv_lengths"], call.kwargs["key_padding_mask"])

@@ -250,7 +250,8 @@ def make_problem(
         first_row=layout.grid.first_row,
         q_offset=layout.grid.q_offset,
         layout_heads=layout.num_heads,
-        is_causal=bool(is_causal),
+        # numbers too: torch.compile of torch 2.6 knows no bool() of a symbol
+        is_causal=is_causal if isinstance(is_causal, bool) else is_causal != 0,
         softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
         dropout_p=float(dropout_p),
         dilation=dilation,
