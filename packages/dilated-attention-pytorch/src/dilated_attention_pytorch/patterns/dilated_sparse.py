@@ -19,14 +19,14 @@ def offset_order(rates: Sequence[int] | None, n_cols: int, causal: bool) -> Tens
     """Every block offset that fits the matrix, each once, in the order in which rows take them. int64, CPU."""
     if rates is None:
         rates = [2**power for power in range(max(1, (n_cols - 1).bit_length()))]
-    offsets, keys = [torch.zeros(1, dtype=torch.int64)], [torch.full((1,), -1)]
+    offsets, keys = [torch.zeros(1, dtype=torch.int64, device="cpu")], [torch.full((1,), -1, device="cpu")]
     for i_rate, rate in enumerate(rates):
-        rounds = torch.arange(1, (n_cols - 1) // rate + 1)
+        rounds = torch.arange(1, (n_cols - 1) // rate + 1, device="cpu")
         key = (rounds * len(rates) + i_rate) * 2
         offsets += [-rounds * rate, rounds * rate]
         keys += [key, key + 1]
     # When the rounds run dry the nearest blocks fill the budget: they come after every round.
-    steps = torch.arange(1, n_cols)
+    steps = torch.arange(1, n_cols, device="cpu")
     key = (n_cols * len(rates) + len(rates) + steps) * 2
     offsets += [-steps, steps]
     keys += [key, key + 1]

@@ -19,18 +19,18 @@ def budgets(ratio: float, grid: BlockGrid, n_global: int) -> Tensor:
     leave of the total is spread evenly over the others: paid back at once, it would starve the rows after them.
     """
     n = grid.n_budget_rows
-    rows = torch.arange(n)
+    rows = torch.arange(n, device="cpu")
     square = BlockGrid(grid.kv_len, grid.kv_len, grid.block_size, True) if grid.causal else grid
-    diagonal = square.diagonal()
-    everything = rows + 1 if grid.causal else torch.full((n,), grid.n_cols)
+    diagonal = square.diagonal(torch.device("cpu"))
+    everything = rows + 1 if grid.causal else torch.full((n,), grid.n_cols, device="cpu")
     others = torch.where(diagonal >= n_global, n_global + 1, n_global)
     mandatory = torch.where(rows < n_global, everything, others)
     if grid.causal or n_global >= n:
         return row_budgets(ratio, grid, mandatory)
-    total = int(running_totals(ratio, grid, torch.ones(n, dtype=torch.int64))[-1])
+    total = int(running_totals(ratio, grid, torch.ones(n, dtype=torch.int64, device="cpu"))[-1])
     spent, left = n_global * grid.n_cols, n - n_global
     least = mandatory[n_global:].cumsum(0)
-    share = (max(total - spent, 0)) * torch.arange(1, left + 1) // left
+    share = (max(total - spent, 0)) * torch.arange(1, left + 1, device="cpu") // left
     totals = least + (share - least).cummax(0).values.clamp(min=0)
     return torch.cat([mandatory[:n_global], totals.diff(prepend=totals.new_zeros(1))])
 

@@ -20,8 +20,10 @@ def adjacency(layout: BlockLayout) -> Tensor:
     """Sparse float (n_cols, n_rows): 1 where any head of the layout connects row -> column, transposed."""
     _, rows, cols = layout.head_rows_cols()
     shape = (layout.grid.n_cols, layout.grid.n_rows)
-    ones = torch.ones(rows.numel(), device=layout.device)
-    return torch.sparse_coo_tensor(torch.stack([cols, rows]), ones, shape, check_invariants=False).coalesce()
+    ones = torch.ones(rows.numel(), dtype=torch.float32, device=layout.device)
+    return torch.sparse_coo_tensor(
+        torch.stack([cols, rows]), ones, shape, device=layout.device, check_invariants=False
+    ).coalesce()
 
 
 def allowed_pairs(layout: BlockLayout, rows: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def check_square(layout: BlockLayout, layers: int) -> None:
 
 def reached(links: Tensor, rows: Tensor) -> Tensor:
     """Bool (n_cols, rows): the columns one layer away from each of the rows."""
-    start = torch.zeros(links.shape[1], rows.numel(), device=links.device)
+    start = torch.zeros(links.shape[1], rows.numel(), dtype=torch.float32, device=links.device)
     start[rows, torch.arange(rows.numel(), device=links.device)] = 1
     found: Tensor = torch.sparse.mm(links, start) > 0
     return found

@@ -149,7 +149,9 @@ def backward_launches(
     tiles_m, parts_n = p.block_size // tile.block_m, max(1, p.block_size // tile.block_n)
     if p.block_bias is not None:
         # a tile that never runs (all of it masked) leaves its slot 0
-        slots = torch.zeros(p.batch, p.num_heads, n_entries, tiles_m * parts_n, device=p.q.device)
+        slots = torch.zeros(
+            p.batch, p.num_heads, n_entries, tiles_m * parts_n, dtype=torch.float32, device=p.q.device
+        )
         grad_bias = slots
     arguments = {
         **common, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Entries": p.rows.entries,
