@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
 from .joined import MOST_JOINED, MOST_RATES, joined_columns
-from .keep import Forgotten, Kept, keep
+from .keep import Forgotten, Kept, keep, plain_tensors
 from .schedule import make_schedule, start_of_columns
 
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ def check_head(head: Any, num_heads: int) -> int:
     return found
 
 
+def normal(lists: BlockLists) -> BlockLists:
+    """The lists as tensors that autograd can save, also where they were made or unpickled in inference mode."""
+    if not lists.indices.is_inference():
+        return lists
+    with torch.inference_mode(False):
+        return BlockLists(lists.offsets.clone(), lists.indices.clone(), lists.entries.clone())
+
+
+# Layouts by their row lists and lengths: an operator is given tensors, and finds here what was made from them.
+ALIVE: weakref.WeakValueDictionary[tuple[int, int, int], BlockLayout] = weakref.WeakValueDictionary()
+
+
 @dataclass(frozen=True, eq=False)
 class BlockLayout:
     """The active block pairs of one attention call. Immutable; make one with a ``from_`` method.
@@ -121,6 +134,49 @@ class BlockLayout:
     _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=Forgotten, init=False, repr=False)
     _schedules: Kept[Tensor] = field(default_factory=Forgotten, init=False, repr=False)
     _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of plans.py
+
+    def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for name in ("row_lists", "col_lists"):
+            object.__setattr__(self, name, normal(getattr(self, name)))
+        indices = self.row_lists.indices
+        ALIVE[id(indices), self.grid.q_len, self.grid.kv_len] = self
+        for lists in (self.row_lists, self.col_lists):
+            for tensor in (lists.offsets, lists.indices, lists.entries):
+                # as torch._dynamo.maybe_mark_dynamic, without its import: a graph serves lists of every length
+                tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    @classmethod
+    def _of_lists(
+        cls, grid: BlockGrid, num_heads: int, row_lists: BlockLists, col_lists: BlockLists
+    ) -> BlockLayout:
+        """The layout that has these lists, with what it keeps; a new one where none is alive."""
+        found = ALIVE.get((id(row_lists.indices), grid.q_len, grid.kv_len))
+        if found is not None and found.grid == grid and found.num_heads == num_heads:
+            rows, cols = found.row_lists, found.col_lists
+            if (
+                rows.indices is row_lists.indices
+                and rows.offsets is row_lists.offsets
+                and rows.entries is row_lists.entries
+                and cols.indices is col_lists.indices
+                and cols.offsets is col_lists.offsets
+                and cols.entries is col_lists.entries
+            ):
+                return found
+        return cls(grid, num_heads, row_lists, col_lists)
+
+    def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
+        """The layout of other lengths with the same rows and columns: it shares the lists, and what is made from them."""
+        grid = replace(self.grid, q_len=q_len, kv_len=kv_len)
+        made = BlockLayout(grid, self.num_heads, self.row_lists, self.col_lists)
+        object.__setattr__(made, "_dilated", self._dilated)
+        object.__setattr__(made, "_schedules", self._schedules)
+        return made
 
     # ---- making one
 
@@ -157,11 +213,12 @@ class BlockLayout:
         grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, sizes[0], causal)
         target = checked_device(device)
         made: dict[SparsePatternConfig, tuple[Tensor, Tensor]] = {}
-        for item in configs:
-            if item not in made:
-                made[item] = active_pairs(item, grid, target)
-        heads = [made[item] for item in configs]
-        return cls._from_pairs(grid, heads)
+        with plain_tensors():  # a layout that is made in inference mode serves training later
+            for item in configs:
+                if item not in made:
+                    made[item] = active_pairs(item, grid, target)
+            heads = [made[item] for item in configs]
+            return cls._from_pairs(grid, heads)
 
     @classmethod
     def from_dense(
@@ -384,6 +441,8 @@ class BlockLayout:
 
         See patterns/schedule.py, and patterns/joined.py for the columns with token dilation.
         """
+        if dilation not in self._schedules:
+            self.lists(dilation)  # before another thread asks for them
         return keep(self._schedules, dilation, self.device, lambda: self._order(dilation))
 
     def _order(self, dilation: TokenDilation | None) -> Tensor:
@@ -404,6 +463,26 @@ class BlockLayout:
         start = start_of_columns(self.num_heads, grid.n_rows, self.num_active_blocks, block_size)
         padded = torch.nn.functional.pad(of_rows, (0, start - of_rows.numel()))
         return torch.cat([padded, of_columns])
+
+    def _entries(self) -> Tensor:
+        """Place in the row lists of every block pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""
+        shape = (self.num_heads, self.grid.n_rows, self.grid.n_cols)
+        entries = torch.full(shape, -1, dtype=torch.int64, device=self.device)
+        entries[self.head_rows_cols()] = torch.arange(self.num_active_blocks, device=self.device)
+        return entries
+
+    def _num_pairs(self, dilation: TokenDilation | None = None) -> int:
+        """(query, key) pairs in the active blocks of all heads, within the lengths."""
+        rows, _ = self.lists(dilation)
+        rates = (1,) if dilation is None else dilation.dilation_rates
+        grid, size, device = self.grid, self.grid.block_size, self.device
+        owner = torch.repeat_interleave(rows.offsets.diff().long(), output_size=rows.indices.numel())
+        row = owner // len(rates) % max(1, grid.n_rows)
+        first = (row + grid.first_row) * size - grid.q_offset  # query of each entry's row
+        queries = (first + size).clamp(max=grid.q_len) - first.clamp(min=0)
+        keys = (grid.kv_len - rows.indices.long() * size).clamp(max=size)
+        rate = torch.tensor(rates, dtype=torch.int64, device=device)[owner % len(rates)]
+        return int((queries * keys // rate).sum())
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
         head, rows, cols = self.head_rows_cols()

@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ...patterns.keep import make_to_stay
 from .raw_launch import ARGUMENTS_APART, encoded, launch_options, unwrapped
 
 Made = TypeVar("Made")
@@ -71,7 +72,8 @@ def make_counters(index: int) -> None:
     """The counters of a device, once: another thread's would be freed while its kernels count."""
     with MAKING_COUNTERS:
         if index not in COUNTERS:
-            zeros = torch.zeros(N_COUNTERS, dtype=torch.int32, device=f"cuda:{index}")
+            device = torch.device("cuda", index)
+            zeros = make_to_stay(device, lambda: torch.zeros(N_COUNTERS, dtype=torch.int32, device=device))
             torch.cuda.synchronize(index)  # they are 0 for every stream from now on
             addresses = [zeros.data_ptr() + 4 * i for i in range(N_COUNTERS)]
             COUNTERS[index] = (addresses, itertools.count(), zeros)
