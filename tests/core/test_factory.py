@@ -77,8 +77,8 @@ def test_migrated_code_runs() -> None:
 def test_positional_order_is_that_of_upstream() -> None:
     config = SparsePatternConfig(block_size=16)
     module = made_positionally("base", [32, 64], [1, 2], config, 0.3, 32)
-    assert module.segment_lengths == [32, 64]
-    assert module.dilation_rates == [1, 2]
+    assert module.segment_lengths == (32, 64)
+    assert module.dilation_rates == (1, 2)
     assert module.sparse_config == SparsePatternConfig(block_size=32, sparsity_ratio=0.3)
 
 

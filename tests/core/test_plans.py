@@ -44,13 +44,13 @@ def layout(ratio: float = 0.5) -> BlockLayout:
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A word for every call that was checked."""
     seen: list[str] = []
-    real = functional.make_problem
+    real = functional.check_call
 
     def noting(*args: Any, **kwargs: Any) -> Any:
         seen.append("checked")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(functional, "make_problem", noting)
+    monkeypatch.setattr(functional, "check_call", noting)
     return seen
 
 

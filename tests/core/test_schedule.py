@@ -16,10 +16,9 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
-    functional,
+    call,
 )
 from dilated_attention_pytorch.config import PatternType, TokenDilation
-from dilated_attention_pytorch.modules import base
 from dilated_attention_pytorch.patterns.schedule import start_of_columns
 
 Rows = list[list[int]]  # the active columns of every row of one head
@@ -278,14 +277,13 @@ def test_moved_layout_makes_its_own() -> None:
     assert layout.to("cpu") is layout
 
 
-@pytest.mark.parametrize("made_before", [False, True], ids=["in_the_trace", "before"])
+@pytest.mark.parametrize("made_before", [False, True], ids=["in_the_graph", "before"])
 @pytest.mark.parametrize("block_size", [64, 128])
-def test_schedule_is_made_within_a_trace(
+def test_schedule_is_made_when_a_compiled_graph_runs(
     block_size: int, made_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # as on a device whose backend asks for it
-    for module in (functional, base):
-        monkeypatch.setattr(module, "wants_schedule", lambda device, block_size: True)
+    monkeypatch.setattr(call, "wants_schedule", lambda device, block_size: True)
     torch.compiler.reset()
     layout = built(block_size, 700, 0.5, causal=True)
     if made_before:

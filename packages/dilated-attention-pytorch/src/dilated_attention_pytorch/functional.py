@@ -9,12 +9,14 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from . import execute as execute  # registers what the operators compute
 from . import ops, plans
 from .backends.choose import choose_backend, reasons
-from .backends.hopper import wants_schedule
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
+from .call import Call, unchanged
 from .config import TokenDilation
+from .patterns.cache import Pattern
 from .patterns.layout import BlockLayout
 from .validation import (
     check_backend,
@@ -23,6 +25,7 @@ from .validation import (
     check_key_padding_mask,
     check_kv_lengths,
     check_layout,
+    check_layout_heads,
     check_numbers,
     check_qkv,
     check_tensors,
@@ -131,24 +134,22 @@ def block_sparse_attention(
         >>> torch.allclose(out, dense.transpose(1, 2), atol=1e-5)
         True
     """
-    key = None
     plan: plans.Plan | None = None
-    try:
-        if (
-            ops.nobody_looks()
-            and type(layout) is BlockLayout
-            and block_bias is None
-            and kv_lengths is None
-            and key_padding_mask is None
-            and dropout_p == 0.0
-        ):
-            key = plans.key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
-            plan = layout._plans.get(key)
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # a tensor without strides, an array for a number: the checks say which
-        pass
+    is_simple = (
+        ops.nobody_looks()
+        and type(layout) is BlockLayout
+        and block_bias is None
+        and kv_lengths is None
+        and key_padding_mask is None
+        and dropout_p == 0.0
+    )
+    if is_simple:
+        try:
+            plan = plans.find_plan(
+                layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend
+            )
+        except (RuntimeError, ValueError):  # no strides, an array for a number: the checks say which
+            is_simple = False
     if plan is not None:
         out, lse = plan.attend(q, k, v)
         if return_lse is False:
@@ -157,14 +158,47 @@ def block_sparse_attention(
             return out, lse
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
-    problem = make_problem(
+    out, lse = attend_anew(
+        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
+        segment_lengths, dilation_rates, dropout_p, backend, is_simple,
+    )  # fmt: skip
+    return (out, lse) if return_lse else out
+
+
+def attend_anew(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    is_causal: bool,
+    softmax_scale: float | None,
+    block_bias: Tensor | None,
+    kv_lengths: Tensor | None,
+    key_padding_mask: Tensor | None,
+    segment_lengths: Sequence[int] | None,
+    dilation_rates: Sequence[int] | None,
+    dropout_p: float,
+    backend: str | None,
+    is_simple: bool,
+) -> tuple[Tensor, Tensor]:
+    """out and lse of a call that has no plan yet; a simple one has no options, and nobody looks at it."""
+    call = check_call(
         q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
         segment_lengths, dilation_rates, dropout_p,
     )  # fmt: skip
-    out, lse, chosen = run_problem(problem, backend)
-    if key is not None:
-        plans.keep_plan(layout, key, q, k, v, problem, chosen)
-    return (out, lse) if return_lse else out
+    check_backend(backend)
+    if backend == "reference":
+        return attention_reference(call.dense_problem(layout))
+    if not ops.is_plain(call):
+        return run_operator(call, layout, backend)
+    problem = call.problem(layout)
+    chosen = choose_backend(problem, backend).name
+    out, lse = ops.attend_eagerly(problem, chosen)
+    if is_simple:
+        plans.keep_plan(
+            layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, problem, chosen
+        )  # fmt: skip
+    return out, lse
 
 
 def explain_backends(
@@ -193,13 +227,10 @@ def explain_backends(
     return {**reasons(problem), "reference": None}
 
 
-def run_problem(problem: AttentionProblem, backend: str | None) -> tuple[Tensor, Tensor, str]:
-    """out and lse, from the backend asked for or the first that serves the problem, and its name."""
-    check_backend(backend)
-    if backend == "reference":
-        return *attention_reference(problem), backend
-    chosen = choose_backend(problem, backend).name
-    return *ops.attend(problem, chosen), chosen
+def run_operator(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> tuple[Tensor, Tensor]:
+    """out and lse through the operator, which chooses its backend when it runs."""
+    out, lse = ops.attention(*ops.inputs_of(call, layout, backend))
+    return out, lse
 
 
 def make_problem(
@@ -217,6 +248,27 @@ def make_problem(
     dropout_p: float = 0.0,
 ) -> AttentionProblem:
     """Check a call's arguments and put them together; draws the dropout seed."""
+    return check_call(
+        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
+        segment_lengths, dilation_rates, dropout_p,
+    ).problem(layout)  # fmt: skip
+
+
+def check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout | Pattern,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    block_bias: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    dilation_rates: Sequence[int] | None = None,
+    dropout_p: float = 0.0,
+) -> Call:
+    """Check a call's arguments; draws the dropout seed. A pattern has a layout for all lengths."""
     check_qkv(q, k, v)
     device_type = q.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
@@ -225,34 +277,31 @@ def make_problem(
     check_tensors(q, k, v)
     if not torch.compiler.is_compiling():  # a tracer has symbols for numbers
         check_numbers(is_causal, softmax_scale, dropout_p)
-    check_layout(q, k, layout, is_causal)
+    if isinstance(layout, Pattern):
+        check_layout_heads(q, k, layout.num_heads)
+    else:
+        check_layout(q, k, layout, is_causal)
     if kv_lengths is not None:
         kv_lengths = check_kv_lengths(kv_lengths, q, k, is_causal, readable=ops.nobody_looks())
     if key_padding_mask is not None:
         key_padding_mask = check_key_padding_mask(key_padding_mask, q, k)
     if block_bias is not None:
+        assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
         block_bias = check_block_bias(block_bias, q, layout)
-    dilation = TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size)
-    on_device = layout.to(q.device)
-    rows, cols = on_device.lists(dilation)
-    return AttentionProblem(
-        q=q,
-        k=k,
-        v=v,
-        rows=rows,
-        cols=cols,
-        schedule=on_device.schedule(dilation) if wants_schedule(q.device, layout.block_size) else None,
-        block_bias=block_bias,
-        kv_lengths=kv_lengths,
-        key_padding_mask=key_padding_mask,
-        seed=torch.randint(2**62, (1,), device=q.device) if dropout_p > 0.0 else None,
-        block_size=layout.block_size,
-        first_row=layout.grid.first_row,
-        q_offset=layout.grid.q_offset,
-        layout_heads=layout.num_heads,
+    if kv_lengths is not None or key_padding_mask is not None:
+        kv_lengths = unchanged(kv_lengths, q, k, v, block_bias)
+        key_padding_mask = unchanged(key_padding_mask, q, k, v, block_bias)
+    return Call(
+        q,
+        k,
+        v,
+        block_bias,
+        kv_lengths,
+        key_padding_mask,
+        torch.randint(2**62, (1,), device=q.device, dtype=torch.int64) if dropout_p > 0.0 else None,
         # numbers too: torch.compile of torch 2.6 knows no bool() of a symbol
-        is_causal=is_causal if isinstance(is_causal, bool) else is_causal != 0,
-        softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
-        dropout_p=float(dropout_p),
-        dilation=dilation,
+        is_causal if isinstance(is_causal, bool) else is_causal != 0,
+        float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
+        float(dropout_p),
+        TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size),
     )

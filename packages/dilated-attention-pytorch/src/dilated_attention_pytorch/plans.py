@@ -18,6 +18,7 @@ from . import ops
 from .backends.choose import backend_named
 from .backends.hopper import HOPPER
 from .backends.problem import AttentionProblem, Forward
+from .patterns.keep import LOCK
 from .patterns.layout import BlockLayout
 
 MOST = 64  # plans of a layout
@@ -45,7 +46,17 @@ def forward_of(problem: AttentionProblem, others: AttentionProblem, name: str) -
     """The forward of problems like this one but for their q, k and v, which `others` is without."""
     backend = backend_named(name)
     bound = HOPPER.bind(problem) if backend is HOPPER else None
-    return bound or (lambda q, k, v: backend.forward(others.with_tensors(q, k, v, None)))
+    if bound is not None:
+        return bound
+
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        problem = others.with_tensors(q, k, v, None)
+        if not torch._C._len_torch_function_stack():
+            return backend.forward(problem)
+        made: tuple[Tensor, Tensor] = ops.undisturbed(backend.forward, problem)
+        return made
+
+    return forward
 
 
 def key_of(
@@ -57,6 +68,7 @@ def key_of(
     segment_lengths: Sequence[int] | None,
     dilation_rates: Sequence[int] | None,
     backend: str | None,
+    needs_grad: bool | None = None,
 ) -> Hashable:
     """All that a call without options depends on beside its layout and values; None where it is always checked."""
     if (
@@ -72,6 +84,8 @@ def key_of(
         or v.is_neg()
     ):
         return None
+    if needs_grad is None:
+        needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     dilation = None
     if segment_lengths is not None or dilation_rates is not None:
         if type(segment_lengths) not in SEQUENCES or type(dilation_rates) not in SEQUENCES:
@@ -82,10 +96,31 @@ def key_of(
     return (
         q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
         v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
-        torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
+        needs_grad,
         autocast_dtype(q) if torch._C._is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation, backend,
         stream,
     )  # fmt: skip
+
+
+def find_plan(
+    layout: BlockLayout,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    is_causal: bool,
+    softmax_scale: float | None,
+    segment_lengths: Sequence[int] | None,
+    dilation_rates: Sequence[int] | None,
+    backend: str | None,
+    needs_grad: bool | None = None,
+) -> Plan | None:
+    """The plan of a call without options, while nobody looks; `needs_grad` None asks the tensors."""
+    try:
+        key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, needs_grad)
+    except RuntimeError:  # a tensor without strides: the checks say which
+        return None
+    plan: Plan | None = layout._plans.get(key)
+    return plan
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -98,12 +133,17 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def keep_plan(
     layout: BlockLayout,
-    key: Hashable,
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    is_causal: bool,
+    softmax_scale: float | None,
+    segment_lengths: Sequence[int] | None,
+    dilation_rates: Sequence[int] | None,
+    asked: str | None,
     problem: AttentionProblem,
     backend: str,
+    needs_grad: bool | None = None,
 ) -> None:
     """Keep the plan of a call that was served, if the next one like it needs nothing but the launch."""
     p = problem
@@ -111,7 +151,14 @@ def keep_plan(
         return  # autocast changed them, the layout lives elsewhere or the keys are dilated: work of every call
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # its schedule may belong to the graph, and its stream has not waited for it
-    if len(layout._plans) >= MOST:
-        layout._plans.clear()
+    if needs_grad is None:
+        needs_grad = p.needs_grad
+    key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, asked, needs_grad)
+    if key is None:
+        return
     others = p.without_tensors()
-    layout._plans[key] = Plan(others, backend, p.needs_grad, forward_of(p, others, backend))
+    plan = Plan(others, backend, needs_grad, forward_of(p, others, backend))
+    with LOCK:
+        while len(layout._plans) >= MOST:
+            del layout._plans[next(iter(layout._plans))]  # the oldest
+        layout._plans[key] = plan

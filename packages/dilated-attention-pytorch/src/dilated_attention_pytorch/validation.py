@@ -161,11 +161,16 @@ def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool) -> 
             f"is_causal=True with q_len {q_len} != kv_len {kv_len} needs a layout made with causal=True, "
             "got causal=False"
         )
-    if layout.num_heads not in (1, k.shape[2], q.shape[2]):
+    check_layout_heads(q, k, layout.num_heads)
+
+
+def check_layout_heads(q: Tensor, k: Tensor, num_heads: int) -> None:
+    if num_heads not in (1, k.shape[2], q.shape[2]):
         raise ValueError(
-            f"layout must have 1 head, num_kv_heads {k.shape[2]} or num_heads {q.shape[2]}, got {layout.num_heads}; "
+            f"layout must have 1 head, num_kv_heads {k.shape[2]} or num_heads {q.shape[2]}, got {num_heads}; "
             "give one pattern for all heads, or one per head or kv head (the list sparse_config, the mask's first axis)"
         )
+    kv_len = k.shape[1]
     if k.shape[2] > MANY_HEADS and k.shape[2] >= 4 * kv_len and not torch.compiler.is_compiling():
         warnings.warn(
             f"k {tuple(k.shape)} is read as {kv_len} tokens of {k.shape[2]} heads; the shape is {SHAPE}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ class AttentionProblem:
     Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
     ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
     `schedule` says in which order a persistent kernel takes the rows and the columns (patterns/schedule.py); None
-    where no backend asks for it.
+    where no backend asks for it. `undilated` are the row and column lists without distance classes and
+    `causal_layout` the alignment of the layout: what the operators take, from which the lists are found again. `entries`, where
+    it is given, says for the reference what the lists say (`block_entries` in reference.py).
 
     Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
     num_kv_heads, v_head_dim), any strides; block_bias (batch or 1, num_heads or 1, num_entries), added to the
@@ -48,6 +50,9 @@ class AttentionProblem:
     softmax_scale: float
     dropout_p: float
     dilation: TokenDilation | None
+    undilated: tuple[BlockLists, BlockLists]
+    causal_layout: bool
+    entries: Tensor | None = None
 
     def without_tensors(self) -> AttentionProblem:
         """The problem without the tensors that have gradients; `with_tensors` puts them back."""
@@ -59,6 +64,13 @@ class AttentionProblem:
         """The problem of other tensors of the same shapes, strides and types: it keeps its signature."""
         fields = self.__dict__.copy()  # dataclasses.replace takes ten times as long
         fields["q"], fields["k"], fields["v"], fields["block_bias"] = q, k, v, block_bias
+        made = object.__new__(AttentionProblem)
+        object.__setattr__(made, "__dict__", fields)
+        return made
+
+    @staticmethod
+    def made_of(**fields: Any) -> AttentionProblem:
+        """The problem with all of these fields; a frozen dataclass takes three times as long to fill them."""
         made = object.__new__(AttentionProblem)
         object.__setattr__(made, "__dict__", fields)
         return made

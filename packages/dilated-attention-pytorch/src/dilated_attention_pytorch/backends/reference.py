@@ -13,12 +13,14 @@ from .problem import AttentionProblem
 
 def block_entries(problem: AttentionProblem) -> Tensor:
     """Place in the row lists of every block pair, -1 where inactive; int64 (layout_heads, n_rows, n_cols)."""
+    if problem.entries is not None:
+        return problem.entries
     lists, n_classes = problem.rows, len(problem.rates)
     owner = (
         torch.repeat_interleave(lists.offsets.diff().long(), output_size=lists.indices.numel()) // n_classes
     )
     shape = (problem.layout_heads, problem.n_rows, problem.n_cols)
-    entries = torch.full(shape, -1, device=problem.q.device)
+    entries = torch.full(shape, -1, dtype=torch.int64, device=problem.q.device)
     entries[owner // problem.n_rows, owner % problem.n_rows, lists.indices.long()] = lists.entries.long()
     return entries
 

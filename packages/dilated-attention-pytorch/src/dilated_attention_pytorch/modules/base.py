@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
-from ..backends.hopper import wants_schedule
-from ..backends.reference import attention_weights
-from ..config import SparsePatternConfig, TokenDilation, listed, with_shorthands
-from ..functional import block_sparse_attention, make_problem, run_problem
-from ..patterns.keep import plain_tensors
-from ..patterns.layout import BlockLayout
+from .. import ops
+from ..backends.choose import choose_backend
+from ..backends.problem import AttentionProblem
+from ..backends.reference import attention_reference, attention_weights
+from ..call import Call
+from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
+from ..functional import attend_anew, block_sparse_attention, check_call, run_operator
+from ..patterns.cache import LAYOUTS, Pattern
+from ..patterns.layout import BlockLayout, BlockLists
+from ..plans import TENSORS, find_plan
 from ..validation import check_backend, checked_dropout, checked_scale, refusal
 
-# Decoding makes a layout per step: old ones go first.
-CACHED_LAYOUTS = 32
-
-
-# Modules by id, for `build_while_tracing`, whose arguments must be constants of the trace.
-MODULES: weakref.WeakValueDictionary[int, BlockSparseAttention] = weakref.WeakValueDictionary()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def build_while_tracing(module_id: int, q_len: int, kv_len: int, causal: bool, device: torch.device) -> bool:
-    """Put a layout of real tensors into a module's cache while torch.compile or torch.export trace a call."""
-    with _disable_current_modes(), torch._C.DisableTorchFunction():
-        MODULES[module_id].build_layout(q_len, kv_len, causal, device)
-    return True
+SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
 
 class BlockSparseAttention(nn.Module):
@@ -48,7 +37,14 @@ class BlockSparseAttention(nn.Module):
         device, dtype: taken as by every torch module; without effect, as there are no parameters.
         sparsity_ratio, block_size: shorthands that replace the fields of that name in `sparse_config`.
 
-    Layouts are built once per lengths, causality and device and kept (at most 32; `clear_cache` drops them).
+    The arguments are attributes too: one that is assigned later is checked as here and holds from the next call on.
+
+    Layouts are built at first use and kept for all modules with the same `sparse_config`. Lengths with the same block
+    rows and columns share their lists, so decoding builds lists once per block of keys. The least recently used lists
+    go first, when there are more than 128 sets of them or 1 GiB; those that a CUDA graph was captured with stay.
+
+    Under torch.compile and torch.export the layout is looked up when the graph runs: a graph with dynamic shapes serves
+    every length.
 
     Raises:
         ValueError, TypeError: an argument is out of its range or something else; the message names it.
@@ -76,29 +72,101 @@ class BlockSparseAttention(nn.Module):
     ) -> None:
         del device, dtype
         super().__init__()
+        self._segment_lengths: tuple[int, ...] | None = None
+        self._dilation_rates: tuple[int, ...] | None = None
         self.sparse_config = with_shorthands(sparse_config, sparsity_ratio, block_size)
+        TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
+        self._set_dilation(segment_lengths, dilation_rates)
+        self.dropout = dropout
+        self.softmax_scale = softmax_scale
+        self.backend = backend
+
+    # ---- settings
+
+    @property
+    def sparse_config(self) -> SparsePatternConfig | Sequence[SparsePatternConfig]:
+        """The pattern of all heads, or a tuple with one per head or kv head."""
+        return self._sparse_config
+
+    @sparse_config.setter
+    def sparse_config(self, value: SparsePatternConfig | Sequence[SparsePatternConfig]) -> None:
+        value = checked_configs(value)
+        pattern = Pattern.of(value)
+        check_dilation(self._segment_lengths, self._dilation_rates, pattern.block_size)
+        self._sparse_config, self._pattern = value, pattern
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...] | None:
+        """Token dilation by distance, with `dilation_rates`."""
+        return self._segment_lengths
+
+    @segment_lengths.setter
+    def segment_lengths(self, value: Sequence[int] | None) -> None:
+        self._set_dilation(value, self._dilation_rates)
+
+    @property
+    def dilation_rates(self) -> tuple[int, ...] | None:
+        """Token dilation by distance, with `segment_lengths`."""
+        return self._dilation_rates
+
+    @dilation_rates.setter
+    def dilation_rates(self, value: Sequence[int] | None) -> None:
+        self._set_dilation(self._segment_lengths, value)
+
+    def _set_dilation(
+        self, segment_lengths: Sequence[int] | None, dilation_rates: Sequence[int] | None
+    ) -> None:
+        """Take both; assigned one after the other, they need not fit each other before the next call."""
         segments = None if segment_lengths is None else listed("segment_lengths", segment_lengths)
         rates = None if dilation_rates is None else listed("dilation_rates", dilation_rates)
-        self._dilation = TokenDilation.from_user(segments, rates, self.block_size)
-        self.segment_lengths = None if segments is None else list(map(int, segments))
-        self.dilation_rates = None if rates is None else list(map(int, rates))
-        self.dropout = checked_dropout(dropout, "dropout")
-        self.softmax_scale = checked_scale(softmax_scale)
-        check_backend(backend)
-        self.backend = backend
-        self._layouts: OrderedDict[tuple[int, int, bool, torch.device], BlockLayout] = OrderedDict()
-        MODULES[id(self)] = self
+        check_dilation(segments, rates, self.block_size)
+        segments = None if segments is None else tuple(map(int, segments))
+        rates = None if rates is None else tuple(map(int, rates))
+        self._segment_lengths, self._dilation_rates = segments, rates
+        # a rate of 1 is no dilation, which is cheaper to ask for
+        is_trivial = (
+            rates is not None and set(rates) == {1} and segments is not None and len(segments) == len(rates)
+        )
+        self._dilation = (None, None) if is_trivial else (segments, rates)
+
+    @property
+    def dropout(self) -> float:
+        """Attention dropout, in training mode only."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = checked_dropout(value, "dropout")
+
+    @property
+    def softmax_scale(self) -> float | None:
+        """None is ``1 / sqrt(head_dim)``."""
+        return self._softmax_scale
+
+    @softmax_scale.setter
+    def softmax_scale(self, value: float | None) -> None:
+        self._softmax_scale = checked_scale(value)
+
+    @property
+    def backend(self) -> str | None:
+        """See `block_sparse_attention`."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, value: str | None) -> None:
+        check_backend(value)
+        self._backend = value
 
     @property
     def block_size(self) -> int:
-        config = self.sparse_config
-        return (config if isinstance(config, SparsePatternConfig) else config[0]).block_size
+        return self._pattern.block_size
 
     def extra_repr(self) -> str:
         parts = [f"sparse_config={self.sparse_config}"]
         for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend"):
-            if getattr(self, name) is not None:
-                parts.append(f"{name}={getattr(self, name)!r}")
+            value = getattr(self, name)
+            if value is not None:
+                parts.append(f"{name}={list(value) if isinstance(value, tuple) else value!r}")
         return ", ".join(parts + ([f"dropout={self.dropout}"] if self.dropout else []))
 
     def layout(
@@ -108,40 +176,40 @@ class BlockSparseAttention(nn.Module):
         causal: bool = False,
         device: torch.device | str | None = None,
     ) -> BlockLayout:
-        """The layout used for these lengths; built once and kept."""
-        target = torch.device("cpu" if device is None else device)
-        key = (q_len, q_len if kv_len is None else kv_len, causal, target)
+        """The layout used for these lengths; built at first use and kept.
+
+        Not inside of torch.compile, whose graphs look layouts up themselves: call it outside, and pass what it returns
+        as `layout` to the call.
+        """
         if torch.compiler.is_compiling():
-            # A layout belongs to one length. `range` turns lengths that the trace left open into numbers.
-            key = (len(range(key[0])), len(range(key[1])), causal, target)
-            build_while_tracing(id(self), *key)
-        elif key not in self._layouts:
-            self.build_layout(*key)
-        return self._layouts[key]
+            raise RuntimeError(
+                "BlockSparseAttention.layout cannot run inside of torch.compile; call it outside, and pass what it "
+                "returns as layout=..., or leave it out: a compiled call finds its layout when it runs"
+            )
+        target = torch.device("cpu" if device is None else device)
+        return LAYOUTS.find(self._pattern, q_len, q_len if kv_len is None else kv_len, bool(causal), target)
 
-    def build_layout(self, q_len: int, kv_len: int, causal: bool, device: torch.device) -> None:
-        """Build a layout that `layout` will return, unless it is there."""
-        key = (q_len, kv_len, causal, device)
-        if key not in self._layouts:
-            if len(self._layouts) >= CACHED_LAYOUTS:
-                self._layouts.popitem(last=False)
-            with plain_tensors():
-                layout = BlockLayout.from_config(self.sparse_config, *key)
-            layout.lists(self._dilation)  # so that a trace finds them made
-            if wants_schedule(device, layout.block_size):
-                layout.schedule(self._dilation)
-            self._layouts[key] = layout
+    def clear_cache(self, captured: bool = False) -> None:
+        """Drop the layouts kept for this `sparse_config`, whichever module they were built for.
 
-    def clear_cache(self) -> None:
-        """Drop the layouts that were kept."""
-        self._layouts.clear()
+        Args:
+            captured: also those that CUDA graphs were captured with; only once these graphs are gone.
+        """
+        LAYOUTS.clear(self._pattern, captured)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_layouts": OrderedDict()}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        old = {name: state.pop(name) for name in SETTINGS if name in state}  # of 0.3.0
+        state.pop("_layouts", None)
+        if old:
+            state.pop("_dilation", None)
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        MODULES[id(self)] = self
+        if old:
+            self._segment_lengths = self._dilation_rates = None
+            self.sparse_config = old["sparse_config"]
+            self._set_dilation(old["segment_lengths"], old["dilation_rates"])
+            for name in ("dropout", "softmax_scale", "backend"):
+                setattr(self, name, old[name])
 
     def forward(
         self,
@@ -153,6 +221,7 @@ class BlockSparseAttention(nn.Module):
         return_attention_weights: bool = False,
         *,
         kv_lengths: Tensor | None = None,
+        layout: BlockLayout | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend.
 
@@ -165,24 +234,76 @@ class BlockSparseAttention(nn.Module):
             return_attention_weights: also return the weights after dropout, dense: (batch, num_heads, q_len,
                 kv_len), float32. Meant for looking at short sequences.
             kv_lengths: int (batch,), the number of valid keys of each batch element; not when decoding.
+            layout: attend to the blocks of this layout, instead of those of `sparse_config`.
 
         Returns:
             out (batch, q_len, num_heads, v_head_dim), or (out, weights).
         """
-        try:
-            layout = self.layout(q.shape[1], k.shape[1], is_causal, q.device)
-        except Exception as error:
-            raise refusal(error, q, k, v, is_causal) from None
-        dropout_p = self.dropout if self.training else 0.0
-        if not return_attention_weights:
+        dropout_p = self._dropout if self.training else 0.0
+        backend, scale = self._backend, self._softmax_scale
+        segment_lengths, dilation_rates = self._dilation
+        if layout is None and type(q) in TENSORS and type(k) in TENSORS and type(is_causal) is bool:
+            of_q, of_k = q.shape, k.shape
+            if len(of_q) == len(of_k) == 4 and ops.nobody_looks():
+                try:
+                    layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
+                except Exception as error:
+                    raise refusal(error, q, k, v, is_causal) from None
+                if not return_attention_weights:
+                    is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
+                    if is_simple:
+                        plan = find_plan(
+                            layout, q, k, v, is_causal, scale, segment_lengths, dilation_rates, backend
+                        )
+                        if plan is not None:
+                            return plan.attend(q, k, v)[0]
+                    return attend_anew(
+                        q, k, v, layout, is_causal, scale, None, kv_lengths, key_padding_mask, segment_lengths,
+                        dilation_rates, dropout_p, backend, is_simple,
+                    )[0]  # fmt: skip
+        if layout is not None and not return_attention_weights:
             return block_sparse_attention(
-                q, k, v, layout, is_causal=is_causal, softmax_scale=self.softmax_scale, kv_lengths=kv_lengths,
-                key_padding_mask=key_padding_mask, segment_lengths=self.segment_lengths,
-                dilation_rates=self.dilation_rates, dropout_p=dropout_p, backend=self.backend,
+                q, k, v, layout, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
+                key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
+                dropout_p=dropout_p, backend=backend,
             )  # fmt: skip
-        problem = make_problem(
-            q, k, v, layout, is_causal, self.softmax_scale, None, kv_lengths, key_padding_mask,
-            self.segment_lengths, self.dilation_rates, dropout_p,
+        call = check_call(
+            q, k, v, self._pattern if layout is None else layout, is_causal, scale, None, kv_lengths, key_padding_mask,
+            segment_lengths, dilation_rates, dropout_p,
         )  # fmt: skip
-        out, _, _ = run_problem(problem, self.backend)
-        return out, attention_weights(problem)[0]
+        source = self._pattern if layout is None else layout
+        if backend == "reference" or return_attention_weights:
+            dense = dense_problem(call, self._pattern) if layout is None else call.dense_problem(layout)
+            if backend == "reference":
+                out = attention_reference(dense)[0]
+            elif layout is not None and ops.is_plain(call):
+                problem = call.problem(layout)
+                out = ops.attend_eagerly(problem, choose_backend(problem, backend).name)[0]
+            else:
+                out = run_operator(call, source, backend)[0]
+            return (out, attention_weights(dense)[0]) if return_attention_weights else out
+        return run_operator(call, source, backend)[0]
+
+
+def check_dilation(
+    segment_lengths: tuple[Any, ...] | None, dilation_rates: tuple[Any, ...] | None, block_size: int
+) -> None:
+    """Check each of the two by itself: they are assigned one after the other."""
+    if segment_lengths is not None:
+        TokenDilation.from_user(segment_lengths, [1] * len(segment_lengths), block_size)
+    if dilation_rates is not None:
+        segments = [block_size * i for i in range(1, len(dilation_rates) + 1)]
+        TokenDilation.from_user(segments, dilation_rates, block_size)
+
+
+def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
+    """The problem as the reference takes it, with the blocks of the pattern looked up when a graph runs."""
+    q_len, kv_len, size = call.q.shape[1], call.k.shape[1], pattern.block_size
+    q_offset = kv_len - q_len if call.is_causal else 0
+    none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
+    return AttentionProblem(
+        call.q, call.k, call.v, none, none, None, call.block_bias, call.kv_lengths, call.key_padding_mask, call.seed,
+        size, q_offset // size, q_offset, pattern.num_heads, call.is_causal, call.softmax_scale, call.dropout_p,
+        call.dilation, (none, none), call.is_causal,
+        ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
+    )  # fmt: skip

@@ -1,0 +1,75 @@
+"""Call: the checked arguments of one attention call, before a layout's lists and a backend are chosen."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .backends.hopper import wants_schedule
+from .backends.problem import AttentionProblem
+from .config import TokenDilation
+from .patterns.layout import BlockLayout
+
+
+class Call(NamedTuple):
+    """What was passed to an attention call besides its layout; see AttentionProblem for the shapes."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    block_bias: Tensor | None
+    kv_lengths: Tensor | None
+    key_padding_mask: Tensor | None
+    seed: Tensor | None
+    is_causal: bool
+    softmax_scale: float
+    dropout_p: float
+    dilation: TokenDilation | None
+
+    def problem(self, layout: BlockLayout) -> AttentionProblem:
+        """The problem that a backend is given, with lists on the device of q."""
+        (
+            q,
+            k,
+            v,
+            block_bias,
+            kv_lengths,
+            key_padding_mask,
+            seed,
+            is_causal,
+            softmax_scale,
+            dropout_p,
+            dilation,
+        ) = self
+        device, grid = q.device, layout.grid
+        on_device = layout.to(device)
+        rows, cols = on_device.lists(dilation)
+        is_wanted = not torch.compiler.is_compiling() and wants_schedule(device, grid.block_size)
+        schedule = on_device.schedule(dilation) if is_wanted else None  # a trace computes the reference alone
+        return AttentionProblem.made_of(
+            q=q, k=k, v=v, rows=rows, cols=cols, schedule=schedule, block_bias=block_bias, kv_lengths=kv_lengths,
+            key_padding_mask=key_padding_mask, seed=seed, block_size=grid.block_size, first_row=grid.first_row,
+            q_offset=grid.q_offset, layout_heads=layout.num_heads, is_causal=is_causal, softmax_scale=softmax_scale,
+            dropout_p=dropout_p, dilation=dilation, undilated=(on_device.row_lists, on_device.col_lists),
+            causal_layout=grid.causal, entries=None,
+        )  # fmt: skip
+
+    def dense_problem(self, layout: BlockLayout) -> AttentionProblem:
+        """The problem that the reference is given: a trace can make it, whatever the token dilation."""
+        on_device = layout.to(self.q.device)
+        undilated = self._replace(dilation=None)
+        fields = undilated.problem(on_device).__dict__
+        return AttentionProblem.made_of(
+            **{**fields, "dilation": self.dilation, "schedule": None, "entries": on_device._entries()}
+        )
+
+
+def unchanged(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The mask, or a copy where a backward will read it: a buffer that is refilled must not change the gradient."""
+    if mask is None or not torch.is_grad_enabled():
+        return mask
+    if q.requires_grad or k.requires_grad or v.requires_grad or (bias is not None and bias.requires_grad):
+        return mask.clone()
+    return mask
