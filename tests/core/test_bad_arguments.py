@@ -226,7 +226,7 @@ def test_whole_numbers_of_other_libraries_are_taken(kind: Callable[[int], Any]) 
     layout = BlockLayout.from_config(config, kind(48), kind(96))
     assert (layout.q_len, layout.kv_len) == (48, 96)
     module = create_block_sparse_attention(segment_lengths=[kind(64)], dilation_rates=[kind(2)])
-    assert (module.segment_lengths, module.dilation_rates) == ([64], [2])
+    assert (module.segment_lengths, module.dilation_rates) == ((64,), (2,))
     assert layout.coverage(kind(1)) == layout.coverage(1)
 
 

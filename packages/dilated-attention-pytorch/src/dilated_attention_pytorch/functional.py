@@ -135,21 +135,22 @@ def block_sparse_attention(
         True
     """
     plan: plans.Plan | None = None
-    is_simple = (
-        ops.nobody_looks()
-        and type(layout) is BlockLayout
-        and block_bias is None
-        and kv_lengths is None
-        and key_padding_mask is None
-        and dropout_p == 0.0
-    )
-    if is_simple:
-        try:
+    is_simple = False
+    try:
+        is_simple = (
+            ops.nobody_looks()
+            and type(layout) is BlockLayout
+            and block_bias is None
+            and kv_lengths is None
+            and key_padding_mask is None
+            and dropout_p == 0.0
+        )
+        if is_simple:
             plan = plans.find_plan(
                 layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend
             )
-        except (RuntimeError, ValueError):  # no strides, an array for a number: the checks say which
-            is_simple = False
+    except (RuntimeError, ValueError):  # no strides, an array for a number: the checks say which
+        pass
     if plan is not None:
         out, lse = plan.attend(q, k, v)
         if return_lse is False:

@@ -75,6 +75,9 @@ class BlockSparseAttention(nn.Module):
         self._segment_lengths: tuple[int, ...] | None = None
         self._dilation_rates: tuple[int, ...] | None = None
         self.sparse_config = with_shorthands(sparse_config, sparsity_ratio, block_size)
+        if segment_lengths is not None and dilation_rates is not None:
+            segment_lengths = listed("segment_lengths", segment_lengths)
+            dilation_rates = listed("dilation_rates", dilation_rates)
         TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
         self._set_dilation(segment_lengths, dilation_rates)
         self.dropout = dropout
@@ -243,12 +246,13 @@ class BlockSparseAttention(nn.Module):
         backend, scale = self._backend, self._softmax_scale
         segment_lengths, dilation_rates = self._dilation
         if layout is None and type(q) in TENSORS and type(k) in TENSORS and type(is_causal) is bool:
-            of_q, of_k = q.shape, k.shape
-            if len(of_q) == len(of_k) == 4 and ops.nobody_looks():
-                try:
+            try:
+                of_q, of_k = q.shape, k.shape
+                if len(of_q) == len(of_k) == 4 and ops.nobody_looks():
                     layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
-                except Exception as error:
-                    raise refusal(error, q, k, v, is_causal) from None
+            except Exception as error:
+                raise refusal(error, q, k, v, is_causal) from None
+            if layout is not None:
                 if not return_attention_weights:
                     is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
                     if is_simple:
