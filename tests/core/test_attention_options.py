@@ -17,7 +17,6 @@ from dilated_attention_pytorch import (
 )
 from dilated_attention_pytorch.backends.dropout import dropout_keep, philox
 from dilated_attention_pytorch.functional import make_problem, run_problem
-from dilated_attention_pytorch.modules.base import CACHED_LAYOUTS
 from tests.core import slow_definition
 
 FAST = ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
@@ -472,17 +471,6 @@ def test_module_builds_a_layout_once_per_lengths_and_causality() -> None:
     module.clear_cache()
     assert module.layout(40) is not first
     assert module.layout(40).rows() == first.rows()
-
-
-def test_module_keeps_a_bounded_number_of_layouts() -> None:
-    module = BlockSparseAttention(HALF_KEPT)
-    first = module.layout(1)
-    for length in range(2, CACHED_LAYOUTS + 1):
-        module.layout(length)
-    assert module.layout(1) is first
-    module.layout(CACHED_LAYOUTS + 1)
-    assert len(module._layouts) == CACHED_LAYOUTS
-    assert module.layout(1) is not first
 
 
 def test_module_with_a_pattern_per_head() -> None:

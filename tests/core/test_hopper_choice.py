@@ -16,8 +16,8 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
+    call,
     explain_backends,
-    functional,
 )
 from dilated_attention_pytorch.backends import choose, hopper
 from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
@@ -44,7 +44,7 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper, "HAS_GLUON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     # its order of rows is computed on the device: there is none
-    monkeypatch.setattr(functional, "wants_schedule", lambda device, block_size: False)
+    monkeypatch.setattr(call, "wants_schedule", lambda device, block_size: False)
 
 
 def fake(x: Tensor, mode: FakeTensorMode, device: str = "cuda:0") -> Tensor:
@@ -278,7 +278,7 @@ def test_backward_takes_little_more_than_its_results(num_heads: int, head_dim: i
 
 @pytest.mark.usefixtures("on_hopper")
 def test_traced_call_is_the_operator_of_the_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "wants_schedule", hopper.wants_schedule)
+    monkeypatch.setattr(call, "wants_schedule", hopper.wants_schedule)
     layout = BlockLayout.from_config(SparsePatternConfig(block_size=128), 512)
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 512, 4, 128, dtype=torch.bfloat16, device="cuda:0")

@@ -354,10 +354,12 @@ def test_compiled_call_is_an_operator_after_a_success() -> None:
         return block_sparse_attention(q, k, v, its_layout)
 
     n_plans = len(its_layout._plans)
-    found = torch.compile(attend, fullgraph=True, backend=backend)(*tensors)
+    compiled = torch.compile(attend, fullgraph=True, backend=backend)
+    for _ in range(3):
+        found = compiled(*tensors)
     assert sum(f"{ops.NAMESPACE}.attention" in target for target in targets) == 1
     assert torch.equal(found, attend(*tensors))
-    assert len(its_layout._plans) == n_plans
+    assert len(its_layout._plans) == n_plans + 1  # of the operator, for its next calls
 
 
 # ---- where plans live
@@ -400,8 +402,9 @@ def test_call_that_is_captured_leaves_no_plan(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_now=capturing: is_now)
-        plans.keep_plan(its_layout, "key", q, k, v, problem, "cpu")
-        assert ("key" in its_layout._plans) == (not capturing)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+        plans.keep_plan(its_layout, q, k, v, False, None, None, None, None, problem, "cpu")
+        assert bool(its_layout._plans) == (not capturing)
 
 
 def test_plan_dies_with_its_layout() -> None:

@@ -252,19 +252,18 @@ class BlockSparseAttention(nn.Module):
                     layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
             except Exception as error:
                 raise refusal(error, q, k, v, is_causal) from None
-            if layout is not None:
-                if not return_attention_weights:
-                    is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
-                    if is_simple:
-                        plan = find_plan(
-                            layout, q, k, v, is_causal, scale, segment_lengths, dilation_rates, backend
-                        )
-                        if plan is not None:
-                            return plan.attend(q, k, v)[0]
-                    return attend_anew(
-                        q, k, v, layout, is_causal, scale, None, kv_lengths, key_padding_mask, segment_lengths,
-                        dilation_rates, dropout_p, backend, is_simple,
-                    )[0]  # fmt: skip
+            if layout is not None and not return_attention_weights:
+                is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
+                if is_simple:
+                    plan = find_plan(
+                        layout, q, k, v, is_causal, scale, segment_lengths, dilation_rates, backend
+                    )
+                    if plan is not None:
+                        return plan.attend(q, k, v)[0]
+                return attend_anew(
+                    q, k, v, layout, is_causal, scale, None, kv_lengths, key_padding_mask, segment_lengths,
+                    dilation_rates, dropout_p, backend, is_simple,
+                )[0]  # fmt: skip
         if layout is not None and not return_attention_weights:
             return block_sparse_attention(
                 q, k, v, layout, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
