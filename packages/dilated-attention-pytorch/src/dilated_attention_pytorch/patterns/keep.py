@@ -92,7 +92,7 @@ def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:
     torch.compile with `mode="reduce-overhead"` lets a thread allocate from the pool of a graph, which takes its memory
     back: another thread does not.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
         with plain_tensors():
             return make()
     index = torch.cuda.current_device() if device.index is None else device.index
