@@ -44,11 +44,20 @@ def make_schedule(
     return torch.cat([part.to(torch.int32) for part in parts])
 
 
+def level_of(lengths: Tensor) -> Tensor:
+    """floor(STEPS_PER_OCTAVE * log2(lengths)), from the bits of the numbers: log2 of 8 is below 3 on some GPUs."""
+    mantissa, exponent = torch.frexp(lengths.double())  # mantissa in [1 / 2, 1)
+    level = STEPS_PER_OCTAVE * (exponent.long() - 1)
+    for step in range(1, STEPS_PER_OCTAVE):
+        level += mantissa >= 2.0 ** (step / STEPS_PER_OCTAVE - 1)
+    return level
+
+
 def order_of_groups(lengths: Tensor) -> list[Tensor]:
     """The first two parts of a schedule, from the lengths of the groups, (heads, groups): the number of long ones, and the order."""
-    level = (torch.log2(lengths.clamp(min=1).double()) * STEPS_PER_OCTAVE).floor()
+    level = level_of(lengths.clamp(min=1))
     mean = lengths.double().mean(1, keepdim=True).clamp(min=1)
-    is_long = level > (torch.log2(mean * LONG) * STEPS_PER_OCTAVE).floor()
+    is_long = level > level_of(mean * LONG)
     n_long = is_long.sum(1).max().view(1)
     order = level.sort(dim=1, descending=True, stable=True).indices
     return [n_long, order.view(-1)]
