@@ -441,12 +441,10 @@ class BlockLayout:
 
         See patterns/schedule.py, and patterns/joined.py for the columns with token dilation.
         """
-        if dilation not in self._schedules:
-            self.lists(dilation)  # before another thread asks for them
-        return keep(self._schedules, dilation, self.device, lambda: self._order(dilation))
+        rows, cols = self.lists(dilation)  # here: what is kept is made by a thread that must not wait for this one
+        return keep(self._schedules, dilation, self.device, lambda: self._order(dilation, rows, cols))
 
-    def _order(self, dilation: TokenDilation | None) -> Tensor:
-        rows, cols = self.lists(dilation)
+    def _order(self, dilation: TokenDilation | None, rows: BlockLists, cols: BlockLists) -> Tensor:
         n_classes = 1 if dilation is None else len(dilation.segment_lengths)
         grid, block_size = self.grid, self.block_size
         of_rows = make_schedule(
