@@ -134,6 +134,7 @@ def queries_and_stats(
         "was_told": Anything(),
         "full_at": Anything(),
         "mbarrier": Anything(),
+        "reinterpret": Anything(),
         "stats_of_head": backward.stats_of_head.fn,
         "load_stats": lambda stats, *_: (stats // stride, 0),
         "load_tokens": load_tokens,
