@@ -21,10 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .dropout import dropout_keep
-from .problem import AttentionProblem, Gradients
+from ..dropout import dropout_keep
+from ..problem import AttentionProblem, Gradients
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores: they stay in the cache from one step to the next
 
 
@@ -284,39 +283,8 @@ def even_split(x: Tensor, at_most: int) -> tuple[Tensor, ...]:
     return x.tensor_split(-(-x.numel() // at_most))
 
 
-class CpuBackend:
-    """Block-sparse attention in plain PyTorch, in memory proportional to the tensors and the active blocks."""
-
-    name = "cpu"
-
-    def rejects(self, problem: AttentionProblem) -> str | None:
-        """Why this backend cannot serve the call, with the argument and its value; None if it can."""
-        for name in ("q", "k", "v"):
-            tensor: Tensor = getattr(problem, name)
-            if tensor.device.type != "cpu":
-                return f"{name} must be on the CPU, got {tensor.device}"
-            if tensor.dtype not in DTYPES:
-                return f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}"
-        return None
-
-    def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-        """out (batch, q_len, num_heads, v_head_dim) in q's dtype; lse (batch, num_heads, q_len), float32 or float64."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return forward(Tiling(problem))
-
-    def backward(
-        self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
-    ) -> Gradients:
-        """Gradients in the inputs' dtypes, given the gradients of out and lse."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            return backward(Tiling(problem), out, lse, grad_out, grad_lse)
-
-
-CPU = CpuBackend()
-
-
-def forward(tiling: Tiling) -> tuple[Tensor, Tensor]:
-    p = tiling.problem
+def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    p, tiling = problem, Tiling(problem)
     out = p.q.new_empty(p.batch, p.q_len, p.num_heads, p.v_head_dim)
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=tiling.dtype)
     for panel in tiling.panels():
@@ -359,9 +327,9 @@ def forward_panel(tiling: Tiling, panel: Panel) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    tiling: Tiling, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
-    p = tiling.problem
+    p, tiling = problem, Tiling(problem)
     grads = [torch.empty(x.shape, dtype=x.dtype) for x in (p.q, p.k, p.v)]
     grad_bias = None
     if p.block_bias is not None:

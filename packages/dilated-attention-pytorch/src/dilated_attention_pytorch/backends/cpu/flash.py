@@ -1,0 +1,30 @@
+"""PyTorch's fused attention kernel for the CPU, which `scaled_dot_product_attention` calls too.
+
+Its operators are private; every use of them goes through here. They exist, with these arguments, from torch 2.6 on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Dense attention: out like q, and lse (batch, heads, q_len), float32 or float64.
+
+    q (batch, heads, q_len, dim); k, v (batch, heads, kv_len, dim); mask in q's dtype, broadcastable to (batch, heads,
+    q_len, kv_len), added to the scaled scores. A query that sees no key gets output 0 and lse 0.
+    """
+    out, lse = FORWARD(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+    return out, lse
+
+
+def attention_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; `out` and `lse` may be those of a softmax over more keys than these."""
+    grad_q, grad_k, grad_v = BACKWARD(grad_out, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
+    return grad_q, grad_k, grad_v

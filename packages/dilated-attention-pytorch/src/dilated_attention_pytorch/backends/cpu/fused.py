@@ -1,0 +1,161 @@
+"""The fused way: gather the active keys of a few tiles and give them to PyTorch's fused kernel as a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import flash
+from ..problem import AttentionProblem, Gradients
+from .tiles import Tiles, Tiling, batch_parts, tiling_of
+from .token_rows import TokenRows
+
+# Elements of k gathered at a time, per thread: with v 1 MiB of float32, which stays in the cache until it is read.
+ELEMENTS_PER_THREAD = 2**18
+FEW_QUERIES = 16  # per kv head and tile: then the keys are read in less time than it takes ... head by head
+
+
+def serves(problem: AttentionProblem, grad_lse: Tensor | None = None) -> bool:
+    """Whether PyTorch's kernel knows all that the problem asks for."""
+    p = problem
+    return (
+        p.block_bias is None
+        and p.dropout_p == 0.0
+        and max(p.rates) == 1
+        and p.head_dim == p.v_head_dim
+        and grad_lse is None
+    )
+
+
+class Part(NamedTuple):
+    """Some tiles of some batch elements, T of them together, and which of their keys are padding."""
+
+    tiles: Tiles
+    batches: range
+    keys: Tensor  # (R, n_keys)
+    padded: Tensor | None  # bool (T, n_keys)
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """0 or -inf, broadcastable to (T, n_kv_heads, group * height, n_keys)."""
+        mask = self.tiles.causal_mask(dtype, self.tiles.group)
+        if self.padded is None:
+            return mask
+        padding = torch.zeros(self.padded.shape, dtype=dtype, device="cpu")
+        padding = padding.masked_fill_(self.padded, -torch.inf)[:, None, None, :]
+        return padding if mask is None else padding + mask
+
+
+class Walk:
+    """What forward and backward share: the parts of a problem in turn, and what is gathered for each."""
+
+    def __init__(self, problem: AttentionProblem) -> None:
+        p = self.problem = problem
+        self.dtype = torch.promote_types(p.q.dtype, torch.float32)
+        self.most = ELEMENTS_PER_THREAD * torch.get_num_threads()
+        self.heads_together = p.num_kv_heads if p.layout_heads == 1 else 1
+        self.width = self.heads_together * p.head_dim
+        self.tiling: Tiling = tiling_of(problem, self.most // self.width)
+        group = p.num_heads // (p.num_kv_heads if p.layout_heads in (1, p.num_kv_heads) else p.num_heads)
+        height = min(p.q_len, p.block_size)
+        self.is_wide = p.layout_heads == 1 and group * height > FEW_QUERIES
+        # heads of a group follow each other in a tile, which they do when q is gathered head by head
+        self.q_is_wide = self.is_wide and group == 1
+        self.k, self.v = (TokenRows(x, self.is_wide) for x in (p.k, p.v))
+        self.padded = padded_keys(p)
+
+    def queries(self, x: Tensor) -> TokenRows:
+        return TokenRows(x, self.q_is_wide)
+
+    def parts(self) -> Iterator[Part]:
+        for tiles in self.tiling.tiles:
+            n_tiles = tiles.queries.shape[0]
+            keys = tiles.keys()
+            together = max(1, self.most // (n_tiles * tiles.n_keys * self.width))
+            for batches in batch_parts(self.problem.batch, together):
+                yield Part(tiles, batches, keys, self.padding_of(keys, batches))
+
+    def padding_of(self, keys: Tensor, batches: range) -> Tensor | None:
+        if self.padded is None:
+            return None
+        padded = self.padded[batches.start : batches.stop, keys].flatten(0, 1)
+        return padded if bool(padded.any()) else None
+
+    def gather_queries(self, rows: TokenRows, part: Part) -> Tensor:
+        """(T, n_kv_heads, group * height, dim)"""
+        tiles = part.tiles
+        x = rows.gather(tiles.queries, part.batches, tiles.heads)
+        return x if tiles.group == 1 else x.unflatten(1, (-1, tiles.group)).flatten(2, 3)
+
+    def put_queries(self, rows: TokenRows, part: Part, values: Tensor) -> None:
+        """Values (T, n_kv_heads, group * height, dim) to their place."""
+        tiles = part.tiles
+        by_head = values.unflatten(2, (tiles.group, tiles.height)).permute(0, 3, 1, 2, 4)
+        rows.put(tiles.queries, part.batches, tiles.heads, by_head)
+
+    def gather_keys(self, part: Part, rows: TokenRows) -> Tensor:
+        """(T, n_kv_heads, n_keys, dim)"""
+        x = rows.gather(part.keys, part.batches, part.tiles.kv_heads)
+        if part.padded is not None:  # a cache may hold anything behind its end, and 0 * NaN is NaN
+            x.masked_fill_(part.padded[:, None, :, None], 0.0)
+        return x
+
+
+def padded_keys(problem: AttentionProblem) -> Tensor | None:
+    """Bool (batch, kv_len), or None if there are none."""
+    p, padded = problem, problem.key_padding_mask
+    if p.kv_lengths is not None:
+        behind = torch.arange(p.kv_len, device="cpu") >= p.kv_lengths[:, None]
+        padded = behind if padded is None else padded | behind
+    return padded
+
+
+def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    p, walk = problem, Walk(problem)
+    # The kernel multiplies bfloat16 well but for single queries, and float16 badly.
+    few = p.q_len * (p.num_heads // p.num_kv_heads) == 1
+    dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not few else walk.dtype
+    out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
+    lse = torch.empty(p.batch, p.q_len, p.num_heads, 1, dtype=walk.dtype, device="cpu")
+    if not walk.tiling.is_whole:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    q_rows, out_rows, lse_rows = walk.queries(p.q), TokenRows(out, p.layout_heads == 1), TokenRows(lse, p.layout_heads == 1)
+    for part in walk.parts():
+        q = walk.gather_queries(q_rows, part).to(dtype)
+        k, v = (walk.gather_keys(part, rows).to(dtype) for rows in (walk.k, walk.v))
+        mask = part.mask(dtype)
+        part_out, part_lse = flash.attention(q, k, v, mask, p.softmax_scale)
+        if mask is not None and part.padded is not None:
+            sees_none = (mask == -torch.inf).all(-1)  # (T, 1, queries)
+            part_lse = part_lse.masked_fill(sees_none, -torch.inf)
+        walk.put_queries(out_rows, part, part_out.to(p.q.dtype))
+        walk.put_queries(lse_rows, part, part_lse.unsqueeze(-1))
+    return out, lse.squeeze(-1).transpose(1, 2).contiguous()
+
+
+def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor) -> Gradients:
+    p, walk = problem, Walk(problem)
+    sees_none = (lse == -torch.inf).transpose(1, 2).unsqueeze(-1)  # (batch, q_len, heads, 1)
+    lse_by_token = lse.transpose(1, 2).unsqueeze(-1).contiguous()
+    if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives
+        lse_by_token, grad_out = lse_by_token.masked_fill(sees_none, 0.0), grad_out.masked_fill(sees_none, 0.0)
+    grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device="cpu")
+    if not walk.tiling.is_whole:
+        grad_q.zero_()
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=walk.dtype, device="cpu") for x in (p.k, p.v))
+    grad_q_rows = TokenRows(grad_q, p.layout_heads == 1)
+    grad_k_rows, grad_v_rows = (TokenRows(x, p.layout_heads == 1) for x in (grad_k, grad_v))
+    sources = [walk.queries(x) for x in (grad_out, p.q, out, lse_by_token)]
+    for part in walk.parts():
+        d_out, q, part_out, part_lse = (walk.gather_queries(rows, part).to(walk.dtype) for rows in sources)
+        k, v = (walk.gather_keys(part, rows).to(walk.dtype) for rows in (walk.k, walk.v))
+        d_q, d_k, d_v = flash.attention_backward(
+            d_out, q, k, v, part_out, part_lse.squeeze(-1), part.mask(walk.dtype), p.softmax_scale
+        )
+        walk.put_queries(grad_q_rows, part, d_q.to(p.q.dtype))
+        for rows, values in ((grad_k_rows, d_k), (grad_v_rows, d_v)):
+            rows.add(part.keys, part.batches, part.tiles.kv_heads, values.transpose(1, 2))
+    return Gradients(grad_q, grad_k.to(p.k.dtype), grad_v.to(p.v.dtype), None)
