@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .scratch import Scratch
+
 
 class TokenRows:
     """A (batch, tokens, heads, dim) tensor as a matrix in its own memory.
@@ -15,8 +17,9 @@ class TokenRows:
     Tokens are given as (tiles, n), heads as (1 or tiles, n_heads); heads are ignored where rows are wide.
     """
 
-    def __init__(self, x: Tensor, is_wide: bool) -> None:
+    def __init__(self, x: Tensor, is_wide: bool, scratch: Scratch) -> None:
         self.x = x
+        self.scratch = scratch
         self.is_wide = False
         self.matrix: Tensor | None = None
         batch, tokens, heads, dim = x.shape
@@ -49,13 +52,17 @@ class TokenRows:
             index = index + batches.start * self.batch_step
         return index.flatten()
 
-    def gather(self, tokens: Tensor, batches: range, heads: Tensor) -> Tensor:
-        """A copy of the tokens: (batches * tiles, n_heads, n, dim)."""
+    def gather(self, name: str, tokens: Tensor, batches: range, heads: Tensor, dtype: torch.dtype) -> Tensor:
+        """A copy of the tokens in the scratch of that name: (batches * tiles, n_heads, n, dim)."""
         n, n_heads, dim = tokens.shape[1], heads.shape[1], self.x.shape[3]
         if self.matrix is None:
             batch = torch.arange(batches.start, batches.stop, device="cpu").view(-1, 1, 1, 1)
-            return self.x[batch, tokens[:, None, :], heads[:, :, None]].flatten(0, 1)
-        rows = self.matrix.index_select(0, self.index(tokens, batches, heads, by_head=True))
+            return self.x[batch, tokens[:, None, :], heads[:, :, None]].flatten(0, 1).to(dtype)
+        index = self.index(tokens, batches, heads, by_head=True)
+        rows = self.scratch.take(name, (index.numel(), self.matrix.shape[1]), self.matrix.dtype)
+        torch.index_select(self.matrix, 0, index, out=rows)
+        if rows.dtype != dtype:
+            rows = self.scratch.take(name, tuple(rows.shape), dtype).copy_(rows)
         if self.is_wide:
             return rows.view(-1, n, n_heads, dim).transpose(1, 2)
         return rows.view(-1, n_heads, n, dim)

@@ -1,4 +1,4 @@
-"""The fused way: gather the active keys of a few tiles and give them to PyTorch's fused kernel as a batch."""
+"""The way of short calls: gather the active keys of a few tiles and give them to PyTorch's fused kernel as a batch."""
 
 from __future__ import annotations
 
@@ -10,24 +10,14 @@ from torch import Tensor
 
 from . import flash
 from ..problem import AttentionProblem, Gradients
+from .padding import padded_keys
+from .scratch import Scratch
 from .tiles import Tiles, Tiling, batch_parts, tiling_of
 from .token_rows import TokenRows
 
 # Elements of k gathered at a time, per thread: with v 1 MiB of float32, which stays in the cache until it is read.
 ELEMENTS_PER_THREAD = 2**18
 FEW_QUERIES = 16  # per kv head and tile: then the keys are read in less time than it takes ... head by head
-
-
-def serves(problem: AttentionProblem, grad_lse: Tensor | None = None) -> bool:
-    """Whether PyTorch's kernel knows all that the problem asks for."""
-    p = problem
-    return (
-        p.block_bias is None
-        and p.dropout_p == 0.0
-        and max(p.rates) == 1
-        and p.head_dim == p.v_head_dim
-        and grad_lse is None
-    )
 
 
 class Part(NamedTuple):
@@ -63,11 +53,16 @@ class Walk:
         self.is_wide = p.layout_heads == 1 and group * height > FEW_QUERIES
         # heads of a group follow each other in a tile, which they do when q is gathered head by head
         self.q_is_wide = self.is_wide and group == 1
-        self.k, self.v = (TokenRows(x, self.is_wide) for x in (p.k, p.v))
+        self.scratch = Scratch()
+        self.k, self.v = (TokenRows(x, self.is_wide, self.scratch) for x in (p.k, p.v))
         self.padded = padded_keys(p)
 
     def queries(self, x: Tensor) -> TokenRows:
-        return TokenRows(x, self.q_is_wide)
+        return TokenRows(x, self.q_is_wide, self.scratch)
+
+    def results(self, x: Tensor) -> TokenRows:
+        """A contiguous tensor of q's or k's tokens that is written to."""
+        return TokenRows(x, self.problem.layout_heads == 1, self.scratch)
 
     def parts(self) -> Iterator[Part]:
         for tiles in self.tiling.tiles:
@@ -83,10 +78,10 @@ class Walk:
         padded = self.padded[batches.start : batches.stop, keys].flatten(0, 1)
         return padded if bool(padded.any()) else None
 
-    def gather_queries(self, rows: TokenRows, part: Part) -> Tensor:
+    def gather_queries(self, name: str, rows: TokenRows, part: Part, dtype: torch.dtype) -> Tensor:
         """(T, n_kv_heads, group * height, dim)"""
         tiles = part.tiles
-        x = rows.gather(tiles.queries, part.batches, tiles.heads)
+        x = rows.gather(name, tiles.queries, part.batches, tiles.heads, dtype)
         return x if tiles.group == 1 else x.unflatten(1, (-1, tiles.group)).flatten(2, 3)
 
     def put_queries(self, rows: TokenRows, part: Part, values: Tensor) -> None:
@@ -95,21 +90,12 @@ class Walk:
         by_head = values.unflatten(2, (tiles.group, tiles.height)).permute(0, 3, 1, 2, 4)
         rows.put(tiles.queries, part.batches, tiles.heads, by_head)
 
-    def gather_keys(self, part: Part, rows: TokenRows) -> Tensor:
+    def gather_keys(self, name: str, rows: TokenRows, part: Part, dtype: torch.dtype) -> Tensor:
         """(T, n_kv_heads, n_keys, dim)"""
-        x = rows.gather(part.keys, part.batches, part.tiles.kv_heads)
+        x = rows.gather(name, part.keys, part.batches, part.tiles.kv_heads, dtype)
         if part.padded is not None:  # a cache may hold anything behind its end, and 0 * NaN is NaN
             x.masked_fill_(part.padded[:, None, :, None], 0.0)
         return x
-
-
-def padded_keys(problem: AttentionProblem) -> Tensor | None:
-    """Bool (batch, kv_len), or None if there are none."""
-    p, padded = problem, problem.key_padding_mask
-    if p.kv_lengths is not None:
-        behind = torch.arange(p.kv_len, device="cpu") >= p.kv_lengths[:, None]
-        padded = behind if padded is None else padded | behind
-    return padded
 
 
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
@@ -122,10 +108,10 @@ def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     if not walk.tiling.is_whole:
         out.zero_()
         lse.fill_(-torch.inf)
-    q_rows, out_rows, lse_rows = walk.queries(p.q), TokenRows(out, p.layout_heads == 1), TokenRows(lse, p.layout_heads == 1)
+    q_rows, out_rows, lse_rows = walk.queries(p.q), walk.results(out), walk.results(lse)
     for part in walk.parts():
-        q = walk.gather_queries(q_rows, part).to(dtype)
-        k, v = (walk.gather_keys(part, rows).to(dtype) for rows in (walk.k, walk.v))
+        q = walk.gather_queries("q", q_rows, part, dtype)
+        k, v = walk.gather_keys("k", walk.k, part, dtype), walk.gather_keys("v", walk.v, part, dtype)
         mask = part.mask(dtype)
         part_out, part_lse = flash.attention(q, k, v, mask, p.softmax_scale)
         if mask is not None and part.padded is not None:
@@ -138,6 +124,7 @@ def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
 
 def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor) -> Gradients:
     p, walk = problem, Walk(problem)
+    dtype = walk.dtype
     sees_none = (lse == -torch.inf).transpose(1, 2).unsqueeze(-1)  # (batch, q_len, heads, 1)
     lse_by_token = lse.transpose(1, 2).unsqueeze(-1).contiguous()
     if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives
@@ -146,14 +133,16 @@ def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tens
     if not walk.tiling.is_whole:
         grad_q.zero_()
     grad_k, grad_v = (torch.zeros(x.shape, dtype=walk.dtype, device="cpu") for x in (p.k, p.v))
-    grad_q_rows = TokenRows(grad_q, p.layout_heads == 1)
-    grad_k_rows, grad_v_rows = (TokenRows(x, p.layout_heads == 1) for x in (grad_k, grad_v))
-    sources = [walk.queries(x) for x in (grad_out, p.q, out, lse_by_token)]
+    grad_q_rows, grad_k_rows, grad_v_rows = (walk.results(x) for x in (grad_q, grad_k, grad_v))
+    sources = {"d out": grad_out, "q": p.q, "out": out, "lse": lse_by_token}
+    rows_of = {name: walk.queries(x) for name, x in sources.items()}
     for part in walk.parts():
-        d_out, q, part_out, part_lse = (walk.gather_queries(rows, part).to(walk.dtype) for rows in sources)
-        k, v = (walk.gather_keys(part, rows).to(walk.dtype) for rows in (walk.k, walk.v))
+        d_out, q, part_out, part_lse = (
+            walk.gather_queries(name, rows, part, dtype) for name, rows in rows_of.items()
+        )
+        k, v = walk.gather_keys("k", walk.k, part, dtype), walk.gather_keys("v", walk.v, part, dtype)
         d_q, d_k, d_v = flash.attention_backward(
-            d_out, q, k, v, part_out, part_lse.squeeze(-1), part.mask(walk.dtype), p.softmax_scale
+            d_out, q, k, v, part_out, part_lse.squeeze(-1), part.mask(dtype), p.softmax_scale
         )
         walk.put_queries(grad_q_rows, part, d_q.to(p.q.dtype))
         for rows, values in ((grad_k_rows, d_k), (grad_v_rows, d_v)):

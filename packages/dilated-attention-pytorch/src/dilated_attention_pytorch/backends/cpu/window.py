@@ -1,0 +1,253 @@
+"""The way of long calls: row by row, with a window of gathered blocks that moves down the layout.
+
+Neighbouring rows share most of their blocks. The window holds the blocks of one row, in any order; for the next row
+only those that it does not hold yet are copied, over blocks that are no longer wanted. Queries, outputs and their
+gradients are read and written where they are.
+
+A row costs a call of the kernel. What is sliced for it is sliced for all rows at once, by `split`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..problem import AttentionProblem, Gradients
+from . import flash
+from .padding import hidden_keys
+
+MOST_QUERIES = 256  # of the heads of a group together; the kernel is not faster with more
+
+
+class Row(NamedTuple):
+    """A layout row whose blocks have been gathered."""
+
+    number: int
+    slots: list[int]  # the block in each of the first n slots of the window
+    k: Tensor  # (1, num_kv_heads, n * block_size, head_dim)
+    v: Tensor
+    mask: Tensor | None  # 0 or -inf, (1 or queries, n * block_size)
+
+
+class Rows:
+    """Where the rows of a problem begin and end, and their blocks."""
+
+    def __init__(self, problem: AttentionProblem) -> None:
+        p = problem
+        n_classes = len(p.rates)
+        offsets, columns = p.rows.offsets[::n_classes].tolist(), p.rows.indices.tolist()
+        self.blocks = [columns[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+        if p.is_causal:
+            self.blocks = [
+                [block for block in blocks if block <= p.first_row + row] for row, blocks in enumerate(self.blocks)
+            ]
+        first = min(p.block_size - (p.q_offset - p.first_row * p.block_size), p.q_len)
+        inner, last = divmod(p.q_len - first, p.block_size)
+        self.heights = [first, *[p.block_size] * inner, *[last] * (last > 0)]
+        self.leads = [(p.q_offset - p.first_row * p.block_size), *[0] * (len(self.heights) - 1)]
+        self.n_slots = max(len(blocks) for blocks in self.blocks)
+        self.all_see = all(self.blocks)
+
+
+class Window:
+    """The gathered blocks of k and v, and the mask of the keys in them."""
+
+    def __init__(self, problem: AttentionProblem, dtype: torch.dtype) -> None:
+        p = self.problem = problem
+        self.dtype = dtype
+        self.rows = Rows(p)
+        self.together = heads_together(p)
+        shape = (self.rows.n_slots, p.block_size, p.num_kv_heads)
+        self.k, self.v = (torch.empty(*shape, x.shape[3], dtype=dtype, device="cpu") for x in (p.k, p.v))
+        self.hidden = hidden_keys(p)  # bool (batch, n_cols, block_size)
+        self.triangle = self.make_triangle() if p.is_causal else None
+
+    def make_triangle(self) -> Tensor:
+        """0 or -inf (together, block_size, n): a diagonal block between as many blocks as it may have on either side."""
+        size = self.problem.block_size
+        side = (self.rows.n_slots - 1) * size
+        mask = torch.zeros(self.together, size, side + size + side, dtype=self.dtype, device="cpu")
+        hidden = torch.ones(size, size, dtype=torch.bool, device="cpu").triu_(1)
+        mask[:, :, side : side + size].masked_fill_(hidden, -torch.inf)
+        return mask
+
+    def move(self, batch: int) -> Iterator[Row]:
+        """The rows of a batch element that have blocks, the window moved to each in turn."""
+        p, rows = self.problem, self.rows
+        k_slots, v_slots = self.k.unbind(), self.v.unbind()
+        k_blocks, v_blocks = (torch.split(x[batch], p.block_size) for x in (p.k, p.v))
+        hidden = None if self.hidden is None else HiddenSlots(self, batch)
+        views: dict[int, tuple[Tensor, Tensor]] = {}
+        slots = [-1] * rows.n_slots  # the block in every slot
+        place: dict[int, int] = {}  # the slot of every block
+        for number, blocks in enumerate(rows.blocks):
+            n = len(blocks)
+            if n == 0:
+                continue
+            wanted = set(blocks)
+            missing = [block for block in blocks if place.get(block, n) >= n]
+            for slot in range(n):
+                old = slots[slot]
+                if place.get(old) == slot:
+                    if old in wanted:
+                        continue
+                    del place[old]
+                block = missing.pop()
+                slots[slot], place[block] = block, slot
+                if hidden is None:
+                    k_slots[slot].copy_(k_blocks[block])
+                    v_slots[slot].copy_(v_blocks[block])
+                else:
+                    hidden.fill(slot, block, (k_slots[slot], k_blocks[block]), (v_slots[slot], v_blocks[block]))
+            if n not in views:
+                views[n] = self.first(self.k, n), self.first(self.v, n)
+            mask = None if self.triangle is None else self.causal_mask(number, n, place)
+            if hidden is not None:
+                mask = hidden.add_to(mask, slots[:n])
+            yield Row(number, slots[:n], *views[n], mask)
+
+    def first(self, x: Tensor, n: int) -> Tensor:
+        """n slots of the window's k or v as the kernel takes them."""
+        return x[:n].flatten(0, 1).transpose(0, 1).unsqueeze(0)
+
+    def causal_mask(self, number: int, n: int, place: dict[int, int]) -> Tensor | None:
+        """0 or -inf (together * height, n * block_size)."""
+        assert self.triangle is not None
+        size, lead = self.problem.block_size, self.rows.leads[number]
+        slot = place.get(self.problem.first_row + number, n)
+        if slot >= n or lead + 1 == size:
+            return None  # every query sees all keys
+        first = (self.rows.n_slots - 1 - slot) * size
+        mask = self.triangle[:, lead : lead + self.rows.heights[number], first : first + n * size]
+        return mask.flatten(0, 1)
+
+
+class HiddenSlots:
+    """Which keys in the slots of a window are padding, or behind the last one."""
+
+    def __init__(self, window: Window, batch: int) -> None:
+        assert window.hidden is not None
+        self.hidden = window.hidden[batch]  # (n_cols, block_size)
+        self.is_hidden = self.hidden.any(-1).tolist()
+        self.mask = torch.zeros(window.rows.n_slots, self.hidden.shape[1], dtype=window.dtype, device="cpu")
+
+    def fill(self, slot: int, block: int, *copies: tuple[Tensor, Tensor]) -> None:
+        """Copy each block into its slot, zeros for the keys that are hidden."""
+        hidden = self.hidden[block]
+        for target, source in copies:
+            target[: source.shape[0]].copy_(source)
+            if self.is_hidden[block]:  # memory behind the end may hold anything, and 0 * NaN is NaN
+                target.masked_fill_(hidden[:, None, None], 0.0)
+        self.mask[slot].zero_().masked_fill_(hidden, -torch.inf)
+
+    def add_to(self, mask: Tensor | None, slots: list[int]) -> Tensor | None:
+        """The mask, with -inf for the hidden keys of the first slots, which hold these blocks."""
+        if not any(self.is_hidden[block] for block in slots):
+            return mask
+        hidden = self.mask[: len(slots)].view(1, -1)
+        return hidden if mask is None else mask + hidden
+
+
+def heads_together(problem: AttentionProblem) -> int:
+    """Query heads of a group that are computed together."""
+    p = problem
+    group = p.num_heads // p.num_kv_heads
+    most = max(1, MOST_QUERIES // min(p.q_len, p.block_size))
+    return max(n for n in range(1, min(group, most) + 1) if group % n == 0)
+
+
+class QueryRows:
+    """A (batch, num_heads, q_len, ...) tensor, cut into its rows and, where groups are large, into parts of the heads."""
+
+    def __init__(self, x: Tensor, window: Window) -> None:
+        self.heights, self.together = window.rows.heights, window.together
+        self.by_group = x.unflatten(1, (window.problem.num_kv_heads, -1))
+
+    def of(self, batch: int) -> list[tuple[Tensor, ...]]:
+        """For every row views of the parts: (1, num_kv_heads, height, ...) or, of several heads together,
+        (1, num_kv_heads, together, height, ...)."""
+        x = self.by_group[batch].unsqueeze(0)
+        if self.together == 1:
+            parts, tokens = x.unbind(2), 2
+        else:
+            parts, tokens = torch.split(x, self.together, 2), 3
+        return list(zip(*(torch.split(part, self.heights, tokens) for part in parts), strict=True))
+
+    def read(self, part: Tensor, dtype: torch.dtype) -> Tensor:
+        """A part as the kernel takes it: (1, num_kv_heads, together * height, ...)."""
+        if self.together > 1:
+            part = part.flatten(2, 3)
+        return part if part.dtype == dtype else part.to(dtype)
+
+    def write(self, part: Tensor, values: Tensor) -> None:
+        """Values as the kernel returns them into a part."""
+        part.copy_(values if self.together == 1 else values.unflatten(2, part.shape[2:4]))
+
+
+def by_head(x: Tensor) -> Tensor:
+    """(batch, heads, tokens, dim) of (batch, tokens, heads, dim), in strides that the kernel can read."""
+    if x.stride(3) != 1 or x.stride(1) < x.shape[3]:
+        x = x.contiguous()
+    return x.transpose(1, 2)
+
+
+def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    p = problem
+    wide = torch.promote_types(p.q.dtype, torch.float32)
+    dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 else wide
+    window = Window(p, dtype)
+    out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
+    lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=wide, device="cpu")
+    if not window.rows.all_see:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    q_rows, out_rows, lse_rows = (QueryRows(x, window) for x in (by_head(p.q), out.transpose(1, 2), lse))
+    for batch in range(p.batch):
+        q_of, out_of, lse_of = (x.of(batch) for x in (q_rows, out_rows, lse_rows))
+        for number, _, k, v, mask in window.move(batch):
+            for q, to_out, to_lse in zip(q_of[number], out_of[number], lse_of[number], strict=True):
+                row_out, row_lse = flash.attention(q_rows.read(q, dtype), k, v, mask, p.softmax_scale)
+                if mask is not None and window.hidden is not None:
+                    sees_none = (mask == -torch.inf).all(-1)
+                    row_lse = row_lse.masked_fill(sees_none, -torch.inf)
+                out_rows.write(to_out, row_out)
+                lse_rows.write(to_lse, row_lse)
+    return out, lse
+
+
+def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor) -> Gradients:
+    p, dtype = problem, lse.dtype
+    sees_none = lse == -torch.inf
+    if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives
+        lse = lse.masked_fill(sees_none, 0.0)
+        grad_out = grad_out.masked_fill(sees_none.transpose(1, 2).unsqueeze(-1), 0.0)
+    window = Window(p, dtype)
+    grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device="cpu")
+    if not window.rows.all_see:
+        grad_q.zero_()
+    grad_k, grad_v = (
+        torch.zeros(p.batch, p.n_cols, p.block_size, *x.shape[2:], dtype=dtype, device="cpu") for x in (p.k, p.v)
+    )
+    read = [QueryRows(x, window) for x in (by_head(grad_out), by_head(p.q), by_head(out), lse)]
+    written = QueryRows(grad_q.transpose(1, 2), window)
+    for batch in range(p.batch):
+        d_out_of, q_of, out_of, lse_of = (x.of(batch) for x in read)
+        grad_q_of = written.of(batch)
+        totals = [x[batch].flatten(1) for x in (grad_k, grad_v)]
+        for number, slots, k, v, mask in window.move(batch):
+            blocks = torch.tensor(slots, dtype=torch.int64, device="cpu")
+            inputs = (d_out_of[number], q_of[number], out_of[number], lse_of[number], grad_q_of[number])
+            for *of_row, to_grad_q in zip(*inputs, strict=True):
+                d_out, q, row_out, row_lse = (rows.read(x, dtype) for rows, x in zip(read, of_row, strict=True))
+                d_q, d_k, d_v = flash.attention_backward(
+                    d_out, q, k, v, row_out, row_lse, mask, p.softmax_scale
+                )
+                written.write(to_grad_q, d_q)
+                for total, values in zip(totals, (d_k, d_v), strict=True):
+                    by_block = values.squeeze(0).transpose(0, 1).reshape(len(slots), -1)
+                    total.index_add_(0, blocks, by_block)
+    grad_k, grad_v = (x.flatten(1, 2)[:, : p.kv_len] for x in (grad_k, grad_v))
+    return Gradients(grad_q, grad_k.to(p.k.dtype), grad_v.to(p.v.dtype), None)
