@@ -1,33 +1,19 @@
-"""CpuBackend: chooses between its two ways."""
+"""CpuBackend: chooses between the ways in which a call can be computed."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
-from . import batches, unfused, window
+from . import batches, decode, unfused, window
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-WORK_PER_ROW = 2**18  # products of a row of queries and keys; less is not worth a call of the kernel
-
-
-def is_fused(problem: AttentionProblem) -> bool:
-    """Whether PyTorch's fused kernel knows all that the problem asks for."""
-    p = problem
-    return p.block_bias is None and p.dropout_p == 0.0 and max(p.rates) == 1 and p.head_dim == p.v_head_dim
-
-
-def suits_window(problem: AttentionProblem) -> bool:
-    """Whether the rows are worth a call of the kernel each."""
-    p = problem
-    n_pairs = p.rows.indices.numel() * p.block_size * min(p.q_len, p.block_size)
-    return (
-        p.layout_heads == 1
-        and p.n_rows > 1
-        and p.num_kv_heads >= 2 * torch.get_num_threads() - 1
-        and n_pairs * p.num_heads * p.head_dim >= WORK_PER_ROW * p.n_rows
-    )
+# Multiplications for the scores of a row, for all of its heads: with fewer a row is not worth a call of the kernel.
+LEAST_ROW = 2**18
 
 
 class CpuBackend:
@@ -47,19 +33,60 @@ class CpuBackend:
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype; lse (batch, num_heads, q_len), float32 or float64."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with plain_arithmetic():
             if not is_fused(problem):
                 return unfused.forward(problem)
-            return (window if suits_window(problem) else batches).forward(problem)
+            if decode.suits(problem):
+                return decode.forward(problem)
+            if suits_window(problem):
+                return window.forward(problem)
+            return batches.forward(problem)
 
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:
         """Gradients in the inputs' dtypes, given the gradients of out and lse."""
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with plain_arithmetic():
             if not is_fused(problem) or grad_lse is not None:
                 return unfused.backward(problem, out, lse, grad_out, grad_lse)
-            return (window if suits_window(problem) else batches).backward(problem, out, lse, grad_out)
+            if suits_window(problem):
+                return window.backward(problem, out, lse, grad_out)
+            return batches.backward(problem, out, lse, grad_out)
 
 
 CPU = CpuBackend()
+
+
+@contextlib.contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """No graph and no autocast, which takes ten times as long to switch off as to look for."""
+    with torch.no_grad():
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                yield
+        else:
+            yield
+
+
+def is_fused(problem: AttentionProblem) -> bool:
+    """Whether PyTorch's fused kernel knows all that the problem asks for."""
+    p = problem
+    return (
+        p.block_bias is None
+        and p.dropout_p == 0.0
+        and max(p.rates) == 1
+        and p.head_dim == p.v_head_dim
+        and p.q.numel() > 0
+    )
+
+
+def suits_window(problem: AttentionProblem) -> bool:
+    """Whether the rows of the layout are worth a call of the kernel each, and keep all threads busy."""
+    p = problem
+    n_pairs = p.rows.indices.numel() * p.block_size * min(p.q_len, p.block_size)
+    return (
+        p.layout_heads == 1
+        and p.n_rows > 1
+        and p.num_kv_heads >= 2 * torch.get_num_threads() - 1
+        and n_pairs * p.num_heads * p.head_dim >= LEAST_ROW * p.n_rows
+    )

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import flash
 from ..problem import AttentionProblem, Gradients
+from . import flash
 from .padding import padded_keys
 from .scratch import Scratch
 from .tiles import Tiles, Tiling, batch_parts, tiling_of
@@ -17,7 +17,7 @@ from .token_rows import TokenRows
 
 # Elements of k gathered at a time, per thread: with v 1 MiB of float32, which stays in the cache until it is read.
 ELEMENTS_PER_THREAD = 2**18
-FEW_QUERIES = 16  # per kv head and tile: then the keys are read in less time than it takes ... head by head
+FEW_QUERIES = 16  # with fewer per kv head, the keys of a head are read faster where they lie together
 
 
 class Part(NamedTuple):
@@ -41,9 +41,8 @@ class Part(NamedTuple):
 class Walk:
     """What forward and backward share: the parts of a problem in turn, and what is gathered for each."""
 
-    def __init__(self, problem: AttentionProblem) -> None:
+    def __init__(self, problem: AttentionProblem, dtype: torch.dtype) -> None:
         p = self.problem = problem
-        self.dtype = torch.promote_types(p.q.dtype, torch.float32)
         self.most = ELEMENTS_PER_THREAD * torch.get_num_threads()
         self.heads_together = p.num_kv_heads if p.layout_heads == 1 else 1
         self.width = self.heads_together * p.head_dim
@@ -53,7 +52,7 @@ class Walk:
         self.is_wide = p.layout_heads == 1 and group * height > FEW_QUERIES
         # heads of a group follow each other in a tile, which they do when q is gathered head by head
         self.q_is_wide = self.is_wide and group == 1
-        self.scratch = Scratch()
+        self.scratch = Scratch(dtype)
         self.k, self.v = (TokenRows(x, self.is_wide, self.scratch) for x in (p.k, p.v))
         self.padded = padded_keys(p)
 
@@ -78,10 +77,10 @@ class Walk:
         padded = self.padded[batches.start : batches.stop, keys].flatten(0, 1)
         return padded if bool(padded.any()) else None
 
-    def gather_queries(self, name: str, rows: TokenRows, part: Part, dtype: torch.dtype) -> Tensor:
+    def gather_queries(self, name: str, rows: TokenRows, part: Part) -> Tensor:
         """(T, n_kv_heads, group * height, dim)"""
         tiles = part.tiles
-        x = rows.gather(name, tiles.queries, part.batches, tiles.heads, dtype)
+        x = rows.gather(name, tiles.queries, part.batches, tiles.heads)
         return x if tiles.group == 1 else x.unflatten(1, (-1, tiles.group)).flatten(2, 3)
 
     def put_queries(self, rows: TokenRows, part: Part, values: Tensor) -> None:
@@ -90,57 +89,58 @@ class Walk:
         by_head = values.unflatten(2, (tiles.group, tiles.height)).permute(0, 3, 1, 2, 4)
         rows.put(tiles.queries, part.batches, tiles.heads, by_head)
 
-    def gather_keys(self, name: str, rows: TokenRows, part: Part, dtype: torch.dtype) -> Tensor:
+    def gather_keys(self, name: str, rows: TokenRows, part: Part) -> Tensor:
         """(T, n_kv_heads, n_keys, dim)"""
-        x = rows.gather(name, part.keys, part.batches, part.tiles.kv_heads, dtype)
+        x = rows.gather(name, part.keys, part.batches, part.tiles.kv_heads)
         if part.padded is not None:  # a cache may hold anything behind its end, and 0 * NaN is NaN
             x.masked_fill_(part.padded[:, None, :, None], 0.0)
         return x
 
 
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    p, walk = problem, Walk(problem)
+    p = problem
+    wide = torch.promote_types(p.q.dtype, torch.float32)
     # The kernel multiplies bfloat16 well but for single queries, and float16 badly.
-    few = p.q_len * (p.num_heads // p.num_kv_heads) == 1
-    dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not few else walk.dtype
+    is_single = p.q_len * p.num_heads == p.num_kv_heads
+    dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
+    walk = Walk(p, dtype)
     out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
-    lse = torch.empty(p.batch, p.q_len, p.num_heads, 1, dtype=walk.dtype, device="cpu")
+    lse = torch.empty(p.batch, p.q_len, p.num_heads, 1, dtype=wide, device="cpu")
     if not walk.tiling.is_whole:
         out.zero_()
         lse.fill_(-torch.inf)
     q_rows, out_rows, lse_rows = walk.queries(p.q), walk.results(out), walk.results(lse)
     for part in walk.parts():
-        q = walk.gather_queries("q", q_rows, part, dtype)
-        k, v = walk.gather_keys("k", walk.k, part, dtype), walk.gather_keys("v", walk.v, part, dtype)
-        mask = part.mask(dtype)
+        q, mask = walk.gather_queries("q", q_rows, part), part.mask(dtype)
+        k, v = walk.gather_keys("k", walk.k, part), walk.gather_keys("v", walk.v, part)
         part_out, part_lse = flash.attention(q, k, v, mask, p.softmax_scale)
         if mask is not None and part.padded is not None:
-            sees_none = (mask == -torch.inf).all(-1)  # (T, 1, queries)
-            part_lse = part_lse.masked_fill(sees_none, -torch.inf)
+            part_lse = part_lse.masked_fill((mask == -torch.inf).all(-1), -torch.inf)  # sees no key
         walk.put_queries(out_rows, part, part_out.to(p.q.dtype))
         walk.put_queries(lse_rows, part, part_lse.unsqueeze(-1))
     return out, lse.squeeze(-1).transpose(1, 2).contiguous()
 
 
 def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor) -> Gradients:
-    p, walk = problem, Walk(problem)
-    dtype = walk.dtype
+    p, dtype = problem, lse.dtype
+    walk = Walk(p, dtype)
     sees_none = (lse == -torch.inf).transpose(1, 2).unsqueeze(-1)  # (batch, q_len, heads, 1)
     lse_by_token = lse.transpose(1, 2).unsqueeze(-1).contiguous()
     if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives
-        lse_by_token, grad_out = lse_by_token.masked_fill(sees_none, 0.0), grad_out.masked_fill(sees_none, 0.0)
+        lse_by_token = lse_by_token.masked_fill(sees_none, 0.0)
+        grad_out = grad_out.masked_fill(sees_none, 0.0)
     grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device="cpu")
     if not walk.tiling.is_whole:
         grad_q.zero_()
-    grad_k, grad_v = (torch.zeros(x.shape, dtype=walk.dtype, device="cpu") for x in (p.k, p.v))
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device="cpu") for x in (p.k, p.v))
     grad_q_rows, grad_k_rows, grad_v_rows = (walk.results(x) for x in (grad_q, grad_k, grad_v))
     sources = {"d out": grad_out, "q": p.q, "out": out, "lse": lse_by_token}
     rows_of = {name: walk.queries(x) for name, x in sources.items()}
     for part in walk.parts():
         d_out, q, part_out, part_lse = (
-            walk.gather_queries(name, rows, part, dtype) for name, rows in rows_of.items()
+            walk.gather_queries(name, rows, part) for name, rows in rows_of.items()
         )
-        k, v = walk.gather_keys("k", walk.k, part, dtype), walk.gather_keys("v", walk.v, part, dtype)
+        k, v = walk.gather_keys("k", walk.k, part), walk.gather_keys("v", walk.v, part)
         d_q, d_k, d_v = flash.attention_backward(
             d_out, q, k, v, part_out, part_lse.squeeze(-1), part.mask(dtype), p.softmax_scale
         )

@@ -25,4 +25,5 @@ def hidden_keys(problem: AttentionProblem) -> Tensor | None:
         if n_missing == 0:
             return None
         padded = torch.zeros(p.batch, p.kv_len, dtype=torch.bool, device="cpu")
-    return torch.nn.functional.pad(padded, (0, n_missing), value=True).unflatten(1, (p.n_cols, p.block_size))
+    whole: Tensor = torch.nn.functional.pad(padded, (0, n_missing), value=True)
+    return whole.view(p.batch, p.n_cols, p.block_size)

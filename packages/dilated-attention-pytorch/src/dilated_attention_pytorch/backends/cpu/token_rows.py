@@ -52,17 +52,13 @@ class TokenRows:
             index = index + batches.start * self.batch_step
         return index.flatten()
 
-    def gather(self, name: str, tokens: Tensor, batches: range, heads: Tensor, dtype: torch.dtype) -> Tensor:
-        """A copy of the tokens in the scratch of that name: (batches * tiles, n_heads, n, dim)."""
+    def gather(self, name: str, tokens: Tensor, batches: range, heads: Tensor) -> Tensor:
+        """A copy of the tokens in the scratch of that name and its dtype: (batches * tiles, n_heads, n, dim)."""
         n, n_heads, dim = tokens.shape[1], heads.shape[1], self.x.shape[3]
         if self.matrix is None:
             batch = torch.arange(batches.start, batches.stop, device="cpu").view(-1, 1, 1, 1)
-            return self.x[batch, tokens[:, None, :], heads[:, :, None]].flatten(0, 1).to(dtype)
-        index = self.index(tokens, batches, heads, by_head=True)
-        rows = self.scratch.take(name, (index.numel(), self.matrix.shape[1]), self.matrix.dtype)
-        torch.index_select(self.matrix, 0, index, out=rows)
-        if rows.dtype != dtype:
-            rows = self.scratch.take(name, tuple(rows.shape), dtype).copy_(rows)
+            return self.x[batch, tokens[:, None, :], heads[:, :, None]].flatten(0, 1).to(self.scratch.dtype)
+        rows = self.scratch.gather(name, self.matrix, self.index(tokens, batches, heads, by_head=True))
         if self.is_wide:
             return rows.view(-1, n, n_heads, dim).transpose(1, 2)
         return rows.view(-1, n_heads, n, dim)

@@ -1,8 +1,9 @@
-"""The CPU backend: gather the active keys of a few rows of tiles, multiply, softmax, multiply; then the next rows.
+"""The way of all that the fused kernel does not know: gather the active keys of a few rows of tiles, multiply, softmax, multiply; then the next rows.
 
 Names and sizes used below:
     tile    the queries of one layout row of one (batch, head); `height` of them (block_size, or q_len if there
             is only one row, so that decoding one token costs one query).
+    used    the blocks that some row of some head sees; the others are not touched.
     piece   `width` keys of one block that share ``j mod stride``, where stride is the largest token dilation
             rate. A block of rate r contributes stride / r pieces, so dropped keys are never touched; without
             token dilation stride is 1 and a piece is a block.
@@ -23,6 +24,8 @@ from torch import Tensor
 
 from ..dropout import dropout_keep
 from ..problem import AttentionProblem, Gradients
+from .padding import padded_keys
+from .scratch import Scratch
 
 ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores: they stay in the cache from one step to the next
 
@@ -52,34 +55,12 @@ class Chunk(NamedTuple):
     batch: Tensor  # (R,) of the problem
     head: Tensor  # (R,) of the problem
     position: Tensor  # (R, height) of the queries
-    slots: Tensor  # (R, n) piece within its sequence: block * stride + residue
+    slots: (
+        Tensor  # (R, n) piece within its sequence: place of the block among the used ones * stride + residue
+    )
     pieces: Tensor  # (R, n) index into the packed keys and values of the panel, by (batch, kv head, slot)
     entries: Tensor  # (R, n) block bias entry
     is_first: bool  # no earlier chunk holds pieces of these tiles
-
-
-class Scratch:
-    """Buffers that every panel and chunk uses again: fresh memory costs a page fault per 4 KiB, each time."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self.buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory, valid until the name is taken again."""
-        n_elements = torch.Size(shape).numel()
-        buffer = self.buffers.get(name)
-        if buffer is None or buffer.numel() < n_elements:
-            buffer = self.buffers[name] = torch.empty(n_elements, dtype=dtype or self.dtype)
-        return buffer[:n_elements].view(shape)
-
-    def gather(self, name: str, source: Tensor, index: Tensor) -> Tensor:
-        """Rows `index` of a matrix, as accumulated: float32 or float64."""
-        shape = (index.numel(), source.shape[1])
-        if source.dtype == self.dtype:
-            return torch.index_select(source, 0, index.flatten(), out=self.take(name, *shape))
-        narrow = self.take(name + " narrow", *shape, dtype=source.dtype)
-        return self.take(name, *shape).copy_(torch.index_select(source, 0, index.flatten(), out=narrow))
 
 
 class Tiling:
@@ -92,7 +73,11 @@ class Tiling:
         self.limit = ELEMENTS_PER_THREAD * torch.get_num_threads()
         self.stride = max(problem.rates)
         self.width = problem.block_size // self.stride
-        self.n_slots = problem.n_cols * self.stride
+        self.used: Tensor = problem.rows.indices.unique().long()  # ascending; no other block is touched
+        self.n_slots = self.used.numel() * self.stride
+        tokens = self.used[:, None] * problem.block_size + torch.arange(problem.block_size, device="cpu")
+        self.tokens: Tensor = tokens.flatten()  # of the used blocks
+        self.present: Tensor = self.tokens[self.tokens < problem.kv_len]
         one_row = problem.n_rows == 1
         self.height = problem.q_len if one_row else problem.block_size
         self.first_position = problem.q_offset if one_row else problem.first_row * problem.block_size
@@ -101,7 +86,7 @@ class Tiling:
         self.dead_slots = None if self.dead is None else self.dead.any(-1)
 
         # The pieces of every (layout head, row), from lists per (layout head, row, dilation class).
-        rates = torch.tensor(problem.rates)
+        rates = torch.tensor(problem.rates, dtype=torch.int64, device="cpu")
         rows = problem.rows
         counts = rows.offsets.diff().long()
         rate = rates.repeat(counts.numel() // rates.numel()).repeat_interleave(counts)
@@ -109,10 +94,9 @@ class Tiling:
         ends = torch.cat([copies.new_zeros(1), copies.cumsum(0)])
         self.offsets = ends[rows.offsets[:: rates.numel()].long()]  # (layout_heads * n_rows + 1,)
         self.rate = rate.repeat_interleave(copies)
-        nth = torch.arange(self.rate.numel()) - ends[:-1].repeat_interleave(copies)
-        self.slots = (
-            rows.indices.long().repeat_interleave(copies) * self.stride + nth * self.rate
-        )  # for head 0
+        nth = torch.arange(self.rate.numel(), device="cpu") - ends[:-1].repeat_interleave(copies)
+        place = torch.searchsorted(self.used, rows.indices.long())
+        self.slots = place.repeat_interleave(copies) * self.stride + nth * self.rate  # for head 0
         self.entries = rows.entries.long().repeat_interleave(copies)
 
     # ---- panels: parts of the problem's tensors, as matrices with one tile or piece per row
@@ -120,7 +104,7 @@ class Tiling:
     def panels(self) -> Iterator[Panel]:
         p = self.problem
         group = p.num_heads // p.num_kv_heads
-        per_sequence = max(p.kv_len, p.q_len * group) * max(p.head_dim, p.v_head_dim)
+        per_sequence = max(self.tokens.numel(), p.q_len * group, 1) * max(p.head_dim, p.v_head_dim)
         n_sequences = max(1, 2 * self.limit // per_sequence)
         n_kv_heads = min(n_sequences, p.num_kv_heads)
         n_batches = max(1, n_sequences // p.num_kv_heads)
@@ -145,9 +129,13 @@ class Tiling:
     def pack_keys(self, name: str, x: Tensor, panel: Panel) -> Tensor:
         """(batches, kv_len, kv_heads, dim) -> (pieces, width * dim)."""
         p = self.problem
-        batches, _, heads, dim = x.shape
-        tokens = self.pack(name, x, 0, p.n_cols * p.block_size)
-        by_piece = tokens.view(batches, heads, p.n_cols, self.width, self.stride, dim).transpose(3, 4)
+        batches, n_keys, heads, dim = x.shape
+        if self.present.numel() < n_keys:
+            x = x.index_select(1, self.present)
+        tokens = self.pack(name, x, 0, self.tokens.numel())
+        by_piece = tokens.view(batches, heads, self.used.numel(), self.width, self.stride, dim).transpose(
+            3, 4
+        )
         if p.kv_lengths is not None or p.key_padding_mask is not None:
             # A cache may hold anything behind its end, and 0 * NaN is NaN.
             assert self.dead is not None
@@ -159,8 +147,13 @@ class Tiling:
     def unpack_keys(self, pieces: Tensor, out: Tensor) -> None:
         """(pieces, width * dim) -> (batches, kv_len, kv_heads, dim)."""
         batches, kv_len, heads, dim = out.shape
-        x = pieces.view(batches, heads, self.problem.n_cols, self.stride, self.width, dim).transpose(3, 4)
-        out.copy_(x.reshape(batches, heads, -1, dim)[:, :, :kv_len].transpose(1, 2))
+        n_present = self.present.numel()
+        x = pieces.view(batches, heads, self.used.numel(), self.stride, self.width, dim).transpose(3, 4)
+        x = x.reshape(batches, heads, self.tokens.numel(), dim)[:, :, :n_present].transpose(1, 2)
+        if n_present == kv_len:
+            out.copy_(x)
+        else:
+            out.zero_().index_copy_(1, self.present, x.to(out.dtype))
 
     def pack(self, name: str, x: Tensor, lead: int, length: int, fill: float = 0.0) -> Tensor:
         """(batches, tokens, heads, dim) -> (batches, heads, length, dim), filled up before and after the tokens."""
@@ -173,18 +166,15 @@ class Tiling:
 
     def dead_keys(self) -> Tensor | None:
         """Padding and the keys after the end, bool (batch, n_slots, width); None if there are none."""
-        p = self.problem
-        n_keys = p.n_cols * p.block_size
-        if n_keys == p.kv_len and p.kv_lengths is None and p.key_padding_mask is None:
+        p, n_present = self.problem, self.present.numel()
+        padded = padded_keys(p)
+        if n_present == self.tokens.numel() and padded is None:
             return None
-        key = torch.arange(n_keys)
-        dead = (key >= p.kv_len).repeat(p.batch, 1)
-        if p.kv_lengths is not None:
-            dead |= key >= p.kv_lengths[:, None]
-        if p.key_padding_mask is not None:
-            dead[:, : p.kv_len] |= p.key_padding_mask
+        dead = (self.tokens >= p.kv_len).repeat(p.batch, 1)
+        if padded is not None:
+            dead[:, :n_present] |= padded[:, self.present]
         return (
-            dead.view(p.batch, p.n_cols, self.width, self.stride)
+            dead.view(p.batch, self.used.numel(), self.width, self.stride)
             .transpose(2, 3)
             .reshape(p.batch, self.n_slots, self.width)
         )
@@ -195,7 +185,7 @@ class Tiling:
         """The work of a panel, ordered so that the chunks of one tile come in the order of their pieces."""
         p = self.problem
         n_batches, n_heads = (part.stop - part.start for part in (panel.batches, panel.heads))
-        tile = torch.arange(n_batches * n_heads * p.n_rows)
+        tile = torch.arange(n_batches * n_heads * p.n_rows, device="cpu")
         head = panel.heads.start + tile // p.n_rows % n_heads
         lists = head // (p.num_heads // p.layout_heads) * p.n_rows + tile % p.n_rows
         n_pieces = self.offsets.diff()[lists]
@@ -217,12 +207,12 @@ class Tiling:
         row, sequence = tiles % p.n_rows, tiles // p.n_rows // group  # of the panel's (batch, kv head) pairs
         batch = panel.batches.start + tiles // (n_heads * p.n_rows)
         head = panel.heads.start + tiles // p.n_rows % n_heads
-        listed = starts[:, None] + torch.arange(n)
+        listed = starts[:, None] + torch.arange(n, device="cpu")
         slots = self.slots[listed]
         if self.stride > 1:
             slots += head[:, None] % self.rate[listed]
         pieces = sequence[:, None] * self.n_slots + slots
-        position = self.first_position + row[:, None] * self.height + torch.arange(self.height)
+        position = self.first_position + row[:, None] * self.height + torch.arange(self.height, device="cpu")
         return Chunk(tiles, batch, head, position, slots, pieces, self.entries[listed], is_first)
 
     # ---- what forward and backward share
@@ -242,12 +232,14 @@ class Tiling:
         self.hide(chunk, by_piece.transpose(1, 2))
         return scores
 
+    def first_keys(self, slots: Tensor) -> Tensor:
+        """The first key of each piece."""
+        return self.used[slots // self.stride] * self.problem.block_size + slots % self.stride
+
     def hide(self, chunk: Chunk, scores: Tensor) -> None:
         """Set what a query may not see to -inf in scores (R, n, height, width); most pieces need no mask."""
         p, slots = self.problem, chunk.slots
-        first = (
-            slots // self.stride * p.block_size + slots % self.stride
-        )  # (R, n) the first key of each piece
+        first = self.first_keys(slots)
         partial = torch.zeros_like(slots, dtype=torch.bool)
         if p.is_causal:
             partial |= first + (self.width - 1) * self.stride > chunk.position[:, :1]
@@ -256,9 +248,9 @@ class Tiling:
         tile, piece = partial.nonzero(as_tuple=True)  # (T,)
         if tile.numel() == 0:
             return
-        hidden = torch.zeros(1, 1, 1, dtype=torch.bool)
+        hidden = torch.zeros(1, 1, 1, dtype=torch.bool, device="cpu")
         if p.is_causal:
-            key = first[tile, piece][:, None] + torch.arange(0, p.block_size, self.stride)
+            key = first[tile, piece][:, None] + torch.arange(0, p.block_size, self.stride, device="cpu")
             hidden = key[:, None, :] > chunk.position[tile][:, :, None]  # (T, height, width)
         if self.dead is not None:
             hidden = hidden | self.dead[chunk.batch[tile], slots[tile, piece]][:, None, :]
@@ -268,8 +260,8 @@ class Tiling:
         """0 or 1 / (1 - dropout_p) for every weight, (R, height, n * width)."""
         p, slots = self.problem, chunk.slots
         assert p.seed is not None
-        first = slots // self.stride * p.block_size + slots % self.stride
-        key = (first[:, :, None] + torch.arange(0, p.block_size, self.stride)).flatten(1)
+        first = self.first_keys(slots)
+        key = (first[:, :, None] + torch.arange(0, p.block_size, self.stride, device="cpu")).flatten(1)
         batch_head = chunk.batch * p.num_heads + chunk.head
         query = chunk.position - p.q_offset
         keep = dropout_keep(
@@ -286,7 +278,7 @@ def even_split(x: Tensor, at_most: int) -> tuple[Tensor, ...]:
 def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     p, tiling = problem, Tiling(problem)
     out = p.q.new_empty(p.batch, p.q_len, p.num_heads, p.v_head_dim)
-    lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=tiling.dtype)
+    lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=tiling.dtype, device="cpu")
     for panel in tiling.panels():
         out_tiles, lse_tiles = forward_panel(tiling, panel)
         tiling.unpack_queries(out_tiles, out[panel.queries])
@@ -330,10 +322,12 @@ def backward(
     problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> Gradients:
     p, tiling = problem, Tiling(problem)
-    grads = [torch.empty(x.shape, dtype=x.dtype) for x in (p.q, p.k, p.v)]
+    grads = [torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (p.q, p.k, p.v)]
     grad_bias = None
     if p.block_bias is not None:
-        grad_bias = torch.zeros(p.batch, p.num_heads, p.rows.entries.numel(), dtype=tiling.dtype)
+        grad_bias = torch.zeros(
+            p.batch, p.num_heads, p.rows.entries.numel(), dtype=tiling.dtype, device="cpu"
+        )
     for panel in tiling.panels():
         own = panel.queries
         own_lse, d_out = lse.transpose(1, 2)[own], grad_out[own]

@@ -9,6 +9,7 @@ A row costs a call of the kernel. What is sliced for it is sliced for all rows a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,10 +40,11 @@ class Rows:
         p = problem
         n_classes = len(p.rates)
         offsets, columns = p.rows.offsets[::n_classes].tolist(), p.rows.indices.tolist()
-        self.blocks = [columns[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+        self.blocks = [columns[start:end] for start, end in itertools.pairwise(offsets)]
         if p.is_causal:
             self.blocks = [
-                [block for block in blocks if block <= p.first_row + row] for row, blocks in enumerate(self.blocks)
+                [block for block in blocks if block <= p.first_row + row]
+                for row, blocks in enumerate(self.blocks)
             ]
         first = min(p.block_size - (p.q_offset - p.first_row * p.block_size), p.q_len)
         inner, last = divmod(p.q_len - first, p.block_size)
@@ -101,7 +103,9 @@ class Window:
                     k_slots[slot].copy_(k_blocks[block])
                     v_slots[slot].copy_(v_blocks[block])
                 else:
-                    hidden.fill(slot, block, (k_slots[slot], k_blocks[block]), (v_slots[slot], v_blocks[block]))
+                    hidden.fill(
+                        slot, block, (k_slots[slot], k_blocks[block]), (v_slots[slot], v_blocks[block])
+                    )
             if n not in views:
                 views[n] = self.first(self.k, n), self.first(self.v, n)
             mask = None if self.triangle is None else self.causal_mask(number, n, place)
@@ -229,7 +233,8 @@ def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tens
     if not window.rows.all_see:
         grad_q.zero_()
     grad_k, grad_v = (
-        torch.zeros(p.batch, p.n_cols, p.block_size, *x.shape[2:], dtype=dtype, device="cpu") for x in (p.k, p.v)
+        torch.zeros(p.batch, p.n_cols, p.block_size, *x.shape[2:], dtype=dtype, device="cpu")
+        for x in (p.k, p.v)
     )
     read = [QueryRows(x, window) for x in (by_head(grad_out), by_head(p.q), by_head(out), lse)]
     written = QueryRows(grad_q.transpose(1, 2), window)
@@ -241,7 +246,9 @@ def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tens
             blocks = torch.tensor(slots, dtype=torch.int64, device="cpu")
             inputs = (d_out_of[number], q_of[number], out_of[number], lse_of[number], grad_q_of[number])
             for *of_row, to_grad_q in zip(*inputs, strict=True):
-                d_out, q, row_out, row_lse = (rows.read(x, dtype) for rows, x in zip(read, of_row, strict=True))
+                d_out, q, row_out, row_lse = (
+                    rows.read(x, dtype) for rows, x in zip(read, of_row, strict=True)
+                )
                 d_q, d_k, d_v = flash.attention_backward(
                     d_out, q, k, v, row_out, row_lse, mask, p.softmax_scale
                 )
