@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
-from . import batches, decode, unfused, window
+from . import batches, decode, small, unfused, window
+from .scratch import kept_buffers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Multiplications for the scores of a row, for all of its heads: with fewer a row is not worth a call of the kernel.
-LEAST_ROW = 2**18
+# Elements of k that a row sees: with fewer a row is not worth a call of the kernel (measured on blocks of 16 to 128).
+LEAST_KEYS = 20 * 1024
 
 
 class CpuBackend:
@@ -33,25 +34,31 @@ class CpuBackend:
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype; lse (batch, num_heads, q_len), float32 or float64."""
-        with plain_arithmetic():
+        with plain_arithmetic(), kept_buffers() as buffers:
             if not is_fused(problem):
-                return unfused.forward(problem)
+                return unfused.forward(problem, buffers)
             if decode.suits(problem):
                 return decode.forward(problem)
+            plan = small.plan_of(problem)
+            if plan is not None:
+                return small.forward(problem, plan, buffers)
             if suits_window(problem):
-                return window.forward(problem)
-            return batches.forward(problem)
+                return window.forward(problem, buffers)
+            return batches.forward(problem, buffers)
 
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:
         """Gradients in the inputs' dtypes, given the gradients of out and lse."""
-        with plain_arithmetic():
+        with plain_arithmetic(), kept_buffers() as buffers:
             if not is_fused(problem) or grad_lse is not None:
-                return unfused.backward(problem, out, lse, grad_out, grad_lse)
+                return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers)
+            plan = small.plan_of(problem)
+            if plan is not None:
+                return small.backward(problem, plan, out, lse, grad_out, buffers)
             if suits_window(problem):
-                return window.backward(problem, out, lse, grad_out)
-            return batches.backward(problem, out, lse, grad_out)
+                return window.backward(problem, out, lse, grad_out, buffers)
+            return batches.backward(problem, out, lse, grad_out, buffers)
 
 
 CPU = CpuBackend()
@@ -83,10 +90,10 @@ def is_fused(problem: AttentionProblem) -> bool:
 def suits_window(problem: AttentionProblem) -> bool:
     """Whether the rows of the layout are worth a call of the kernel each, and keep all threads busy."""
     p = problem
-    n_pairs = p.rows.indices.numel() * p.block_size * min(p.q_len, p.block_size)
+    n_elements = p.rows.indices.numel() * p.block_size * p.num_kv_heads * p.head_dim
     return (
         p.layout_heads == 1
         and p.n_rows > 1
         and p.num_kv_heads >= 2 * torch.get_num_threads() - 1
-        and n_pairs * p.num_heads * p.head_dim >= LEAST_ROW * p.n_rows
+        and n_elements >= LEAST_KEYS * p.n_rows
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..problem import AttentionProblem, Gradients
 from . import flash
 from .padding import padded_keys
-from .scratch import Scratch
+from .scratch import Buffers, Scratch
 from .tiles import Tiles, Tiling, batch_parts, tiling_of
 from .token_rows import TokenRows
 
@@ -41,7 +41,7 @@ class Part(NamedTuple):
 class Walk:
     """What forward and backward share: the parts of a problem in turn, and what is gathered for each."""
 
-    def __init__(self, problem: AttentionProblem, dtype: torch.dtype) -> None:
+    def __init__(self, problem: AttentionProblem, dtype: torch.dtype, buffers: Buffers) -> None:
         p = self.problem = problem
         self.most = ELEMENTS_PER_THREAD * torch.get_num_threads()
         self.heads_together = p.num_kv_heads if p.layout_heads == 1 else 1
@@ -52,7 +52,7 @@ class Walk:
         self.is_wide = p.layout_heads == 1 and group * height > FEW_QUERIES
         # heads of a group follow each other in a tile, which they do when q is gathered head by head
         self.q_is_wide = self.is_wide and group == 1
-        self.scratch = Scratch(dtype)
+        self.scratch = Scratch(dtype, buffers)
         self.k, self.v = (TokenRows(x, self.is_wide, self.scratch) for x in (p.k, p.v))
         self.padded = padded_keys(p)
 
@@ -97,13 +97,13 @@ class Walk:
         return x
 
 
-def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
     p = problem
     wide = torch.promote_types(p.q.dtype, torch.float32)
     # The kernel multiplies bfloat16 well but for single queries, and float16 badly.
     is_single = p.q_len * p.num_heads == p.num_kv_heads
     dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
-    walk = Walk(p, dtype)
+    walk = Walk(p, dtype, buffers)
     out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
     lse = torch.empty(p.batch, p.q_len, p.num_heads, 1, dtype=wide, device="cpu")
     if not walk.tiling.is_whole:
@@ -121,9 +121,11 @@ def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return out, lse.squeeze(-1).transpose(1, 2).contiguous()
 
 
-def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor) -> Gradients:
+def backward(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, buffers: Buffers
+) -> Gradients:
     p, dtype = problem, lse.dtype
-    walk = Walk(p, dtype)
+    walk = Walk(p, dtype, buffers)
     sees_none = (lse == -torch.inf).transpose(1, 2).unsqueeze(-1)  # (batch, q_len, heads, 1)
     lse_by_token = lse.transpose(1, 2).unsqueeze(-1).contiguous()
     if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from ...patterns.keep import plain_tensors
 from ..problem import AttentionProblem
+from .kept import kept
 
-KEPT_TILINGS = 8  # per list of blocks
 KEPT_TOKENS = 2**16  # a tiling with no more keys keeps their numbers and its masks
 
 
@@ -99,10 +96,6 @@ class Tiling(NamedTuple):
     is_whole: bool
 
 
-TILINGS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the indices of row lists
-LOCK = threading.Lock()
-
-
 def tiling_of(problem: AttentionProblem, most_keys: int) -> Tiling:
     """The tiling of a problem; kept as long as its lists."""
     p = problem
@@ -110,17 +103,7 @@ def tiling_of(problem: AttentionProblem, most_keys: int) -> Tiling:
         p.block_size, p.first_row, p.q_offset, p.q_len, p.kv_len, len(p.rates), p.is_causal, p.num_heads,
         p.num_kv_heads, p.layout_heads, most_keys,
     )  # fmt: skip
-    kept: dict[Geometry, Tiling] | None = TILINGS.get(p.rows.indices)
-    tiling = None if kept is None else kept.get(geometry)
-    if tiling is None:
-        with plain_tensors(), torch.no_grad():
-            tiling = make_tiling(geometry, p.rows.offsets, p.rows.indices)
-        with LOCK:
-            kept = TILINGS.setdefault(p.rows.indices, {})
-            while len(kept) >= KEPT_TILINGS:
-                del kept[next(iter(kept))]
-            kept[geometry] = tiling
-    return tiling
+    return kept(p.rows.indices, geometry, lambda: make_tiling(geometry, p.rows.offsets, p.rows.indices))
 
 
 def make_tiling(g: Geometry, offsets: Tensor, indices: Tensor) -> Tiling:

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..dropout import dropout_keep
 from ..problem import AttentionProblem, Gradients
 from .padding import padded_keys
-from .scratch import Scratch
+from .scratch import Buffers, Scratch
 
 ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores: they stay in the cache from one step to the next
 
@@ -66,10 +66,10 @@ class Chunk(NamedTuple):
 class Tiling:
     """How a problem is cut into tiles, pieces and chunks."""
 
-    def __init__(self, problem: AttentionProblem) -> None:
+    def __init__(self, problem: AttentionProblem, buffers: Buffers) -> None:
         self.problem = problem
         self.dtype = torch.promote_types(problem.q.dtype, torch.float32)
-        self.scratch = Scratch(self.dtype)
+        self.scratch = Scratch(self.dtype, buffers)
         self.limit = ELEMENTS_PER_THREAD * torch.get_num_threads()
         self.stride = max(problem.rates)
         self.width = problem.block_size // self.stride
@@ -275,8 +275,8 @@ def even_split(x: Tensor, at_most: int) -> tuple[Tensor, ...]:
     return x.tensor_split(-(-x.numel() // at_most))
 
 
-def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    p, tiling = problem, Tiling(problem)
+def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
+    p, tiling = problem, Tiling(problem, buffers)
     out = p.q.new_empty(p.batch, p.q_len, p.num_heads, p.v_head_dim)
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=tiling.dtype, device="cpu")
     for panel in tiling.panels():
@@ -319,9 +319,14 @@ def forward_panel(tiling: Tiling, panel: Panel) -> tuple[Tensor, Tensor]:
 
 
 def backward(
-    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    buffers: Buffers,
 ) -> Gradients:
-    p, tiling = problem, Tiling(problem)
+    p, tiling = problem, Tiling(problem, buffers)
     grads = [torch.empty(x.shape, dtype=x.dtype, device="cpu") for x in (p.q, p.k, p.v)]
     grad_bias = None
     if p.block_bias is not None:

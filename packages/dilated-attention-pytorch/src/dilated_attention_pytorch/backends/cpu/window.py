@@ -1,8 +1,8 @@
 """The way of long calls: row by row, with a window of gathered blocks that moves down the layout.
 
 Neighbouring rows share most of their blocks. The window holds the blocks of one row, in any order; for the next row
-only those that it does not hold yet are copied, over blocks that are no longer wanted. Queries, outputs and their
-gradients are read and written where they are.
+only those that it does not hold yet are copied, over blocks that are no longer wanted. Blocks that follow each other
+in memory anyway are not copied at all. Queries, outputs and their gradients are read and written where they are.
 
 A row costs a call of the kernel. What is sliced for it is sliced for all rows at once, by `split`.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..problem import AttentionProblem, Gradients
 from . import flash
 from .padding import hidden_keys
+from .scratch import Buffers, Scratch
 
 MOST_QUERIES = 256  # of the heads of a group together; the kernel is not faster with more
 
@@ -27,7 +28,7 @@ class Row(NamedTuple):
     """A layout row whose blocks have been gathered."""
 
     number: int
-    slots: list[int]  # the block in each of the first n slots of the window
+    blocks: list[int]  # n of them, in the order of their keys in k and v
     k: Tensor  # (1, num_kv_heads, n * block_size, head_dim)
     v: Tensor
     mask: Tensor | None  # 0 or -inf, (1 or queries, n * block_size)
@@ -41,6 +42,8 @@ class Rows:
         n_classes = len(p.rates)
         offsets, columns = p.rows.offsets[::n_classes].tolist(), p.rows.indices.tolist()
         self.blocks = [columns[start:end] for start, end in itertools.pairwise(offsets)]
+        if n_classes > 1:  # the classes of a row follow each other
+            self.blocks = [sorted(blocks) for blocks in self.blocks]
         if p.is_causal:
             self.blocks = [
                 [block for block in blocks if block <= p.first_row + row]
@@ -57,14 +60,19 @@ class Rows:
 class Window:
     """The gathered blocks of k and v, and the mask of the keys in them."""
 
-    def __init__(self, problem: AttentionProblem, dtype: torch.dtype) -> None:
+    def __init__(self, problem: AttentionProblem, dtype: torch.dtype, buffers: Buffers) -> None:
         p = self.problem = problem
         self.dtype = dtype
         self.rows = Rows(p)
         self.together = heads_together(p)
         shape = (self.rows.n_slots, p.block_size, p.num_kv_heads)
-        self.k, self.v = (torch.empty(*shape, x.shape[3], dtype=dtype, device="cpu") for x in (p.k, p.v))
+        scratch = Scratch(dtype, buffers)
+        self.k, self.v = (scratch.take(name, *shape, x.shape[3]) for name, x in (("k", p.k), ("v", p.v)))
         self.hidden = hidden_keys(p)  # bool (batch, n_cols, block_size)
+        # Blocks before this one can be read where they are.
+        is_readable = p.kv_lengths is None and p.key_padding_mask is None and p.k.dtype == dtype
+        is_readable = is_readable and all(x.stride(3) == 1 and x.stride(1) >= x.shape[3] for x in (p.k, p.v))
+        self.n_readable = p.kv_len // p.block_size if is_readable else 0
         self.triangle = self.make_triangle() if p.is_causal else None
 
     def make_triangle(self) -> Tensor:
@@ -79,6 +87,7 @@ class Window:
     def move(self, batch: int) -> Iterator[Row]:
         """The rows of a batch element that have blocks, the window moved to each in turn."""
         p, rows = self.problem, self.rows
+        in_place = [x[batch].transpose(0, 1).unsqueeze(0) for x in (p.k, p.v)]
         k_slots, v_slots = self.k.unbind(), self.v.unbind()
         k_blocks, v_blocks = (torch.split(x[batch], p.block_size) for x in (p.k, p.v))
         hidden = None if self.hidden is None else HiddenSlots(self, batch)
@@ -88,6 +97,12 @@ class Window:
         for number, blocks in enumerate(rows.blocks):
             n = len(blocks)
             if n == 0:
+                continue
+            diagonal = p.first_row + number
+            if blocks[-1] < self.n_readable and blocks[-1] - blocks[0] == n - 1:
+                keys = slice(blocks[0] * p.block_size, (blocks[-1] + 1) * p.block_size)
+                mask = self.causal_mask(number, n, diagonal - blocks[0])
+                yield Row(number, blocks, in_place[0][:, :, keys], in_place[1][:, :, keys], mask)
                 continue
             wanted = set(blocks)
             missing = [block for block in blocks if place.get(block, n) >= n]
@@ -108,7 +123,7 @@ class Window:
                     )
             if n not in views:
                 views[n] = self.first(self.k, n), self.first(self.v, n)
-            mask = None if self.triangle is None else self.causal_mask(number, n, place)
+            mask = self.causal_mask(number, n, place.get(diagonal, n))
             if hidden is not None:
                 mask = hidden.add_to(mask, slots[:n])
             yield Row(number, slots[:n], *views[n], mask)
@@ -117,12 +132,10 @@ class Window:
         """n slots of the window's k or v as the kernel takes them."""
         return x[:n].flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
-    def causal_mask(self, number: int, n: int, place: dict[int, int]) -> Tensor | None:
-        """0 or -inf (together * height, n * block_size)."""
-        assert self.triangle is not None
+    def causal_mask(self, number: int, n: int, slot: int) -> Tensor | None:
+        """0 or -inf (together * height, n * block_size), with the diagonal block in a slot, if it is below n."""
         size, lead = self.problem.block_size, self.rows.leads[number]
-        slot = place.get(self.problem.first_row + number, n)
-        if slot >= n or lead + 1 == size:
+        if self.triangle is None or slot >= n or lead + 1 == size:
             return None  # every query sees all keys
         first = (self.rows.n_slots - 1 - slot) * size
         mask = self.triangle[:, lead : lead + self.rows.heights[number], first : first + n * size]
@@ -198,11 +211,11 @@ def by_head(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
-def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
     p = problem
     wide = torch.promote_types(p.q.dtype, torch.float32)
     dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 else wide
-    window = Window(p, dtype)
+    window = Window(p, dtype, buffers)
     out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=wide, device="cpu")
     if not window.rows.all_see:
@@ -222,13 +235,15 @@ def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor) -> Gradients:
+def backward(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, buffers: Buffers
+) -> Gradients:
     p, dtype = problem, lse.dtype
     sees_none = lse == -torch.inf
     if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives
         lse = lse.masked_fill(sees_none, 0.0)
         grad_out = grad_out.masked_fill(sees_none.transpose(1, 2).unsqueeze(-1), 0.0)
-    window = Window(p, dtype)
+    window = Window(p, dtype, buffers)
     grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device="cpu")
     if not window.rows.all_see:
         grad_q.zero_()
@@ -242,8 +257,8 @@ def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tens
         d_out_of, q_of, out_of, lse_of = (x.of(batch) for x in read)
         grad_q_of = written.of(batch)
         totals = [x[batch].flatten(1) for x in (grad_k, grad_v)]
-        for number, slots, k, v, mask in window.move(batch):
-            blocks = torch.tensor(slots, dtype=torch.int64, device="cpu")
+        for number, row_blocks, k, v, mask in window.move(batch):
+            blocks = torch.tensor(row_blocks, dtype=torch.int64, device="cpu")
             inputs = (d_out_of[number], q_of[number], out_of[number], lse_of[number], grad_q_of[number])
             for *of_row, to_grad_q in zip(*inputs, strict=True):
                 d_out, q, row_out, row_lse = (
@@ -254,7 +269,7 @@ def backward(problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tens
                 )
                 written.write(to_grad_q, d_q)
                 for total, values in zip(totals, (d_k, d_v), strict=True):
-                    by_block = values.squeeze(0).transpose(0, 1).reshape(len(slots), -1)
+                    by_block = values.squeeze(0).transpose(0, 1).reshape(len(row_blocks), -1)
                     total.index_add_(0, blocks, by_block)
     grad_k, grad_v = (x.flatten(1, 2)[:, : p.kv_len] for x in (grad_k, grad_v))
     return Gradients(grad_q, grad_k.to(p.k.dtype), grad_v.to(p.v.dtype), None)
