@@ -61,6 +61,8 @@ def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         mask = padding.unsqueeze(2) if mask is None else padding.unsqueeze(2) + mask
     q = p.q if height == 1 else p.q.unflatten(2, (n_heads, -1)).permute(0, 2, 3, 1, 4)
     q = q.reshape(p.batch, n_heads, -1, p.head_dim)  # (batch, n_heads, heads of each * height, head_dim)
+    if q.stride(3) != 1:
+        q = q.contiguous()
     out, lse = flash.attention(q.to(dtype), k.to(dtype), v.to(dtype), mask, p.softmax_scale)
     if padded is not None:
         assert mask is not None

@@ -15,7 +15,7 @@ BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.d
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Dense attention: out like q, and lse (batch, heads, q_len), float32 or float64.
 
-    q (batch, heads, q_len, dim); k, v (batch, heads, kv_len, dim); mask in q's dtype, broadcastable to (batch, heads,
+    q (batch, heads, q_len, dim); k, v (batch, heads, kv_len, dim), of last stride 1; mask in q's dtype, broadcastable to (batch, heads,
     q_len, kv_len), added to the scaled scores. A query that sees no key gets output 0 and lse 0.
     """
     out, lse = FORWARD(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
@@ -33,5 +33,7 @@ def attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v; `out` and `lse` may be those of a softmax over more keys than these."""
+    if grad_out.stride(3) != 1:  # the gradient of a sum is one number, expanded
+        grad_out = grad_out.contiguous()
     grad_q, grad_k, grad_v = BACKWARD(grad_out, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scale)
     return grad_q, grad_k, grad_v

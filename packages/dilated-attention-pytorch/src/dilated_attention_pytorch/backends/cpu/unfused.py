@@ -131,7 +131,7 @@ class Tiling:
         p = self.problem
         batches, n_keys, heads, dim = x.shape
         if self.present.numel() < n_keys:
-            x = x.index_select(1, self.present)
+            x = x[:, self.present]  # not index_select, which copies all of a tensor that is not contiguous
         tokens = self.pack(name, x, 0, self.tokens.numel())
         by_piece = tokens.view(batches, heads, self.used.numel(), self.width, self.stride, dim).transpose(
             3, 4
