@@ -441,7 +441,9 @@ class BlockLayout:
 
         See patterns/schedule.py, and patterns/joined.py for the columns with token dilation.
         """
-        rows, cols = self.lists(dilation)  # here: what is kept is made by a thread that must not wait for this one
+        rows, cols = self.lists(
+            dilation
+        )  # here: what is kept is made by a thread that must not wait for this one
         return keep(self._schedules, dilation, self.device, lambda: self._order(dilation, rows, cols))
 
     def _order(self, dilation: TokenDilation | None, rows: BlockLists, cols: BlockLists) -> Tensor:
