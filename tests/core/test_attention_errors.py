@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import subprocess
@@ -269,11 +268,11 @@ def test_module_refuses_bad_settings_when_it_is_made(name: str) -> None:
     assert str(error.value) == message
 
 
-def test_module_refuses_patterns_of_different_block_sizes() -> None:
-    module = BlockSparseAttention([CONFIG, dataclasses.replace(CONFIG, block_size=32)])
-    q = torch.randn(1, 40, 2, 16)
-    with pytest.raises(ValueError, match=r"all heads need the same block_size, got \[16, 32\]"):
-        module(q, q, q)
+def test_mixed_block_sizes_are_refused_by_the_constructor() -> None:
+    mixed = [SparsePatternConfig(block_size=32), SparsePatternConfig(block_size=64)]
+    with pytest.raises(ValueError, match=r"same block_size, got \[32, 64\]"):
+        BlockSparseAttention(mixed)
+    assert BlockSparseAttention(mixed, block_size=64).block_size == 64
 
 
 def test_module_refuses_more_patterns_than_heads() -> None:
@@ -476,3 +475,43 @@ def test_empty_batch(backend: str) -> None:
     assert out.shape == q.shape
     assert q.grad is not None
     assert q.grad.shape == q.shape
+
+
+def test_padding_behind_the_last_key_is_refused_when_decoding() -> None:
+    module = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.1, block_size=16))
+    q, k = torch.randn(2, 1, 2, 8), torch.randn(2, 200, 2, 8)
+    right = torch.arange(200) >= torch.tensor([50, 200])[:, None]
+    with pytest.raises(ValueError, match=r"got padding at the end.*k\[:, :length\].*on the left"):
+        module(q, k, k, is_causal=True, key_padding_mask=right)
+    left = torch.arange(200) < torch.tensor([48, 0])[:, None]  # three whole blocks
+    out = module(q, k, k, is_causal=True, key_padding_mask=left)
+    alone = module(q[:1], k[:1, 48:], k[:1, 48:], is_causal=True)
+    torch.testing.assert_close(out[:1], alone)
+    nothing = torch.ones(2, 200, dtype=torch.bool)  # says what it means
+    assert module(q, k, k, is_causal=True, key_padding_mask=nothing).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (([64],), "q_len must be"),
+        ((64, 2.5), "kv_len must be"),
+        ((64, 64, "no"), "causal must be True or False"),
+        ((64, 64, False, "gpu"), "device must be"),
+    ],
+)
+def test_layout_of_a_module_names_bad_arguments(arguments: tuple[object, ...], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        BlockSparseAttention().layout(*arguments)  # type: ignore[arg-type]
+
+
+def test_ratio_beside_a_window_is_warned_of() -> None:
+    config = SparsePatternConfig("local_window", window_size=256)
+    with pytest.warns(UserWarning, match=r"sparsity_ratio 0.5 does nothing where window_size is given"):
+        BlockSparseAttention(config, sparsity_ratio=0.5)
+
+
+def test_meta_tensors_get_their_shapes() -> None:
+    x = torch.empty(2, 100, 4, 16, device="meta")
+    out = BlockSparseAttention()(x, x, x, is_causal=True)
+    assert (out.device.type, out.shape) == ("meta", x.shape)

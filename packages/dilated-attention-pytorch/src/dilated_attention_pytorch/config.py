@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -155,6 +156,15 @@ def checked_configs(
     return tuple(config_of_dict(item, name) if isinstance(item, Mapping) else item for item in configs)
 
 
+def check_same_block_size(configs: Sequence[SparsePatternConfig]) -> None:
+    """Raise ValueError unless the blocks of all heads have one size."""
+    sizes = sorted({config.block_size for config in configs})
+    if len(sizes) > 1:
+        raise ValueError(
+            f"all heads need the same block_size, got {sizes}; give every config the same one, or block_size beside them"
+        )
+
+
 def config_of_dict(given: Mapping[Any, Any], name: str) -> SparsePatternConfig:
     fields = [field.name for field in dataclasses.fields(SparsePatternConfig)]
     for key in given:
@@ -172,6 +182,14 @@ def with_shorthands(
     given = {"sparsity_ratio": sparsity_ratio, "block_size": block_size}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     configs = checked_configs({} if sparse_config is None else sparse_config)
+    one = (configs,) if isinstance(configs, SparsePatternConfig) else configs
+    if sparsity_ratio is not None and any(config.window_size is not None for config in one):
+        windows = sorted({config.window_size for config in one if config.window_size is not None})
+        warnings.warn(
+            f"sparsity_ratio {sparsity_ratio} does nothing where window_size is given, which decides alone, got "
+            f"window_size {windows}; leave sparsity_ratio out, or use a config without window_size",
+            stacklevel=3,
+        )
     if isinstance(configs, SparsePatternConfig):
         return dataclasses.replace(configs, **changes)
     return tuple(dataclasses.replace(config, **changes) for config in configs)

@@ -285,7 +285,9 @@ def check_call(
     if kv_lengths is not None:
         kv_lengths = check_kv_lengths(kv_lengths, q, k, is_causal, readable=ops.nobody_looks())
     if key_padding_mask is not None:
-        key_padding_mask = check_key_padding_mask(key_padding_mask, q, k)
+        key_padding_mask = check_key_padding_mask(
+            key_padding_mask, q, k, is_causal, readable=ops.nobody_looks()
+        )
     if block_bias is not None:
         assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
         block_bias = check_block_bias(block_bias, q, layout)

@@ -212,8 +212,7 @@ def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, 
     if is_causal and q.shape[1] != kv_len:
         raise ValueError(
             f"kv_lengths with is_causal=True needs q_len == kv_len, got {q.shape[1]} and {kv_len}: the last query sits at "
-            "key kv_len - 1, not at the last valid key of its sequence. Fill the sequences up on the left, so that "
-            "all end at the last key, and pass key_padding_mask; or call once per sequence with k[:, :length]"
+            "key kv_len - 1, not at the last valid key of its sequence. " + WAYS_TO_DECODE
         )
     if readable and type(kv_lengths) is Tensor and kv_lengths.device.type == "cpu" and batch:
         least, most = (int(x) for x in kv_lengths.aminmax())
@@ -226,14 +225,29 @@ def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, 
     return kv_lengths.to(q.device, torch.int32)
 
 
-def check_key_padding_mask(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """The mask on q's device."""
+# What a call can do whose queries would stand behind the end of their sequence.
+WAYS_TO_DECODE = (
+    "Call once per sequence with k[:, :length]; or fill the sequences up on the left, so that all end at the last key, and "
+    "pass key_padding_mask (the numbers are those of the sequence alone where whole blocks are filled up)"
+)
+
+
+def check_key_padding_mask(mask: Tensor, q: Tensor, k: Tensor, is_causal: bool, readable: bool) -> Tensor:
+    """The mask on q's device; its values are checked where that waits for no GPU."""
     check_option("key_padding_mask", mask, q)
     if mask.shape != k.shape[:2] or mask.dtype != torch.bool:
         hint = transposed_hint(q, k, k, mask.shape == (k.shape[0], k.shape[2]) and k.shape[1] != k.shape[2])
         raise ValueError(
             f"key_padding_mask must be bool with shape {tuple(k.shape[:2])}, True where padded, "
             f"got {mask.dtype} {tuple(mask.shape)}{hint}"
+        )
+    is_decoding = is_causal and q.shape[1] != k.shape[1]
+    readable = readable and type(mask) is Tensor and mask.device.type == "cpu"
+    if is_decoding and readable and bool((mask[:, -1:] & ~mask.all(1, keepdim=True)).any()):
+        raise ValueError(
+            f"key_padding_mask with is_causal=True and q_len {q.shape[1]} != kv_len {k.shape[1]} must end with a key that is "
+            "not padding in every sequence, got padding at the end: the last query sits at key kv_len - 1. "
+            + WAYS_TO_DECODE
         )
     return mask.to(q.device)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, values
 from ..backends.choose import choose_backend
 from ..backends.problem import AttentionProblem
 from ..backends.reference import attention_reference, attention_weights
@@ -16,6 +16,7 @@ from ..call import Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
 from ..functional import attend_anew, block_sparse_attention, check_call, run_operator
 from ..patterns.cache import LAYOUTS, Pattern
+from ..patterns.grid import BlockGrid
 from ..patterns.layout import BlockLayout, BlockLists
 from ..plans import TENSORS, find_plan
 from ..validation import check_backend, checked_dropout, checked_scale, refusal
@@ -189,8 +190,8 @@ class BlockSparseAttention(nn.Module):
                 "BlockSparseAttention.layout cannot run inside of torch.compile; call it outside, and pass what it "
                 "returns as layout=..., or leave it out: a compiled call finds its layout when it runs"
             )
-        target = torch.device("cpu" if device is None else device)
-        return LAYOUTS.find(self._pattern, q_len, q_len if kv_len is None else kv_len, bool(causal), target)
+        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, self.block_size, causal)  # checks them
+        return LAYOUTS.find(self._pattern, grid.q_len, grid.kv_len, grid.causal, values.device(device))
 
     def clear_cache(self, captured: bool = False) -> None:
         """Drop the layouts kept for this `sparse_config`, whichever module they were built for.
@@ -251,7 +252,8 @@ class BlockSparseAttention(nn.Module):
                 if len(of_q) == len(of_k) == 4 and ops.nobody_looks():
                     layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
             except Exception as error:
-                raise refusal(error, q, k, v, is_causal) from None
+                if q.device.type != "meta":  # which gets its shapes from the operator
+                    raise refusal(error, q, k, v, is_causal) from None
             if layout is not None and not return_attention_weights:
                 is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
                 if is_simple:

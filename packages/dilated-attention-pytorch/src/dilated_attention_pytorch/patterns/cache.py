@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import SparsePatternConfig
+from ..config import SparsePatternConfig, check_same_block_size
 from .grid import BlockGrid
 from .keep import LOCK, make_to_stay
 from .layout import BlockLayout
@@ -36,6 +36,7 @@ class Pattern(NamedTuple):
     @classmethod
     def of(cls, configs: SparsePatternConfig | Sequence[SparsePatternConfig]) -> Pattern:
         one = [configs] if isinstance(configs, SparsePatternConfig) else list(configs)
+        check_same_block_size(one)
         names = [field.name for field in dataclasses.fields(SparsePatternConfig)]
         fields = [{name: getattr(config, name) for name in names} for config in one]
         return cls(json.dumps(fields, default=as_pair), one[0].block_size, len(one))

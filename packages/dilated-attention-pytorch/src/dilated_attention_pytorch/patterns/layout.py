@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from .. import values
-from ..config import SparsePatternConfig, TokenDilation, check_block_size, checked_configs
+from ..config import (
+    SparsePatternConfig,
+    TokenDilation,
+    check_block_size,
+    check_same_block_size,
+    checked_configs,
+)
 from . import reach
 from .build import active_pairs
 from .grid import BlockGrid
@@ -207,10 +213,8 @@ class BlockLayout:
         """
         checked = checked_configs(config, "config")
         configs = (checked,) if isinstance(checked, SparsePatternConfig) else checked
-        sizes = sorted({item.block_size for item in configs})
-        if len(sizes) > 1:
-            raise ValueError(f"all heads need the same block_size, got {sizes}")
-        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, sizes[0], causal)
+        check_same_block_size(configs)
+        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, configs[0].block_size, causal)
         target = checked_device(device)
         made: dict[SparsePatternConfig, tuple[Tensor, Tensor]] = {}
         with plain_tensors():  # a layout that is made in inference mode serves training later
