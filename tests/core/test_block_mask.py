@@ -181,6 +181,19 @@ def test_partial_blocks_are_those_of_which_the_mask_mod_hides_something() -> Non
     assert BlockLayout.from_block_mask(block_mask).rows() == ROWS
 
 
+@pytest.mark.parametrize(("q_len", "kv_len"), [(300, 300), (256, 300), (300, 256), (100, 33)])
+def test_mask_mod_that_reads_a_table_is_asked_within_it(q_len: int, kv_len: int) -> None:
+    of_q, of_kv = torch.arange(q_len) // 64, torch.arange(kv_len) // 64
+
+    def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return of_q[query] == of_kv[key]
+
+    block_mask = create_block_mask(same_document, None, None, q_len, kv_len, device="cpu", BLOCK_SIZE=64)
+    layout = BlockLayout.from_block_mask(block_mask)
+    n_cols = -(-kv_len // 64)
+    assert layout.rows() == [[row] if row < n_cols else [] for row in range(-(-q_len // 64))]
+
+
 @pytest.mark.parametrize("axes", [1, 2])
 def test_lists_without_batch_or_heads_have_one(axes: int) -> None:
     counts, columns = COUNTS.view(COUNTS.shape[2 - axes + 1 :]), COLUMNS.view(COLUMNS.shape[2 - axes + 1 :])

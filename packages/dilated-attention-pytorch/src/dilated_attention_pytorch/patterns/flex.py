@@ -121,8 +121,8 @@ def whole_blocks(mask_mod: Any, partial: Tensor, tokens: tuple[int, int], sides:
         q = row[:, None] * sides[0] + torch.arange(q_side, device=where.device)
         kv = col[:, None] * sides[1] + torch.arange(kv_side, device=where.device)
         inside = (q < tokens[0])[:, :, None] & (kv < tokens[1])[:, None, :]
-        try:
-            kept = each_pair(batch, head, q, kv)
+        try:  # a mask_mod that reads a table, of documents for one, has no entries past the end
+            kept = each_pair(batch, head, q.clamp(max=tokens[0] - 1), kv.clamp(max=tokens[1] - 1))
         except Exception as error:
             raise refuse_partial(where.shape[0], str(error).partition("\n")[0]) from error
         every = (kept | ~inside).all(2).all(1)
