@@ -274,9 +274,13 @@ def test_dict_stands_for_a_config_of_its_items() -> None:
 def test_misspelt_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="no field 'sparsity'; did you mean 'sparsity_ratio'"):
         BlockSparseAttention({"sparsity": 0.1})
+    with pytest.raises(ValueError, match=r"mean 'sparsity_ratio'\? The fields are pattern_type, "):
+        BlockSparseAttention({"sparsty_ratio": 0.1})
+    with pytest.raises(ValueError, match="no field 'zzz'; the fields are pattern_type, "):
+        BlockSparseAttention({"zzz": 0.1})
     with pytest.raises(TypeError, match=r"no argument 'droput'; did you mean 'dropout'.*softmax_scale"):
         create_block_sparse_attention(droput=0.1)
-    with pytest.raises(TypeError, match="no argument 'ring'; it takes"):
+    with pytest.raises(TypeError, match="no argument 'ring'; the arguments are sparse_config, "):
         get_block_sparse_preset("local", ring=1)
 
 

@@ -27,10 +27,11 @@ def check_block_size(block_size: Any) -> int:
     return size
 
 
-def closest(name: str, choices: Iterable[str]) -> str:
-    """ " did you mean ...?" for a misspelt name, with its question; empty where no choice is near."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def closest(name: str, choices: Iterable[str], what: str) -> str:
+    """The end of a message about a misspelt name: the nearest of the choices, if one is near, and all of them."""
+    choices = list(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    return (f"; did you mean {near[0]!r}? The " if near else "; the ") + f"{what} are {', '.join(choices)}"
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,7 @@ def config_of_dict(given: Mapping[Any, Any], name: str) -> SparsePatternConfig:
     fields = [field.name for field in dataclasses.fields(SparsePatternConfig)]
     for key in given:
         if key not in fields:
-            raise ValueError(
-                f"{name} has no field {shown(key)}{closest(str(key), fields)}; the fields are {', '.join(fields)}"
-            )
+            raise ValueError(f"{name} has no field {shown(key)}{closest(str(key), fields, 'fields')}")
     return SparsePatternConfig(**given)
 
 

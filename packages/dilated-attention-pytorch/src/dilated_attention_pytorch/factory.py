@@ -91,7 +91,7 @@ def create_block_sparse_attention(
     for name in kwargs:
         if name not in taken:
             raise TypeError(
-                f"variant={variant!r} takes no argument {name!r}{closest(name, taken)}; it takes {', '.join(taken)}"
+                f"variant={variant!r} takes no argument {name!r}{closest(name, taken, 'arguments')}"
             )
     return BlockSparseAttention(
         sparse_config,
