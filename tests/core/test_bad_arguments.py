@@ -314,13 +314,21 @@ def test_heads_before_tokens_are_named_where_nothing_fits(use: tuple[str, Callab
         use[1](x)
 
 
-def test_thousands_of_heads_give_a_warning() -> None:
-    x = torch.randn(1, 8, 512, 16)
-    with pytest.warns(UserWarning, match=r"8 tokens of 512 heads.*transpose\(1, 2\)"):
+@pytest.mark.parametrize("shape", [(1, 8, 512, 16), (2, 8, 100, 16), (1, 2, 33, 16)])
+def test_many_heads_of_few_tokens_give_a_warning(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    with pytest.warns(UserWarning, match=rf"{shape[1]} tokens of {shape[2]} heads.*transpose\(1, 2\)"):
         BlockSparseAttention(CONFIG)(x, x, x)
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 128, 16), (1, 5, 96, 16), (1, 1024, 256, 4)])
+def test_decoding_with_a_short_cache_gives_none() -> None:
+    q, k = torch.randn(1, 1, 128, 16), torch.randn(1, 3, 128, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BlockSparseAttention(CONFIG)(q, k, k, is_causal=True)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 128, 16), (1, 5, 32, 16), (1, 25, 96, 16), (1, 1024, 256, 4)])
 def test_usual_numbers_of_heads_give_none(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     with warnings.catch_warnings():

@@ -29,6 +29,7 @@ from .validation import (
     check_numbers,
     check_qkv,
     check_tensors,
+    warn_of_order,
 )
 
 
@@ -290,7 +291,8 @@ def check_call(
         )
     if block_bias is not None:
         assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
-        block_bias = check_block_bias(block_bias, q, layout)
+        block_bias = savable(check_block_bias(block_bias, q, layout), q, k, v)
+    warn_of_order(q, k)
     if kv_lengths is not None or key_padding_mask is not None:
         kv_lengths = unchanged(kv_lengths, q, k, v, block_bias)
         key_padding_mask = unchanged(key_padding_mask, q, k, v, block_bias)

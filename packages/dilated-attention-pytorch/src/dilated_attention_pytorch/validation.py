@@ -16,8 +16,8 @@ from .values import shown
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 INT_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# No model has more kv heads than this; a sequence length in their place often is.
-MANY_HEADS = 128
+# Few models have more kv heads than this; a sequence length in their place often is.
+MANY_HEADS = 32
 SHAPE = "(batch, seq_len, num_heads, head_dim)"
 
 
@@ -170,10 +170,18 @@ def check_layout_heads(q: Tensor, k: Tensor, num_heads: int) -> None:
             f"layout must have 1 head, num_kv_heads {k.shape[2]} or num_heads {q.shape[2]}, got {num_heads}; "
             "give one pattern for all heads, or one per head or kv head (the list sparse_config, the mask's first axis)"
         )
-    kv_len = k.shape[1]
-    if k.shape[2] > MANY_HEADS and k.shape[2] >= 4 * kv_len and not torch.compiler.is_compiling():
+
+
+def warn_of_order(q: Tensor, k: Tensor) -> None:
+    """Warn where arguments that fit look like (batch, num_heads, seq_len, head_dim)."""
+    if (
+        k.shape[2] > MANY_HEADS
+        and k.shape[2] >= 4 * k.shape[1]
+        and q.shape[1] > 1  # a step of decoding, whose cache may be short
+        and not torch.compiler.is_compiling()
+    ):
         warnings.warn(
-            f"k {tuple(k.shape)} is read as {kv_len} tokens of {k.shape[2]} heads; the shape is {SHAPE}: "
+            f"k {tuple(k.shape)} is read as {k.shape[1]} tokens of {k.shape[2]} heads; the shape is {SHAPE}: "
             "if it is (batch, num_heads, seq_len, head_dim), use q.transpose(1, 2), also for k and v",
             stacklevel=4,
         )
