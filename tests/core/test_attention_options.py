@@ -216,6 +216,36 @@ def test_kv_lengths_that_nobody_checks_are_clamped(backend: str) -> None:
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
 
 
+def test_compiled_kv_lengths_beyond_int32_do_not_wrap() -> None:
+    q, k, v = qkv(40, batch=3)
+    layout = BlockLayout.from_config(HALF_KEPT, 40)
+    expected = block_sparse_attention(q, k, v, layout, kv_lengths=torch.tensor([40, 0, 7]))
+    compiled = torch.compile(block_sparse_attention, backend="eager", fullgraph=True)
+    found = compiled(q, k, v, layout, kv_lengths=torch.tensor([2**32 + 3, -(2**32) + 5, 7]))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+# ---- block_bias of inference mode
+
+
+@pytest.mark.parametrize("shape", [(2, 2, -1), (2, -1), (-1,)], ids=len)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_block_bias_made_in_inference_mode_serves_training(
+    shape: tuple[int, ...], backend: str, name: str
+) -> None:
+    inputs = dict(zip("qkv", qkv(40, batch=2)))
+    inputs = {each: x.detach().requires_grad_(each == name) for each, x in inputs.items()}
+    layout = BlockLayout.from_config(HALF_KEPT, 40)
+    with torch.inference_mode():
+        bias = torch.randn(*shape[:-1], layout.num_active_blocks)
+    gradients = []
+    for each in (bias, bias.clone()):
+        out = block_sparse_attention(**inputs, layout=layout, block_bias=each, backend=backend)
+        gradients.append(torch.autograd.grad(out.square().sum(), inputs[name])[0])
+    assert torch.equal(*gradients)
+
+
 # ---- dropout
 
 

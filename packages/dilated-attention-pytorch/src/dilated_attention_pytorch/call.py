@@ -66,10 +66,20 @@ class Call(NamedTuple):
         )
 
 
+def will_be_saved(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    """Whether a backward will read the inputs of the call."""
+    return torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def savable(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The bias, or a copy that autograd can save where it was made in inference mode."""
+    if not torch.compiler.is_compiling() and bias.is_inference() and will_be_saved(q, k, v, None):
+        return bias.clone()
+    return bias
+
+
 def unchanged(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor | None:
     """The mask, or a copy where a backward will read it: a buffer that is refilled must not change the gradient."""
-    if mask is None or not torch.is_grad_enabled():
-        return mask
-    if q.requires_grad or k.requires_grad or v.requires_grad or (bias is not None and bias.requires_grad):
-        return mask.clone()
-    return mask
+    return mask.clone() if mask is not None and will_be_saved(q, k, v, bias) else mask

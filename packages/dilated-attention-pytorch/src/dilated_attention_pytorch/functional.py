@@ -14,7 +14,7 @@ from . import ops, plans
 from .backends.choose import choose_backend, reasons
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
-from .call import Call, unchanged
+from .call import Call, savable, unchanged
 from .config import TokenDilation
 from .patterns.cache import Pattern
 from .patterns.layout import BlockLayout
