@@ -269,6 +269,8 @@ def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -
     check_is_causal(is_causal)
 
 
+    elif kv_lengths.dtype == torch.int64:  # of which int32 keeps the low half
+        kv_lengths = kv_lengths.clamp(0, values.MAX_TOKENS)
 def check_flag(name: str, value: object) -> None:
     if values.flag(value) is None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
