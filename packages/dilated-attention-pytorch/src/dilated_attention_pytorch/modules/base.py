@@ -19,7 +19,7 @@ from ..patterns.cache import LAYOUTS, Pattern
 from ..patterns.grid import BlockGrid
 from ..patterns.layout import BlockLayout, BlockLists
 from ..plans import TENSORS, find_plan
-from ..validation import check_backend, checked_dropout, checked_scale, refusal
+from ..validation import check_backend, check_flag, checked_dropout, checked_scale, refusal
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
@@ -254,7 +254,7 @@ class BlockSparseAttention(nn.Module):
             except Exception as error:
                 if q.device.type != "meta":  # which gets its shapes from the operator
                     raise refusal(error, q, k, v, is_causal) from None
-            if layout is not None and not return_attention_weights:
+            if layout is not None and return_attention_weights is False:
                 is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
                 if is_simple:
                     plan = find_plan(
@@ -266,6 +266,8 @@ class BlockSparseAttention(nn.Module):
                     q, k, v, layout, is_causal, scale, None, kv_lengths, key_padding_mask, segment_lengths,
                     dilation_rates, dropout_p, backend, is_simple,
                 )[0]  # fmt: skip
+        if not torch.compiler.is_compiling():
+            check_flag("return_attention_weights", return_attention_weights)
         if layout is not None and not return_attention_weights:
             return block_sparse_attention(
                 q, k, v, layout, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
