@@ -423,6 +423,59 @@ def test_tensors_without_strides_are_told_how_to_get_them(name: str) -> None:
             assert f"use {name}.{fix}" in str(error.value)
 
 
+OPTIONS = {
+    "key_padding_mask": (torch.zeros(2, 128, dtype=torch.bool), r"bool \(batch, kv_len\)"),
+    "kv_lengths": (torch.tensor([128, 5]), r"int \(batch,\)"),
+    "block_bias": (
+        torch.zeros(2, 4, LAYOUT.num_active_blocks),
+        r"floating point \(batch, num_heads, num_active_blocks\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("use", [call, explain], ids=lambda use: use.__name__)
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_options_of_other_kinds_are_told_what_is_wanted(name: str, use: Callable[..., Any]) -> None:
+    x, wanted = OPTIONS[name]
+    kinds = {
+        rf"a nested tensor; use torch.nested.to_padded_tensor\({name}": torch.nested.as_nested_tensor(list(x))
+        if x.dim() > 1
+        else torch.nested.nested_tensor([x]),
+        rf"a DTensor; use {name}.to_local\(\) .*{name}.full_tensor\(\)": x.as_subclass(ShardedTensor),
+        rf"layout torch.sparse_coo; use {name}.to_dense\(\)": x.to_sparse(),
+        rf"a MaskedTensor; use {name}.get_data\(\)": torch.masked.masked_tensor(x, x == x),
+    }
+    for kind, tensor in kinds.items():
+        with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, {wanted}, got {kind}"):
+            use(**{name: tensor})
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("use", [call, attend, explain], ids=lambda use: use.__name__)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_masked_tensors_are_told_where_the_mask_goes(use: Callable[..., Any], name: str) -> None:
+    x = torch.randn(SHAPE)
+    with pytest.raises(
+        TypeError, match=rf"^{name} is a MaskedTensor; use {name}\.get_data.*key_padding_mask"
+    ):
+        use(**{name: torch.masked.masked_tensor(x, x > 0)})
+
+
+@pytest.mark.parametrize("given", [None, "no", 2, torch.ones(2)])
+@pytest.mark.parametrize("more", [{}, {"layout": LAYOUT}], ids=["pattern", "layout"])
+def test_return_attention_weights_is_true_or_false(given: Any, more: dict[str, Any]) -> None:
+    x = torch.randn(SHAPE)
+    with pytest.raises(TypeError, match="return_attention_weights must be True or False, got"):
+        BlockSparseAttention(CONFIG)(x, x, x, return_attention_weights=given, **more)
+
+
+def test_return_attention_weights_of_other_libraries_is_taken() -> None:
+    x = torch.randn(SHAPE)
+    assert isinstance(BlockSparseAttention(CONFIG)(x, x, x, return_attention_weights=np.False_), torch.Tensor)
+    assert len(BlockSparseAttention(CONFIG)(x, x, x, return_attention_weights=np.True_)) == 2
+
+
 def test_mask_as_is_causal_is_told_where_masks_go() -> None:
     with pytest.raises(
         TypeError, match=r"is_causal must be True or False.*key_padding_mask.*BlockLayout.from_dense"

@@ -19,6 +19,11 @@ INT_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # Few models have more kv heads than this; a sequence length in their place often is.
 MANY_HEADS = 32
 SHAPE = "(batch, seq_len, num_heads, head_dim)"
+OPTIONS = {
+    "block_bias": "floating point (batch, num_heads, num_active_blocks)",
+    "kv_lengths": "int (batch,)",
+    "key_padding_mask": "bool (batch, kv_len)",
+}
 
 
 # ---- tensors
@@ -50,6 +55,10 @@ def check_is_tensor(name: str, value: object) -> None:
 
 def check_kind(name: str, value: Tensor) -> None:
     """Refuse tensors whose elements are not laid out by strides on this process's device."""
+    if isinstance(value, torch.masked.MaskedTensor):
+        raise TypeError(
+            f"{name} is a MaskedTensor; use {name}.get_data(), and pass the masked keys as key_padding_mask"
+        )
     if value.is_nested:
         raise TypeError(
             f"{name} is a nested tensor; pad it with torch.nested.to_padded_tensor({name}, 0.0) to {SHAPE} and pass the "
@@ -64,10 +73,25 @@ def check_kind(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; use {name}.to_dense()")
 
 
+def check_kind_of_option(name: str, value: Tensor) -> None:
+    """As `check_kind`, with what an option of this name must be."""
+    if value.is_nested:
+        kind, fix = "a nested tensor", f"torch.nested.to_padded_tensor({name}, ...)"
+    elif type(value) not in PLAIN_TYPES and isinstance(value, torch.masked.MaskedTensor):
+        kind, fix = "a MaskedTensor", f"{name}.get_data()"
+    elif type(value) not in PLAIN_TYPES and hasattr(value, "to_local") and hasattr(value, "placements"):
+        kind, fix = "a DTensor", f"{name}.to_local() if it is sharded as q, else {name}.full_tensor()"
+    elif value.layout != torch.strided:
+        kind, fix = f"layout {value.layout}", f"{name}.to_dense()"
+    else:
+        return
+    raise TypeError(f"{name} must be a dense tensor, {OPTIONS[name]}, got {kind}; use {fix}")
+
+
 def check_option(name: str, value: Tensor, q: Tensor) -> None:
     """Raise unless an optional tensor is one that can be read beside q."""
     check_is_tensor(name, value)
-    check_kind(name, value)
+    check_kind_of_option(name, value)
     if value.is_meta and not q.is_meta:
         raise ValueError(f"{name} must be on {q.device} as q, got a tensor on meta, which holds no values")
 
@@ -230,6 +254,8 @@ def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, 
                 f"kv_lengths must be 0 to kv_len {kv_len}, got {least if least < 0 else most}"
                 + (hint or f"; use kv_lengths.clamp(0, {kv_len}) if all keys beyond are meant")
             )
+    elif kv_lengths.dtype == torch.int64:  # of which int32 keeps the low half
+        kv_lengths = kv_lengths.clamp(0, values.MAX_TOKENS)
     return kv_lengths.to(q.device, torch.int32)
 
 
@@ -269,8 +295,6 @@ def check_numbers(is_causal: object, softmax_scale: object, dropout_p: object) -
     check_is_causal(is_causal)
 
 
-    elif kv_lengths.dtype == torch.int64:  # of which int32 keeps the low half
-        kv_lengths = kv_lengths.clamp(0, values.MAX_TOKENS)
 def check_flag(name: str, value: object) -> None:
     if values.flag(value) is None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
