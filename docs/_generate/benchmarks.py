@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import figures
@@ -32,6 +33,21 @@ PARTS = [
         "*-long*",
         "One very long sequence",
         "Without a peer. The output is compared with the definition at a few queries.",
+    ),
+    (
+        "cpu-small",
+        "Short sequences on a CPU",
+        "One thread. FlexAttention is compiled and has no backward there.",
+    ),
+    (
+        "cpu-shapes",
+        "Other shapes on a CPU",
+        "One thread: head_dim 128, grouped heads, blocks of 32 and 128.",
+    ),
+    (
+        "cpu-decode",
+        "Decoding on a CPU",
+        "One thread. Dense attention reads a cache whose heads lie apart, this library one with a token after the other.",
     ),
     (
         "*-host*",
@@ -111,8 +127,25 @@ def parts() -> list[str]:
                 made.append(
                     "\n".join(breakeven.lines(report.read_json(str(path))[0], "ours", "cudnn")) + "\n"
                 )
+            if "cpu" in name:
+                made.append("\n".join(shares(report.read_json(str(path))[0])) + "\n")
             made.append(documents.markdown(str(path)))
     return made
+
+
+def shares(rows: list[Row]) -> list[str]:
+    """How the times compare, a line per peer and direction."""
+    names, lines = report.labels(rows), []
+    for peer in ("sdpa", "flex"):
+        for direction in ("forward", "backward"):
+            found = report.share(rows, peer, direction)
+            if found:
+                middle = statistics.median(share for share, _ in found)
+                lines.append(
+                    f"- {direction}, time over that of `{peer}`: median {middle:.2f}, at most {found[0][0]:.2f} "
+                    f"({names[found[0][1]]})."
+                )
+    return lines
 
 
 def has_python(path: Path) -> bool:

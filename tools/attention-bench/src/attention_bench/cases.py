@@ -21,6 +21,7 @@ class Case:
 
     `pattern_rates` are those of dilated_sparse, in blocks; None: the powers of two. `segment_lengths` and
     `dilation_rates` are the token dilation of `block_sparse_attention`; None: every key of a block takes part.
+    `decode`: one causal query, behind `seqlen` keys.
     """
 
     seqlen: int
@@ -36,12 +37,17 @@ class Case:
     segment_lengths: tuple[int, ...] | None = None
     dilation_rates: tuple[int, ...] | None = None
     pattern_rates: tuple[int, ...] | None = PATTERN_RATES
+    decode: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {tuple(DTYPES)}, got {self.dtype!r}")
         if self.heads % self.num_kv_heads:
             raise ValueError(f"kv_heads must divide heads {self.heads}, got {self.kv_heads}")
+        if self.decode and not self.causal:
+            raise ValueError(
+                "decode needs causal=True: its query is the last of the sequence, got causal=False"
+            )
         for name in ("segment_lengths", "dilation_rates", "pattern_rates"):
             if isinstance(getattr(self, name), list):  # as JSON has them
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -50,6 +56,10 @@ class Case:
     @property
     def num_kv_heads(self) -> int:
         return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def q_len(self) -> int:
+        return 1 if self.decode else self.seqlen
 
     @property
     def label(self) -> str:
@@ -62,10 +72,11 @@ class Case:
     def _sizes(self) -> str:
         batch = "" if self.batch == 1 else f"{self.batch} x "
         heads = f"{self.heads}" if self.num_kv_heads == self.heads else f"{self.heads}:{self.num_kv_heads}"
-        return f"{batch}{self.seqlen:,} tokens, {heads} x {self.head_dim}, block {self.block}"
+        tokens = f"1 query, {self.seqlen:,} keys" if self.decode else f"{self.seqlen:,} tokens"
+        return f"{batch}{tokens}, {heads} x {self.head_dim}, block {self.block}"
 
     def _features(self) -> str:
-        text = " causal" if self.causal else ""
+        text = " causal" if self.causal and not self.decode else ""
         if self.pattern != "dilated_sparse":
             text += f", {self.pattern}"
         elif self.pattern_rates is None:
@@ -90,27 +101,31 @@ class Case:
         )
 
     def layout(self, device: str) -> BlockLayout:
-        return BlockLayout.from_config(self.config(), self.seqlen, causal=self.causal, device=device)
+        return BlockLayout.from_config(
+            self.config(), self.q_len, self.seqlen, causal=self.causal, device=device
+        )
 
     def inputs(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, (batch, seqlen, heads, head_dim), the same for every peer."""
         generator = torch.Generator(device).manual_seed(0)
         return (
-            self._random(self.heads, device, generator),
-            self._random(self.num_kv_heads, device, generator),
-            self._random(self.num_kv_heads, device, generator),
+            self._random(self.q_len, self.heads, device, generator),
+            self._random(self.seqlen, self.num_kv_heads, device, generator),
+            self._random(self.seqlen, self.num_kv_heads, device, generator),
         )
 
     def grad_out(self, device: str) -> Tensor:
         """The gradient of out."""
-        return self._random(self.heads, device, torch.Generator(device).manual_seed(1))
+        return self._random(self.q_len, self.heads, device, torch.Generator(device).manual_seed(1))
 
-    def _random(self, heads: int, device: str, generator: torch.Generator) -> Tensor:
-        shape = (self.batch, self.seqlen, heads, self.head_dim)
+    def _random(self, tokens: int, heads: int, device: str, generator: torch.Generator) -> Tensor:
+        shape = (self.batch, tokens, heads, self.head_dim)
         return torch.randn(shape, generator=generator, device=device, dtype=DTYPES[self.dtype])
 
     def token_pairs(self, layout: BlockLayout) -> int:
         """Query-key pairs in active blocks of one head; the diagonal blocks of a causal case count half."""
+        if self.decode:
+            return sum(min(self.block, self.seqlen - block * self.block) for block in layout.rows()[0])
         if not self.causal:
             return layout.num_active_blocks * self.block**2
         _, rows, cols = layout.head_rows_cols()
@@ -120,6 +135,8 @@ class Case:
         ) // 2
 
     def dense_pairs(self) -> int:
+        if self.decode:
+            return self.seqlen
         return self.seqlen * (self.seqlen + 1) // 2 if self.causal else self.seqlen**2
 
     def flops(self, pairs: int) -> int:

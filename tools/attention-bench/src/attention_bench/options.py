@@ -38,6 +38,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU, if there is one")
 
 
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=positive, help="of a CPU; default: as many as torch takes")
+
+
 def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     """The fields of a Case; those that are not given are not in the namespace."""
 

@@ -19,6 +19,20 @@ KERNELS = [
     Case(16384, 16, 128, 128, 0.01),
 ]
 BASE, SPARSE, MANY_HEADS = KERNELS[0], KERNELS[1], Case(131072, 32, 128, 128, 0.05)
+# Sizes at which the time of a call is not only that of its products, on one thread.
+SMALL = [
+    Case(tokens, 4, 64, 64, density, causal=causal, dtype=dtype, pattern_rates=None)
+    for dtype in ("float32", "bfloat16")
+    for tokens in (256, 512, 1024, 2048, 4096)
+    for causal in (False, True)
+    for density in (0.1, 0.25, 0.5)
+]
+SMALL_SHAPES = [
+    replace(case, **fields)  # type: ignore[arg-type]
+    for case in SMALL
+    if case.seqlen in (256, 1024, 4096) and case.density in (0.1, 0.5) and not case.causal
+    for fields in ({"head_dim": 128}, {"heads": 8, "kv_heads": 2}, {"block": 32}, {"block": 128})
+]
 FAR = replace(BASE, pattern_rates=(16, 32))  # 98 % of the blocks are 2,048 tokens and more away
 DENSITIES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 
@@ -42,5 +56,26 @@ PRESETS = {
     # For `attention-bench breakeven`, with the peers ours and cudnn.
     "breakeven": [Case(16384, 16, 128, block, density) for block in (128, 64) for density in DENSITIES],
     "cpu": [Case(16384, 4, 64, 64, 0.02, dtype="float32")],
+    "cpu-small": SMALL,
+    "cpu-shapes": SMALL_SHAPES,
+    "cpu-decode": [
+        Case(
+            keys,
+            heads,
+            dim,
+            64,
+            density,
+            batch,
+            kv_heads,
+            causal=True,
+            dtype=dtype,
+            pattern_rates=None,
+            decode=True,
+        )
+        for dtype in ("float32", "bfloat16")
+        for heads, kv_heads, dim in ((8, 8, 64), (32, 8, 128))
+        for batch, keys in ((1, 4096), (4, 4096), (1, 16384), (1, 65536))
+        for density in (0.02, 0.1)
+    ],
     "quick": [Case(2048, 2, 64, 64, 0.1, dtype="float32")],
 }

@@ -36,6 +36,25 @@ def milliseconds(value: float) -> str:
     return format(value, ",.0f" if value >= 100 else ".3g")
 
 
+def labels(rows: list[Row]) -> dict[Case, str]:
+    """What the cases are called; with their type where there are several."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    several = len({case.dtype for case in cases}) > 1
+    return {case: f"{case.label}, {case.dtype}" if several else case.label for case in cases}
+
+
+def share(rows: list[Row], of: str, direction: str) -> list[tuple[float, Case]]:
+    """Times of `ours` over those of another peer, with the case, the largest first."""
+    name = f"{direction}_ms"
+    times = {(row.case, row.peer): getattr(row, name) for row in rows if getattr(row, name) is not None}
+    found = [
+        (ms / times[case, of], case)
+        for (case, peer), ms in times.items()
+        if peer == "ours" and (case, of) in times
+    ]
+    return sorted(found, key=lambda each: -each[0])
+
+
 def markdown(rows: list[Row], where: dict[str, Any]) -> str:
     """A table for a document: one line per case, the peers beside each other."""
     peers = list(dict.fromkeys(row.peer for row in rows))
@@ -44,7 +63,7 @@ def markdown(rows: list[Row], where: dict[str, Any]) -> str:
         "| case | " + " | ".join(names[peer] for peer in peers) + " |",
         "|---|" + "---|" * len(peers),
     ]
-    for case in dict.fromkeys(row.case for row in rows):
+    for case, label in labels(rows).items():
         found = {row.peer: row for row in rows if row.case == case}
         cells = []
         for peer in peers:
@@ -59,7 +78,7 @@ def markdown(rows: list[Row], where: dict[str, Any]) -> str:
                     "none" if ms is None else f"{milliseconds(ms)} ms ({rate(speed)})" for ms, speed in both
                 )
             )
-        lines.append(f"| {case.label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n\n" + footnote(where)
 
 
@@ -82,9 +101,10 @@ def table(rows: list[Row]) -> Table:
             name, justify="left" if name in ("case", "peer", "note") else "right", overflow="fold"
         )
     last: Case | None = None
+    names = labels(rows)
     for row in rows:
         made.add_row(
-            "" if row.case == last else row.case.label,
+            "" if row.case == last else names[row.case],
             row.peer + (" (dense)" if row.dense else ""),
             number(row.forward_ms, ".3f"),
             rate(row.forward_tflops),

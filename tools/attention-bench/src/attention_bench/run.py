@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(PEERS)} (default: ours, flex and fa4 or, on a CPU, sdpa)",
     )
     options.add_device(parser)
+    options.add_threads(parser)
     options.add_case(parser, "this and the following make one case of their own, from the preset's first one")
     parser.add_argument("--forward-only", action="store_true", help="no backward, no memory")
     parser.add_argument(
@@ -70,6 +71,8 @@ def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
 def main(arguments: list[str]) -> int:
     given = build_parser().parse_args(arguments)
     device = options.device_of(given)
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
     found: dict[tuple[Case, str], list[measure.Row]] = {}
     command = options.command_line("attention-bench", arguments, given.json)
     names, cases = given.peers or DEFAULT_PEERS[device], chosen_cases(given, device)

@@ -32,7 +32,8 @@ class Dense:
             chosen = contextlib.nullcontext() if self.backend is None else sdpa_kernel(self.backend)
             with chosen:
                 gqa = case.num_kv_heads != case.heads
-                return F.scaled_dot_product_attention(q, k, v, is_causal=case.causal, enable_gqa=gqa)
+                is_causal = case.causal and not case.decode  # its query sees all keys
+                return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=gqa)
 
         return attend
 

@@ -38,7 +38,7 @@ class CpuBackend:
             if not is_fused(problem):
                 return unfused.forward(problem, buffers)
             if decode.suits(problem):
-                return decode.forward(problem)
+                return decode.forward(problem, buffers)
             plan = small.plan_of(problem)
             if plan is not None:
                 return small.forward(problem, plan, buffers)

@@ -14,6 +14,9 @@ from torch import Tensor
 from ..problem import AttentionProblem
 from . import flash
 from .padding import padded_keys
+from .scratch import Buffers, Scratch
+
+MOST_ELEMENTS = 2**19  # of k gathered at a time, per thread
 
 
 @lru_cache(maxsize=64)
@@ -37,36 +40,47 @@ def suits(problem: AttentionProblem) -> bool:
     return not p.is_causal or int(p.rows.indices[-1]) <= p.first_row
 
 
-def forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
     p, height = problem, problem.q_len
     n_heads = max(
         p.num_kv_heads, p.layout_heads
     )  # lists of keys: more than kv heads if query heads have own layouts
+    n_pairs = p.batch * n_heads  # of a batch element and a list of keys
     wide = torch.promote_types(p.q.dtype, torch.float32)
     # The kernel multiplies bfloat16 well but for single queries, and float16 badly.
     is_single = height * p.num_heads == n_heads
     dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
     tokens = keys_of(p)
-    k_index = index_of(p, p.k, tokens)
-    v_index = k_index if p.v.stride() == p.k.stride() else index_of(p, p.v, tokens)
-    k, v = gathered(p, p.k, k_index, tokens), gathered(p, p.v, v_index, tokens)
-    mask = causal_mask(p, tokens.shape[1], p.num_heads // n_heads, dtype)
+    n_keys = tokens.shape[1]
+    k = Keys("k", p.k, p, tokens, Scratch(dtype, buffers), None)
+    v = Keys("v", p.v, p, tokens, k.scratch, k)
+    mask = causal_mask(p, n_keys, p.num_heads // n_heads, dtype)
     padded = padded_keys(p)
     if padded is not None:
-        hidden = padded[:, tokens]  # (batch, 1 or n_heads, n_keys)
-        k, v = (
-            x.masked_fill(hidden.unsqueeze(-1), 0.0) for x in (k, v)
-        )  # memory behind the end may hold NaN
+        hidden = padded[:, tokens].expand(-1, n_heads, -1).reshape(n_pairs, 1, n_keys)
         padding = torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill_(hidden, -torch.inf)
-        mask = padding.unsqueeze(2) if mask is None else padding.unsqueeze(2) + mask
+        mask = (
+            padding.unsqueeze(2) if mask is None else padding.unsqueeze(2) + mask
+        )  # (n_pairs, 1, 1 or queries, n_keys)
     q = p.q if height == 1 else p.q.unflatten(2, (n_heads, -1)).permute(0, 2, 3, 1, 4)
-    q = q.reshape(p.batch, n_heads, -1, p.head_dim)  # (batch, n_heads, heads of each * height, head_dim)
+    q = q.reshape(n_pairs, 1, -1, p.head_dim).to(dtype)  # the heads of a list one after the other
     if q.stride(3) != 1:
         q = q.contiguous()
-    out, lse = flash.attention(q.to(dtype), k.to(dtype), v.to(dtype), mask, p.softmax_scale)
-    if padded is not None:
-        assert mask is not None
-        lse = lse.masked_fill((mask == -torch.inf).all(-1), -torch.inf)  # sees no key
+    outs, lses = [], []
+    together = max(1, MOST_ELEMENTS * torch.get_num_threads() // (n_keys * p.head_dim))
+    for start in range(0, n_pairs, together):
+        pairs = slice(start, start + together)
+        part_k, part_v = k.gather(pairs), v.gather(pairs)
+        if padded is not None:
+            for x in (part_k, part_v):  # a cache may hold anything behind its end, and 0 * NaN is NaN
+                x.masked_fill_(hidden[pairs].unsqueeze(-1), 0.0)
+        part_mask = mask if padded is None or mask is None else mask[pairs]
+        out, lse = flash.attention(q[pairs], part_k, part_v, part_mask, p.softmax_scale)
+        if padded is not None and part_mask is not None:
+            lse = lse.masked_fill((part_mask == -torch.inf).all(-1), -torch.inf)  # sees no key
+        outs.append(out)
+        lses.append(lse)
+    out, lse = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (outs, lses))
     by_head = out.reshape(p.batch, p.num_heads, height, p.v_head_dim)
     return by_head.transpose(1, 2).contiguous().to(p.q.dtype), lse.reshape(p.batch, p.num_heads, height)
 
@@ -81,19 +95,6 @@ def keys_of(problem: AttentionProblem) -> Tensor:
     return tokens if behind <= 0 else tokens[:, :-behind]
 
 
-def index_of(problem: AttentionProblem, x: Tensor, tokens: Tensor) -> Tensor | None:
-    """Row of the memory of k or v that holds each (batch element, head, token), if strides are rows of head_dim."""
-    p, dim = problem, x.shape[3]
-    batch_step, token_step, head_step, step = x.stride()
-    if step != 1 or batch_step % dim or token_step % dim or head_step % dim:
-        return None
-    index = tokens if token_step == dim else tokens * (token_step // dim)
-    index = torch.add(index, kv_heads(p), alpha=head_step // dim)
-    return (
-        index if p.batch == 1 else torch.add(index, counting(p.batch).view(-1, 1, 1), alpha=batch_step // dim)
-    )
-
-
 def kv_heads(problem: AttentionProblem) -> Tensor:
     """The kv head of every list of keys, (n_heads, 1)."""
     p = problem
@@ -102,14 +103,52 @@ def kv_heads(problem: AttentionProblem) -> Tensor:
     return counting(p.num_heads).view(-1, 1) // (p.num_heads // p.num_kv_heads)
 
 
-def gathered(problem: AttentionProblem, x: Tensor, index: Tensor | None, tokens: Tensor) -> Tensor:
-    """The keys of k or v, (batch, n_heads, n_keys, dim)."""
-    batch, _, _, dim = x.shape
-    if index is None:
-        return x[counting(batch).view(-1, 1, 1), tokens, kv_heads(problem)]
-    n_rows = 1 + sum((size - 1) * step for size, step in zip(x.shape[:3], x.stride(), strict=False)) // dim
-    rows = x.as_strided((n_rows, dim), (dim, 1)).index_select(0, index.view(-1))
-    return rows.view(batch, -1, tokens.shape[1], dim)
+class Keys:
+    """k or v, gathered for pairs of a batch element and a list of keys."""
+
+    def __init__(
+        self,
+        name: str,
+        x: Tensor,
+        problem: AttentionProblem,
+        tokens: Tensor,
+        scratch: Scratch,
+        like: Keys | None,
+    ) -> None:
+        p, dim = problem, x.shape[3]
+        self.name, self.x, self.scratch = name, x, scratch
+        self.tokens, self.heads = tokens, kv_heads(p)
+        self.index: Tensor | None = (
+            None  # the row of each (batch element, list, token) in rows of dim in memory
+        )
+        batch_step, token_step, head_step, step = x.stride()
+        if step != 1 or batch_step % dim or token_step % dim or head_step % dim:
+            return
+        sizes = zip(x.shape[:3], x.stride(), strict=False)
+        n_rows = 1 + sum((size - 1) * step for size, step in sizes) // dim
+        self.rows = x.as_strided((n_rows, dim), (dim, 1))
+        if like is not None and like.x.stride() == x.stride():
+            self.index = like.index
+            return
+        index = tokens if token_step == dim else tokens * (token_step // dim)
+        index = torch.add(index, self.heads, alpha=head_step // dim)
+        if p.batch > 1:
+            index = torch.add(index, counting(p.batch).view(-1, 1, 1), alpha=batch_step // dim)
+        self.index = index.view(-1, tokens.shape[1])
+
+    def gather(self, pairs: slice) -> Tensor:
+        """(pairs, 1, n_keys, dim), in the scratch."""
+        n_keys, dim = self.tokens.shape[1], self.x.shape[3]
+        if self.index is not None:
+            rows = self.scratch.gather(self.name, self.rows, self.index[pairs])
+        else:
+            n_heads = self.heads.shape[0]
+            pair = counting(self.x.shape[0] * n_heads)[pairs, None]
+            tokens = self.tokens.expand(n_heads, -1)[pair.squeeze(1) % n_heads]
+            rows = self.x[pair // n_heads, tokens, self.heads[pair.squeeze(1) % n_heads]].to(
+                self.scratch.dtype
+            )
+        return rows.view(-1, 1, n_keys, dim)
 
 
 def causal_mask(problem: AttentionProblem, n_keys: int, n_heads: int, dtype: torch.dtype) -> Tensor | None:
