@@ -481,12 +481,15 @@ def test_padding_behind_the_last_key_is_refused_when_decoding() -> None:
     module = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.1, block_size=16))
     q, k = torch.randn(2, 1, 2, 8), torch.randn(2, 200, 2, 8)
     right = torch.arange(200) >= torch.tensor([50, 200])[:, None]
-    with pytest.raises(ValueError, match=r"got padding at the end.*k\[:, :length\].*on the left"):
+    with pytest.raises(ValueError, match=r"not be padding at the end.*k\[:, :length\].*on the left"):
         module(q, k, k, is_causal=True, key_padding_mask=right)
     left = torch.arange(200) < torch.tensor([48, 0])[:, None]  # three whole blocks
     out = module(q, k, k, is_causal=True, key_padding_mask=left)
     alone = module(q[:1], k[:1, 48:], k[:1, 48:], is_causal=True)
     torch.testing.assert_close(out[:1], alone)
+    scattered = right.clone()
+    scattered[0, 3] = True  # not the end of a sequence, but keys that are hidden
+    assert module(q, k, k, is_causal=True, key_padding_mask=scattered).shape == q.shape
     nothing = torch.ones(2, 200, dtype=torch.bool)  # says what it means
     assert module(q, k, k, is_causal=True, key_padding_mask=nothing).abs().max() == 0
 

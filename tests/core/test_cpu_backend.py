@@ -253,7 +253,7 @@ def with_last_blocks(q_len: int, kv_len: int, heads: int = 1) -> BlockLayout:
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "layout per head": {"heads": 8},
-    "kv_lengths": {"kv_lengths": True},
+    "padding": {"padding": True},
     "dropout": {"dropout_p": 0.1},
     "block bias": {"bias": True},
     "token dilation": {"segment_lengths": [64, 128], "dilation_rates": [1, 4]},
@@ -289,8 +289,8 @@ def prepared(q_len: int, kv_len: int, dtype: torch.dtype, form: str, option: str
     layout = with_last_blocks(q_len, kv_len, kwargs.pop("heads", 1))
     if kwargs.pop("bias", False):
         kwargs["block_bias"] = normal(layout.num_active_blocks)
-    if kwargs.pop("kv_lengths", False):
-        kwargs["kv_lengths"] = torch.tensor([kv_len, kv_len - 70])
+    if kwargs.pop("padding", False):
+        kwargs["key_padding_mask"] = torch.arange(kv_len) < torch.tensor([[0], [70]])
 
     def call() -> Tensor:
         torch.manual_seed(0)  # of the dropout
@@ -306,7 +306,7 @@ def test_memory_follows_the_active_blocks_not_the_cache(q_len: int, form: str, o
     # as many active blocks in a cache 16 times as long; masks and lists of keys may be a byte and a number for each
     lengths = (2048, 32768)
     short, long = (allocated(prepared(q_len, length, torch.float32, form, option)) for length in lengths)
-    per_key = 16 * 2 if option == "kv_lengths" else 0
+    per_key = 16 * 2 if option == "padding" else 0
     assert long <= 1.05 * short + per_key * (lengths[1] - lengths[0])
 
 
@@ -364,12 +364,13 @@ def test_what_lies_behind_the_end_is_never_read(way: str, force: Callable[[str],
     q_len = 1 if way == "decode" else 300
     inputs = [x.requires_grad_() for x in qkv(q_len, 300, batch=2)]
     lengths = torch.tensor([300, 170])
-    layout = layout_of(q_len, 300, 0.6)
-    out = block_sparse_attention(*inputs, layout, is_causal=True, kv_lengths=lengths)
+    is_causal = q_len == 300  # lengths count from the first key
+    layout = layout_of(q_len, 300, 0.6, is_causal)
+    out = block_sparse_attention(*inputs, layout, is_causal=is_causal, kv_lengths=lengths)
     wanted = (out, *torch.autograd.grad(out.sum(), inputs))
     for x in inputs[1:]:
         x.data[1, 170:] = math.nan
-    out = block_sparse_attention(*inputs, layout, is_causal=True, kv_lengths=lengths)
+    out = block_sparse_attention(*inputs, layout, is_causal=is_causal, kv_lengths=lengths)
     found = (out, *torch.autograd.grad(out.sum(), inputs))
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)

@@ -266,6 +266,12 @@ WAYS_TO_DECODE = (
 )
 
 
+def is_padded_at_the_end(mask: Tensor) -> bool:
+    """Whether a sequence is filled up on the right: keys, then padding and nothing else."""
+    never_ends = (mask[:, 1:] >= mask[:, :-1]).all(1)
+    return bool((never_ends & mask[:, -1:].any(1) & ~mask[:, :1].all(1)).any())
+
+
 def check_key_padding_mask(mask: Tensor, q: Tensor, k: Tensor, is_causal: bool, readable: bool) -> Tensor:
     """The mask on q's device; its values are checked where that waits for no GPU."""
     check_option("key_padding_mask", mask, q)
@@ -277,11 +283,10 @@ def check_key_padding_mask(mask: Tensor, q: Tensor, k: Tensor, is_causal: bool, 
         )
     is_decoding = is_causal and q.shape[1] != k.shape[1]
     readable = readable and type(mask) is Tensor and mask.device.type == "cpu"
-    if is_decoding and readable and bool((mask[:, -1:] & ~mask.all(1, keepdim=True)).any()):
+    if is_decoding and readable and is_padded_at_the_end(mask):
         raise ValueError(
-            f"key_padding_mask with is_causal=True and q_len {q.shape[1]} != kv_len {k.shape[1]} must end with a key that is "
-            "not padding in every sequence, got padding at the end: the last query sits at key kv_len - 1. "
-            + WAYS_TO_DECODE
+            f"key_padding_mask with is_causal=True and q_len {q.shape[1]} != kv_len {k.shape[1]} must not be padding at the end "
+            "alone, as in a sequence here: the last query sits at key kv_len - 1. " + WAYS_TO_DECODE
         )
     return mask.to(q.device)
 
