@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from attention_bench import cli, plots, report, run
 from attention_bench.cases import Case
-from attention_bench.measure import Row, build, measure, median_row
+from attention_bench.measure import Row, build, measure, median_row, turns
 from attention_bench.peers import PEERS, Peer
 
 SMALL = ["--seqlen", "256", "--heads", "2", "--head-dim", "16", "--block", "16", "--density", "0.2"]
@@ -46,11 +47,14 @@ def test_rounds_are_one_row_of_medians_per_case_and_peer(
 ) -> None:
     times = iter([5.0, 50.0, 10.0, 1.0, 2.0, 20.0])  # in the second round the other peer is first
 
-    def measured(peer: Peer, case: Case, *_: object) -> tuple[Row, None]:
-        ms = next(times)
-        return Row(peer.name, case, forward_ms=ms, backward_ms=2 * ms, forward_tflops=1 / ms), None
+    def measured(peers: list[Peer], case: Case, *_: object) -> list[Row]:
+        found = [(peer, next(times)) for peer in peers]
+        return [
+            Row(peer.name, case, forward_ms=ms, backward_ms=2 * ms, forward_tflops=1 / ms)
+            for peer, ms in found
+        ]
 
-    monkeypatch.setattr(run.measure, "measure", measured)
+    monkeypatch.setattr(run.measure, "measure_in_turn", measured)
     file = tmp_path / "figures.json"
     arguments = [*SMALL, "--peers", "ours", "ours-reference", "--rounds", "3", "--json", str(file)]
     assert cli.main(arguments) == 0
@@ -61,6 +65,13 @@ def test_rounds_are_one_row_of_medians_per_case_and_peer(
     assert "--rounds 3" in where["command"]
     with pytest.raises(SystemExit):
         cli.main([*SMALL, "--rounds", "0"])
+
+
+def test_calls_on_a_cpu_take_turns() -> None:
+    seen: list[str] = []
+    times = turns([lambda: seen.append("a"), lambda: (seen.append("b"), time.sleep(0.002))], 0.0)
+    assert seen == ["a", "b"] * 7
+    assert times[0] < 2.0 <= times[1]
 
 
 def test_second_round_of_flex_follows_the_mask(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,10 +99,60 @@ def measure(
     with_backward: bool,
 ) -> tuple[Row, Tensor | None]:
     """The row of one peer, and its output when it is the first that follows the pattern."""
+    row, call, expected = prepared(peer, case, layout, layout_ms, device, expected)
+    if call is None:
+        return row, expected
+    try:
+        row.forward_ms = median_ms(call.forward, device, repeat_ms)
+        row.forward_tflops = call.flops / row.forward_ms / 1e9
+    except Exception as error:
+        row.refused = one_line(error)
+        return row, expected
+    if with_backward:
+        try:
+            for tensor in call.inputs:
+                tensor.requires_grad_()  # only now: some peers refuse inputs that will need a backward
+            time_backward(
+                row, lambda: call.attend(*call.inputs), call.inputs, call.grad, call.flops, device, repeat_ms
+            )
+        except Exception as error:  # the figures of the forward stay
+            row.refused = f"backward: {one_line(error)}"
+    return row, expected
+
+
+@dataclass
+class Call:
+    """What is timed of a peer."""
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    inputs: tuple[Tensor, Tensor, Tensor]
+    grad: Tensor
+    flops: int
+
+    def forward(self) -> Tensor:
+        with torch.no_grad():
+            return self.attend(*self.inputs)
+
+    def backward(self) -> Callable[[], None]:
+        """The backward of one forward, of inputs of its own."""
+        q, k, v = (x.clone().requires_grad_() for x in self.inputs)
+        out = self.attend(q, k, v)
+
+        def call() -> None:
+            torch.autograd.grad(out, (q, k, v), self.grad, retain_graph=True)
+
+        call()
+        return call
+
+
+def prepared(
+    peer: Peer, case: Case, layout: BlockLayout, layout_ms: float, device: str, expected: Tensor | None
+) -> tuple[Row, Call | None, Tensor | None]:
+    """A row without times and what is to be timed, None if the peer refuses; `expected` as in `measure`."""
     row = Row(peer.name, case, dense=peer.dense)
     row.refused = peer.rejects(case, device)
     if row.refused is not None:
-        return row, expected
+        return row, None, expected
     try:
         (q, k, v), grad = case.inputs(device), case.grad_out(device)
         if peer.heads_first:
@@ -111,32 +161,68 @@ def measure(
         attend = peer.prepare(case, layout)
         synchronize(device)
         row.mask_ms = layout_ms if peer.name.startswith("ours") else (time.perf_counter() - start) * 1000
-        flops = case.flops(case.dense_pairs() if peer.dense else case.token_pairs(layout))
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return attend(q, k, v)
-
+        call = Call(
+            attend,
+            (q, k, v),
+            grad,
+            case.flops(case.dense_pairs() if peer.dense else case.token_pairs(layout)),
+        )
         if not peer.dense:
-            out = forward()
+            out = call.forward()
             mine = (out.transpose(1, 2) if peer.heads_first else out).clone()
             if expected is None:
                 expected = mine
             row.error = float((mine.float() - expected).norm() / expected.float().norm())
             del out, mine
-        row.forward_ms = median_ms(forward, device, repeat_ms)
-        row.forward_tflops = flops / row.forward_ms / 1e9
     except Exception as error:  # a peer that fails is a row of the table, not the end of the run
         row.refused = one_line(error)
-        return row, expected
+        return row, None, expected
+    return row, call, expected
+
+
+def measure_in_turn(
+    peers: list[Peer],
+    case: Case,
+    layout: BlockLayout,
+    layout_ms: float,
+    repeat_ms: float,
+    with_backward: bool,
+) -> list[Row]:
+    """The rows of all peers on a CPU, whose speed changes with what else it does: the peers take turns, call by call."""
+    made: list[tuple[Row, Call | None]] = []
+    expected: Tensor | None = None
+    for peer in peers:
+        row, call, expected = prepared(peer, case, layout, layout_ms, "cpu", expected)
+        made.append((row, call))
+    calls = [(row, call) for row, call in made if call is not None]
+    for (row, call), ms in zip(calls, turns([call.forward for _, call in calls], repeat_ms), strict=True):
+        row.forward_ms, row.forward_tflops = ms, call.flops / ms / 1e9
     if with_backward:
-        try:
-            for tensor in (q, k, v):
-                tensor.requires_grad_()  # only now: some peers refuse inputs that will need a backward
-            time_backward(row, lambda: attend(q, k, v), (q, k, v), grad, flops, device, repeat_ms)
-        except Exception as error:  # the figures of the forward stay
-            row.refused = f"backward: {one_line(error)}"
-    return row, expected
+        backward: list[tuple[Row, int, Callable[[], None]]] = []
+        for row, call in calls:
+            try:
+                backward.append((row, call.flops, call.backward()))
+            except Exception as error:  # the figures of the forward stay
+                row.refused = f"backward: {one_line(error)}"
+        for (row, flops, _), ms in zip(
+            backward, turns([each[2] for each in backward], repeat_ms), strict=True
+        ):
+            row.backward_ms, row.backward_tflops = ms, 2.5 * flops / ms / 1e9
+    return [row for row, _ in made]
+
+
+def turns(calls: Sequence[Callable[[], object]], repeat_ms: float) -> list[float]:
+    """Median ms of calls that are made in turn, at least 7 times each."""
+    times: list[list[float]] = [[] for _ in calls]
+    end = time.perf_counter() + len(calls) * repeat_ms / 1000
+    n_turns = 0
+    while n_turns < 7 or (time.perf_counter() < end and n_turns < 1000):
+        n_turns += 1
+        for found, call in zip(times, calls, strict=True):
+            start = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - start)
+    return [statistics.median(found) * 1000 for found in times]
 
 
 def time_backward(

@@ -79,7 +79,16 @@ def main(arguments: list[str]) -> int:
     for place, case in itertools.product(range(given.rounds), cases):
         layout, layout_ms = measure.build(case, device)
         expected: torch.Tensor | None = None
-        for name in names[::-1] if place % 2 else names:
+        in_order = names[::-1] if place % 2 else names
+        if device == "cpu":
+            together = [PEERS[name] for name in in_order]
+            for row in measure.measure_in_turn(
+                together, case, layout, layout_ms, given.repeat_ms, not given.forward_only
+            ):
+                found.setdefault((case, row.peer), []).append(row)
+                print(report.line(row), flush=True)
+            in_order = []
+        for name in in_order:
             row, expected = measure.measure(
                 PEERS[name],
                 case,
@@ -93,8 +102,8 @@ def main(arguments: list[str]) -> int:
             measure.free(device)
             found.setdefault((case, name), []).append(row)
             print(report.line(row), flush=True)
-            rows = [measure.median_row(tries) for tries in found.values()]
-            if given.json:
-                report.write_json(given.json, rows, environment(device, command))
+        rows = [measure.median_row(tries) for tries in found.values()]
+        if given.json:
+            report.write_json(given.json, rows, environment(device, command))
     Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
     return 0
