@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -40,7 +41,7 @@ class CpuBackend:
             if decode.suits(problem):
                 return decode.forward(problem, buffers)
             plan = small.plan_of(problem)
-            if plan is not None:
+            if plan is not None and are_finite(problem.q, problem.k, problem.v):
                 return small.forward(problem, plan, buffers)
             if suits_window(problem):
                 return window.forward(problem, buffers)
@@ -54,7 +55,7 @@ class CpuBackend:
             if not is_fused(problem) or grad_lse is not None:
                 return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers)
             plan = small.plan_of(problem)
-            if plan is not None:
+            if plan is not None and are_finite(problem.q, problem.k, problem.v, grad_out):
                 return small.backward(problem, plan, out, lse, grad_out, buffers)
             if suits_window(problem):
                 return window.backward(problem, out, lse, grad_out, buffers)
@@ -73,6 +74,13 @@ def plain_arithmetic() -> Iterator[None]:
                 yield
         else:
             yield
+
+
+def are_finite(*tensors: Tensor) -> bool:
+    """False if a number is NaN or infinite: what a mask multiplies with 0 must not reach rows that do not see it."""
+    return all(
+        math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()) for x in tensors
+    )
 
 
 def is_fused(problem: AttentionProblem) -> bool:
