@@ -135,8 +135,6 @@ def block_sparse_attention(
         >>> torch.allclose(out, dense.transpose(1, 2), atol=1e-5)
         True
     """
-    plan: plans.Plan | None = None
-    is_simple = False
     try:
         is_simple = (
             ops.nobody_looks()
@@ -144,20 +142,20 @@ def block_sparse_attention(
             and block_bias is None
             and kv_lengths is None
             and key_padding_mask is None
-            and dropout_p == 0.0
+            and bool(dropout_p == 0.0)
         )
-        if is_simple:
-            plan = plans.find_plan(
-                layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend
-            )
-    except (RuntimeError, ValueError):  # no strides, an array for a number: the checks say which
-        pass
-    if plan is not None:
-        out, lse = plan.attend(q, k, v)
-        if return_lse is False:
-            return out
-        if return_lse is True:
-            return out, lse
+    except (RuntimeError, ValueError):  # an array for dropout_p: the checks say so
+        is_simple = False
+    if is_simple:
+        plan = plans.find_plan(
+            layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend
+        )
+        if plan is not None:
+            out, lse = plan.attend(q, k, v)
+            if return_lse is False:
+                return out
+            if return_lse is True:
+                return out, lse
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
     out, lse = attend_anew(

@@ -444,11 +444,3 @@ def attend_eagerly(problem: AttentionProblem, backend: str) -> tuple[Tensor, Ten
     p = problem
     out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p.without_tensors(), backend, None)  # type: ignore[no-untyped-call]
     return out, lse
-
-
-def attend(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
-    """out and lse, through the operators where somebody looks at them."""
-    if is_plain(problem):
-        return attend_eagerly(problem, backend)
-    out, lse = attention(*flatten(problem), backend)
-    return out, lse

@@ -35,7 +35,7 @@ class Plan(NamedTuple):
     forward: Forward
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """out and lse, as from `ops.attend`."""
+        """out and lse, as from `ops.attend_eagerly`."""
         if self.needs_grad:
             out, lse = ops.EagerAttention.apply(q, k, v, None, self.problem, self.backend, self.forward)  # type: ignore[no-untyped-call]
             return out, lse
