@@ -40,8 +40,8 @@ class CpuBackend:
                 return unfused.forward(problem, buffers)
             if decode.suits(problem):
                 return decode.forward(problem, buffers)
-            plan = small.plan_of(problem)
-            if plan is not None and are_finite(problem.q, problem.k, problem.v):
+            plan = small_plan(problem)
+            if plan is not None:
                 return small.forward(problem, plan, buffers)
             if suits_window(problem):
                 return window.forward(problem, buffers)
@@ -54,8 +54,8 @@ class CpuBackend:
         with plain_arithmetic(), kept_buffers() as buffers:
             if not is_fused(problem) or grad_lse is not None:
                 return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers)
-            plan = small.plan_of(problem)
-            if plan is not None and are_finite(problem.q, problem.k, problem.v, grad_out):
+            plan = small_plan(problem, grad_out)
+            if plan is not None:
                 return small.backward(problem, plan, out, lse, grad_out, buffers)
             if suits_window(problem):
                 return window.backward(problem, out, lse, grad_out, buffers)
@@ -76,8 +76,16 @@ def plain_arithmetic() -> Iterator[None]:
             yield
 
 
+def small_plan(problem: AttentionProblem, *grads: Tensor) -> small.Plan | None:
+    """The plan of a small call. None too where its mask would multiply NaN or infinities with 0, which rows must not notice."""
+    plan = small.plan_of(problem)
+    if plan is None or plan.mask is None:
+        return plan
+    return plan if are_finite(problem.q, problem.k, problem.v, *grads) else None
+
+
 def are_finite(*tensors: Tensor) -> bool:
-    """False if a number is NaN or infinite: what a mask multiplies with 0 must not reach rows that do not see it."""
+    """Whether no number is NaN or infinite; False too where their sum overflows."""
     return all(
         math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()) for x in tensors
     )
