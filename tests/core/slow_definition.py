@@ -25,6 +25,7 @@ class Pattern:
     window: int | None = None
     global_tokens: int = 0
     rates: tuple[int, ...] | None = None
+    least: int | None = None
 
 
 def blocks_of(tokens: int, block: int) -> int:
@@ -62,14 +63,54 @@ def nearest_first(centre: int, columns: Sequence[int]) -> list[int]:
     return sorted(columns, key=lambda column: (abs(column - centre), column))
 
 
-def dilated_order(diagonal: int, columns: Sequence[int], rates: Sequence[int], n_cols: int) -> list[int]:
+def looks_ahead(rates: Sequence[int], n: int) -> list[bool]:
+    """Which of n blocks look ahead: runs of r - 1 blocks, in turn ahead and back, r by the ruler sequence."""
+    longer = sorted({rate for rate in rates if rate > 1 and 2 * rate <= n}) or [2]
+    flags: list[bool] = []
+    step = 1
+    while len(flags) < n:
+        place = 0
+        while step % 2 ** (place + 1) == 0:
+            place += 1
+        flags += [step % 2 == 1] * (longer[min(place, len(longer) - 1)] - 1)
+        step += 1
+    return flags[:n]
+
+
+def linked_block(block: int, ahead: Sequence[bool]) -> int:
+    """The nearest block ahead, or back, that looks as this one does; at an end, the last that looks the other way."""
+    beyond = range(block + 1, len(ahead)) if ahead[block] else range(block - 1, -1, -1)
+    for other in beyond:
+        if ahead[other] == ahead[block]:
+            return other
+    others = [other for other in range(len(ahead)) if ahead[other] != ahead[block]]
+    if not others:
+        return block
+    return others[-1] if ahead[block] else others[0]
+
+
+def mirrored_fraction(number: int) -> Fraction:
+    """The binary digits of a number mirrored at the point: 6 = 110 becomes 0.011 = 3/8."""
+    result, weight = Fraction(0), Fraction(1, 2)
+    while number:
+        result, weight, number = result + number % 2 * weight, weight / 2, number // 2
+    return result
+
+
+def dilated_order(
+    row: int, diagonal: int, columns: Sequence[int], rates: Sequence[int], n_cols: int, causal: bool
+) -> list[int]:
     """The order in which a row of dilated_sparse takes its columns."""
-    allowed, order = set(columns), {diagonal: None}  # a dict keeps the order, and the first occurrence
-    for t in range(1, n_cols):
+    allowed = set(columns)
+    linked = diagonal - 1 if causal else linked_block(diagonal, looks_ahead(rates, n_cols))
+    order = {column: None for column in (diagonal, linked) if column in allowed}  # keeps the first occurrence
+    first = [c for rate in dict.fromkeys(rates) for c in (diagonal - rate, diagonal + rate)]
+    first = [column for column in first if column in allowed and column != linked]
+    begin = int(mirrored_fraction(row) * len(first))
+    order |= dict.fromkeys(first[begin:] + first[:begin])
+    for t in range(2, n_cols):
         for rate in rates:
-            for column in (diagonal - t * rate, diagonal + t * rate):
-                if column in allowed:
-                    order[column] = None
+            order |= {c: None for c in (diagonal - t * rate, diagonal + t * rate) if c in allowed}
     return [*order, *(column for column in nearest_first(diagonal, columns) if column not in order)]
 
 
@@ -81,7 +122,7 @@ def pattern_rows(pattern: Pattern, q_len: int, kv_len: int, causal: bool) -> lis
     counted = list(range(n_cols)) if causal else numbers
     diagonal = {row: row if causal else row * n_cols // len(numbers) for row in counted}
     columns = {row: list(range(row + 1 if causal else n_cols)) for row in counted}
-    n_global = min(blocks_of(pattern.global_tokens, pattern.block), n_cols)
+    n_global = min(max(1, blocks_of(pattern.global_tokens, pattern.block)), n_cols)
     keep = budget(pattern, counted, columns, diagonal, n_global, n_cols, causal)
 
     rows = []
@@ -90,12 +131,16 @@ def pattern_rows(pattern: Pattern, q_len: int, kv_len: int, causal: bool) -> lis
             rows.append([])
             continue
         centre, allowed = diagonal[row], columns[row]
-        reach = None if pattern.window is None else pattern.window // pattern.block // 2
+        reach = None
+        if pattern.window is not None and causal:
+            reach = blocks_of(pattern.window, pattern.block)
+        elif pattern.window is not None:
+            reach = blocks_of(pattern.window, 2 * pattern.block)
         if pattern.kind == "dilated_sparse":
             rates = pattern.rates
             if rates is None:
                 rates = tuple(2**power for power in range(20) if 2**power < max(2, n_cols))
-            taken = dilated_order(centre, allowed, rates, n_cols)[: keep[row]]
+            taken = dilated_order(row, centre, allowed, rates, n_cols, causal)[: keep[row]]
         elif pattern.kind == "local_window" and reach is not None:
             taken = [column for column in allowed if abs(column - centre) <= reach]
         elif pattern.kind == "local_window":
@@ -124,19 +169,21 @@ def budget(
 ) -> dict[int, int]:
     """How many blocks every counted row keeps, where the ratio decides."""
     available = [len(columns[row]) for row in counted]
+    floor = pattern.least or (3 if causal and pattern.kind == "dilated_sparse" else 2)
+    floors = [min(floor, blocks) for blocks in available]
     if pattern.kind != "global_local":
-        totals = running_total(pattern.ratio, available, [1] * len(counted))
+        totals = running_total(pattern.ratio, available, floors)
         return dict(zip(counted, differences(totals), strict=True))
     least = []
-    for row in counted:
+    for row, own_floor in zip(counted, floors, strict=True):
         if row < n_global:
             least.append(len(columns[row]))
         else:
-            least.append(n_global + (1 if diagonal[row] >= n_global else 0))
+            least.append(max(own_floor, n_global + (1 if diagonal[row] >= n_global else 0)))
     if causal:
         return dict(zip(counted, differences(running_total(pattern.ratio, available, least)), strict=True))
     # What the global rows leave of the whole total is shared evenly by the rows after them.
-    total = Fraction(pattern.ratio) * sum(available) // 1
+    total = running_total(pattern.ratio, available, floors)[-1]
     rest = [row for row in counted if row >= n_global]
     left = max(total - n_global * n_cols, 0)
     keep = {row: n_cols for row in counted if row < n_global}

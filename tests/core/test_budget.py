@@ -22,11 +22,12 @@ RATIOS: list[Any] = [
 ]  # fmt: skip
 
 
-def expected_budgets(ratio: Any, n_rows: int, n_cols: int, causal: bool) -> list[int]:
+def expected_budgets(ratio: Any, least: int, n_rows: int, n_cols: int, causal: bool) -> list[int]:
     exact, total, available, budgets = Fraction(str(ratio)), 0, 0, []
     for row in range(n_rows):
-        available += row + 1 if causal else n_cols
-        now = max(total + 1, available * exact.numerator // exact.denominator)
+        blocks = row + 1 if causal else n_cols
+        available += blocks
+        now = max(total + min(least, blocks), available * exact.numerator // exact.denominator)
         budgets.append(now - total)
         total = now
     return budgets
@@ -36,10 +37,9 @@ def expected_budgets(ratio: Any, n_rows: int, n_cols: int, causal: bool) -> list
 @pytest.mark.parametrize("ratio", RATIOS, ids=str)
 def test_every_row_is_that_of_exact_fractions(ratio: Any, causal: bool) -> None:
     for n in (1, 2, 63, 700):
-        layout = BlockLayout.from_config(
-            SparsePatternConfig("local_window", 16, ratio), 16 * n, causal=causal
-        )
-        assert [len(row) for row in layout.rows()] == expected_budgets(ratio, n, n, causal)
+        config = SparsePatternConfig("local_window", 16, ratio)
+        layout = BlockLayout.from_config(config, 16 * n, causal=causal)
+        assert [len(row) for row in layout.rows()] == expected_budgets(ratio, 2, n, n, causal)
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
@@ -49,16 +49,46 @@ def test_every_row_is_that_of_exact_fractions(ratio: Any, causal: bool) -> None:
         st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)).map(lambda pair: min(pair) / max(pair)),
         st.fractions(Fraction(1, 10**30), 1),
     ),
+    least=st.integers(1, 20),
     n_rows=st.integers(1, 300),
     n_cols=st.integers(1, 300),
     causal=st.booleans(),
 )
 def test_budgets_of_any_ratio_are_exact(
-    ratio: float | Fraction, n_rows: int, n_cols: int, causal: bool
+    ratio: float | Fraction, least: int, n_rows: int, n_cols: int, causal: bool
 ) -> None:
     n_cols = n_rows if causal else n_cols
     grid = BlockGrid(16 * n_rows, 16 * n_cols, 16, causal)
-    assert row_budgets(ratio, grid).tolist() == expected_budgets(ratio, n_rows, n_cols, causal)
+    config = SparsePatternConfig(sparsity_ratio=ratio, min_blocks=least)  # type: ignore[arg-type]
+    expected = expected_budgets(config.sparsity_ratio, least, n_rows, n_cols, causal)
+    assert row_budgets(config, grid).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "causal", "least"),
+    [
+        ("dilated_sparse", True, 3),
+        ("dilated_sparse", False, 2),
+        ("local_window", True, 2),
+        ("local_window", False, 2),
+        ("global_local", True, 2),
+        ("global_local", False, 2),
+    ],
+)
+def test_least_of_a_row_by_default(kind: Any, causal: bool, least: int) -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(kind, 16, 1e-9), 16 * 40, causal=causal)
+    first = 1 if kind == "global_local" else 0  # its global row sees all
+    assert [len(row) for row in layout.rows()[first:]] == [
+        min(least, row + 1) if causal else least for row in range(first, 40)
+    ]
+
+
+@pytest.mark.parametrize("given", [0, -1, 1.5, True, "2", 2**31, [1]])
+def test_least_must_be_a_number_of_blocks(given: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"min_blocks must be a positive number of blocks per row, got .*; use 1 for"
+    ):
+        SparsePatternConfig(min_blocks=given)
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
@@ -74,5 +104,5 @@ def test_share_of_large_totals_is_exact(ratio: Fraction, totals: list[int]) -> N
 def test_default_device_does_not_reach_the_budgets() -> None:
     grid = BlockGrid(640, 640, 64, True)
     with torch.device("meta"):
-        found = row_budgets(0.3, grid)
-    assert found.tolist() == row_budgets(0.3, grid).tolist()
+        found = row_budgets(SparsePatternConfig(), grid)
+    assert found.tolist() == row_budgets(SparsePatternConfig(), grid).tolist()

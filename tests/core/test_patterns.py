@@ -37,6 +37,7 @@ def config_of(pattern: Pattern) -> SparsePatternConfig:
         window_size=pattern.window,
         global_tokens=pattern.global_tokens,
         dilation_rates=pattern.rates,
+        min_blocks=pattern.least,
     )
 
 
@@ -88,6 +89,11 @@ PATTERNS = [
     # rates that run dry: the nearest blocks fill the budget
     *(Pattern("dilated_sparse", ratio, rates=(7, 7, 19)) for ratio in ("0.07", "0.3", "0.9")),
     *(Pattern("dilated_sparse", ratio, rates=(1000,)) for ratio in ("0.07", "0.3", "0.9")),
+    *(Pattern("dilated_sparse", ratio, least=1) for ratio in RATIOS[:5]),
+    *(Pattern("dilated_sparse", "0.07", rates=(1, 2, 4, 8), least=least) for least in (2, 4, 6, 1000)),
+    *(Pattern("dilated_sparse", "0.01", rates=(4, 1, 4, 3, 9), least=least) for least in (1, 2, 5)),
+    *(Pattern("local_window", "0.01", least=least) for least in (1, 3, 1000)),
+    *(Pattern("global_local", "0.01", global_tokens=40, least=least) for least in (1, 3, 5, 1000)),
     *(Pattern("local_window", ratio) for ratio in RATIOS),
     *(Pattern("local_window", "0.1", window=window) for window in (1, 16, 32, 63, 64, 100, 1000, 10**6)),
     *(Pattern("global_local", ratio) for ratio in RATIOS),
@@ -106,6 +112,8 @@ def pattern_id(pattern: Pattern) -> str:
         parts.append(f"global{pattern.global_tokens}")
     if pattern.rates is not None:
         parts.append("rates" + "_".join(map(str, pattern.rates)))
+    if pattern.least is not None:
+        parts.append(f"least{pattern.least}")
     return "-".join(parts)
 
 
@@ -121,18 +129,21 @@ patterns = st.one_of(
         kind=st.just("dilated_sparse"),
         ratio=st.integers(1, 1000).map(lambda thousandths: str(thousandths / 1000)),
         rates=st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=4).map(tuple),
+        least=st.none() | st.integers(1, 9),
     ),
     st.builds(
         Pattern,
         kind=st.just("local_window"),
         ratio=st.integers(1, 1000).map(lambda thousandths: str(thousandths / 1000)),
         window=st.none() | st.integers(1, 400),
+        least=st.none() | st.integers(1, 9),
     ),
     st.builds(
         Pattern,
         kind=st.just("global_local"),
         ratio=st.integers(1, 1000).map(lambda thousandths: str(thousandths / 1000)),
         window=st.none() | st.integers(1, 400),
+        least=st.none() | st.integers(1, 9),
         global_tokens=st.integers(0, 120),
     ),
 )
@@ -186,32 +197,40 @@ def test_ratio_is_read_as_the_decimal_that_was_written(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["dilated_sparse", "local_window", "global_local"])
 @pytest.mark.parametrize("causal", [False, True])
-@given(st.integers(1, 1000), st.integers(1, 1500))
-def test_total_is_exact_and_no_row_is_empty(kind: str, causal: bool, thousandths: int, length: int) -> None:
-    ratio = thousandths / 1000
-    layout = layout_of(Pattern(kind, str(ratio)), length, causal=causal)
+@given(st.integers(1, 1000), st.integers(1, 1500), st.integers(1, 6))
+def test_total_is_exact_where_the_share_pays_for_the_floor(
+    kind: str, causal: bool, thousandths: int, length: int, least: int
+) -> None:
+    ratio = Fraction(thousandths, 1000)
+    layout = layout_of(Pattern(kind, str(thousandths / 1000), least=least), length, causal=causal)
     n = blocks_of(length, 16)
     available = n * (n + 1) // 2 if causal else n * n
+    floors = [min(least, row + 1) if causal else min(least, n) for row in range(n)]
     counts = [len(row) for row in layout.rows()]
-    assert min(counts) >= 1
-    wanted = Fraction(thousandths, 1000) * available // 1
-    # One block per row takes precedence; a total that lags behind the rows for a while ends above it.
-    assert sum(counts) >= max(wanted, n)
+    assert all(count >= floor for count, floor in zip(counts, floors, strict=True))
+    wanted = ratio * available // 1
+    first_row = n - 1 if kind == "global_local" and not causal else 0  # it sees all
     if not causal:
-        assert sum(counts) == max(wanted, n)
-    elif min(Fraction(thousandths, 1000) * (i + 1) // 1 for i in range(n)) >= 1:
+        assert sum(counts) == max(wanted, sum(floors), least_of_global(n, least) if first_row else 0)
+    assert sum(counts) >= wanted
+    if causal and kind != "global_local" and n and ratio * n >= least and sum(counts[-1:]) > least:
         assert sum(counts) == wanted
 
 
-@given(st.integers(1, 1000), st.integers(1, 60))
-def test_running_total_is_never_more_than_a_block_from_the_ratio(thousandths: int, n: int) -> None:
+def least_of_global(n: int, least: int) -> int:
+    """Blocks of n rows not causal when the first sees all, and all others it, their own and what else the floor says."""
+    return n + (n - 1) * min(n, max(2, least))
+
+
+@given(st.integers(1, 1000), st.integers(1, 60), st.integers(1, 6))
+def test_running_total_is_never_more_than_a_block_from_the_ratio(
+    thousandths: int, n: int, least: int
+) -> None:
     """Also in between: no stretch of rows pays for another."""
-    counts = [
-        len(row) for row in layout_of(Pattern("dilated_sparse", str(thousandths / 1000)), n * 16).rows()
-    ]
-    totals = list(itertools.accumulate(counts))
+    pattern = Pattern("dilated_sparse", str(thousandths / 1000), least=least)
+    totals = list(itertools.accumulate(len(row) for row in layout_of(pattern, n * 16).rows()))
     for i, total in enumerate(totals):
-        assert total == max(Fraction(thousandths, 1000) * (i + 1) * n // 1, i + 1)
+        assert total == max(Fraction(thousandths, 1000) * (i + 1) * n // 1, (i + 1) * min(least, n))
 
 
 @pytest.mark.parametrize("kind", ["dilated_sparse", "local_window", "global_local"])
@@ -272,22 +291,45 @@ def test_causal_rows_before_the_first_key_are_empty(pattern: Pattern, q_len: int
 # ---- the patterns' own rules
 
 
-def test_window_of_no_whole_pair_of_blocks_keeps_the_diagonal_only() -> None:
-    for window in (1, 15, 16, 31):
-        rows = layout_of(Pattern("local_window", window=window), 160).rows()
-        assert rows == [[i] for i in range(10)]
+@pytest.mark.parametrize("window", [1, 15, 16, 17, 32, 33, 64, 100, 159])
+@pytest.mark.parametrize("kind", ["local_window", "global_local"])
+def test_window_keeps_its_promise_in_tokens(kind: str, window: int) -> None:
+    """Every query sees the tokens of the window, and less than a block more than them on a side, beside its own."""
+    for causal in (False, True):
+        dense = layout_of(Pattern(kind, window=window), 320, causal=causal).to_dense()
+        seen = dense.repeat_interleave(16, 0).repeat_interleave(16, 1)
+        before, after = (window, 0) if causal else (-(-window // 2), window // 2)
+        for i in range(320):
+            assert seen[i, max(0, i - before) : i + 1 + after].all()
+            first, last = i // 16 * 16 - (before + 15), i // 16 * 16 + 15 + (0 if causal else before + 15)
+            beyond = seen[i].clone()
+            beyond[max(0, first) : last + 1] = False
+            beyond[: 16 if kind == "global_local" else 0] = False
+            assert not beyond.any() or (kind == "global_local" and i < 16)
+
+
+def test_causal_window_of_256_tokens_sees_256_past_tokens() -> None:
+    config = SparsePatternConfig("local_window", window_size=256)
+    rows = BlockLayout.from_config(config, 64 * 12, causal=True).rows()
+    assert rows[9] == [5, 6, 7, 8, 9]
 
 
 def test_window_size_overrides_the_ratio() -> None:
     for kind in ("local_window", "global_local"):
         layouts = [layout_of(Pattern(kind, ratio, window=64), 640).rows() for ratio in ("0.01", "0.9")]
         assert layouts[0] == layouts[1]
-        assert layouts[0][10] == [8, 9, 10, 11, 12]
+        assert set(layouts[0][10]) - {0} == {8, 9, 10, 11, 12}
 
 
 def test_ties_go_to_the_lower_column() -> None:
     assert layout_of(Pattern("local_window", "0.2"), 160).rows()[5] == [4, 5]
-    assert layout_of(Pattern("dilated_sparse", "0.2", rates=(3,)), 160).rows()[5] == [2, 5]
+    assert layout_of(Pattern("dilated_sparse", "0.3", rates=(3,)), 160).rows()[5] == [2, 5, 8]
+
+
+def test_global_local_has_one_global_block_at_least() -> None:
+    without, with_one = (layout_of(Pattern("global_local", "0.3", global_tokens=n), 640) for n in (0, 1))
+    assert without.rows() == with_one.rows()
+    assert without.to_dense()[:, 0].all()
 
 
 def test_global_blocks_see_all_and_are_seen_by_all() -> None:

@@ -39,20 +39,24 @@ class SparsePatternConfig:
     """Which blocks of the attention matrix are kept.
 
     Args:
-        pattern_type: ``"dilated_sparse"`` (the diagonal, then blocks at multiples of `dilation_rates`),
+        pattern_type: ``"dilated_sparse"`` (the own block, a link to the next, blocks at multiples of `dilation_rates`),
             ``"local_window"`` (the nearest blocks) or ``"global_local"`` (a few blocks that see and are seen
             by all, and a local window).
         block_size: tokens per block side, a power of two from 16 to 256.
         sparsity_ratio: the fraction of block pairs **kept**, 0 < ratio <= 1, of those that dense attention
             with the same lengths and causality computes. 0.01 is 99 % sparse. Honoured exactly, as a running
-            total over the rows; every row keeps at least its diagonal block. A float is read as the decimal that
+            total over the rows, wherever it pays for `min_blocks` in every row. A float is read as the decimal that
             was written, `fractions.Fraction` and `decimal.Decimal` as what they are.
-        window_size: tokens, for ``local_window`` and ``global_local``: keep the blocks within
-            ``(window_size // block_size) // 2`` of the diagonal, whatever the ratio. None: the ratio decides.
+        window_size: tokens, for ``local_window`` and ``global_local``, whatever the ratio; rounded up to blocks.
+            Causal: every query sees at least so many past tokens. Else half of them to each side. None: the ratio
+            decides.
         global_tokens: tokens at the start of the sequence that attend to all and are attended by all, rounded
-            up to blocks. Only for ``global_local``.
+            up to blocks. Only for ``global_local``, which has one such block at least.
         dilation_rates: in blocks, for ``dilated_sparse``. None: the powers of two up to the sequence, so that
             every scale is present whatever the length.
+        min_blocks: the least that a row keeps, as far as it has so many, whatever the ratio: a ratio alone leaves
+            short and causal sequences with their own blocks only. None: 3 for causal ``dilated_sparse``, else 2.
+            `BlockLayout.stats` says the density that results. 1: the ratio alone.
 
     Numbers may be of NumPy, lists one-dimensional arrays.
 
@@ -71,6 +75,7 @@ class SparsePatternConfig:
     window_size: int | None = None
     global_tokens: int = 0
     dilation_rates: Sequence[int] | None = None
+    min_blocks: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
@@ -84,6 +89,20 @@ class SparsePatternConfig:
         self._check_global_tokens()
         if self.dilation_rates is not None:
             self._check_dilation_rates(self.dilation_rates)
+        if self.min_blocks is not None:
+            blocks = values.tokens(self.min_blocks)
+            if blocks is None:
+                raise ValueError(
+                    f"min_blocks must be a positive number of blocks per row, got {shown(self.min_blocks)}; "
+                    "use 1 for the ratio alone, or None for the default"
+                )
+            self._set("min_blocks", blocks)
+
+    def least_blocks(self, causal: bool) -> int:
+        """`min_blocks`, or its default: 3 for causal ``dilated_sparse``, else 2."""
+        if self.min_blocks is not None:
+            return self.min_blocks
+        return 3 if causal and self.pattern_type == "dilated_sparse" else 2
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

@@ -7,6 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from ..config import SparsePatternConfig
 from .grid import BlockGrid
 
 
@@ -29,18 +30,35 @@ def written_ratio(ratio: float | Fraction) -> Fraction:
     return Fraction(str(ratio))
 
 
-def running_totals(ratio: float | Fraction, grid: BlockGrid, mandatory: Tensor) -> Tensor:
-    """C(i) = max(C(i-1) + mandatory(i), floor(ratio * A(i))) over the budget rows, as a running maximum."""
+def available_per_row(grid: BlockGrid) -> Tensor:
+    """Block pairs that dense attention computes in each budget row, int64 on the CPU."""
     rows = torch.arange(1, grid.n_budget_rows + 1, device="cpu")
-    available = rows * (rows + 1) // 2 if grid.causal else rows * grid.n_cols
-    least = mandatory.cumsum(0)
-    excess = floor_share(written_ratio(ratio), available) - least
-    return least + excess.cummax(0).values.clamp(min=0)
+    return rows if grid.causal else torch.full_like(rows, grid.n_cols)
 
 
-def row_budgets(ratio: float | Fraction, grid: BlockGrid, mandatory: Tensor | None = None) -> Tensor:
-    """Blocks to keep in each budget row, int64 on the CPU; at least `mandatory` (default 1) in each."""
-    if mandatory is None:
-        mandatory = torch.ones(grid.n_budget_rows, dtype=torch.int64, device="cpu")
-    totals = running_totals(ratio, grid, mandatory)
+def shares(config: SparsePatternConfig, grid: BlockGrid) -> Tensor:
+    """floor(ratio * A(i)) over the budget rows: what the ratio alone pays for."""
+    return floor_share(written_ratio(config.sparsity_ratio), available_per_row(grid).cumsum(0))
+
+
+def least_per_row(config: SparsePatternConfig, grid: BlockGrid) -> Tensor:
+    """min_blocks, or all blocks of a row that has fewer."""
+    return available_per_row(grid).clamp(max=config.least_blocks(grid.causal))
+
+
+def running_totals(share: Tensor, least: Tensor) -> Tensor:
+    """C(i) = max(C(i-1) + least(i), share(i)), as a running maximum."""
+    floor = least.cumsum(0)
+    return floor + (share - floor).cummax(0).values.clamp(min=0)
+
+
+def row_budgets(config: SparsePatternConfig, grid: BlockGrid, least: Tensor | None = None) -> Tensor:
+    """Blocks to keep in each budget row, int64 on the CPU; at least `least` (default `least_per_row`) in each."""
+    totals = running_totals(shares(config, grid), least_per_row(config, grid) if least is None else least)
     return totals.diff(prepend=totals.new_zeros(1))
+
+
+def rows_at_floor(config: SparsePatternConfig, grid: BlockGrid) -> Tensor:
+    """Bool per budget row: the total so far is more than the ratio pays for."""
+    share = shares(config, grid)
+    return running_totals(share, least_per_row(config, grid)) > share

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
-from .budget import row_budgets, running_totals
+from .budget import least_per_row, row_budgets, running_totals, shares
 from .grid import BlockGrid
 from .intervals import expand, nearest
 from .local_window import window_interval
 
 
-def budgets(ratio: float, grid: BlockGrid, n_global: int) -> Tensor:
+def budgets(config: SparsePatternConfig, grid: BlockGrid, n_global: int) -> Tensor:
     """Blocks per budget row, the global rows and columns counted in.
 
     Causal rows follow the running total, so they do not depend on the length. Otherwise what the global rows
@@ -24,20 +24,20 @@ def budgets(ratio: float, grid: BlockGrid, n_global: int) -> Tensor:
     diagonal = square.diagonal(torch.device("cpu"))
     everything = rows + 1 if grid.causal else torch.full((n,), grid.n_cols, device="cpu")
     others = torch.where(diagonal >= n_global, n_global + 1, n_global)
-    mandatory = torch.where(rows < n_global, everything, others)
+    least = torch.maximum(others, least_per_row(config, grid))
+    mandatory = torch.where(rows < n_global, everything, least)
     if grid.causal or n_global >= n:
-        return row_budgets(ratio, grid, mandatory)
-    total = int(running_totals(ratio, grid, torch.ones(n, dtype=torch.int64, device="cpu"))[-1])
+        return row_budgets(config, grid, mandatory)
+    total = int(running_totals(shares(config, grid), least_per_row(config, grid))[-1])
     spent, left = n_global * grid.n_cols, n - n_global
-    least = mandatory[n_global:].cumsum(0)
     share = (max(total - spent, 0)) * torch.arange(1, left + 1, device="cpu") // left
-    totals = least + (share - least).cummax(0).values.clamp(min=0)
+    totals = running_totals(share, mandatory[n_global:])
     return torch.cat([mandatory[:n_global], totals.diff(prepend=totals.new_zeros(1))])
 
 
 def global_local(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of the pattern."""
-    n_global = min(-(-config.global_tokens // grid.block_size), grid.n_cols)
+    n_global = min(max(1, -(-config.global_tokens // grid.block_size)), grid.n_cols)
     rows = torch.arange(grid.n_rows, device=device)
     diagonal = grid.diagonal(device)
     last = diagonal if grid.causal else torch.full_like(diagonal, grid.n_cols - 1)
@@ -46,7 +46,7 @@ def global_local(config: SparsePatternConfig, grid: BlockGrid, device: torch.dev
     if config.window_size is not None:
         start, length = window_interval(config.window_size, diagonal, grid, lowest=n_global)
     else:
-        count = grid.visible_rows(budgets(config.sparsity_ratio, grid, n_global)).to(device) - n_global
+        count = grid.visible_rows(budgets(config, grid, n_global)).to(device) - n_global
         start, length = nearest(diagonal.clamp(min=n_global), count.clamp(min=0), n_global, last)
     length = torch.where(is_global, 0, length)
     return expand(

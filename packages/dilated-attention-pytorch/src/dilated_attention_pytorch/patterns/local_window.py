@@ -14,8 +14,11 @@ from .intervals import expand, nearest
 def window_interval(
     window_size: int, diagonal: Tensor, grid: BlockGrid, lowest: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Start and length of the columns at most ``(window_size // block_size) // 2`` from the diagonal."""
-    reach = (window_size // grid.block_size) // 2
+    """Start and length of the columns of a window in tokens, rounded up to blocks.
+
+    Causal: so many tokens of the past, beside the own block. Else half of them to each side.
+    """
+    reach = -(-window_size // (grid.block_size if grid.causal else 2 * grid.block_size))
     start = (diagonal - reach).clamp(min=lowest)
     stop = (diagonal if grid.causal else diagonal + reach).clamp(max=grid.n_cols - 1) + 1
     return start, (stop - start).clamp(min=0)
@@ -27,6 +30,6 @@ def local_window(config: SparsePatternConfig, grid: BlockGrid, device: torch.dev
     if config.window_size is not None:
         start, length = window_interval(config.window_size, diagonal, grid)
     else:
-        count = grid.visible_rows(row_budgets(config.sparsity_ratio, grid)).to(device)
+        count = grid.visible_rows(row_budgets(config, grid)).to(device)
         start, length = nearest(diagonal, count, 0, diagonal if grid.causal else grid.n_cols - 1)
     return expand(torch.arange(grid.n_rows, device=device), start, length)
