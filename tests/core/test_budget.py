@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.patterns.budget import floor_share, row_budgets
+from dilated_attention_pytorch.patterns.budget import floor_share, ratio_budget
 from dilated_attention_pytorch.patterns.grid import BlockGrid
 
 # 0.1 + 0.2 has 17 decimals, k / d up to 22, the smallest float 324
@@ -61,7 +61,7 @@ def test_budgets_of_any_ratio_are_exact(
     grid = BlockGrid(16 * n_rows, 16 * n_cols, 16, causal)
     config = SparsePatternConfig(sparsity_ratio=ratio, min_blocks=least)  # type: ignore[arg-type]
     expected = expected_budgets(config.sparsity_ratio, least, n_rows, n_cols, causal)
-    assert row_budgets(config, grid).tolist() == expected
+    assert ratio_budget(config, grid).blocks().tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -104,5 +104,5 @@ def test_share_of_large_totals_is_exact(ratio: Fraction, totals: list[int]) -> N
 def test_default_device_does_not_reach_the_budgets() -> None:
     grid = BlockGrid(640, 640, 64, True)
     with torch.device("meta"):
-        found = row_budgets(SparsePatternConfig(), grid)
-    assert found.tolist() == row_budgets(SparsePatternConfig(), grid).tolist()
+        found = ratio_budget(SparsePatternConfig(), grid).blocks()
+    assert found.tolist() == ratio_budget(SparsePatternConfig(), grid).blocks().tolist()

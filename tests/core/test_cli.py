@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from dilated_attention_pytorch.cli.measure import Run, measure
 from dilated_attention_pytorch.cli.model import KeyValueCache, ModelSettings, make_model
 from dilated_attention_pytorch.cli.text import library_files, load_text
 from dilated_attention_pytorch.cli.training import even_windows, learning_rate_share
+from dilated_attention_pytorch.factory import PRESETS
 
 CPU = torch.device("cpu")
 TINY = [
@@ -210,6 +212,24 @@ def test_doctor_tells_versions_devices_and_backends(capsys: pytest.CaptureFixtur
         assert expected in out
 
 
+def test_doctor_tells_what_the_presets_keep_and_reach(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for name, config in PRESETS.items():
+        layout = BlockLayout.from_config(config, 16384, causal=True)
+        hops = layout.hops_to_full_coverage()
+        assert re.search(
+            rf"{name} +{layout.density:.1%} of the blocks, reach {layout.stats().reach:,} tokens, full coverage "
+            rf"with {hops} layers",
+            out,
+        )
+
+
+def test_doctor_says_never_where_a_sequence_is_not_connected() -> None:
+    line = doctor.describe_pattern({"density": 0.004, "reach": 0, "layers_to_full_coverage": None})
+    assert line == "0.4% of the blocks, reach 0 tokens, full coverage never, however many layers"
+
+
 def test_doctor_json_says_which_backend_serves_and_why_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
@@ -256,7 +276,8 @@ def test_plot_prints_the_figures_of_the_layout(tmp_path: Path, capsys: pytest.Ca
     assert main(["plot", "--q-len", "16384", "--sparsity-ratio", "0.01", "--output", picture]) == 0
     out = capsys.readouterr().out
     assert "16,384 queries, 16,384 keys, 64 a block\n" in out
-    assert "655 of 65,536 kept (0.999%)" in out
+    assert "655 of 65,536 kept (0.999%, asked 1.000%)" in out
+    assert "reach           8,192 tokens in one layer" in out
     assert "full coverage" not in out
 
 
@@ -268,6 +289,9 @@ def test_plot_takes_every_option_of_a_pattern(tmp_path: Path, capsys: pytest.Cap
     options = "--block-size 32 --sparsity-ratio 0.2 --dilation-rates 1,3 --q-len 512 --kv-len 1024 --causal"
     assert main(["plot", *options.split(), *picture]) == 0
     assert f"{layout.num_active_blocks:,} of " in capsys.readouterr().out
+    options = "--sparsity-ratio 0.01 --min-blocks 5 --seq-len 4096 --causal"
+    assert main(["plot", *options.split(), *picture]) == 0
+    assert "1 to 5, 4.84 on average; 64 rows at the floor" in capsys.readouterr().out
     options = "--pattern-type global_local --global-tokens 64 --window-size 256 --seq-len 1024"
     assert main(["plot", *options.split(), *picture]) == 0
 

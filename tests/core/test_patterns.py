@@ -41,6 +41,10 @@ def config_of(pattern: Pattern) -> SparsePatternConfig:
     )
 
 
+# min_blocks=1 is warned of
+pytestmark = pytest.mark.filterwarnings("ignore:with sparsity_ratio")
+
+
 def layout_of(pattern: Pattern, q_len: int, kv_len: int | None = None, causal: bool = False) -> BlockLayout:
     return BlockLayout.from_config(config_of(pattern), q_len, kv_len, causal)
 

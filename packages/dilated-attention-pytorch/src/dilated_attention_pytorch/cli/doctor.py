@@ -1,4 +1,4 @@
-"""`doctor`: versions, devices, and which backend serves a typical call, or why not."""
+"""`doctor`: versions, devices, which backend serves a typical call or why not, and how far the presets reach."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..config import SparsePatternConfig
+from ..factory import PRESETS
 from ..functional import explain_backends
 from ..patterns import BlockLayout
 
@@ -21,6 +22,7 @@ from ..patterns import BlockLayout
 SHAPE = (1, 4096, 8, 64)  # (batch, seq_len, num_heads, head_dim)
 SPARSITY_RATIO = 0.05
 ON_REQUEST = "reference"
+PATTERN_TOKENS = 16_384  # at which the presets are described
 
 OPTIONAL = {
     "triton": "the backends triton and, from 3.6, hopper (a hard dependency on Linux)",
@@ -54,6 +56,21 @@ def examine() -> dict[str, Any]:
         "optional": {name: examine_package(name) for name in OPTIONAL},
         "devices": [examine_cpu(), *examine_cuda_devices()],
         "calls": [examine_call(*call) for call in typical_calls()],
+        "patterns": {
+            "seq_len": PATTERN_TOKENS,
+            "causal": True,
+            "presets": {name: examine_pattern(config) for name, config in PRESETS.items()},
+        },
+    }
+
+
+def examine_pattern(config: SparsePatternConfig) -> dict[str, Any]:
+    """What a causal pattern keeps, and how far it reaches."""
+    layout = BlockLayout.from_config(config, PATTERN_TOKENS, causal=True)
+    return {
+        "density": layout.density,
+        "reach": layout.stats().reach,
+        "layers_to_full_coverage": layout.hops_to_full_coverage(),
     }
 
 
@@ -152,7 +169,17 @@ def as_text(findings: dict[str, Any]) -> str:
             lines.append(f"  {name:<26}{describe_backend(call, name, why_not)}")
         if "problem" in call:
             lines.append(f"  the call cannot be made: {call['problem']}")
+    patterns = findings["patterns"]
+    lines += ["", f"Presets at {patterns['seq_len']:,} tokens, causal"]
+    lines += [f"  {name:<26}{describe_pattern(pattern)}" for name, pattern in patterns["presets"].items()]
     return "\n".join(lines)
+
+
+def describe_pattern(pattern: dict[str, Any]) -> str:
+    """Density and reach of a pattern in a line."""
+    layers = pattern["layers_to_full_coverage"]
+    when = "never, however many layers" if layers is None else f"with {layers} layers"
+    return f"{pattern['density']:.1%} of the blocks, reach {pattern['reach']:,} tokens, full coverage {when}"
 
 
 def describe_device(device: dict[str, Any]) -> str:

@@ -52,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="in blocks, for dilated_sparse, such as 1,2,4,8 (default: the powers of two)",
     )
     parser.add_argument(
+        "--min-blocks",
+        type=positive_int,
+        metavar="N",
+        help="the least that a row keeps (default: 3 for causal dilated_sparse, else 2)",
+    )
+    parser.add_argument(
         "--q-len",
         "--seq-len",
         type=positive_int,
@@ -98,6 +104,7 @@ def make_layout(args: argparse.Namespace) -> BlockLayout:
             window_size=args.window_size,
             global_tokens=args.global_tokens,
             dilation_rates=args.dilation_rates,
+            min_blocks=args.min_blocks,
         )
         return BlockLayout.from_config(config, args.q_len, args.kv_len, causal=args.causal)
     except ValueError as error:
@@ -122,13 +129,16 @@ def describe(layout: BlockLayout) -> str:
     """The figures of a layout, one in a line."""
     stats = layout.stats()
     causal = ", causal" if layout.causal else ""
+    asked = "" if stats.asked_density is None else f", asked {stats.asked_density:.3%}"
     figures = {
         "tokens": f"{layout.q_len:,} queries, {layout.kv_len:,} keys, {layout.block_size} a block{causal}",
         "matrix": f"{stats.num_rows:,} rows by {stats.num_cols:,} columns of blocks",
-        "blocks": f"{stats.num_active_blocks:,} of {stats.num_available_blocks:,} kept ({stats.density:.3%})",
+        "blocks": f"{stats.num_active_blocks:,} of {stats.num_available_blocks:,} kept ({stats.density:.3%}{asked})",
         "blocks per row": (
             f"{stats.min_blocks_per_row} to {stats.max_blocks_per_row}, {stats.mean_blocks_per_row:.2f} on average"
+            + (f"; {stats.rows_at_floor:,} rows at the floor" if stats.rows_at_floor else "")
         ),
+        "reach": f"{stats.reach:,} tokens in one layer",
         "memory": f"{stats.num_bytes:,} bytes",
     }
     return "\n".join(f"{name:<16}{figure}" for name, figure in figures.items())

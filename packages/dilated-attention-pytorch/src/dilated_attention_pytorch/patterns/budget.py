@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,29 +37,33 @@ def available_per_row(grid: BlockGrid) -> Tensor:
     return rows if grid.causal else torch.full_like(rows, grid.n_cols)
 
 
-def shares(config: SparsePatternConfig, grid: BlockGrid) -> Tensor:
-    """floor(ratio * A(i)) over the budget rows: what the ratio alone pays for."""
-    return floor_share(written_ratio(config.sparsity_ratio), available_per_row(grid).cumsum(0))
-
-
 def least_per_row(config: SparsePatternConfig, grid: BlockGrid) -> Tensor:
     """min_blocks, or all blocks of a row that has fewer."""
     return available_per_row(grid).clamp(max=config.least_blocks(grid.causal))
 
 
-def running_totals(share: Tensor, least: Tensor) -> Tensor:
-    """C(i) = max(C(i-1) + least(i), share(i)), as a running maximum."""
-    floor = least.cumsum(0)
-    return floor + (share - floor).cummax(0).values.clamp(min=0)
+class Budget(NamedTuple):
+    """What each budget row keeps at least, and what the ratio pays for up to it; int64 on the CPU."""
+
+    least: Tensor
+    share: Tensor
+
+    def totals(self) -> Tensor:
+        """C(i) = max(C(i-1) + least(i), share(i)), as a running maximum."""
+        floor = self.least.cumsum(0)
+        return floor + (self.share - floor).cummax(0).values.clamp(min=0)
+
+    def blocks(self) -> Tensor:
+        """Blocks to keep in each row."""
+        totals = self.totals()
+        return totals.diff(prepend=totals.new_zeros(1))
+
+    def at_floor(self) -> Tensor:
+        """Bool: the rows whose least takes the total above what the ratio pays for."""
+        return self.totals() > self.share
 
 
-def row_budgets(config: SparsePatternConfig, grid: BlockGrid, least: Tensor | None = None) -> Tensor:
-    """Blocks to keep in each budget row, int64 on the CPU; at least `least` (default `least_per_row`) in each."""
-    totals = running_totals(shares(config, grid), least_per_row(config, grid) if least is None else least)
-    return totals.diff(prepend=totals.new_zeros(1))
-
-
-def rows_at_floor(config: SparsePatternConfig, grid: BlockGrid) -> Tensor:
-    """Bool per budget row: the total so far is more than the ratio pays for."""
-    share = shares(config, grid)
-    return running_totals(share, least_per_row(config, grid)) > share
+def ratio_budget(config: SparsePatternConfig, grid: BlockGrid) -> Budget:
+    """The budget of a pattern whose rows are all alike."""
+    share = floor_share(written_ratio(config.sparsity_ratio), available_per_row(grid).cumsum(0))
+    return Budget(least_per_row(config, grid), share)

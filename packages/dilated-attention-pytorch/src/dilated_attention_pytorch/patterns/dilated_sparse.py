@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
-from .budget import row_budgets
+from .budget import ratio_budget
 from .grid import BlockGrid
 
 # Rows are taken in groups of at most this many (row, offset) candidates, to bound the working memory.
@@ -167,5 +167,5 @@ def dilated_sparse(
     config: SparsePatternConfig, grid: BlockGrid, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of the pattern."""
-    counts = grid.visible_rows(row_budgets(config, grid)).to(device)
+    counts = grid.visible_rows(ratio_budget(config, grid).blocks()).to(device)
     return take_first(Orders(config, grid, device), counts)

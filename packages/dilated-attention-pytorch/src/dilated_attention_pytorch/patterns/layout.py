@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from ..config import (
     checked_configs,
 )
 from . import reach
-from .build import active_pairs
+from .build import active_pairs, budget_of, check_connected
 from .grid import BlockGrid
 from .joined import MOST_JOINED, MOST_RATES, joined_columns
 from .keep import Forgotten, Kept, keep, plain_tensors
@@ -54,9 +55,16 @@ class LayoutStats:
     num_active_blocks: int
     num_available_blocks: int
     density: float
+    """Active blocks over those that dense attention computes."""
+    asked_density: float | None
+    """`sparsity_ratio`, the mean over the heads; None for a window in tokens and for layouts of your own."""
+    rows_at_floor: int | None
+    """Rows, over all heads, that keep more than the ratio pays for, because of `min_blocks` or of global blocks."""
     min_blocks_per_row: int
     mean_blocks_per_row: float
     max_blocks_per_row: int
+    reach: int
+    """Tokens from a query's block to the farthest block that it sees, in one layer."""
     num_bytes: int
 
 
@@ -127,6 +135,7 @@ class BlockLayout:
         num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
         row_lists: per (head, row) the sorted active columns.
         col_lists: the transpose, per (head, column) the sorted active rows.
+        configs: the pattern of all heads, or one per head; None for layouts of your own.
 
     Memory is proportional to the active blocks. A CUDA graph reads the lists of the layout that it was captured with:
     keep that as long as the graph.
@@ -136,6 +145,7 @@ class BlockLayout:
     num_heads: int
     row_lists: BlockLists
     col_lists: BlockLists
+    configs: tuple[SparsePatternConfig, ...] | None = None
     # what is made at first use; no copy has it
     _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=Forgotten, init=False, repr=False)
     _schedules: Kept[Tensor] = field(default_factory=Forgotten, init=False, repr=False)
@@ -179,7 +189,7 @@ class BlockLayout:
     def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
         """The layout of other lengths with the same rows and columns: it shares the lists, and what is made from them."""
         grid = replace(self.grid, q_len=q_len, kv_len=kv_len)
-        made = BlockLayout(grid, self.num_heads, self.row_lists, self.col_lists)
+        made = BlockLayout(grid, self.num_heads, self.row_lists, self.col_lists, self.configs)
         object.__setattr__(made, "_dilated", self._dilated)
         object.__setattr__(made, "_schedules", self._schedules)
         return made
@@ -220,9 +230,10 @@ class BlockLayout:
         with plain_tensors():  # a layout that is made in inference mode serves training later
             for item in configs:
                 if item not in made:
+                    check_connected(item, grid)
                     made[item] = active_pairs(item, grid, target)
             heads = [made[item] for item in configs]
-            return cls._from_pairs(grid, heads)
+            return cls._from_pairs(grid, heads, configs)
 
     @classmethod
     def from_dense(
@@ -298,7 +309,12 @@ class BlockLayout:
         return cls.from_dense(dense, block_size, q_tokens, kv_tokens, causal)
 
     @classmethod
-    def _from_pairs(cls, grid: BlockGrid, heads: list[tuple[Tensor, Tensor]]) -> BlockLayout:
+    def _from_pairs(
+        cls,
+        grid: BlockGrid,
+        heads: list[tuple[Tensor, Tensor]],
+        configs: tuple[SparsePatternConfig, ...] | None = None,
+    ) -> BlockLayout:
         device = heads[0][0].device
         rows = torch.cat([pair_rows for pair_rows, _ in heads])
         cols = torch.cat([pair_cols for _, pair_cols in heads])
@@ -315,7 +331,7 @@ class BlockLayout:
         row_lists = group(row_key, n_heads * grid.n_rows, grid.n_cols, cols, entries)
         col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
         col_lists = group(col_key, n_heads * grid.n_cols, grid.n_rows, rows, entries)
-        return cls(grid, n_heads, row_lists, col_lists)
+        return cls(grid, n_heads, row_lists, col_lists, configs)
 
     # ---- what it is
 
@@ -365,7 +381,9 @@ class BlockLayout:
         def move(lists: BlockLists) -> BlockLists:
             return BlockLists(lists.offsets.to(device), lists.indices.to(device), lists.entries.to(device))
 
-        return BlockLayout(self.grid, self.num_heads, move(self.row_lists), move(self.col_lists))
+        return BlockLayout(
+            self.grid, self.num_heads, move(self.row_lists), move(self.col_lists), self.configs
+        )
 
     def head_rows_cols(self) -> tuple[Tensor, Tensor, Tensor]:
         """(head, row, column) of every active block in the order of the row lists, int64."""
@@ -398,7 +416,7 @@ class BlockLayout:
         return block_mask_of(self)
 
     def stats(self) -> LayoutStats:
-        """Counts, density and memory."""
+        """Counts, the density asked and real, how far a query sees, and memory."""
         counts = self.row_lists.offsets.diff()
         tensors = [
             getattr(lists, name)
@@ -412,11 +430,36 @@ class BlockLayout:
             num_active_blocks=self.num_active_blocks,
             num_available_blocks=self.num_heads * self.grid.available(),
             density=self.density,
+            asked_density=self._asked_density(),
+            rows_at_floor=self._rows_at_floor(),
             min_blocks_per_row=int(counts.min()),
             mean_blocks_per_row=float(counts.double().mean()),
             max_blocks_per_row=int(counts.max()),
+            reach=self._reach(),
             num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         )
+
+    def _asked_density(self) -> float | None:
+        if self.configs is None or any(config.window_size is not None for config in self.configs):
+            return None
+        return float(sum(Fraction(str(config.sparsity_ratio)) for config in self.configs) / len(self.configs))
+
+    def _rows_at_floor(self) -> int | None:
+        if self.configs is None:
+            return None
+        budgets = [budget_of(config, self.grid) for config in self.configs]
+        if None in budgets:
+            return None
+        return sum(
+            int(self.grid.visible_rows(budget.at_floor()).sum()) for budget in budgets if budget is not None
+        )
+
+    def _reach(self) -> int:
+        _, rows, cols = self.head_rows_cols()
+        if rows.numel() == 0:
+            return 0
+        distance = (self.grid.diagonal(self.device)[rows] - cols).abs()
+        return int(distance.max()) * self.block_size
 
     def coverage(self, layers: int = 1) -> float:
         """Share of the (query, key) block pairs that information crosses within so many stacked layers."""

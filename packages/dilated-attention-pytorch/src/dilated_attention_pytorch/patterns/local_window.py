@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
-from .budget import row_budgets
+from .budget import ratio_budget
 from .grid import BlockGrid
 from .intervals import expand, nearest
 
@@ -30,6 +30,6 @@ def local_window(config: SparsePatternConfig, grid: BlockGrid, device: torch.dev
     if config.window_size is not None:
         start, length = window_interval(config.window_size, diagonal, grid)
     else:
-        count = grid.visible_rows(row_budgets(config, grid)).to(device)
+        count = grid.visible_rows(ratio_budget(config, grid).blocks()).to(device)
         start, length = nearest(diagonal, count, 0, diagonal if grid.causal else grid.n_cols - 1)
     return expand(torch.arange(grid.n_rows, device=device), start, length)
