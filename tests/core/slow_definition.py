@@ -26,6 +26,7 @@ class Pattern:
     global_tokens: int = 0
     rates: tuple[int, ...] | None = None
     least: int | None = None
+    rotation: int = 0
 
 
 def blocks_of(tokens: int, block: int) -> int:
@@ -98,7 +99,13 @@ def mirrored_fraction(number: int) -> Fraction:
 
 
 def dilated_order(
-    row: int, diagonal: int, columns: Sequence[int], rates: Sequence[int], n_cols: int, causal: bool
+    row: int,
+    diagonal: int,
+    columns: Sequence[int],
+    rates: Sequence[int],
+    n_cols: int,
+    causal: bool,
+    rotation: int,
 ) -> list[int]:
     """The order in which a row of dilated_sparse takes its columns."""
     allowed = set(columns)
@@ -106,7 +113,7 @@ def dilated_order(
     order = {column: None for column in (diagonal, linked) if column in allowed}  # keeps the first occurrence
     first = [c for rate in dict.fromkeys(rates) for c in (diagonal - rate, diagonal + rate)]
     first = [column for column in first if column in allowed and column != linked]
-    begin = int(mirrored_fraction(row) * len(first))
+    begin = (int(mirrored_fraction(row) * len(first)) + rotation) % max(1, len(first))
     order |= dict.fromkeys(first[begin:] + first[:begin])
     for t in range(2, n_cols):
         for rate in rates:
@@ -140,7 +147,7 @@ def pattern_rows(pattern: Pattern, q_len: int, kv_len: int, causal: bool) -> lis
             rates = pattern.rates
             if rates is None:
                 rates = tuple(2**power for power in range(20) if 2**power < max(2, n_cols))
-            taken = dilated_order(row, centre, allowed, rates, n_cols, causal)[: keep[row]]
+            taken = dilated_order(row, centre, allowed, rates, n_cols, causal, pattern.rotation)[: keep[row]]
         elif pattern.kind == "local_window" and reach is not None:
             taken = [column for column in allowed if abs(column - centre) <= reach]
         elif pattern.kind == "local_window":

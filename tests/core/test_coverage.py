@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -163,3 +164,25 @@ def test_no_warning_where_every_row_has_a_second_block_or_there_is_none() -> Non
         BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.5, min_blocks=1), 4096)
         BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01, min_blocks=1), 64)
         BlockLayout.from_config(SparsePatternConfig("global_local", min_blocks=1), 4096, causal=True)
+
+
+def test_heads_with_rotations_cover_every_scale_together() -> None:
+    config = SparsePatternConfig(sparsity_ratio=0.001)
+    alone = BlockLayout.from_config(config, 64 * 256, causal=True)
+    heads = [dataclasses.replace(config, rotation=turns) for turns in range(8)]
+    together = BlockLayout.from_config(heads, 64 * 256, causal=True)
+    assert together.density == alone.density
+    last = {255 - column for head in range(8) for column in together.rows(head)[255]}
+    assert last == {0, 1, 2, 4, 8, 16, 32, 64, 128}
+    assert (alone.hops_to_full_coverage(), together.hops_to_full_coverage()) == (13, 8)
+
+
+@pytest.mark.parametrize("turns", [-1, 1.5, "1", True])
+def test_rotation_must_be_a_number_of_offsets(turns: Any) -> None:
+    with pytest.raises(ValueError, match="rotation must be a number of offsets >= 0, got"):
+        SparsePatternConfig(rotation=turns)
+
+
+def test_rotation_belongs_to_dilated_sparse() -> None:
+    with pytest.raises(ValueError, match="rotation does not apply to pattern_type='local_window', got 1"):
+        SparsePatternConfig("local_window", rotation=1)

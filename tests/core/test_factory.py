@@ -289,7 +289,7 @@ def test_other_missing_names_are_ordinary_attribute_errors() -> None:
 
 def test_positional_order_of_the_config_is_that_of_upstream() -> None:
     order = ["pattern_type", "block_size", "sparsity_ratio", "window_size", "global_tokens", "dilation_rates"]
-    order.append("min_blocks")  # ours
+    order += ["min_blocks", "rotation"]  # ours
     assert [field.name for field in dataclasses.fields(SparsePatternConfig)] == order
     assert list(inspect.signature(SparsePatternConfig).parameters) == order
     config = SparsePatternConfig("global_local", 32, 0.2, 128, 64)
@@ -301,7 +301,7 @@ def test_positional_order_of_the_config_is_that_of_upstream() -> None:
 
 def test_defaults_of_the_config() -> None:
     config = SparsePatternConfig()
-    assert dataclasses.astuple(config) == ("dilated_sparse", 64, 0.1, None, 0, None, None)
+    assert dataclasses.astuple(config) == ("dilated_sparse", 64, 0.1, None, 0, None, None, 0)
 
 
 def test_config_is_frozen_and_can_be_a_key() -> None:

@@ -38,6 +38,7 @@ def config_of(pattern: Pattern) -> SparsePatternConfig:
         global_tokens=pattern.global_tokens,
         dilation_rates=pattern.rates,
         min_blocks=pattern.least,
+        rotation=pattern.rotation,
     )
 
 
@@ -96,6 +97,7 @@ PATTERNS = [
     *(Pattern("dilated_sparse", ratio, least=1) for ratio in RATIOS[:5]),
     *(Pattern("dilated_sparse", "0.07", rates=(1, 2, 4, 8), least=least) for least in (2, 4, 6, 1000)),
     *(Pattern("dilated_sparse", "0.01", rates=(4, 1, 4, 3, 9), least=least) for least in (1, 2, 5)),
+    *(Pattern("dilated_sparse", "0.07", rotation=turns) for turns in (1, 2, 5, 1000)),
     *(Pattern("local_window", "0.01", least=least) for least in (1, 3, 1000)),
     *(Pattern("global_local", "0.01", global_tokens=40, least=least) for least in (1, 3, 5, 1000)),
     *(Pattern("local_window", ratio) for ratio in RATIOS),
@@ -118,6 +120,8 @@ def pattern_id(pattern: Pattern) -> str:
         parts.append("rates" + "_".join(map(str, pattern.rates)))
     if pattern.least is not None:
         parts.append(f"least{pattern.least}")
+    if pattern.rotation:
+        parts.append(f"rotation{pattern.rotation}")
     return "-".join(parts)
 
 
@@ -134,6 +138,7 @@ patterns = st.one_of(
         ratio=st.integers(1, 1000).map(lambda thousandths: str(thousandths / 1000)),
         rates=st.none() | st.lists(st.integers(1, 12), min_size=1, max_size=4).map(tuple),
         least=st.none() | st.integers(1, 9),
+        rotation=st.integers(0, 9),
     ),
     st.builds(
         Pattern,

@@ -57,6 +57,9 @@ class SparsePatternConfig:
         min_blocks: the least that a row keeps, as far as it has so many, whatever the ratio: a ratio alone leaves
             short and causal sequences with their own blocks only. None: 3 for causal ``dilated_sparse``, else 2.
             `BlockLayout.stats` says the density that results. 1: the ratio alone.
+        rotation: for ``dilated_sparse``: every row begins so many offsets later in its round of scales. Heads with
+            rotations 0, 1, 2, ... see other scales each and cover a sequence together in fewer layers; they need a
+            layout per head, so `sparse_config` is then a list with a config for each.
 
     Numbers may be of NumPy, lists one-dimensional arrays.
 
@@ -76,6 +79,7 @@ class SparsePatternConfig:
     global_tokens: int = 0
     dilation_rates: Sequence[int] | None = None
     min_blocks: int | None = None
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
@@ -97,6 +101,16 @@ class SparsePatternConfig:
                     "use 1 for the ratio alone, or None for the default"
                 )
             self._set("min_blocks", blocks)
+
+        turns = values.integer(self.rotation)
+        if turns is None or not 0 <= turns <= values.MAX_TOKENS:
+            raise ValueError(f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}")
+        if turns and self.pattern_type != "dilated_sparse":
+            raise ValueError(
+                f"rotation does not apply to pattern_type={self.pattern_type!r}, got {turns}; "
+                "use 'dilated_sparse', or leave it out"
+            )
+        self._set("rotation", turns)
 
     def least_blocks(self, causal: bool) -> int:
         """`min_blocks`, or its default: 3 for causal ``dilated_sparse``, else 2."""

@@ -5,7 +5,7 @@ A row takes, as far as its budget goes, of the columns inside the matrix (causal
 1. its own block, the diagonal;
 2. its link: causal the previous block, else that of `links`, a cycle through all blocks;
 3. round 1: the offsets -r and +r of the rates r (causal: -r), beginning at another one than the rows beside it, see
-   `first_of_round`;
+   `first_of_round`, and `rotation` later;
 4. rounds t = 2, 3, ...: the offsets -t * r and +t * r of the rates in their order;
 5. the nearest blocks not yet taken.
 
@@ -102,7 +102,7 @@ class Orders:
 
     def __init__(self, config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> None:
         scales = scales_of(config.dilation_rates, grid.n_cols)
-        self.n_cols, self.causal = grid.n_cols, grid.causal
+        self.n_cols, self.rotation = grid.n_cols, config.rotation
         self.diagonal = grid.diagonal(device)
         self.number = self.diagonal if grid.causal else torch.arange(grid.n_rows, device=device)
         if grid.causal:
@@ -135,7 +135,7 @@ class Orders:
         columns = diagonal + self.round_1
         inside = (columns >= 0) & (columns < self.n_cols) & (self.round_1 != link)
         count = inside.sum(1, keepdim=True)
-        begin = first_of_round(self.number[rows, None], count)
+        begin = first_of_round(self.number[rows, None], count) + self.rotation
         place = (inside.cumsum(1) - 1 - begin) % count.clamp(min=1)
         turned = torch.full_like(torch.nn.functional.pad(columns, (0, 1)), -1)
         turned.scatter_(1, torch.where(inside, place, columns.shape[1]), columns)
