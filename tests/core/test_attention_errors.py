@@ -483,9 +483,10 @@ def test_padding_behind_the_last_key_is_refused_when_decoding() -> None:
     right = torch.arange(200) >= torch.tensor([50, 200])[:, None]
     with pytest.raises(ValueError, match=r"not be padding at the end.*k\[:, :length\].*on the left"):
         module(q, k, k, is_causal=True, key_padding_mask=right)
-    left = torch.arange(200) < torch.tensor([48, 0])[:, None]  # three whole blocks
-    out = module(q, k, k, is_causal=True, key_padding_mask=left)
-    alone = module(q[:1], k[:1, 48:], k[:1, 48:], is_causal=True)
+    left = torch.arange(200) < torch.tensor([48, 0])[:, None]  # three whole blocks, as the message says
+    window = BlockSparseAttention(SparsePatternConfig("local_window", window_size=64, block_size=16))
+    out = window(q, k, k, is_causal=True, key_padding_mask=left)
+    alone = window(q[:1], k[:1, 48:], k[:1, 48:], is_causal=True)
     torch.testing.assert_close(out[:1], alone)
     scattered = right.clone()
     scattered[0, 3] = True  # not the end of a sequence, but keys that are hidden

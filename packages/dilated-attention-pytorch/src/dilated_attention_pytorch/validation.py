@@ -262,7 +262,8 @@ def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, 
 # What a call can do whose queries would stand behind the end of their sequence.
 WAYS_TO_DECODE = (
     "Call once per sequence with k[:, :length]; or fill the sequences up on the left, so that all end at the last key, and "
-    "pass key_padding_mask (the numbers are those of the sequence alone where whole blocks are filled up)"
+    "pass key_padding_mask (the rows count from the padding, so the numbers are those of the sequence alone only where "
+    "whole blocks are filled up and the pattern is a local_window with a window_size)"
 )
 
 
