@@ -52,8 +52,8 @@ class SparsePatternConfig:
             decides.
         global_tokens: tokens at the start of the sequence that attend to all and are attended by all, rounded
             up to blocks. Only for ``global_local``, which has one such block at least.
-        dilation_rates: in blocks, for ``dilated_sparse``. None: the powers of two up to the sequence, so that
-            every scale is present whatever the length.
+        dilation_rates: in blocks, for ``dilated_sparse``. None: the powers of two up to the sequence. Of causal
+            layouts each of them up to half the sequence occurs, whatever the ratio.
         min_blocks: the least that a row keeps, as far as it has so many, whatever the ratio: a ratio alone leaves
             short and causal sequences with their own blocks only. None: 3 for causal ``dilated_sparse``, else 2.
             `BlockLayout.stats` says the density that results. 1: the ratio alone.
