@@ -17,6 +17,7 @@ import benchmarks  # noqa: E402
 import commands  # noqa: E402
 import explorer  # noqa: E402
 import gallery  # noqa: E402
+import reach  # noqa: E402
 import removal  # noqa: E402
 import rules  # noqa: E402
 
@@ -28,7 +29,7 @@ def main() -> None:
     for folder in (MARKDOWN, ASSETS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    for part in (rules, removal, commands, benchmarks, gallery, explorer):
+    for part in (rules, removal, reach, commands, benchmarks, gallery, explorer):
         part.write(MARKDOWN, ASSETS)
 
 

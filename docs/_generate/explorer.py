@@ -21,11 +21,14 @@ def entry(pattern: str, ratio: float, block: int, length: int, causal: bool) -> 
     tokens = block if pattern == "global_local" else 0
     config = SparsePatternConfig(pattern, block, ratio, global_tokens=tokens)
     layout = BlockLayout.from_config(config, length, causal=causal)
-    mask = layout.to_dense().numpy()
+    mask, stats = layout.to_dense().numpy(), layout.stats()
     return {
         "n": int(mask.shape[0]),
         "blocks": layout.num_active_blocks,
-        "density": layout.density,
+        "density": stats.density,
+        "asked": stats.asked_density,
+        "floor": stats.rows_at_floor,
+        "reach": stats.reach,
         "coverage": [layout.coverage(layers) for layers in (1, 2, 3)],
         "hops": layout.hops_to_full_coverage(),
         "bits": base64.b64encode(np.packbits(mask)).decode(),

@@ -45,8 +45,10 @@
       draw(root.querySelector("canvas"), entry);
       root.querySelector("output").textContent =
         `${entry.blocks.toLocaleString("en")} active blocks, ${percent(entry.density)} of those that dense attention ` +
-        `computes. Connected pairs after 1, 2, 3 layers: ${entry.coverage.map(percent).join(", ")}. ` +
-        (entry.hops ? `Every pair after ${entry.hops} layers.` : "Some pairs are never connected.");
+        `computes; asked for ${percent(entry.asked)}, ${entry.floor} of ${entry.n} rows at the floor. ` +
+        `A layer reaches ${entry.reach.toLocaleString("en")} tokens. ` +
+        `Connected pairs after 1, 2, 3 layers: ${entry.coverage.map(percent).join(", ")}. ` +
+        `Layers to full coverage: ${entry.hops ?? "never, however many"}.`;
     }
     form.addEventListener("input", show);
     form.addEventListener("submit", (event) => event.preventDefault());

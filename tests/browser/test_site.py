@@ -90,6 +90,12 @@ def test_explorer_reacts(browser, address: str) -> None:
         assert said.inner_text() != first
         assert re.match(r"655 active blocks", said.inner_text())
         assert tab.locator("#explorer canvas").evaluate("canvas => canvas.toDataURL()") != picture
+        assert "asked for 1.00 %, 0 of 256 rows at the floor" in said.inner_text()
+        assert "Layers to full coverage: 47." in said.inner_text()
+        tab.locator("#explorer input[name=causal]").check()
+        assert "asked for 1.00 %, 256 of 256 rows at the floor" in said.inner_text()
+        tab.locator("#explorer select[name=pattern]").select_option("global_local")
+        assert "Layers to full coverage: never" in said.inner_text()
         assert not wrong
     finally:
         context.close()

@@ -129,3 +129,19 @@ def test_the_explorer_shows_what_the_library_computes() -> None:
         == BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01), 16_384).num_active_blocks
     )
     assert len(layouts) == 3 * 5 * 2 * 2 * 2
+
+
+@pytest.mark.parametrize("pattern", ["dilated_sparse", "local_window", "global_local"])
+@pytest.mark.parametrize("ratio", [0.01, 0.1])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_explorer_says_density_floor_and_layers(pattern: str, ratio: float, causal: bool) -> None:
+    from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+
+    layouts = json.loads((SITE / "assets/generated/layouts.json").read_text("utf-8"))
+    entry = layouts[f"{pattern}|{ratio}|64|4096|{int(causal)}"]
+    layout = BlockLayout.from_config(SparsePatternConfig(pattern, sparsity_ratio=ratio), 4096, causal=causal)
+    assert (entry["asked"], entry["density"]) == (ratio, layout.density)
+    assert entry["floor"] == layout.stats().rows_at_floor
+    assert entry["reach"] == layout.stats().reach
+    assert entry["hops"] == layout.hops_to_full_coverage()
+    assert (entry["hops"] is None) == (pattern == "global_local" and causal)

@@ -1,0 +1,85 @@
+"""Density and layers to full coverage by length, and the removed configurations beside dilated_sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from migrate_hierarchical.density import LEVELS, Level
+
+BLOCK = 64
+LENGTHS = tuple(1024 * 2**power for power in range(8))
+RATIOS = (0.01, 0.02, 0.05, 0.1)
+GIVEN_RATES = (1, 2, 4, 8)
+COMPARED_LENGTHS = (16_384, 32_768)
+FAR = 1024  # tokens
+
+
+def new_layout(ratio: float, seq_len: int, causal: bool, rates: tuple[int, ...] | None = None) -> BlockLayout:
+    """dilated_sparse, with powers of two where no rates are given."""
+    config = SparsePatternConfig(sparsity_ratio=ratio, block_size=BLOCK, dilation_rates=rates)
+    return BlockLayout.from_config(config, seq_len, causal=causal)
+
+
+def old_layout(levels: list[Level], seq_len: int, causal: bool) -> BlockLayout:
+    """The blocks of a removed configuration: in the rows of a level's stride, a window around the own block or all."""
+    block = torch.arange(seq_len // BLOCK)
+    distance = (block[:, None] - block).abs()
+    mask = torch.zeros_like(distance, dtype=torch.bool)
+    for level in levels:
+        rows = block % max(1, level["stride"] // BLOCK) == 0
+        window = level["window_size"]
+        half = len(block) if window == -1 else max(1, window // BLOCK) // 2
+        mask |= rows[:, None] & (distance <= half)
+    return BlockLayout.from_dense(mask.tril() if causal else mask, BLOCK, causal=causal)
+
+
+def rows_that_see_far(layout: BlockLayout) -> float:
+    """Share of the rows with a block more than FAR tokens away."""
+    _, rows, cols = layout.head_rows_cols()
+    return len(rows[(rows - cols).abs() * BLOCK > FAR].unique()) / layout.grid.n_rows
+
+
+def layers(layout: BlockLayout) -> str:
+    hops = layout.hops_to_full_coverage()
+    return "never" if hops is None else f"{hops:,}"
+
+
+def by_length(causal: bool) -> Iterator[str]:
+    """The table by which a ratio is chosen."""
+    yield "| tokens | " + " | ".join(f"ratio {ratio}" for ratio in RATIOS) + " |"
+    yield "|---" * (1 + len(RATIOS)) + "|"
+    for seq_len in LENGTHS:
+        cells = []
+        for ratio in RATIOS:
+            found = new_layout(ratio, seq_len, causal)
+            given = new_layout(ratio, seq_len, causal, GIVEN_RATES)
+            cells.append(f"{found.density:.1%}: {layers(found)} ({layers(given)})")
+        yield f"| {seq_len:,} | " + " | ".join(cells) + " |"
+
+
+def beside_the_removed(causal: bool) -> Iterator[str]:
+    """Every removed configuration, and dilated_sparse with few blocks, with 5 % and with as many as the default had."""
+    yield "| tokens | configuration | blocks kept | rows that see farther than 1,024 tokens | layers to full coverage |"
+    yield "|---|---|---|---|---|"
+    for seq_len in COMPARED_LENGTHS:
+        shown = {f"hierarchical, `{name}`": old_layout(LEVELS[name], seq_len, causal) for name in LEVELS}
+        as_many = round(shown["hierarchical, `standard`"].density, 4)
+        shown["ratio 0.01, rates 1, 2, 4, 8"] = new_layout(0.01, seq_len, causal, GIVEN_RATES)
+        for ratio in (0.01, 0.05, as_many, 0.25):
+            shown[f"ratio {ratio}"] = new_layout(ratio, seq_len, causal)
+        for name, layout in shown.items():
+            yield (
+                f"| {seq_len:,} | {name} | {layout.num_active_blocks:,} ({layout.density:.1%}) | "
+                f"{rows_that_see_far(layout):.0%} | {layers(layout)} |"
+            )
+
+
+def write(markdown: Path, assets: Path) -> None:
+    for name, causal in (("causal", True), ("all", False)):
+        (markdown / f"coverage-{name}.md").write_text("\n".join(by_length(causal)) + "\n", "utf-8")
+        text = "\n".join(beside_the_removed(causal)) + "\n"
+        (markdown / f"coverage-removed-{name}.md").write_text(text, "utf-8")
