@@ -65,8 +65,8 @@ def test_migrated_code_runs() -> None:
         dilation_rates=[1],
         sparse_config=SparsePatternConfig(
             pattern_type="dilated_sparse",
-            sparsity_ratio=0.01,  # 99% sparse
-            dilation_rates=[1, 2, 4, 8],  # Multi-scale coverage
+            sparsity_ratio=0.01,  # keeps 1% of the blocks, at least 2 per row (causal: 3)
+            dilation_rates=[1, 2, 4, 8],  # distances in blocks; sparse rows share them out
         ),
     )
     q = torch.randn(1, 256, 2, 16)
