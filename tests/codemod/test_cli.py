@@ -18,6 +18,44 @@ OLD = (
     "\n"
     "model = BlockSparseHierarchical([2048, 4096], [1, 2])\n"
 )
+NOT_CAUSAL = (
+    "at 16,384 tokens, not causal: 5,858 blocks (8.9 %), reach 16,320 tokens, 5 layers to full coverage -> "
+    "655 blocks (1.0 %), reach 512 tokens, 110 layers to full coverage\n"
+)
+CAUSAL = (
+    "at 16,384 tokens, causal: 2,939 blocks (8.9 %), reach 15,360 tokens, 5 layers to full coverage -> "
+    "765 blocks (2.3 %), reach 512 tokens, 36 layers to full coverage\n"
+)
+FLOOR = (
+    "at 16,384 tokens, causal: the floor of 3 blocks per row decides, not sparsity_ratio: 765 blocks (2.3 %), "
+    "not the 328 of 1 %; the ratio decides from 38,209 tokens on\n"
+)
+
+
+def figures(blocks: int, available: int, reach: int, layers: int) -> dict[str, object]:
+    return {
+        "seq_len": 16_384,
+        "blocks": blocks,
+        "density": blocks / available,
+        "reach": reach,
+        "full_coverage": True,
+        "layers": layers,
+        "more_layers": False,
+    }
+
+
+SIDES = {
+    False: {
+        "before": figures(5_858, 256 * 256, 16_320, 5),
+        "after": figures(655, 256 * 256, 512, 110)
+        | {"min_blocks": 2, "floor_decides": False, "ratio_decides_from": None},
+    },
+    True: {
+        "before": figures(2_939, 128 * 257, 15_360, 5),
+        "after": figures(765, 128 * 257, 512, 36)
+        | {"min_blocks": 3, "floor_decides": True, "ratio_decides_from": 38_209},
+    },
+}
 LEFT = "from dilated_attention_pytorch import BlockSparseHierarchical\n\n\nclass A(BlockSparseHierarchical): ...\n"
 
 
@@ -43,6 +81,10 @@ def test_rewrites_then_has_nothing_left(tree: Path) -> None:
     assert "rewrote src/old.py" in out
     assert "2 files scanned, 1 changed, 0 left to a person" in out
     assert "default 8.9 % -> 1.0 %: 8.9x fewer blocks" in out
+    assert "src/old.py:3: sparsity_ratio 0.01, dilation_rates 1, 2, 4, 8, block_size 64" in out
+    assert NOT_CAUSAL in out
+    assert CAUSAL in out
+    assert FLOOR in out
     second = run("src", cwd=tree)
     assert second.returncode == 0
     assert (tree / "src/old.py").read_text() == text
@@ -146,7 +188,12 @@ def test_json_report(tree: Path, capsys) -> None:
     assert report["files_changed"] == [str(tree / "src/left.py"), str(tree / "src/old.py")]
     assert {entry["rule"] for entry in report["rewritten"]} == {"HIER001", "HIER009"}
     assert [(entry["rule"], entry["line"]) for entry in report["left"]] == [("HIER101", 4)]
-    assert report["densities"]["configurations"] == ["default 8.9 % -> 1.0 %: 8.9x fewer blocks"]
+    assert report["densities"]["seq_len"] == 16_384
+    [found] = report["densities"]["configurations"]
+    assert found["summary"] == "default 8.9 % -> 1.0 %: 8.9x fewer blocks"
+    assert found["places"] == [{"path": str(tree / "src/old.py"), "line": 3}]
+    assert found["not_causal"] == SIDES[False]
+    assert found["causal"] == SIDES[True]
 
 
 def test_sarif_report_in_a_file(tree: Path) -> None:
@@ -159,6 +206,8 @@ def test_sarif_report_in_a_file(tree: Path) -> None:
     assert {"HIER101", "HIER190", "HIER001"} <= {result["ruleId"] for result in results}
     known = {rule["id"] for rule in document["runs"][0]["tool"]["driver"]["rules"]}
     assert {result["ruleId"] for result in results} <= known
+    [found] = document["runs"][0]["properties"]["densities"]["configurations"]
+    assert (found["not_causal"], found["causal"]) == (SIDES[False], SIDES[True])
 
 
 def test_github_report(tree: Path, capsys) -> None:
@@ -167,6 +216,9 @@ def test_github_report(tree: Path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("::warning file=") and "line=4,title=HIER101::" in line for line in lines)
     assert any(line.startswith("::notice file=") for line in lines)
+    [notice] = [line for line in lines if "title=HIER001" in line]
+    assert NOT_CAUSAL.strip().replace("%", "%25") in notice
+    assert CAUSAL.strip().replace("%", "%25") in notice
 
 
 def test_report_that_cannot_be_written(tree: Path, capsys) -> None:
@@ -181,7 +233,10 @@ def test_settings_of_pyproject(tree: Path, capsys) -> None:
     (tree / "src/skipped").mkdir()
     (tree / "src/skipped/a.py").write_text(OLD)
     assert main([str(tree / "src")]) == 0
-    assert "sparsity_ratio=0.05,  # 95% sparse\n" in (tree / "src/old.py").read_text()
+    assert (
+        "sparsity_ratio=0.05,  # 95% sparse\n"
+        in (tree / "src/old.py").read_text()
+    )
     assert (tree / "src/skipped/a.py").read_text() == OLD
     capsys.readouterr()
     (tree / "src/old.py").write_text(OLD)

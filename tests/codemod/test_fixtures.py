@@ -133,21 +133,6 @@ def test_nested_fstrings_are_left() -> None:
     assert again.new is None
 
 
-def test_densities_of_literal_configurations() -> None:
-    source = (
-        b"from dilated_attention_pytorch import HierarchicalConfig, get_hierarchical_presets\n"
-        b"a = HierarchicalConfig()\n"
-        b"b = get_hierarchical_presets()['fine_grained']\n"
-        b"c = HierarchicalConfig(level_configs=[{'stride': 64, 'window_size': -1, 'block_size': 64}])\n"
-    )
-    result = migrate_bytes("x.py", source, SETTINGS)
-    assert result.densities == [
-        "default 8.9 % -> 1.0 %: 8.9x fewer blocks",
-        "fine_grained 100.0 % -> 1.0 %: 100.1x fewer blocks",
-        "custom 100.0 % -> 1.0 %: 100.1x fewer blocks",
-    ]
-
-
 @pytest.mark.parametrize(("rule", "kept"), [("HIER001", "Hierarchical("), ("HIER002", "HierarchicalConfig(")])
 def test_a_rule_that_is_ignored_changes_nothing(rule: str, kept: str) -> None:
     source = (
@@ -165,3 +150,87 @@ def test_options_of_new_patterns() -> None:
     result = migrate_bytes("x.py", source, Settings(sparsity_ratio=0.05, dilation_rates=(1, 3)))
     assert result.new is not None
     assert b"sparsity_ratio=0.05,\n    dilation_rates=[1, 3],\n" in result.new
+
+
+FIRST = "from dilated_attention_pytorch import "
+WRITTEN = [
+    (
+        "BlockSparseHierarchical\nx = BlockSparseHierarchical([2048], [1])",
+        [("default", 64, 0.01, 64)],
+    ),
+    (
+        "HierarchicalConfig\nx = HierarchicalConfig(level_configs=[{'stride': 64, 'window_size': -1}])",
+        [("custom", 64, 0.01, 64)],
+    ),
+    (
+        "HierarchicalConfig\nx = HierarchicalConfig(level_configs=levels)",
+        [("default (level_configs not literal)", 64, 0.01, 64)],
+    ),
+    (
+        "get_hierarchical_presets\nx = get_hierarchical_presets()['fine_grained']",
+        [("fine_grained", 64, 0.01, 64)],
+    ),
+    (
+        "get_hierarchical_presets\nx = get_hierarchical_presets()[name]",
+        [("default (name of the preset not literal)", 64, 0.01, 64)],
+    ),
+    (
+        "get_hierarchical_presets\nx = get_hierarchical_presets()",
+        [(name, 64, 0.01, 64) for name in ("standard", "fine_grained", "long_range", "ultra_sparse")],
+    ),
+    (
+        "create_hierarchical_block_sparse\nx = create_hierarchical_block_sparse('long_range', block_size=48)",
+        [("long_range", 48, 0.01, 64)],
+    ),
+    (
+        "create_hierarchical_attention, SparsePatternConfig\n"
+        "x = create_hierarchical_attention(512, 8, sparse_config=SparsePatternConfig(block_size=128))",
+        [("default", 128, 0.01, 128)],
+    ),
+    (
+        "create_block_sparse_attention\n"
+        "x = create_block_sparse_attention('hierarchical', sparsity_ratio=0.05, block_size=size)",
+        [("default (block_size not literal)", 64, 0.05, 64)],
+    ),
+    (
+        "create_block_sparse_attention\nx = create_block_sparse_attention('hierarchical', sparsity_ratio=0.5)",
+        [("default", 64, 0.01, 64)],
+    ),
+    (
+        "get_block_sparse_preset\nx = get_block_sparse_preset('hierarchical_fine')",
+        [("fine_grained", 64, 0.01, 64)],
+    ),
+    (
+        "SparsePatternConfig\n"
+        "x = SparsePatternConfig(pattern_type='hierarchical', sparsity_ratio=0.02, block_size=32)",
+        [("default", 32, 0.02, 32)],
+    ),
+    (
+        "BlockSparseHierarchical, HierarchicalConfig\nc = HierarchicalConfig()\n"
+        "x = BlockSparseHierarchical([2048], [1], hierarchical_config=c)",
+        [("default", 64, 0.01, 64)],
+    ),
+    (
+        "BlockSparseHierarchical\n"
+        "def f(c=None):\n    return BlockSparseHierarchical([2048], [1], hierarchical_config=None)",
+        [("default", 64, 0.01, 64)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "expected"), WRITTEN)
+def test_every_pattern_that_is_written_is_compared(source: str, expected: list[tuple]) -> None:
+    result = migrate_bytes("x.py", (FIRST + source + "\n").encode(), SETTINGS)
+    assert result.new is not None
+    found = [pattern for entry in result.rewritten for pattern in entry.patterns]
+    assert [(each.old, each.old_block_size, each.ratio, each.block_size) for each in found] == expected
+    assert {each.rates for each in found} == {(1, 2, 4, 8)}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "pattern_type=" in case.after], ids=str)
+def test_no_pattern_is_written_without_a_comparison(case: Case) -> None:
+    result = migrate_bytes(case.path, case.before.encode(), SETTINGS)
+    compared = sum(len(entry.patterns) for entry in result.rewritten)
+    code = "".join(line for line in case.after.splitlines(keepends=True) if "# TODO(" not in line)
+    written = code.count("dilated_sparse") - case.before.count("dilated_sparse")
+    assert compared == written + 3 * code.count("for name in (")  # a dictionary of the four presets

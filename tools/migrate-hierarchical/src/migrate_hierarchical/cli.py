@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="their rates, in blocks (1,2,4,8)",
         **suppressed,
     )
-    new.add_argument("--explain", action="store_true", help="write a comment beside both", **suppressed)
+    new.add_argument("--explain", action="store_true", help="write beside both what they mean", **suppressed)
     files = parser.add_argument_group("files and rules")
     files.add_argument(
         "--include",
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seq-len",
         type=int,
         metavar="N",
-        help="tokens at which old and new densities are compared (16384)",
+        help="tokens at which old and new patterns are compared (16384)",
         **suppressed,
     )
     out.add_argument("--jobs", type=int, metavar="N", help="processes (0: one per core)", **suppressed)

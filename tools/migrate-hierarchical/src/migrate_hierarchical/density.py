@@ -1,13 +1,22 @@
-"""How many blocks an old hierarchical configuration really kept, and how many the new pattern keeps."""
+"""What an old hierarchical configuration really kept and connected, and what the new pattern does instead."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import lru_cache
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from functools import lru_cache, reduce
+from typing import Any
+
+from . import dilated_sparse
+
+MOST_BLOCKS = 2048  # per side: above, reach and layers are not computed
+MOST_ROWS = 2**18  # above, the blocks of the removed pattern are not counted
+MOST_STEPS = 5_000_000  # of following layers, about a second
 
 Level = dict[str, int]
+Levels = tuple[tuple[int, int], ...]  # stride and window of each, in tokens
 
 LEVELS: dict[str, list[Level]] = {
     "standard": [
@@ -34,66 +43,261 @@ LEVELS: dict[str, list[Level]] = {
 }
 
 
-@dataclass(frozen=True)
-class Density:
-    """Shares of the blocks kept before and after, at one sequence length."""
+def levels_of(levels: Sequence[Level]) -> Levels:
+    return tuple((level["stride"], level["window_size"]) for level in levels)
 
-    name: str
-    before: Fraction
-    after: Fraction
+
+def old_rows(levels: Levels, n_blocks: int, block_size: int, causal: bool) -> list[range]:
+    """The columns of each row of the removed pattern: the levels' windows lie around the same block, the widest rules.
+
+    Causal: those of them that are not in the future.
+    """
+    in_blocks = {
+        (max(1, stride // block_size), n_blocks if window == -1 else max(1, window // block_size) // 2)
+        for stride, window in levels
+    }
+    rows = []
+    for row in range(n_blocks):
+        halves = [half for stride, half in in_blocks if row % stride == 0]
+        if not halves and levels:
+            rows.append(range(0))  # no level starts at this row: it attended to nothing
+            continue
+        half = max(halves, default=0)  # with no level at all it kept the diagonal
+        rows.append(range(max(0, row - half), min(n_blocks - 1, row if causal else row + half) + 1))
+    return rows
+
+
+def old_blocks(levels: Sequence[Level], seq_len: int, block_size: int = 64, causal: bool = False) -> int:
+    """Active blocks of the removed pattern."""
+    return sum(map(len, old_rows(levels_of(levels), seq_len // block_size, block_size, causal)))
+
+
+def new_blocks(ratio: float, seq_len: int, block_size: int = 64, causal: bool = False) -> int:
+    """Active blocks of the new pattern: the share of the ratio, but the least in every row."""
+    return dilated_sparse.total(ratio, -(-seq_len // block_size), causal)
+
+
+def bits(columns: Sequence[int]) -> int:
+    if len(columns) == columns[-1] - columns[0] + 1:
+        return (1 << len(columns)) - 1 << columns[0]
+    return sum(1 << column for column in columns)
+
+
+def layers_to_full_coverage(rows: Sequence[Sequence[int]], causal: bool) -> tuple[int | None, bool]:
+    """Layers until every row, its columns ascending, has reached every block that it may see; None when never.
+
+    The second value is False when it was not followed to the end: then it takes more layers than the first.
+    """
+    if not all(rows):
+        return None, True  # a row that sees nothing
+    n_blocks, layers = len(rows), 1
+    seen = list(map(bits, rows))
+    full = [(2 << row) - 1 if causal else (1 << n_blocks) - 1 for row in range(n_blocks)]
+    missing = [row for row in range(n_blocks) if seen[row] != full[row]]
+    steps = 0
+    while missing:
+        steps += sum(len(rows[row]) + 6 for row in missing)  # 6: what a row costs beside its blocks
+        if steps > MOST_STEPS:
+            return layers, False
+        wider = seen.copy()
+        for row in missing:
+            wider[row] = reduce(operator.or_, map(seen.__getitem__, rows[row]))
+        if wider == seen:
+            return None, True
+        seen, layers = wider, layers + 1
+        missing = [row for row in missing if seen[row] != full[row]]
+    return layers, True
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one pattern keeps and connects at one length. None: not computed above MOST_BLOCKS or MOST_ROWS."""
+
+    seq_len: int
+    blocks: int | None
+    density: float | None  # of the block pairs that dense attention computes
+    reach: int | None = None  # tokens between a block and the farthest one that it sees in a layer
+    full_coverage: bool | None = None  # whether every position ever reaches every one that it may see
+    layers: int | None = None  # until it has
+    more_layers: bool = False  # not followed to the end: it takes more than `layers`
 
     def __str__(self) -> str:
-        old, new = (f"{100 * float(share):.1f} %" for share in (self.before, self.after))
-        return f"{self.name} {old} -> {new}: {float(self.before / self.after):.1f}x fewer blocks"
+        if self.blocks is None or self.density is None:
+            return f"not computed above {MOST_ROWS:,} blocks a side"
+        kept = f"{self.blocks:,} block{'s' * (self.blocks != 1)} ({percent(self.density)})"
+        if self.reach is None:
+            return f"{kept}, reach and layers not computed above {MOST_BLOCKS:,} blocks a side"
+        return f"{kept}, reach {self.reach:,} tokens, {self.coverage()}"
+
+    def coverage(self) -> str:
+        if self.layers is None:
+            return "never full coverage"
+        more = "more than " * self.more_layers
+        return f"{more}{self.layers:,} layer{'s' * (self.layers != 1)} to full coverage"
 
 
-def old_blocks(levels: Sequence[Level], seq_len: int, block_size: int = 64) -> int:
-    """Active blocks of the removed pattern: the levels' windows lie around the same block, so the widest rules."""
-    n_blocks = seq_len // block_size
-    total = 0
-    for row in range(n_blocks):
-        first, last = row, row
-        for level in levels:
-            if row % max(1, level["stride"] // block_size):
-                continue
-            if level["window_size"] == -1:
-                first, last = 0, n_blocks - 1
-                break
-            half = max(1, level["window_size"] // block_size) // 2
-            first, last = min(first, max(0, row - half)), max(last, min(n_blocks - 1, row + half))
-        else:
-            if not any(row % max(1, level["stride"] // block_size) == 0 for level in levels):
-                continue  # no level starts at this row: it attended to nothing
-        total += last - first + 1
-    return total or n_blocks  # with no level at all it kept the diagonal
+def figures(rows: Sequence[Sequence[int]], seq_len: int, block_size: int, causal: bool) -> Figures:
+    blocks = sum(map(len, rows))
+    density = blocks / dilated_sparse.available(len(rows), causal)
+    if len(rows) > MOST_BLOCKS:
+        return Figures(seq_len, blocks, density)
+    farthest = max(max(row - columns[0], columns[-1] - row) for row, columns in enumerate(rows) if columns)
+    layers, followed = layers_to_full_coverage(rows, causal)
+    full = (layers is not None) if followed else None
+    return Figures(seq_len, blocks, density, farthest * block_size, full, layers, not followed)
 
 
 @lru_cache(maxsize=256)
-def new_blocks(ratio: float, seq_len: int, block_size: int = 64) -> int:
-    """Active blocks of the new pattern: exact, at least one per row."""
-    n_blocks = -(-seq_len // block_size)
-    exact, kept = Fraction(repr(ratio)), 0
-    for row in range(1, n_blocks + 1):
-        kept = max(kept + 1, int(exact * row * n_blocks))
-    return kept
-
-
-def density(
-    name: str,
-    levels: Sequence[Level],
-    ratio: float,
-    seq_len: int,
-    block_size: int = 64,
-    new_block_size: int | None = None,
-) -> Density | None:
-    """None for lengths shorter than a block. The new pattern has the old one's block size unless another is given."""
-    new_block_size = new_block_size or block_size
-    if seq_len < max(block_size, new_block_size):
+def old_figures(levels: Levels, seq_len: int, block_size: int = 64, causal: bool = False) -> Figures | None:
+    """Of the removed pattern, at the multiple of its blocks that is nearest below; None: not even one block."""
+    n_blocks = seq_len // block_size
+    if not n_blocks:
         return None
-    before = old_blocks(levels, seq_len, block_size)
-    after = new_blocks(ratio, seq_len, new_block_size)
-    return Density(
-        name,
-        Fraction(before, (seq_len // block_size) ** 2),
-        Fraction(after, (seq_len // new_block_size) ** 2),
-    )
+    if n_blocks > MOST_ROWS:
+        return Figures(n_blocks * block_size, None, None)
+    rows = old_rows(levels, n_blocks, block_size, causal)
+    return figures(rows, n_blocks * block_size, block_size, causal)
+
+
+@lru_cache(maxsize=256)
+def new_figures(
+    ratio: float, rates: tuple[int, ...], seq_len: int, block_size: int = 64, causal: bool = False
+) -> Figures:
+    """Of the pattern that is written."""
+    n_blocks = -(-seq_len // block_size)
+    if n_blocks > MOST_BLOCKS:
+        blocks = dilated_sparse.total(ratio, n_blocks, causal)
+        return Figures(seq_len, blocks, blocks / dilated_sparse.available(n_blocks, causal))
+    return figures(dilated_sparse.rows_of(ratio, rates, n_blocks, causal), seq_len, block_size, causal)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An old configuration and the pattern that is written in its place."""
+
+    name: str
+    levels: Levels
+    old_block_size: int
+    ratio: float
+    rates: tuple[int, ...]
+    block_size: int
+    guessed: tuple[str, ...] = ()  # arguments that are not literal: the default stands for them
+
+    @property
+    def old(self) -> str:
+        return f"{self.name} ({' and '.join(self.guessed)} not literal)" if self.guessed else self.name
+
+    @property
+    def written(self) -> str:
+        rates = ", ".join(map(str, self.rates))
+        return f"sparsity_ratio {self.ratio}, dilation_rates {rates}, block_size {self.block_size}"
+
+    def before(self, seq_len: int, causal: bool) -> Figures | None:
+        return old_figures(self.levels, seq_len, self.old_block_size, causal)
+
+    def after(self, seq_len: int, causal: bool) -> Figures:
+        return new_figures(self.ratio, self.rates, seq_len, self.block_size, causal)
+
+    def summary(self, seq_len: int) -> str:
+        """Both densities, not causal: `default 8.9 % -> 1.0 %: 8.9x fewer blocks`."""
+        before, after = self.before(seq_len, False), self.after(seq_len, False)
+        assert after.density is not None
+        if before is None or before.density is None or not before.blocks:
+            return f"{self.old} -> {percent(after.density)}"
+        what = "blocks" if self.old_block_size == self.block_size else "pairs of tokens"
+        times, comparative = before.density / after.density, "fewer"
+        if times < 1:
+            times, comparative = 1 / times, "more"
+        change = f"{times:.1f}x {comparative} {what}" if times > 1 else f"as many {what}"
+        return f"{self.old} {percent(before.density)} -> {percent(after.density)}: {change}"
+
+    def line(self, seq_len: int, causal: bool) -> str:
+        """Old and new in a sentence."""
+        before, after = self.before(seq_len, causal), self.after(seq_len, causal)
+        if before is None:
+            old = f"nothing, a block has {self.old_block_size:,} tokens"
+        else:
+            old = str(before)
+            if before.seq_len != seq_len:
+                old += f" (at {before.seq_len:,} tokens, a multiple of its blocks)"
+        return f"at {seq_len:,} tokens, {'causal' if causal else 'not causal'}: {old} -> {after}"
+
+    def floor_decides(self, seq_len: int, causal: bool) -> bool:
+        """Whether rows keep more than the ratio pays for."""
+        n_blocks = -(-seq_len // self.block_size)
+        paid = dilated_sparse.share(self.ratio, n_blocks, causal)
+        return dilated_sparse.total(self.ratio, n_blocks, causal) > paid
+
+    def ratio_decides_from(self, seq_len: int, causal: bool) -> int:
+        """The fewest tokens above a length at which the floor decides from which on it does not."""
+        low = high = -(-seq_len // self.block_size)
+        while self.floor_decides(high * self.block_size, causal):
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.floor_decides(middle * self.block_size, causal):
+                low = middle
+            else:
+                high = middle
+        return low * self.block_size + 1
+
+    def warning(self, seq_len: int, causal: bool) -> str | None:
+        """What to know where the floor decides and not the ratio."""
+        if not self.floor_decides(seq_len, causal):
+            return None
+        n_blocks = -(-seq_len // self.block_size)
+        blocks = dilated_sparse.total(self.ratio, n_blocks, causal)
+        paid = dilated_sparse.share(self.ratio, n_blocks, causal)
+        return (
+            f"at {seq_len:,} tokens, {'causal' if causal else 'not causal'}: the floor of "
+            f"{dilated_sparse.LEAST[causal]} blocks per row decides, not sparsity_ratio: {blocks:,} blocks "
+            f"({percent(blocks / dilated_sparse.available(n_blocks, causal))}), not the {paid:,} of "
+            f"{exact_percent(self.ratio)} %; "
+            f"the ratio decides from {self.ratio_decides_from(seq_len, causal):,} tokens on"
+        )
+
+    def lines(self, seq_len: int) -> list[str]:
+        """Everything for a person: not causal, causal, and a warning each where the floor decides."""
+        both = (False, True)
+        found = [self.line(seq_len, causal) for causal in both]
+        return [*found, *filter(None, (self.warning(seq_len, causal) for causal in both))]
+
+    def as_dict(self, seq_len: int) -> dict[str, Any]:
+        """Everything for a program."""
+
+        def side(causal: bool) -> dict[str, Any]:
+            before = self.before(seq_len, causal)
+            floor = self.floor_decides(seq_len, causal)
+            return {
+                "before": None if before is None else asdict(before),
+                "after": asdict(self.after(seq_len, causal))
+                | {
+                    "min_blocks": dilated_sparse.LEAST[causal],
+                    "floor_decides": floor,
+                    "ratio_decides_from": self.ratio_decides_from(seq_len, causal) if floor else None,
+                },
+            }
+
+        return {
+            "name": self.name,
+            "not_literal": list(self.guessed),
+            "old_block_size": self.old_block_size,
+            "sparsity_ratio": self.ratio,
+            "dilation_rates": list(self.rates),
+            "block_size": self.block_size,
+            "summary": self.summary(seq_len),
+            "not_causal": side(False),
+            "causal": side(True),
+        }
+
+
+def percent(share: float) -> str:
+    """`8.9 %`; small shares with two digits, and 100 % only for all."""
+    value = 100 * share
+    text = f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
+    return f"{'99.9' if share < 1 and float(text) >= 100 else text} %"
+
+
+def exact_percent(ratio: float) -> str:
+    """The ratio in percent, without rounding."""
+    return format(100 * Decimal(repr(float(ratio))), "f").rstrip("0").rstrip(".")

@@ -61,8 +61,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
             f"left alone after an error of this tool, please report it: {type(error).__name__}: {error!s:.80}"
         )
         return result
-    result.rewritten, result.left, result.densities = report.rewritten, report.left, report.densities
-    result.exports = report.exports
+    result.rewritten, result.left, result.exports = report.rewritten, report.left, report.exports
     if new != data:
         result.new, result.old = new, data
         note_new_lines(result, new)

@@ -14,7 +14,7 @@ from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
 from .checks.members import check_members, check_modules, check_unresolved
 from .checks.strings import check_strings
-from .density import LEVELS
+from .density import LEVELS, Comparison, levels_of
 from .edit.arguments import is_none, read_arguments, string_value
 from .edit.build import Style
 from .names import (
@@ -30,7 +30,7 @@ from .names import (
     TYPES,
 )
 from .rules import DECIDERS
-from .rules.base import Left, Rewrite
+from .rules.base import Left, OldPattern, Rewrite, default_pattern, preset_pattern
 from .rules.hier002 import config_factory
 from .settings import Settings
 
@@ -42,6 +42,7 @@ class Outcome:
     line: int
     rule: str
     detail: str = ""
+    patterns: tuple[Comparison, ...] = ()
 
 
 class Planner:
@@ -57,7 +58,6 @@ class Planner:
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
         self.todos: list[tuple[cst.CSTNode, Left]] = []
         self.rewritten: list[Outcome] = []
-        self.densities: list[tuple[str, object, tuple[int, int]]] = []  # name, levels, old and new block size
         self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
         self.spoken: set[cst.CSTNode] = set()  # strings that were reported
 
@@ -130,35 +130,30 @@ class Planner:
         line = self.walk.parents[node]
         return self.walk.parents[line]
 
-    def levels(self, node: cst.BaseExpression | None) -> tuple[str, object] | None:
-        """Name and levels of an old configuration, if it is literal."""
-        if node is None or is_none(node):
-            return "default", LEVELS["standard"]
-        if isinstance(node, cst.Call):
-            use = self.resolver.by_node.get(node.func)
-            if use is None or use.name != CONFIG:
-                return None
+    def old_pattern(self, node: cst.BaseExpression | None) -> OldPattern:
+        """What an expression configured: a call, an entry of the presets, or nothing."""
+        use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
+        if isinstance(node, cst.Call) and use is not None and use.name == CONFIG:
             given = read_arguments(node.args, PARAMETERS[CONFIG])
             levels = given.named.get("level_configs")
-            if given.stars or given.problem:
-                return None
-            if levels is None or is_none(levels):
-                return "default", LEVELS["standard"]
-            try:
-                value = ast.literal_eval(self.module.code_for_node(levels).strip())
-                if all(type(level["stride"]) is int and type(level["window_size"]) is int for level in value):
-                    return "custom", value
-            except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
-                return None
+            if given.stars:
+                return default_pattern("level_configs")
+            return default_pattern() if levels is None or is_none(levels) else self.custom_pattern(levels)
         if isinstance(node, cst.Subscript) and self.is_presets_call(node.value):
             index = node.slice[0].slice
             name = string_value(index.value) if isinstance(index, cst.Index) else None
-            return (name, LEVELS[name]) if name in LEVELS else None
-        return None
+            return preset_pattern(name) if name in LEVELS else default_pattern("name of the preset")
+        return default_pattern()
 
-    @staticmethod
-    def levels_of_preset(name: str) -> tuple[str, object]:
-        return name, LEVELS[name]
+    def custom_pattern(self, node: cst.BaseExpression) -> OldPattern:
+        try:
+            value = ast.literal_eval(self.module.code_for_node(node).strip())
+            levels = levels_of(value)
+        except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+            return default_pattern("level_configs")
+        if not all(type(number) is int for level in levels for number in level):
+            return default_pattern("level_configs")
+        return OldPattern("custom", levels)
 
     def may_be_none(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> bool:
         """Whether an expression is None, or a parameter whose default is None, on one of its ways."""
@@ -286,15 +281,32 @@ class Planner:
         if not rewrite.keeps_name:
             self.used.add(use.root)
         self.explained.add(target)
-        self.note(use.node, rewrite.rule, "; ".join(rewrite.notes))
+        self.note(use.node, rewrite.rule, "; ".join(rewrite.notes), self.comparisons(rewrite))
         if rewrite.todo is not None:
             self.leave(target, rewrite.todo.reason, rewrite.todo.detail)
-        if rewrite.old_levels is not None:
-            name, levels = rewrite.old_levels
-            self.densities.append((name, levels, rewrite.block_sizes))
 
-    def note(self, node: cst.CSTNode, rule: str, detail: str = "") -> None:
-        self.rewritten.append(Outcome(self.walk.lines[node], rule, detail))
+    def comparisons(self, rewrite: Rewrite) -> tuple[Comparison, ...]:
+        """The patterns that a rewrite writes, beside those that they replace."""
+        sizes = rewrite.block_sizes
+        ratio = float(self.settings.sparsity_ratio if rewrite.ratio is None else rewrite.ratio)
+        unknown = () if sizes.literal else ("block_size",)
+        return tuple(
+            Comparison(
+                old.name,
+                old.levels,
+                sizes.old,
+                ratio,
+                self.settings.dilation_rates,
+                sizes.new,
+                old.guessed + unknown,
+            )
+            for old in rewrite.old
+        )
+
+    def note(
+        self, node: cst.CSTNode, rule: str, detail: str = "", patterns: tuple[Comparison, ...] = ()
+    ) -> None:
+        self.rewritten.append(Outcome(self.walk.lines[node], rule, detail, patterns))
 
     def leave(self, node: cst.CSTNode, reason: str, detail: str) -> None:
         self.todos.append((node, Left(reason, detail)))

@@ -6,10 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .documents.result import Entry, Result
+
+if TYPE_CHECKING:
+    from .density import Comparison
 
 EXTRA_REASONS = {"HIER190": "cannot be read, parsed or written"}
 
@@ -46,6 +49,14 @@ class Run:
         for result in self.results:
             for entry in result.rewritten:
                 yield result.path, entry
+
+    def patterns(self) -> dict[Comparison, list[tuple[str, int]]]:
+        """Every pattern that is written, with what it replaces: the paths and lines where it is."""
+        places: dict[Comparison, list[tuple[str, int]]] = {}
+        for path, entry in self.rewritten():
+            for pattern in entry.patterns:
+                places.setdefault(pattern, []).append((path, self.line(entry)))
+        return places
 
     @property
     def status(self) -> int:
@@ -95,13 +106,15 @@ def as_text(run: Run) -> str:
         f"{shown(path)}:{run.line(entry)}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()
     ]
     out += [f"{shown(path)}: error: {error}" for path, error in run.problems]
-    densities = Counter(density for result in run.results for density in result.densities)
-    if densities:
-        out.append(f"blocks kept at {run.seq_len:,} tokens:")
-        out += [
-            f"  {density}" + (f" ({count} times)" if count > 1 else "")
-            for density, count in densities.items()
-        ]
+    patterns = run.patterns()
+    if patterns:
+        out.append(f"blocks kept at {run.seq_len:,} tokens, before -> now:")
+    for pattern, places in patterns.items():
+        path, line = places[0]
+        others = f" and {plural(len(places) - 1, 'other place')}" if len(places) > 1 else ""
+        out.append(f"  {pattern.summary(run.seq_len)}")
+        out.append(f"    {shown(path)}:{line}{others}: {pattern.written}")
+        out += [f"    {text}" for text in pattern.lines(run.seq_len)]
     rules = Counter(entry.rule for _, entry in run.rewritten())
     out += [f"{rule} {plural(count, 'use')}: {lines[rule]}" for rule, count in sorted(rules.items())]
     n_left = sum(1 for _ in run.left())
@@ -130,10 +143,22 @@ def as_dict(run: Run) -> dict[str, Any]:
         "rewritten": listed(run.rewritten()),
         "left": listed(run.left()),
         "errors": [{"path": path, "message": error} for path, error in run.problems],
-        "densities": {
-            "seq_len": run.seq_len,
-            "configurations": [density for result in run.results for density in result.densities],
-        },
+        "densities": densities(run),
+    }
+
+
+def densities(run: Run) -> dict[str, Any]:
+    """What the patterns keep and connect, before and now."""
+    found = run.patterns()
+    return {
+        "seq_len": run.seq_len,
+        "configurations": [
+            {
+                **pattern.as_dict(run.seq_len),
+                "places": [{"path": path, "line": line} for path, line in places],
+            }
+            for pattern, places in found.items()
+        ],
     }
 
 
@@ -175,7 +200,9 @@ def as_sarif(run: Run) -> str:
     document = {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
-        "runs": [{"tool": {"driver": driver}, "results": results}],
+        "runs": [
+            {"tool": {"driver": driver}, "results": results, "properties": {"densities": densities(run)}}
+        ],
     }
     return json.dumps(document, indent=2) + "\n"
 
@@ -191,7 +218,10 @@ def as_github(run: Run) -> str:
 
     def command(level: str, path: str, entry: Entry) -> str:
         place = f"file={escaped(reference(path), True)},line={max(1, run.line(entry))},title={entry.rule}"
-        return f"::{level} {place}::{escaped(message(entry, lines))}"
+        texts = [message(entry, lines)]
+        for pattern in entry.patterns:
+            texts += [pattern.summary(run.seq_len), *pattern.lines(run.seq_len)]
+        return f"::{level} {place}::{escaped(chr(10).join(texts))}"
 
     out = [command("warning", path, entry) for path, entry in run.left()]
     out += [command("error", path, Entry(1, "HIER190", error)) for path, error in run.problems]

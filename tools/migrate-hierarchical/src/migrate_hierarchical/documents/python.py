@@ -7,7 +7,6 @@ import libcst as cst
 from ..analysis.context import line_of
 from ..analysis.order import ORDERS, order_of
 from ..analysis.scopes import Walk
-from ..density import density
 from ..edit.apply import Apply
 from ..edit.imports import ImportEditor
 from ..names import PACKAGE, TODO
@@ -29,7 +28,6 @@ class Migrated:
     def __init__(self) -> None:
         self.rewritten: list[Entry] = []
         self.left: list[Entry] = []
-        self.densities: list[str] = []
         self.exports: dict[str, str] = {}  # removed names that other files can import from this one
 
 
@@ -90,13 +88,9 @@ def migrate_module(
     result = Migrated()
     result.exports = planner.exports()
     for outcome in planner.rewritten:
-        result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail))
+        result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail, patterns=outcome.patterns))
     for statement in imports:
         result.rewritten.append(Entry(walk.lines[statement], "HIER009"))
-    for name, levels, block_sizes in planner.densities:
-        found = density(name, levels, settings.sparsity_ratio, settings.seq_len, *block_sizes)  # type: ignore[arg-type]
-        if found is not None:
-            result.densities.append(str(found))
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     for node, left in planner.todos:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..density import Comparison
 
 
 @dataclass
@@ -13,6 +17,7 @@ class Entry:
     rule: str
     detail: str = ""
     new_line: int | None = None  # in the file as it was rewritten
+    patterns: tuple[Comparison, ...] = ()  # that were written here, with what they replace
 
 
 @dataclass
@@ -23,7 +28,6 @@ class Result:
     new: bytes | None = None
     rewritten: list[Entry] = field(default_factory=list)
     left: list[Entry] = field(default_factory=list)
-    densities: list[str] = field(default_factory=list)
     error: str | None = None
     old: bytes = b""
     exports: dict[str, str] = field(

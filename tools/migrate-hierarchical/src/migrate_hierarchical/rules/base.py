@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
+
+from ..density import LEVELS, Levels, levels_of
 
 if TYPE_CHECKING:
     from ..analysis.uses import Use
@@ -32,6 +34,33 @@ class Left:
     detail: str
 
 
+@dataclass(frozen=True)
+class OldPattern:
+    """A removed configuration, as far as it is literal."""
+
+    name: str
+    levels: Levels
+    guessed: tuple[str, ...] = ()  # what is not literal, where the default stands for it
+
+
+def preset_pattern(name: str) -> OldPattern:
+    return OldPattern(name, levels_of(LEVELS[name]))
+
+
+def default_pattern(*guessed: str) -> OldPattern:
+    """The configuration of a call without one, which also stands for what is not literal."""
+    return OldPattern("default", levels_of(LEVELS["standard"]), guessed)
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Tokens per block, before and after."""
+
+    old: int = 64
+    new: int = 64
+    literal: bool = True  # False: not known, the default stands for it
+
+
 @dataclass
 class Rewrite:
     """A use that is rewritten. `make` gets the call with its arguments already rewritten."""
@@ -42,8 +71,9 @@ class Rewrite:
     absorbs: list[cst.CSTNode] = field(
         default_factory=list
     )  # calls inside that are not rewritten on their own
-    old_levels: tuple[str, object] | None = None  # name and levels of a literal old configuration
-    block_sizes: tuple[int, int] = (64, 64)  # of that configuration and of the new pattern
+    old: Sequence[OldPattern] = ()  # of each pattern that is written, what stood there
+    block_sizes: BlockSizes = BlockSizes()
+    ratio: float | None = None  # of the new pattern; None: that of the settings
     keeps_name: bool = False  # the new call is of the same function
     todo: Left | None = None  # rewritten, and still something for a person
 

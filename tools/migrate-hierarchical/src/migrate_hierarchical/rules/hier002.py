@@ -9,7 +9,7 @@ import libcst as cst
 from ..density import LEVELS
 from ..edit.build import Style, pattern_config, string
 from ..names import CONFIG, PARAMETERS, PATTERN, PRESETS
-from .base import Decision, Left, Rewrite, Rule
+from .base import Decision, Left, Rewrite, Rule, preset_pattern
 
 if TYPE_CHECKING:
     from ..analysis.uses import Use
@@ -52,11 +52,10 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
         misfit = config_misfit(arguments)
         if misfit is not None:
             return misfit
-        levels = planner.levels(call)
         return Rewrite(
             RULE.id,
             lambda old: pattern_config(function, planner.settings, style, lpar=old.lpar, rpar=old.rpar),
-            old_levels=levels,
+            old=[planner.old_pattern(call)],
         )
     assert use.name == PRESETS
     if arguments.named or arguments.stars or arguments.problem:
@@ -66,9 +65,10 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
         return Rewrite(
             RULE.id,
             lambda old: pattern_config(function, planner.settings, style, lpar=old.lpar, rpar=old.rpar),
-            old_levels=planner.levels(parent),
+            old=[planner.old_pattern(parent)],
         )
-    return Rewrite(RULE.id, lambda old: every_preset(function, planner, style))
+    presets = [preset_pattern(name) for name in LEVELS]
+    return Rewrite(RULE.id, lambda old: every_preset(function, planner, style), old=presets)
 
 
 def config_factory(planner: Planner, use: Use) -> Rewrite:
@@ -78,7 +78,7 @@ def config_factory(planner: Planner, use: Use) -> Rewrite:
     return Rewrite(
         RULE.id,
         lambda old: cst.Lambda(cst.Parameters(), pattern_config(function, planner.settings, style)),
-        old_levels=planner.levels(None),
+        old=[planner.old_pattern(None)],
     )
 
 

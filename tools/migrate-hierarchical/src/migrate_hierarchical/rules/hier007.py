@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..density import LEVELS
 from ..edit.arguments import read_arguments
 from ..edit.build import pattern_config
 from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
-from .base import Decision, Left, Rewrite, Rule
+from .base import Decision, Left, Rewrite, Rule, default_pattern
 from .module import block_sizes_of, ratio_of
 
 if TYPE_CHECKING:
@@ -76,4 +75,4 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
             function, planner.settings, style, block_size, ratio, updated.lpar, updated.rpar
         )
 
-    return Rewrite(RULE.id, make, notes, old_levels=("default", LEVELS["standard"]), block_sizes=block_sizes)
+    return Rewrite(RULE.id, make, notes, old=[default_pattern()], block_sizes=block_sizes, ratio=ratio)

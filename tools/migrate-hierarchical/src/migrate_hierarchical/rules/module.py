@@ -12,7 +12,7 @@ from ..edit.arguments import Arguments, is_none, read_arguments
 from ..edit.build import Item, first_of, in_parentheses, integers, pattern_config, string
 from ..edit.build import call as new_call
 from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
-from .base import Decision, Left, Rewrite
+from .base import BlockSizes, Decision, Left, OldPattern, Rewrite, preset_pattern
 from .hier002 import config_misfit
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Config:
 
     expression: bool = False  # hierarchical_config holds one already: it becomes sparse_config
     block_size: Callable[[Arguments], cst.BaseExpression | None] = lambda arguments: None
-    block_sizes: tuple[int, int] = (64, 64)  # old and new, where they are literal
+    block_sizes: BlockSizes = field(default_factory=BlockSizes)
     ratio: float | None = None
     absorbs: list[cst.CSTNode] = field(default_factory=list)
 
@@ -54,15 +54,17 @@ def integer(node: cst.CSTNode | None) -> int | None:
 
 def block_sizes_of(
     node: cst.CSTNode | None, notes: list[str]
-) -> tuple[tuple[int, int], cst.BaseExpression | None]:
+) -> tuple[BlockSizes, cst.BaseExpression | None]:
     """A literal block size as it was and as the package takes it now, and its expression if that is another."""
     size = integer(node)
+    if size is None:
+        return BlockSizes(literal=node is None), None
     old = size or 64  # 0 meant the default
-    if size is None or size in BLOCK_SIZES:
-        return (old, old), None
+    if size in BLOCK_SIZES:
+        return BlockSizes(old, old), None
     new = min(BLOCK_SIZES, key=lambda each: abs(each - old))
     notes.append(f"block_size must be a power of two from 16 to 256: {size} becomes {new}")
-    return (old, new), cst.Integer(str(new))
+    return BlockSizes(old, new), cst.Integer(str(new))
 
 
 def ratio_of(node: cst.CSTNode | None) -> float | None:
@@ -134,19 +136,20 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
         items += [Item("", arg.value, star=arg.star) for arg in now.stars]
         return new_call(function, items, style, updated.lpar, updated.rpar)
 
-    levels = None
-    if old.preset is not None:
-        levels = planner.levels_of_preset(old.preset)
-    elif not config.expression:
-        levels = planner.levels(named.get("hierarchical_config"))
+    before: OldPattern | None = None
+    if pattern is not None:
+        before = planner.old_pattern(None if config.expression else given)
+        if old.preset is not None:
+            before = preset_pattern(old.preset)
     todo = Left("HIER110", ", ".join(foreign)) if foreign else None
     return Rewrite(
         old.rule,
         make,
         notes,
         absorbs=config.absorbs,
-        old_levels=levels,
+        old=[] if before is None else [before],
         block_sizes=config.block_sizes,
+        ratio=None if config.expression else config.ratio,
         todo=todo,
     )
 
@@ -201,6 +204,7 @@ def read_sparse_config(
     if kind != "pattern":
         return Left("HIER106", f"sparse_config={planner.module.code_for_node(value)}")
     config.block_size = attribute_block_size
+    config.block_sizes = BlockSizes(literal=False)
     return None
 
 
@@ -235,7 +239,7 @@ def segment_lengths(
         return lambda now: integers([DEFAULT_SEGMENT])
     if isinstance(value, cst.List | cst.Tuple) and value.elements:
         first = integer(value.elements[0].value)
-        block = config.block_sizes[1]
+        block = config.block_sizes.new
         if first is not None and first % block:
             rounded = -(-first // block) * block
             notes.append(f"segment length {first} is no multiple of the block size {block}: {rounded}")
