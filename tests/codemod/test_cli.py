@@ -234,7 +234,7 @@ def test_settings_of_pyproject(tree: Path, capsys) -> None:
     (tree / "src/skipped/a.py").write_text(OLD)
     assert main([str(tree / "src")]) == 0
     assert (
-        "sparsity_ratio=0.05,  # 95% sparse\n"
+        "sparsity_ratio=0.05,  # keeps 5% of the blocks, at least 2 per row (causal: 3)\n"
         in (tree / "src/old.py").read_text()
     )
     assert (tree / "src/skipped/a.py").read_text() == OLD

@@ -112,8 +112,8 @@ model = create_block_sparse_attention(
     dilation_rates=[1],
     sparse_config=SparsePatternConfig(
         pattern_type="dilated_sparse",
-        sparsity_ratio=0.01,  # 99% sparse
-        dilation_rates=[1, 2, 4, 8],  # Multi-scale coverage
+        sparsity_ratio=0.01,  # keeps 1% of the blocks, at least 2 per row (causal: 3)
+        dilation_rates=[1, 2, 4, 8],  # distances in blocks; sparse rows share them out
     ),
 )
 """

@@ -8,6 +8,8 @@ from typing import Literal
 
 import libcst as cst
 
+from ..density import exact_percent
+from ..dilated_sparse import LEAST
 from ..settings import Settings
 
 NO_SPACE = cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace(""))
@@ -103,11 +105,25 @@ def pattern_config(
     items = [Item("pattern_type", string("dilated_sparse", style))]
     if block_size is not None:
         items.append(Item("block_size", block_size))
-    sparse = f"# {100 * (1 - value):.10g}% sparse" if explain else None
-    items.append(Item("sparsity_ratio", number(value), sparse))
-    scales = "# Multi-scale coverage" if explain else None
-    items.append(Item("dilation_rates", integers(settings.dilation_rates), scales))
+    items.append(Item("sparsity_ratio", number(value), about_ratio(value) if explain else None))
+    rates = settings.dilation_rates
+    items.append(Item("dilation_rates", integers(rates), about_rates(rates) if explain else None))
     return call(function, items, style, lpar, rpar)
+
+
+def about_ratio(ratio: float) -> str:
+    """What --explain writes beside a ratio; so at every length, causal or not."""
+    if ratio == 1:
+        return "# keeps all blocks"
+    least = f"at least {LEAST[False]} per row (causal: {LEAST[True]})"
+    return f"# keeps {exact_percent(ratio)}% of the blocks, {least}"
+
+
+def about_rates(rates: Sequence[int]) -> str:
+    """What --explain writes beside the rates; so at every length, causal or not."""
+    if len(set(rates)) == 1:
+        return "# distance in blocks"
+    return "# distances in blocks; sparse rows share them out"
 
 
 def number(value: float) -> cst.BaseNumber:
