@@ -18,10 +18,14 @@ from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
 from . import flash
+from .kept import kept
 from .padding import hidden_keys
 from .scratch import Buffers, Scratch
 
 MOST_QUERIES = 256  # of the heads of a group together; the kernel is not faster with more
+KEPT_BLOCKS = 2**16  # lists of no more keep their schedule
+ROWS_TOGETHER = 64  # of which the next is chosen
+MOST_ELEMENTS = 2**17  # of k in a call of the backward: it is slower where its gradients leave the cache
 
 
 class Row(NamedTuple):
@@ -33,28 +37,114 @@ class Row(NamedTuple):
     v: Tensor
     mask: Tensor | None  # 0 or -inf, (1 or queries, n * block_size)
 
+    def pieces(self) -> list[Row]:
+        """The same keys in rows of nearly equal numbers of blocks, none of more than MOST_ELEMENTS and one block."""
+        n = len(self.blocks)
+        size = self.k.shape[2] // n
+        n_pieces = min(n, -(-self.k.numel() // MOST_ELEMENTS))
+        ends = [n * (i + 1) // n_pieces for i in range(n_pieces)]
+        return [
+            Row(
+                self.number,
+                self.blocks[start:end],
+                *(x[:, :, start * size : end * size] for x in (self.k, self.v)),
+                None if self.mask is None else self.mask[:, start * size : end * size],
+            )
+            for start, end in itertools.pairwise([0, *ends])
+        ]
 
-class Rows:
-    """Where the rows of a problem begin and end, and their blocks."""
 
-    def __init__(self, problem: AttentionProblem) -> None:
+class Step(NamedTuple):
+    """What a row needs of the window."""
+
+    number: int
+    blocks: list[int]  # in the order of their slots, the first n
+    copies: list[tuple[int, int]]  # (slot, block) of those that the window does not hold yet
+    is_in_place: bool  # the blocks follow each other in memory, and no slot is used
+    diagonal: int  # place of the diagonal block among them; n if it is not there
+
+
+class Schedule:
+    """Where the rows of a problem begin and end, and how the window moves over them."""
+
+    def __init__(self, problem: AttentionProblem, n_readable: int, is_kept: bool) -> None:
         p = problem
         n_classes = len(p.rates)
         offsets, columns = p.rows.offsets[::n_classes].tolist(), p.rows.indices.tolist()
-        self.blocks = [columns[start:end] for start, end in itertools.pairwise(offsets)]
+        rows = [columns[start:end] for start, end in itertools.pairwise(offsets)]
         if n_classes > 1:  # the classes of a row follow each other
-            self.blocks = [sorted(blocks) for blocks in self.blocks]
+            rows = [sorted(blocks) for blocks in rows]
         if p.is_causal:
-            self.blocks = [
-                [block for block in blocks if block <= p.first_row + row]
-                for row, blocks in enumerate(self.blocks)
+            rows = [
+                [block for block in blocks if block <= p.first_row + row] for row, blocks in enumerate(rows)
             ]
         first = min(p.block_size - (p.q_offset - p.first_row * p.block_size), p.q_len)
         inner, last = divmod(p.q_len - first, p.block_size)
         self.heights = [first, *[p.block_size] * inner, *[last] * (last > 0)]
         self.leads = [(p.q_offset - p.first_row * p.block_size), *[0] * (len(self.heights) - 1)]
-        self.n_slots = max(len(blocks) for blocks in self.blocks)
-        self.all_see = all(self.blocks)
+        self.n_slots = max(len(blocks) for blocks in rows)
+        self.all_see = all(rows)
+        in_place, copied = [], []
+        for number, blocks in enumerate(rows):
+            if not blocks:
+                continue
+            if blocks[-1] < n_readable and blocks[-1] - blocks[0] == len(blocks) - 1:
+                diagonal = min(p.first_row + number - blocks[0], len(blocks))
+                in_place.append(Step(number, blocks, [], True, diagonal))
+            else:
+                copied.append(number)
+        if is_kept:
+            copied = order_by_sharing(rows, copied)
+        self.steps = in_place + steps_of(rows, copied, p.first_row)
+
+
+def order_by_sharing(rows: list[list[int]], numbers: list[int]) -> list[int]:
+    """The numbers of rows so that each shares many blocks with the one before, among ROWS_TOGETHER at a time."""
+    ordered: list[int] = []
+    held: set[int] = set()
+    for start in range(0, len(numbers), ROWS_TOGETHER):
+        rest = {number: set(rows[number]) for number in numbers[start : start + ROWS_TOGETHER]}
+        while rest:
+            number = max(rest, key=lambda number: len(held & rest[number]))
+            held = rest.pop(number)
+            ordered.append(number)
+    return ordered
+
+
+def steps_of(rows: list[list[int]], numbers: list[int], first_row: int) -> list[Step]:
+    """The window moved to one row after the other: what is missing goes over what is no longer wanted."""
+    steps = []
+    slots: dict[int, int] = {}  # the block in every slot
+    place: dict[int, int] = {}  # the slot of every block
+    for number in numbers:
+        blocks = rows[number]
+        n = len(blocks)
+        wanted = set(blocks)
+        missing = [block for block in blocks if place.get(block, n) >= n]
+        copies = []
+        for slot in range(n):
+            old = slots.get(slot, -1)
+            if place.get(old) == slot:
+                if old in wanted:
+                    continue
+                del place[old]
+            block = missing.pop()
+            slots[slot], place[block] = block, slot
+            copies.append((slot, block))
+        of_slots = [slots[slot] for slot in range(n)]
+        steps.append(Step(number, of_slots, copies, False, place.get(first_row + number, n)))
+    return steps
+
+
+def schedule_of(problem: AttentionProblem, n_readable: int) -> Schedule:
+    """The schedule of a problem; kept as long as its lists if they are short."""
+    p = problem
+    if p.rows.indices.numel() > KEPT_BLOCKS:
+        return Schedule(p, n_readable, is_kept=False)
+    key = (
+        "window", p.first_row, p.q_offset, p.q_len, p.block_size, len(p.rates), p.is_causal, n_readable,
+    )  # fmt: skip
+    return kept(p.rows.indices, key, lambda: Schedule(p, n_readable, is_kept=True))
 
 
 class Window:
@@ -63,16 +153,15 @@ class Window:
     def __init__(self, problem: AttentionProblem, dtype: torch.dtype, buffers: Buffers) -> None:
         p = self.problem = problem
         self.dtype = dtype
-        self.rows = Rows(p)
+        # Blocks before this one can be read where they are.
+        is_readable = p.kv_lengths is None and p.key_padding_mask is None and p.k.dtype == dtype
+        is_readable = is_readable and all(x.stride(3) == 1 and x.stride(1) >= x.shape[3] for x in (p.k, p.v))
+        self.rows = schedule_of(p, p.kv_len // p.block_size if is_readable else 0)
         self.together = heads_together(p)
         shape = (self.rows.n_slots, p.block_size, p.num_kv_heads)
         scratch = Scratch(dtype, buffers)
         self.k, self.v = (scratch.take(name, *shape, x.shape[3]) for name, x in (("k", p.k), ("v", p.v)))
         self.hidden = hidden_keys(p)  # bool (batch, n_cols, block_size)
-        # Blocks before this one can be read where they are.
-        is_readable = p.kv_lengths is None and p.key_padding_mask is None and p.k.dtype == dtype
-        is_readable = is_readable and all(x.stride(3) == 1 and x.stride(1) >= x.shape[3] for x in (p.k, p.v))
-        self.n_readable = p.kv_len // p.block_size if is_readable else 0
         self.triangle = self.make_triangle() if p.is_causal else None
 
     def make_triangle(self) -> Tensor:
@@ -86,34 +175,20 @@ class Window:
 
     def move(self, batch: int) -> Iterator[Row]:
         """The rows of a batch element that have blocks, the window moved to each in turn."""
-        p, rows = self.problem, self.rows
-        in_place = [x[batch].transpose(0, 1).unsqueeze(0) for x in (p.k, p.v)]
+        p = self.problem
+        k_in_place, v_in_place = (x[batch].transpose(0, 1).unsqueeze(0) for x in (p.k, p.v))
         k_slots, v_slots = self.k.unbind(), self.v.unbind()
         k_blocks, v_blocks = (torch.split(x[batch], p.block_size) for x in (p.k, p.v))
         hidden = None if self.hidden is None else HiddenSlots(self, batch)
         views: dict[int, tuple[Tensor, Tensor]] = {}
-        slots = [-1] * rows.n_slots  # the block in every slot
-        place: dict[int, int] = {}  # the slot of every block
-        for number, blocks in enumerate(rows.blocks):
+        for number, blocks, copies, is_in_place, diagonal in self.rows.steps:
             n = len(blocks)
-            if n == 0:
-                continue
-            diagonal = p.first_row + number
-            if blocks[-1] < self.n_readable and blocks[-1] - blocks[0] == n - 1:
+            mask = self.causal_mask(number, n, diagonal)
+            if is_in_place:
                 keys = slice(blocks[0] * p.block_size, (blocks[-1] + 1) * p.block_size)
-                mask = self.causal_mask(number, n, diagonal - blocks[0])
-                yield Row(number, blocks, in_place[0][:, :, keys], in_place[1][:, :, keys], mask)
+                yield Row(number, blocks, k_in_place[:, :, keys], v_in_place[:, :, keys], mask)
                 continue
-            wanted = set(blocks)
-            missing = [block for block in blocks if place.get(block, n) >= n]
-            for slot in range(n):
-                old = slots[slot]
-                if place.get(old) == slot:
-                    if old in wanted:
-                        continue
-                    del place[old]
-                block = missing.pop()
-                slots[slot], place[block] = block, slot
+            for slot, block in copies:
                 if hidden is None:
                     k_slots[slot].copy_(k_blocks[block])
                     v_slots[slot].copy_(v_blocks[block])
@@ -123,10 +198,9 @@ class Window:
                     )
             if n not in views:
                 views[n] = self.first(self.k, n), self.first(self.v, n)
-            mask = self.causal_mask(number, n, place.get(diagonal, n))
             if hidden is not None:
-                mask = hidden.add_to(mask, slots[:n])
-            yield Row(number, slots[:n], *views[n], mask)
+                mask = hidden.add_to(mask, blocks)
+            yield Row(number, blocks, *views[n], mask)
 
     def first(self, x: Tensor, n: int) -> Tensor:
         """n slots of the window's k or v as the kernel takes them."""
@@ -257,19 +331,23 @@ def backward(
         d_out_of, q_of, out_of, lse_of = (x.of(batch) for x in read)
         grad_q_of = written.of(batch)
         totals = [x[batch].flatten(1) for x in (grad_k, grad_v)]
-        for number, row_blocks, k, v, mask in window.move(batch):
-            blocks = torch.tensor(row_blocks, dtype=torch.int64, device="cpu")
+        for row in window.move(batch):
+            number, pieces = row.number, row.pieces()
+            places = [torch.tensor(piece.blocks, dtype=torch.int64, device="cpu") for piece in pieces]
             inputs = (d_out_of[number], q_of[number], out_of[number], lse_of[number], grad_q_of[number])
             for *of_row, to_grad_q in zip(*inputs, strict=True):
                 d_out, q, row_out, row_lse = (
                     rows.read(x, dtype) for rows, x in zip(read, of_row, strict=True)
                 )
-                d_q, d_k, d_v = flash.attention_backward(
-                    d_out, q, k, v, row_out, row_lse, mask, p.softmax_scale
-                )
-                written.write(to_grad_q, d_q)
-                for total, values in zip(totals, (d_k, d_v), strict=True):
-                    by_block = values.squeeze(0).transpose(0, 1).reshape(len(row_blocks), -1)
-                    total.index_add_(0, blocks, by_block)
+                sum_q = None
+                for piece, place in zip(pieces, places, strict=True):
+                    d_q, d_k, d_v = flash.attention_backward(
+                        d_out, q, piece.k, piece.v, row_out, row_lse, piece.mask, p.softmax_scale
+                    )
+                    sum_q = d_q if sum_q is None else sum_q.add_(d_q)
+                    for total, values in zip(totals, (d_k, d_v), strict=True):
+                        by_block = values.squeeze(0).transpose(0, 1).reshape(len(piece.blocks), -1)
+                        total.index_add_(0, place, by_block)
+                written.write(to_grad_q, sum_q)
     grad_k, grad_v = (x.flatten(1, 2)[:, : p.kv_len] for x in (grad_k, grad_v))
     return Gradients(grad_q, grad_k.to(p.k.dtype), grad_v.to(p.v.dtype), None)
