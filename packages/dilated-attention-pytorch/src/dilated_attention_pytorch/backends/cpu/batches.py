@@ -78,14 +78,21 @@ class Walk:
         return padded if bool(padded.any()) else None
 
     def gather_queries(self, name: str, rows: TokenRows, part: Part) -> Tensor:
-        """(T, n_kv_heads, group * height, dim)"""
+        """(T, n_kv_heads, group * height, dim); not a copy where the queries can be read where they are."""
         tiles = part.tiles
+        in_place = tiles.in_place(rows.x, part.batches)
+        if in_place is not None and in_place.stride(4) == 1 and in_place.stride(3) >= in_place.shape[4]:
+            return in_place.flatten(0, 1).to(self.scratch.dtype)
         x = rows.gather(name, tiles.queries, part.batches, tiles.heads)
         return x if tiles.group == 1 else x.unflatten(1, (-1, tiles.group)).flatten(2, 3)
 
     def put_queries(self, rows: TokenRows, part: Part, values: Tensor) -> None:
         """Values (T, n_kv_heads, group * height, dim) to their place."""
         tiles = part.tiles
+        in_place = tiles.in_place(rows.x, part.batches)
+        if in_place is not None:
+            in_place.copy_(values.view_as(in_place))
+            return
         by_head = values.unflatten(2, (tiles.group, tiles.height)).permute(0, 3, 1, 2, 4)
         rows.put(tiles.queries, part.batches, tiles.heads, by_head)
 

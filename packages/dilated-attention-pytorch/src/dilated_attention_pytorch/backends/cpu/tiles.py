@@ -54,6 +54,11 @@ class Tiles:
         self.heads = heads  # (1 or R, n_heads) head of q
         self.kv_heads = kv_heads  # (1 or R, n_kv_heads) head of k and v
         self.n_keys, self.lead, self.n_diagonal, self.block_size = n_keys, lead, n_diagonal, block_size
+        first = queries[:, 0]
+        steps = first.diff().unique().tolist()
+        # From tile to tile, where all are as far apart.
+        self.step: int | None = None if len(steps) > 1 else int(steps[0]) if steps else queries.shape[1]
+        self.first, self.last = int(first[0]), int(queries[-1, -1])
         self.kept_keys = self.tokens_of_blocks() if is_kept else None
         self.kept_masks: dict[tuple[torch.dtype, int], Tensor] | None = {} if is_kept else None
 
@@ -65,6 +70,13 @@ class Tiles:
     def group(self) -> int:
         """Query heads per kv head."""
         return self.heads.shape[1] // self.kv_heads.shape[1]
+
+    def in_place(self, x: Tensor, batches: range) -> Tensor | None:
+        """A view (len(batches), R, n_heads, height, dim) of the queries of x (batch, q_len, n_heads, dim), if there is one."""
+        if self.step is None or self.group > 1 or x.shape[2] > self.heads.shape[1]:
+            return None
+        x = x[batches.start : batches.stop, self.first : self.last + 1]
+        return x.unfold(1, self.height, self.step).transpose(3, 4)
 
     def keys(self) -> Tensor:
         """(R, n_keys) token of k and v."""
