@@ -119,6 +119,19 @@ def test_every_way_computes_the_definition(way: str, name: str, force: Callable[
 
 
 @pytest.mark.parametrize(
+    "name",
+    [case.name for case in CASES if WAYS["window"][1](case) and not (case.is_long or case.lse_gradient)],
+)
+def test_a_backward_in_pieces_computes_the_definition(
+    name: str, force: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(window, "MOST_ELEMENTS", 1)  # a block each
+    used = force("window")
+    check(name, "cpu", torch.float64, FLOAT64)
+    assert used.count("backward") == 1
+
+
+@pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"]
 )
 @pytest.mark.parametrize("way", WAYS)
@@ -156,7 +169,7 @@ def layout_of(q_len: int, kv_len: int | None = None, ratio: float = 0.3, causal:
 
 
 # (q_len, kv_len, heads, ratio): decoding, a small call, long rows, short rows, a chunk
-SHAPES = [(1, 1000, 4, 0.2), (256, 256, 4, 0.5), (1024, 1024, 4, 0.5), (512, 512, 1, 0.1), (100, 700, 4, 0.3)]
+SHAPES = [(1, 1000, 4, 0.2), (256, 256, 4, 0.5), (1024, 1024, 8, 0.5), (512, 512, 1, 0.1), (100, 700, 4, 0.3)]
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
@@ -353,6 +366,58 @@ def test_expanded_tensors_give_the_same_as_their_copies(shape: tuple[int, int, i
             out = block_sparse_attention(*leaves, layout, is_causal=True)
             results.append((out, *torch.autograd.grad(out.sum(), leaves)))
         torch.testing.assert_close(results[0], results[1], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("rows", [range(8), (0, 3, 6), (0, 1, 5), (4,)], ids=str)
+def test_rows_apart_give_the_same_from_any_strides(
+    rows: tuple[int, ...], force: Callable[[str], list[str]]
+) -> None:
+    used = force("batches")
+    active = torch.zeros(8, 8, dtype=torch.bool)
+    for row in rows:  # the others are empty
+        active[row, [row, (3 * row + 1) % 8]] = True
+    layout = BlockLayout.from_dense(active, 64, q_len=500, kv_len=500)
+    q, k, v, grad = torch.randn(4, 2, 500, 4, 32, dtype=torch.float64)  # the last row is cut short
+    wanted = None
+    for order in ((0, 1, 2, 3), (0, 2, 1, 3), (3, 2, 1, 0), (1, 3, 0, 2)):  # of the dimensions in memory
+        back = [order.index(i) for i in range(4)]
+        inputs = [x.permute(order).contiguous().permute(back).requires_grad_() for x in (q, k, v)]
+        out = block_sparse_attention(*inputs, layout)
+        found = (out, *torch.autograd.grad(out, inputs, grad.permute(order).contiguous().permute(back)))
+        if wanted is None:
+            wanted = found
+            reference = block_sparse_attention(*inputs, layout, backend="reference")
+            torch.testing.assert_close(out, reference, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+    assert "backward" in used
+
+
+# ---- the order of the rows in a window
+
+
+def test_rows_follow_those_that_they_share_blocks_with() -> None:
+    rows = [[row % 4, 10 + row % 4, 20 + row % 4, 30 + row] for row in range(16)]
+    ordered = window.order_by_sharing(rows, list(range(16)))
+    assert sorted(ordered) == list(range(16))
+    copies = [
+        sum(len(step.copies) for step in window.steps_of(rows, order, 0)) for order in (range(16), ordered)
+    ]
+    assert copies == [64, 4 * 3 + 16]  # three blocks for each of four kinds of rows, and one for every row
+
+
+def test_the_first_slots_hold_the_blocks_of_the_row() -> None:
+    generator = torch.Generator().manual_seed(1)
+    active = torch.rand(40, 30, generator=generator) < 0.2
+    rows = [row.nonzero().flatten().tolist() for row in active]
+    numbers = window.order_by_sharing(rows, [number for number in range(40) if rows[number]])
+    held: dict[int, int] = {}
+    for step in window.steps_of(rows, numbers, first_row=2):
+        held.update(step.copies)
+        n = len(rows[step.number])
+        assert step.blocks == [held[slot] for slot in range(n)]
+        assert sorted(step.blocks) == rows[step.number]
+        own = step.number + 2
+        assert step.diagonal == (step.blocks.index(own) if own in step.blocks else n)
 
 
 # ---- padding

@@ -1,8 +1,8 @@
 """The way of long calls: row by row, with a window of gathered blocks that moves down the layout.
 
-Neighbouring rows share most of their blocks. The window holds the blocks of one row, in any order; for the next row
-only those that it does not hold yet are copied, over blocks that are no longer wanted. Blocks that follow each other
-in memory anyway are not copied at all. Queries, outputs and their gradients are read and written where they are.
+Many rows share most of their blocks. The window holds the blocks of one row, in any order; for the next row, one that
+shares much with it, only those that it does not hold yet are copied, over blocks that are no longer wanted. Blocks that
+follow each other in memory anyway are not copied at all. Queries, outputs and their gradients are read and written where they are.
 
 A row costs a call of the kernel. What is sliced for it is sliced for all rows at once, by `split`.
 """
@@ -42,16 +42,14 @@ class Row(NamedTuple):
         n = len(self.blocks)
         size = self.k.shape[2] // n
         n_pieces = min(n, -(-self.k.numel() // MOST_ELEMENTS))
-        ends = [n * (i + 1) // n_pieces for i in range(n_pieces)]
-        return [
-            Row(
-                self.number,
-                self.blocks[start:end],
-                *(x[:, :, start * size : end * size] for x in (self.k, self.v)),
-                None if self.mask is None else self.mask[:, start * size : end * size],
+        pieces = []
+        for start, end in itertools.pairwise(n * i // n_pieces for i in range(n_pieces + 1)):
+            keys = slice(start * size, end * size)
+            mask = None if self.mask is None else self.mask[:, keys]
+            pieces.append(
+                Row(self.number, self.blocks[start:end], self.k[:, :, keys], self.v[:, :, keys], mask)
             )
-            for start, end in itertools.pairwise([0, *ends])
-        ]
+        return pieces
 
 
 class Step(NamedTuple):
@@ -339,7 +337,7 @@ def backward(
                 d_out, q, row_out, row_lse = (
                     rows.read(x, dtype) for rows, x in zip(read, of_row, strict=True)
                 )
-                sum_q = None
+                sum_q: Tensor | None = None
                 for piece, place in zip(pieces, places, strict=True):
                     d_q, d_k, d_v = flash.attention_backward(
                         d_out, q, piece.k, piece.v, row_out, row_lse, piece.mask, p.softmax_scale
@@ -348,6 +346,7 @@ def backward(
                     for total, values in zip(totals, (d_k, d_v), strict=True):
                         by_block = values.squeeze(0).transpose(0, 1).reshape(len(piece.blocks), -1)
                         total.index_add_(0, place, by_block)
+                assert sum_q is not None
                 written.write(to_grad_q, sum_q)
     grad_k, grad_v = (x.flatten(1, 2)[:, : p.kv_len] for x in (grad_k, grad_v))
     return Gradients(grad_q, grad_k.to(p.k.dtype), grad_v.to(p.v.dtype), None)
