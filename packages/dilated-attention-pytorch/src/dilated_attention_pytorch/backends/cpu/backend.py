@@ -15,7 +15,7 @@ from .scratch import kept_buffers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Elements of k that a row sees: with fewer a row is not worth a call of the kernel (measured on blocks of 16 to 128).
-LEAST_KEYS = 56 * 1024
+LEAST_KEYS = 48 * 1024
 
 
 class CpuBackend:
