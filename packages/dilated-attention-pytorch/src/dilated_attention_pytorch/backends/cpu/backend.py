@@ -14,7 +14,7 @@ from . import batches, decode, small, unfused, window
 from .scratch import kept_buffers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Elements of k that a row sees: with fewer a row is not worth a call of the kernel (measured on blocks of 16 to 128).
+# Elements of k that a row sees: with fewer a row is not worth a call of the kernel (measured on blocks of 64 by 64).
 LEAST_KEYS = 48 * 1024
 
 
