@@ -40,7 +40,7 @@ class CpuBackend:
                 return unfused.forward(problem, buffers)
             if decode.suits(problem):
                 return decode.forward(problem, buffers)
-            plan = small_plan(problem)
+            plan = small_plan(problem, problem.k, problem.v)
             if plan is not None:
                 return small.forward(problem, plan, buffers)
             if suits_window(problem):
@@ -54,7 +54,7 @@ class CpuBackend:
         with plain_arithmetic(), kept_buffers() as buffers:
             if not is_fused(problem) or grad_lse is not None:
                 return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers)
-            plan = small_plan(problem, grad_out)
+            plan = small_plan(problem, problem.q, problem.k, problem.v, grad_out)
             if plan is not None:
                 return small.backward(problem, plan, out, lse, grad_out, buffers)
             if suits_window(problem):
@@ -76,12 +76,15 @@ def plain_arithmetic() -> Iterator[None]:
             yield
 
 
-def small_plan(problem: AttentionProblem, *grads: Tensor) -> small.Plan | None:
-    """The plan of a small call. None too where its mask would multiply NaN or infinities with 0, which rows must not notice."""
+def small_plan(problem: AttentionProblem, *multiplied: Tensor) -> small.Plan | None:
+    """The plan of a small call. None too where its mask would multiply NaN or infinities of other blocks with 0.
+
+    Of the forward that are k and v: a row of q is multiplied in its own row alone.
+    """
     plan = small.plan_of(problem)
-    if plan is None or plan.mask is None:
+    if plan is None or not plan.hides_blocks:
         return plan
-    return plan if are_finite(problem.q, problem.k, problem.v, *grads) else None
+    return plan if are_finite(*multiplied) else None
 
 
 def are_finite(*tensors: Tensor) -> bool:

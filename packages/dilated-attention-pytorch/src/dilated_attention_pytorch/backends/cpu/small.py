@@ -1,7 +1,8 @@
-"""The way of small calls: all rows in one call of the kernel, with a mask that is kept with the layout.
+"""The way of small calls: all rows in one call of the kernel, or few, with a mask that is kept with the layout.
 
 Either every row gets as many blocks as the longest, of which the mask hides those that it does not have, or, where
-that costs no less, every row gets all keys. A call of the kernel in microseconds leaves no time for more.
+that costs no less, every row gets all keys; if causal, each piece of queries those from the first to the last that it
+sees. A call of the kernel in microseconds leaves no time for more.
 """
 
 from __future__ import annotations
@@ -23,10 +24,21 @@ MOST_ELEMENTS = 2**18  # of k, gathered
 # and all queries together. A row of its own costs ROW, a call that walks over rows CALL.
 RATES = {16: 7500, 32: 11000, 64: 14500}
 DENSE_RATE, ROW, CALL = 17500, 25, 130
+GATHER = 1000  # elements of k, and as many of v, copied per microsecond
+PIECE = 64  # queries of a causal call that get the same keys
+
+
+class Piece(NamedTuple):
+    """One call of the kernel: queries and keys from the first to before the last."""
+
+    start: int
+    stop: int
+    first_key: int
+    last_key: int
 
 
 class Plan(NamedTuple):
-    """How a problem becomes one call of the kernel; all static."""
+    """How a problem becomes calls of the kernel; all static."""
 
     keys: (
         Tensor | None
@@ -34,6 +46,8 @@ class Plan(NamedTuple):
     mask: Tensor | None  # 0 or -inf, (n_rows, 1, group * height, n_keys), if a query does not see a key
     n_rows: int
     sees_none: Tensor | None  # bool (q_len,), if there are such queries
+    pieces: tuple[Piece, ...]
+    hides_blocks: bool  # the mask hides more than the future in the diagonal blocks
 
 
 def plan_of(problem: AttentionProblem) -> Plan | None:
@@ -69,10 +83,16 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
     work = size * size * p.num_heads * p.head_dim * p.batch
     rate = RATES[min(size, 64)]
     alone = row.numel() * work / rate + (ROW * n_rows + CALL) * p.batch
-    padded = n_rows * longest * work / rate
-    dense = p.q_len * p.kv_len * p.num_heads * p.head_dim * p.batch / DENSE_RATE
+    gathered = n_rows * longest * size * p.num_kv_heads * p.head_dim * p.batch
+    padded = n_rows * longest * work / rate + gathered / GATHER
+    active = torch.zeros(n_rows, n_cols, dtype=torch.bool, device="cpu")
+    active[row, columns] = True
+    pieces = pieces_of(p, active)
+    pairs = sum((piece.stop - piece.start) * (piece.last_key - piece.first_key) for piece in pieces)
+    dense_rate = DENSE_RATE if len(pieces) == 1 else RATES[PIECE]
+    dense = pairs * p.num_heads * p.head_dim * p.batch / dense_rate + ROW * (len(pieces) - 1)
     is_cut = p.q_len % size > 0 or p.q_offset % size > 0  # rows differ in height
-    if is_cut or n_rows * longest * size * p.num_kv_heads * p.head_dim * p.batch > MOST_ELEMENTS:
+    if is_cut or gathered > MOST_ELEMENTS:
         padded = math.inf
     if p.q_len * p.kv_len * group > MOST_PAIRS:
         dense = math.inf
@@ -81,12 +101,11 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
 
     position = torch.arange(p.q_len, device="cpu") + p.q_offset
     if dense < padded:
-        active = torch.zeros(n_rows, n_cols, dtype=torch.bool, device="cpu")
-        active[row, columns] = True
         keys = torch.arange(p.kv_len, device="cpu").view(1, 1, -1)
         visible = active[position // size - p.first_row][:, keys.flatten() // size][None]
-        place = None
+        place, hides_blocks = None, not all(is_full(p, active, piece) for piece in pieces)
     else:
+        pieces, hides_blocks = whole(p), bool((counts < longest).any())
         rank = torch.arange(row.numel(), device="cpu") - (counts.cumsum(0) - counts)[row]
         blocks = torch.full((n_rows, longest), -1, dtype=torch.int64, device="cpu")
         blocks[row, rank] = columns
@@ -105,7 +124,39 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
         None if bool(visible.all()) else mask.repeat(1, group, 1)[:, None],
         mask.shape[0],
         sees_none if bool(sees_none.any()) else None,
+        pieces,
+        hides_blocks,
     )
+
+
+def whole(problem: AttentionProblem) -> tuple[Piece, ...]:
+    """All queries and all keys."""
+    return (Piece(0, problem.q_len, 0, problem.kv_len),)
+
+
+def pieces_of(problem: AttentionProblem, active: Tensor) -> tuple[Piece, ...]:
+    """The calls where no key is copied; `active` bool (n_rows, n_cols)."""
+    p, size = problem, problem.block_size
+    if not p.is_causal or p.q_len != p.kv_len or p.num_heads != p.num_kv_heads:
+        return whole(p)
+    pieces = []
+    for start in range(0, p.q_len, max(size, PIECE)):
+        stop = min(start + max(size, PIECE), p.q_len)
+        seen = active[start // size : -(-stop // size)].any(0).nonzero().flatten()
+        first, last = (int(seen[0]), int(seen[-1]) + 1) if seen.numel() else (0, 1)
+        pieces.append(Piece(start, stop, first * size, min(last * size, p.kv_len)))
+    return tuple(pieces)
+
+
+def is_full(problem: AttentionProblem, active: Tensor, piece: Piece) -> bool:
+    """Whether every row of a piece sees all of its blocks that are not in the future."""
+    size = problem.block_size
+    rows = torch.arange(piece.start // size, -(-piece.stop // size), device="cpu")
+    columns = torch.arange(piece.first_key // size, -(-piece.last_key // size), device="cpu")
+    seen = active[rows[:, None], columns]
+    if problem.is_causal:
+        seen = seen | (columns > rows[:, None] + problem.first_row)
+    return bool(seen.all())
 
 
 class Tiled:
@@ -151,6 +202,11 @@ class Tiled:
         rows = self.scratch.gather(name, x.flatten(0, 1).flatten(1), self.keys)
         return rows.view(p.batch * self.n_rows, -1, *x.shape[2:]).transpose(1, 2)
 
+    def mask_of(self, piece: Piece) -> Tensor | None:
+        """The mask of a piece."""
+        start, stop, first, last = piece
+        return None if self.mask is None else self.mask[..., start:stop, first:last]
+
     def sum_of_keys(self, x: Tensor, like: Tensor) -> Tensor:
         """The gradient of k or v, of that of `keys_of`."""
         if self.keys is None:
@@ -165,13 +221,28 @@ def forward(problem: AttentionProblem, plan: Plan, buffers: Buffers) -> tuple[Te
     p = problem
     wide = torch.promote_types(p.q.dtype, torch.float32)
     tiled = Tiled(p, plan, torch.bfloat16 if p.q.dtype == torch.bfloat16 else wide, buffers)
-    out, lse = flash.attention(
-        tiled.queries(p.q), tiled.keys_of("k", p.k), tiled.keys_of("v", p.v), tiled.mask, p.softmax_scale
-    )
-    lse = tiled.by_token(lse).transpose(1, 2).contiguous()
+    q, k, v = tiled.queries(p.q), tiled.keys_of("k", p.k), tiled.keys_of("v", p.v)
+    if len(plan.pieces) == 1:
+        out, lse = flash.attention(q, k, v, tiled.mask, p.softmax_scale)
+        out, lse = tiled.by_token(out), tiled.by_token(lse).transpose(1, 2).contiguous()
+    else:
+        parts = [
+            flash.attention(
+                q[:, :, piece.start : piece.stop],
+                k[:, :, piece.first_key : piece.last_key],
+                v[:, :, piece.first_key : piece.last_key],
+                tiled.mask_of(piece),
+                p.softmax_scale,
+            )
+            for piece in plan.pieces
+        ]
+        out, lse = (
+            torch.cat([part[0].transpose(1, 2) for part in parts], 1),
+            torch.cat([part[1] for part in parts], 2),
+        )
     if plan.sees_none is not None:
         lse.masked_fill_(plan.sees_none, -torch.inf)
-    return tiled.by_token(out).to(p.q.dtype), lse
+    return out.to(p.q.dtype), lse
 
 
 def backward(
@@ -183,9 +254,29 @@ def backward(
         grad_out = grad_out.masked_fill(plan.sees_none[:, None, None], 0.0)
     tiled = Tiled(p, plan, lse.dtype, buffers)
     d_out, q, out, lse = (tiled.queries(x) for x in (grad_out, p.q, out, lse.transpose(1, 2)))
-    grad_q, grad_k, grad_v = flash.attention_backward(
-        d_out, q, tiled.keys_of("k", p.k), tiled.keys_of("v", p.v), out, lse, tiled.mask, p.softmax_scale
-    )
+    k, v = tiled.keys_of("k", p.k), tiled.keys_of("v", p.v)
+    if len(plan.pieces) == 1:
+        grad_q, grad_k, grad_v = flash.attention_backward(
+            d_out, q, k, v, out, lse, tiled.mask, p.softmax_scale
+        )
+    else:
+        grad_k, grad_v, parts = torch.zeros_like(k), torch.zeros_like(v), []
+        for piece in plan.pieces:
+            queries, keys = slice(piece.start, piece.stop), slice(piece.first_key, piece.last_key)
+            part, part_k, part_v = flash.attention_backward(
+                d_out[:, :, queries],
+                q[:, :, queries],
+                k[:, :, keys],
+                v[:, :, keys],
+                out[:, :, queries],
+                lse[:, :, queries],
+                tiled.mask_of(piece),
+                p.softmax_scale,
+            )
+            parts.append(part)
+            grad_k[:, :, keys] += part_k
+            grad_v[:, :, keys] += part_v
+        grad_q = torch.cat(parts, 2)
     return Gradients(
         tiled.by_token(grad_q).to(p.q.dtype),
         tiled.sum_of_keys(grad_k, p.k),
