@@ -121,7 +121,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session(default=False, venv_backend="none")
 def demo(session: nox.Session) -> None:
-    """Train the small byte-level model on real text: `nox -s demo -- FILE ...`."""
+    """Compare four attentions in a small language model: `nox -s demo -- FILE ...`."""
     python = workshop(session)
     session.run(python, "-m", "dilated_attention_pytorch", "demo", *session.posargs)
 

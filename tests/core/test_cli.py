@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import re
 import subprocess
 import sys
@@ -15,39 +13,9 @@ import torch
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, __version__
 from dilated_attention_pytorch.__main__ import build_parser, main
-from dilated_attention_pytorch.backends.cpu import CPU as CPU_BACKEND
-from dilated_attention_pytorch.cli import demo, doctor
+from dilated_attention_pytorch.cli import doctor
 from dilated_attention_pytorch.cli.arguments import int_list, kept_ratio
-from dilated_attention_pytorch.cli.measure import Run, measure
-from dilated_attention_pytorch.cli.model import KeyValueCache, ModelSettings, make_model
-from dilated_attention_pytorch.cli.text import library_files, load_text
-from dilated_attention_pytorch.cli.training import even_windows, learning_rate_share
 from dilated_attention_pytorch.factory import PRESETS
-
-CPU = torch.device("cpu")
-TINY = [
-    "--context",
-    "256",
-    "--layers",
-    "2",
-    "--dim",
-    "32",
-    "--heads",
-    "2",
-    "--block-size",
-    "16",
-    "--device",
-    "cpu",
-]
-TINY_SETTINGS = ModelSettings(layers=2, dim=32, heads=2, sparsity_ratio=0.1, block_size=16)
-
-
-@pytest.fixture
-def story(tmp_path: Path) -> Path:
-    """A file with 12,000 bytes of easy text."""
-    file = tmp_path / "story.txt"
-    file.write_bytes(b"the quick brown fox jumps over the lazy dog, and " * 245)
-    return file
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -86,12 +54,6 @@ def test_help_explains_every_option(command: list[str], capsys: pytest.CaptureFi
     assert "usage: python -m dilated_attention_pytorch" in capsys.readouterr().out
 
 
-def test_demo_keeps_a_twentieth_of_a_context_of_4096_unless_told() -> None:
-    args = build_parser().parse_args(["demo", "--device", "cpu"])
-    plan = demo.make_plan(args)
-    assert (plan.context, plan.settings.sparsity_ratio, plan.output) == (4096, 0.05, Path("demo-output"))
-
-
 def test_kept_ratio_and_int_list() -> None:
     assert kept_ratio("0.01") == 0.01
     assert int_list("1,2, 4") == [1, 2, 4]
@@ -108,12 +70,16 @@ BAD_ARGUMENTS = {
     "demo --sparsity-ratio 1.5": "--sparsity-ratio: must be the fraction of blocks kept",
     "demo --sparsity-ratio nan": "--sparsity-ratio: must be the fraction of blocks kept",
     "demo --block-size 48": "--block-size: must be one of 16, 32, 64, 128, 256, got '48'",
+    "demo --context 32 --device cpu": "--context must be at least 64, got 32",
+    "demo --seeds 0": "--seeds: must be a whole number of at least 1, got '0'",
+    "demo --sample-bytes 0": "--sample-bytes: must be a whole number of at least 1, got '0'",
+    "demo --generate no-such-model.pt": "cannot read no-such-model.pt: No such file or directory",
+    "demo --min-blocks 0": "--min-blocks: must be a whole number of at least 1, got '0'",
     "demo --seed -1": "--seed: must be a whole number from 0",
     "demo --backend fast": "--backend: invalid choice: 'fast'",
     "demo --device toaster": "--device must be auto, cpu, cuda or cuda:N, got 'toaster'",
     "demo --device cuda:99": "--device cuda:99: torch",
     "demo --device cpu --dim 100 --heads 3": "--dim must be a multiple of 2 * --heads",
-    "demo --device cpu --sample-bytes 4096": "--sample-bytes must be less than --context 4096",
     "demo no-such-file.txt": "cannot read no-such-file.txt: No such file or directory",
     "demo .": ". is a folder; give files",
     "plot --q-len 0": "--q-len/--seq-len: must be a whole number of at least 1",
@@ -130,31 +96,6 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("command", BAD_ARGUMENTS)
 def test_bad_input_is_one_line_and_exit_status_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert BAD_ARGUMENTS[command] in error_of(capsys, *command.split())
-
-
-def test_too_short_text_says_how_much_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "short.txt"
-    file.write_bytes(b"x" * 300)
-    message = error_of(capsys, "demo", str(file), *TINY)
-    assert "too short" in message
-    assert "--context 256 needs 257 to learn from and as many to hold out" in message
-
-
-def test_empty_prompt_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--prompt must not be empty" in error_of(capsys, "demo", "--prompt", "")
-
-
-def test_output_that_is_a_file_is_an_error(story: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "cannot write to" in error_of(capsys, "demo", str(story), *TINY, "--output", str(story))
-    assert "cannot write to" in error_of(capsys, "demo", str(story), *TINY, "--output", str(story / "folder"))
-
-
-def test_backend_that_cannot_serve_says_why(
-    story: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(type(CPU_BACKEND), "rejects", lambda *args: "it is asleep")
-    message = error_of(capsys, "demo", str(story), *TINY, "--backend", "cpu")
-    assert "backend='cpu' cannot serve this call: it is asleep" in message
 
 
 @pytest.mark.parametrize(
@@ -307,114 +248,7 @@ def test_plot_hops_tells_how_far_layers_reach(tmp_path: Path, capsys: pytest.Cap
     assert f"{hops} layers        connect 100.0% of the block pairs" in out
 
 
-# The demo's parts.
-
-
-def test_library_text_is_the_same_every_time_and_bounded() -> None:
-    first, second = load_text([], 4096), load_text([], 4096)
-    assert torch.equal(first.train, second.train)
-    assert torch.equal(first.held_out, second.held_out)
-    assert 2**20 < len(first.train) + len(first.held_out) <= 16 * 2**20
-    assert not {"site-packages", "test", "tests"} & {part for file in library_files() for part in file.parts}
-
-
-def test_last_tenth_of_the_users_text_is_held_out(tmp_path: Path) -> None:
-    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    files[0].write_bytes(b"a" * 500)
-    files[1].write_bytes(b"b" * 500)
-    text = load_text(files, 64)
-    assert bytes(text.train.tolist()) == b"a" * 500 + b"b" * 400
-    assert bytes(text.held_out.tolist()) == b"b" * 100
-
-
-def test_held_out_windows_do_not_overlap_and_reach_the_end() -> None:
-    text = torch.arange(250, dtype=torch.uint8)
-    windows = even_windows(text, 32, 8)
-    assert windows.shape == (7, 33)
-    assert (int(windows[0, 0]), int(windows[-1, -1])) == (0, 249)
-    assert all(int(a[-1]) <= int(b[0]) for a, b in itertools.pairwise(windows))
-
-
-def test_learning_rate_rises_then_falls() -> None:
-    shares = [learning_rate_share(step, 100) for step in range(100)]
-    assert max(shares) == 1.0
-    assert shares.index(1.0) == 4
-    assert shares[-1] < 0.06
-    assert learning_rate_share(0, 1) == 1.0
-
-
-@torch.no_grad()
-def test_bytes_generated_from_the_cache_see_what_the_full_forward_sees() -> None:
-    model = make_model(TINY_SETTINGS, "sparse", 0, CPU)
-    tokens = torch.randint(256, (1, 75))
-    cache = KeyValueCache(75)
-    pieces = [model(part, cache) for part in (tokens[:, :33], tokens[:, 33:34], tokens[:, 34:])]
-    # float32 sums in another order: relative error of a few times 2**-24 over some dozen operations in a row
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
-
-
-def test_same_seed_gives_the_same_weights_with_either_attention() -> None:
-    sparse, dense = (make_model(TINY_SETTINGS, kind, 3, CPU) for kind in ("sparse", "dense"))
-    assert all(torch.equal(a, b) for a, b in zip(sparse.parameters(), dense.parameters()))
-
-
-def test_sample_is_the_same_for_the_same_seed() -> None:
-    model = make_model(TINY_SETTINGS, "sparse", 0, CPU)
-    first, second, other = (model.generate(b"abc", 20, seed=seed) for seed in (1, 1, 2))
-    assert first == second != other
-    assert len(first) == 20
-    assert model.generate(b"abc", 0) == b""
-
-
-def test_printed_sample_holds_no_control_characters() -> None:
-    report = pytest.importorskip("dilated_attention_pytorch.cli.report")
-    assert report.readable(b"a\x1b[31m\tb\r\nc\xff\x00") == "a\ufffd[31m\tb\nc\ufffd\ufffd"
-
-
-@pytest.mark.parametrize(
-    ("program", "reason"), [("no-such-python", "no process: "), ("false", "exit status 1: ")]
-)
-def test_measuring_that_fails_says_so(program: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", program)
-    measured = measure(Run(TINY_SETTINGS, "sparse", 64, 1, 0, "cpu", 1))
-    assert measured.tokens_per_second is None
-    assert (measured.problem or "").startswith(reason)
-
-
-# The demo itself.
-
-
-def test_demo_learns_and_writes_everything(
-    story: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("rich")
-    pytest.importorskip("matplotlib")
-    output = tmp_path / "new" / "folder"
-    options = ["--steps", "30", "--sample-bytes", "20", "--prompt", "the quick", "--output", str(output)]
-    assert main(["demo", str(story), *TINY, *options]) == 0
-
-    out = capsys.readouterr().out
-    for expected in ("30/30 steps", "block-sparse (ours)", "dense SDPA", "bits per byte", "MiB"):
-        assert expected in out
-    assert sorted(file.name for file in output.iterdir()) == [
-        "loss.png",
-        "pattern.png",
-        "sample.txt",
-        "summary.json",
-    ]
-    assert all(file.stat().st_size > 20 for file in output.iterdir())
-
-    summary = json.loads((output / "summary.json").read_text("utf-8"))
-    nats, bits = summary["held_out"]["nats_per_byte"], summary["held_out"]["bits_per_byte"]
-    assert 5.0 < nats["before"] < 6.0
-    assert nats["after"] < nats["before"] - 1.0
-    assert math.isclose(bits["after"] * math.log(2), nats["after"])
-    assert len(summary["training"]["losses"]) == 30
-    assert summary["layout"]["num_available_blocks"] == 16 * 17 // 2
-    for kind in ("sparse", "dense"):
-        assert summary["measured"][kind]["tokens_per_second"] > 0
-        assert summary["measured"][kind]["steps"] == 5
-    assert (output / "sample.txt").read_text("utf-8").startswith("the quick")
+# The command line itself.
 
 
 def test_command_line_runs_as_a_module() -> None:

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__
-from .cli import demo, doctor, plot
+from .cli import doctor, plot
 from .cli.arguments import OneLineParser
 from .cli.errors import CommandError
+from .demo import command as demo
 
 PROG = "python -m dilated_attention_pytorch"
 COMMANDS = {
-    "demo": (demo, "Train a small byte-level language model with this attention, on real text."),
+    "demo": (
+        demo,
+        "Compare four attentions in a small language model that looks for a passkey in real text.",
+    ),
     "doctor": (
         doctor,
         "Print versions, devices and, per backend, whether it serves a typical call or why not.",

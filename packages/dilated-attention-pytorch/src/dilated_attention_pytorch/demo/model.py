@@ -1,22 +1,32 @@
-"""A small byte-level causal language model whose attention is a part that can be exchanged."""
+"""A small causal language model over bytes and marks whose attention can be exchanged."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..cli.errors import CommandError
 from ..config import SparsePatternConfig
 from ..factory import create_block_sparse_attention
+from .task import FIRST_PASSKEY, VOCABULARY
 
-VOCABULARY = 256
 ROTARY_BASE = 10_000.0
+ROTATED_SHARE = (
+    2  # one in so many dimensions of a head knows positions; the others find content at any distance
+)
+TINY_RATIO = 1e-9  # pays for no block
+INITIAL_STD = 0.15  # at width 32; it shrinks with the root of the width
 
-AttentionKind = Literal["sparse", "dense"]
+AttentionKind = Literal["dense", "dilated_sparse", "own_block", "local_window"]
+KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 
 
 @dataclass(frozen=True)
@@ -26,13 +36,18 @@ class ModelSettings:
     layers: int
     dim: int
     heads: int
-    sparsity_ratio: float
     block_size: int
+    min_blocks: int
+    sparsity_ratio: float = 0.01
     backend: str = "auto"
 
-    def sparse_config(self) -> SparsePatternConfig:
-        """The pattern: the diagonal, then blocks at distances of 1, 2, 4, 8, ... blocks."""
-        return SparsePatternConfig("dilated_sparse", self.block_size, self.sparsity_ratio)
+    def config(self, kind: AttentionKind) -> SparsePatternConfig:
+        """The pattern of a sparse kind; the local window keeps as many blocks in every row as dilated_sparse."""
+        if kind == "own_block":
+            return SparsePatternConfig("dilated_sparse", self.block_size, TINY_RATIO, min_blocks=1)
+        if kind == "dense":
+            raise ValueError("kind must be a sparse one, got 'dense'; dense attention has no pattern")
+        return SparsePatternConfig(kind, self.block_size, self.sparsity_ratio, min_blocks=self.min_blocks)
 
 
 class DenseAttention(nn.Module):
@@ -45,12 +60,12 @@ class DenseAttention(nn.Module):
         return out.transpose(1, 2)
 
 
-def make_attention(settings: ModelSettings, kind: AttentionKind = "sparse") -> nn.Module:
-    """Our attention, or the dense one."""
+def make_attention(settings: ModelSettings, kind: AttentionKind) -> nn.Module:
+    """The attention of this kind."""
     if kind == "dense":
         return DenseAttention()
     return create_block_sparse_attention(
-        variant="base", sparse_config=settings.sparse_config(), backend=settings.backend
+        variant="base", sparse_config=settings.config(kind), backend=settings.backend
     )
 
 
@@ -86,8 +101,8 @@ class Layer(nn.Module):
         self.to_qkv = nn.Linear(settings.dim, 3 * settings.dim, bias=False)
         self.from_heads = nn.Linear(settings.dim, settings.dim, bias=False)
         self.mlp_norm = nn.LayerNorm(settings.dim, bias=False)
-        self.widen = nn.Linear(settings.dim, 4 * settings.dim, bias=False)
-        self.narrow = nn.Linear(4 * settings.dim, settings.dim, bias=False)
+        self.widen = nn.Linear(settings.dim, 2 * settings.dim, bias=False)
+        self.narrow = nn.Linear(2 * settings.dim, settings.dim, bias=False)
 
     def forward(self, x: Tensor, rotation: Tensor, cache: KeyValueCache | None) -> Tensor:
         """x: (batch, seq_len, dim)."""
@@ -102,26 +117,29 @@ class Layer(nn.Module):
         return x + mlp
 
 
-class ByteLanguageModel(nn.Module):
-    """Bytes so far -> logits of the next byte. Rotary positions; the output layer shares the embedding's weight."""
+class LanguageModel(nn.Module):
+    """Tokens so far -> logits of the next. Rotary positions; the output layer shares the embedding's weight."""
 
     def __init__(self, settings: ModelSettings, attention: nn.Module) -> None:
         super().__init__()
+        self.settings = settings
         self.embedding = nn.Embedding(VOCABULARY, settings.dim)
         self.layers = nn.ModuleList(Layer(settings, i, attention) for i in range(settings.layers))
         self.norm = nn.LayerNorm(settings.dim, bias=False)
         head_dim = settings.dim // settings.heads
-        frequency = ROTARY_BASE ** -torch.linspace(0, 1, head_dim // 2, dtype=torch.float32)
+        n_rotated = max(1, head_dim // 2 // ROTATED_SHARE)
+        frequency = ROTARY_BASE ** -torch.linspace(0, 1, n_rotated, dtype=torch.float32)
         self.register_buffer("frequency", frequency, persistent=False)
         self.frequency: Tensor
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 # Layers that write to the residual stream start smaller, the deeper the model (GPT-2).
                 writes = name.endswith(("from_heads.weight", "narrow.weight"))
-                nn.init.normal_(weight, std=0.02 / (2 * settings.layers) ** 0.5 if writes else 0.02)
+                std = INITIAL_STD * (32 / settings.dim) ** 0.5
+                nn.init.normal_(weight, std=std / (2 * settings.layers) ** 0.5 if writes else std)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """tokens: int (batch, seq_len) -> (batch, seq_len, 256). With a cache the tokens follow those in it."""
+        """tokens: int (batch, seq_len) -> (batch, seq_len, VOCABULARY). With a cache the tokens follow those in it."""
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         angle = positions[:, None] * self.frequency
@@ -134,37 +152,68 @@ class ByteLanguageModel(nn.Module):
         return F.linear(self.norm(x), self.embedding.weight)
 
     @torch.no_grad()
-    def generate(self, prompt: bytes, n_bytes: int, temperature: float = 0.7, seed: int = 0) -> bytes:
-        """Continue the prompt, one byte at a time, from a cache of keys and values."""
+    def generate(self, prompt: list[int], n_bytes: int, temperature: float = 0.7, seed: int = 0) -> list[int]:
+        """Continue a prompt of tokens, one byte at a time, from a cache of keys and values."""
         device = self.embedding.weight.device
         generator = torch.Generator().manual_seed(seed)
         cache = KeyValueCache(len(prompt) + n_bytes)
-        tokens = torch.tensor([list(prompt)], device=device)
+        tokens = torch.tensor([prompt], device=device)
         written = []
         with autocast(device):
             for _ in range(n_bytes):
-                logits = self(tokens, cache)[0, -1].float().cpu()
+                logits = self(tokens, cache)[0, -1, :FIRST_PASSKEY].float().cpu()
                 token = torch.multinomial((logits / temperature).softmax(0), 1, generator=generator)
                 written.append(int(token))
                 tokens = token[None].to(device)
-        return bytes(written)
+        return written
+
+    def save(self, kind: AttentionKind, file: Path) -> None:
+        """Write the settings, the kind of attention and the weights."""
+        torch.save({"settings": asdict(self.settings), "kind": kind, "weights": self.state_dict()}, file)
+
+
+def load_model(file: Path, device: torch.device) -> LanguageModel:
+    """The model that `LanguageModel.save` wrote.
+
+    Raises:
+        CommandError: the file cannot be read, or holds something else.
+    """
+    try:
+        saved: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        model = make_model(ModelSettings(**saved["settings"]), saved["kind"], 0, device)
+        model.load_state_dict(saved["weights"])
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
+    except Exception as error:  # torch.load raises what the bytes of a file that is no model lead to
+        reason = str(error).splitlines()[:1] or [type(error).__name__]
+        raise CommandError(f"{file} is no model of this demo: {reason[0]}") from None
+    return model
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotary positions (RoFormer, arXiv:2104.09864). x: (batch, seq_len, heads, head_dim)."""
-    cos, sin = rotation[:, :, None]  # each (seq_len, 1, head_dim / 2)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    """Rotary positions (RoFormer, arXiv:2104.09864) in the first dimensions. x: (batch, seq_len, heads, head_dim)."""
+    cos, sin = rotation[:, :, None]  # each (seq_len, 1, n_rotated)
+    n_rotated = cos.shape[-1]
+    a, b, rest = x.split([n_rotated, n_rotated, x.shape[-1] - 2 * n_rotated], dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1).to(x.dtype)
 
 
 def make_model(
     settings: ModelSettings, kind: AttentionKind, seed: int, device: torch.device
-) -> ByteLanguageModel:
-    """The model; the same seed gives the same weights with either attention."""
+) -> LanguageModel:
+    """The model; the same seed gives the same weights with every attention."""
     torch.manual_seed(seed)
-    return ByteLanguageModel(settings, make_attention(settings, kind)).to(device)
+    return LanguageModel(settings, make_attention(settings, kind)).to(device)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 on a GPU, nothing on the CPU."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def own_blocks_on_purpose() -> Iterator[None]:
+    """Without the warning that rows keep their own block only: one of the attentions is there to show just that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*some rows keep their own block only")
+        yield

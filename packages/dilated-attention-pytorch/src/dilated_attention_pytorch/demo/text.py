@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .errors import CommandError
+from ..cli.errors import CommandError
 
 # Of the standard library: at most so much, no tests, no tables, nothing that was installed beside it.
 MAX_LIBRARY_BYTES = 16 * 2**20

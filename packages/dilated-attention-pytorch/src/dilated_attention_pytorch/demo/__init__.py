@@ -1,0 +1,1 @@
+"""The demo: four attentions in the same small model, on a task that needs the far blocks."""

@@ -1,0 +1,544 @@
+"""`demo`: four attentions in the same small model, on real text that hides a passkey far away."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import __version__
+from ..backends.choose import BACKEND_NAMES
+from ..cli.arguments import block_size, kept_ratio, natural_int, path, positive_int
+from ..cli.errors import CommandError
+from ..patterns import BlockLayout
+from .memory import Run, median_peaks
+from .model import (
+    KINDS,
+    AttentionKind,
+    LanguageModel,
+    ModelSettings,
+    autocast,
+    load_model,
+    make_attention,
+    make_model,
+    own_blocks_on_purpose,
+)
+from .task import PASSKEYS, SHORTEST_CONTEXT, Batch, make_batch, readable, to_tokens
+from .text import Text, load_text
+from .training import Learner, TimeLeft, context_lengths, held_out_losses
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .report import Result
+
+# What is left open on the command line. On a GPU there is time for more.
+CPU_DEFAULTS = {
+    "context": 1024,
+    "batch_size": 1,
+    "steps": 500,
+    "layers": 4,
+    "dim": 32,
+    "heads": 2,
+    "block_size": 16,
+    "min_blocks": 6,
+}
+CUDA_DEFAULTS = {
+    "context": 16_384,
+    "batch_size": 4,
+    "steps": 800,
+    "layers": 8,
+    "dim": 128,
+    "heads": 2,
+    "block_size": 64,
+    "min_blocks": 6,
+}
+OURS: AttentionKind = "dilated_sparse"
+SAMPLE_BYTES = 200
+PROMPT_BYTES = 100
+HELD_OUT_BATCHES = 32
+HELD_OUT_SEED = 1_000_003
+MODEL_FILE = "model.pt"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides a run."""
+
+    settings: ModelSettings
+    kinds: tuple[AttentionKind, ...]
+    device: torch.device
+    context: int
+    batch_size: int
+    steps: int
+    seeds: tuple[int, ...]
+    sample_bytes: int
+    output: Path
+    prompt: str | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `demo`."""
+
+    def sized(flag: str, what: str, kind: object = positive_int) -> None:
+        name = flag[2:].replace("-", "_")
+        cpu, cuda = CPU_DEFAULTS[name], CUDA_DEFAULTS[name]
+        default = f"default {cpu:,}" + (f"; on a GPU {cuda:,}" if cuda != cpu else "")
+        parser.add_argument(flag, type=kind, metavar="N", help=f"{what} ({default})")  # type: ignore[arg-type]
+
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=path,
+        metavar="FILE",
+        help="text to learn; its last tenth is held out (default: the standard library's own .py files)",
+    )
+    sized("--context", "tokens that the model sees at once")
+    sized("--block-size", "tokens per block side", block_size)
+    sized("--min-blocks", "blocks that a row of dilated_sparse and of the local window keeps at least")
+    parser.add_argument(
+        "--sparsity-ratio",
+        type=kept_ratio,
+        default=0.01,
+        metavar="RATIO",
+        help="fraction of the attention's blocks that both keep where it is more (default %(default)s)",
+    )
+    sized("--steps", "training steps")
+    sized("--batch-size", "contexts per step")
+    sized("--layers", "layers")
+    sized("--dim", "width of the model")
+    sized("--heads", "attention heads")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default %(default)s)")
+    parser.add_argument(
+        "--backend",
+        choices=BACKEND_NAMES,
+        default="auto",
+        help="backend of the attention (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="how often everything is trained (default %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=natural_int,
+        default=0,
+        metavar="N",
+        help="the first seed of weights, batches and sample (default %(default)s)",
+    )
+    parser.add_argument("--no-dense", action="store_true", help="leave out dense attention")
+    parser.add_argument(
+        "--output",
+        type=path,
+        default=Path("demo-output"),
+        metavar="FOLDER",
+        help="where the table, the figures, the pictures, the sample and the model go (default %(default)s)",
+    )
+    parser.add_argument(
+        "--generate",
+        type=path,
+        metavar="MODEL",
+        help=f"train nothing; a model that was saved ({MODEL_FILE} of an earlier run) continues the prompt",
+    )
+    parser.add_argument(
+        "--prompt",
+        help="what the sample continues (default: the start of the held-out text); "
+        "<key=H> is the passkey H, <key?> asks for it",
+    )
+    parser.add_argument(
+        "--sample-bytes",
+        type=positive_int,
+        default=SAMPLE_BYTES,
+        metavar="N",
+        help="length of the sample (default %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check all input, then train, compare and write, or generate; returns the exit status."""
+    if args.prompt == "":
+        raise CommandError("--prompt must not be empty")
+    if args.generate is not None:
+        return generate(args)
+    check_extras()
+    plan = make_plan(args)
+    with own_blocks_on_purpose():
+        check_attention(plan)
+        text = load_text(args.files, plan.context)
+        check_writable(plan.output)
+        return run_plan(plan, text)
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Print what a saved model writes."""
+    model = load_model(args.generate, find_device(args.device))
+    prompt = args.prompt or default_prompt(load_text(args.files, SHORTEST_CONTEXT))
+    written = model.generate(to_tokens(prompt), args.sample_bytes, seed=args.seed)
+    print(prompt + readable(written))
+    return 0
+
+
+def run_plan(plan: Plan, text: Text) -> int:
+    """The run itself, once all input is known to be good; returns the exit status."""
+    from . import report
+
+    started = time.perf_counter()
+    console = report.make_console()
+    layouts = make_layouts(plan)
+    results = make_results(plan, layouts)
+    console.print(introduction(plan, text, layouts))
+    status, models = 0, dict[AttentionKind, LanguageModel]()
+    try:
+        with console.status("measuring memory"):
+            measure_memory(plan, results)
+        train_seeds(plan, text, results, models, console)
+    except KeyboardInterrupt:
+        if OURS not in models:
+            raise
+        status = 130
+        console.print("interrupted; what follows is what there is so far")
+
+    complete = all(result.held_out for result in results.values())
+    sample = passkey_sample(plan, text, models[OURS]) + text_sample(plan, text, models[OURS])
+    console.print(sample, markup=False)
+    files = write_files(plan, text, layouts, results, models[OURS], sample, time.perf_counter() - started)
+    if complete:
+        console.print(report.result_table(results))
+        console.print(report.explanation(len(results[OURS].held_out)))
+        for line in report.verdicts(results):
+            console.print(f"- {line}")
+    console.print(f"wrote {', '.join(files)} to {plan.output}", soft_wrap=False)
+    console.print(f"{report.duration(time.perf_counter() - started)} minutes in all")
+    return status
+
+
+def make_layouts(plan: Plan) -> dict[AttentionKind, BlockLayout]:
+    """The layouts of the sparse kinds, for the whole context."""
+    return {
+        kind: BlockLayout.from_config(
+            plan.settings.config(kind), plan.context, causal=True, device=plan.device
+        )
+        for kind in plan.kinds
+        if kind != "dense"
+    }
+
+
+def make_results(plan: Plan, layouts: dict[AttentionKind, BlockLayout]) -> dict[AttentionKind, Result]:
+    """A result per kind, with what the layouts say."""
+    from .report import Result
+
+    tokens = plan.context * plan.batch_size
+    return {
+        kind: Result(layouts[kind].density, layouts[kind].hops_to_full_coverage(), tokens_per_step=tokens)
+        if kind in layouts
+        else Result(1.0, 1, tokens_per_step=tokens)
+        for kind in plan.kinds
+    }
+
+
+def measure_memory(plan: Plan, results: dict[AttentionKind, Result]) -> None:
+    """Fill in the peak memory of a training step."""
+    device, threads = str(plan.device), torch.get_num_threads()
+    runs = [
+        Run(plan.settings, kind, plan.context, plan.batch_size, device, threads)
+        for kind in plan.kinds
+    ]  # fmt: skip
+    for result, peak in zip(results.values(), median_peaks(runs)):
+        result.peak_bytes = peak
+
+
+def train_seeds(
+    plan: Plan,
+    text: Text,
+    results: dict[AttentionKind, Result],
+    models: dict[AttentionKind, LanguageModel],
+    console: Console,
+) -> None:
+    """Train every kind with every seed, step by step in turn, and fill in the results.
+
+    `models` holds those in training; in the end those of the last seed.
+    """
+    from . import report
+
+    lengths = context_lengths(plan.context, plan.steps)
+    held_out = held_out_batches(plan, text)
+    time_left = TimeLeft([*lengths, "held out"] * len(plan.seeds))
+    with console.status("timing a step of every length"):
+        try_out(plan, text, held_out, lengths, time_left)
+    with report.make_progress(console) as progress:
+        task = progress.add_task("training", total=plan.steps * len(plan.seeds), left="")
+        for i_seed, seed in enumerate(plan.seeds, start=1):
+            models.update({kind: make_model(plan.settings, kind, seed, plan.device) for kind in plan.kinds})
+            learners = {kind: Learner(model, plan.steps) for kind, model in models.items()}
+            losses: dict[AttentionKind, list[float]] = {kind: [] for kind in plan.kinds}
+            generator = torch.Generator().manual_seed(seed)
+            progress.update(task, description=f"seed {i_seed} of {len(plan.seeds)}")
+            for i_step, length in enumerate(lengths):
+                began = time.perf_counter()
+                batch = step_batch(plan, text, length, generator)
+                for kind, learner in learners.items():
+                    loss, seconds = learner.step(batch)
+                    losses[kind].append(loss)
+                    # The first step of a seed has more to do than the others.
+                    if length == plan.context and i_step > 0:
+                        results[kind].step_seconds.append(seconds)
+                time_left.done(length, time.perf_counter() - began)
+                progress.update(task, advance=1, left=f"{report.duration(time_left.left())} left")
+            began = time.perf_counter()
+            for kind, model in models.items():
+                results[kind].held_out.append(held_out_losses(model, held_out))
+                results[kind].answer_losses.append(losses[kind])
+            time_left.done("held out", time.perf_counter() - began)
+            left = f"{report.duration(time_left.left())} left"
+            progress.update(task, left=left)
+            found = ", ".join(
+                f"{report.TITLES[kind]} {result.values('answer')[-1]:.2f}" for kind, result in results.items()
+            )
+            console.print(f"seed {seed}, answers' loss: {found}; {left}")
+
+
+def try_out(plan: Plan, text: Text, held_out: list[Batch], lengths: list[int], time_left: TimeLeft) -> None:
+    """Time the work of every kind, with models that are thrown away, so that the time left is known at once."""
+    models = {kind: make_model(plan.settings, kind, 0, plan.device) for kind in plan.kinds}
+    learners = {kind: Learner(model, 2) for kind, model in models.items()}
+    generator = torch.Generator().manual_seed(0)
+    for length in sorted(set(lengths)):
+        for is_warm in (False, True):
+            began = time.perf_counter()
+            batch = step_batch(plan, text, length, generator)
+            for learner in learners.values():
+                learner.step(batch)
+            if is_warm:
+                time_left.tried(length, time.perf_counter() - began)
+    began = time.perf_counter()
+    for model in models.values():
+        held_out_losses(model, held_out[:1])
+    time_left.tried("held out", (time.perf_counter() - began) * len(held_out))
+
+
+def step_batch(plan: Plan, text: Text, length: int, generator: torch.Generator) -> Batch:
+    """A batch with as many tokens whatever the length of its contexts."""
+    batch_size = plan.batch_size * plan.context // length
+    return make_batch(text.train, length, batch_size, generator).to(plan.device)
+
+
+def held_out_batches(plan: Plan, text: Text) -> list[Batch]:
+    """The same held-out contexts for every kind and seed."""
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
+    return [
+        make_batch(text.held_out, plan.context, plan.batch_size, generator).to(plan.device)
+        for _ in range(max(1, HELD_OUT_BATCHES // plan.batch_size))
+    ]
+
+
+# What is written.
+
+
+def passkey_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
+    """A held-out context that asks for its passkey at the end, shortened, and the answer."""
+    whole = bytes(text.held_out[: plan.context].tolist())
+    place = plan.context // 8
+    key = f"<key={PASSKEYS[plan.seeds[0] % len(PASSKEYS)]}>"
+    tokens = [*whole[:place], *to_tokens(key), *whole[place + 1 : -1], *to_tokens("<key?>")]
+    with_marks = readable(tokens[place - 24 : place + 24])
+    answer = readable(model.generate(tokens, 1, seed=plan.seeds[0]))
+    distance = plan.context - 1 - place
+    return f"... {with_marks} ... ({distance:,} tokens on) <key?>\nThe model answers {answer}.\n"
+
+
+def text_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
+    """A prompt and what the model writes after it."""
+    prompt = plan.prompt or default_prompt(text)
+    tokens = to_tokens(prompt)[-max(1, plan.context - plan.sample_bytes) :]
+    return f"--- {prompt}--- {readable(model.generate(tokens, plan.sample_bytes, seed=plan.seeds[0]))}\n"
+
+
+def write_files(
+    plan: Plan,
+    text: Text,
+    layouts: dict[AttentionKind, BlockLayout],
+    results: dict[AttentionKind, Result],
+    model: LanguageModel,
+    sample: str,
+    seconds: float,
+) -> list[str]:
+    """Write the model, the sample, the figures and the pictures; returns their names."""
+    from . import report
+
+    summary = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device_name(plan.device),
+        "text": {"name": text.name, "train_bytes": len(text.train), "held_out_bytes": len(text.held_out)},
+        "model": {**asdict(plan.settings), "weights": count_weights(model)},
+        "training": {
+            "context": plan.context,
+            "batch_size": plan.batch_size,
+            "steps": plan.steps,
+            "seeds": plan.seeds,
+        },
+        "seconds": round(seconds, 1),
+        "results": {
+            kind: {**asdict(result), "tokens_per_second": result.tokens_per_second, "step_seconds": None}
+            for kind, result in results.items()
+        },
+    }
+    complete = all(result.held_out for result in results.values())
+    folder, files = plan.output, [MODEL_FILE, "sample.txt", "pattern.png"]
+    try:
+        model.save(OURS, folder / MODEL_FILE)
+        (folder / "sample.txt").write_text(sample, encoding="utf-8")
+        report.save_patterns(layouts, folder / "pattern.png")
+        if complete:
+            curves = {kind: mean_curve(result.answer_losses) for kind, result in results.items()}
+            report.save_loss_curves(curves, folder / "loss.png")
+            (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+            (folder / "table.md").write_text(report.markdown_table(results), encoding="utf-8")
+            files += ["loss.png", "summary.json", "table.md"]
+    except OSError as error:
+        raise CommandError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return files
+
+
+def mean_curve(curves: list[list[float]]) -> list[float]:
+    """The mean over the seeds, step by step."""
+    return [math.fsum(losses) / len(losses) for losses in zip(*curves)]
+
+
+# Checks of the input, before any work.
+
+
+def check_extras() -> None:
+    """Raise CommandError unless what the demo shows and draws with is installed."""
+    try:
+        import matplotlib  # noqa: F401
+        import rich  # noqa: F401
+    except ImportError as error:
+        raise CommandError(f"the demo needs {error.name}: pip install rich matplotlib") from None
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """The options, completed by the defaults of the device."""
+    device = find_device(args.device)
+    defaults = CUDA_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS
+    sizes = {name: getattr(args, name) or default for name, default in defaults.items()}
+    if sizes["dim"] % (2 * sizes["heads"]):
+        raise CommandError(
+            f"--dim must be a multiple of 2 * --heads, got --dim {sizes['dim']} and --heads {sizes['heads']}"
+        )
+    if sizes["context"] < SHORTEST_CONTEXT:
+        raise CommandError(f"--context must be at least {SHORTEST_CONTEXT}, got {sizes['context']}")
+    settings = ModelSettings(
+        layers=sizes["layers"],
+        dim=sizes["dim"],
+        heads=sizes["heads"],
+        block_size=sizes["block_size"],
+        min_blocks=sizes["min_blocks"],
+        sparsity_ratio=args.sparsity_ratio,
+        backend=args.backend,
+    )
+    return Plan(
+        settings=settings,
+        kinds=tuple(kind for kind in KINDS if kind != "dense" or not args.no_dense),
+        device=device,
+        context=sizes["context"],
+        batch_size=sizes["batch_size"],
+        steps=sizes["steps"],
+        seeds=tuple(range(args.seed, args.seed + args.seeds)),
+        sample_bytes=args.sample_bytes,
+        output=args.output,
+        prompt=args.prompt,
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise CommandError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= n_devices:
+        raise CommandError(f"--device {name}: torch {torch.__version__} sees {n_devices} CUDA devices")
+    return device
+
+
+def check_attention(plan: Plan) -> None:
+    """Raise CommandError with the backend's reason if it cannot serve the model."""
+    settings = plan.settings
+    q = torch.zeros(
+        1, 2 * settings.block_size, settings.heads, settings.dim // settings.heads, device=plan.device
+    )
+    try:
+        with autocast(plan.device):
+            make_attention(settings, OURS)(q, q, q, is_causal=True)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder; raise CommandError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CommandError(f"cannot write to {folder}: {error.strerror or error}") from None
+
+
+# What is said.
+
+
+def introduction(plan: Plan, text: Text, layouts: dict[AttentionKind, BlockLayout]) -> str:
+    """The task, and what will be trained on what."""
+    settings, ours = plan.settings, layouts[OURS]
+    hops = ours.hops_to_full_coverage()
+    return "\n".join(
+        [
+            "Task: real text hides a passkey, one of 16 letters, at a random place in the first quarter of the "
+            "context; at random places of the rest it is asked for.",
+            f"Text: {text.name}, {len(text.train):,} bytes to learn and {len(text.held_out):,} held out.",
+            f"Model: {settings.layers} layers, width {settings.dim}, {settings.heads} heads, context "
+            f"{plan.context:,}, on {device_name(plan.device)}; {plan.steps:,} steps of "
+            f"{plan.context * plan.batch_size:,} tokens, {len(plan.seeds)} seeds.",
+            f"dilated_sparse keeps {ours.num_active_blocks:,} of {ours.stats().num_available_blocks:,} causal "
+            f"blocks of {settings.block_size} tokens, the local window "
+            f"{layouts['local_window'].num_active_blocks:,}, own blocks are "
+            f"{layouts['own_block'].num_active_blocks:,}. dilated_sparse connects "
+            f"{ours.coverage(settings.layers):.0%} of all blocks in {settings.layers} layers (all in {hops}), "
+            f"the local window {layouts['local_window'].coverage(settings.layers):.0%}.",
+        ]
+    )
+
+
+def default_prompt(text: Text) -> str:
+    """The start of the held-out text, up to the end of a line if there is one."""
+    start = bytes(text.held_out[:PROMPT_BYTES].tolist())
+    return readable([*(start[: start.rfind(b"\n") + 1] or start)])
+
+
+def count_weights(model: LanguageModel) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or the CPU and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"the CPU, {torch.get_num_threads()} threads"
