@@ -118,6 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sized("--heads", "attention heads")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default %(default)s)")
     parser.add_argument(
+        "--threads",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="on the CPU (default %(default)s: the steps are too small for more)",
+    )
+    parser.add_argument(
         "--backend",
         choices=BACKEND_NAMES,
         default="auto",
@@ -173,11 +180,16 @@ def run(args: argparse.Namespace) -> int:
         return generate(args)
     check_extras()
     plan = make_plan(args)
-    with own_blocks_on_purpose():
-        check_attention(plan)
-        text = load_text(args.files, plan.context)
-        check_writable(plan.output)
-        return run_plan(plan, text)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        with own_blocks_on_purpose():
+            check_attention(plan)
+            text = load_text(args.files, plan.context)
+            check_writable(plan.output)
+            return run_plan(plan, text)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -351,17 +363,18 @@ def passkey_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
     place = plan.context // 8
     key = f"<key={PASSKEYS[plan.seeds[0] % len(PASSKEYS)]}>"
     tokens = [*whole[:place], *to_tokens(key), *whole[place + 1 : -1], *to_tokens("<key?>")]
-    with_marks = readable(tokens[place - 24 : place + 24])
+    near = readable(tokens[place - 24 : place + 24]).replace("\n", " ")
     answer = readable(model.generate(tokens, 1, seed=plan.seeds[0]))
     distance = plan.context - 1 - place
-    return f"... {with_marks} ... ({distance:,} tokens on) <key?>\nThe model answers {answer}.\n"
+    return f"... {near} ... ({distance:,} tokens on) <key?>\nThe model answers {answer}.\n"
 
 
 def text_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
     """A prompt and what the model writes after it."""
     prompt = plan.prompt or default_prompt(text)
     tokens = to_tokens(prompt)[-max(1, plan.context - plan.sample_bytes) :]
-    return f"--- {prompt}--- {readable(model.generate(tokens, plan.sample_bytes, seed=plan.seeds[0]))}\n"
+    written = readable(model.generate(tokens, plan.sample_bytes, seed=plan.seeds[0]))
+    return f"It continues a prompt after the mark |:\n{prompt}|{written}\n"
 
 
 def write_files(
@@ -541,4 +554,5 @@ def device_name(device: torch.device) -> str:
     """The name of a GPU, or the CPU and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"the CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return "the CPU, " + ("1 thread" if threads == 1 else f"{threads} threads")

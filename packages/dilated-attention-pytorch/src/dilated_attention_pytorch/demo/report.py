@@ -122,7 +122,8 @@ def explanation(n_seeds: int) -> str:
     means = f"Mean of {n_seeds} seeds ± half their range; " if n_seeds > 1 else "One seed; "
     return (
         f"{means}losses in nats, held out; a guess at the answers has {math.log(len(PASSKEYS)):.2f}. "
-        "Speed and memory: a training step with the whole context, median of steps or rounds taken in turn."
+        "Speed: median of the training steps with the whole context, which the attentions take in turn. "
+        "Memory: peak of a training process, median of 3 rounds taken in turn."
     )
 
 

@@ -19,7 +19,7 @@ WARM_UP_SHARE = 0.05
 DECAY_SHARE = 0.4  # of the steps, at the end
 LAST_SHARE = 0.02  # of the learning rate, at the end
 # Of the steps: with the shortest contexts, and with the whole context. Those between share the rest.
-SHORTEST_SHARE, WHOLE_SHARE = 0.25, 0.3
+SHORTEST_SHARE, WHOLE_SHARE = 0.15, 0.45
 
 
 def make_optimizer(model: LanguageModel) -> torch.optim.Optimizer:
