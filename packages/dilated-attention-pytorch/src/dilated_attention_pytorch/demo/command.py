@@ -31,7 +31,7 @@ from .model import (
     make_model,
     own_blocks_on_purpose,
 )
-from .task import PASSKEYS, SHORTEST_CONTEXT, Batch, make_batch, readable, to_tokens
+from .task import FIRST_PASSKEY, QUESTION, SHORTEST_CONTEXT, Batch, make_batch, readable, to_tokens
 from .text import Text, load_text
 from .training import Learner, TimeLeft, context_lengths, held_out_losses
 
@@ -62,7 +62,8 @@ CUDA_DEFAULTS = {
     "min_blocks": 6,
 }
 OURS: AttentionKind = "dilated_sparse"
-SAMPLE_BYTES = 200
+SAMPLE_BYTES = 120
+MOST_ANSWERS = 64
 PROMPT_BYTES = 100
 HELD_OUT_BATCHES = 32
 HELD_OUT_SEED = 1_000_003
@@ -357,16 +358,22 @@ def held_out_batches(plan: Plan, text: Text) -> list[Batch]:
 # What is written.
 
 
+@torch.no_grad()
 def passkey_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
-    """A held-out context that asks for its passkey at the end, shortened, and the answer."""
-    whole = bytes(text.held_out[: plan.context].tolist())
-    place = plan.context // 8
-    key = f"<key={PASSKEYS[plan.seeds[0] % len(PASSKEYS)]}>"
-    tokens = [*whole[:place], *to_tokens(key), *whole[place + 1 : -1], *to_tokens("<key?>")]
-    near = readable(tokens[place - 24 : place + 24]).replace("\n", " ")
-    answer = readable(model.generate(tokens, 1, seed=plan.seeds[0]))
-    distance = plan.context - 1 - place
-    return f"... {near} ... ({distance:,} tokens on) <key?>\nThe model answers {answer}.\n"
+    """A held-out passkey and what the model answers to the questions, from the nearest to the farthest."""
+    generator = torch.Generator().manual_seed(HELD_OUT_SEED + 1)
+    batch = make_batch(text.held_out, plan.context, 1, generator)
+    with autocast(plan.device):
+        answers = model(batch.tokens.to(plan.device)).argmax(-1).cpu()[batch.is_answer].tolist()
+    tokens = batch.tokens[0].tolist()
+    place = next(place for place, token in enumerate(tokens) if FIRST_PASSKEY <= token < QUESTION)
+    questions = [place for place, token in enumerate(tokens) if token == QUESTION]
+    shown = answers[:: -(-len(answers) // MOST_ANSWERS)]
+    around = " ".join(readable(tokens[max(0, place - 24) : place + 24]).split())
+    return (
+        f"Held out: ... {around} ...\nAsked {questions[0] - place:,} to {questions[-1] - place:,} tokens on, the "
+        f"model answers {readable(shown)}\n"
+    )
 
 
 def text_sample(plan: Plan, text: Text, model: LanguageModel) -> str:

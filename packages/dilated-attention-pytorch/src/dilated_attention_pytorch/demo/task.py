@@ -2,8 +2,8 @@
 
 A context is a piece of real text. At a random place in its first quarter a mark stands for a byte: the passkey, one of
 16 letters. At random places of the rest other marks ask for it, one in 16 tokens. There the model has to answer with
-the letter, everywhere else with the next byte of the text. The answers are not part of the context, so that the only
-way to one is from the passkey itself.
+the letter, everywhere else with the next byte of the text. The answers are not part of the context, so that
+every way to one begins at the passkey; questions on the way may pass it on.
 """
 
 from __future__ import annotations
