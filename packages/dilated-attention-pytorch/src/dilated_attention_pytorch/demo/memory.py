@@ -9,12 +9,15 @@ weights, their gradients, the optimizer's state and the activations.
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -54,15 +57,30 @@ def measure(run: Run) -> int | None:
     """Measure here on a GPU, in a fresh process on the CPU."""
     if torch.device(run.device).type == "cuda":
         return measure_here(run)
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])  # torch is imported once
     try:
-        with ProcessPoolExecutor(1, context) as executor:
+        with ProcessPoolExecutor(1, process_context()) as executor:
             return executor.submit(measure_here, run).result()
     except BrokenProcessPool:
         raise MemoryError(f"the process that measured {run.kind} was ended") from None
+
+
+def process_context() -> BaseContext:
+    """Where fresh processes come from: a server that has imported torch, if the system has one."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    # Started while Ctrl-C is ignored, the server and its processes leave it to this one.
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
+    try:
+        forkserver.ensure_running()
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+    return context
 
 
 def measure_here(run: Run) -> int | None:
