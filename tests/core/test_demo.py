@@ -53,7 +53,7 @@ TINY = [
     "cpu",
 ]
 TINY_SETTINGS = ModelSettings(layers=2, dim=16, heads=2, block_size=16, min_blocks=3)
-FILES = ["loss.png", "model.pt", "pattern.png", "sample.txt", "summary.json", "table.md"]
+FILES = ["loss.png", "losses.json", "model.pt", "pattern.png", "sample.txt", "summary.json", "table.md"]
 
 
 @pytest.fixture
@@ -335,10 +335,11 @@ def test_demo_learns_and_writes_everything(
     assert list(summary["results"]) == list(KINDS)
     for i_kind, result in enumerate(summary["results"].values(), start=1):
         assert len(result["held_out"]) == 2
-        assert [len(losses) for losses in result["answer_losses"]] == [30, 30]
         assert all(0 < losses["text"] < math.log(273) for losses in result["held_out"])
         assert result["tokens_per_second"] > 0
         assert result["peak_bytes"] == i_kind * 2**20
+    losses = json.loads((output / "losses.json").read_text("utf-8"))
+    assert [len(seed) for kind in KINDS for seed in losses[kind]] == [30] * 8
     assert len((output / "table.md").read_text("utf-8").splitlines()) == 6
 
     generate = ["--generate", str(output / "model.pt"), "--device", "cpu", "--sample-bytes", "7"]

@@ -411,7 +411,13 @@ def write_files(
         },
         "seconds": round(seconds, 1),
         "results": {
-            kind: {**asdict(result), "tokens_per_second": result.tokens_per_second, "step_seconds": None}
+            kind: {
+                "density": result.density,
+                "hops": result.hops,
+                "held_out": result.held_out,
+                "tokens_per_second": result.tokens_per_second,
+                "peak_bytes": result.peak_bytes,
+            }
             for kind, result in results.items()
         },
     }
@@ -426,7 +432,9 @@ def write_files(
             report.save_loss_curves(curves, folder / "loss.png")
             (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
             (folder / "table.md").write_text(report.markdown_table(results), encoding="utf-8")
-            files += ["loss.png", "summary.json", "table.md"]
+            losses = {kind: result.answer_losses for kind, result in results.items()}
+            (folder / "losses.json").write_text(json.dumps(losses) + "\n", encoding="utf-8")
+            files += ["loss.png", "losses.json", "summary.json", "table.md"]
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror or error}") from None
     return files
