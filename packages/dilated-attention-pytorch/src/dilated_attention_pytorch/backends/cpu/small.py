@@ -29,12 +29,12 @@ PIECE = 64  # queries of a causal call that get the same keys
 
 
 class Piece(NamedTuple):
-    """One call of the kernel: queries and keys from the first to before the last."""
+    """One call of the kernel."""
 
-    start: int
-    stop: int
-    first_key: int
-    last_key: int
+    queries: slice
+    keys: slice
+    mask: Tensor | None  # 0 or -inf, (n_rows, 1, group * height, n_keys), if a query does not see a key
+    forward_mask: Tensor | None  # the same in the dtype of the forward
 
 
 class Plan(NamedTuple):
@@ -43,7 +43,6 @@ class Plan(NamedTuple):
     keys: (
         Tensor | None
     )  # int64 (n_rows * n_keys,) token of k; None: every row gets all keys, and all rows are one
-    mask: Tensor | None  # 0 or -inf, (n_rows, 1, group * height, n_keys), if a query does not see a key
     n_rows: int
     sees_none: Tensor | None  # bool (q_len,), if there are such queries
     pieces: tuple[Piece, ...]
@@ -65,7 +64,7 @@ def plan_of(problem: AttentionProblem) -> Plan | None:
     wide = torch.promote_types(p.q.dtype, torch.float32)
     key = (
         "small", p.first_row, p.q_offset, p.q_len, p.kv_len, p.block_size, p.is_causal, p.batch, p.num_heads,
-        p.num_kv_heads, p.head_dim, wide,
+        p.num_kv_heads, p.head_dim, p.q.dtype,
     )  # fmt: skip
     return kept(p.rows.indices, key, lambda: make_plan(p, wide))
 
@@ -88,7 +87,7 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
     active = torch.zeros(n_rows, n_cols, dtype=torch.bool, device="cpu")
     active[row, columns] = True
     pieces = pieces_of(p, active)
-    pairs = sum((piece.stop - piece.start) * (piece.last_key - piece.first_key) for piece in pieces)
+    pairs = sum((rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in pieces)
     dense_rate = DENSE_RATE if len(pieces) == 1 else RATES[PIECE]
     dense = pairs * p.num_heads * p.head_dim * p.batch / dense_rate + ROW * (len(pieces) - 1)
     is_cut = p.q_len % size > 0 or p.q_offset % size > 0  # rows differ in height
@@ -103,7 +102,7 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
     if dense < padded:
         keys = torch.arange(p.kv_len, device="cpu").view(1, 1, -1)
         visible = active[position // size - p.first_row][:, keys.flatten() // size][None]
-        place, hides_blocks = None, not all(is_full(p, active, piece) for piece in pieces)
+        place, hides_blocks = None, not all(is_full(p, active, *piece) for piece in pieces)
     else:
         pieces, hides_blocks = whole(p), bool((counts < longest).any())
         rank = torch.arange(row.numel(), device="cpu") - (counts.cumsum(0) - counts)[row]
@@ -119,23 +118,35 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
     visible = visible.expand(-1, position.shape[1], -1)
     mask = torch.zeros(visible.shape, dtype=dtype, device="cpu").masked_fill_(~visible, -torch.inf)
     sees_none = ~visible.any(-1).flatten()
+    hidden = None if bool(visible.all()) else mask.repeat(1, group, 1)[:, None]
+    in_forward = dtype_of_forward(p.q.dtype)
+    parts = [hidden]
+    if len(pieces) > 1 and hidden is not None:
+        parts = [hidden[..., queries, keys].contiguous() for queries, keys in pieces]
     return Plan(
         place,
-        None if bool(visible.all()) else mask.repeat(1, group, 1)[:, None],
         mask.shape[0],
         sees_none if bool(sees_none.any()) else None,
-        pieces,
+        tuple(
+            Piece(queries, keys, part, None if part is None else part.to(in_forward))
+            for (queries, keys), part in zip(pieces, parts * (len(pieces) // len(parts)), strict=True)
+        ),
         hides_blocks,
     )
 
 
-def whole(problem: AttentionProblem) -> tuple[Piece, ...]:
+def dtype_of_forward(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 as it is, which the kernel multiplies in; float16 as float32."""
+    return dtype if dtype == torch.bfloat16 else torch.promote_types(dtype, torch.float32)
+
+
+def whole(problem: AttentionProblem) -> list[tuple[slice, slice]]:
     """All queries and all keys."""
-    return (Piece(0, problem.q_len, 0, problem.kv_len),)
+    return [(slice(0, problem.q_len), slice(0, problem.kv_len))]
 
 
-def pieces_of(problem: AttentionProblem, active: Tensor) -> tuple[Piece, ...]:
-    """The calls where no key is copied; `active` bool (n_rows, n_cols)."""
+def pieces_of(problem: AttentionProblem, active: Tensor) -> list[tuple[slice, slice]]:
+    """The calls where no key is copied, as (queries, keys); `active` bool (n_rows, n_cols)."""
     p, size = problem, problem.block_size
     if not p.is_causal or p.q_len != p.kv_len or p.num_heads != p.num_kv_heads:
         return whole(p)
@@ -144,15 +155,18 @@ def pieces_of(problem: AttentionProblem, active: Tensor) -> tuple[Piece, ...]:
         stop = min(start + max(size, PIECE), p.q_len)
         seen = active[start // size : -(-stop // size)].any(0).nonzero().flatten()
         first, last = (int(seen[0]), int(seen[-1]) + 1) if seen.numel() else (0, 1)
-        pieces.append(Piece(start, stop, first * size, min(last * size, p.kv_len)))
-    return tuple(pieces)
+        pieces.append((slice(start, stop), slice(first * size, min(last * size, p.kv_len))))
+    return pieces
 
 
-def is_full(problem: AttentionProblem, active: Tensor, piece: Piece) -> bool:
-    """Whether every row of a piece sees all of its blocks that are not in the future."""
+def is_full(problem: AttentionProblem, active: Tensor, queries: slice, keys: slice) -> bool:
+    """Whether the rows see all blocks of the keys that are not in the future."""
     size = problem.block_size
-    rows = torch.arange(piece.start // size, -(-piece.stop // size), device="cpu")
-    columns = torch.arange(piece.first_key // size, -(-piece.last_key // size), device="cpu")
+    if problem.q_len == queries.stop - queries.start:
+        rows = torch.arange(problem.n_rows, device="cpu")
+    else:
+        rows = torch.arange(queries.start // size, -(-queries.stop // size), device="cpu")
+    columns = torch.arange(keys.start // size, -(-keys.stop // size), device="cpu")
     seen = active[rows[:, None], columns]
     if problem.is_causal:
         seen = seen | (columns > rows[:, None] + problem.first_row)
@@ -167,9 +181,6 @@ class Tiled:
         self.plan, self.dtype = plan, dtype
         self.scratch = Scratch(dtype, buffers)
         self.n_rows = plan.n_rows
-        self.mask = None if plan.mask is None else plan.mask.to(dtype)
-        if self.mask is not None and p.batch > 1 and self.n_rows > 1:
-            self.mask = self.mask.repeat(p.batch, 1, 1, 1)
         self.keys = plan.keys
         if self.keys is not None and p.batch > 1:
             starts = torch.arange(0, p.batch * p.kv_len, p.kv_len, device="cpu")
@@ -202,10 +213,11 @@ class Tiled:
         rows = self.scratch.gather(name, x.flatten(0, 1).flatten(1), self.keys)
         return rows.view(p.batch * self.n_rows, -1, *x.shape[2:]).transpose(1, 2)
 
-    def mask_of(self, piece: Piece) -> Tensor | None:
-        """The mask of a piece."""
-        start, stop, first, last = piece
-        return None if self.mask is None else self.mask[..., start:stop, first:last]
+    def of_batch(self, mask: Tensor | None) -> Tensor | None:
+        """The mask for the rows of all batch elements."""
+        if mask is None or self.problem.batch == 1 or self.n_rows == 1:
+            return mask
+        return mask.repeat(self.problem.batch, 1, 1, 1)
 
     def sum_of_keys(self, x: Tensor, like: Tensor) -> Tensor:
         """The gradient of k or v, of that of `keys_of`."""
@@ -219,27 +231,18 @@ class Tiled:
 
 def forward(problem: AttentionProblem, plan: Plan, buffers: Buffers) -> tuple[Tensor, Tensor]:
     p = problem
-    wide = torch.promote_types(p.q.dtype, torch.float32)
-    tiled = Tiled(p, plan, torch.bfloat16 if p.q.dtype == torch.bfloat16 else wide, buffers)
+    tiled = Tiled(p, plan, dtype_of_forward(p.q.dtype), buffers)
     q, k, v = tiled.queries(p.q), tiled.keys_of("k", p.k), tiled.keys_of("v", p.v)
     if len(plan.pieces) == 1:
-        out, lse = flash.attention(q, k, v, tiled.mask, p.softmax_scale)
+        out, lse = flash.attention(q, k, v, tiled.of_batch(plan.pieces[0].forward_mask), p.softmax_scale)
         out, lse = tiled.by_token(out), tiled.by_token(lse).transpose(1, 2).contiguous()
     else:
         parts = [
-            flash.attention(
-                q[:, :, piece.start : piece.stop],
-                k[:, :, piece.first_key : piece.last_key],
-                v[:, :, piece.first_key : piece.last_key],
-                tiled.mask_of(piece),
-                p.softmax_scale,
-            )
-            for piece in plan.pieces
+            flash.attention(q[:, :, queries], k[:, :, keys], v[:, :, keys], mask, p.softmax_scale)
+            for queries, keys, _, mask in plan.pieces
         ]
-        out, lse = (
-            torch.cat([part[0].transpose(1, 2) for part in parts], 1),
-            torch.cat([part[1] for part in parts], 2),
-        )
+        out = torch.cat([part.transpose(1, 2) for part, _ in parts], 1)
+        lse = torch.cat([part for _, part in parts], 2)
     if plan.sees_none is not None:
         lse.masked_fill_(plan.sees_none, -torch.inf)
     return out.to(p.q.dtype), lse
@@ -256,13 +259,11 @@ def backward(
     d_out, q, out, lse = (tiled.queries(x) for x in (grad_out, p.q, out, lse.transpose(1, 2)))
     k, v = tiled.keys_of("k", p.k), tiled.keys_of("v", p.v)
     if len(plan.pieces) == 1:
-        grad_q, grad_k, grad_v = flash.attention_backward(
-            d_out, q, k, v, out, lse, tiled.mask, p.softmax_scale
-        )
+        mask = tiled.of_batch(plan.pieces[0].mask)
+        grad_q, grad_k, grad_v = flash.attention_backward(d_out, q, k, v, out, lse, mask, p.softmax_scale)
     else:
         grad_k, grad_v, parts = torch.zeros_like(k), torch.zeros_like(v), []
-        for piece in plan.pieces:
-            queries, keys = slice(piece.start, piece.stop), slice(piece.first_key, piece.last_key)
+        for queries, keys, mask, _ in plan.pieces:
             part, part_k, part_v = flash.attention_backward(
                 d_out[:, :, queries],
                 q[:, :, queries],
@@ -270,7 +271,7 @@ def backward(
                 v[:, :, keys],
                 out[:, :, queries],
                 lse[:, :, queries],
-                tiled.mask_of(piece),
+                mask,
                 p.softmax_scale,
             )
             parts.append(part)
