@@ -73,8 +73,9 @@ def inputs_of(call: Call, layout: BlockLayout | Pattern, backend: str | None) ->
         text, causal = "", layout.causal
     dilation = call.dilation
     return (
-        *call[:7], *lists, text, layout.block_size, layout.num_heads, causal, call.is_causal, call.softmax_scale,
-        call.dropout_p, list(dilation.segment_lengths) if dilation else [],
+        call.q, call.k, call.v, call.block_bias, call.kv_lengths, call.key_padding_mask, call.seed, *lists, text,
+        layout.block_size, layout.num_heads, causal, call.is_causal, call.softmax_scale, call.dropout_p,
+        list(dilation.segment_lengths) if dilation else [],
         list(dilation.dilation_rates) if dilation else [], backend or "auto",
     )  # fmt: skip
 
