@@ -203,7 +203,8 @@ def test_module_layout_says_that_it_cannot_be_compiled() -> None:
     def call(q: Tensor) -> Tensor:
         return module(q, q, q, layout=module.layout(q.shape[1]))
 
-    with pytest.raises(Exception, match="call it outside"):
+    # torch 2.6 names the error's kind alone
+    with pytest.raises(Exception, match="call it outside|Observed exception"):
         torch.compile(call, fullgraph=True, backend="eager")(torch.randn(1, 40, 2, 16))
 
 
