@@ -145,15 +145,13 @@ def test_reach_is_the_farthest_block_that_a_query_sees() -> None:
 def test_rows_that_see_only_their_own_block_are_warned_of_once(kind: Any, causal: bool) -> None:
     warn_of_lonely_rows.cache_clear()
     config = SparsePatternConfig(kind, sparsity_ratio=0.01, min_blocks=1)
-    least = 3 if causal and kind == "dilated_sparse" else 2
-    with pytest.warns(
-        UserWarning, match=rf"keep their own block only.*leave min_blocks out \(at least {least} blocks"
-    ):
+    with pytest.warns(UserWarning, match=r"keep their own block only.*leave min_blocks out, or raise"):
         layout = BlockLayout.from_config(config, 4096, causal=causal)
     assert layout.hops_to_full_coverage() is None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BlockLayout.from_config(config, 4096, causal=causal)
+        BlockLayout.from_config(config, 4096, causal=not causal)
         BlockLayout.from_config(SparsePatternConfig(kind, sparsity_ratio=0.01), 4096, causal=causal)
 
 
@@ -186,3 +184,15 @@ def test_rotation_must_be_a_number_of_offsets(turns: Any) -> None:
 def test_rotation_belongs_to_dilated_sparse() -> None:
     with pytest.raises(ValueError, match="rotation does not apply to pattern_type='local_window', got 1"):
         SparsePatternConfig("local_window", rotation=1)
+
+
+def test_least_of_a_row_beside_a_window_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"min_blocks does not apply where window_size is given.*leave one of them out"
+    ):
+        SparsePatternConfig("local_window", window_size=100, min_blocks=9)
+
+
+def test_hops_of_sequences_that_do_not_stack_are_refused() -> None:
+    with pytest.raises(ValueError, match="q_len 300 and kv_len 1100 differ: such layers do not stack"):
+        BlockLayout.from_config(SparsePatternConfig(), 300, 1100).hops_to_full_coverage()

@@ -299,6 +299,12 @@ def test_positional_order_of_the_config_is_that_of_upstream() -> None:
     assert SparsePatternConfig("dilated_sparse", 32, 0.2, None, 0, [1, 3]).dilation_rates == (1, 3)
 
 
+@pytest.mark.parametrize("field", ["min_blocks", "window_size", "rotation"])
+def test_fields_of_the_config_beside_it_are_refused_with_the_way_out(field: str) -> None:
+    with pytest.raises(TypeError, match=rf"use sparse_config=SparsePatternConfig\({field}=4\)"):
+        create_block_sparse_attention("base", **{field: 4})
+
+
 def test_defaults_of_the_config() -> None:
     config = SparsePatternConfig()
     assert dataclasses.astuple(config) == ("dilated_sparse", 64, 0.1, None, 0, None, None, 0)

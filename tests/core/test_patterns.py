@@ -37,7 +37,7 @@ def config_of(pattern: Pattern) -> SparsePatternConfig:
         window_size=pattern.window,
         global_tokens=pattern.global_tokens,
         dilation_rates=pattern.rates,
-        min_blocks=pattern.least,
+        min_blocks=None if pattern.window is not None else pattern.least,
         rotation=pattern.rotation,
     )
 

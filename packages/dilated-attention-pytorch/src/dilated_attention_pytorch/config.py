@@ -53,13 +53,13 @@ class SparsePatternConfig:
         global_tokens: tokens at the start of the sequence that attend to all and are attended by all, rounded
             up to blocks. Only for ``global_local``, which has one such block at least.
         dilation_rates: in blocks, for ``dilated_sparse``. None: the powers of two up to the sequence. Of causal
-            layouts each of them up to half the sequence occurs, whatever the ratio.
+            layouts with at least 3 blocks a row each of them up to half the sequence occurs.
         min_blocks: the least that a row keeps, as far as it has so many, whatever the ratio: a ratio alone leaves
-            short and causal sequences with their own blocks only. None: 3 for causal ``dilated_sparse``, else 2.
+            short and causal sequences with their own blocks only. Not beside window_size, which decides alone. None: 3 for causal ``dilated_sparse``, else 2.
             `BlockLayout.stats` says the density that results. 1: the ratio alone.
         rotation: for ``dilated_sparse``: every row begins so many offsets later in its round of scales. Heads with
-            rotations 0, 1, 2, ... see other scales each and cover a sequence together in fewer layers; they need a
-            layout per head, so `sparse_config` is then a list with a config for each.
+            rotations 0, 1, 2, ... see other scales each, where a row keeps some of its round but not all, and cover a
+            sequence together in fewer layers; `sparse_config` is then a list with a config for each head.
 
     Numbers may be of NumPy, lists one-dimensional arrays.
 
@@ -99,6 +99,11 @@ class SparsePatternConfig:
                 raise ValueError(
                     f"min_blocks must be a positive number of blocks per row, got {shown(self.min_blocks)}; "
                     "use 1 for the ratio alone, or None for the default"
+                )
+            if self.window_size is not None:
+                raise ValueError(
+                    f"min_blocks does not apply where window_size is given, which decides alone, got min_blocks {blocks} "
+                    f"and window_size {self.window_size}; leave one of them out"
                 )
             self._set("min_blocks", blocks)
 

@@ -14,6 +14,13 @@ from .removed import REMOVED_PRESETS, raise_removed_variant
 from .values import shown
 
 VARIANTS = ("auto", "base")
+CONFIG_FIELDS = (
+    "pattern_type",
+    "window_size",
+    "global_tokens",
+    "min_blocks",
+    "rotation",
+)  # no arguments of modules
 
 PRESETS = {
     "local": SparsePatternConfig("local_window", window_size=256),
@@ -89,6 +96,11 @@ def create_block_sparse_attention(
         raise ValueError(f"variant must be one of {VARIANTS}, got {shown(variant)}")
     taken = inspect.signature(BlockSparseAttention).parameters
     for name in kwargs:
+        if name in CONFIG_FIELDS:
+            raise TypeError(
+                f"variant={variant!r} takes no argument {name!r}, which is a field of SparsePatternConfig; "
+                f"use sparse_config=SparsePatternConfig({name}={shown(kwargs[name])})"
+            )
         if name not in taken:
             raise TypeError(
                 f"variant={variant!r} takes no argument {name!r}{closest(name, taken, 'arguments')}"

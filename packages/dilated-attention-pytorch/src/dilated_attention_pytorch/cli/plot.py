@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the least that a row keeps (default: 3 for causal dilated_sparse, else 2)",
     )
     parser.add_argument(
+        "--rotation",
+        type=natural_int,
+        default=defaults.rotation,
+        metavar="N",
+        help="offsets by which every row of dilated_sparse begins later (default %(default)s)",
+    )
+    parser.add_argument(
         "--q-len",
         "--seq-len",
         type=positive_int,
@@ -105,6 +112,7 @@ def make_layout(args: argparse.Namespace) -> BlockLayout:
             global_tokens=args.global_tokens,
             dilation_rates=args.dilation_rates,
             min_blocks=args.min_blocks,
+            rotation=args.rotation,
         )
         return BlockLayout.from_config(config, args.q_len, args.kv_len, causal=args.causal)
     except ValueError as error:

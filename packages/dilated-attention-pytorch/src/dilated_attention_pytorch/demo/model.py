@@ -185,8 +185,8 @@ def load_model(file: Path, device: torch.device) -> LanguageModel:
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
     except Exception as error:  # torch.load raises what the bytes of a file that is no model lead to
-        reason = str(error).splitlines()[:1] or [type(error).__name__]
-        raise CommandError(f"{file} is no model of this demo: {reason[0]}") from None
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise CommandError(f"{file} is no model of this demo: it cannot be loaded ({reason})") from None
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -41,13 +40,12 @@ def budget_of(config: SparsePatternConfig, grid: BlockGrid) -> Budget | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def warn_of_lonely_rows(config: SparsePatternConfig, causal: bool) -> None:
-    """Once per config: rows that see their own block only pass nothing on, however many layers there are."""
+def warn_of_lonely_rows(config: SparsePatternConfig) -> None:
+    """Once per config: rows that see their own block only are reached by nothing, however many layers there are."""
     warnings.warn(
         f"with sparsity_ratio {config.sparsity_ratio} and min_blocks {config.min_blocks} some rows keep their own block "
-        f"only, so nothing reaches them from elsewhere, however many layers there are; leave min_blocks out "
-        f"(at least {dataclasses.replace(config, min_blocks=None).least_blocks(causal)} blocks a row), or raise "
-        "sparsity_ratio",
+        "only, so through this pattern nothing reaches them from elsewhere, however many layers there are; leave "
+        "min_blocks out, or raise min_blocks or sparsity_ratio",
         stacklevel=4,
     )
 
@@ -58,4 +56,4 @@ def check_connected(config: SparsePatternConfig, grid: BlockGrid) -> None:
         return  # more blocks, or a global one
     budget = budget_of(config, grid)
     if budget is not None and bool(((budget.blocks() == 1) & (available_per_row(grid) > 1)).any()):
-        warn_of_lonely_rows(config, grid.causal)
+        warn_of_lonely_rows(config)

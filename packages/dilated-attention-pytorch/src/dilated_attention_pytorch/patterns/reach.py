@@ -35,10 +35,10 @@ def allowed_pairs(layout: BlockLayout, rows: Tensor) -> Tensor:
     return torch.ones_like(cols + rows, dtype=torch.bool)
 
 
-def check_square(layout: BlockLayout, layers: int) -> None:
-    if layers > 1 and layout.q_len != layout.kv_len:
+def check_square(layout: BlockLayout) -> None:
+    if layout.q_len != layout.kv_len:
         raise ValueError(
-            f"layers must be 1 when q_len {layout.q_len} and kv_len {layout.kv_len} differ: such layers do not stack, got {layers}"
+            f"q_len {layout.q_len} and kv_len {layout.kv_len} differ: such layers do not stack; ask for coverage(1)"
         )
 
 
@@ -55,7 +55,8 @@ def coverage(layout: BlockLayout, layers: int) -> float:
     given, layers = layers, values.integer(layers) or 0
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {values.shown(given)}")
-    check_square(layout, layers)
+    if layers > 1:
+        check_square(layout)
     links, connected, total = adjacency(layout), 0, 0
     for rows in torch.arange(layout.grid.n_rows, device=layout.device).split(ROWS_PER_GROUP):
         seen = reached(links, rows)
@@ -72,7 +73,7 @@ def coverage(layout: BlockLayout, layers: int) -> float:
 
 def hops_to_full_coverage(layout: BlockLayout) -> int | None:
     """Fewest layers that connect every allowed pair, or None."""
-    check_square(layout, 2)
+    check_square(layout)
     links, most = adjacency(layout), 1
     for rows in torch.arange(layout.grid.n_rows, device=layout.device).split(ROWS_PER_GROUP):
         allowed, seen, hops = allowed_pairs(layout, rows), reached(links, rows), 1

@@ -24,7 +24,7 @@ MOST_ELEMENTS = 2**18  # of k, gathered
 # and all queries together. A row of its own costs ROW, a call that walks over rows CALL.
 RATES = {16: 7500, 32: 11000, 64: 14500}
 DENSE_RATE, ROW, CALL = 17500, 25, 130
-GATHER = 1000  # elements of k, and as many of v, copied per microsecond
+GATHER = 1500  # elements of k, and as many of v, copied per microsecond
 PIECE = 64  # queries of a causal call that get the same keys
 
 
