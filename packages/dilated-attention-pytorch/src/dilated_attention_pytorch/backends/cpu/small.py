@@ -19,7 +19,7 @@ from .kept import kept
 from .scratch import Buffers, Scratch
 
 MOST_PAIRS = 2**18  # of queries and keys with a mask: 1 MiB of float32
-MOST_ELEMENTS = 2**18  # of k, gathered
+MOST_ELEMENTS = 2**19  # of k, gathered
 # Measured on one core, in products of an element of q and one of k per microsecond: rows of 16, 32 and more queries,
 # and all queries together. A row of its own costs ROW, a call that walks over rows CALL.
 RATES = {16: 7500, 32: 11000, 64: 14500}
