@@ -487,3 +487,39 @@ def test_a_query_without_keys_gets_zero_and_lse_zero_from_the_kernel() -> None:
     out, lse = flash.attention(q, k, v, mask, 0.3)
     assert not out[0, 0, 7].any()
     assert lse[0, 0, 7] == 0.0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "q_len", "kv_len", "block"),
+    [
+        (4, 1, 128, 128, 16),
+        (4, 4, 128, 128, 16),
+        (4, 4, 128, 128, 32),
+        (2, 2, 40, 96, 16),
+        (4, 2, 256, 256, 64),
+    ],
+)
+def test_numbers_of_a_future_block_do_not_reach_short_causal_calls(
+    heads: int, kv_heads: int, q_len: int, kv_len: int, block: int, name: str, bad: float
+) -> None:
+    config = SparsePatternConfig(sparsity_ratio=1.0, block_size=block)
+    layout = BlockLayout.from_config(config, q_len, kv_len, causal=True)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, d_out = (
+        torch.randn(1, n, n_heads, 16, generator=generator)
+        for n, n_heads in ((q_len, heads), (kv_len, kv_heads), (kv_len, kv_heads), (q_len, heads))
+    )
+    before = q_len - block  # queries that see nothing of the last block
+
+    def results(value: float) -> tuple[Tensor, Tensor]:
+        tensors = {"k": k.clone(), "v": v.clone()}
+        tensors[name][:, -block:] = value
+        query = q.clone().requires_grad_()
+        out = block_sparse_attention(query, tensors["k"], tensors["v"], layout, is_causal=True, backend="cpu")
+        (grad,) = torch.autograd.grad(out, query, d_out)
+        return out.detach()[:, :before], grad[:, :before]
+
+    for found, expected in zip(results(bad), results(0.0), strict=True):
+        torch.testing.assert_close(found, expected)

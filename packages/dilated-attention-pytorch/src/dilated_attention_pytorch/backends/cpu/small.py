@@ -61,16 +61,16 @@ def plan_of(problem: AttentionProblem) -> Plan | None:
         or not all(x.stride(3) == 1 and x.stride(1) >= p.head_dim for x in (p.q, p.k, p.v))
     ):
         return None
-    wide = torch.promote_types(p.q.dtype, torch.float32)
     key = (
         "small", p.first_row, p.q_offset, p.q_len, p.kv_len, p.block_size, p.is_causal, p.batch, p.num_heads,
         p.num_kv_heads, p.head_dim, p.q.dtype,
     )  # fmt: skip
-    return kept(p.rows.indices, key, lambda: make_plan(p, wide))
+    return kept(p.rows.indices, key, lambda: make_plan(p))
 
 
-def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
+def make_plan(problem: AttentionProblem) -> Plan | None:
     p, size = problem, problem.block_size
+    dtype = torch.promote_types(p.q.dtype, torch.float32)
     group, n_rows, n_cols = p.num_heads // p.num_kv_heads, p.n_rows, p.n_cols
     offsets, columns = p.rows.offsets.long(), p.rows.indices.long()
     row = torch.arange(n_rows, device="cpu").repeat_interleave(offsets.diff())
@@ -120,16 +120,17 @@ def make_plan(problem: AttentionProblem, dtype: torch.dtype) -> Plan | None:
     sees_none = ~visible.any(-1).flatten()
     hidden = None if bool(visible.all()) else mask.repeat(1, group, 1)[:, None]
     in_forward = dtype_of_forward(p.q.dtype)
-    parts = [hidden]
-    if len(pieces) > 1 and hidden is not None:
-        parts = [hidden[..., queries, keys].contiguous() for queries, keys in pieces]
+    parts = [
+        hidden if hidden is None or len(pieces) == 1 else hidden[..., queries, keys].contiguous()
+        for queries, keys in pieces
+    ]
     return Plan(
         place,
         mask.shape[0],
         sees_none if bool(sees_none.any()) else None,
         tuple(
             Piece(queries, keys, part, None if part is None else part.to(in_forward))
-            for (queries, keys), part in zip(pieces, parts * (len(pieces) // len(parts)), strict=True)
+            for (queries, keys), part in zip(pieces, parts, strict=True)
         ),
         hides_blocks,
     )
@@ -160,17 +161,10 @@ def pieces_of(problem: AttentionProblem, active: Tensor) -> list[tuple[slice, sl
 
 
 def is_full(problem: AttentionProblem, active: Tensor, queries: slice, keys: slice) -> bool:
-    """Whether the rows see all blocks of the keys that are not in the future."""
-    size = problem.block_size
-    if problem.q_len == queries.stop - queries.start:
-        rows = torch.arange(problem.n_rows, device="cpu")
-    else:
-        rows = torch.arange(queries.start // size, -(-queries.stop // size), device="cpu")
-    columns = torch.arange(keys.start // size, -(-keys.stop // size), device="cpu")
-    seen = active[rows[:, None], columns]
-    if problem.is_causal:
-        seen = seen | (columns > rows[:, None] + problem.first_row)
-    return bool(seen.all())
+    """Whether the rows see all blocks of the keys; none of the future, either, is among them."""
+    size, lead = problem.block_size, problem.q_offset % problem.block_size
+    rows = slice((queries.start + lead) // size, -(-(queries.stop + lead) // size))
+    return bool(active[rows, keys.start // size : -(-keys.stop // size)].all())
 
 
 class Tiled:
