@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from migrate_hierarchical.density import LEVELS, Level
+from migrate_hierarchical.density import LEVELS, Level, levels_of, old_rows
 
 BLOCK = 64
 LENGTHS = tuple(1024 * 2**power for power in range(8))
@@ -25,16 +25,12 @@ def new_layout(ratio: float, seq_len: int, causal: bool, rates: tuple[int, ...] 
 
 
 def old_layout(levels: list[Level], seq_len: int, causal: bool) -> BlockLayout:
-    """The blocks of a removed configuration: in the rows of a level's stride, a window around the own block or all."""
-    block = torch.arange(seq_len // BLOCK)
-    distance = (block[:, None] - block).abs()
-    mask = torch.zeros_like(distance, dtype=torch.bool)
-    for level in levels:
-        rows = block % max(1, level["stride"] // BLOCK) == 0
-        window = level["window_size"]
-        half = len(block) if window == -1 else max(1, window // BLOCK) // 2
-        mask |= rows[:, None] & (distance <= half)
-    return BlockLayout.from_dense(mask.tril() if causal else mask, BLOCK, causal=causal)
+    """The blocks of a removed configuration."""
+    n_blocks = seq_len // BLOCK
+    mask = torch.zeros(n_blocks, n_blocks, dtype=torch.bool)
+    for row, columns in enumerate(old_rows(levels_of(levels), n_blocks, BLOCK, causal)):
+        mask[row, columns.start : columns.stop] = True
+    return BlockLayout.from_dense(mask, BLOCK, causal=causal)
 
 
 def rows_that_see_far(layout: BlockLayout) -> float:

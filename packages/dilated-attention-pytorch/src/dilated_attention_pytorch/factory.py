@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +15,6 @@ from .removed import REMOVED_PRESETS, raise_removed_variant
 from .values import shown
 
 VARIANTS = ("auto", "base")
-CONFIG_FIELDS = (
-    "pattern_type",
-    "window_size",
-    "global_tokens",
-    "min_blocks",
-    "rotation",
-)  # no arguments of modules
 
 PRESETS = {
     "local": SparsePatternConfig("local_window", window_size=256),
@@ -95,8 +89,9 @@ def create_block_sparse_attention(
     if not named or variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, got {shown(variant)}")
     taken = inspect.signature(BlockSparseAttention).parameters
+    config_fields = {field.name for field in dataclasses.fields(SparsePatternConfig)}
     for name in kwargs:
-        if name in CONFIG_FIELDS:
+        if name in config_fields - taken.keys():
             raise TypeError(
                 f"variant={variant!r} takes no argument {name!r}, which is a field of SparsePatternConfig; "
                 f"use sparse_config=SparsePatternConfig({name}={shown(kwargs[name])})"
