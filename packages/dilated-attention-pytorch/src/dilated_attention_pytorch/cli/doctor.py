@@ -17,6 +17,7 @@ from ..config import SparsePatternConfig
 from ..factory import PRESETS
 from ..functional import explain_backends
 from ..patterns import BlockLayout
+from .plot import layers_to_cover
 
 # A typical call, causal, with 5 % of the blocks kept.
 SHAPE = (1, 4096, 8, 64)  # (batch, seq_len, num_heads, head_dim)
@@ -177,8 +178,7 @@ def as_text(findings: dict[str, Any]) -> str:
 
 def describe_pattern(pattern: dict[str, Any]) -> str:
     """Density and reach of a pattern in a line."""
-    layers = pattern["layers_to_full_coverage"]
-    when = "never, however many layers" if layers is None else f"with {layers} layers"
+    when = layers_to_cover(pattern["layers_to_full_coverage"])
     return f"{pattern['density']:.1%} of the blocks, reach {pattern['reach']:,} tokens, full coverage {when}"
 
 

@@ -152,14 +152,15 @@ def describe(layout: BlockLayout) -> str:
     return "\n".join(f"{name:<16}{figure}" for name, figure in figures.items())
 
 
+def layers_to_cover(hops: int | None) -> str:
+    """When a stack of layers connects every allowed pair."""
+    return "never, however many layers" if hops is None else f"with {hops} layers"
+
+
 def describe_hops(layout: BlockLayout) -> str:
     """How far information travels through stacked layers."""
     hops = layout.hops_to_full_coverage()
-    lines = [
-        "full coverage   never, however many layers"
-        if hops is None
-        else f"full coverage   with {hops} layers"
-    ]
+    lines = [f"full coverage   {layers_to_cover(hops)}"]
     for layers in range(1, min(hops or MOST_LAYERS, MOST_LAYERS) + 1):
         name = f"{layers} layer{'s' if layers > 1 else ''}"
         lines.append(f"{name:<16}connect {layout.coverage(layers):.1%} of the block pairs")

@@ -22,6 +22,7 @@ from ..patterns import BlockLayout
 from .memory import Run, median_peaks
 from .model import (
     KINDS,
+    OURS,
     AttentionKind,
     LanguageModel,
     ModelSettings,
@@ -61,7 +62,6 @@ CUDA_DEFAULTS = {
     "block_size": 64,
     "min_blocks": 6,
 }
-OURS: AttentionKind = "dilated_sparse"
 SAMPLE_BYTES = 120
 MOST_ANSWERS = 64
 PROMPT_BYTES = 100

@@ -27,6 +27,7 @@ INITIAL_STD = 0.15  # at width 32; it shrinks with the root of the width
 
 AttentionKind = Literal["dense", "dilated_sparse", "own_block", "local_window"]
 KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
+OURS: AttentionKind = "dilated_sparse"
 
 
 @dataclass(frozen=True)

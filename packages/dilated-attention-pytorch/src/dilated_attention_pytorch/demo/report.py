@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from ..patterns import BlockLayout
-from .model import AttentionKind
+from .model import OURS, AttentionKind
 from .task import PASSKEYS
 
 WIDTH = 80
@@ -27,7 +27,6 @@ TITLES: dict[AttentionKind, str] = {
     "local_window": "local window",
 }
 COLUMNS = ("attention", "kept", "answers' loss", "right", "text loss", "tokens/s", "memory")
-OURS: AttentionKind = "dilated_sparse"
 
 
 @dataclass
