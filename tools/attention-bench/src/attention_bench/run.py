@@ -87,21 +87,21 @@ def main(arguments: list[str]) -> int:
             ):
                 found.setdefault((case, row.peer), []).append(row)
                 print(report.line(row), flush=True)
-            in_order = []
-        for name in in_order:
-            row, expected = measure.measure(
-                PEERS[name],
-                case,
-                layout,
-                layout_ms,
-                device,
-                expected,
-                given.repeat_ms,
-                not given.forward_only,
-            )
-            measure.free(device)
-            found.setdefault((case, name), []).append(row)
-            print(report.line(row), flush=True)
+        else:
+            for name in in_order:
+                row, expected = measure.measure(
+                    PEERS[name],
+                    case,
+                    layout,
+                    layout_ms,
+                    device,
+                    expected,
+                    given.repeat_ms,
+                    not given.forward_only,
+                )
+                measure.free(device)
+                found.setdefault((case, name), []).append(row)
+                print(report.line(row), flush=True)
         rows = [measure.median_row(tries) for tries in found.values()]
         if given.json:
             report.write_json(given.json, rows, environment(device, command))
