@@ -26,6 +26,7 @@ from dilated_attention_pytorch import (
     plans,
 )
 from dilated_attention_pytorch.backends.choose import backend_named
+from dilated_attention_pytorch.patterns.cache import LAYOUTS
 from tests.core.seen import Seen
 
 LENGTH = 40
@@ -38,6 +39,12 @@ def qkv(requires_grad: bool = False, heads: int = 2, dtype: torch.dtype = torch.
 
 def layout(ratio: float = 0.5) -> BlockLayout:
     return BlockLayout.from_config(dataclasses.replace(CONFIG, sparsity_ratio=ratio), LENGTH)
+
+
+@pytest.fixture(autouse=True)
+def no_layouts_of_other_tests() -> None:
+    """Modules share their layouts, and with them the plans that another test may have made."""
+    LAYOUTS.clear()
 
 
 @pytest.fixture
