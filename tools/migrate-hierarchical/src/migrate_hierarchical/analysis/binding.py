@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import libcst as cst
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 ImportStatement = cst.Import | cst.ImportFrom
+
+
+def syntax(*names: str) -> tuple[type, ...]:
+    """Node types by name; an older libcst lacks some of them."""
+    return tuple(getattr(cst, name) for name in names if hasattr(cst, name))
+
+
+# A lazy import has the fields of the usual one, and one more.
+IMPORTS = syntax("Import", "LazyImport")
+IMPORTS_FROM = syntax("ImportFrom", "LazyImportFrom")
+
+
+def is_import(node: object) -> TypeIs[cst.Import]:
+    return isinstance(node, IMPORTS)
+
+
+def is_import_from(node: object) -> TypeIs[cst.ImportFrom]:
+    return isinstance(node, IMPORTS_FROM)
 
 
 @dataclass(eq=False)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any
+
 import libcst as cst
+
+from .known import KNOWN
 
 Node = cst.CSTNode
 ORDERS: dict[type, tuple[str, ...] | None] = {}  # node type -> its attributes with children; None: no node
+VERSION = version("libcst")
+
+
+class UnknownSyntax(Exception):
+    """A construct that libcst parses and this tool does not know."""
 
 
 class Recorder(cst.CSTVisitor):
@@ -25,9 +36,23 @@ class Recorder(cst.CSTVisitor):
 
 
 def order_of(value: object) -> tuple[str, ...] | None:
-    """Asked of libcst once for every type; the order is the same for all nodes of a type."""
+    """Asked of libcst once for every type; raises UnknownSyntax.
+
+    libcst does not visit an optional attribute of some nodes where it is empty (the format of `f"{x}"`), so those that
+    the class declares and this node did not show come last.
+    """
     if not isinstance(value, Node):
         return None
+    kind = type(value)
+    if kind.__name__ not in KNOWN:
+        raise UnknownSyntax(
+            f"libcst {VERSION} reads the construct {kind.__name__}, which this release does not know"
+        )
     recorder = Recorder(value)
     value.visit(recorder)
-    return tuple(recorder.names)
+    return (*recorder.names, *(each for each in node_fields(kind) if each not in recorder.names))
+
+
+def node_fields(kind: Any) -> list[str]:
+    """The declared attributes of a type that may hold nodes."""
+    return [each.name for each in fields(kind) if each.init and each.type not in ("str", "bool", str, bool)]

@@ -9,10 +9,20 @@ import libcst as cst
 
 from ..names import KEYWORD, PACKAGE, PIECE, TODO, below_package
 from ..reexports import Reexports
-from .binding import Binding, ImportStatement, Scope, dotted, import_name, target_names
+from .binding import (
+    IMPORTS,
+    IMPORTS_FROM,
+    Binding,
+    ImportStatement,
+    Scope,
+    dotted,
+    import_name,
+    syntax,
+    target_names,
+)
 from .order import ORDERS, order_of
 
-COMPREHENSIONS = (cst.GeneratorExp, cst.ListComp, cst.SetComp, cst.DictComp)
+COMPREHENSIONS = syntax("GeneratorExp", "ListComp", "SetComp", "DictComp", "StarredDictComp")
 LINES = frozenset(
     {
         cst.SimpleStatementLine,
@@ -236,6 +246,9 @@ class Walk:
     def type_alias(self, node: cst.TypeAlias) -> None:
         self.bind_target(node.name, "other", node)
 
+    def type_parameter(self, node: cst.TypeVar | cst.TypeVarTuple | cst.ParamSpec) -> None:
+        self.bind_target(node.name, "other", node)
+
     def declared(self, node: cst.Global | cst.Nonlocal) -> None:
         kind = "global" if isinstance(node, cst.Global) else "nonlocal"
         for item in node.names:
@@ -402,7 +415,7 @@ HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
     cst.SimpleWhitespace: Walk.blank,
     cst.ParenthesizedWhitespace: Walk.parenthesized,
     cst.SimpleString: Walk.any_string,
-    cst.FormattedStringText: Walk.string_text,
+    **dict.fromkeys(syntax("FormattedStringText", "TemplatedStringText"), Walk.string_text),
     cst.Assign: Walk.assign,
     cst.AnnAssign: Walk.annotated,
     cst.AugAssign: Walk.augmented,
@@ -422,12 +435,10 @@ HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
     cst.FunctionDef: Walk.function,
     cst.Lambda: Walk.lambda_,
     cst.ClassDef: Walk.class_,
-    cst.GeneratorExp: Walk.comprehension,
-    cst.ListComp: Walk.comprehension,
-    cst.SetComp: Walk.comprehension,
-    cst.DictComp: Walk.comprehension,
-    cst.Import: Walk.import_,
-    cst.ImportFrom: Walk.import_from,
+    **dict.fromkeys(COMPREHENSIONS, Walk.comprehension),
+    **dict.fromkeys(syntax("TypeVar", "TypeVarTuple", "ParamSpec"), Walk.type_parameter),
+    **dict.fromkeys(IMPORTS, Walk.import_),
+    **dict.fromkeys(IMPORTS_FROM, Walk.import_from),
     cst.Name: Walk.name,
     cst.Attribute: Walk.attribute,
     cst.Call: Walk.call,

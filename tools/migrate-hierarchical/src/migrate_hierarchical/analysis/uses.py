@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import libcst as cst
 
 from ..names import KEPT, PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone, strip_source
-from .binding import Binding, Scope
+from .binding import Binding, Scope, is_import
 from .scopes import Walk
 
 
@@ -104,7 +104,7 @@ class Resolver:
     def becomes_package(binding: Binding) -> bool:
         """`import package.submodule as x` is rewritten to `import package as x`: x stays a module."""
         return (
-            isinstance(binding.statement, cst.Import)
+            is_import(binding.statement)
             and binding.target is not None
             and binding.alias is not None
             and binding.alias.asname is not None

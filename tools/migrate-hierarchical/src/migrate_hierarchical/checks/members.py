@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import Binding, dotted
+from ..analysis.binding import Binding, dotted, is_import_from
 from ..edit.arguments import string_value
 from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED
 
@@ -86,7 +86,7 @@ def check_modules(planner: Planner) -> None:
 def written_path(binding: Binding) -> str:
     """The dotted path that an import gives to a name, with the dots of a relative one."""
     statement = binding.statement
-    if isinstance(statement, cst.ImportFrom) and statement.relative and binding.alias is not None:
+    if is_import_from(statement) and statement.relative and binding.alias is not None:
         module = dotted(statement.module) if statement.module else ""
         dots = "." * len(statement.relative)
         return dots + ".".join(part for part in (module, dotted(binding.alias.name)) if part)

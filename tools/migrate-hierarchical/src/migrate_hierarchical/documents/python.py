@@ -5,7 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from ..analysis.context import line_of
-from ..analysis.order import ORDERS, order_of
+from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.scopes import Walk
 from ..edit.apply import Apply
 from ..edit.imports import ImportEditor
@@ -49,7 +49,9 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
     try:
         module = cst.parse_module(source)
     except cst.ParserSyntaxError as error:
-        raise Unreadable(f"line {error.raw_line}: not valid Python") from None
+        raise Unreadable(
+            f"line {error.raw_line}: not valid Python to libcst {VERSION}; newer syntax may need a newer libcst"
+        ) from None
     except (UnicodeDecodeError, LookupError, SyntaxError) as error:
         raise Unreadable(f"cannot be decoded: {error}") from None
     except RecursionError:
@@ -58,6 +60,8 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
         return migrate_module(module, source, path, settings)
     except RecursionError:
         raise Unreadable("nested too deeply") from None
+    except UnknownSyntax as error:
+        raise Unreadable(str(error)) from None
     except UnicodeEncodeError as error:
         raise Unreadable(f"cannot be encoded: {error}") from None
 

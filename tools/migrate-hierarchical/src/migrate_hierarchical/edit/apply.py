@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import libcst as cst
 
-from ..analysis.binding import ImportStatement
+from ..analysis.binding import ImportStatement, is_import, is_import_from
 from ..analysis.context import line_of
 from .build import comments_in
 from .imports import Edit
@@ -117,7 +117,7 @@ class Apply(cst.CSTTransformer):
         body: list[cst.BaseSmallStatement] = []
         for small, new in zip(node.body, updated.body):
             edit: list[Any] | None = None
-            if isinstance(small, cst.Import | cst.ImportFrom):
+            if is_import(small) or is_import_from(small):
                 edit = self.imports.get(small)
             parts = [new] if edit is None else edit
             body += [part.with_changes(semicolon=cst.MaybeSentinel.DEFAULT) for part in parts]

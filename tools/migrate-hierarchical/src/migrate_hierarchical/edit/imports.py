@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import Binding, ImportStatement, dotted, import_name
+from ..analysis.binding import Binding, ImportStatement, dotted, import_name, is_import, is_import_from
 from ..analysis.context import in_all
 from ..analysis.uses import api_path
 from ..names import (
@@ -64,7 +64,7 @@ class ImportEditor:
         """For every import statement that changes, what takes its place."""
         result: dict[ImportStatement, Edit] = {}
         for statement in self.walk.imports:
-            if isinstance(statement, cst.Import):
+            if is_import(statement):
                 new: Edit | None = self.edit_import(statement)
             elif isinstance(statement.names, cst.ImportStar):
                 self.check_star(statement)
@@ -131,7 +131,7 @@ class ImportEditor:
     def check_members(self, alias: cst.ImportAlias) -> None:
         """Other members of a module that is gone."""
         binding = self.bindings[alias]
-        named = isinstance(self.walk.parents[alias], cst.ImportFrom) or alias.asname is not None
+        named = is_import_from(self.walk.parents[alias]) or alias.asname is not None
         for node in self.walk.names:
             if node in self.planner.used or binding not in self.walk.scope_of[node].lookup(node.value):
                 continue
