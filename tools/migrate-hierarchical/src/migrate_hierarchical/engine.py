@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from .discovery import NOTEBOOK, PLAIN, PROSE
+from .constants import takes_constant
+from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
 from .documents.result import Result
 from .names import NEEDLE, PACKAGE, REMOVED, TODO
 from .settings import Settings
@@ -16,8 +17,10 @@ LARGEST_TEXT = 10 * 2**20  # bytes of a data file that is still searched
 
 def may_hold_use(path: str, data: bytes) -> bool:
     """A fast look: the needle, and a way to reach the package."""
-    if NEEDLE not in data or SKIP_FILE in data:
+    if SKIP_FILE in data:
         return False
+    if NEEDLE not in data:
+        return path.endswith(PYTHON) and PACKAGE.encode() in data and takes_constant(path, data)
     if path.endswith(PLAIN):
         return len(data) <= LARGEST_TEXT
     if PACKAGE.encode() in data or TODO.encode() in data:

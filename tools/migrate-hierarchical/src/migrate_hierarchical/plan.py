@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import libcst as cst
 
 from .analysis.binding import Binding, ImportStatement, Scope, dotted
-from .analysis.context import fstring_quotes, in_annotation, in_type_call
+from .analysis.choices import UNKNOWN, Choices, Chooser, union
+from .analysis.context import fstring_quotes
 from .analysis.origins import DEPTH, Origins
+from .analysis.roles import ALL, CLASS, DOCSTRING, KEY, TYPE, Roles
 from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
-from .checks.members import check_members, check_modules, check_unresolved
+from .checks.annotations import check_type_comments, check_types
+from .checks.by_name import check_by_name
+from .checks.members import check_members, check_modules, check_unresolved, is_foreign
 from .checks.strings import check_strings
 from .density import LEVELS, Comparison, levels_of
 from .edit.arguments import is_none, read_arguments, string_value
@@ -20,6 +25,7 @@ from .edit.build import Style
 from .names import (
     CONFIG,
     FACTORY,
+    HIERARCHICAL,
     HIERARCHICAL_STRINGS,
     PACKAGE,
     PARAMETERS,
@@ -50,6 +56,8 @@ class Planner:
         self.module, self.walk, self.settings, self.is_init = module, walk, settings, is_init
         self.resolver = Resolver(walk)
         self.origins = Origins(walk, self.resolver)
+        self.roles = Roles(walk)
+        self.chooser = Chooser(walk, self.origins, self.roles)
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
         self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
@@ -177,9 +185,38 @@ class Planner:
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
         return use is not None and use.name == PRESETS and use.agrees
 
+    def may_be_hierarchical(self, node: cst.BaseExpression, scope: Scope) -> bool:
+        """Whether a name that is no literal may be that of a removed variant or preset."""
+        return self.is_hierarchical(self.chooser.of(node, scope))
+
+    def may_hold_hierarchical(self, stars: Sequence[cst.Arg], scope: Scope) -> bool:
+        """Whether unpacked arguments may hold one."""
+        held = [self.chooser.inside(arg.value, scope, 0) if arg.star == "**" else UNKNOWN for arg in stars]
+        return self.is_hierarchical(union(held))
+
+    def is_hierarchical(self, choices: Choices) -> bool:
+        if choices.values & HIERARCHICAL_STRINGS:
+            return True
+        return not choices.complete and self.mentions_hierarchical()
+
     def mentions_hierarchical(self) -> bool:
-        """Whether a string of the file is the name of a removed variant or preset."""
-        return any(string_value(node) in HIERARCHICAL_STRINGS for node in self.walk.strings)
+        """Whether the file holds the name of a removed variant or preset that may go to a call of the package."""
+        return any(
+            string_value(node) in HIERARCHICAL_STRINGS and self.may_travel(node) for node in self.walk.strings
+        )
+
+    def may_travel(self, node: cst.SimpleString) -> bool:
+        """Whether a string may be used in another place than its own."""
+        if self.roles.of(node) in (DOCSTRING, ALL, KEY):
+            return False
+        parent = self.walk.parents[node]
+        if isinstance(parent, cst.DictElement) and string_value(parent.key) == "name":
+            return string_value(node) != HIERARCHICAL
+        call = self.walk.parents.get(parent)
+        if not isinstance(parent, cst.Arg) or not isinstance(call, cst.Call):
+            return True
+        # given to a call that keeps it to itself
+        return call.func not in self.resolver.by_node and not is_foreign(self, call.func)
 
     # ---- the plan
 
@@ -202,7 +239,10 @@ class Planner:
         check_members(self)
         check_modules(self)
         check_unresolved(self)
+        check_types(self)
+        check_by_name(self)
         check_strings(self)
+        check_type_comments(self)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
         """The node to replace and how; None if nothing changes here."""
@@ -264,7 +304,7 @@ class Planner:
             self.leave(use.node, "HIER101", f"subclass of {use.name}")
         elif isinstance(parent, cst.Attribute) and parent.value is use.node:
             self.leave(use.node, "HIER102", f"{use.name}.{parent.attr.value}")
-        elif use.name in TYPES and (in_annotation(use.node, parents) or in_type_call(use.node, parents)):
+        elif use.name in TYPES and self.roles.of(use.node) in (TYPE, CLASS):
             if self.settings.wants("HIER008"):
                 self.renames[use.node] = self.name(use, TYPES[use.name])
                 self.used.add(use.root)
@@ -323,6 +363,12 @@ class Planner:
                 return True
             current = self.walk.parents.get(current)
         return False
+
+    def is_concerned(self) -> bool:
+        """Whether the file reaches the package at all."""
+        if any(self.is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings()):
+            return True
+        return bool(self.walk.stars) or any(string_value(node) == PACKAGE for node in self.walk.strings)
 
     @property
     def has_use(self) -> bool:

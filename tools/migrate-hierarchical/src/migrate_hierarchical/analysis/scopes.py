@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from .binding import (
 from .order import ORDERS, order_of
 
 COMPREHENSIONS = syntax("GeneratorExp", "ListComp", "SetComp", "DictComp", "StarredDictComp")
+TYPE_COMMENT = re.compile(r"#\s*type:\s*(?!ignore\b)(.*)")
 LINES = frozenset(
     {
         cst.SimpleStatementLine,
@@ -61,6 +63,9 @@ class Walk:
         self.scope_of: dict[cst.CSTNode, Scope] = {}  # of names, calls, strings and attributes
         self.names: list[cst.Name] = []  # that are read
         self.strings: list[cst.SimpleString] = []
+        self.composed: list[cst.BaseExpression] = []  # sums, f-strings and joins of strings
+        self.type_comments: list[tuple[cst.CSTNode, str, Scope]] = []
+        self.calls: list[cst.Call] = []
         self.attributes: list[cst.Attribute] = []
         self.marks: dict[cst.CSTNode, tuple[int, str]] = {}  # lines put by an earlier run: number and reason
         self.groups: list[tuple[int, str]] = []  # first line and block of the pieces of a page
@@ -126,6 +131,8 @@ class Walk:
             self.marks[node] = (self.line, comment.value[len(TODO) :].split(" ")[0])
         elif comment is not None and comment.value.startswith(PIECE):
             self.groups.append((self.line, comment.value.split(" ")[-1]))
+        elif comment is not None and (found := TYPE_COMMENT.match(comment.value)) is not None:
+            self.type_comments.append((node, found.group(1), self.scope))
 
     def group(self, node: cst.CSTNode) -> str:
         """The block of a page, or of a docstring, that a node stands in; empty outside of them."""
@@ -150,6 +157,19 @@ class Walk:
         self.note(node)
         self.strings.append(node)
         self.line += node.value.count("\n")
+
+    def composed_string(self, node: cst.FormattedString | cst.ConcatenatedString) -> None:
+        if not isinstance(self.stack[-2], cst.ConcatenatedString):
+            self.note(node)
+            self.composed.append(node)
+
+    def operation(self, node: cst.BinaryOperation) -> None:
+        outer = self.stack[-2]
+        whole = not (isinstance(outer, cst.BinaryOperation) and isinstance(outer.operator, cst.Add))
+        if whole and isinstance(node.operator, cst.Add):
+            if isinstance(node.left, cst.BaseString) or isinstance(node.right, cst.BaseString):
+                self.note(node)
+                self.composed.append(node)
 
     def string_text(self, node: cst.FormattedStringText) -> None:
         self.line += node.value.count("\n")
@@ -387,6 +407,9 @@ class Walk:
         self.indents[node] = self.indent
         if isinstance(node.func, cst.Attribute) and node.func.attr.value == "append" and node.args:
             self.fill(node.func.value, node.args[0].value)
+        self.calls.append(node)
+        if isinstance(node.func, cst.Attribute) and node.func.attr.value == "join":
+            self.composed.append(node)
         self.keywords += (arg for arg in node.args if arg.keyword and arg.keyword.value == KEYWORD)
 
 
@@ -416,6 +439,9 @@ HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
     cst.ParenthesizedWhitespace: Walk.parenthesized,
     cst.SimpleString: Walk.any_string,
     **dict.fromkeys(syntax("FormattedStringText", "TemplatedStringText"), Walk.string_text),
+    cst.FormattedString: Walk.composed_string,
+    cst.ConcatenatedString: Walk.composed_string,
+    cst.BinaryOperation: Walk.operation,
     cst.Assign: Walk.assign,
     cst.AnnAssign: Walk.annotated,
     cst.AugAssign: Walk.augmented,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..analysis.binding import Binding, dotted, is_import_from
+from ..analysis.roles import leftmost
 from ..edit.arguments import string_value
 from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED
 
@@ -112,12 +113,6 @@ def is_read_by_name(planner: Planner, text: cst.SimpleString, name: str) -> bool
     if function in BY_NAME and len(call.args) > 1 and call.args[1] is arg:
         return may_be_ours(planner, call.args[0].value, name)
     return function in GETTERS and call.args[0] is arg
-
-
-def leftmost(node: cst.BaseExpression) -> cst.BaseExpression:
-    while isinstance(node, cst.Attribute | cst.Call | cst.Subscript):
-        node = node.func if isinstance(node, cst.Call) else node.value
-    return node
 
 
 def is_foreign(planner: Planner, node: cst.BaseExpression, through_values: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""Removed names in strings and keywords: annotations and __all__ are renamed, the rest is left to a person."""
+"""Removed names that are looked up by string: getattr, importlib, patches, registries, dotted paths."""
 
 from __future__ import annotations
 
@@ -6,182 +6,175 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import Scope, dotted
-from ..analysis.context import annotation_name_edit, in_all, in_annotation, in_type_call, is_docstring
-from ..analysis.uses import Use
+from ..analysis.binding import dotted
+from ..analysis.roles import ALL, ARGUMENT, DOCSTRING, KEY, LITERAL, TYPE, leftmost
+from ..analysis.text import GAP, text_of
 from ..edit.arguments import string_value
-from ..names import (
-    FACTORY,
-    HIERARCHICAL_STRINGS,
-    KEPT,
-    KEYWORD,
-    PACKAGE,
-    PRESET,
-    REMOVED,
-    REMOVED_MODULE,
-    TYPES,
-)
+from ..names import PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone
 from .members import is_foreign
 
 if TYPE_CHECKING:
     from ..plan import Planner
 
-NAMED_BY = ("variant", "pattern_type", "preset", "preset_name", "name")
+NAMES = (*REMOVED, REMOVED_MODULE)
+# Functions that look up the name of a member.
+BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr", "attrgetter", "methodcaller", "object"})
+# Functions that take the path of a module, or of what is in one.
+LOADERS = frozenset(
+    [
+        "import_module",
+        "find_spec",
+        "__import__",
+        "resolve_name",
+        "run_module",
+        "importorskip",
+        "patch",
+        "locate",
+        "import_string",
+        "get_class",
+        "get_object",
+        "get_method",
+        "instantiate",
+        "load_object",
+        "import_object",
+        "import_from_string",
+        "find_module",
+        "get_loader",
+        "find_loader",
+    ]
+)
+# What functions and methods that look something up in a registry are called, as a word of their names.
+REGISTRIES = frozenset(["build", "create", "make", "register", "registry", "resolve", "lookup"])
+# Keywords and keys that name a class.
+TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name", "class_path"})
 
 
 def check_strings(planner: Planner) -> None:
     walk = planner.walk
-    ours = any(planner.is_ours(b.target) or b.target == PACKAGE for b in planner.import_bindings())
-    ours = ours or bool(walk.stars) or any(string_value(node) == PACKAGE for node in walk.strings)
-    if ours:
-        check_keywords(planner)
-    for node in walk.strings:
-        value = string_value(node)
-        if value is None or planner.is_spoken(node) or is_docstring(node, walk.parents):
+    ours = planner.is_concerned()
+    reflects = ours and any(looks_up(planner, call) for call in walk.calls)
+    for node in (*walk.strings, *walk.composed):
+        if node in planner.spoken or planner.is_spoken(node):
             continue
-        if value in HIERARCHICAL_STRINGS:
-            if ours and given_by_name(planner, node):
-                planner.leave(node, "HIER113", repr(value))
-        elif value == KEYWORD:
-            if ours and is_key_of_arguments(planner, node):
-                planner.leave(node, "HIER113", repr(value))
-        elif not rename_in_string(planner, node) and is_removed_name(planner, node, value, ours):
-            planner.leave(node, "HIER103", repr(value))
+        value = text_of(node, walk, walk.scope_of[node])
+        if value is not None and is_removed_name(planner, node, value, ours, reflects):
+            planner.leave(node, "HIER103", repr(value.replace(GAP, "...")))
 
 
-def is_removed_name(planner: Planner, node: cst.SimpleString, value: str, ours: bool) -> bool:
-    """Whether a string is a removed name, or a dotted path to one."""
-    if value in (*REMOVED, REMOVED_MODULE):
-        return ours and not in_all(node, planner.walk.parents)
-    if PACKAGE not in value or not any(name in value for name in (*REMOVED, REMOVED_MODULE)):
+def is_removed_name(
+    planner: Planner, node: cst.BaseExpression, value: str, ours: bool, reflects: bool
+) -> bool:
+    """Whether a string leads to something that is gone."""
+    if not any(name in value for name in NAMES) and PACKAGE not in value and not value.startswith("."):
         return False
+    role = planner.roles.of(node)
+    if role in (DOCSTRING, ALL):
+        return False
+    call = called_with(planner, node)
+    function = (dotted(call.func) or "").split(".")[-1] if call is not None else ""
+    if function in LOADERS and leads_to_gone(value, package_given(planner, call)):
+        return True
+    if is_path(value) and PACKAGE in value and any(name in value for name in NAMES):
+        return True
+    if value not in NAMES or not ours or role == LITERAL:
+        return False
+    if role == TYPE:
+        bindings = planner.walk.scope_of[node].lookup(value)
+        return (
+            any(planner.is_ours(each.target) for each in bindings) if bindings else bool(planner.walk.stars)
+        )
+    if role == KEY:
+        return in_namespace(planner, node)
+    if call is not None and function in BY_NAME:
+        first = call.args[0].value
+        return means_package(planner, first) or not is_foreign(planner, first)
+    return reflects or names_class(planner, node, function)
+
+
+def is_path(value: str) -> bool:
     return all(part.isidentifier() for part in value.replace(":", ".").split("."))
 
 
-# ---- "hierarchical" by name
+def leads_to_gone(value: str, package: str) -> bool:
+    """Whether a module path, relative to a package or not, leads to a module or a name that is gone."""
+    name = value.lstrip(".")
+    if not is_path(name.replace(GAP, "_")):
+        return False
+    last = name.replace(":", ".").split(".")[-1]
+    if value.startswith(".") and not package:
+        return last in NAMES
+    path = f"{package}.{name}" if value.startswith(".") else name
+    below = below_package(path.replace(":", "."))
+    if below is None:
+        return GAP in name.split(".")[0] and last in NAMES
+    return is_gone(below) or below.split(".")[-1] in NAMES
 
 
-def given_by_name(planner: Planner, node: cst.SimpleString) -> bool:
-    """`variant="hierarchical"` in a call that is none of ours, `{"variant": ...}`, `config.pattern_type = ...`."""
-    parent = planner.walk.parents[node]
-    if isinstance(parent, cst.Arg) and parent.keyword is not None:
-        return parent.keyword.value in NAMED_BY and not is_plain_call(planner, parent)
-    if isinstance(parent, cst.Arg):
-        return is_partial(planner, parent)
-    if isinstance(parent, cst.DictElement) and parent.value is node:
-        return string_value(parent.key) in NAMED_BY
-    if isinstance(parent, cst.Assign):
-        targets = [assigned.target for assigned in parent.targets]
-        return any(
-            (isinstance(target, cst.Attribute) and target.attr.value in NAMED_BY)
-            or key_of(target) in NAMED_BY
-            for target in targets
-        )
+def package_given(planner: Planner, call: cst.Call | None) -> str:
+    """The package to which a call of import_module resolves a relative path."""
+    walk = planner.walk
+    for position, arg in enumerate(call.args if call is not None else ()):
+        if (arg.keyword is None and position == 1) or (arg.keyword and arg.keyword.value == "package"):
+            if dotted(arg.value) in ("__package__", "__name__", "__spec__.parent"):
+                return walk.package or ""
+            if isinstance(arg.value, cst.Attribute) and arg.value.attr.value in ("__name__", "__package__"):
+                return planner.roles.path(arg.value.value) or ""
+            return text_of(arg.value, walk, walk.module_scope) or ""
+    return ""
+
+
+def called_with(planner: Planner, node: cst.BaseExpression) -> cst.Call | None:
+    """The call that an expression is an argument of, also in a list of names."""
+    parents = planner.walk.parents
+    parent = parents[node]
+    while isinstance(
+        parent, cst.Element | cst.List | cst.Tuple | cst.BinaryOperation | cst.ConcatenatedString
+    ):
+        parent = parents[parent]
+    call = parents.get(parent)
+    return call if isinstance(parent, cst.Arg) and isinstance(call, cst.Call) else None
+
+
+def looks_up(planner: Planner, call: cst.Call) -> bool:
+    """Whether a call reads a member of the package, or a module, whose name is not a literal."""
+    function = (dotted(call.func) or "").split(".")[-1]
+    if function in ("getattr", "hasattr", "setattr", "delattr") and len(call.args) > 1:
+        name = call.args[1].value
+        return string_value(name) is None and means_package(planner, call.args[0].value)
     return False
 
 
-def key_of(target: cst.BaseExpression) -> str | None:
-    """The literal key of `x["key"]`."""
-    if isinstance(target, cst.Subscript) and len(target.slice) == 1:
-        index = target.slice[0].slice
-        return string_value(index.value) if isinstance(index, cst.Index) else None
-    return None
+def means_package(planner: Planner, node: cst.BaseExpression) -> bool:
+    return planner.roles.path(node) == PACKAGE or PACKAGE in planner.module.code_for_node(node)
 
 
-def is_plain_call(planner: Planner, arg: cst.Arg) -> bool:
-    """Whether an argument goes to a class or function of the file or of another package."""
-    call = planner.walk.parents[arg]
-    if not isinstance(call, cst.Call) or is_partial(planner, arg):
-        return False
-    return is_foreign(planner, call.func) and dotted(call.func) not in ("dataclasses.replace", "replace")
-
-
-def is_partial(planner: Planner, arg: cst.Arg) -> bool:
-    call = planner.walk.parents[arg]
-    if not isinstance(call, cst.Call) or not call.args:
-        return False
-    first = planner.resolver.by_node.get(call.args[0].value)
-    return first is not None and first.name in KEPT
-
-
-# ---- hierarchical_config as a key of arguments
-
-
-def check_keywords(planner: Planner) -> None:
-    """`dict(hierarchical_config=...)` and `partial(create_block_sparse_attention, hierarchical_config=...)`."""
-    for arg in planner.walk.keywords:
-        call = planner.walk.parents[arg]
-        if not isinstance(call, cst.Call):
-            continue
-        function = (dotted(call.func) or "").split(".")[-1]
-        collects = function in ("dict", "update") and is_collected(planner, arg.value)
-        if (collects or is_partial(planner, arg)) and not planner.is_spoken(arg):
-            planner.leave(arg.value, "HIER113", KEYWORD)
-
-
-def is_key_of_arguments(planner: Planner, node: cst.SimpleString) -> bool:
-    """`{"hierarchical_config": ...}` and `arguments["hierarchical_config"] = ...` where they may reach the factory."""
+def in_namespace(planner: Planner, node: cst.BaseExpression) -> bool:
+    """`globals()["X"]`, `vars(package)["X"]`, `package.__dict__["X"]`."""
     parents = planner.walk.parents
-    parent = parents[node]
-    if isinstance(parent, cst.DictElement) and parent.key is node:
-        return is_collected(planner, parent.value)
-    if not isinstance(parent, cst.Index):
+    index = parents[node]
+    if not isinstance(index, cst.Index):
         return False
-    subscript = parents[parents[parent]]
-    target = parents[subscript]
-    assign = parents.get(target)
-    if not isinstance(target, cst.AssignTarget) or not isinstance(assign, cst.Assign):
-        return False
-    return is_collected(planner, assign.value)
+    subscript = parents[parents[index]]
+    assert isinstance(subscript, cst.Subscript)
+    value = subscript.value
+    if isinstance(value, cst.Call):
+        return dotted(value.func) in ("globals", "locals", "vars")
+    return isinstance(value, cst.Attribute) and value.attr.value == "__dict__"
 
 
-def is_collected(planner: Planner, value: cst.BaseExpression) -> bool:
-    """Whether a value that has this key is an old configuration, or the file unpacks arguments into the factory."""
-    use = planner.resolver.by_node.get(value.func) if isinstance(value, cst.Call) else None
-    if use is not None and use.name in REMOVED:
+def names_class(planner: Planner, node: cst.BaseExpression, function: str) -> bool:
+    """`build("X")`, `registry.get("X")`, `{"type": "X"}`, `dict(_target_="X")`."""
+    parent = planner.walk.parents[node]
+    if isinstance(parent, cst.DictElement):
+        return string_value(parent.key) in TARGETS
+    if planner.roles.of(node) != ARGUMENT or not isinstance(parent, cst.Arg):
+        return False
+    if parent.keyword is not None and parent.keyword.value in TARGETS:
         return True
-    calls = (planner.walk.parents[use.node] for use in planner.resolver if use.name in (FACTORY, PRESET))
-    return any(isinstance(call, cst.Call) and any(arg.star for arg in call.args) for call in calls)
-
-
-# ---- annotations and __all__
-
-
-def rename_in_string(planner: Planner, node: cst.SimpleString) -> bool:
-    """A string annotation, or an entry of __all__; True if the string needs nothing more."""
-    parents = planner.walk.parents
-    exported = in_all(node, parents)
-    if not (exported or in_annotation(node, parents) or in_type_call(node, parents, first_of_cast=True)):
-        return False
-    if not planner.settings.wants("HIER008"):
+    call = planner.walk.parents[parent]
+    assert isinstance(call, cst.Call)
+    words = set(function.lower().split("_"))
+    if words & REGISTRIES:
         return True
-    scope = planner.walk.scope_of[node]
-    source, names = annotation_name_edit(node, scope, lambda name, where: text_use(planner, name, where))
-    if not names:
-        bindings = scope.lookup(string_value(node) or "")
-        if exported and any(
-            planner.is_ours(b.target) and (b.target or "").split(".")[-1] in REMOVED for b in bindings
-        ):
-            planner.leave(node, "HIER109", f"{string_value(node)} is exported")
-        return exported
-    for use, new in names:
-        planner.walk.lines[use.root] = planner.walk.lines[node]  # a name that stands only in the string
-        planner.name(use, new)
-    planner.strings[node] = source
-    planner.note(node, "HIER008")
-    return True
-
-
-def text_use(planner: Planner, name: str, scope: Scope) -> Use | None:
-    """The use that a name in a string would be."""
-    bindings = scope.lookup(name)
-    targets = {
-        (binding.target or "").split(".")[-1] for binding in bindings if planner.is_ours(binding.target)
-    }
-    if len(targets) != 1 or any(not planner.is_ours(binding.target) for binding in bindings):
-        return None
-    target = targets.pop()
-    if target not in TYPES:
-        return None
-    root = cst.Name(name)
-    return Use(target, root, root, scope, bindings, None, True)
+    owner = leftmost(call.func)
+    return function in ("get", "get_model") and "registry" in (getattr(owner, "value", "") or "").lower()

@@ -13,6 +13,7 @@ from ..names import PACKAGE, TODO
 from ..plan import Planner
 from ..rules.reasons import REASONS
 from ..settings import Settings
+from .code_in_strings import find_code
 from .result import Entry
 
 DEEPEST = 100  # nested brackets; the parser's recursion is not unlimited, and code is never that deep
@@ -88,6 +89,8 @@ def migrate_module(
     walk.visit(module)
     planner = Planner(module, walk, settings, is_init)
     planner.run()
+    for node in find_code(planner, lambda code: has_use(code, path, settings)):
+        planner.leave(node, "HIER103", "code in a string")
     imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
     result = Migrated()
     result.exports = planner.exports()
@@ -116,6 +119,15 @@ def migrate_module(
     if not (imports or todos or planner.replacements or planner.renames or planner.strings):
         return source, result
     return render(module, module.visit(Apply(planner, imports, todos)), source), result
+
+
+def has_use(source: str, path: str, settings: Settings) -> bool:
+    """Whether a source of its own uses the removed API."""
+    try:
+        report = migrate_source(source.encode(), path, Settings(reexports=settings.reexports))[1]
+    except (Unreadable, UnicodeEncodeError):
+        return False
+    return bool(report.rewritten or report.left)
 
 
 def render(old: cst.Module, new: cst.Module, source: bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..analysis.binding import Binding, ImportStatement, dotted, import_name, is_import, is_import_from
-from ..analysis.context import in_all
+from ..analysis.roles import ALL
 from ..analysis.uses import api_path
 from ..names import (
     CLASS,
@@ -92,7 +92,7 @@ class ImportEditor:
 
     def names_in_all(self) -> Iterator[str]:
         for node in self.walk.strings:
-            if in_all(node, self.walk.parents):
+            if self.planner.roles.of(node) == ALL:
                 yield string_value(node) or ""
 
     def is_re_export(self, alias: cst.ImportAlias, binding: Binding) -> bool:

@@ -56,12 +56,16 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
     if variant == HIERARCHICAL:
         return module_call(planner, use, call, arguments, OLD)
     given = "hierarchical_config" in named
-    hints = given or planner.mentions_hierarchical()
     if variant is None:
         code = planner.module.code_for_node(named["variant"])
-        return Left("HIER105", f"variant={code}") if hints else None
+        may_be = given or planner.may_be_hierarchical(named["variant"], use.scope)
+        return Left("HIER105", f"variant={code}") if may_be else None
     if not given:
-        if arguments.stars and variant == "auto" and hints:
+        if (
+            arguments.stars
+            and variant == "auto"
+            and planner.may_hold_hierarchical(arguments.stars, use.scope)
+        ):
             return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
         return None
     if arguments.problem:

@@ -46,14 +46,16 @@ OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never
 def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     keyword = "name" if "name" in arguments.named else "preset_name"
     if keyword not in arguments.named:
-        if arguments.stars and planner.mentions_hierarchical():
+        if arguments.stars and planner.may_hold_hierarchical(arguments.stars, use.scope):
             return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
         return None
     preset = arguments.literal(keyword)
     if preset is None:
         code = planner.module.code_for_node(arguments.named[keyword])
-        hints = planner.mentions_hierarchical() or KEYWORD in arguments.named
-        return Left("HIER105", f"{keyword}={code}") if hints else None
+        may_be = KEYWORD in arguments.named or planner.may_be_hierarchical(
+            arguments.named[keyword], use.scope
+        )
+        return Left("HIER105", f"{keyword}={code}") if may_be else None
     if preset not in REMOVED_PRESETS:
         if KEYWORD not in arguments.named:
             return None

@@ -43,13 +43,14 @@ NO_EFFECT = ("window_size", "global_tokens", "dilation_rates")
 def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     named = arguments.named
     if "pattern_type" not in named:
-        if arguments.stars and planner.mentions_hierarchical():
+        if arguments.stars and planner.may_hold_hierarchical(arguments.stars, use.scope):
             return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
         return None
     pattern = arguments.literal("pattern_type")
     if pattern is None:
         code = planner.module.code_for_node(named["pattern_type"])
-        return Left("HIER105", f"pattern_type={code}") if planner.mentions_hierarchical() else None
+        may_be = planner.may_be_hierarchical(named["pattern_type"], use.scope)
+        return Left("HIER105", f"pattern_type={code}") if may_be else None
     if pattern != HIERARCHICAL:
         return None
     if arguments.problem:

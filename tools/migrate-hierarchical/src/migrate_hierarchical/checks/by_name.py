@@ -1,0 +1,213 @@
+"""The removed variant, pattern, presets and hierarchical_config, passed on by name where they may reach the package."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..analysis.binding import dotted
+from ..analysis.choices import key_of
+from ..analysis.roles import DOCSTRING, LITERAL
+from ..analysis.uses import Use
+from ..edit.arguments import read_arguments, string_value
+from ..names import (
+    FACTORY,
+    HIERARCHICAL_STRINGS,
+    KEPT,
+    KEYWORD,
+    PACKAGE,
+    PARAMETERS,
+    PATTERN,
+    PRESET,
+    REMOVED,
+    REMOVED_PRESETS,
+)
+from .members import is_foreign
+
+if TYPE_CHECKING:
+    from ..plan import Planner
+
+NAMED_BY = frozenset({"variant", "pattern_type", "preset", "preset_name"})
+CHOSEN_BY = {FACTORY: ("variant",), PRESET: ("preset_name", "name"), PATTERN: ("pattern_type",)}
+COLLECTORS = frozenset({"dict", "update", "setdefault", "OrderedDict"})
+COPIERS = ("dataclasses.replace", "replace", "copy.replace")
+
+
+class ByName:
+    def __init__(self, planner: Planner) -> None:
+        self.planner, self.walk = planner, planner.walk
+        self.parents = planner.walk.parents
+        self.open_calls = [use for use in self.calls() if self.is_open(use)]
+
+    # ---- calls that may be given the name from elsewhere
+
+    def calls(self) -> list[Use]:
+        return [
+            use
+            for use in self.planner.resolver
+            if use.name in CHOSEN_BY and isinstance(self.parents[use.node], cst.Call | cst.Arg)
+        ]
+
+    def is_open(self, use: Use) -> bool:
+        """Whether a call takes its name, or arguments by name, from somewhere else."""
+        call = self.parents[use.node]
+        if not isinstance(call, cst.Call) or call.func is not use.node:
+            return True  # given to partial and the like
+        arguments = read_arguments(call.args, PARAMETERS[use.name])
+        if arguments.stars:
+            return True
+        chosen = [arguments.named[name] for name in CHOSEN_BY[use.name] if name in arguments.named]
+        return any(string_value(value) is None for value in chosen)
+
+    def may_reach(self) -> bool:
+        """Whether a name that the file keeps somewhere may reach the package: no call says where all come from."""
+        return bool(self.open_calls) or not self.calls()
+
+    # ---- strings
+
+    def check(self) -> None:
+        for node in self.walk.strings:
+            value = string_value(node)
+            if value not in HIERARCHICAL_STRINGS and value != KEYWORD:
+                continue
+            if self.planner.is_spoken(node) or self.planner.roles.of(node) in (DOCSTRING, LITERAL):
+                continue
+            found = self.is_key(node) if value == KEYWORD else self.is_given(node, value)
+            if found:
+                self.planner.leave(node, "HIER113", repr(value))
+        self.check_keywords()
+
+    def is_given(self, node: cst.SimpleString, value: str) -> bool:
+        """`build(variant="hierarchical")`, `{"variant": ...}`, `config.pattern_type = ...`."""
+        names = NAMED_BY | {"name"} if value in REMOVED_PRESETS else NAMED_BY
+        parent = self.parents[node]
+        if isinstance(parent, cst.Arg):
+            call = self.parents[parent]
+            if not isinstance(call, cst.Call):
+                return False
+            if self.is_partial(call):
+                return True
+            return parent.keyword is not None and parent.keyword.value in names and self.reaches(call)
+        if isinstance(parent, cst.DictElement) and parent.value is node:
+            return string_value(parent.key) in names and self.mapping_reaches(self.parents[parent])
+        if isinstance(parent, cst.Assign):
+            return any(self.is_set(each.target, names) for each in parent.targets)
+        return False
+
+    def is_set(self, target: cst.BaseExpression, names: frozenset[str]) -> bool:
+        """Whether an attribute or an item that is assigned may reach the package."""
+        if isinstance(target, cst.Subscript):
+            return key_of(target) in names and self.may_reach()
+        if not isinstance(target, cst.Attribute) or target.attr.value not in names:
+            return False
+        kind = self.planner.origins.kind(target.value, self.walk.scope_of[target])
+        if kind is not None:
+            return kind == "pattern"
+        return self.may_reach() and not is_foreign(self.planner, target, through_values=True)
+
+    def mapping_reaches(self, mapping: cst.CSTNode) -> bool:
+        """Whether a dictionary may be the arguments of a call of the package."""
+        parent = self.parents[mapping]
+        call = self.parents.get(parent)
+        if isinstance(parent, cst.Arg) and isinstance(call, cst.Call) and dotted(call.func) != "dict":
+            return self.reaches(call)
+        return self.may_reach()
+
+    # ---- calls
+
+    def is_partial(self, call: cst.Call) -> bool:
+        first = self.planner.resolver.by_node.get(call.args[0].value) if call.args else None
+        return first is not None and first.name in KEPT
+
+    def reaches(self, call: cst.Call) -> bool:
+        """Whether what a call is given may reach the package."""
+        use = self.planner.resolver.by_node.get(call.func)
+        path = self.planner.roles.path(call.func)
+        if use is not None or self.is_partial(call) or self.planner.is_ours(path):
+            return True
+        if isinstance(call.func, cst.Attribute) and self.is_our_module(call.func.value):
+            return True
+        function = (dotted(call.func) or "").split(".")[-1]
+        if path in COPIERS:
+            return not (call.args and is_foreign(self.planner, call.args[0].value))
+        if function in COLLECTORS and not is_foreign(self.planner, call.func):
+            return self.may_reach()
+        return self.leads_to_package(call.func, set())
+
+    def is_our_module(self, node: cst.BaseExpression) -> bool:
+        return self.planner.roles.path(node) == PACKAGE
+
+    def leads_to_package(self, function: cst.BaseExpression, seen: set[cst.CSTNode]) -> bool:
+        """Whether a function or class of the file calls the package with a name from elsewhere."""
+        definition = self.definition(function)
+        if definition is None or definition in seen:
+            return False
+        seen.add(definition)
+        inside = [use.node for use in self.open_calls if self.planner.climb(use.node, {definition})]
+        if inside:
+            return True
+        if isinstance(definition, cst.ClassDef) and self.holds_data(definition):
+            return bool(self.open_calls)
+        return any(
+            self.leads_to_package(call.func, seen)
+            for call in self.walk.calls
+            if self.definition(call.func) not in (None, definition) and self.planner.climb(call, {definition})
+        )
+
+    def definition(self, function: cst.BaseExpression) -> cst.FunctionDef | cst.ClassDef | None:
+        """What a name, or a method of self, means in the file."""
+        scope = self.walk.scope_of.get(function)
+        if scope is None:
+            return None
+        if isinstance(function, cst.Attribute):
+            owner = self.planner.origins.class_body(function.value, scope)
+            bindings = owner.bindings.get(function.attr.value, []) if owner is not None else []
+        else:
+            bindings = scope.lookup(function.value) if isinstance(function, cst.Name) else []
+        node = bindings[0].node if len(bindings) == 1 else None
+        return node if isinstance(node, cst.FunctionDef | cst.ClassDef) else None
+
+    def holds_data(self, node: cst.ClassDef) -> bool:
+        """Whether a class only declares fields, as a dataclass does."""
+        scope = self.walk.opens[node.body]
+        return not any(each.kind == "def" for bindings in scope.bindings.values() for each in bindings)
+
+    # ---- hierarchical_config as a key of arguments
+
+    def check_keywords(self) -> None:
+        """`dict(hierarchical_config=...)` and `partial(create_block_sparse_attention, hierarchical_config=...)`."""
+        for arg in self.walk.keywords:
+            call = self.parents[arg]
+            if not isinstance(call, cst.Call):
+                continue
+            function = (dotted(call.func) or "").split(".")[-1]
+            collects = function in ("dict", "update") and self.is_collected(arg.value)
+            if (collects or self.is_partial(call)) and not self.planner.is_spoken(arg):
+                self.planner.leave(arg.value, "HIER113", KEYWORD)
+
+    def is_key(self, node: cst.SimpleString) -> bool:
+        """`{"hierarchical_config": ...}` and `arguments["hierarchical_config"] = ...` where they may reach the factory."""
+        parent = self.parents[node]
+        if isinstance(parent, cst.DictElement) and parent.key is node:
+            return self.is_collected(parent.value)
+        if not isinstance(parent, cst.Index):
+            return False
+        target = self.parents[self.parents[self.parents[parent]]]
+        assign = self.parents.get(target)
+        if not isinstance(target, cst.AssignTarget) or not isinstance(assign, cst.Assign):
+            return False
+        return self.is_collected(assign.value)
+
+    def is_collected(self, value: cst.BaseExpression) -> bool:
+        """Whether a value that has this key is an old configuration, or the file unpacks arguments into the factory."""
+        use = self.planner.resolver.by_node.get(value.func) if isinstance(value, cst.Call) else None
+        if use is not None and use.name in REMOVED:
+            return True
+        calls = (self.parents[use.node] for use in self.planner.resolver if use.name in (FACTORY, PRESET))
+        return any(isinstance(call, cst.Call) and any(arg.star for arg in call.args) for call in calls)
+
+
+def check_by_name(planner: Planner) -> None:
+    if planner.is_concerned():
+        ByName(planner).check()

@@ -1,0 +1,122 @@
+"""Code in the strings of a Python file: what exec, `python -c`, timeit or doctest would run. Reported, never changed."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..analysis.binding import dotted
+from ..analysis.roles import DOCSTRING
+from ..analysis.text import GAP, text_of
+from ..names import NEEDLE, PACKAGE, REMOVED
+
+if TYPE_CHECKING:
+    from ..plan import Planner
+
+# Functions that run a string, in the names of the file that calls them.
+RUNS = frozenset({"exec", "eval", "compile", "timeit", "repeat", "Timer", "runctx", "run"})
+PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.) ?(.*)$", re.MULTILINE)
+COMMAND = re.compile(r"""-c\s+(?P<quote>["'])(?P<code>.*?)(?<!\\)(?P=quote)""", re.DOTALL)
+PLACEHOLDER = re.compile(r"%\(\w+\)[sdrfi]|%[sdrfi]|\$\{?\w+\}?|\0")
+
+
+def find_code(planner: Planner, has_use: Callable[[str], bool]) -> Iterator[cst.BaseExpression]:
+    """Strings with code that uses the removed API; `has_use` says so of a source that imports the package."""
+    walk = planner.walk
+    found: set[cst.CSTNode] = set()
+    run = names_that_run(planner)
+    for node in (*walk.composed, *walk.strings):
+        text = text_of(node, walk, walk.scope_of[node])
+        if (
+            text is None
+            or NEEDLE.decode() not in text
+            or planner.is_spoken(node)
+            or planner.climb(node, found)
+        ):
+            continue
+        if planner.roles.of(node) == DOCSTRING:
+            continue
+        if any(has_use(source) for source in sources(text)) or (
+            is_run(planner, node, run) and uses_name(planner, node, text)
+        ):
+            found.add(node)
+            yield node
+
+
+def sources(text: str) -> Iterator[str]:
+    """The pieces of a text that are Python and import the package."""
+    if PACKAGE not in text or "import" not in text:
+        return
+    text = textwrap.dedent(text.strip("\n"))
+    candidates = [text, *(match["code"].replace('\\"', '"') for match in COMMAND.finditer(text))]
+    if ">>>" in text:
+        candidates.append("\n".join(PROMPT.findall(text)))
+    parsed = False
+    for each in candidates:
+        for source in (each, PLACEHOLDER.sub("_", each)):
+            if parse(source) is not None:
+                parsed = True
+                yield source
+                break
+    if not parsed:  # a template, or a shell's here-document
+        lines = [line for line in text.split("\n") if line.startswith(("from ", "import "))]
+        yield "\n".join(line for line in lines if parse(line) is not None)
+
+
+def parse(source: str) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def runs(call: cst.Call) -> bool:
+    return (dotted(call.func) or "").split(".")[-1] in RUNS
+
+
+def names_that_run(planner: Planner) -> set[str]:
+    """The variables whose text a call runs."""
+    return {
+        arg.value.value
+        for call in planner.walk.calls
+        if runs(call)
+        for arg in call.args
+        if isinstance(arg.value, cst.Name)
+    }
+
+
+def is_run(planner: Planner, node: cst.BaseExpression, names: set[str]) -> bool:
+    parents = planner.walk.parents
+    current = parents[node]
+    while not isinstance(current, cst.BaseSmallStatement | cst.BaseCompoundStatement | cst.Module):
+        if isinstance(current, cst.Call) and runs(current):
+            return True
+        current = parents[current]
+    return isinstance(current, cst.Assign) and any(dotted(each.target) in names for each in current.targets)
+
+
+def uses_name(planner: Planner, node: cst.BaseExpression, text: str) -> bool:
+    """Whether code without an import of its own names what the file around it imports."""
+    tree = parse(textwrap.dedent(text.strip("\n")).replace(GAP, "_").strip())
+    if tree is None:
+        return False
+    scope = planner.walk.scope_of[node]
+    for each in ast.walk(tree):
+        if isinstance(each, ast.Name):
+            targets = [binding.target or "" for binding in scope.lookup(each.id)]
+            if any(planner.is_ours(target) and target.split(".")[-1] in REMOVED for target in targets):
+                return True
+            if not targets and each.id in REMOVED and planner.is_concerned():
+                return True
+        elif isinstance(each, ast.Attribute) and each.attr in REMOVED and isinstance(each.value, ast.Name):
+            if any(binding.target == PACKAGE for binding in scope.lookup(each.value.id)):
+                return True
+    return False
