@@ -12,7 +12,7 @@ from typing import Any
 
 from . import __version__
 from .documents.result import Result
-from .engine import may_hold_use, may_import_again, migrate_bytes, read_file
+from .engine import may_hold_use, may_import_again, migrate_bytes, names_package, read_file
 from .names import NEEDLE
 from .settings import Settings, UsageError, load
 
@@ -190,16 +190,19 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     run = Run([], len(found.files), list(found.errors), not (options.check or options.diff), settings.seq_len)
     hits: list[tuple[str, bytes]] = []
     others: list[tuple[str, bytes]] = []  # with removed names that they may have from the hits
+    uses_package = False
     for path in found.files:
         try:
             data = read_file(path)
         except OSError as error:
             run.errors.append((path, error.strerror or str(error)))
             continue
+        uses_package = uses_package or names_package(path, data)
         if may_hold_use(path, data):
             hits.append((path, data))
         elif NEEDLE in data and may_import_again(path, data):
             others.append((path, data))
+    settings = replace(settings, uses_package=uses_package)
     results = list(with_progress(migrate_all(hits, settings), len(hits), options))
     for result in follow_exports(results, hits, others, settings):
         if run.wrote and result.new is not None:

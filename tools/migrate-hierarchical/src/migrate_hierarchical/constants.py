@@ -209,5 +209,5 @@ def read_names(
                 each = each.value
             if isinstance(each, ast.Name) and each.id in imports:
                 module, first = imports[each.id]
-                if (*first, *names):
+                if first or names:
                     yield module, (*first, *names)

@@ -28,6 +28,11 @@ def may_hold_use(path: str, data: bytes) -> bool:
     return PACKAGE in path.replace(os.sep, "/").split("/")
 
 
+def names_package(path: str, data: bytes) -> bool:
+    """Whether a file is code that names the package."""
+    return path.endswith((*PYTHON, *NOTEBOOK)) and PACKAGE.encode() in data
+
+
 def may_import_again(path: str, data: bytes) -> bool:
     """Whether a file that does not name the package holds removed names, perhaps from a module that does."""
     if SKIP_FILE in data or path.endswith(PLAIN):
@@ -43,7 +48,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     if path.endswith(PLAIN):
         from .documents.plain import find_mentions
 
-        result.left = find_mentions(data)
+        result.left = find_mentions(data, settings.uses_package)
         return result
     # imported late: libcst takes longer to import than a tree without a use takes to search
     from .documents.docstrings import migrate_python

@@ -27,7 +27,9 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     jobs: int = 0
-    reexports: Reexports | None = None  # found during a run, no option
+    # found during a run, no options
+    reexports: Reexports | None = None
+    uses_package: bool = False  # a Python file of the run names the package
 
     def check(self, rules: frozenset[str]) -> Settings:
         """Itself; raises UsageError."""
@@ -54,6 +56,7 @@ class Settings:
         return rule not in self.ignore and (not self.select or rule in self.select)
 
 
+FOUND = {"reexports", "uses_package"}
 LISTS = {"select", "ignore", "include", "exclude", "dilation_rates"}
 
 
@@ -92,7 +95,7 @@ def read_pyproject(path: str) -> dict[str, Any]:
 
 def checked_name(key: str, path: str) -> str:
     name = key.replace("-", "_")
-    options = [field.name for field in fields(Settings) if field.name != "reexports"]
+    options = [field.name for field in fields(Settings) if field.name not in FOUND]
     if name not in options:
         known = ", ".join(option.replace("_", "-") for option in options)
         raise UsageError(f"{path}: [tool.migrate-hierarchical] has no {key!r}; it knows {known}")

@@ -248,9 +248,10 @@ class Chooser:
                 return self.inside(node.args[0].value, scope, depth, key, index)
             if function == "enumerate" and index == 1:
                 return self.inside(node.args[0].value, scope, depth, key)
+            return UNKNOWN
         if isinstance(node, cst.Call) and isinstance(node.func, cst.Attribute):
-            if node.func.attr.value in ("items", "values", "keys") and not node.args:
-                return self.keys_or_values(node.func, scope, depth, index)
+            listed = node.func.attr.value in ("items", "values", "keys")
+            return self.keys_or_values(node.func, scope, depth, index) if listed else UNKNOWN
         return UNKNOWN
 
     def keys_or_values(self, node: cst.Attribute, scope: Scope, depth: int, index: int | None) -> Choices:

@@ -166,10 +166,10 @@ class Walk:
     def operation(self, node: cst.BinaryOperation) -> None:
         outer = self.stack[-2]
         whole = not (isinstance(outer, cst.BinaryOperation) and isinstance(outer.operator, cst.Add))
-        if whole and isinstance(node.operator, cst.Add):
-            if isinstance(node.left, cst.BaseString) or isinstance(node.right, cst.BaseString):
-                self.note(node)
-                self.composed.append(node)
+        text = isinstance(node.left, cst.BaseString) or isinstance(node.right, cst.BaseString)
+        if whole and text and isinstance(node.operator, cst.Add):
+            self.note(node)
+            self.composed.append(node)
 
     def string_text(self, node: cst.FormattedStringText) -> None:
         self.line += node.value.count("\n")

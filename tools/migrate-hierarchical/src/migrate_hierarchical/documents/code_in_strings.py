@@ -116,7 +116,8 @@ def uses_name(planner: Planner, node: cst.BaseExpression, text: str) -> bool:
                 return True
             if not targets and each.id in REMOVED and planner.is_concerned():
                 return True
-        elif isinstance(each, ast.Attribute) and each.attr in REMOVED and isinstance(each.value, ast.Name):
-            if any(binding.target == PACKAGE for binding in scope.lookup(each.value.id)):
+        elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
+            targets = [binding.target or "" for binding in scope.lookup(each.value.id)]
+            if each.attr in REMOVED and PACKAGE in targets:
                 return True
     return False

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import re
 
-from ..names import PACKAGE, REMOVED, REMOVED_MODULE, REMOVED_PRESETS
+from ..names import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED, REMOVED_MODULE
 from .result import Entry
 
-NAMES = "|".join(sorted({*REMOVED, REMOVED_MODULE}, key=len, reverse=True))
+NAMES = "|".join(sorted({*REMOVED, REMOVED_MODULE, KEYWORD}, key=len, reverse=True)).encode()
+VALUES = "|".join(sorted(HIERARCHICAL_STRINGS, key=len, reverse=True)).encode()
+KEYS = rb"(?:\w+[_.-])?(?:variants?|pattern_types?|presets?|preset_names?)"
+# Names that no other library has.
 CERTAIN = re.compile(
-    rb"\b(BlockSparseHierarchical|create_hierarchical_block_sparse|block_sparse_hierarchical|"
-    + b"|".join(sorted(name.encode() for name in REMOVED_PRESETS))
-    + rb")\b"
+    rb"\b(?:BlockSparseHierarchical|create_hierarchical_block_sparse|block_sparse_hierarchical)\b|"
+    rb"\bpreset(?:_name)?['\"]?\s*[:=]\s*['\"]?hierarchical_(?:standard|fine|long)\b"
 )
+# What means the package in a project that uses it: `variant: hierarchical`, `"variants": ["base", "hierarchical"]`.
 LIKELY = re.compile(
-    rb"\b(" + NAMES.encode() + rb")\b|\b(variant|pattern_type|preset)\b['\"]?\s*[:=]\s*['\"]?hierarchical\b"
-)
+    rb"\b(?:" + NAMES + rb")\b|(?<![\w.-])-{0,2}" + KEYS
+    + rb"['\"]?(?:\s*[:=]\s*|\s+)(?:\[[^\]\n]*?[\[\s,])?['\"]?(?:" + VALUES + rb")(?![\w.-])",
+)  # fmt: skip
+LIST_BEGINS = re.compile(rb"^(\s*)(?:-\s+)?['\"]?" + KEYS + rb"['\"]?\s*[:=]\s*\[?\s*(?:#.*)?$")
+ITEM = re.compile(rb"^\s*(?:-\s*)?['\"]?(" + VALUES + rb")['\"]?\s*,?\s*\]?\s*(?:#.*)?$")
 
 
-def find_mentions(data: bytes) -> list[Entry]:
-    """One entry per line that names the removed API."""
-    names_package = PACKAGE.encode() in data or b"dilated-attention-pytorch" in data
+def find_mentions(data: bytes, uses_package: bool = False) -> list[Entry]:
+    """One entry per line that names the removed API; `uses_package`: other files of the run import it."""
+    names_package = uses_package or PACKAGE.encode() in data or b"dilated-attention-pytorch" in data
     if not (names_package or CERTAIN.search(data)):
         return []
     found = []
+    listed = False  # inside a list of names over several lines
     for number, line in enumerate(data.splitlines(), 1):
-        match = CERTAIN.search(line) or LIKELY.search(line)
+        match = CERTAIN.search(line)
+        if match is None and names_package:
+            match = LIKELY.search(line) or (ITEM.match(line) if listed else None)
         if match is not None:
-            found.append(Entry(number, "HIER120", match.group().decode()))
+            found.append(Entry(number, "HIER120", match.group().strip().decode(errors="replace")))
+        if LIST_BEGINS.match(line):
+            listed = True
+        elif listed:
+            item = line.strip().rstrip(b",").rstrip(b"]").strip()
+            listed = item.startswith((b"-", b"#")) or re.fullmatch(rb"['\"]?[\w-]*['\"]?", item) is not None
     return found

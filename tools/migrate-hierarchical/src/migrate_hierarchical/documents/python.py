@@ -89,8 +89,8 @@ def migrate_module(
     walk.visit(module)
     planner = Planner(module, walk, settings, is_init)
     planner.run()
-    for node in find_code(planner, lambda code: has_use(code, path, settings)):
-        planner.leave(node, "HIER103", "code in a string")
+    for code in find_code(planner, lambda text: has_use(text, path, settings)):
+        planner.leave(code, "HIER103", "code in a string")
     imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
     result = Migrated()
     result.exports = planner.exports()
