@@ -168,21 +168,24 @@ def takes_constant(path: str, data: bytes) -> bool:
     if tree is None:
         return False
     imports: dict[str, tuple[str, tuple[str, ...]]] = {}
+    sinks = {*SINKS, "partial"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
-            if module.split(".")[0] != PACKAGE:
+            if module.split(".")[0] == PACKAGE:
+                sinks.update(each.asname for each in node.names if each.name in SINKS and each.asname)
+            else:
                 imports.update({each.asname or each.name: (module, (each.name,)) for each in node.names})
         elif isinstance(node, ast.Import):
             for each in node.names:
                 name = each.asname or each.name.split(".")[0]
                 imports[name] = (each.name if each.asname else name, ())
-    found = (imported_strings(path, module, names) for module, names in read_names(tree, imports))
+    found = (imported_strings(path, module, names) for module, names in read_names(tree, imports, sinks))
     return any(strings and strings & HIERARCHICAL_STRINGS for strings in found)
 
 
 def read_names(
-    tree: ast.Module, imports: dict[str, tuple[str, tuple[str, ...]]]
+    tree: ast.Module, imports: dict[str, tuple[str, tuple[str, ...]]], sinks: set[str]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """The imported names that are arguments of a call of the package, or are assigned to what is one."""
     nodes: list[ast.AST] = []
@@ -191,7 +194,7 @@ def read_names(
             function = (
                 call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
             )
-            if function in SINKS or function == "partial":
+            if function in sinks:
                 nodes += [*call.args, *call.keywords]
     arguments = {each.id for node in nodes for each in ast.walk(node) if isinstance(each, ast.Name)}
     for node in ast.walk(tree):

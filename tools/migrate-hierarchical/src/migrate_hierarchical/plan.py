@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import libcst as cst
 
@@ -16,7 +17,7 @@ from .analysis.roles import ALL, CLASS, DOCSTRING, KEY, TYPE, Roles
 from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
 from .checks.annotations import check_type_comments, check_types
-from .checks.by_name import check_by_name
+from .checks.by_name import ByName
 from .checks.members import check_members, check_modules, check_unresolved, is_foreign
 from .checks.strings import check_strings
 from .density import LEVELS, Comparison, levels_of
@@ -191,14 +192,15 @@ class Planner:
 
     def may_hold_hierarchical(self, stars: Sequence[cst.Arg], scope: Scope) -> bool:
         """Whether unpacked arguments may hold one."""
-        held = [self.chooser.inside(arg.value, scope, 0) if arg.star == "**" else UNKNOWN for arg in stars]
+        held = [self.chooser.inside(arg.value, scope) if arg.star == "**" else UNKNOWN for arg in stars]
         return self.is_hierarchical(union(held))
 
     def is_hierarchical(self, choices: Choices) -> bool:
         if choices.values & HIERARCHICAL_STRINGS:
             return True
-        return not choices.complete and self.mentions_hierarchical()
+        return not choices.complete and self.mentions_hierarchical
 
+    @cached_property
     def mentions_hierarchical(self) -> bool:
         """Whether the file holds the name of a removed variant or preset that may go to a call of the package."""
         return any(
@@ -216,7 +218,13 @@ class Planner:
         if not isinstance(parent, cst.Arg) or not isinstance(call, cst.Call):
             return True
         # given to a call that keeps it to itself
-        return call.func not in self.resolver.by_node and not is_foreign(self, call.func)
+        if call.func in self.resolver.by_node or is_foreign(self, call.func):
+            return False
+        return self.by_name.definition(call.func) is None or self.by_name.reaches(call)
+
+    @cached_property
+    def by_name(self) -> ByName:
+        return ByName(self)
 
     # ---- the plan
 
@@ -240,7 +248,8 @@ class Planner:
         check_modules(self)
         check_unresolved(self)
         check_types(self)
-        check_by_name(self)
+        if self.is_concerned:
+            self.by_name.check()
         check_strings(self)
         check_type_comments(self)
 
@@ -364,6 +373,7 @@ class Planner:
             current = self.walk.parents.get(current)
         return False
 
+    @cached_property
     def is_concerned(self) -> bool:
         """Whether the file reaches the package at all."""
         if any(self.is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings()):

@@ -16,6 +16,8 @@ from .scopes import Walk
 from .text import GAP, text_of
 
 DEPTH = 12
+MOST_STEPS = 500
+MOST_BINDINGS = 50  # of a name
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,16 @@ class Chooser:
 
     def __init__(self, walk: Walk, origins: Origins, roles: Roles) -> None:
         self.walk, self.origins, self.roles = walk, origins, roles
+        self.steps = 0  # of one question
+        self.calls: dict[cst.FunctionDef, list[tuple[cst.Call, Scope]]] = {}
+
+    def goes_on(self, depth: int) -> bool:
+        """Whether a question is still answered; its time is bounded."""
+        self.steps = 0 if depth <= 1 else self.steps + 1
+        return depth <= DEPTH and self.steps <= MOST_STEPS
 
     def of(self, node: cst.BaseExpression | None, scope: Scope, depth: int = 0) -> Choices:
-        if node is None or depth > DEPTH:
+        if node is None or not self.goes_on(depth):
             return UNKNOWN
         if (value := string_value(node)) is not None:
             return Choices(frozenset({value}))
@@ -74,7 +83,7 @@ class Chooser:
         return Choices(frozenset({text.split(GAP)[0].rstrip("_")} - {""}), GAP not in text)
 
     def of_bindings(self, bindings: list[Binding], name: str, depth: int) -> Choices:
-        if not bindings:
+        if not bindings or len(bindings) > MOST_BINDINGS:
             return UNKNOWN
         return union(self.of_binding(binding, name, depth) for binding in bindings)
 
@@ -131,7 +140,10 @@ class Chooser:
 
     def calls_of(self, function: cst.FunctionDef) -> list[tuple[cst.Call, Scope]]:
         """The calls of a function of the file; none if it is used in another way too, or may be."""
+        if function in self.calls:
+            return self.calls[function]
         calls: list[tuple[cst.Call, Scope]] = []
+        self.calls[function] = []
         for node in self.walk.names:
             if node.value != function.name.value:
                 continue
@@ -143,6 +155,7 @@ class Chooser:
             if not isinstance(parent, cst.Call) or parent.func is not node:
                 return []
             calls.append((parent, scope))
+        self.calls[function] = calls
         return calls
 
     def of_attribute(self, node: cst.Attribute, scope: Scope, depth: int) -> Choices:
@@ -183,8 +196,9 @@ class Chooser:
         first = node.args[0].value if node.args else None
         if isinstance(node.func, cst.Attribute):
             method = node.func.attr.value
-            if method in ("lower", "strip", "casefold", "format"):
-                return self.of(node.func.value, scope, depth)
+            if method in ("lower", "strip", "casefold"):
+                found = self.of(node.func.value, scope, depth)
+                return Choices(frozenset(value.lower().strip() for value in found.values), found.complete)
             if method in ("get", "pop") and first is not None:
                 default = self.of(node.args[1].value, scope, depth) if len(node.args) > 1 else NOTHING
                 return union([self.inside(node.func.value, scope, depth, string_value(first)), default])
@@ -206,13 +220,13 @@ class Chooser:
         self,
         node: cst.BaseExpression,
         scope: Scope,
-        depth: int,
+        depth: int = 0,
         key: str | None = None,
         index: int | None = None,
     ) -> Choices:
         """What a container holds: under a key, or all of it; `index` is the place in `for a, b in`."""
         depth += 1
-        if depth > DEPTH:
+        if not self.goes_on(depth):
             return UNKNOWN
         if isinstance(node, cst.Dict) or (isinstance(node, cst.Call) and dotted(node.func) == "dict"):
             items = literal_mapping(node)

@@ -95,6 +95,9 @@ TYPE_ARGUMENTS: dict[str, tuple[int, int | None, tuple[str, ...]]] = {
     "ForwardRef": (0, 1, ("arg",)),
 }
 FIELDS = frozenset({"NamedTuple", "TypedDict"})
+TAKE_TYPES = frozenset(
+    {*TYPE_ARGUMENTS, *FIELDS, "isinstance", "issubclass", "list", "tuple", "set", "sorted"}
+)
 
 
 def leftmost(node: cst.BaseExpression) -> cst.BaseExpression:
@@ -183,7 +186,7 @@ class Roles:
 
     def parameter_of_type(self, node: cst.CSTNode, parent: Any) -> str:
         """`[T: bound = default]`, and `type X = value`."""
-        return VALUE if node is parent.name else TYPE
+        return VALUE if node is getattr(parent, "name", None) else TYPE
 
     def entry(self, node: cst.CSTNode, parent: cst.DictElement) -> str:
         if parent.key is node:
@@ -231,11 +234,13 @@ class Roles:
         if isinstance(call.func, cst.Attribute) and dotted(call.func.value) == "__all__":
             return ALL
         name = self.typing_name(call.func)
+        if name not in TAKE_TYPES:
+            return ARGUMENT
+        if name in ("list", "tuple", "set", "sorted"):
+            return ALL if self.of(call) == ALL else ARGUMENT
         position = next(i for i, each in enumerate(call.args) if each is parent)
         if name in ("isinstance", "issubclass"):
             return CLASS if position == 1 else ARGUMENT
-        if name in ("list", "tuple", "set", "sorted") and self.of(call) == ALL:
-            return ALL
         if name in FIELDS:
             return TYPE if position > 0 and parent.keyword is None else ARGUMENT
         first, last, keywords = TYPE_ARGUMENTS.get(name or "", (0, 0, ()))

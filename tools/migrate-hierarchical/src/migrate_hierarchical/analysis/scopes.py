@@ -24,7 +24,7 @@ from .binding import (
 from .order import ORDERS, order_of
 
 COMPREHENSIONS = syntax("GeneratorExp", "ListComp", "SetComp", "DictComp", "StarredDictComp")
-TYPE_COMMENT = re.compile(r"#\s*type:\s*(?!ignore\b)(.*)")
+TYPE_COMMENT = re.compile(r"#\s*type:(?!\s*ignore\b)\s*(.*)")
 LINES = frozenset(
     {
         cst.SimpleStatementLine,
@@ -132,6 +132,7 @@ class Walk:
         elif comment is not None and comment.value.startswith(PIECE):
             self.groups.append((self.line, comment.value.split(" ")[-1]))
         elif comment is not None and (found := TYPE_COMMENT.match(comment.value)) is not None:
+            self.lines[node] = self.line
             self.type_comments.append((node, found.group(1), self.scope))
 
     def group(self, node: cst.CSTNode) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..analysis.binding import dotted
-from ..analysis.choices import key_of
+from ..analysis.choices import UNKNOWN, key_of, union
 from ..analysis.roles import DOCSTRING, LITERAL
 from ..analysis.uses import Use
 from ..edit.arguments import read_arguments, string_value
@@ -55,10 +55,14 @@ class ByName:
         if not isinstance(call, cst.Call) or call.func is not use.node:
             return True  # given to partial and the like
         arguments = read_arguments(call.args, PARAMETERS[use.name])
-        if arguments.stars:
-            return True
-        chosen = [arguments.named[name] for name in CHOSEN_BY[use.name] if name in arguments.named]
-        return any(string_value(value) is None for value in chosen)
+        chooser = self.planner.chooser
+        given = [arguments.named[name] for name in CHOSEN_BY[use.name] if name in arguments.named]
+        parts = [chooser.of(value, use.scope) for value in given if string_value(value) is None]
+        parts += [
+            chooser.inside(arg.value, use.scope) if arg.star == "**" else UNKNOWN for arg in arguments.stars
+        ]
+        choices = union(parts)
+        return not choices.complete or bool(choices.values & HIERARCHICAL_STRINGS)
 
     def may_reach(self) -> bool:
         """Whether a name that the file keeps somewhere may reach the package: no call says where all come from."""
@@ -206,8 +210,3 @@ class ByName:
             return True
         calls = (self.parents[use.node] for use in self.planner.resolver if use.name in (FACTORY, PRESET))
         return any(isinstance(call, cst.Call) and any(arg.star for arg in call.args) for call in calls)
-
-
-def check_by_name(planner: Planner) -> None:
-    if planner.is_concerned():
-        ByName(planner).check()

@@ -51,7 +51,7 @@ TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name",
 
 def check_strings(planner: Planner) -> None:
     walk = planner.walk
-    ours = planner.is_concerned()
+    ours = planner.is_concerned
     reflects = ours and any(looks_up(planner, call) for call in walk.calls)
     for node in (*walk.strings, *walk.composed):
         if node in planner.spoken or planner.is_spoken(node):
@@ -72,6 +72,13 @@ def is_removed_name(
         return False
     call = called_with(planner, node)
     function = (dotted(call.func) or "").split(".")[-1] if call is not None else ""
+    if (
+        call is not None
+        and function == "__import__"
+        and value in NAMES
+        and PACKAGE in planner.module.code_for_node(call)
+    ):
+        return True
     if function in LOADERS and leads_to_gone(value, package_given(planner, call)):
         return True
     if is_path(value) and PACKAGE in value and any(name in value for name in NAMES):

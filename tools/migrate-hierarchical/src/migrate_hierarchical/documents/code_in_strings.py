@@ -30,20 +30,15 @@ def find_code(planner: Planner, has_use: Callable[[str], bool]) -> Iterator[cst.
     """Strings with code that uses the removed API; `has_use` says so of a source that imports the package."""
     walk = planner.walk
     found: set[cst.CSTNode] = set()
+    runs_any = any(map(runs, walk.calls))
     run = names_that_run(planner)
     for node in (*walk.composed, *walk.strings):
         text = text_of(node, walk, walk.scope_of[node])
-        if (
-            text is None
-            or NEEDLE.decode() not in text
-            or planner.is_spoken(node)
-            or planner.climb(node, found)
-        ):
+        if text is None or planner.is_spoken(node) or planner.climb(node, found):
             continue
-        if planner.roles.of(node) == DOCSTRING:
-            continue
-        if any(has_use(source) for source in sources(text)) or (
-            is_run(planner, node, run) and uses_name(planner, node, text)
+        imports = NEEDLE.decode() in text and planner.roles.of(node) != DOCSTRING
+        if (imports and any(has_use(source) for source in sources(text))) or (
+            runs_any and is_run(planner, node, run) and uses_name(planner, node, text)
         ):
             found.add(node)
             yield node
@@ -114,7 +109,7 @@ def uses_name(planner: Planner, node: cst.BaseExpression, text: str) -> bool:
             targets = [binding.target or "" for binding in scope.lookup(each.id)]
             if any(planner.is_ours(target) and target.split(".")[-1] in REMOVED for target in targets):
                 return True
-            if not targets and each.id in REMOVED and planner.is_concerned():
+            if not targets and each.id in REMOVED and planner.is_concerned:
                 return True
         elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
             targets = [binding.target or "" for binding in scope.lookup(each.value.id)]
