@@ -18,7 +18,7 @@ from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
 from .checks.annotations import check_type_comments, check_types
 from .checks.by_name import ByName
-from .checks.members import check_members, check_modules, check_unresolved, is_foreign
+from .checks.members import check_members, check_modules, check_unresolved
 from .checks.strings import check_strings
 from .density import LEVELS, Comparison, levels_of
 from .edit.arguments import is_none, read_arguments, string_value
@@ -68,6 +68,7 @@ class Planner:
         self.todos: list[tuple[cst.CSTNode, Left]] = []
         self.rewritten: list[Outcome] = []
         self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
+        self.kept: set[Binding] = set()  # imports that a string or a comment left to a person needs
         self.spoken: set[cst.CSTNode] = set()  # strings that were reported
 
     # ---- questions of the rules
@@ -214,13 +215,7 @@ class Planner:
         parent = self.walk.parents[node]
         if isinstance(parent, cst.DictElement) and string_value(parent.key) == "name":
             return string_value(node) != HIERARCHICAL
-        call = self.walk.parents.get(parent)
-        if not isinstance(parent, cst.Arg) or not isinstance(call, cst.Call):
-            return True
-        # given to a call that keeps it to itself
-        if call.func in self.resolver.by_node or is_foreign(self, call.func):
-            return False
-        return self.by_name.definition(call.func) is None or self.by_name.reaches(call)
+        return self.by_name.travels(node)
 
     @cached_property
     def by_name(self) -> ByName:

@@ -44,6 +44,8 @@ def rename_types(planner: Planner, node: cst.SimpleString) -> bool:
         new = renamed(planner, node, text, 0)
     if new is None:
         planner.leave(node, "HIER103", repr(text))
+        for word in WORD.findall(text):
+            planner.kept.update(planner.walk.scope_of[node].lookup(word))
     elif new is not node:
         planner.strings[node] = new.value
         planner.note(node, "HIER008")
@@ -141,9 +143,11 @@ def check_type_comments(planner: Planner) -> None:
     """`# type: HierarchicalConfig`, which nothing rewrites."""
     for node, text, scope in planner.walk.type_comments:
         for word in WORD.findall(text):
-            targets = [each.target or "" for each in scope.lookup(word)]
+            bindings = scope.lookup(word)
+            targets = [each.target or "" for each in bindings]
             if any(planner.is_ours(target) and target.split(".")[-1] in REMOVED for target in targets) or (
                 PACKAGE in targets and any(name in text for name in REMOVED)
             ):
                 planner.leave(node, "HIER103", f"type comment {text}")
+                planner.kept.update(bindings)
                 break

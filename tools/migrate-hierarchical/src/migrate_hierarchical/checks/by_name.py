@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import dotted
+from ..analysis.binding import Scope, dotted
 from ..analysis.choices import UNKNOWN, key_of, union
 from ..analysis.roles import DOCSTRING, LITERAL
 from ..analysis.uses import Use
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NAMED_BY = frozenset({"variant", "pattern_type", "preset", "preset_name"})
 CHOSEN_BY = {FACTORY: ("variant",), PRESET: ("preset_name", "name"), PATTERN: ("pattern_type",)}
 COLLECTORS = frozenset({"dict", "update", "setdefault", "OrderedDict"})
+OPTIONS = frozenset({"default", "choices", "options", "value"})
 COPIERS = ("dataclasses.replace", "replace", "copy.replace")
 
 
@@ -108,7 +109,9 @@ class ByName:
         kind = self.planner.origins.kind(target.value, self.walk.scope_of[target])
         if kind is not None:
             return kind == "pattern"
-        return self.may_reach() and not is_foreign(self.planner, target, through_values=True)
+        # other libraries have variants too
+        may_reach = target.attr.value == "pattern_type" or self.may_reach()
+        return may_reach and not is_foreign(self.planner, target, through_values=True)
 
     def mapping_reaches(self, mapping: cst.CSTNode) -> bool:
         """Whether a dictionary may be the arguments of a call of the package."""
@@ -139,6 +142,26 @@ class ByName:
             return self.may_reach()
         return self.leads_to_package(call.func, set())
 
+    def travels(self, node: cst.CSTNode) -> bool:
+        """Whether a string may come out again where its place does not show it."""
+        parent = self.parents[node]
+        if isinstance(parent, cst.DictElement):
+            mapping = self.parents[parent]
+            unpacked = self.parents[mapping]
+            return not isinstance(unpacked, cst.Arg) or unpacked.star != "**" or self.travels(mapping)
+        call = self.parents.get(parent)
+        if not isinstance(parent, cst.Arg) or not isinstance(call, cst.Call):
+            return True
+        keyword = parent.keyword.value if parent.keyword is not None else ""
+        if call.func in self.planner.resolver.by_node or keyword == "name":
+            return False
+        if self.definition(call.func) is not None:
+            return self.reaches(call)
+        if not is_foreign(self.planner, call.func):
+            return True
+        # the default of an option, say
+        return keyword in OPTIONS or isinstance(self.parents[call], cst.Decorator | cst.Param)
+
     def is_our_module(self, node: cst.BaseExpression) -> bool:
         return self.planner.roles.path(node) == PACKAGE
 
@@ -165,12 +188,20 @@ class ByName:
         if scope is None:
             return None
         if isinstance(function, cst.Attribute):
-            owner = self.planner.origins.class_body(function.value, scope)
+            owner = self.planner.origins.class_body(self.made(function.value, scope), scope)
             bindings = owner.bindings.get(function.attr.value, []) if owner is not None else []
         else:
             bindings = scope.lookup(function.value) if isinstance(function, cst.Name) else []
         node = bindings[0].node if len(bindings) == 1 else None
         return node if isinstance(node, cst.FunctionDef | cst.ClassDef) else None
+
+    def made(self, node: cst.BaseExpression, scope: Scope) -> cst.BaseExpression:
+        """The class of `Class()`, or of a name that is set to that once; else the expression itself."""
+        if isinstance(node, cst.Name):
+            bindings = scope.lookup(node.value)
+            if len(bindings) == 1 and isinstance(bindings[0].value, cst.Call):
+                node = bindings[0].value
+        return node.func if isinstance(node, cst.Call) else node
 
     def holds_data(self, node: cst.ClassDef) -> bool:
         """Whether a class only declares fields, as a dataclass does."""

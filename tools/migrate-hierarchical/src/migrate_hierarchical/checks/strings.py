@@ -87,6 +87,7 @@ def is_removed_name(
         return False
     if role == TYPE:
         bindings = planner.walk.scope_of[node].lookup(value)
+        planner.kept.update(bindings)
         return (
             any(planner.is_ours(each.target) for each in bindings) if bindings else bool(planner.walk.stars)
         )
@@ -146,8 +147,8 @@ def looks_up(planner: Planner, call: cst.Call) -> bool:
     """Whether a call reads a member of the package, or a module, whose name is not a literal."""
     function = (dotted(call.func) or "").split(".")[-1]
     if function in ("getattr", "hasattr", "setattr", "delattr") and len(call.args) > 1:
-        name = call.args[1].value
-        return string_value(name) is None and means_package(planner, call.args[0].value)
+        name = text_of(call.args[1].value, planner.walk, planner.walk.scope_of[call])
+        return (name is None or GAP in name) and means_package(planner, call.args[0].value)
     return False
 
 

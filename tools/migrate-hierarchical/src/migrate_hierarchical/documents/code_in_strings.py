@@ -106,8 +106,10 @@ def uses_name(planner: Planner, node: cst.BaseExpression, text: str) -> bool:
     scope = planner.walk.scope_of[node]
     for each in ast.walk(tree):
         if isinstance(each, ast.Name):
-            targets = [binding.target or "" for binding in scope.lookup(each.id)]
+            bindings = scope.lookup(each.id)
+            targets = [binding.target or "" for binding in bindings]
             if any(planner.is_ours(target) and target.split(".")[-1] in REMOVED for target in targets):
+                planner.kept.update(bindings)
                 return True
             if not targets and each.id in REMOVED and planner.is_concerned:
                 return True

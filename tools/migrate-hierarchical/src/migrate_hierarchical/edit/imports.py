@@ -79,7 +79,7 @@ class ImportEditor:
 
     def still_read(self) -> set[Binding]:
         """Import bindings whose names are read by something that stays."""
-        read: set[Binding] = set()
+        read: set[Binding] = set(self.planner.kept)
         for node in self.walk.names:
             if node not in self.planner.used:
                 read.update(self.walk.scope_of[node].lookup(node.value))
