@@ -179,6 +179,13 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def codemod_minimums(session: nox.Session) -> None:
+    """The codemod with the oldest libcst that it allows, without torch."""
+    session.install(*group("codemod"), "-e", CODEMOD, *oldest_dependencies(CODEMOD, "libcst"))
+    session.run("pytest", "tests/codemod", *workers(), *session.posargs)
+
+
+@nox.session(default=False)
 def newest(session: nox.Session) -> None:
     """The core package with the newest torch and triton that pip finds together."""
     session.install("--upgrade", "--upgrade-strategy", "eager", *group("test"), "-e", f"{CORE}[demo]")
@@ -252,7 +259,8 @@ def run_core_tests(
     )
 
 
-def oldest_dependencies() -> list[str]:
-    """The lower bounds of the core package's dependencies, as exact versions."""
-    wanted = nox.project.load_toml(f"{CORE}/pyproject.toml")["project"]["dependencies"]
+def oldest_dependencies(package: str = CORE, only: str = "") -> list[str]:
+    """The lower bounds of a package's dependencies, or of those called `only`, as exact versions."""
+    wanted = nox.project.load_toml(f"{package}/pyproject.toml")["project"]["dependencies"]
+    wanted = [requirement for requirement in wanted if requirement.startswith(only)]
     return [re.sub(r">=\s*([\d.]+)", r"==\1.*", requirement) for requirement in wanted]

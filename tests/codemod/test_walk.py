@@ -200,7 +200,10 @@ def parents_of(module: cst.Module) -> dict[cst.CSTNode, cst.CSTNode]:
 def test_walk_sees_every_node_that_libcst_visits(name: str, first: str) -> None:
     """Whatever was walked before: the attributes of a class do not depend on the first node of it."""
     ORDERS.clear()
-    for source in {"nothing": "", "small statements": 'f"{1}"\n', "templates": "a = b\n"}[first], PROGRAMS[name]:
+    for source in (
+        {"nothing": "", "small statements": 'f"{1}"\n', "templates": "a = b\n"}[first],
+        PROGRAMS[name],
+    ):
         module = parse(source)
         assert module is not None
         walk = walked(module)

@@ -74,19 +74,26 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[En
             warnings.simplefilter("ignore")
             tree = ast.parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return [], []  # newer syntax than that of the running Python: its examples stay
+        # newer syntax than that of the running Python: where its docstrings are is not known
+        pieces = [piece for piece in find_pieces(lines, is_rst=False) if piece.prompts]
+        return [], [entry for piece in pieces for entry in hidden_use(piece, "beside newer syntax")]
     examples: list[Example] = []
     hidden: list[Entry] = []
     for number, (begin, end, raw) in enumerate(docstrings(tree, lines)):
         for piece in find_pieces(lines[begin:end], is_rst=False):
             moved = replace(piece, first=piece.first + begin, last=piece.last + begin)
             if "\\" in piece.text and not raw:
-                names = [name for name in sorted(REMOVED) if name in piece.text]
-                hidden += [Entry(moved.first + 1, "HIER103", f"{names[0]} beside an escape")] if names else []
+                hidden += hidden_use(moved, "beside an escape")
             elif is_python(piece.text):
                 examples.append(Example(moved, number, piece.first))
     relevant = {each.docstring for each in examples if NEEDLE.decode() in each.piece.text}
     return [each for each in examples if each.docstring in relevant], hidden
+
+
+def hidden_use(piece: Piece, why: str) -> list[Entry]:
+    """What is said of an example that cannot be changed."""
+    names = [name for name in sorted(REMOVED) if name in piece.text]
+    return [Entry(piece.first + 1, "HIER103", f"{names[0]} {why}")] if names else []
 
 
 def docstrings(tree: ast.AST, lines: list[str]) -> list[tuple[int, int, bool]]:
