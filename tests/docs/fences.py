@@ -1,4 +1,7 @@
-"""Finds the Python fences of Markdown files, also inside tabs and with titles, and runs them."""
+"""Finds the Python fences of Markdown files, also inside tabs and with titles, and runs them.
+
+A fence that shows a script of examples/ is not among them: `test_example_scripts.py` runs the script itself.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ FENCE = re.compile(
     r"^(?P<indent>[ \t]*)(?P<ticks>`{3,}|~{3,})[ ]*(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)(?P=ticks)[ \t]*$",
     re.MULTILINE | re.DOTALL,
 )
+SCRIPT = re.compile(r'\s*--8<-- "(examples/[\w.]+)"\s*')
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ def find_python_fences(path: Path) -> list[Fence]:
     for match in FENCE.finditer(text):
         info = match["info"].strip()
         if re.match(r"\{?\s*\.?(python|py)\b", info) is None:
+            continue
+        if SCRIPT.fullmatch(match["body"]):
             continue
         title = re.search(r'title="([^"]*)"', info)
         line = text.count("\n", 0, match.start("body")) + 1

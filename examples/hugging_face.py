@@ -1,0 +1,96 @@
+"""Block-sparse attention in a Hugging Face model, through the registries of transformers 5 (pip install transformers).
+
+A small Llama with fresh weights: at ratio 1 it gives the logits of its dense attention, padding and generation
+included; then a sparse one generates. It prints the difference and the density.
+"""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+from dilated_attention_pytorch import SparsePatternConfig, create_block_sparse_attention
+
+NOT_SERVED = ("softcap", "position_bias", "s_aux", "sliding_window", "cu_seq_lens_q")
+
+
+def register(name: str, config: SparsePatternConfig) -> None:
+    """Make `model.set_attn_implementation(name)` attend to the blocks of a pattern."""
+    attention = create_block_sparse_attention(variant="base", sparse_config=config).eval()
+
+    def attend(
+        module, query, key, value, attention_mask, scaling=None, dropout=0.0, is_causal=None, **kwargs
+    ):
+        asked = [option for option in NOT_SERVED if kwargs.get(option) is not None]
+        if asked or dropout:
+            raise NotImplementedError(f"{name} has no {asked or 'dropout'}")
+        attention.softmax_scale = scaling
+        out = attention(
+            *(
+                x.transpose(1, 2) for x in (query, key, value)
+            ),  # theirs is (batch, num_heads, seq_len, head_dim)
+            is_causal=module.is_causal if is_causal is None else is_causal,
+            key_padding_mask=attention_mask,
+        )
+        return out, None
+
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, padding_mask)  # without this the model drops the attention_mask
+
+
+def padding_mask(
+    batch_size,
+    q_length,
+    kv_length,
+    q_offset=0,
+    mask_function=causal_mask_function,
+    attention_mask=None,
+    **kwargs,
+) -> Tensor | None:
+    """True where a key is padding, from the tokenizer's mask, which is 1 where a token is; None without padding."""
+    if mask_function not in (causal_mask_function, bidirectional_mask_function):
+        raise NotImplementedError("packed sequences, sliding windows and chunks")
+    if mask_function is causal_mask_function and q_offset + q_length != kv_length:
+        raise NotImplementedError("a static cache: use the default one, which grows")
+    if attention_mask is None or attention_mask.all():
+        return None
+    return attention_mask == 0
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=256,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            pad_token_id=0,
+        )
+    ).eval()
+    tokens = torch.randint(1, 256, (2, 1000))
+    mask = torch.ones_like(tokens)
+    mask[1, 700:] = 0  # padding at the end
+
+    register("block_sparse_all", SparsePatternConfig(sparsity_ratio=1.0))
+    with torch.no_grad():
+        dense = model(tokens, attention_mask=mask).logits
+        model.set_attn_implementation("block_sparse_all")
+        same = model(tokens, attention_mask=mask).logits
+    difference = (same - dense)[mask.bool()].abs().max().item()
+    print(f"ratio 1: largest difference of a logit to the dense attention {difference:.1e}")
+    assert difference < 1e-5
+
+    sparse = SparsePatternConfig(sparsity_ratio=0.1)
+    register("block_sparse", sparse)
+    model.set_attn_implementation("block_sparse")
+    new = model.generate(tokens[:1], attention_mask=mask[:1], max_new_tokens=8, do_sample=False)
+    density = create_block_sparse_attention(sparse_config=sparse).layout(1000, causal=True).density
+    print(f"ratio 0.1: {density:.0%} of the blocks, generated {new[0, 1000:].tolist()}")
+    assert new.shape == (1, 1008)
+
+
+if __name__ == "__main__":
+    main()
