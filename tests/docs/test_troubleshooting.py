@@ -1,0 +1,135 @@
+"""The messages that docs/troubleshooting.md quotes are those that the library gives today."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import dilated_attention_pytorch
+from dilated_attention_pytorch import (
+    BlockLayout,
+    SparsePatternConfig,
+    block_sparse_attention,
+    create_block_sparse_attention,
+)
+from tests.docs.fences import ROOT
+
+PAGE = ROOT / "docs/troubleshooting.md"
+QUOTED = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def causal_layout() -> BlockLayout:
+    return BlockLayout.from_config(SparsePatternConfig(), 512, causal=True)
+
+
+def attend(q: Tensor, k: Tensor, **options: object) -> object:
+    return create_block_sparse_attention()(q, k, k, **options)
+
+
+def attend_in(layout: BlockLayout, q_len: int, kv_len: int, **options: object) -> object:
+    q, k = tensor(2, q_len, 4, 32), tensor(2, kv_len, 4, 32)
+    return block_sparse_attention(q, k, k, layout, **options)
+
+
+def attend_to_nested() -> object:
+    x = torch.nested.nested_tensor([tensor(3, 4, 32), tensor(5, 4, 32)], layout=torch.jagged)
+    return attend(x, x)
+
+
+def second_derivative() -> object:
+    q = tensor(1, 64, 1, 32).requires_grad_()
+    (grad,) = torch.autograd.grad(attend(q, q).sum(), q, create_graph=True)
+    return torch.autograd.grad(grad.sum(), q)
+
+
+Q = (2, 512, 4, 32)
+ERRORS: dict[str, Callable[[], object]] = {
+    "num_kv_heads must divide": lambda: attend(tensor(2, 4, 512, 32), tensor(2, 4, 600, 32)),
+    "q must be (batch": lambda: attend(tensor(2, 512, 128), tensor(2, 512, 128)),
+    "q, k and v must have one dtype": lambda: attend(tensor(*Q, dtype=torch.float16), tensor(*Q)),
+    "is_causal=False needs": lambda: attend_in(causal_layout(), 512, 512),
+    "is_causal=True with q_len": lambda: attend_in(
+        BlockLayout.from_config(SparsePatternConfig(), 1, 512), 1, 512, is_causal=True
+    ),
+    "layout is for": lambda: attend_in(causal_layout(), 500, 500, is_causal=True),
+    "is_causal must be": lambda: attend(
+        tensor(*Q), tensor(*Q), is_causal=torch.ones(512, 512, dtype=torch.bool)
+    ),
+    "key_padding_mask must": lambda: attend(
+        tensor(*Q), tensor(*Q), key_padding_mask=tensor(2, 512, dtype=torch.int64)
+    ),
+    "kv_lengths with": lambda: attend(
+        tensor(2, 1, 4, 32), tensor(*Q), is_causal=True, kv_lengths=torch.tensor([300, 512])
+    ),
+    "q is a nested": attend_to_nested,
+    "sparsity_ratio must": lambda: SparsePatternConfig(sparsity_ratio=99),
+    "window_size does not": lambda: SparsePatternConfig(window_size=256),
+    "segment_lengths must": lambda: create_block_sparse_attention(segment_lengths=[1000], dilation_rates=[1]),
+    "variant must be": lambda: create_block_sparse_attention(variant="multihead"),
+    "variant='auto' takes": lambda: create_block_sparse_attention(embed_dim=256, num_heads=4),
+    "Hierarchical variant": lambda: create_block_sparse_attention(variant="hierarchical"),
+    "cannot import name": lambda: exec("from dilated_attention_pytorch import LongNet"),
+    "backend='triton' cannot": lambda: attend_in(causal_layout(), 512, 512, is_causal=True, backend="triton"),
+    "block_sparse_attention differentiates": second_derivative,
+}
+WARNINGS: dict[str, Callable[[], object]] = {
+    "k (2, 4, 512, 32) is read": lambda: attend(tensor(2, 4, 512, 32), tensor(2, 4, 512, 32)),
+    "with sparsity_ratio": lambda: BlockLayout.from_config(
+        SparsePatternConfig(sparsity_ratio=0.01, min_blocks=1), 4096, causal=True
+    ),
+    "sparsity_ratio 0.1 does nothing": lambda: dilated_attention_pytorch.get_block_sparse_preset(
+        "local", sparsity_ratio=0.1
+    ),
+}
+
+
+def quoted() -> list[str]:
+    """The messages of the page, each on one line."""
+    return [" ".join(text.split()) for text in QUOTED.findall(PAGE.read_text("utf-8"))]
+
+
+def quoted_as(beginning: str) -> str:
+    """The one quoted message that begins so."""
+    (found,) = [text for text in quoted() if text.startswith(beginning)]
+    return found
+
+
+def assert_quoted(quote: str, message: str) -> None:
+    """A quote that ends in ... is the beginning of the message."""
+    if quote.endswith("..."):
+        assert message.startswith(quote.removesuffix("...").rstrip())
+    else:
+        assert quote == message
+
+
+def test_every_quoted_message_is_tried() -> None:
+    beginnings = [*ERRORS, *WARNINGS]
+    untried = [text for text in quoted() if not text.startswith(tuple(beginnings))]
+    assert not untried
+    assert len(quoted()) == len(beginnings) >= 20
+
+
+@pytest.mark.parametrize("beginning", ERRORS)
+def test_error_is_quoted_as_it_is_raised(beginning: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    quote = quoted_as(beginning)
+    with pytest.raises((ValueError, TypeError, RuntimeError, ImportError)) as error:
+        ERRORS[beginning]()
+    assert_quoted(quote, str(error.value))
+
+
+@pytest.mark.parametrize("beginning", WARNINGS)
+def test_warning_is_quoted_as_it_is_given(beginning: str) -> None:
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        WARNINGS[beginning]()
+    assert_quoted(quoted_as(beginning), str(given[0].message))
