@@ -1,4 +1,4 @@
-"""The codemod's rules as tabs, and its reasons as a table."""
+"""The codemod's rules as tabs under the names that they replace, and its reasons as a table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from pathlib import Path
 
 from migrate_hierarchical.rules import RULES
 from migrate_hierarchical.rules.reasons import REASONS
+
+# What people look for, in the place of the id of a rule: the heading of its section.
+HEADINGS = {
+    "HIER001": "`BlockSparseHierarchical`",
+    "HIER002": "`HierarchicalConfig` and `get_hierarchical_presets`",
+    "HIER003": "`create_hierarchical_block_sparse`",
+    "HIER004": "`create_hierarchical_attention`",
+    "HIER005": '`create_block_sparse_attention("hierarchical", hierarchical_config=...)`',
+    "HIER006": "The presets `hierarchical_standard`, `hierarchical_fine` and `hierarchical_long`",
+    "HIER007": '`pattern_type="hierarchical"`',
+    "HIER008": "Type annotations, `isinstance` and re-exports",
+    "HIER009": "Imports, and the module `block_sparse_hierarchical`",
+}
+
+
+def heading(rule_id: str) -> str:
+    """The heading of a rule's section, with the id as its anchor."""
+    return f"### {HEADINGS.get(rule_id, rule_id)} {{ #{rule_id.lower()} }}"
 
 
 def tab(title: str, code: str) -> str:
@@ -17,7 +35,7 @@ def tab(title: str, code: str) -> str:
 def write(markdown: Path, assets: Path) -> None:
     parts = []
     for rule in RULES:
-        parts.append(f"### {rule.id}\n\n{rule.summary[0].upper()}{rule.summary[1:]}.\n")
+        parts.append(f"{heading(rule.id)}\n\n{rule.summary[0].upper()}{rule.summary[1:]} ({rule.id}).\n")
         parts.append(tab("Before", rule.before))
         parts.append(tab("After", rule.after))
     (markdown / "rules.md").write_text("\n".join(parts), "utf-8")
