@@ -1,7 +1,8 @@
 """Data parallel training with DDP, and with FSDP, which also shards the weights.
 
-The attention has no weights, so both wrap the model around it as any other. It runs two processes with gloo on the
-CPU; on GPUs use nccl, one process per GPU and torchrun. It prints the losses, which agree with those of one process.
+The attention has no weights, so both wrap the model around it as any other. It runs two processes
+with gloo on the CPU; on GPUs use nccl, one process per GPU and torchrun. It prints the losses,
+which agree with those of one process.
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """Decoding with a KV cache: a prompt in two chunks, then token by token.
 
-Causal patterns do not change when the sequence grows, so every step gives the numbers of the full forward. It prints
-the largest difference.
+Causal patterns do not change when the sequence grows, so every step gives the numbers of the full
+forward. It prints the largest difference.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""Block-sparse attention in a Hugging Face model, through the registries of transformers 5 (pip install transformers).
+"""Block-sparse attention in a Hugging Face model, through the registries of transformers 5.
 
-A small Llama with fresh weights: at ratio 1 it gives the logits of its dense attention, padding and generation
-included; then a sparse one generates. It prints the difference and the density.
+A small Llama with fresh weights: at ratio 1 it gives the logits of its dense attention, padding and
+generation included; then a sparse one generates. It prints the difference and the density.
 """
 
 import torch
@@ -47,7 +47,7 @@ def padding_mask(
     attention_mask=None,
     **kwargs,
 ) -> Tensor | None:
-    """True where a key is padding, from the tokenizer's mask, which is 1 where a token is; None without padding."""
+    """True where a key is padding, where the tokenizer's mask is 0; None without padding."""
     if mask_function not in (causal_mask_function, bidirectional_mask_function):
         raise NotImplementedError("packed sequences, sliding windows and chunks")
     if mask_function is causal_mask_function and q_offset + q_length != kv_length:

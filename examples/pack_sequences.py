@@ -1,7 +1,8 @@
-"""Sequences of different lengths in one call, without attention between them (packing, varlen, document mask).
+"""Packing (varlen): sequences of different lengths in one call, with no attention between them.
 
-Every document starts on a block of its own, and its blocks are those of the pattern for its length. So each gets the
-numbers that it gets alone. It prints the share of tokens that are padding and the largest difference.
+Every document starts on a block of its own, and its blocks are those of the pattern for its length.
+So each gets the numbers that it gets alone. It prints the share of tokens that are padding and the
+largest difference.
 """
 
 import torch
@@ -36,7 +37,7 @@ class Packing:
         return x.new_zeros(1, self.padded_len, *x.shape[1:]).index_copy(1, self.places, x.unsqueeze(0))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention inside each document; the padding at their ends is never seen, as it comes later."""
+        """Causal attention inside each document; no query sees the padding, which comes later."""
         out = block_sparse_attention(*(self.spread(x) for x in (q, k, v)), self.layout, is_causal=True)
         return out[0, self.places]
 

@@ -1,7 +1,8 @@
 """Saving and loading: the weights, the pattern as JSON, and a layout of your own.
 
-The attention has no weights and adds nothing to a state dict, so checkpoints made with dense attention load as they
-are. It prints what was saved and checks that a loaded model gives the same numbers.
+The attention has no weights and adds nothing to a state dict, so checkpoints made with dense
+attention load as they are. It prints what was saved and checks that a loaded model gives the same
+numbers.
 """
 
 import dataclasses
@@ -48,7 +49,8 @@ def main() -> None:
     (folder / "attention.json").write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
     print("in the state dict:", ", ".join(model.state_dict()))
 
-    loaded_config = SparsePatternConfig(**json.loads((folder / "attention.json").read_text(encoding="utf-8")))
+    settings = json.loads((folder / "attention.json").read_text(encoding="utf-8"))
+    loaded_config = SparsePatternConfig(**settings)
     assert loaded_config == config
     loaded = Attention(loaded_config).eval()
     loaded.load_state_dict(torch.load(folder / "weights.pt"))

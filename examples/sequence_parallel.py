@@ -1,8 +1,9 @@
-"""One sequence over several processes: each holds a part of the tokens, and attends with a part of the heads.
+"""One sequence over several processes: each holds some tokens, and attends with some heads.
 
-There is no distributed attention in the library yet. This is what can be written today: two all-to-alls around the
-call (as in DeepSpeed-Ulysses, arXiv:2309.14509). Weights would be handled by DDP or FSDP as in any model. It runs two
-processes with gloo on the CPU; on GPUs use nccl and torchrun. It prints the largest differences to one process.
+There is no distributed attention in the library yet. This is what can be written today: two all-to-
+alls around the call (as in DeepSpeed-Ulysses, arXiv:2309.14509). Weights would be handled by DDP or
+FSDP as in any model. It runs two processes with gloo on the CPU; on GPUs use nccl and torchrun. It
+prints the largest differences to one process.
 """
 
 import tempfile
@@ -39,7 +40,7 @@ def exchange(x: Tensor, split: int, join: int) -> Tensor:
 
 
 def attend(attention: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q, k, v: (batch, tokens of this rank, num_heads, head_dim). The ranks divide num_heads and num_kv_heads."""
+    """q, k, v: (batch, tokens of this rank, num_heads, head_dim); the ranks divide both numbers of heads."""
     q, k, v = (exchange(x, split=2, join=1) for x in (q, k, v))  # all tokens of some heads
     out = attention(q, k, v, is_causal=True)
     return exchange(out, split=1, join=2)  # some tokens of all heads
@@ -64,10 +65,8 @@ def work(rank: int, store: str) -> None:
     assert difference < 1e-5
     assert max(gradients) < 1e-4
     if rank == 0:
-        print(
-            f"{RANKS} processes, {TOKENS // RANKS} tokens each: largest difference {difference:.1e}, ", end=""
-        )
-        print(f"of a gradient {max(gradients):.1e}")
+        print(f"{RANKS} processes, {TOKENS // RANKS} tokens each; largest differences to one process:")
+        print(f"output {difference:.1e}, gradients {max(gradients):.1e}")
     dist.destroy_process_group()
 
 
