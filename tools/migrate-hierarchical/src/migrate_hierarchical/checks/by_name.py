@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import libcst as cst
@@ -140,7 +142,7 @@ class ByName:
             return not (call.args and is_foreign(self.planner, call.args[0].value))
         if function in COLLECTORS and not is_foreign(self.planner, call.func):
             return self.may_reach()
-        return self.leads_to_package(call.func, set())
+        return self.definition(call.func) in self.leading
 
     def travels(self, node: cst.CSTNode) -> bool:
         """Whether a string may come out again where its place does not show it."""
@@ -165,22 +167,32 @@ class ByName:
     def is_our_module(self, node: cst.BaseExpression) -> bool:
         return self.planner.roles.path(node) == PACKAGE
 
-    def leads_to_package(self, function: cst.BaseExpression, seen: set[cst.CSTNode]) -> bool:
-        """Whether a function or class of the file calls the package with a name from elsewhere."""
-        definition = self.definition(function)
-        if definition is None or definition in seen:
-            return False
-        seen.add(definition)
-        inside = [use.node for use in self.open_calls if self.planner.climb(use.node, {definition})]
-        if inside:
-            return True
-        if isinstance(definition, cst.ClassDef) and self.holds_data(definition):
-            return bool(self.open_calls)
-        return any(
-            self.leads_to_package(call.func, seen)
-            for call in self.walk.calls
-            if self.definition(call.func) not in (None, definition) and self.planner.climb(call, {definition})
-        )
+    @cached_property
+    def leading(self) -> set[cst.CSTNode]:
+        """The functions and classes of the file that call the package with a name from elsewhere."""
+        callers: dict[cst.CSTNode, set[cst.CSTNode]] = {}
+        for call in self.walk.calls:
+            called = self.definition(call.func)
+            if called is not None:
+                callers.setdefault(called, set()).update(self.around(call))
+        found: set[cst.CSTNode] = set()
+        pending = [each for use in self.open_calls for each in self.around(use.node)]
+        if self.open_calls:
+            pending += [each for each in callers if isinstance(each, cst.ClassDef) and self.holds_data(each)]
+        while pending:
+            each = pending.pop()
+            if each not in found:
+                found.add(each)
+                pending += callers.get(each, ())
+        return found
+
+    def around(self, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+        """The functions and classes that a node stands in."""
+        current = self.parents.get(node)
+        while current is not None:
+            if isinstance(current, cst.FunctionDef | cst.ClassDef):
+                yield current
+            current = self.parents.get(current)
 
     def definition(self, function: cst.BaseExpression) -> cst.FunctionDef | cst.ClassDef | None:
         """What a name, or a method of self, means in the file."""
