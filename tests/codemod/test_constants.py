@@ -114,6 +114,8 @@ def test_configuration_of_another_project_is_none_of_ours(tmp_path: Path, capsys
         ("variants: [base, hierarchical]\n", [1]),
         ("variant:\n  - base\n  - hierarchical\nlinkage:\n  - hierarchical\n", [3]),
         ('"variants": [\n  "base",\n  "hierarchical"\n]\n', [3]),
+        ("variant:\n  values: [base, hierarchical]\nother:\n  values: [hierarchical]\n", [2]),
+        ("variant:\n  values:\n    - hierarchical\n", [3]),
         ("python train.py --variant hierarchical\n", [1]),
         ("python train.py model.variant=hierarchical\n", [1]),
         ("hierarchical_config:\n  levels: 3\n", [1]),

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import libcst as cst
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from migrate_hierarchical.analysis.known import KNOWN
 from migrate_hierarchical.analysis.order import ORDERS, order_of
 from migrate_hierarchical.analysis.scopes import LINE_ENDS, PLAIN, Walk
+from migrate_hierarchical.engine import migrate_bytes
+from migrate_hierarchical.settings import Settings
 
 # Together they hold every node that libcst can parse; each is tried on its own, since an older libcst lacks some.
 PROGRAMS = {
@@ -257,3 +261,20 @@ def test_programs_hold_every_node_of_the_newest_libcst() -> None:
         held |= {type(node).__name__ for node in visitor.nodes}
     assert kinds - held == NEVER_PARSED & kinds
     assert held <= KNOWN
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(sorted(PARSED)), st.integers(1, len(PARSED)))
+def test_code_of_every_kind_around_a_use_stays(names: list[str], count: int) -> None:
+    use = "model = BlockSparseHierarchical([2048], [1])\n"
+    first = "from dilated_attention_pytorch import BlockSparseHierarchical\n"
+    chosen = [PROGRAMS[name] for name in names[:count]]
+    source = first + "".join(program + use for program in chosen)
+    result = migrate_bytes("example.py", source.encode(), Settings())
+    assert result.error is None
+    assert result.left == []
+    assert result.new is not None
+    new = result.new.decode()
+    assert new.count("create_block_sparse_attention(\n") == count
+    assert all(program in new for program in chosen)
+    assert migrate_bytes("example.py", result.new, Settings()).new is None

@@ -20,7 +20,10 @@ LIKELY = re.compile(
     rb"\b(?:" + NAMES + rb")\b|(?<![\w.-])-{0,2}" + KEYS
     + rb"['\"]?(?:\s*[:=]\s*|\s+)(?:\[[^\]\n]*?[\[\s,])?['\"]?(?:" + VALUES + rb")(?![\w.-])",
 )  # fmt: skip
+# `values:` and `choices:` below a key belong to it, as in the sweeps of a tuner.
+NESTED = re.compile(rb"^\s*['\"]?(?:values?|choices|options|default)['\"]?\s*:\s*(.*)$")
 LIST_BEGINS = re.compile(rb"^(\s*)(?:-\s+)?['\"]?" + KEYS + rb"['\"]?\s*[:=]\s*\[?\s*(?:#.*)?$")
+IN_LIST = re.compile(rb"(?<![\w.-])(?:" + VALUES + rb")(?![\w.-])")
 ITEM = re.compile(rb"^\s*(?:-\s*)?['\"]?(" + VALUES + rb")['\"]?\s*,?\s*\]?\s*(?:#.*)?$")
 
 
@@ -35,9 +38,12 @@ def find_mentions(data: bytes, uses_package: bool = False) -> list[Entry]:
         match = CERTAIN.search(line)
         if match is None and names_package:
             match = LIKELY.search(line) or (ITEM.match(line) if listed else None)
+        nested = NESTED.match(line) if listed else None
+        if match is None and nested is not None and names_package and IN_LIST.search(nested.group(1)):
+            match = nested
         if match is not None:
             found.append(Entry(number, "HIER120", match.group().strip().decode(errors="replace")))
-        if LIST_BEGINS.match(line):
+        if LIST_BEGINS.match(line) or nested is not None:
             listed = True
         elif listed:
             item = line.strip().rstrip(b",").rstrip(b"]").strip()
