@@ -121,7 +121,7 @@ class Chooser:
         known = [] if param.default is None else [self.of(param.default, binding.scope, depth)]
         names = [each.name.value for each in (*function.params.posonly_params, *function.params.params)]
         calls = self.calls_of(function)
-        if not calls:
+        if not calls or function.decorators:
             return union([*known, UNKNOWN])
         parts = list(known)
         for call, scope in calls:
@@ -246,16 +246,13 @@ class Chooser:
             if binding.kind == "import":
                 return self.imported(binding)
             if binding.kind == "value" and binding.value is not None:
-                fills = self.walk.filled.get(node.value, [])
-                return union(
-                    [
-                        self.inside(binding.value, binding.scope, depth, key, index),
-                        *(self.of(value, where, depth) for value, where in fills),
-                    ]
-                )
-            if binding.kind == "loop" and binding.value is not None:
-                return self.each_inside(binding, depth, key)
-            return UNKNOWN
+                held = self.inside(binding.value, binding.scope, depth, key, index)
+            elif binding.kind == "loop" and binding.value is not None:
+                held = self.each_inside(binding, depth, key)
+            else:
+                return UNKNOWN
+            fills = self.walk.filled.get(node.value, [])[:MOST_BINDINGS]
+            return union([held, *(self.of(value, where, depth) for value, where in fills)])
         if isinstance(node, cst.Call) and node.args:
             function = dotted(node.func)
             if function in ("list", "tuple", "sorted", "reversed", "set", "iter"):

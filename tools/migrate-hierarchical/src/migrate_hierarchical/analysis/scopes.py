@@ -409,11 +409,17 @@ class Walk:
         if isinstance(node.func, cst.Attribute) and node.func.attr.value == "append" and node.args:
             self.fill(node.func.value, node.args[0].value)
         self.calls.append(node)
+        if isinstance(node.func, cst.Attribute) and node.func.attr.value in FILLS:
+            for arg in node.args:
+                self.fill(node.func.value, arg.value)
         if isinstance(node.func, cst.Attribute) and node.func.attr.value == "join":
             self.composed.append(node)
         self.keywords += (arg for arg in node.args if arg.keyword and arg.keyword.value == KEYWORD)
 
 
+FILLS = frozenset(
+    {"update", "setdefault", "extend", "insert", "add"}
+)  # methods that put something in a container
 LINE_ENDS = frozenset({cst.TrailingWhitespace, cst.EmptyLine})
 # Nodes without anything to see below them, as long as no line ends there.
 PLAIN = frozenset({cst.Name, cst.Comma, cst.Dot, cst.AssignEqual, cst.SimpleWhitespace, cst.Integer})

@@ -96,6 +96,10 @@ class ByName:
             if self.is_partial(call):
                 return True
             return parent.keyword is not None and parent.keyword.value in names and self.reaches(call)
+        if isinstance(parent, cst.Element):  # map(create_block_sparse_attention, ["hierarchical"])
+            arg = self.parents[self.parents[parent]]
+            outer = self.parents.get(arg)
+            return isinstance(arg, cst.Arg) and isinstance(outer, cst.Call) and self.is_partial(outer)
         if isinstance(parent, cst.DictElement) and parent.value is node:
             return string_value(parent.key) in names and self.mapping_reaches(self.parents[parent])
         if isinstance(parent, cst.Assign):

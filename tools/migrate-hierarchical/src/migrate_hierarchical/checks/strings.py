@@ -89,7 +89,9 @@ def is_removed_name(
         bindings = planner.walk.scope_of[node].lookup(value)
         planner.kept.update(bindings)
         return (
-            any(planner.is_ours(each.target) for each in bindings) if bindings else bool(planner.walk.stars)
+            any(planner.is_ours(each.target) for each in bindings)
+            if bindings
+            else bool(planner.walk.stars or planner.walk.group(node))
         )
     if role == KEY:
         return in_namespace(planner, node)
