@@ -60,6 +60,8 @@ class ByName:
         arguments = read_arguments(call.args, PARAMETERS[use.name])
         chooser = self.planner.chooser
         given = [arguments.named[name] for name in CHOSEN_BY[use.name] if name in arguments.named]
+        if any(string_value(value) is not None for value in given):
+            return False  # nor can what is unpacked beside it hold another
         parts = [chooser.of(value, use.scope) for value in given if string_value(value) is None]
         parts += [
             chooser.inside(arg.value, use.scope) if arg.star == "**" else UNKNOWN for arg in arguments.stars
@@ -255,5 +257,10 @@ class ByName:
         use = self.planner.resolver.by_node.get(value.func) if isinstance(value, cst.Call) else None
         if use is not None and use.name in REMOVED:
             return True
-        calls = (self.parents[use.node] for use in self.planner.resolver if use.name in (FACTORY, PRESET))
+        # what is rewritten becomes a call of the factory
+        calls = (
+            call
+            for use in self.planner.resolver
+            if (call := self.parents[use.node]) in self.planner.replacements or use.name in (FACTORY, PRESET)
+        )
         return any(isinstance(call, cst.Call) and any(arg.star for arg in call.args) for call in calls)
