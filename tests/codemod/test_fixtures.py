@@ -79,7 +79,8 @@ def test_every_rule_and_reason_has_cases() -> None:
     rules = {case.file.upper() for case in CASES}
     reported = {case.name.split()[0] for case in CASES if case.file == "reports"}
     assert {rule.id for rule in RULES} <= rules
-    assert set(REASONS) - {"HIER120"} <= reported, "HIER120 needs other kinds of files and has its own tests"
+    # HIER115 needs several files, HIER120 other kinds of files: they have their own tests
+    assert set(REASONS) - {"HIER115", "HIER120"} <= reported
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)

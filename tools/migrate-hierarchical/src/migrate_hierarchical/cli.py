@@ -12,11 +12,12 @@ from typing import Any
 
 from . import __version__
 from .documents.result import Result
-from .engine import may_hold_use, may_import_again, migrate_bytes, names_package, read_file
-from .names import NEEDLE
+from .engine import may_hand_on, may_hold_use, migrate_bytes, names_package, read_file
+from .facts import Facts
 from .settings import Settings, UsageError, load
 
 WORTH_WORKERS = 8  # files with a use; below it, starting processes takes longer than the work
+FORK = "defines the removed names itself, so it is their home and left as it is"
 FORMATS = ("text", "json", "sarif", "github")
 
 
@@ -169,8 +170,12 @@ def run_stdin(options: argparse.Namespace, settings: Settings) -> int:
     from .report import Run
 
     data = sys.stdin.buffer.read()
-    result = migrate_bytes(options.stdin_filename, data, settings)
-    run = Run([result], 1, wrote=not (options.check or options.diff), seq_len=settings.seq_len)
+    path = options.stdin_filename
+    run = Run([], 1, wrote=not (options.check or options.diff), seq_len=settings.seq_len)
+    options.paths = [path]
+    hits = [(path, data)] if may_hold_use(path, data) else []
+    run.results += migrate_hits([path], hits, run, options, settings, {path: data})
+    result = run.results[0] if run.results else Result(path)
     if options.diff:
         write_diff(result)
     elif not options.check:
@@ -189,8 +194,8 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     found = find_files(options.paths, settings)
     run = Run([], len(found.files), list(found.errors), not (options.check or options.diff), settings.seq_len)
     hits: list[tuple[str, bytes]] = []
-    others: list[tuple[str, bytes]] = []  # with removed names that they may have from the hits
     uses_package = False
+    hands_on = False  # whether a file without a use may give names of the package to another one
     for path in found.files:
         try:
             data = read_file(path)
@@ -200,11 +205,10 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
         uses_package = uses_package or names_package(path, data)
         if may_hold_use(path, data):
             hits.append((path, data))
-        elif NEEDLE in data and may_import_again(path, data):
-            others.append((path, data))
+        elif not hands_on and may_hand_on(path, data):
+            hands_on = True
     settings = replace(settings, uses_package=uses_package)
-    results = list(with_progress(migrate_all(hits, settings), len(hits), options))
-    for result in follow_exports(results, hits, others, settings):
+    for result in migrate_hits(found.files, hits, run, options, settings, hands_on=hands_on):
         if run.wrote and result.new is not None:
             write(result)
         run.results.append(result)
@@ -214,21 +218,32 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     return run.status
 
 
-def follow_exports(
-    results: list[Result], hits: list[tuple[str, bytes]], others: list[tuple[str, bytes]], settings: Settings
+def migrate_hits(
+    files: list[str],
+    hits: list[tuple[str, bytes]],
+    run: Any,
+    options: argparse.Namespace,
+    settings: Settings,
+    contents: dict[str, bytes] | None = None,
+    hands_on: bool = False,
 ) -> list[Result]:
-    """The results, again for files that import removed names from a file with a result."""
-    from .reexports import Reexports
+    """The results of the files with a use, and of those that take names from them."""
+    from .project import project_roots
 
-    done = {result.path: result for result in results}
-    reexports = Reexports()
-    news = results
-    while sum(reexports.add(result.path, result.exports) for result in news):
-        files = [(path, data) for path, data in hits if reexports.concern(path, data)]
-        files += [(path, data) for path, data in others if reexports.named_in(data)]
-        news = list(migrate_all(files, replace(settings, reexports=reexports)))
-        done.update((result.path, result) for result in news)
-    return list(done.values())
+    if (
+        not hits
+        and not hands_on
+        and set(project_roots(options.paths)) <= set(map(os.path.abspath, options.paths))
+    ):
+        return []  # no file of the project names the package, so none hands its names on
+    from .rounds import migrate_project
+
+    def migrate(some: list[tuple[str, bytes]], facts: dict[str, Facts]) -> Iterable[Result]:
+        return with_progress(migrate_all(some, settings, facts), len(some), options)
+
+    results, forks = migrate_project(options.paths, files, hits, contents or dict(hits), settings, migrate)
+    run.notes += [(folder, FORK) for folder in forks]
+    return results
 
 
 def write(result: Result) -> None:
@@ -248,9 +263,11 @@ def migrate_one(hit: tuple[str, bytes, Settings]) -> Result:
     return migrate_bytes(path, data, settings)
 
 
-def migrate_all(hits: list[tuple[str, bytes]], settings: Settings) -> Iterator[Result]:
+def migrate_all(
+    hits: list[tuple[str, bytes]], settings: Settings, facts: dict[str, Facts]
+) -> Iterator[Result]:
     """Results in the order of the files; in several processes where that is faster."""
-    tasks = [(path, data, settings) for path, data in hits]
+    tasks = [(path, data, replace(settings, facts=facts[path])) for path, data in hits]
     jobs = min(settings.jobs or available_cores(), len(tasks))
     if jobs < 2 or len(tasks) <= WORTH_WORKERS:
         yield from map(migrate_one, tasks)

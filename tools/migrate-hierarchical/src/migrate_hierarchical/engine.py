@@ -8,7 +8,7 @@ from collections.abc import Callable
 from .constants import takes_constant
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
 from .documents.result import Result
-from .names import NEEDLE, PACKAGE, REMOVED, TODO
+from .names import GONE, NEEDLE, PACKAGE, REMOVED, TODO
 from .settings import Settings
 
 SKIP_FILE = b"migrate-hierarchical: skip-file"
@@ -20,7 +20,9 @@ def may_hold_use(path: str, data: bytes) -> bool:
     if SKIP_FILE in data:
         return False
     if NEEDLE not in data:
-        return path.endswith(PYTHON) and PACKAGE.encode() in data and takes_constant(path, data)
+        if path.endswith(PLAIN) or PACKAGE.encode() not in data:
+            return False
+        return GONE.search(data) is not None or (path.endswith(PYTHON) and takes_constant(path, data))
     if path.endswith(PLAIN):
         return len(data) <= LARGEST_TEXT
     if PACKAGE.encode() in data or TODO.encode() in data:
@@ -33,17 +35,17 @@ def names_package(path: str, data: bytes) -> bool:
     return path.endswith((*PYTHON, *NOTEBOOK)) and PACKAGE.encode() in data
 
 
-def may_import_again(path: str, data: bytes) -> bool:
-    """Whether a file that does not name the package holds removed names, perhaps from a module that does."""
-    if SKIP_FILE in data or path.endswith(PLAIN):
+def may_hand_on(path: str, data: bytes) -> bool:
+    """Whether a file without a use may give names of the package to another one, or lack some that were taken."""
+    if path.endswith(PLAIN):
         return False
-    return any(name.encode() in data for name in REMOVED)
+    return PACKAGE.encode() in data or (NEEDLE in data and any(name.encode() in data for name in REMOVED))
 
 
 def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     """The result for the content of one file; never raises for what the file holds."""
     result = Result(path)
-    if settings.reexports is None and not may_hold_use(path, data):
+    if settings.facts is None and not may_hold_use(path, data):
         return result
     if path.endswith(PLAIN):
         from .documents.plain import find_mentions
@@ -69,7 +71,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
             f"left alone after an error of this tool, please report it: {type(error).__name__}: {error!s:.80}"
         )
         return result
-    result.rewritten, result.left, result.exports = report.rewritten, report.left, report.exports
+    result.rewritten, result.left = report.rewritten, report.left
     if new != data:
         result.new, result.old = new, data
         note_new_lines(result, new)

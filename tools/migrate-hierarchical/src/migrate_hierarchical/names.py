@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PACKAGE = "dilated_attention_pytorch"
 
 # Removed.
@@ -18,6 +20,7 @@ FACTORY = "create_block_sparse_attention"
 PRESET = "get_block_sparse_preset"
 PATTERN = "SparsePatternConfig"
 MODULE = "BlockSparseAttention"
+FUNCTION = "block_sparse_attention"  # its name is like that of a module that is gone
 KEPT = frozenset({FACTORY, PRESET, PATTERN, MODULE})
 
 HIERARCHICAL = "hierarchical"
@@ -91,10 +94,14 @@ PIECE = "#@migrate-hierarchical-piece"
 # A file without this text holds no use; Hierarchical and hierarchical both contain it.
 NEEDLE = b"ierarchical"
 
+# Nor does one that names neither a removed name nor a module that is gone.
+GONE = re.compile(rb"\bblock_sparse_(?!attention\b)\w|\bdilated_attention_pytorch\.sparse")
+
 
 def is_gone(module: str) -> bool:
     """Whether a submodule of the package (a path below it, "" for the root) no longer exists."""
-    return module.split(".")[0].startswith(("block_sparse", "sparse"))
+    first = module.split(".")[0]
+    return first != FUNCTION and first.startswith(("block_sparse", "sparse"))
 
 
 def strip_source(path: str) -> str:

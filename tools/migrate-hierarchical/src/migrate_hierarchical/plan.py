@@ -9,16 +9,17 @@ from functools import cached_property
 
 import libcst as cst
 
-from .analysis.binding import Binding, ImportStatement, Scope, dotted
+from .analysis.binding import Binding, ImportStatement, Scope
 from .analysis.choices import UNKNOWN, Choices, Chooser, union
 from .analysis.context import fstring_quotes
-from .analysis.origins import DEPTH, Origins
+from .analysis.nones import Nones
+from .analysis.origins import Origins
 from .analysis.roles import ALL, CLASS, DOCSTRING, KEY, TYPE, Roles
 from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use
 from .checks.annotations import check_type_comments, check_types
 from .checks.by_name import ByName
-from .checks.members import check_members, check_modules, check_unresolved
+from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
 from .checks.strings import check_strings
 from .density import LEVELS, Comparison, levels_of
 from .edit.arguments import is_none, read_arguments, string_value
@@ -28,6 +29,7 @@ from .names import (
     FACTORY,
     HIERARCHICAL,
     HIERARCHICAL_STRINGS,
+    KEPT,
     PACKAGE,
     PARAMETERS,
     PRESET,
@@ -36,7 +38,7 @@ from .names import (
     REMOVED_MODULE,
     TYPES,
 )
-from .rules import DECIDERS
+from .rules import DECIDERS, RULE_OF
 from .rules.base import Left, OldPattern, Rewrite, default_pattern, preset_pattern
 from .rules.hier002 import config_factory
 from .settings import Settings
@@ -59,6 +61,7 @@ class Planner:
         self.origins = Origins(walk, self.resolver)
         self.roles = Roles(walk)
         self.chooser = Chooser(walk, self.origins, self.roles)
+        self.nones = Nones(walk, self.origins.class_body)
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
         self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
@@ -165,23 +168,9 @@ class Planner:
             return default_pattern("level_configs")
         return OldPattern("custom", levels)
 
-    def may_be_none(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> bool:
-        """Whether an expression is None, or a parameter whose default is None, on one of its ways."""
-        if depth > DEPTH:
-            return False
-        if isinstance(node, cst.IfExp):
-            return any(self.may_be_none(part, scope, depth + 1) for part in (node.body, node.orelse))
-        if isinstance(node, cst.Attribute):
-            values = self.walk.members.get(dotted(node) or "", [])
-            return any(self.may_be_none(value, where, depth + 1) for value, where in values)
-        if not isinstance(node, cst.Name):
-            return False
-        ways: list[cst.BaseExpression] = []
-        for binding in scope.lookup(node.value):
-            value = binding.node.default if isinstance(binding.node, cst.Param) else binding.value
-            if value is not None and binding.kind in ("parameter", "value"):
-                ways.append(value)
-        return is_none(node) or any(self.may_be_none(way, scope, depth + 1) for way in ways)
+    def may_be_none(self, node: cst.BaseExpression, scope: Scope) -> bool:
+        """Whether an expression is None on one of its ways."""
+        return self.nones.may_be_none(node, scope)
 
     def is_presets_call(self, node: cst.CSTNode) -> bool:
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
@@ -239,14 +228,29 @@ class Planner:
                 continue
             self.apply(use, *decision)
             absorbed.update(decision[1].absorbs)
+        self.move_to_root(absorbed)
         check_members(self)
         check_modules(self)
+        check_own_imports(self)
         check_unresolved(self)
         check_types(self)
         if self.is_concerned:
             self.by_name.check()
         check_strings(self)
         check_type_comments(self)
+
+    def move_to_root(self, absorbed: set[cst.CSTNode]) -> None:
+        """What the package kept, where it is reached through a module that is gone."""
+        if not self.settings.wants("HIER009"):
+            return
+        for use in self.resolver:
+            through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
+            if use.name not in KEPT or not through_module or not use.agrees or use.is_star:
+                continue
+            if self.climb(use.node, absorbed) or self.walk.parents[use.node] in self.replacements:
+                continue
+            self.renames[use.node] = self.name(use, use.name)
+            self.used.add(use.root)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
         """The node to replace and how; None if nothing changes here."""
@@ -257,6 +261,9 @@ class Planner:
                 self.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
             return None
         called = isinstance(parent, cst.Call) and parent.func is use.node
+        if called and use.name in RULE_OF and not self.settings.wants(RULE_OF[use.name]):
+            self.explained.add(parent)
+            return None
         if use.name in REMOVED:
             if not use.agrees:
                 self.leave(use.node, "HIER107", f"{use.root.value} is bound in several ways")
@@ -276,9 +283,6 @@ class Planner:
             return None
         if isinstance(decision, Left):
             self.leave(call, decision.reason, decision.detail)
-            self.explained.add(call)
-            return None
-        if not self.settings.wants(decision.rule):
             self.explained.add(call)
             return None
         if not use.agrees:
@@ -378,15 +382,6 @@ class Planner:
     @property
     def has_use(self) -> bool:
         return bool(self.replacements or self.renames or self.todos)
-
-    def exports(self) -> dict[str, str]:
-        """Removed names in the module's own scope: local name -> name of the API."""
-        found = {}
-        for name, bindings in self.walk.module_scope.bindings.items():
-            targets = {(b.target or "").split(".")[-1] for b in bindings if self.is_ours(b.target)}
-            if len(targets) == 1 and targets <= REMOVED:
-                found[name] = targets.pop()
-        return found
 
     def import_bindings(self) -> list[Binding]:
         seen: list[Binding] = []

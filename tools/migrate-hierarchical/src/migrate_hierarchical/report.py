@@ -26,6 +26,7 @@ class Run:
     errors: list[tuple[str, str]] = field(default_factory=list)  # paths that are in no result
     wrote: bool = True
     seq_len: int = 16_384
+    notes: list[tuple[str, str]] = field(default_factory=list)  # folders that were left alone, and why
 
     @property
     def changed(self) -> list[Result]:
@@ -105,6 +106,7 @@ def as_text(run: Run) -> str:
     out += [
         f"{shown(path)}:{run.line(entry)}: {entry.rule} {message(entry, lines)}" for path, entry in run.left()
     ]
+    out += [f"{shown(path)}: note: {text}" for path, text in run.notes]
     out += [f"{shown(path)}: error: {error}" for path, error in run.problems]
     patterns = run.patterns()
     if patterns:
@@ -143,6 +145,7 @@ def as_dict(run: Run) -> dict[str, Any]:
         "rewritten": listed(run.rewritten()),
         "left": listed(run.left()),
         "errors": [{"path": path, "message": error} for path, error in run.problems],
+        "notes": [{"path": path, "message": text} for path, text in run.notes],
         "densities": densities(run),
     }
 
@@ -227,6 +230,7 @@ def as_github(run: Run) -> str:
     out += [command("error", path, Entry(1, "HIER190", error)) for path, error in run.problems]
     if not run.wrote:
         out += [command("notice", path, entry) for path, entry in run.rewritten()]
+    out += [f"::notice file={escaped(reference(path), True)}::{escaped(text)}" for path, text in run.notes]
     return "".join(line + "\n" for line in out)
 
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from .reexports import Reexports
+from .facts import Facts
 
 
 class UsageError(ValueError):
@@ -28,7 +28,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     jobs: int = 0
     # found during a run, no options
-    reexports: Reexports | None = None
+    facts: Facts | None = None  # about the file, from the others of its project
     uses_package: bool = False  # a Python file of the run names the package
 
     def check(self, rules: frozenset[str]) -> Settings:
@@ -55,8 +55,13 @@ class Settings:
     def wants(self, rule: str) -> bool:
         return rule not in self.ignore and (not self.select or rule in self.select)
 
+    @property
+    def wants_all(self) -> bool:
+        """Whether no rule is left out."""
+        return not self.select and not self.ignore
 
-FOUND = {"reexports", "uses_package"}
+
+FOUND = {"facts", "uses_package"}
 LISTS = {"select", "ignore", "include", "exclude", "dilation_rates"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..edit.arguments import string_value
+from ..edit.arguments import is_none, string_value
 from ..names import CLASS, CONFIG, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, PATTERN, PRESETS
 from .binding import Binding, Scope, dotted
 from .scopes import Walk
@@ -22,6 +22,8 @@ CALLS = {
 }
 TYPES = {CONFIG: "config", CLASS: "instance", PATTERN: "pattern"}
 COPIES = frozenset({"copy.copy", "copy.deepcopy", "copy", "deepcopy"})
+# What a container holds that is one of configurations: patterns where an earlier run, with other rules, wrote them.
+CONFIGS = ({"config"}, {"pattern"})
 DEPTH = 12
 
 
@@ -42,26 +44,26 @@ class Origins:
             inside = self.kind(node.value, scope, depth + 1)
             return "config" if inside in ("presets", "configs") else None
         if isinstance(node, cst.IfExp):
-            return agreed([self.kind(part, scope, depth + 1) for part in (node.body, node.orelse)])
+            return self.of_ways((node.body, node.orelse), scope, depth)
         if isinstance(node, cst.BooleanOperation):
-            return agreed([self.kind(part, scope, depth + 1) for part in (node.left, node.right)])
+            return self.of_ways((node.left, node.right), scope, depth)
         if isinstance(node, cst.NamedExpr):
             return self.kind(node.value, scope, depth + 1)
         if isinstance(node, cst.Dict):
             parts = [self.kind(element.value, scope, depth + 1) for element in node.elements]
-            return "presets" if parts and set(parts) == {"config"} else "other"
+            return "presets" if parts and set(parts) in CONFIGS else "other"
         if isinstance(node, cst.List | cst.Tuple):
             parts = [self.kind(element.value, scope, depth + 1) for element in node.elements]
-            return "configs" if parts and set(parts) == {"config"} else "other"
+            return "configs" if parts and set(parts) in CONFIGS else "other"
         if isinstance(node, cst.DictComp):
             return (
                 "presets"
-                if self.kind(node.value, self.inner(node, scope), depth + 1) == "config"
+                if {self.kind(node.value, self.inner(node, scope), depth + 1)} in CONFIGS
                 else "other"
             )
         if isinstance(node, cst.ListComp):
             return (
-                "configs" if self.kind(node.elt, self.inner(node, scope), depth + 1) == "config" else "other"
+                "configs" if {self.kind(node.elt, self.inner(node, scope), depth + 1)} in CONFIGS else "other"
             )
         if isinstance(node, cst.Attribute):
             return self.of_attribute(node, scope, depth)
@@ -69,10 +71,25 @@ class Origins:
             return "other"
         return None
 
+    def of_ways(self, ways: tuple[cst.BaseExpression, ...], scope: Scope, depth: int) -> str | None:
+        """What one of several expressions gives; `config or HierarchicalConfig()` tells what config is for."""
+        return agreed(
+            ["none" if self.is_unset(way, scope) else self.kind(way, scope, depth + 1) for way in ways]
+        )
+
+    def is_unset(self, node: cst.BaseExpression | None, scope: Scope) -> bool:
+        """Whether an expression is a parameter that is None where it is not given, and nothing else is known of it."""
+        bindings = scope.lookup(node.value) if isinstance(node, cst.Name) else []
+        return any(is_none_by_default(binding) for binding in bindings)
+
     def of_attribute(self, node: cst.Attribute, scope: Scope, depth: int) -> str | None:
         """From every assignment to `self.x` in the file, and from the body of the class."""
         values = self.walk.members.get(dotted(node) or "", [])
-        kinds = [self.kind(value, where, depth + 1) for value, where in values]
+        several = len(values) > 1
+        kinds = [
+            "none" if several and self.is_unset(value, where) else self.kind(value, where, depth + 1)
+            for value, where in values
+        ]
         owner = self.class_body(node.value, scope)
         if owner is not None:
             kinds += [self.of_binding(each, depth + 1) for each in owner.bindings.get(node.attr.value, [])]
@@ -143,10 +160,17 @@ class Origins:
         bindings = scope.lookup(name)
         if len(bindings) == 1 and is_empty(bindings[0].value) and name in self.walk.filled:
             kinds = {self.kind(value, where, depth + 1) for value, where in self.walk.filled[name]}
-            if kinds == {"config"}:
+            if kinds in CONFIGS:
                 return "configs" if isinstance(bindings[0].value, cst.List) else "presets"
-        kinds_of_bindings = [self.of_binding(binding, depth, name) for binding in bindings]
-        return agreed(kinds_of_bindings)
+        several = len(bindings) > 1
+        kinds_of_bindings = [
+            "none"
+            if several and (is_none_by_default(each) or self.is_unset(each.value, each.scope))
+            else self.of_binding(each, depth, name)
+            for each in bindings
+        ]
+        kind = agreed(kinds_of_bindings)
+        return None if kind == "none" and any(map(is_none_by_default, bindings)) else kind
 
     def of_binding(self, binding: Binding, depth: int, name: str = "") -> str | None:
         if binding.kind == "import":
@@ -235,6 +259,12 @@ class Origins:
             ]
             return agreed(sides)
         return None
+
+
+def is_none_by_default(binding: Binding) -> bool:
+    """Whether a binding is a parameter without annotation that is None where it is not given."""
+    node = binding.node
+    return isinstance(node, cst.Param) and binding.annotation is None and is_none(node.default)
 
 
 def is_empty(node: cst.BaseExpression | None) -> bool:

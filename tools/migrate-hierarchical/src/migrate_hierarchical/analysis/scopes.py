@@ -8,8 +8,8 @@ from typing import Any
 
 import libcst as cst
 
+from ..facts import MISSING, SEVERAL, Facts
 from ..names import KEYWORD, PACKAGE, PIECE, TODO, below_package
-from ..reexports import Reexports
 from .binding import (
     IMPORTS,
     IMPORTS_FROM,
@@ -50,12 +50,14 @@ LINES = frozenset(
 class Walk:
     """Fills everything below in source order."""
 
-    def __init__(self, package: str | None, path: str = "", reexports: Reexports | None = None) -> None:
+    def __init__(self, package: str | None, path: str = "", facts: Facts | None = None) -> None:
         self.package = package  # of the file, for relative imports
-        self.path, self.reexports = path, reexports
-        self.again: dict[
-            cst.ImportFrom, dict[str, str]
-        ] = {}  # imports of removed names from the user's modules
+        self.path, self.facts = path, facts or Facts()
+        self.again: dict[cst.ImportFrom, dict[str, str]] = {}  # imports of the API from the user's modules
+        self.again_by_star: dict[str, str] = {}  # the same through a star
+        self.unclear: list[
+            tuple[cst.ImportAlias, str]
+        ] = []  # of these, what is bound in several ways, or is missing
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
         self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
@@ -332,6 +334,7 @@ class Walk:
         if isinstance(node.names, cst.ImportStar):
             if module is not None and below_package(module) is not None:
                 self.stars.append(node)
+            self.again_by_star.update(self.own_names(node))
             return
         again = self.imported_again(node)
         for alias in node.names:
@@ -339,20 +342,28 @@ class Walk:
             imported = dotted(alias.name) or ""
             name = (dotted(alias.asname.name) or "") if alias.asname else imported
             target = f"{PACKAGE}.{again[imported]}" if imported in again else f"{module or '?'}.{imported}"
-            self.bind_import(name, target, node, alias)
+            self.bind_import(name, target.removesuffix("."), node, alias)
 
     def imported_again(self, node: cst.ImportFrom) -> dict[str, str]:
-        """The removed names that a statement takes from a module of the user's own."""
-        absolute = self.absolute(node)
-        ours = absolute is not None and below_package(absolute) is not None
-        if self.reexports is None or ours or isinstance(node.names, cst.ImportStar):
-            return {}
-        module = "." * len(node.relative) + (dotted(node.module) or "" if node.module else "")
-        known = self.reexports.find(self.path, module)
-        taken = {name: known[name] for name in map(import_name, node.names) if name in known}
+        """The names of the API that a statement takes from a module of the user's own."""
+        known = self.own_names(node)
+        taken: dict[str, str] = {}
+        for alias in node.names if known and not isinstance(node.names, cst.ImportStar) else ():
+            api = known.get(import_name(alias))
+            if api in (SEVERAL, MISSING):
+                self.unclear.append((alias, api))
+            elif api is not None:
+                taken[import_name(alias)] = api
         if taken:
             self.again[node] = taken
         return taken
+
+    def own_names(self, node: cst.ImportFrom) -> dict[str, str]:
+        """What of the module that a statement names is of the API, where the module is the user's own."""
+        absolute = self.absolute(node)
+        if absolute is not None and below_package(absolute) is not None:
+            return {}
+        return self.facts.find("." * len(node.relative) + (dotted(node.module) or "" if node.module else ""))
 
     def skip_alias(self, alias: cst.ImportAlias) -> None:
         self.skip_path(alias.name)

@@ -58,7 +58,8 @@ class Resolver:
         if not bindings:
             if root.value in REMOVED | KEPT and (self.walk.stars or self.walk.group(root)):
                 return Use(root.value, root, root, scope, [], None, True)
-            return None
+            api = self.walk.again_by_star.get(root.value, "")
+            return Use(api, root, root, scope, [], None, True) if api in REMOVED | KEPT else None
         found = [self.follow(root, binding) for binding in bindings]
         ours = [each for each in found if each is not None]
         if not ours:

@@ -75,7 +75,7 @@ def renamed(planner: Planner, node: cst.SimpleString, text: str, depth: int) -> 
         annotation = cst.Annotation(cst.parse_expression(inner))
     except (cst.ParserSyntaxError, RecursionError):
         return None
-    below = Walk(walk.package, walk.path, walk.reexports)
+    below = Walk(walk.package, walk.path, walk.facts)
     below.scopes = [walk.scope_of[node]]
     ORDERS.setdefault(cst.Annotation, order_of(annotation))
     below.visit(annotation)
@@ -113,6 +113,8 @@ def rename_export(planner: Planner, node: cst.SimpleString) -> None:
     name = string_value(node)
     if name is None or not planner.settings.wants("HIER008"):
         return
+    if name in planner.walk.facts.wanted:
+        return  # other files go on importing it from here
     scope = planner.walk.scope_of[node]
     bindings = scope.lookup(name)
     ours = [(b.target or "").split(".")[-1] for b in bindings if planner.is_ours(b.target)]

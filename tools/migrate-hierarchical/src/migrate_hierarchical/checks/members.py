@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import Binding, dotted, is_import_from
+from ..analysis.binding import Binding, dotted, import_name, is_import_from
 from ..analysis.roles import leftmost
 from ..edit.arguments import string_value
-from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED
+from ..facts import SEVERAL
+from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED, REMOVED_MODULE
 
 if TYPE_CHECKING:
     from ..plan import Planner
@@ -67,21 +68,31 @@ def is_package(planner: Planner, node: cst.Attribute) -> bool:
 
 def check_modules(planner: Planner) -> None:
     """`attention.HierarchicalConfig` where attention is a module of the user's own that imports it."""
-    reexports = planner.walk.reexports
-    if reexports is None:
+    facts = planner.walk.facts
+    if not facts.imported:
         return
     for node in planner.walk.attributes:
         path = dotted(node.value)
         root = leftmost(node)
-        if path is None or node.attr.value not in REMOVED or root not in planner.walk.scope_of:
+        if path is None or root not in planner.walk.scope_of:
             continue
         name, _, rest = path.partition(".")
         for binding in planner.walk.scope_of[root].lookup(name):
             module = ".".join(part for part in (written_path(binding), rest) if part)
-            if node.attr.value in reexports.find(planner.walk.path, module):
+            api = facts.find(module).get(node.attr.value, "")
+            if api in REMOVED or api in (SEVERAL, REMOVED_MODULE):
                 planner.leave(
                     node, "HIER109", f"{path}.{node.attr.value} comes from a module of this project"
                 )
+
+
+def check_own_imports(planner: Planner) -> None:
+    """Names that a module of the user's own binds in several ways, or that it does not have."""
+    for alias, what in planner.walk.unclear:
+        if what == SEVERAL:
+            planner.leave(alias, "HIER107", f"{import_name(alias)} is bound in several ways there")
+        else:
+            planner.leave(alias, "HIER108", f"{import_name(alias)} is not in that module")
 
 
 def written_path(binding: Binding) -> str:
@@ -91,6 +102,8 @@ def written_path(binding: Binding) -> str:
         module = dotted(statement.module) if statement.module else ""
         dots = "." * len(statement.relative)
         return dots + ".".join(part for part in (module, dotted(binding.alias.name)) if part)
+    if is_import_from(statement) and binding.alias is not None:
+        return f"{dotted(statement.module)}.{dotted(binding.alias.name)}"
     return binding.target or "?"
 
 

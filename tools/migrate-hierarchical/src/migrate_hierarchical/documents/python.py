@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import libcst as cst
 
+from ..analysis.binding import is_import_from
 from ..analysis.context import line_of
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.scopes import Walk
 from ..edit.apply import Apply
 from ..edit.imports import ImportEditor
-from ..names import PACKAGE, TODO
+from ..names import PACKAGE, TODO, below_package, is_gone
 from ..plan import Planner
 from ..rules.reasons import REASONS
 from ..settings import Settings
@@ -29,7 +30,6 @@ class Migrated:
     def __init__(self) -> None:
         self.rewritten: list[Entry] = []
         self.left: list[Entry] = []
-        self.exports: dict[str, str] = {}  # removed names that other files can import from this one
 
 
 def package_of(path: str) -> tuple[str | None, bool]:
@@ -84,20 +84,24 @@ def migrate_module(
     module: cst.Module, source: bytes, path: str, settings: Settings
 ) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
-    walk = Walk(package, path, settings.reexports)
+    walk = Walk(package, path, settings.facts)
     ORDERS[cst.Module] = order_of(module)
     walk.visit(module)
     planner = Planner(module, walk, settings, is_init)
-    planner.run()
-    for code in find_code(planner, lambda text: has_use(text, path, settings)):
-        planner.leave(code, "HIER103", "code in a string")
-    imports = ImportEditor(planner).edits() if settings.wants("HIER009") else {}
+    own_home = imports_of_own_init(walk, is_init)
+    if own_home:  # the package's own __init__ cannot import from the package
+        for statement in own_home:
+            planner.leave(statement, "HIER114", "by the package's own __init__")
+    else:
+        planner.run()
+        for code in find_code(planner, lambda text: has_use(text, path, settings)):
+            planner.leave(code, "HIER103", "code in a string")
+    imports = {} if own_home else ImportEditor(planner).edits()
     result = Migrated()
-    result.exports = planner.exports()
     for outcome in planner.rewritten:
         result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail, patterns=outcome.patterns))
-    for statement in imports:
-        result.rewritten.append(Entry(walk.lines[statement], "HIER009"))
+    for edited in imports:
+        result.rewritten.append(Entry(walk.lines[edited], "HIER009"))
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     for node, left in planner.todos:
@@ -111,6 +115,9 @@ def migrate_module(
         seen.update(marks)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
+    for edited, edit in imports.items():
+        if not edit:
+            seen.update(marks_above(walk.parents[edited], module, walk))
     for mark, (number, reason) in walk.marks.items():
         if mark not in seen and reason in REASONS:
             result.left.append(Entry(number, reason, "marked by an earlier run"))
@@ -124,10 +131,23 @@ def migrate_module(
 def has_use(source: str, path: str, settings: Settings) -> bool:
     """Whether a source of its own uses the removed API."""
     try:
-        report = migrate_source(source.encode(), path, Settings(reexports=settings.reexports))[1]
+        report = migrate_source(source.encode(), path, Settings(facts=settings.facts))[1]
     except (Unreadable, UnicodeEncodeError):
         return False
     return bool(report.rewritten or report.left)
+
+
+def imports_of_own_init(walk: Walk, is_init: bool) -> list[cst.ImportFrom]:
+    """What the `__init__` of a package of our name imports from its own modules that are gone."""
+    if not (is_init and walk.package == PACKAGE):
+        return []
+    return [
+        statement
+        for statement in walk.imports
+        if is_import_from(statement)
+        and statement.relative
+        and is_gone(below_package(walk.absolute(statement) or "") or "")
+    ]
 
 
 def render(old: cst.Module, new: cst.Module, source: bytes) -> bytes:
@@ -151,12 +171,14 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     return "".join(parts).encode(module.encoding)
 
 
-def marks_above(line: cst.CSTNode, module: cst.Module, walk: Walk, reason: str) -> list[cst.CSTNode]:
-    """The marks for this reason that an earlier run put above the statement."""
+def marks_above(
+    line: cst.CSTNode, module: cst.Module, walk: Walk, reason: str | None = None
+) -> list[cst.CSTNode]:
+    """The marks, for this reason or any, that an earlier run put above the statement."""
     above = list(getattr(line, "leading_lines", ()))
     if module.body and module.body[0] is line:
         above += module.header
-    return [each for each in above if each in walk.marks and walk.marks[each][1] == reason]
+    return [each for each in above if each in walk.marks and reason in (None, walk.marks[each][1])]
 
 
 def line_number(node: cst.CSTNode, walk: Walk) -> int:

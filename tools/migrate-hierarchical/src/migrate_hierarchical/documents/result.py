@@ -30,6 +30,3 @@ class Result:
     left: list[Entry] = field(default_factory=list)
     error: str | None = None
     old: bytes = b""
-    exports: dict[str, str] = field(
-        default_factory=dict
-    )  # removed names that other files may import from here

@@ -83,7 +83,8 @@ class Apply(cst.CSTTransformer):
         body = self.small_statements(node, updated)
         if not body:
             # not an empty line: libcst would drop that, with the comments above it
-            gone = updated.with_changes(body=[cst.Pass()])
+            above = [each for each in updated.leading_lines if each not in self.planner.walk.marks]
+            gone = updated.with_changes(body=[cst.Pass()], leading_lines=above)  # its marks go with it
             self.emptied.add(gone)
             return gone
         if len(node.body) == 1:
@@ -128,6 +129,11 @@ class Apply(cst.CSTTransformer):
         body: list[Any] = []
         carried: list[cst.EmptyLine] = []
         line: Any
+        header: list[cst.EmptyLine] = []
+        if isinstance(block, cst.Module):
+            header = list(block.header)
+            if block.body and block.body[0] in self.emptied:
+                header = [each for each in header if each not in self.planner.walk.marks]
         for line in block.body:
             if line in self.emptied:
                 self.emptied.discard(line)
@@ -142,7 +148,7 @@ class Apply(cst.CSTTransformer):
                 body.append(line)
         if isinstance(block, cst.Module):
             comments = [each for each in carried if each.comment]
-            return block.with_changes(body=body, footer=[*comments, *block.footer])
+            return block.with_changes(body=body, header=header, footer=[*comments, *block.footer])
         if not body:
             body = [cst.SimpleStatementLine([cst.Pass()], leading_lines=carried)]
             carried = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import libcst as cst
 
 from ..analysis.binding import Binding, ImportStatement, dotted, import_name, is_import, is_import_from
 from ..analysis.roles import ALL
+from ..analysis.scopes import Walk
 from ..analysis.uses import api_path
 from ..names import (
     CLASS,
@@ -25,6 +27,7 @@ from ..names import (
     is_gone,
 )
 from .arguments import string_value
+from .build import comments_in
 
 if TYPE_CHECKING:
     from ..plan import Planner
@@ -36,6 +39,11 @@ SUCCESSORS = {
     PRESETS: (PATTERN, FACTORY, TYPES[CLASS]),
 }
 ANY = (FACTORY, PATTERN, TYPES[CLASS])
+
+# What linters take as a sign that an import is meant to be there unused.
+UNUSED = re.compile(
+    r"#\s*noqa(?!\s*:)|#\s*noqa\s*:[^#]*\bF401\b|pylint:\s*disable=[^#]*\bunused-import\b", re.IGNORECASE
+)
 
 # Stands for a module of the user's own that imported removed names: it is left as one that is gone is.
 OWN_MODULE = "block_sparse_elsewhere"
@@ -51,6 +59,7 @@ class ImportEditor:
         for binding in planner.import_bindings():
             if binding.alias is not None:
                 self.bindings[binding.alias] = binding
+        self.wants_imports = planner.settings.wants("HIER009")
         self.exported = set(self.names_in_all())
         self.read = self.still_read()
         self.rewritten = {
@@ -95,10 +104,15 @@ class ImportEditor:
             if self.planner.roles.of(node) == ALL:
                 yield string_value(node) or ""
 
+    def is_wanted(self, alias: cst.ImportAlias, binding: Binding | None) -> bool:
+        """Whether another file goes on importing the name from here."""
+        wanted = binding is not None and binding.scope.kind == "module"
+        return wanted and local_name(alias) in self.walk.facts.wanted
+
     def is_re_export(self, alias: cst.ImportAlias, binding: Binding) -> bool:
         if binding.scope.kind != "module":
             return False
-        local = dotted(alias.asname.name) if alias.asname else dotted(alias.name)
+        local = local_name(alias)
         same = alias.asname is not None and dotted(alias.name) == local
         return same or self.planner.is_init or local in self.exported
 
@@ -109,13 +123,14 @@ class ImportEditor:
         for alias in statement.names:
             path = dotted(alias.name) or ""
             below = api_path(path)
-            wanted = statement in self.planner.to_root or path.endswith("." + REMOVED_MODULE)
+            wanted = statement in self.planner.to_root or self.wants_imports
             if below and is_gone(below) and wanted:
                 changed = True
                 root = cst.Name(PACKAGE)
                 if alias.asname is None and path.startswith("src."):
                     root = cst.Attribute(cst.Name("src"), cst.Name(PACKAGE))  # type: ignore[assignment]
                 unread = alias.asname is not None and self.bindings[alias] not in self.read
+                unread = unread and not self.is_wanted(alias, self.bindings[alias])
                 if unread and statement not in self.planner.to_root:
                     continue
                 self.check_members(alias)
@@ -136,7 +151,15 @@ class ImportEditor:
             if node in self.planner.used or binding not in self.walk.scope_of[node].lookup(node.value):
                 continue
             parent = self.walk.parents[node]
-            if isinstance(parent, cst.Attribute) and (named or is_gone(parent.attr.value)):
+            if not isinstance(parent, cst.Attribute):
+                continue
+            if named:
+                gone = parent.attr.value not in REMOVED | KEPT
+            else:
+                above = self.walk.parents[parent]
+                kept = isinstance(above, cst.Attribute) and above.attr.value in REMOVED | KEPT
+                gone = is_gone(parent.attr.value) and not kept
+            if gone:
                 self.planner.leave(node, "HIER114", f"{dotted(alias.name)} is used")
 
     # ---- from package.module import x
@@ -145,7 +168,7 @@ class ImportEditor:
         below = api_path(self.walk.absolute(statement))
         if below and below.split(".")[-1] == REMOVED_MODULE:
             self.planner.leave(statement, "HIER108", f"* of {REMOVED_MODULE}")
-        elif below and is_gone(below) and not statement.relative and self.is_file_concerned():
+        elif below and is_gone(below) and not statement.relative:
             self.planner.leave(statement, "HIER114", f"* of {below}")
 
     def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
@@ -153,8 +176,7 @@ class ImportEditor:
         others = [name for name in map(import_name, aliases) if name not in REMOVED | KEPT]
         if not others or below == OWN_MODULE or not below or not is_gone(below):
             return
-        removed = below.split(".")[-1] == REMOVED_MODULE
-        if removed or (not statement.relative and self.is_file_concerned()):
+        if below.split(".")[-1] == REMOVED_MODULE or not statement.relative:
             self.planner.leave(statement, "HIER114", ", ".join(others))
 
     def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
@@ -169,28 +191,33 @@ class ImportEditor:
             binding = self.bindings.get(alias)
             imported = self.api_name(statement, alias)
             is_module = not below and is_gone(imported)
-            finished = (imported == PRESET or is_module) and binding in self.rewritten
+            rewritten = binding in self.rewritten
+            finished = (imported == PRESET and rewritten) or (is_module and (rewritten or self.wants_imports))
             if is_module and finished:
                 self.check_members(alias)
             if binding is None or not (finished or imported in REMOVED | {REMOVED_MODULE}):
                 aliases.append(alias)
                 continue
-            re_export = self.is_re_export(alias, binding)
-            if re_export and imported in TYPES:
-                aliases.append(self.renamed(alias, TYPES[imported]))
-                needed.pop(TYPES[imported], None)
-            elif re_export or binding in self.read:
-                if re_export and binding not in self.read and imported != PRESET:
-                    self.planner.leave(alias, "HIER109", f"{imported} is exported")
+            what = self.fate(statement, alias, binding, imported)
+            if what == "renamed":
+                aliases.append(self.renamed(alias, imported, TYPES[imported]))
+                if needed.get(TYPES[imported]) == local_name(aliases[-1]):
+                    del needed[TYPES[imported]]
+            elif what == "kept":
                 aliases.append(alias)
+                if is_module:
+                    self.planner.leave(alias, "HIER114", imported)
             else:
                 successor = next((n for n in SUCCESSORS.get(imported, ANY) if n in needed), None)
                 if successor is not None:
                     aliases.append(self.replaced(alias, successor, needed.pop(successor)))
+                elif len(statement.names) == 1 and not needed and self.must_stay(statement):
+                    successor = SUCCESSORS.get(imported, ANY)[0]
+                    aliases.append(self.replaced(alias, successor, successor))
                 elif alias is statement.names[-1] and aliases:
                     aliases[-1] = last_before(aliases[-1], alias)
-                elif self.walk.group(statement) and len(statement.names) == 1 and not needed:
-                    successor = SUCCESSORS.get(imported, ANY)[0]  # rather than a block without code
+                elif alias is statement.names[-1] and not needed and self.must_stay(statement):
+                    successor = SUCCESSORS.get(imported, ANY)[0]
                     aliases.append(self.replaced(alias, successor, successor))
         have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
         for name, local in needed.items():
@@ -198,6 +225,35 @@ class ImportEditor:
                 self.add(aliases, name, local)
         aliases = without_duplicates(aliases)
         return self.statements(statement, aliases, below)
+
+    def fate(
+        self, statement: cst.ImportFrom, alias: cst.ImportAlias, binding: Binding, imported: str
+    ) -> Literal["renamed", "kept", "gone"]:
+        """What becomes of the import of a removed name."""
+        wants, detail = self.planner.settings.wants, ""
+        in_use = binding in self.read
+        rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
+        if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
+            self.planner.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
+            return "kept"
+        if not in_use and self.is_wanted(alias, binding):
+            other = self.walk.facts.wanted[local_name(alias)]
+            detail = f"{other} imports {imported} from here"
+        elif self.is_re_export(alias, binding) or (
+            not in_use and binding not in self.rewritten and is_meant_for_others(statement, alias, self.walk)
+        ):
+            if imported in TYPES and not in_use:
+                return "renamed" if wants("HIER008") else "kept"
+            detail = "" if in_use or imported == PRESET else f"{imported} is exported"
+        elif not in_use:
+            return "gone" if binding in self.rewritten or self.wants_imports else "kept"
+        if detail and self.planner.settings.wants_all:
+            self.planner.leave(alias, "HIER109", detail)
+        return "kept"
+
+    def must_stay(self, statement: cst.ImportFrom) -> bool:
+        """Whether an import tells something even without its names: it tries the package, or is all of a block."""
+        return bool(self.walk.group(statement)) or is_tried(statement, self.walk)
 
     def api_name(self, statement: cst.ImportFrom, alias: cst.ImportAlias) -> str:
         """What an alias imports of the package; empty for other names of a module of the user's own."""
@@ -211,8 +267,7 @@ class ImportEditor:
         assert not isinstance(statement.names, cst.ImportStar)
         here, root = aliases, []
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
-        removed = below.split(".")[-1] == REMOVED_MODULE
-        touched = removed or list(aliases) != list(statement.names) or self.is_file_changed()
+        touched = self.wants_imports or list(aliases) != list(statement.names)
         if ((below and is_gone(below)) or foreign_root) and touched:
             old = set() if below != OWN_MODULE else {id(alias) for alias in statement.names}
             root = [alias for alias in aliases if import_name(alias) in KEPT and id(alias) not in old]
@@ -228,12 +283,6 @@ class ImportEditor:
         if root:
             result.append(self.rooted(statement, self.closed(statement, root)))
         return result
-
-    def is_file_changed(self) -> bool:
-        return bool(self.planner.replacements or self.planner.renames or self.planner.strings)
-
-    def is_file_concerned(self) -> bool:
-        return self.is_file_changed() or bool(self.planner.todos)
 
     def rooted(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> cst.ImportFrom:
         if statement in self.walk.again:
@@ -258,11 +307,13 @@ class ImportEditor:
         )
 
     @staticmethod
-    def renamed(alias: cst.ImportAlias, name: str) -> cst.ImportAlias:
-        """`X` -> `New`, `X as X` -> `New as New`, `X as Y` -> `New as Y`."""
+    def renamed(alias: cst.ImportAlias, old: str, name: str) -> cst.ImportAlias:
+        """`X` -> `New`, `X as X` -> `New as New`, `X as Y` -> `New as Y`; a name of the user's own stays one."""
         asname = alias.asname
-        if asname is not None and dotted(asname.name) == dotted(alias.name):
+        if asname is not None and dotted(asname.name) == dotted(alias.name) == old:
             asname = asname.with_changes(name=cst.Name(name))
+        elif asname is None and dotted(alias.name) != old:
+            asname = cst.AsName(cst.ensure_type(alias.name, cst.Name))
         return alias.with_changes(name=cst.Name(name), asname=asname)
 
     @staticmethod
@@ -312,6 +363,39 @@ class ImportEditor:
         if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
             aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
         return aliases
+
+
+def local_name(alias: cst.ImportAlias) -> str:
+    return (dotted(alias.asname.name) if alias.asname else dotted(alias.name)) or ""
+
+
+def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, walk: Walk) -> bool:
+    """Whether a comment says that an import is there although the file does not use it."""
+    line = walk.parents[statement]
+    comments = list(comments_in(alias))
+    if isinstance(statement.lpar, cst.LeftParen):
+        space = statement.lpar.whitespace_after
+        comments += comments_in(space.first_line) if isinstance(space, cst.ParenthesizedWhitespace) else []
+    if isinstance(line, cst.SimpleStatementLine):
+        comments += comments_in(line.trailing_whitespace)
+    return any(UNUSED.search(comment) for comment in comments)
+
+
+def is_tried(statement: cst.ImportFrom, walk: Walk) -> bool:
+    """Whether code is run or not depending on an import: `try: ... except ImportError`, `suppress(ImportError)`."""
+    child: cst.CSTNode = statement
+    parent = walk.parents.get(child)
+    while parent is not None and not isinstance(parent, cst.FunctionDef | cst.ClassDef | cst.Module):
+        if isinstance(parent, cst.Try | cst.TryStar) and child is parent.body:
+            return True
+        if isinstance(parent, cst.With) and any(
+            (dotted(item.item.func) or "").split(".")[-1] == "suppress"
+            for item in parent.items
+            if isinstance(item.item, cst.Call)
+        ):
+            return True
+        child, parent = parent, walk.parents.get(parent)
+    return False
 
 
 def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlias:

@@ -19,3 +19,15 @@ DECIDERS: dict[str, Decide] = {
     PRESET: hier006.decide,
     PATTERN: hier007.decide,
 }
+
+# The rule that a call of each name belongs to.
+RULE_OF: dict[str, str] = {
+    CLASS: hier001.RULE.id,
+    CONFIG: hier002.RULE.id,
+    PRESETS: hier002.RULE.id,
+    CREATE_BLOCK_SPARSE: hier003.RULE.id,
+    CREATE_ATTENTION: hier004.RULE.id,
+    FACTORY: hier005.RULE.id,
+    PRESET: hier006.RULE.id,
+    PATTERN: hier007.RULE.id,
+}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..edit.arguments import Arguments, is_none, read_arguments
-from ..edit.build import Item, first_of, in_parentheses, integers, pattern_config, string
+from ..edit.build import Item, Style, first_of, in_parentheses, integers, pattern_config, string
 from ..edit.build import call as new_call
 from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
 from .base import BlockSizes, Decision, Left, OldPattern, Rewrite, preset_pattern
@@ -167,17 +167,32 @@ def read_config(
         if inner is not None and inner.name == CONFIG and inner.agrees:
             config.absorbs = [value]
             return config_misfit(read_arguments(value.args, PARAMETERS[CONFIG])) or config
+        if inner is not None and inner.name == PATTERN and is_written(planner, value):
+            config.absorbs = [value]
+            return config
     if isinstance(value, cst.Subscript) and planner.is_presets_call(value.value):
         config.absorbs = [value, value.value]
         return config
     kind = planner.origins.kind(value, use.scope)
     if kind == "none":
         return config
-    if kind != "config":
+    if kind not in ("config", "pattern"):  # a pattern: an earlier run, with other rules, wrote it
         code = planner.module.code_for_node(value)
         return Left("HIER106", f"hierarchical_config={code}")
     config.expression = True
     return config
+
+
+def is_written(planner: Planner, call: cst.Call) -> bool:
+    """Whether a pattern is what the codemod writes for a configuration."""
+    new = pattern_config(call.func, planner.settings, Style(indent=None))
+    given = read_arguments(call.args, PATTERN_PARAMETERS).named
+    wanted = read_arguments(new.args, PATTERN_PARAMETERS).named
+    code = planner.module.code_for_node
+    return given.keys() == wanted.keys() and all(
+        "".join(code(given[name]).split()).replace("'", '"') == "".join(code(wanted[name]).split())
+        for name in wanted
+    )
 
 
 def read_sparse_config(
@@ -203,7 +218,8 @@ def read_sparse_config(
         return None
     if kind != "pattern":
         return Left("HIER106", f"sparse_config={planner.module.code_for_node(value)}")
-    config.block_size = attribute_block_size
+    may_be_none = planner.may_be_none(value, use.scope)
+    config.block_size = block_size_or_default if may_be_none else attribute_block_size
     config.block_sizes = BlockSizes(literal=False)
     return None
 
@@ -215,7 +231,15 @@ def inner_block_size(now: Arguments) -> cst.BaseExpression | None:
 
 
 def attribute_block_size(now: Arguments) -> cst.BaseExpression | None:
-    return cst.Attribute(now.named["sparse_config"], cst.Name("block_size"))
+    return cst.Attribute(in_parentheses(now.named["sparse_config"]), cst.Name("block_size"))
+
+
+def block_size_or_default(now: Arguments) -> cst.BaseExpression | None:
+    """`(pattern.block_size if pattern is not None else 64)`: without a pattern the old default held."""
+    pattern = now.named["sparse_config"]
+    is_given = cst.Comparison(in_parentheses(pattern), [cst.ComparisonTarget(cst.IsNot(), cst.Name("None"))])
+    attribute = cst.Attribute(in_parentheses(pattern), cst.Name("block_size"))
+    return cst.IfExp(is_given, attribute, cst.Integer(str(BlockSizes().old)))
 
 
 def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes: list[str]) -> None:

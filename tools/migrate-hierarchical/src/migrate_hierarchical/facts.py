@@ -1,0 +1,23 @@
+"""What the other files of a project tell about one of its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+# Instead of a name of the API: what an import from a module of the user's own gets.
+SEVERAL = "?"  # something that is bound in several ways there
+MISSING = "!"  # nothing: a removed name that the module does not have
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Plain data, so that worker processes can be sent it."""
+
+    # module as the file writes it -> name there -> name of the API, "" for the package itself, or one of the above
+    imported: dict[str, dict[str, str]] = field(default_factory=dict)
+    # name of the file's own module -> a file that imports it from here and goes on doing so
+    wanted: dict[str, str] = field(default_factory=dict)
+
+    def find(self, module: str) -> dict[str, str]:
+        """The names of the API that can be taken from a module of the user's own."""
+        return self.imported.get(module, {})

@@ -1,0 +1,187 @@
+"""What a file imports, binds and reads, seen without libcst: enough to tell who imports what from whom."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import tokenize
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+IMPORT = re.compile(
+    r"^[ \t>.\"']*(?:lazy[ \t]+)?from[ \t]+(\.*[ \t]*[\w.]*)[ \t]+import[ \t]*(\([^)]*\)|(?:[^\n\\#]|\\\n)*)",
+    re.MULTILINE,
+)
+PLAIN_IMPORT = re.compile(r"^[ \t>.\"']*(?:lazy[ \t]+)?import[ \t]+([\w., \t]+)", re.MULTILINE)
+CHAIN = re.compile(r"[^\W\d]\w*(?:\.\w+)+")
+BINDING = re.compile(r"^(?:class|def|async def)?[ \t]*([^\W\d]\w*)[ \t]*[(:=]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name of an import statement; `name` is empty for a module as such and `*` for a star."""
+
+    module: str  # as it is written, with leading dots
+    name: str
+    local: str
+    line: int
+
+
+@dataclass
+class ModuleIndex:
+    """One file at a glance."""
+
+    imports: list[Import] = field(default_factory=list)  # anywhere in the file
+    bindings: dict[str, list[Import | None]] = field(default_factory=dict)  # of the module; None: no import
+    stars: list[str] = field(default_factory=list)  # modules of the file's own star imports
+    chains: set[str] = field(default_factory=set)  # dotted names that are read
+    names: set[str] = field(default_factory=set)  # plain names that are read
+    exported: set[str] | None = None  # __all__, where it is literal
+    is_open: bool = False  # it may have names that it does not show: __getattr__, or it could not be parsed
+
+    def bind(self, name: str, what: Import | None) -> None:
+        self.bindings.setdefault(name, []).append(what)
+
+    def gives(self, name: str) -> bool:
+        """Whether a star import of the module takes a name."""
+        return name in self.exported if self.exported is not None else not name.startswith("_")
+
+
+def index_of(path: str, data: bytes) -> ModuleIndex:
+    """The index of a Python file, a notebook or a page."""
+    text = source_of(path, data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return index_of_text(text)
+    return index_of_tree(tree)
+
+
+def source_of(path: str, data: bytes) -> str:
+    if path.endswith(".ipynb"):
+        try:
+            cells = json.loads(data).get("cells", [])
+            return "\n".join(
+                "".join(cell["source"]) for cell in cells if isinstance(cell, dict) and "source" in cell
+            )
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            return ""
+    try:
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+        return io.TextIOWrapper(io.BytesIO(data), encoding).read()  # with newlines as ast wants them
+    except (SyntaxError, UnicodeDecodeError, LookupError):
+        return data.decode("latin-1")
+
+
+def index_of_tree(tree: ast.Module) -> ModuleIndex:
+    index = ModuleIndex()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            index.imports += imports_of(node)
+        elif isinstance(node, ast.Attribute):
+            chain = dotted(node)
+            if chain:
+                index.chains.add(chain)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            index.names.add(node.id)
+    bind_all(index, tree)
+    index.is_open = "__getattr__" in index.bindings
+    return index
+
+
+def bind_all(index: ModuleIndex, tree: ast.AST) -> None:
+    """The names that the module itself binds, in blocks too; functions and classes keep theirs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            index.bind(node.name, None)
+            bind_globals(index, node)
+            continue
+        if isinstance(node, ast.Lambda):
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for each in imports_of(node):
+                if each.name == "*":
+                    index.stars.append(each.module)
+                elif each.name or "." not in each.module or each.local != each.module.split(".")[0]:
+                    index.bind(each.local, each)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store | ast.Del):
+            index.bind(node.id, None)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            index.bind(node.name, None)
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            note_all(index, node)
+        bind_all(index, node)
+
+
+def bind_globals(index: ModuleIndex, function: ast.AST) -> None:
+    """Names that a function declares global may be anything."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global):
+            for name in node.names:
+                index.bind(name, None)
+
+
+def note_all(index: ModuleIndex, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> None:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+    if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+        found = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+        index.exported = (index.exported or set()) | {name for name in found if isinstance(name, str)}
+
+
+def imports_of(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            module = alias.name if alias.asname else alias.name.split(".")[0]
+            yield Import(module, "", alias.asname or module, node.lineno)
+            if not alias.asname and "." in alias.name:
+                yield Import(alias.name, "", module, node.lineno)
+        return
+    for alias in node.names:
+        yield Import(
+            "." * node.level + (node.module or ""), alias.name, alias.asname or alias.name, node.lineno
+        )
+
+
+def dotted(node: ast.expr) -> str | None:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None
+
+
+def index_of_text(text: str) -> ModuleIndex:
+    """The same by patterns: a page, or syntax that is newer than the running Python's. It rather sees too much."""
+    index = ModuleIndex(is_open=True)
+    for match in IMPORT.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        module = re.sub(r"\s", "", match.group(1))
+        names = re.sub(r"#[^\n]*|[()\\]|^[ \t>.]+", "", match.group(2), flags=re.MULTILINE)
+        for part in names.split(","):
+            words = part.split()
+            if words:
+                local = words[2] if len(words) > 2 and words[1] == "as" else words[0]
+                index.imports.append(Import(module, words[0], local, line))
+    for match in PLAIN_IMPORT.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        for part in match.group(1).split(","):
+            words = part.split()
+            if words:
+                local = words[2] if len(words) > 2 and words[1] == "as" else words[0].split(".")[0]
+                index.imports.append(Import(words[0], "", local, line))
+    for each in index.imports:
+        if each.name == "*":
+            index.stars.append(each.module)
+        else:
+            index.bind(each.local, each)
+    index.chains.update(CHAIN.findall(text))
+    index.names.update(re.findall(r"[^\W\d]\w*", text))
+    for name in BINDING.findall(text):
+        index.bind(name, None)
+    return index

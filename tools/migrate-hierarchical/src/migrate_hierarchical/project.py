@@ -1,0 +1,453 @@
+"""The project around the files of a run: who imports which names of the API from whom.
+
+A run may be given a part of a project only. The files around it are read, never changed, so that what happens to a
+file does not depend on which other files are given, nor on the order of the runs:
+
+- A name of the API that a file takes from a module of the project is followed to where it comes from, also through
+  chains, stars and other names; the file then imports it from the package itself.
+- A module keeps a name for as long as a file imports it from there. Where that file would be migrated too, but is
+  not given, the module is left as it is, whole, and reported (HIER115). Where that file goes on importing the name
+  (it needs a person), everything else of the module is migrated.
+- A name that is not used, and that no file of the project imports, goes; `__all__`, `import x as x`, `# noqa: F401`
+  and `__init__` say that it is meant for others, who may not be seen: it stays under its new name.
+
+So every file is either as it was or as a run on the whole project leaves it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from copy import copy
+
+from .discovery import PROSE, PYTHON, find_files
+from .facts import MISSING, SEVERAL
+from .module_index import Import, ModuleIndex, index_of
+from .names import KEPT, NEEDLE, PACKAGE, REMOVED, REMOVED_MODULE, below_package, strip_source
+from .settings import Settings
+
+MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commit-config.yaml")
+API = REMOVED | KEPT | {REMOVED_MODULE}
+SKIP_FILE = b"migrate-hierarchical: skip-file"
+MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
+DEEPEST = 20  # modules that hand a name on
+NAMES = re.compile("|".join(sorted(REMOVED)).encode())
+DEFINES = re.compile(
+    rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED)).encode() + rb")\b", re.MULTILINE
+)
+
+
+def stem(path: str) -> str:
+    """The path of a module without its suffix; that of the folder for a package; empty for other files."""
+    root, suffix = os.path.splitext(path)
+    if suffix not in PYTHON:
+        return ""
+    return root.replace(os.sep, "/").removesuffix("/__init__")
+
+
+def fork_of(path: str) -> str | None:
+    """The folder of the package's name around a file."""
+    folder = os.path.dirname(os.path.abspath(path))
+    found = None
+    while os.path.dirname(folder) != folder:
+        if os.path.basename(folder) == PACKAGE:
+            found = folder
+        folder = os.path.dirname(folder)
+    return found
+
+
+def defines_removed(folder: str) -> bool:
+    """Whether a folder holds a file that defines a removed name: a fork or a copy of the package, and its own home."""
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            if name.endswith(PYTHON):
+                try:
+                    with open(os.path.join(place, name), "rb") as file:
+                        data = file.read()
+                except OSError:
+                    continue
+                if NEEDLE in data and DEFINES.search(data):
+                    return True
+    return False
+
+
+def project_roots(paths: Iterable[str]) -> list[str]:
+    """The folders that hold the project of the given files and folders."""
+    here = os.path.abspath(os.curdir)
+    too_wide = {os.path.abspath(os.sep), os.path.abspath(os.path.expanduser("~"))}
+    roots: set[str] = set()
+    for path in paths:
+        start = os.path.abspath(path)
+        if not os.path.isdir(start):
+            start = os.path.dirname(start)
+        roots.add(root_above(start, here, too_wide))
+    return [root for root in sorted(roots) if not any(is_below(root, other) for other in roots)]
+
+
+def root_above(start: str, here: str, too_wide: set[str]) -> str:
+    folder = start
+    while folder not in too_wide:
+        if any(os.path.exists(os.path.join(folder, name)) for name in MARKERS):
+            return folder
+        if os.path.dirname(folder) == folder:
+            break
+        folder = os.path.dirname(folder)
+    if here not in too_wide and (start == here or is_below(start, here)):
+        return here
+    folder = start
+    while os.path.exists(os.path.join(folder, "__init__.py")) and os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+    return start if folder in too_wide else folder
+
+
+def is_below(path: str, folder: str) -> bool:
+    return path != folder and path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+class Project:
+    """All files that may import from one another, by absolute path; `given` is what the run was given of them."""
+
+    def __init__(self, paths: Iterable[str], given: dict[str, bytes], settings: Settings) -> None:
+        self.given = given
+        self.roots = project_roots(paths)
+        self.files = self.find(settings)
+        self.stems: dict[str, list[str]] = {}
+        self.tails: dict[str, list[str]] = {}  # last part of a stem -> stems
+        for path in self.files:
+            key = stem(path)
+            if key:
+                self.stems.setdefault(key, []).append(path)
+        for key in self.stems:
+            self.tails.setdefault(key.rsplit("/", 1)[-1], []).append(key)
+        self.index: dict[str, ModuleIndex] = {}  # of the files that have to do with the package
+        self.data: dict[str, bytes] = {}
+        self.found: dict[tuple[str, str], str | None] = {}
+        self.homes: dict[str, bool] = {}
+        self.search()
+
+    def seen_as(self, index: dict[str, ModuleIndex]) -> Project:
+        """The same project with other contents of its files."""
+        other = copy(self)
+        other.index = index
+        return other
+
+    def find(self, settings: Settings) -> list[str]:
+        everywhere = Settings(jobs=settings.jobs)
+        found = find_files(self.roots, everywhere).files
+        paths = {os.path.abspath(path) for path in found} if len(found) <= MOST_FILES else set()
+        paths |= self.given.keys()
+        return sorted(path for path in paths if path.endswith((*PYTHON, ".ipynb", *PROSE)))
+
+    def read(self, path: str) -> bytes:
+        if path in self.given:
+            return self.given[path]
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
+        except OSError:
+            return b""
+
+    def is_fork(self, path: str) -> bool:
+        """Whether a file lies in a package that defines the removed names itself."""
+        folder = fork_of(path)
+        if folder is None:
+            return False
+        if folder not in self.homes:
+            self.homes[folder] = defines_removed(folder)
+        return self.homes[folder]
+
+    # ---- which files have to do with the package
+
+    def search(self) -> None:
+        """Index the files that import from the package, and those that import from these."""
+        rest: list[str] = []
+        new: list[str] = []
+        package = PACKAGE.encode()
+        for path in self.files:
+            data = self.read(path)
+            if PACKAGE in path and self.is_fork(path):
+                continue
+            if package in data or (NEEDLE in data and NAMES.search(data)):
+                self.data[path] = data
+                self.index[path] = index_of(path, data)
+                new.append(path)
+            elif b"import" in data:
+                rest.append(path)
+                if NEEDLE in data:
+                    self.data[path] = data
+        while new:
+            names, modules, tops = self.handed_on(new)
+            new = []
+            if not names:
+                break
+            for path in rest:
+                known = self.data.get(path)
+                data = self.read(path) if known is None else known
+                if NEEDLE not in data and b"import *" not in data and not any(name in data for name in names):
+                    continue
+                if not any(module in data for module in modules) and not any(
+                    path.startswith(top) for top in tops
+                ):
+                    continue
+                self.data[path] = data
+                self.index[path] = index_of(path, data)
+                new.append(path)
+            taken = set(new)
+            rest = [path for path in rest if path not in taken]
+
+    def handed_on(self, paths: list[str]) -> tuple[set[bytes], set[bytes], set[str]]:
+        """What files hand on: names without the needle, last parts of the modules' names, folders of packages."""
+        names: set[bytes] = set()
+        modules: set[bytes] = set()
+        tops: set[str] = set()
+        for path in paths:
+            key = stem(path)
+            gives = self.gives(path) if key else set()
+            if not gives:
+                continue
+            names.update(name.encode() for name in gives)
+            modules.add(os.fsencode(key.rsplit("/", 1)[-1]))
+            if key == os.path.dirname(path).replace(os.sep, "/"):
+                tops.add(os.path.dirname(path) + os.sep)
+        return names, modules, tops
+
+    def gives(self, path: str) -> set[str]:
+        """Names that a file binds to something of the API, its stars aside."""
+        found = {
+            name
+            for name, ways in self.index[path].bindings.items()
+            if any(way is not None and self.of_import(path, way, 0) is not None for way in ways)
+        }
+        return found | ({"*"} if self.index[path].stars else set())
+
+    # ---- what a name is
+
+    def resolve(self, path: str, module: str) -> str | None:
+        """The stem of the project's module that an import in a file means."""
+        key = (path, module)
+        if key not in self.found:
+            self.found[key] = self.look_up(path, module)
+        return self.found[key]
+
+    def look_up(self, path: str, module: str) -> str | None:
+        dots = len(module) - len(module.lstrip("."))
+        parts = [part for part in module[dots:].split(".") if part]
+        folder = os.path.dirname(path).replace(os.sep, "/").split("/")
+        if dots:
+            if dots > len(folder):
+                return None
+            wanted = "/".join([*folder[: len(folder) - dots + 1], *parts])
+            return wanted if wanted in self.stems else None
+        if not parts or below_package(module) is not None:
+            return None
+        own = stem(path)
+        tail = "/".join(parts)
+        for depth in range(len(folder), 0, -1):
+            for between in ("/", "/src/"):
+                wanted = "/".join(folder[:depth]) + between + tail
+                if wanted in self.stems and wanted != own:
+                    return wanted
+        found = [key for key in self.tails.get(parts[-1], ()) if key.endswith("/" + tail) and key != own]
+        return found[0] if len(found) == 1 else None
+
+    def of_import(self, path: str, each: Import, depth: int) -> str | None:
+        """The name of the API that an import binds, "" for the package; None for anything else."""
+        below = self.below(path, each.module)
+        if below is not None:
+            return api_name(below, each.name)
+        if not each.name:
+            return None
+        key = self.resolve(path, each.module)
+        return None if key is None else self.of_module(key, each.name, depth + 1)
+
+    def below(self, path: str, module: str) -> str | None:
+        """The path below our package that an import names."""
+        if not module.startswith("."):
+            return below_package(strip_source(module))
+        parts = path.replace(os.sep, "/").split("/")
+        if PACKAGE not in parts[:-1]:
+            return None
+        start = len(parts) - 1 - parts[::-1].index(PACKAGE)
+        package = parts[start:-1]
+        dots = len(module) - len(module.lstrip("."))
+        if dots > len(package):
+            return None
+        return ".".join([*package[1 : len(package) - dots + 1], *filter(None, module.lstrip(".").split("."))])
+
+    def of_module(self, key: str, name: str, depth: int = 0) -> str | None:
+        """What `from module import name` gives: a name of the API, SEVERAL, MISSING, or None for anything else."""
+        if depth > DEEPEST:
+            return None
+        known = [path for path in self.stems[key] if path in self.index]
+        for path in known:
+            index = self.index[path]
+            if name in index.bindings:
+                ways = {
+                    None if way is None else self.of_import(path, way, depth) for way in index.bindings[name]
+                }
+                if ways == {None}:
+                    return None
+                return ways.pop() if len(ways) == 1 else SEVERAL
+            for module in index.stars:
+                through = self.through_star(path, module, name, depth)
+                if through is not None and through != MISSING:
+                    return through
+        if f"{key}/{name}" in self.stems or name not in REMOVED:
+            return None
+        return MISSING if self.is_closed(key) else None
+
+    def through_star(self, path: str, module: str, name: str, depth: int) -> str | None:
+        below = self.below(path, module)
+        if below is not None:
+            return api_name(below, name)
+        key = self.resolve(path, module)
+        if key is None or not all(self.index[p].gives(name) for p in self.stems[key] if p in self.index):
+            return None
+        return self.of_module(key, name, depth + 1)
+
+    def is_closed(self, key: str) -> bool:
+        """Whether a module shows all the names that it has."""
+        for path in self.stems[key]:
+            index = self.index.get(path)
+            if index is None:
+                data = self.read(path)
+                index = index_of(path, data)
+                if any(name in index.bindings for name in REMOVED):
+                    return False
+            if index.is_open or index.stars:
+                return False
+        return True
+
+    def api_names(self, key: str, depth: int = 0) -> dict[str, str]:
+        """Every name of a module that is of the API."""
+        found: dict[str, str] = {}
+        if depth > DEEPEST:
+            return found
+        for path in self.stems[key]:
+            index = self.index.get(path)
+            if index is None:
+                continue
+            for module in index.stars:
+                below, inner = self.below(path, module), self.resolve(path, module)
+                if below is not None:
+                    found.update((name, name) for name in REMOVED | KEPT if api_name(below, name) is not None)
+                elif inner is not None and inner != key:
+                    names = self.api_names(inner, depth + 1)
+                    paths = [p for p in self.stems[inner] if p in self.index]
+                    found.update(
+                        (name, api)
+                        for name, api in names.items()
+                        if all(self.index[p].gives(name) for p in paths)
+                    )
+            for name in index.bindings:
+                api = self.of_module(key, name, depth + 1)
+                if api is None:
+                    found.pop(name, None)
+                else:
+                    found[name] = api
+        return found
+
+    # ---- what is asked about a file
+
+    def imported(self, path: str) -> dict[str, dict[str, str]]:
+        """For every module of the project that a file names: what of it is of the API."""
+        found: dict[str, dict[str, str]] = {}
+        index = self.index.get(path)
+        if index is None:
+            return found
+        for each in index.imports:
+            if self.below(path, each.module) is not None:
+                continue
+            key = self.resolve(path, each.module)
+            if each.name and each.name != "*":
+                api = None if key is None else self.of_module(key, each.name)
+                if api is not None:
+                    found.setdefault(each.module, {})[each.name] = api
+                inner = joined(each.module, each.name)
+                if self.resolve(path, inner) is not None:
+                    self.add_module(path, inner, found)
+            elif key is not None:
+                self.add_module(path, each.module, found, is_star=each.name == "*")
+        return {module: names for module, names in found.items() if names}
+
+    def add_module(
+        self, path: str, module: str, found: dict[str, dict[str, str]], is_star: bool = False
+    ) -> None:
+        key = self.resolve(path, module)
+        if key is None or key == stem(path):
+            return
+        names = self.api_names(key)
+        if is_star:
+            paths = [p for p in self.stems[key] if p in self.index]
+            names = {
+                name: api for name, api in names.items() if all(self.index[p].gives(name) for p in paths)
+            }
+        found.setdefault(module, {}).update(names)
+
+    def takes(self, path: str, index: ModuleIndex) -> Iterator[tuple[str, str, int]]:
+        """The names that a file takes from modules of the project: stem, name, line."""
+        for each in index.imports:
+            if self.below(path, each.module) is not None:
+                continue
+            key = self.resolve(path, each.module)
+            modules = [] if key is None or each.name else [(each.local, key)]
+            if each.name == "*":
+                if key is not None:
+                    read = index.names | (index.exported or set())
+                    taken = set(index.bindings)
+                    yield from (
+                        (key, name, each.line) for name in self.api_names(key) if name in read - taken
+                    )
+                    yield key, "*", each.line
+                continue
+            if each.name:
+                if key is not None:
+                    yield key, each.name, each.line
+                inner = self.resolve(path, joined(each.module, each.name))
+                if inner is not None:
+                    modules.append((each.local, inner))
+            for local, key in modules:
+                starts = {local + ".", each.module + "."} if not each.name else {local + "."}
+                for chain in index.chains:
+                    for start in starts:
+                        if chain.startswith(start):
+                            yield key, chain[len(start) :].split(".")[0], each.line
+
+    def importers(self, state: dict[str, ModuleIndex]) -> dict[str, dict[str, list[str]]]:
+        """For every module, by stem: its names that are taken elsewhere, and by which files."""
+        found: dict[str, dict[str, list[str]]] = {}
+        stars: dict[str, list[str]] = {}
+        for path in self.index:
+            for key, name, _ in self.takes(path, state[path]):
+                if key == stem(path):
+                    continue
+                if name == "*":
+                    stars.setdefault(key, []).append(path)
+                else:
+                    found.setdefault(key, {}).setdefault(name, []).append(path)
+        for _ in range(DEEPEST):  # what is taken from a module that has it from a star, is taken there
+            size = sum(len(names) for names in found.values())
+            for key, paths in stars.items():
+                for path in paths:
+                    for name, others in list(found.get(stem(path), {}).items()):
+                        if name not in state[path].bindings:
+                            known = found.setdefault(key, {}).setdefault(name, [])
+                            known += [other for other in others if other not in known]
+            if size == sum(len(names) for names in found.values()):
+                break
+        return found
+
+
+def joined(module: str, name: str) -> str:
+    return module + name if module.endswith(".") else f"{module}.{name}"
+
+
+def api_name(below: str, name: str) -> str | None:
+    """The name of the API that `from package.below import name` gives; "" for the package itself."""
+    path = ".".join(part for part in (below, name) if part)
+    if not path:
+        return ""
+    last = path.split(".")[-1]
+    return last if last in API else None

@@ -1,0 +1,161 @@
+"""A run over files that may import from one another: rounds until nothing changes, and what has to wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from .documents.result import Entry, Result
+from .facts import MISSING, Facts
+from .module_index import ModuleIndex, index_of
+from .project import SKIP_FILE, Project, fork_of, stem
+from .settings import Settings
+
+MOST_ROUNDS = 20  # a name that is handed on through more modules is not followed to its end
+
+Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
+
+
+def migrate_project(
+    paths: Iterable[str],
+    files: Iterable[str],
+    hits: list[tuple[str, bytes]],
+    contents: dict[str, bytes],
+    settings: Settings,
+    migrate: Migrate,
+) -> tuple[list[Result], list[str]]:
+    """The results of a run, and the folders of forks, which are left alone.
+
+    `paths` is what the run was given, `files` what was found there, `hits` those of them with a use, `contents` what
+    is known of files without reading them; `migrate` makes the results of some files.
+    """
+    project = Project(paths, {os.path.abspath(path): data for path, data in contents.items()}, settings)
+    rounds = Rounds(project, {os.path.abspath(path): path for path in files}, migrate)
+    forks: set[str] = set()
+    for path, data in hits:
+        full = os.path.abspath(path)
+        if project.is_fork(full):
+            forks.add(fork_of(full) or full)
+        else:
+            rounds.add(full, data)
+    rounds.run()
+    rounds.hold_back()
+    return rounds.results(), sorted(map(shown_from_here, forks))
+
+
+def shown_from_here(path: str) -> str:
+    """A path as a run from here would write it."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith(os.pardir) else relative
+
+
+class Rounds:
+    def __init__(self, project: Project, given: dict[str, str], migrate: Migrate) -> None:
+        self.project, self.migrate = project, migrate
+        self.given = given  # absolute path -> as the run writes it
+        self.source: dict[str, bytes] = {}  # of all files that are migrated, given or not
+        self.done: dict[str, Result] = {}
+        self.facts: dict[str, Facts] = {}
+        self.imported: dict[str, dict[str, dict[str, str]]] = {}
+        self.before = dict(project.index)
+        self.after = dict(project.index)
+
+    def add(self, path: str, data: bytes) -> None:
+        self.source[path] = data
+
+    def shown(self, path: str) -> str:
+        return self.given.get(path) or shown_from_here(path)
+
+    def run(self) -> None:
+        """Migrate in memory until who imports what from whom no longer changes."""
+        for path in self.project.index:
+            if path in self.given and path not in self.source and self.takes_names(path):
+                self.add(path, self.project.data[path])
+        self.add_importers()
+        for path in self.source:
+            self.imported[path] = self.project.imported(path)
+        for _ in range(MOST_ROUNDS):
+            facts = self.current_facts()
+            news = [path for path in self.source if path not in self.done or facts[path] != self.facts[path]]
+            if not news:
+                break
+            self.facts = facts
+            files = [(self.shown(path), self.source[path]) for path in news]
+            given = {self.shown(path): facts[path] for path in news}
+            for path, result in zip(news, self.migrate(files, given)):
+                self.done[path] = result
+                if path in self.before:
+                    self.after[path] = self.before[path] if result.new is None else index_of(path, result.new)
+
+    def takes_names(self, path: str) -> bool:
+        """Whether a file that does not name the package has something of it from a module of the project."""
+        return SKIP_FILE not in self.project.data[path] and bool(self.project.imported(path))
+
+    def add_importers(self) -> None:
+        """The files that take a name of the API from one that is migrated, given or not."""
+        news = list(self.source)
+        importers = self.project.importers(self.before)
+        while news:
+            keys = {stem(path) for path in news} - {""}
+            news = []
+            for key in keys:
+                names = self.project.api_names(key) if key in self.project.stems else {}
+                for name, paths in importers.get(key, {}).items():
+                    for path in paths if name in names else ():
+                        data = self.project.data[path]
+                        if path not in self.source and SKIP_FILE not in data:
+                            self.add(path, data)
+                            news.append(path)
+
+    def current_facts(self) -> dict[str, Facts]:
+        """With whom is taken by the files as they are left; at first nobody is."""
+        importers = self.project.importers(self.after) if self.done else {}
+        facts = {}
+        for path in self.source:
+            taken = importers.get(stem(path), {})
+            names = self.project.api_names(stem(path)) if taken else {}
+            wanted = {name: shown_from_here(min(taken[name])) for name in sorted(taken) if name in names}
+            facts[path] = Facts(self.imported[path], wanted)
+        return facts
+
+    # ---- what has to wait
+
+    def hold_back(self) -> None:
+        """Leave a module as it is, for as long as a file that is not given takes from it what would change."""
+        held: set[str] = set()
+        while True:
+            written = {
+                path: self.after[path] if path in self.given and path not in held else self.before[path]
+                for path in self.before
+            }
+            waits = self.waits(written)
+            news = [path for path in waits if path in self.done and path in self.given and path not in held]
+            if not news:
+                return
+            for path in news:
+                held.add(path)
+                result = self.done[path]
+                result.new, result.rewritten, result.left = None, [], waits[path]
+
+    def waits(self, written: dict[str, ModuleIndex]) -> dict[str, list[Entry]]:
+        """The changed modules of which files take a name that is no longer what it was, with one file for each name."""
+        old, new = self.project.seen_as(self.before), self.project.seen_as(written)
+        found: dict[str, list[Entry]] = {}
+        for key, taken in sorted(new.importers(written).items()):
+            for name in sorted(taken):
+                api = old.of_module(key, name)
+                if api in (None, MISSING) or api == new.of_module(key, name):
+                    continue
+                other = shown_from_here(min(taken[name]))
+                for path in self.project.stems[key]:
+                    if path not in written or written[path] is self.before[path]:
+                        continue
+                    ways = [way for way in self.before[path].bindings.get(name, []) if way is not None]
+                    line = ways[0].line if ways else 1
+                    entry = Entry(line, "HIER115", f"{other} imports {name} from here")
+                    found.setdefault(path, []).append(entry)
+        return found
+
+    def results(self) -> list[Result]:
+        """Of the files that were given, in their order."""
+        return [self.done[path] for path in self.given if path in self.done]
