@@ -23,7 +23,7 @@ from copy import copy
 
 from .discovery import PROSE, PYTHON, find_files
 from .facts import MISSING, SEVERAL
-from .module_index import Import, ModuleIndex, index_of
+from .module_index import ModuleIndex, index_of
 from .names import KEPT, NEEDLE, PACKAGE, REMOVED, REMOVED_MODULE, below_package, strip_source
 from .settings import Settings
 
@@ -125,12 +125,13 @@ class Project:
         self.data: dict[str, bytes] = {}
         self.found: dict[tuple[str, str], str | None] = {}
         self.homes: dict[str, bool] = {}
+        self.tables: dict[str, dict[str, str]] | None = None  # module -> its names of the API
         self.search()
 
     def seen_as(self, index: dict[str, ModuleIndex]) -> Project:
         """The same project with other contents of its files."""
         other = copy(self)
-        other.index = index
+        other.index, other.tables = index, None
         return other
 
     def find(self, settings: Settings) -> list[str]:
@@ -178,6 +179,7 @@ class Project:
                 if NEEDLE in data:
                     self.data[path] = data
         while new:
+            self.tables = None
             names, modules, tops = self.handed_on(new)
             new = []
             if not names:
@@ -196,6 +198,7 @@ class Project:
                 new.append(path)
             taken = set(new)
             rest = [path for path in rest if path not in taken]
+        self.tables = None
 
     def handed_on(self, paths: list[str]) -> tuple[set[bytes], set[bytes], set[str]]:
         """What files hand on: names without the needle, last parts of the modules' names, folders of packages."""
@@ -214,13 +217,8 @@ class Project:
         return names, modules, tops
 
     def gives(self, path: str) -> set[str]:
-        """Names that a file binds to something of the API, its stars aside."""
-        found = {
-            name
-            for name, ways in self.index[path].bindings.items()
-            if any(way is not None and self.of_import(path, way, 0) is not None for way in ways)
-        }
-        return found | ({"*"} if self.index[path].stars else set())
+        """Names that a file binds to something of the API; a star may give any."""
+        return set(self.api_names(stem(path))) | ({"*"} if self.index[path].stars else set())
 
     # ---- what a name is
 
@@ -252,15 +250,13 @@ class Project:
         found = [key for key in self.tails.get(parts[-1], ()) if key.endswith("/" + tail) and key != own]
         return found[0] if len(found) == 1 else None
 
-    def of_import(self, path: str, each: Import, depth: int) -> str | None:
+    def of_import(self, path: str, module: str, name: str, tables: dict[str, dict[str, str]]) -> str | None:
         """The name of the API that an import binds, "" for the package; None for anything else."""
-        below = self.below(path, each.module)
+        below = self.below(path, module)
         if below is not None:
-            return api_name(below, each.name)
-        if not each.name:
-            return None
-        key = self.resolve(path, each.module)
-        return None if key is None else self.of_module(key, each.name, depth + 1)
+            return api_name(below, name)
+        key = self.resolve(path, module) if name else None
+        return None if key is None else tables.get(key, {}).get(name)
 
     def below(self, path: str, module: str) -> str | None:
         """The path below our package that an import names."""
@@ -276,36 +272,13 @@ class Project:
             return None
         return ".".join([*package[1 : len(package) - dots + 1], *filter(None, module.lstrip(".").split("."))])
 
-    def of_module(self, key: str, name: str, depth: int = 0) -> str | None:
+    def of_module(self, key: str, name: str) -> str | None:
         """What `from module import name` gives: a name of the API, SEVERAL, MISSING, or None for anything else."""
-        if depth > DEEPEST:
-            return None
-        known = [path for path in self.stems[key] if path in self.index]
-        for path in known:
-            index = self.index[path]
-            if name in index.bindings:
-                ways = {
-                    None if way is None else self.of_import(path, way, depth) for way in index.bindings[name]
-                }
-                if ways == {None}:
-                    return None
-                return ways.pop() if len(ways) == 1 else SEVERAL
-            for module in index.stars:
-                through = self.through_star(path, module, name, depth)
-                if through is not None and through != MISSING:
-                    return through
-        if f"{key}/{name}" in self.stems or name not in REMOVED:
-            return None
-        return MISSING if self.is_closed(key) else None
-
-    def through_star(self, path: str, module: str, name: str, depth: int) -> str | None:
-        below = self.below(path, module)
-        if below is not None:
-            return api_name(below, name)
-        key = self.resolve(path, module)
-        if key is None or not all(self.index[p].gives(name) for p in self.stems[key] if p in self.index):
-            return None
-        return self.of_module(key, name, depth + 1)
+        found = self.api_names(key).get(name)
+        if found is not None or name not in REMOVED or f"{key}/{name}" in self.stems:
+            return found
+        bound = any(name in self.index[path].bindings for path in self.stems[key] if path in self.index)
+        return MISSING if not bound and self.is_closed(key) else None
 
     def is_closed(self, key: str) -> bool:
         """Whether a module shows all the names that it has."""
@@ -320,12 +293,21 @@ class Project:
                 return False
         return True
 
-    def api_names(self, key: str, depth: int = 0) -> dict[str, str]:
-        """Every name of a module that is of the API."""
+    def api_names(self, key: str) -> dict[str, str]:
+        """Every name of a module that is of the API, or SEVERAL where only some of its bindings are."""
+        if self.tables is None:
+            self.tables = {}
+            for _ in range(DEEPEST):
+                tables = {stem(path): self.table(stem(path), self.tables) for path in self.index}
+                if tables == self.tables:
+                    break
+                self.tables = tables
+        return self.tables.get(key, {})
+
+    def table(self, key: str, tables: dict[str, dict[str, str]]) -> dict[str, str]:
+        """The names of one module, with those of the others as far as they are known."""
         found: dict[str, str] = {}
-        if depth > DEEPEST:
-            return found
-        for path in self.stems[key]:
+        for path in self.stems.get(key, ()):
             index = self.index.get(path)
             if index is None:
                 continue
@@ -334,20 +316,21 @@ class Project:
                 if below is not None:
                     found.update((name, name) for name in REMOVED | KEPT if api_name(below, name) is not None)
                 elif inner is not None and inner != key:
-                    names = self.api_names(inner, depth + 1)
-                    paths = [p for p in self.stems[inner] if p in self.index]
-                    found.update(
-                        (name, api)
-                        for name, api in names.items()
-                        if all(self.index[p].gives(name) for p in paths)
-                    )
-            for name in index.bindings:
-                api = self.of_module(key, name, depth + 1)
-                if api is None:
-                    found.pop(name, None)
-                else:
-                    found[name] = api
+                    found.update(self.given_by_star(inner, tables.get(inner, {})))
+            for name, ways in index.bindings.items():
+                targets = {
+                    None if way is None else self.of_import(path, way.module, way.name, tables)
+                    for way in ways
+                }
+                found.pop(name, None)
+                if targets != {None}:
+                    found[name] = (targets.pop() or "") if len(targets) == 1 else SEVERAL
         return found
+
+    def given_by_star(self, key: str, names: dict[str, str]) -> dict[str, str]:
+        """Those names of a module that a star import takes."""
+        known = [self.index[path] for path in self.stems[key] if path in self.index]
+        return {name: api for name, api in names.items() if all(index.gives(name) for index in known)}
 
     # ---- what is asked about a file
 
@@ -380,10 +363,7 @@ class Project:
             return
         names = self.api_names(key)
         if is_star:
-            paths = [p for p in self.stems[key] if p in self.index]
-            names = {
-                name: api for name, api in names.items() if all(self.index[p].gives(name) for p in paths)
-            }
+            names = self.given_by_star(key, names)
         found.setdefault(module, {}).update(names)
 
     def takes(self, path: str, index: ModuleIndex) -> Iterator[tuple[str, str, int]]:
