@@ -377,9 +377,8 @@ class Project:
                 if key is not None:
                     read = index.names | (index.exported or set())
                     taken = set(index.bindings)
-                    yield from (
-                        (key, name, each.line) for name in self.api_names(key) if name in read - taken
-                    )
+                    given = self.given_by_star(key, self.api_names(key))
+                    yield from ((key, name, each.line) for name in given if name in read - taken)
                     yield key, "*", each.line
                 continue
             if each.name:
