@@ -131,6 +131,7 @@ class ImportEditor:
                     root = cst.Attribute(cst.Name("src"), cst.Name(PACKAGE))  # type: ignore[assignment]
                 unread = alias.asname is not None and self.bindings[alias] not in self.read
                 unread = unread and not self.is_wanted(alias, self.bindings[alias])
+                unread = unread and not is_tried(statement, self.walk)
                 if unread and statement not in self.planner.to_root:
                     continue
                 self.check_members(alias)
@@ -381,7 +382,7 @@ def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, walk:
     return any(UNUSED.search(comment) for comment in comments)
 
 
-def is_tried(statement: cst.ImportFrom, walk: Walk) -> bool:
+def is_tried(statement: ImportStatement, walk: Walk) -> bool:
     """Whether code is run or not depending on an import: `try: ... except ImportError`, `suppress(ImportError)`."""
     child: cst.CSTNode = statement
     parent = walk.parents.get(child)
