@@ -89,6 +89,9 @@ def index_of_tree(tree: ast.Module) -> ModuleIndex:
                 index.chains.add(chain)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             index.names.add(node.id)
+        elif isinstance(node, ast.Global):
+            for name in node.names:
+                index.bind(name, None)
     bind_all(index, tree)
     index.is_open = "__getattr__" in index.bindings
     return index
@@ -99,7 +102,6 @@ def bind_all(index: ModuleIndex, tree: ast.AST) -> None:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             index.bind(node.name, None)
-            bind_globals(index, node)
             continue
         if isinstance(node, ast.Lambda):
             continue
@@ -117,14 +119,6 @@ def bind_all(index: ModuleIndex, tree: ast.AST) -> None:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             note_all(index, node)
         bind_all(index, node)
-
-
-def bind_globals(index: ModuleIndex, function: ast.AST) -> None:
-    """Names that a function declares global may be anything."""
-    for node in ast.walk(function):
-        if isinstance(node, ast.Global):
-            for name in node.names:
-                index.bind(name, None)
 
 
 def note_all(index: ModuleIndex, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> None:
