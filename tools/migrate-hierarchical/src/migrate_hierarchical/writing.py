@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
-import tempfile
+
+FLAGS = os.O_WRONLY | getattr(os, "O_BINARY", 0)
 
 
 def write_atomically(path: str, data: bytes) -> None:
@@ -14,17 +16,48 @@ def write_atomically(path: str, data: bytes) -> None:
     status = os.stat(target)
     if not os.access(target, os.W_OK):
         raise PermissionError(13, "Permission denied", path)
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".migrate-hierarchical-")
+    temporary = os.path.join(os.path.dirname(target), f".migrate-hierarchical-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, stat.S_IMODE(status.st_mode))
-        with contextlib.suppress(OSError, AttributeError):
-            os.chown(temporary, status.st_uid, status.st_gid)
+        if not write_nameless(temporary, data, status):
+            handle = os.open(temporary, FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                fill(handle, data, status)
+            finally:
+                os.close(handle)
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def write_nameless(path: str, data: bytes, status: os.stat_result) -> bool:
+    """Write a file that has no name until it is complete; False where the system cannot.
+
+    A process that is killed while it writes leaves nothing behind.
+    """
+    try:
+        handle = os.open(os.path.dirname(path), FLAGS | os.O_TMPFILE, 0o600)
+    except (AttributeError, OSError):  # not on every system, nor on every file system
+        return False
+    try:
+        fill(handle, data, status)
+        try:
+            # with a src_dir_fd, which the absolute path leaves unused, os.link follows the link in /proc
+            os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle)
+        except OSError:  # no /proc, or a file system that gives no name later
+            return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def fill(handle: int, data: bytes, status: os.stat_result) -> None:
+    """Bytes, mode and owner of a new file, on the disk when this returns."""
+    with open(handle, "wb", closefd=False) as file:
+        file.write(data)
+    with contextlib.suppress(OSError, AttributeError):
+        os.fchown(handle, status.st_uid, status.st_gid)
+    if hasattr(os, "fchmod"):  # after the owner, whose change clears some bits
+        os.fchmod(handle, stat.S_IMODE(status.st_mode))
+    os.fsync(handle)
