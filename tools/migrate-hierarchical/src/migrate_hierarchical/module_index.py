@@ -16,7 +16,7 @@ IMPORT = re.compile(
     re.MULTILINE,
 )
 PLAIN_IMPORT = re.compile(r"^[ \t>.\"']*(?:lazy[ \t]+)?import[ \t]+([\w., \t]+)", re.MULTILINE)
-CHAIN = re.compile(r"[^\W\d]\w*(?:\.\w+)+")
+CHAIN = re.compile(r"\b[^\W\d]\w*(?:\.\w+)+")
 BINDING = re.compile(r"^(?:class|def|async def)?[ \t]*([^\W\d]\w*)[ \t]*[(:=]", re.MULTILINE)
 
 
@@ -56,10 +56,9 @@ def index_of(path: str, data: bytes) -> ModuleIndex:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(text)
+            return index_of_tree(ast.parse(text))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return index_of_text(text)
-    return index_of_tree(tree)
 
 
 def source_of(path: str, data: bytes) -> str:
@@ -89,9 +88,6 @@ def index_of_tree(tree: ast.Module) -> ModuleIndex:
                 index.chains.add(chain)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             index.names.add(node.id)
-        elif isinstance(node, ast.Global):
-            for name in node.names:
-                index.bind(name, None)
     bind_all(index, tree)
     index.is_open = "__getattr__" in index.bindings
     return index
@@ -102,6 +98,7 @@ def bind_all(index: ModuleIndex, tree: ast.AST) -> None:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             index.bind(node.name, None)
+            bind_globals(index, node)
             continue
         if isinstance(node, ast.Lambda):
             continue
@@ -119,6 +116,14 @@ def bind_all(index: ModuleIndex, tree: ast.AST) -> None:
         if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
             note_all(index, node)
         bind_all(index, node)
+
+
+def bind_globals(index: ModuleIndex, function: ast.AST) -> None:
+    """Names that a function declares global may be anything."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Global):
+            for name in node.names:
+                index.bind(name, None)
 
 
 def note_all(index: ModuleIndex, node: ast.Assign | ast.AnnAssign | ast.AugAssign) -> None:

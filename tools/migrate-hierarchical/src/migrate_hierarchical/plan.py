@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +44,8 @@ from .rules.base import Left, OldPattern, Rewrite, default_pattern, preset_patte
 from .rules.hier002 import config_factory
 from .settings import Settings
 
+EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside its arguments
+
 
 @dataclass
 class Outcome:
@@ -69,6 +72,7 @@ class Planner:
         self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
         self.todos: list[tuple[cst.CSTNode, Left]] = []
+        self.importing: dict[tuple[Scope, str], list[tuple[str, list[Binding]]]] = {}
         self.rewritten: list[Outcome] = []
         self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
         self.kept: set[Binding] = set()  # imports that a string or a comment left to a person needs
@@ -110,14 +114,22 @@ class Planner:
     def visible(self, use: Use, name: str, statements: list[ImportStatement]) -> str | None:
         """The local name of an import that surely runs before the use."""
         for scope in use.scope.ancestors():
-            for local, bindings in scope.bindings.items():
-                if not all(self.is_name(b, name) for b in bindings):
-                    continue
+            for local, bindings in self.imported_as(scope, name):
                 if use.scope.lookup(local) is not bindings:
                     continue
                 if any(self.runs_before(b.statement, use, statements) for b in bindings):
                     return local
         return None
+
+    def imported_as(self, scope: Scope, name: str) -> list[tuple[str, list[Binding]]]:
+        """The local names of a scope that are nothing but imports of a name of the package."""
+        if (scope, name) not in self.importing:
+            self.importing[scope, name] = [
+                (local, bindings)
+                for local, bindings in scope.bindings.items()
+                if all(self.is_name(b, name) for b in bindings)
+            ]
+        return self.importing[scope, name]
 
     def is_name(self, binding: Binding, name: str) -> bool:
         """Whether a binding imports a name of the package."""
@@ -292,7 +304,7 @@ class Planner:
             self.leave(call, "HIER108", use.name)
             self.explained.add(call)
             return None
-        if loses_effect(call, decision):
+        if EFFECT.search(self.module.code_for_node(call)) and loses_effect(call, decision):
             self.leave(call, "HIER112", "an argument that goes binds a name or awaits")
             self.explained.add(call)
             return None

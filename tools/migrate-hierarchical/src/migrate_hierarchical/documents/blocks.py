@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
 import libcst as cst
@@ -20,7 +21,9 @@ from .result import Entry
 
 NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED, REMOVED_MODULE}))})\b")
 MAGIC = "pass  #@migrate-hierarchical-line "
-MAGIC_LINE = re.compile(r"^([ \t]*)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE)
+MAGIC_LINE = re.compile(
+    r"^([ \t]*)(?=\S)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE
+)
 
 
 class Blocks:
@@ -45,10 +48,11 @@ class Blocks:
             masked.append(body)
             magics.append(hidden)
         usable = [i for i, text in enumerate(masked) if text.strip() and is_python(text)]
+        known = set(usable)
         unreadable = [
             i
             for i, text in enumerate(masked)
-            if i not in usable and NEEDLE in text.encode("utf-8", "surrogateescape") and text.strip()
+            if i not in known and NEEDLE in text.encode("utf-8", "surrogateescape") and text.strip()
         ]
         joined, starts, line = "", [], 1
         newline = "\r\n" if any("\r\n" in text for text in self.texts) else "\n"
@@ -73,7 +77,7 @@ class Blocks:
             if len(pieces) // 2 != len(usable):
                 raise Unreadable("a piece of code was lost")  # never seen; better than writing it
         for entry in (*report.rewritten, *report.left):
-            start, i = max((start, i) for start, i in starts if start <= max(entry.line, starts[0][0]))
+            start, i = starts[max(bisect_right(starts, (entry.line, len(masked))) - 1, 0)]
             entry.line = self.line(i, entry.line - start)
         for i in unreadable:
             report.left.append(Entry(self.line(i, 0), "HIER190", "a piece of code that is not valid Python"))

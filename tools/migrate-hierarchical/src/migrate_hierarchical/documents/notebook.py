@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from ..settings import Settings
@@ -70,29 +71,32 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
     for begin, _ in cells:
         value = DECODER.raw_decode(text, begin)[0]
         sources.append("".join(value) if isinstance(value, list) else str(value))
-    lines = [line_numbers(text, begin) for begin, _ in cells]
+    breaks = [match.start() for match in re.finditer("\n", text)]
+    lines = [line_numbers(text, begin, breaks) for begin, _ in cells]
     new, report = Blocks(sources, lines, [0] * len(sources), settings, path).migrate()
-    for (begin, end), old_source, new_source in reversed(list(zip(cells, sources, new))):
+    parts, at = [], 0
+    ascii_only = "\\u" in text and text.isascii()
+    for (begin, end), old_source, new_source in zip(cells, sources, new):
         if new_source != old_source:
-            text = text[:begin] + encode(text[begin:end], new_source, text) + text[end:]
-    out = text.encode()
+            parts += [text[at:begin], encode(text[begin:end], new_source, ascii_only)]
+            at = end
+    out = "".join([*parts, text[at:]]).encode()
     return (b"\xef\xbb\xbf" + out if bom else out), report
 
 
-def line_numbers(text: str, begin: int) -> list[int]:
+def line_numbers(text: str, begin: int, breaks: list[int]) -> list[int]:
     """The line of the file on which each line of a source stands."""
     starts = [start for start, _ in elements(text, begin)] if text[begin] == "[" else [begin]
     numbers = []
     for start in starts or [begin]:
         value = DECODER.raw_decode(text, start)[0]
         count = len(value.splitlines()) if isinstance(value, str) else 1
-        numbers += [text.count("\n", 0, start) + 1] * max(1, count)
+        numbers += [bisect_left(breaks, start) + 1] * max(1, count)
     return numbers
 
 
-def encode(old: str, source: str, text: str) -> str:
+def encode(old: str, source: str, ascii_only: bool) -> str:
     """The JSON of a new source in the manner of the old one; lines that stay keep their very bytes."""
-    ascii_only = "\\u" in text and text.isascii()
     if not old.startswith("["):
         return json.dumps(source, ensure_ascii=ascii_only)
     spans = list(elements(old, 0))

@@ -1,0 +1,52 @@
+"""What is refused before it is parsed: nesting that overflows the native parser, or takes it hours."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+
+DEEPEST = 100  # nested brackets; the parser's recursion is not unlimited, and code is never that deep
+DEEPEST_TREE = 500  # nested expressions and blocks: `1 + 1 + 1` is two sums, the first inside the second
+OTHERS = bytes(byte for byte in range(256) if byte not in b"()[]{}")
+
+
+TOO_MANY_BRACKETS = f"nested too deeply: more than {DEEPEST} brackets inside one another"
+TOO_DEEP = (
+    f"nested too deeply: more than {DEEPEST_TREE} operators, calls, attributes or blocks inside one another or in "
+    "one chain"
+)
+
+
+def too_deep(source: bytes) -> str | None:
+    """Why brackets, chains of operators, calls or attributes, or `elif` are more than can be read; or None."""
+    depth = deepest = 0
+    for byte in source.translate(None, OTHERS):  # a bound that holds whatever is in strings
+        depth = depth + 1 if byte in b"([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        return TOO_MANY_BRACKETS
+    return TOO_DEEP if tree_is_too_deep(source) else None
+
+
+def tree_is_too_deep(source: bytes) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            level: list[ast.AST] = [ast.parse(source)]
+    except (RecursionError, MemoryError):
+        return True
+    except (SyntaxError, ValueError):
+        return False  # newer than the running Python, or no Python at all: the parser says so
+    for _ in range(DEEPEST_TREE):
+        if any(isinstance(node, ast.BoolOp) and len(node.values) > DEEPEST_TREE for node in level):
+            return True  # flat in this tree, nested in that of the parser
+        level = [
+            child
+            for node in level
+            for value in node.__dict__.values()
+            for child in (value if type(value) is list else (value,))
+            if isinstance(child, ast.AST) and child._fields
+        ]
+        if not level:
+            return False
+    return True
