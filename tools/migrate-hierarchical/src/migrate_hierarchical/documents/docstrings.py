@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from ..names import NEEDLE, PIECE, REMOVED
 from ..settings import Settings
 from .blocks import is_python
-from .prose import Piece, find_pieces, put_back
+from .prose import Piece, find_pieces, is_code, mentions, put_back
 from .python import Migrated, Unreadable, migrate_source
 from .result import Entry
 
@@ -35,7 +35,7 @@ class Example:
 
 def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
     """New bytes and report; raises Unreadable."""
-    if b">>>" not in data and b"```" not in data:
+    if not any(mark in data for mark in (b">>>", b"```", b"~~~", b"::")):
         return migrate_source(data, path, settings)
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0].removesuffix("-sig")
@@ -75,13 +75,16 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[En
             tree = ast.parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         # newer syntax than that of the running Python: where its docstrings are is not known
-        pieces = [piece for piece in find_pieces(lines, is_rst=False) if piece.prompts]
+        pieces = [piece for piece in find_pieces(lines, "docstring") if piece.prompts]
         return [], [entry for piece in pieces for entry in hidden_use(piece, "beside newer syntax")]
     examples: list[Example] = []
     hidden: list[Entry] = []
     for number, (begin, end, raw) in enumerate(docstrings(tree, lines)):
-        for piece in find_pieces(lines[begin:end], is_rst=False):
+        for piece in find_pieces(lines[begin:end], "docstring"):
             moved = replace(piece, first=piece.first + begin, last=piece.last + begin)
+            if not is_code(piece):
+                hidden += mentions(moved)
+                continue
             if "\\" in piece.text and not raw:
                 hidden += hidden_use(moved, "beside an escape")
             elif is_python(piece.text):
@@ -146,5 +149,5 @@ def put_examples(head: str, examples: list[Example], sources: list[str]) -> str:
             continue
         begin = places[example.docstring][0] + example.offset
         end = begin + example.piece.last - example.piece.first
-        lines[begin:end] = put_back(example.piece, source)
+        lines[begin:end] = put_back(example.piece, source, lines[begin:end])
     return "".join(lines)

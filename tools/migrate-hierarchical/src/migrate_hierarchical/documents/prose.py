@@ -1,21 +1,69 @@
-"""Markdown and reStructuredText: fenced and indented Python blocks, doctest examples."""
+"""Markdown and reStructuredText: fenced and indented Python blocks, doctest examples.
+
+A block is code where its markup says Python: a fence or a directive with the language, a doctest prompt. A literal
+block (`::`, or a directive without a language) says nothing, so it is code where it is valid Python. What is not, and
+shell blocks that run Python, are reported when they use a removed name, and never changed.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from ..lines import opcodes
+from ..names import NEEDLE
 from ..settings import Settings
-from .blocks import Blocks
+from .blocks import NAMES, Blocks, is_python
 from .python import Migrated, Unreadable
+from .result import Entry
 
-FENCE = re.compile(r"^([ \t>]*)(`{3,}|~{3,})[ \t]*\{?\.?([\w+-]*)")
-LANGUAGES = {"python", "py", "python3", "pycon", "doctest", "ipython", "python-repl", "pyi", "code-cell"}
-DIRECTIVE = re.compile(
-    r"^([ \t]*)\.\. (?:code-block|code|sourcecode|ipython|testcode|jupyter-execute)::[ \t]*([\w-]*)"
-)
-BARE_DIRECTIVES = ("testcode", "jupyter-execute")
+Markup = Literal["markdown", "rst", "docstring"]
+Kind = Literal["python", "literal", "shell"]
+
+PREFIX = re.compile(
+    r"(?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*"
+)  # of a line: blanks, quotations and items of lists
+FENCE = re.compile(r"(`{3,}|~{3,})([^\r\n]*)")
+ATTRIBUTES = re.compile(r"\{([^}]*)\}[ \t]*([\w+-]*)")
+WORD = re.compile(r"[\w+-]+")
+DIRECTIVE = re.compile(r"\.\. (code-block|code|sourcecode|ipython|testcode|jupyter-execute)::[ \t]*([\w+-]*)")
 PROMPT = re.compile(r"^([ \t>]*)>>> ?")
+LANGUAGES = frozenset(
+    [
+        "python",
+        "py",
+        "python3",
+        "py3",
+        "pycon",
+        "pycon3",
+        "doctest",
+        "ipython",
+        "ipython3",
+        "python-repl",
+        "pyi",
+    ]
+)
+SHELLS = frozenset(
+    [
+        "bash",
+        "sh",
+        "shell",
+        "console",
+        "zsh",
+        "ksh",
+        "fish",
+        "shell-session",
+        "sh-session",
+        "bash-session",
+        "terminal",
+    ]
+)
+PYTHON_DIRECTIVES = frozenset({"ipython", "testcode", "jupyter-execute"})
+MYST_DIRECTIVES = frozenset({"code-block", "code", "sourcecode", "code-cell"})
+RUNS_PYTHON = re.compile(r"\bpython[\d.]*\b")
+LOOKS_LIKE_CODE = re.compile(rf"\bimport\b.*{NAMES.pattern}|{NAMES.pattern}[ \t]*\(")
 
 
 @dataclass
@@ -28,6 +76,7 @@ class Piece:
     prompts: bool
     text: str
     group: int = 0  # the block that it is a part of; 0 for examples between paragraphs
+    kind: Kind = "python"
 
 
 def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
@@ -36,19 +85,37 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
         text = data.decode()
     except UnicodeDecodeError as error:
         raise Unreadable(f"cannot be decoded: {error}") from None
-    lines = text.splitlines(keepends=True)
-    lines = merge_odd_separators(lines)
-    pieces = find_pieces(lines, is_rst=path.endswith(".rst"))
-    texts, numbers = (
-        [piece.text for piece in pieces],
-        [range(piece.first + 1, piece.last + 1) for piece in pieces],
-    )
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    lines = merge_odd_separators(text.removeprefix(mark).splitlines(keepends=True))
+    found = find_pieces(lines, "rst" if path.endswith(".rst") else "markdown")
+    pieces = [piece for piece in found if is_code(piece)]
+    texts = [piece.text for piece in pieces]
+    numbers = [range(piece.first + 1, piece.last + 1) for piece in pieces]
     blocks = Blocks(texts, numbers, [piece.group for piece in pieces], settings, path)
     new, report = blocks.migrate()
+    report.left += [entry for piece in found if not is_code(piece) for entry in mentions(piece)]
     for piece, source in reversed(list(zip(pieces, new))):
         if source != piece.text:
-            lines[piece.first : piece.last] = put_back(piece, source)
-    return "".join(lines).encode(), report
+            lines[piece.first : piece.last] = put_back(piece, source, lines[piece.first : piece.last])
+    return (mark + "".join(lines)).encode(), report
+
+
+def is_code(piece: Piece) -> bool:
+    """Whether a piece is migrated."""
+    if piece.kind == "literal":
+        return NEEDLE.decode() in piece.text and is_python(piece.text)
+    return piece.kind == "python"
+
+
+def mentions(piece: Piece) -> Iterator[Entry]:
+    """Uses of removed names in a piece that is not migrated."""
+    if piece.kind == "shell" and not RUNS_PYTHON.search(piece.text):
+        return
+    where = "a shell block" if piece.kind == "shell" else "a block that is not valid Python"
+    for number, line in enumerate(piece.text.splitlines(), piece.first + 1):
+        match = NAMES.search(line) if piece.kind == "shell" or LOOKS_LIKE_CODE.search(line) else None
+        if match is not None:
+            yield Entry(number, "HIER103", f"{match.group()} in {where}")
 
 
 def merge_odd_separators(lines: list[str]) -> list[str]:
@@ -62,72 +129,131 @@ def merge_odd_separators(lines: list[str]) -> list[str]:
     return merged
 
 
-def find_pieces(lines: list[str], is_rst: bool) -> list[Piece]:
+def find_pieces(lines: list[str], markup: Markup) -> list[Piece]:
+    """The blocks and examples of a page, in its order; docstrings may be in either markup."""
     pieces: list[Piece] = []
     at = 0
     while at < len(lines):
-        fence = None if is_rst else FENCE.match(lines[at])
-        directive = DIRECTIVE.match(lines[at]) if is_rst else None
+        line = lines[at].rstrip()
+        prefix = first_part(line)
+        rest = line[len(prefix) :]
+        fence = None if markup == "rst" else FENCE.match(rest)
+        if fence is not None and fence.group(1)[0] == "`" and "`" in fence.group(2):
+            fence = None  # code inside a line
+        directive = None if markup == "markdown" else DIRECTIVE.match(rest)
         begin, known = at, len(pieces)
         if fence is not None:
-            at = fenced(lines, at, fence, pieces)
+            at = fenced(lines, at, prefix, fence, pieces)
         elif directive is not None:
-            at = directed(lines, at, directive, pieces)
+            at = indented(lines, at, prefix, kind_of_directive(directive), pieces, has_options=True)
+        elif markup != "markdown" and rest.endswith("::") and not rest.startswith(".. "):
+            at = indented(lines, at, prefix, "literal", pieces)
         elif PROMPT.match(lines[at]):
             at = examples(lines, at, len(lines), pieces)
+            continue
         else:
             at += 1
-        if fence is not None or directive is not None:
-            for piece in pieces[known:]:
-                piece.group = begin + 1
+        for piece in pieces[known:]:
+            piece.group = begin + 1
     return pieces
 
 
-def fenced(lines: list[str], at: int, fence: re.Match[str], pieces: list[Piece]) -> int:
+def kind_of(language: str) -> Kind | None:
+    language = language.lower()
+    return "python" if language in LANGUAGES else "shell" if language in SHELLS else None
+
+
+def kind_of_directive(directive: re.Match[str]) -> Kind | None:
+    name, language = directive.groups()
+    if name in PYTHON_DIRECTIVES:
+        return "python"
+    return kind_of(language) if language else "literal"
+
+
+def kind_of_fence(info: str) -> Kind | None:
+    """What the text behind a fence says: ```python, ```{.python #id}, ```{code-block} python, ```py title="a.py"."""
+    attributes = ATTRIBUTES.match(info.strip())
+    if attributes is None:
+        word = WORD.match(info.strip().lstrip("."))
+        return kind_of(word.group()) if word else None
+    inside, behind = attributes.groups()
+    name = inside.strip()
+    if name in MYST_DIRECTIVES:
+        return "python" if name == "code-cell" and not behind else kind_of(behind)
+    first = WORD.match(name)
+    names = re.findall(r"\.([\w+-]+)", name) + ([first.group()] if first else [])
+    return next((kind for kind in map(kind_of, names) if kind), None)
+
+
+def fenced(lines: list[str], at: int, prefix: str, fence: re.Match[str], pieces: list[Piece]) -> int:
     """Take the block that a fence opens; the index after it."""
-    margin, marks, language = fence.groups()
+    marks, info = fence.groups()
     close = re.compile(rf"^[ \t>]*{re.escape(marks[0])}{{{len(marks)},}}[ \t]*$")
     end = at + 1
     while end < len(lines) and not close.match(lines[end].rstrip("\r\n")):
+        if ">" in prefix and ">" not in leading(lines[end], ">"):
+            break  # the quotation ends, and the block with it
         end += 1
-    if language.lower() in LANGUAGES:
-        take(lines, at + 1, end, margin, pieces)
-    return end + 1
+    take(lines, at + 1, end, re.sub(r"[^ \t>]", " ", prefix), kind_of_fence(info), pieces)
+    is_closed = end < len(lines) and close.match(lines[end].rstrip("\r\n"))
+    return end + 1 if is_closed else end
 
 
-def directed(lines: list[str], at: int, directive: re.Match[str], pieces: list[Piece]) -> int:
-    """Take the indented block of a reStructuredText directive; the index after it."""
-    outer, language = directive.groups()
-    bare = any(name in directive.group() for name in BARE_DIRECTIVES)
+def first_part(line: str) -> str:
+    match = PREFIX.match(line)
+    return match.group() if match else ""
+
+
+def indented(
+    lines: list[str], at: int, prefix: str, kind: Kind | None, pieces: list[Piece], has_options: bool = False
+) -> int:
+    """Take the indented block below a line of reStructuredText; the index after it."""
+    outer = re.sub(r"[^ \t]", " ", prefix)
     begin = at + 1
-    while begin < len(lines) and (not lines[begin].strip() or lines[begin].strip().startswith(":")):
+    while begin < len(lines) and (
+        not lines[begin].strip() or (has_options and lines[begin].strip().startswith(":"))
+    ):
         begin += 1
+    if begin == at + 1 and not has_options:
+        return at + 1  # no blank line: no literal block
     end = begin
-    while end < len(lines) and (not lines[end].strip() or indentation(lines[end]).startswith(outer + " ")):
+    while end < len(lines) and (not lines[end].strip() or is_deeper(lines[end], outer)):
         end += 1
     while end > begin and not lines[end - 1].strip():
         end -= 1
-    if end > begin and (bare or language.lower() in LANGUAGES):
-        take(lines, begin, end, indentation(lines[begin]), pieces)
+    if end > begin:
+        take(lines, begin, end, leading(lines[begin]), kind, pieces)
     return max(end, at + 1)
 
 
-def indentation(line: str) -> str:
-    return line[: len(line) - len(line.lstrip())]
+def leading(line: str, more: str = "") -> str:
+    """The blanks at the beginning of a line."""
+    return line[: len(line) - len(line.lstrip(" \t" + more))]
 
 
-def take(lines: list[str], begin: int, end: int, margin: str, pieces: list[Piece]) -> None:
-    if any(PROMPT.match(line) for line in lines[begin:end]):
+def is_deeper(line: str, outer: str) -> bool:
+    return len(leading(line).expandtabs()) > len(outer.expandtabs())
+
+
+def take(lines: list[str], begin: int, end: int, margin: str, kind: Kind | None, pieces: list[Piece]) -> None:
+    """Add the pieces of a block: one, or its examples."""
+    if kind is None:
+        return
+    if kind != "shell" and any(PROMPT.match(line) for line in lines[begin:end]):
         at = begin
         while at < end:
             at = examples(lines, at, end, pieces) if PROMPT.match(lines[at]) else at + 1
         return
+    quote = ">" if ">" in margin else ""
     block = lines[begin:end]
-    filled = [line for line in block if line.strip()]
+    filled = [line for line in block if line.strip(" \t\r\n" + quote)]
     if any(not line.startswith(margin) for line in filled):
-        margin = ""
-    text = "".join(line[len(margin) :] if line.startswith(margin) else line.lstrip(" \t>") for line in block)
-    pieces.append(Piece(begin, end, margin, False, text))
+        margin = min((leading(line, quote) for line in filled), key=len)
+        margin = margin if all(line.startswith(margin) for line in filled) else ""
+    text = "".join(
+        line[len(margin) :] if line.startswith(margin) else line.lstrip(" \t" + quote) for line in block
+    )
+    pieces.append(Piece(begin, end, margin, False, text, kind=kind))
 
 
 def examples(lines: list[str], at: int, stop: int, pieces: list[Piece]) -> int:
@@ -143,11 +269,23 @@ def examples(lines: list[str], at: int, stop: int, pieces: list[Piece]) -> int:
     return end
 
 
-def put_back(piece: Piece, source: str) -> list[str]:
-    """The lines of a new source with margin and prompts."""
+def put_back(piece: Piece, source: str, old: list[str]) -> list[str]:
+    """The lines of a new source with margin and prompts; lines that did not change keep their very characters."""
     lines = source.splitlines(keepends=True)
     if not piece.prompts:
-        return [piece.margin + line if line.strip() else line for line in lines]
+        empty = piece.margin.rstrip() if ">" in piece.margin else ""
+        texts = merge_odd_separators(piece.text.splitlines(keepends=True))
+        lines = merge_odd_separators(lines)
+        result = []
+        for tag, begin, end, new_begin, new_end in opcodes(
+            *([t.encode() for t in each] for each in (texts, lines))
+        ):
+            if tag == "equal":
+                result += old[begin:end]
+            else:
+                new = lines[new_begin:new_end]
+                result += [piece.margin + line if line.strip() else empty + line for line in new]
+        return result
     result = []
     statement = True
     for line in lines:
