@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from .constants import takes_constant
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
-from .documents.result import Result
+from .documents.result import Entry, Result
+from .lines import opcodes
 from .names import GONE, NEEDLE, PACKAGE, REMOVED, TODO
 from .settings import Settings
+from .silence import Silence
 
 SKIP_FILE = b"migrate-hierarchical: skip-file"
+MARK = TODO.encode()
 LARGEST_TEXT = 10 * 2**20  # bytes of a data file that is still searched
 
 
@@ -50,7 +54,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     if path.endswith(PLAIN):
         from .documents.plain import find_mentions
 
-        result.left = find_mentions(data, settings.uses_package)
+        result.left = heard(find_mentions(data, settings.uses_package), path, data, settings)
         return result
     # imported late: libcst takes longer to import than a tree without a use takes to search
     from .documents.docstrings import migrate_python
@@ -71,31 +75,56 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
             f"left alone after an error of this tool, please report it: {type(error).__name__}: {error!s:.80}"
         )
         return result
-    result.rewritten, result.left = report.rewritten, report.left
+    result.rewritten = report.rewritten
+    result.left = heard(report.left, path, data, settings)
     if new != data:
         result.new, result.old = new, data
         note_new_lines(result, new)
     return result
 
 
+def migrate_script(path: str, data: bytes, settings: Settings) -> Result:
+    """The result for a script without a suffix that a walk has found: reported, not changed."""
+    from .documents.plain import find_mentions
+
+    left = find_mentions(data)
+    for entry in left:
+        entry.detail += ", a script without a suffix: name it on the command line to have it rewritten"
+    return Result(path, left=heard(left, path, data, settings))
+
+
+def heard(left: list[Entry], path: str, data: bytes, settings: Settings) -> list[Entry]:
+    """The reports that neither the settings nor a comment on the line silence."""
+    silence = Silence(data, bare=not path.endswith(PROSE + PLAIN), is_python=False)
+    return [
+        entry for entry in left if settings.wants(entry.rule) and not silence.covers(entry.line, entry.rule)
+    ]
+
+
 def note_new_lines(result: Result, new: bytes) -> None:
     """Where each entry stands in the new file: its line, its mark, or the beginning of what replaced it."""
-    import difflib
-
     lines = new.splitlines()
-    blocks = difflib.SequenceMatcher(None, result.old.splitlines(), lines, autojunk=False).get_opcodes()
-    taken: set[int] = set()
+    blocks = opcodes(result.old.splitlines(), lines)
+    begins = [begin for _, begin, end, _, _ in blocks if begin < end]
+    blocks = [block for block in blocks if block[1] < block[2]]
+    marks: dict[bytes, list[int]] = {}  # rule -> lines with a mark for it that no entry has taken
+    for number, line in enumerate(lines):
+        if MARK in line:
+            marks.setdefault(line.split(MARK, 1)[1].split(b" ", 1)[0], []).append(number)
     for entry in (*result.rewritten, *result.left):
-        for kind, begin, end, new_begin, new_end in blocks:
-            if kind == "insert" or not begin < entry.line <= end:
-                continue
-            if kind == "equal":
-                entry.new_line = new_begin + entry.line - begin
-                break
-            mark = f"{TODO}{entry.rule} ".encode()
-            marks = [i for i in range(new_begin, new_end) if mark in lines[i] and i not in taken]
-            taken.update(marks[:1])
-            entry.new_line = marks[0] + 1 if marks else new_begin + 1
+        place = bisect_right(begins, entry.line - 1) - 1
+        if place < 0:
+            continue
+        kind, begin, end, new_begin, new_end = blocks[place]
+        if entry.line > end:
+            continue
+        if kind == "equal":
+            entry.new_line = new_begin + entry.line - begin
+            continue
+        own = marks.get(entry.rule.encode(), [])
+        first = bisect_left(own, new_begin)
+        is_marked = first < len(own) and own[first] < new_end
+        entry.new_line = (own.pop(first) if is_marked else new_begin) + 1
 
 
 def read_file(path: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -27,11 +28,13 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     jobs: int = 0
+    time_limit: float = 15.0  # seconds of processor time for one file; 0: none
+    line_length: int = 0  # of the lines that mark a use; 0: that of the project's ruff or black, if any
     # found during a run, no options
     facts: Facts | None = None  # about the file, from the others of its project
     uses_package: bool = False  # a Python file of the run names the package
 
-    def check(self, rules: frozenset[str]) -> Settings:
+    def check(self) -> Settings:
         """Itself; raises UsageError."""
         if not 0 < self.sparsity_ratio <= 1:
             raise UsageError(f"--sparsity-ratio must be above 0 and at most 1, got {self.sparsity_ratio:g}")
@@ -44,21 +47,61 @@ class Settings:
             raise UsageError(f"--seq-len must be at least 64, got {self.seq_len}")
         if self.jobs < 0:
             raise UsageError(f"--jobs must be at least 0 (0: one per core), got {self.jobs}")
-        for option in ("select", "ignore"):
-            for rule in getattr(self, option):
-                if rule not in rules:
-                    raise UsageError(
-                        f"--{option} must name rules of --list-rules, such as HIER001, got {rule!r}"
-                    )
+        if not 0 <= self.time_limit < float("inf"):
+            raise UsageError(f"--time-limit must be at least 0 seconds (0: none), got {self.time_limit:g}")
+        if self.line_length < 0:
+            raise UsageError(
+                f"--line-length must be at least 0 (0: that of ruff or black), got {self.line_length}"
+            )
         return self
 
+    def with_ids(self, known: Sequence[str]) -> Settings:
+        """The same with every id of --select and --ignore spelled out; raises UsageError."""
+        select = tuple(rule for given in self.select for rule in expanded(given, known, "select"))
+        ignore = tuple(rule for given in self.ignore for rule in expanded(given, known, "ignore"))
+        return replace(self, select=select, ignore=ignore)
+
     def wants(self, rule: str) -> bool:
-        return rule not in self.ignore and (not self.select or rule in self.select)
+        """Whether a rule rewrites, or a reason is reported.
+
+        --select of rules alone leaves every report on: what a rule cannot rewrite is never passed over in silence.
+        """
+        if rule in self.ignore:
+            return False
+        if not self.select or rule in self.select:
+            return True
+        return is_reason(rule) and not any(is_reason(each) for each in self.select)
 
     @property
     def wants_all(self) -> bool:
-        """Whether no rule is left out."""
-        return not self.select and not self.ignore
+        """Whether no rule that rewrites is left out."""
+        return not self.select and all(is_reason(rule) for rule in self.ignore)
+
+
+def is_reason(rule: str) -> bool:
+    """Whether an id is that of a report (HIER1xx), not of a rule that rewrites."""
+    return rule.startswith("HIER1")
+
+
+def expanded(given: str, known: Sequence[str], option: str) -> list[str]:
+    """The ids that a word means: itself, or all that begin with it (HIER1, HIER1xx); raises UsageError."""
+    word = given.upper()
+    start = word.rstrip("X")
+    found = [rule for rule in known if rule.startswith(start)] if start.startswith("HIER") else []
+    if not found or (len(word) > len("HIER000") and word not in known):
+        raise UsageError(
+            f"--{option} must name rules of --list-rules, such as HIER001 or HIER113, "
+            f"got {given!r}{suggestion(word, known)}"
+        )
+    return found
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Which known word may be meant, as the end of a sentence."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 FOUND = {"facts", "uses_package"}
@@ -92,9 +135,12 @@ def read_pyproject(path: str) -> dict[str, Any]:
         import tomli as tomllib
 
     try:
-        table = tomllib.loads(data.decode()).get("tool", {}).get("migrate-hierarchical", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tool = tomllib.loads(data.decode()).get("tool", {})
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
+    table = tool.get("migrate-hierarchical", {}) if isinstance(tool, dict) else {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: [tool.migrate-hierarchical] must be a table, got {table!r}")
     return {checked_name(key, path): checked_value(key, value, path) for key, value in table.items()}
 
 
@@ -102,8 +148,11 @@ def checked_name(key: str, path: str) -> str:
     name = key.replace("-", "_")
     options = [field.name for field in fields(Settings) if field.name not in FOUND]
     if name not in options:
-        known = ", ".join(option.replace("_", "-") for option in options)
-        raise UsageError(f"{path}: [tool.migrate-hierarchical] has no {key!r}; it knows {known}")
+        known = [option.replace("_", "-") for option in options]
+        raise UsageError(
+            f"{path}: [tool.migrate-hierarchical] has no {key!r}; it knows {', '.join(known)}"
+            f"{suggestion(key, known)}"
+        )
     return name
 
 

@@ -8,16 +8,17 @@ from ..analysis.binding import is_import_from
 from ..analysis.context import line_of
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.scopes import Walk
+from ..discovery import PROSE
 from ..edit.apply import Apply
 from ..edit.imports import ImportEditor
 from ..names import PACKAGE, TODO, below_package, is_gone
 from ..plan import Planner
 from ..rules.reasons import REASONS
 from ..settings import Settings
+from ..silence import Silence
 from .code_in_strings import find_code
+from .limits import too_deep
 from .result import Entry
-
-DEEPEST = 100  # nested brackets; the parser's recursion is not unlimited, and code is never that deep
 
 
 class Unreadable(Exception):
@@ -46,7 +47,9 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
     """New source and report; the source itself if nothing is to be done. Raises Unreadable."""
     if b"\0" in source:
         raise Unreadable("it contains a null byte")
-    too_deep(source)
+    why = too_deep(source)
+    if why is not None:
+        raise Unreadable(why)
     try:
         module = cst.parse_module(source)
     except cst.ParserSyntaxError as error:
@@ -65,19 +68,6 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
         raise Unreadable(str(error)) from None
     except UnicodeEncodeError as error:
         raise Unreadable(f"cannot be encoded: {error}") from None
-
-
-def too_deep(source: bytes) -> None:
-    """A bound on nesting that holds whatever is in strings; the native parser has no check of its own."""
-    depth = deepest = 0
-    for byte in source.translate(None, DELETED):
-        depth = depth + 1 if byte in b"([{" else max(0, depth - 1)
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST:
-        raise Unreadable("nested too deeply")
-
-
-DELETED = bytes(byte for byte in range(256) if byte not in b"()[]{}")
 
 
 def migrate_module(
@@ -102,17 +92,23 @@ def migrate_module(
         result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail, patterns=outcome.patterns))
     for edited in imports:
         result.rewritten.append(Entry(walk.lines[edited], "HIER009"))
+    lines = source.splitlines()
+    silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
+    known: set[tuple[int, str, str]] = set()
     for node, left in planner.todos:
         entry = Entry(line_number(node, walk), left.reason, left.detail)
-        if entry in result.left:
-            continue
-        result.left.append(entry)
         line = line_of(node, walk.parents)
-        text = f"{TODO}{left.reason} {REASONS[left.reason]}"
         marks = marks_above(line, module, walk, left.reason)
         seen.update(marks)
+        if not settings.wants(entry.rule) or silence.covers(entry.line, entry.rule):
+            continue
+        if (entry.line, entry.rule, entry.detail) in known:
+            continue
+        known.add((entry.line, entry.rule, entry.detail))
+        result.left.append(entry)
+        text = mark_text(left.reason, lines[line_number(line, walk) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
     for edited, edit in imports.items():
@@ -169,6 +165,16 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     parts += [known.get(statement) or module.code_for_node(statement) for statement in module.body]
     parts += [module.code_for_node(line) for line in module.footer]
     return "".join(parts).encode(module.encoding)
+
+
+def mark_text(reason: str, line: bytes, settings: Settings) -> str:
+    """The mark above a statement that begins on a line, as much of it as the project's lines have room for."""
+    text = f"{TODO}{reason} {REASONS[reason]}"
+    if not settings.line_length:
+        return text
+    room = settings.line_length - (len(line) - len(line.lstrip()))
+    ways = (text, text.rpartition(": ")[0], f"{TODO}{reason}")
+    return next((way for way in ways if reason in way and len(way) <= room), ways[-1])
 
 
 def marks_above(
