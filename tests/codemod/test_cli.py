@@ -161,6 +161,11 @@ def test_uses_left_give_status_2(tmp_path: Path) -> None:
         (["--check", "--diff", "x"], "not allowed with"),
         (["-", "x"], "- cannot be combined with other paths"),
         (["--output-format", "xml", "x"], "invalid choice: 'xml'"),
+        (["--output-format", "sarfi", "x"], "; did you mean sarif?"),
+        (["--exlcude", "a", "x"], "; did you mean --exclude?"),
+        (["--ignore", "HIER01", "x"], "got 'HIER01'; did you mean HIER"),
+        (["--time-limit", "-1", "x"], "--time-limit must be at least 0 seconds (0: none), got -1"),
+        (["--line-length", "-1", "x"], "--line-length must be at least 0"),
     ],
 )
 def test_bad_usage(arguments: list[str], message: str, capsys) -> None:
@@ -178,6 +183,7 @@ def test_list_rules(capsys) -> None:
     out = capsys.readouterr().out
     assert all(rule.id in out for rule in RULES)
     assert "HIER113" in out
+    assert "HIER190" in out
 
 
 def test_json_report(tree: Path, capsys) -> None:
@@ -222,8 +228,45 @@ def test_github_report(tree: Path, capsys) -> None:
 
 
 def test_report_that_cannot_be_written(tree: Path, capsys) -> None:
-    assert main(["--check", "--report", str(tree / "no/such/folder"), str(tree / "src")]) == 2
-    assert "the report cannot be written" in capsys.readouterr().out
+    """Said before anything is changed; no folder is made."""
+    for path, why in (
+        (tree / "no/such/file", f"there is no folder {tree / 'no/such'}"),
+        (tree, "this is a folder"),
+    ):
+        assert main(["--report", str(path), str(tree / "src")]) == 2
+        assert f"the report cannot be written: {why}" in capsys.readouterr().err
+    assert (tree / "src/old.py").read_text() == OLD
+    assert not (tree / "no").exists()
+
+
+def test_says_what_it_wrote(tree: Path, capsys) -> None:
+    assert main(["--report", str(tree / "out.json"), str(tree / "src")]) == 0
+    err = capsys.readouterr().err
+    assert f"wrote the report (json) to {tree / 'out.json'}; 2 files scanned, 1 changed" in err
+    (tree / "src/old.py").write_text(OLD)
+    assert main(["--output-format", "sarif", str(tree / "src")]) == 0
+    assert "2 files scanned, 1 changed, 0 left to a person" in capsys.readouterr().err
+
+
+def test_sarif_has_help_for_every_rule(tree: Path, capsys) -> None:
+    (tree / "src/left.py").write_text(LEFT)
+    main(["--check", "--output-format", "sarif", str(tree / "src")])
+    [done] = json.loads(capsys.readouterr().out)["runs"]
+    rules = done["tool"]["driver"]["rules"]
+    assert len({rule["id"] for rule in rules}) == len(rules) > 20
+    for rule in rules:
+        assert f"--ignore {rule['id']}" in rule["help"]["text"]
+        assert all(
+            rule[part]["text"].endswith(".") for part in ("shortDescription", "fullDescription", "help")
+        )
+        assert rule["defaultConfiguration"]["level"] in ("note", "warning")
+    for result in done["results"]:
+        assert rules[result["ruleIndex"]]["id"] == result["ruleId"]
+        assert result["level"] in ("note", "warning", "error")
+        place = result["locations"][0]["physicalLocation"]
+        assert place["artifactLocation"]["uri"].startswith("file:///")
+        assert place["region"]["startLine"] >= 1
+    assert done["invocations"] == [{"executionSuccessful": True, "toolExecutionNotifications": []}]
 
 
 def test_settings_of_pyproject(tree: Path, capsys) -> None:
@@ -250,6 +293,8 @@ def test_settings_of_pyproject(tree: Path, capsys) -> None:
         ("ratio = 1", "has no 'ratio'; it knows sparsity-ratio"),
         ('sparsity-ratio = "a"', "sparsity-ratio of [tool.migrate-hierarchical] cannot be 'a'"),
         ("select = 1", "cannot be 1"),
+        ("exclud = []", "; did you mean exclude?"),
+        ('ignore = ["HIER013"]', "--ignore must name rules of --list-rules"),
         ("= 1", "cannot be read"),
     ],
 )
@@ -314,3 +359,46 @@ def test_nothing_heavy_is_imported_without_a_use(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+# ---- marks and the length of lines
+
+
+@pytest.mark.parametrize(
+    ("settings", "file", "mark"),
+    [
+        ("[tool.black]\nline-length = 88\n", "pyproject.toml", "HIER101 subclass of a removed class"),
+        ("[tool.ruff]\nline-length = 60\n", "pyproject.toml", "HIER101"),
+        (
+            "line-length = 200\n",
+            "ruff.toml",
+            "HIER101 subclass of a removed class: subclass BlockSparseAttention, or",
+        ),
+        (
+            "[tool.ruff]\n",
+            "pyproject.toml",
+            "HIER101 subclass of a removed class: subclass BlockSparseAttention, or",
+        ),
+        (
+            "[tool.ruff]\nline-length = 'a'\n",
+            "pyproject.toml",
+            "HIER101 subclass of a removed class: subclass",
+        ),
+        ("line-length = [", "ruff.toml", "HIER101 subclass of a removed class: subclass"),
+    ],
+)
+def test_marks_keep_within_the_lines_of_the_project(
+    settings: str, file: str, mark: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).write_text(settings)
+    (tmp_path / "src").mkdir()
+    path = tmp_path / "src/left.py"
+    path.write_text(LEFT)
+    assert main([str(tmp_path)]) == 2
+    [line] = [line for line in path.read_text().splitlines() if "TODO" in line]
+    assert line.startswith(f"# TODO(migrate-hierarchical): {mark}")
+    assert ": subclass" in mark or line.endswith(mark)
+    text = path.read_text()
+    for more in ([], ["--line-length", "300"]):
+        assert main([*more, str(tmp_path)]) == 2
+        assert path.read_text() == text

@@ -15,7 +15,8 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from migrate_hierarchical.cli import main, rule_ids
+from migrate_hierarchical.cli import main
+from migrate_hierarchical.rules import RULES
 
 PACKAGE = "dilated_attention_pytorch"
 OLD = ["BlockSparseHierarchical", "HierarchicalConfig", "create_hierarchical_attention"]
@@ -204,7 +205,7 @@ def test_one_file_at_a_time_in_any_order(files: dict[str, str], random) -> None:
 @given(
     project(),
     st.lists(
-        st.tuples(st.booleans(), st.sets(st.sampled_from(sorted(rule_ids())), min_size=1)),
+        st.tuples(st.booleans(), st.sets(st.sampled_from([rule.id for rule in RULES]), min_size=1)),
         min_size=1,
         max_size=2,
     ),

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import io
+import contextlib
 import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
-from . import __version__
+from . import __version__, streams
 from .documents.result import Result
-from .engine import may_hand_on, may_hold_use, migrate_bytes, names_package, read_file
+from .engine import may_hand_on, may_hold_use, migrate_script, names_package, read_file
 from .facts import Facts
-from .settings import Settings, UsageError, load
+from .line_length import LineLengths
+from .settings import Settings, UsageError, load, suggestion
 
-WORTH_WORKERS = 8  # files with a use; below it, starting processes takes longer than the work
+WORTH_A_BAR = 8  # files with a use; fewer are done before one would look
+SKIPPED = "skipped, although it holds an __init__.py: name it to have it looked at"
 FORK = "defines the removed names itself, so it is their home and left as it is"
 FORMATS = ("text", "json", "sarif", "github")
 
@@ -32,18 +37,41 @@ def identifiers(text: str) -> tuple[str, ...]:
     return tuple(part.strip().upper() for part in text.split(",") if part.strip())
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says which word may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
+        if unknown is not None:
+            word = unknown.group(1) or (unknown.group(2) or "").split("=")[0]
+            options = [text for action in self._actions for text in action.option_strings]
+            message += suggestion(word, FORMATS if unknown.group(1) else options)
+        super().error(message)
+
+
 class HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=100)  # asking the terminal imports a slow module for every option
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="migrate-hierarchical",
         formatter_class=HelpFormatter,
         description="Rewrite every use of the hierarchical attention that dilated-attention-pytorch removed.",
         epilog="Exit status: 0 nothing left to do, 1 --check or --diff would change something, "
-        "2 bad usage, a file that could not be read, parsed or written, or uses that need a person.",
+        "2 bad usage, a file that could not be read, parsed or written, or uses that need a person. "
+        "A comment `# noqa: HIER1xx` on the line of a use, or --ignore HIER1xx, silences its report for good: "
+        "no TODO line, no entry, no exit status 2. In Python and notebooks a bare `# noqa` does too. "
+        "A file that contains `migrate-hierarchical: skip-file` is left alone.",
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help="files and folders; - reads stdin and writes stdout"
@@ -67,6 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="their rates, in blocks (1,2,4,8)",
         **suppressed,
     )
+    new.add_argument(
+        "--line-length",
+        type=int,
+        metavar="N",
+        help="columns that a TODO line may take (those of ruff or black in the project's settings)",
+        **suppressed,
+    )
     new.add_argument("--explain", action="store_true", help="write beside both what they mean", **suppressed)
     files = parser.add_argument_group("files and rules")
     files.add_argument(
@@ -79,8 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
     files.add_argument(
         "--exclude", action="append", metavar="GLOB", help="leave these out; may be repeated", **suppressed
     )
-    files.add_argument("--select", type=identifiers, metavar="ID,ID", help="only these rules", **suppressed)
-    files.add_argument("--ignore", type=identifiers, metavar="ID,ID", help="not these rules", **suppressed)
+    files.add_argument(
+        "--select",
+        type=identifiers,
+        metavar="ID,ID",
+        help="only these rules and reports; HIER1xx means all that begin with HIER1",
+        **suppressed,
+    )
+    files.add_argument(
+        "--ignore", type=identifiers, metavar="ID,ID", help="not these rules and reports", **suppressed
+    )
     files.add_argument("--list-rules", action="store_true", help="print every rule and reason, then stop")
     files.add_argument(
         "--stdin-filename", metavar="PATH", default="stdin.py", help="what - is called (stdin.py)"
@@ -98,29 +141,98 @@ def build_parser() -> argparse.ArgumentParser:
         **suppressed,
     )
     out.add_argument("--jobs", type=int, metavar="N", help="processes (0: one per core)", **suppressed)
+    out.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="S",
+        help="seconds of processor time after which a file is left alone and reported (15; 0: none)",
+        **suppressed,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
 def print_rules() -> None:
-    from .rules import RULES
-    from .rules.reasons import REASONS
+    from .report import summaries
 
-    for rule in RULES:
-        print(f"{rule.id}  {rule.summary}")
-    for reason, text in REASONS.items():
-        print(f"{reason}  {text}")
-
-
-def rule_ids() -> frozenset[str]:
-    return frozenset(f"HIER{number:03}" for number in range(1, 10))
+    streams.write("".join(f"{rule}  {text}\n" for rule, text in summaries().items()))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
+    streams.prepare()
+    try:
+        with stopped_by_signals():
+            status = run(arguments)
+            streams.write("")  # what argparse has printed
+            return status
+    except KeyboardInterrupt as stop:
+        streams.complain("interrupted; every file is whole, old or new")
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+    except BrokenPipeError:
+        return 2
+    except streams.StreamError as error:
+        streams.complain(str(error))
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        streams.complain(f"{name}{error.strerror or error}")
+    except Exception as error:
+        where = f"{place_of(error)}: {type(error).__name__}: {error!s:.200}"
+        streams.complain(f"error of this tool, please report it: {where}")
+    return 2
+
+
+def place_of(error: BaseException) -> str:
+    """File and line of the code that failed."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}" if trace else "?"
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let signals that end a process raise, so that temporary files and other processes go first."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    old = {number: signal.getsignal(number) for number in numbers}
+    old = {number: handler for number, handler in old.items() if handler is not signal.SIG_IGN}
+
+    stopped: list[int] = []
+
+    def stop(number: int, frame: object) -> NoReturn:
+        for each in old:
+            signal.signal(each, signal.SIG_IGN)  # one is enough
+        stopped.append(number)
+        raise Stopped(number)
+
+    def stop_again(number: int, frame: object) -> NoReturn:
+        raise Stopped(stopped[0])
+
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
+        """An exception in a destructor: nothing to tell of while this ends, but it may be the one that ends it."""
+        if not stopped:
+            hook(found)
+        elif isinstance(found.exc_value, Stopped) and hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, stop_again)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        for number in old:
+            signal.signal(number, stop)
+        yield
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = hook
+
+
+def run(arguments: list[str] | None) -> int:
     parser = build_parser()
     try:
         options = parser.parse_args(arguments)
@@ -139,6 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
         "exclude",
         "seq_len",
         "jobs",
+        "time_limit",
+        "line_length",
     )
     given = {name: getattr(options, name) for name in names if hasattr(options, name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
@@ -147,20 +261,31 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("PATH is missing: name files or folders, or - for stdin")
         if "-" in options.paths and len(options.paths) > 1:
             raise UsageError("- cannot be combined with other paths")
-        settings = load(options.paths, given).check(rule_ids())
+        settings = load(options.paths, given).check()
+        if settings.select or settings.ignore:
+            from .report import summaries
+
+            settings = settings.with_ids(list(summaries()))
+        check_report(options.report)
     except UsageError as error:
-        print(f"migrate-hierarchical: {error}", file=sys.stderr)
+        streams.complain(str(error))
         return 2
-    try:
-        if options.paths == ["-"]:
-            return run_stdin(options, settings)
-        return run_paths(options, settings)
-    except KeyboardInterrupt:
-        print("migrate-hierarchical: interrupted; every file is whole, old or new", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+    return run_stdin(options, settings) if options.paths == ["-"] else run_paths(options, settings)
+
+
+def check_report(path: str | None) -> None:
+    """Whether the report can be written where it is wanted, before anything is changed; raises UsageError."""
+    if path is None:
+        return
+    folder = os.path.dirname(path) or os.curdir
+    if not os.path.isdir(folder):
+        raise UsageError(
+            f"--report {path}: the report cannot be written: there is no folder {folder}; make it first"
+        )
+    if os.path.isdir(path):
+        raise UsageError(
+            f"--report {path}: the report cannot be written: this is a folder; name a file in it"
+        )
 
 
 # ---- stdin
@@ -169,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_stdin(options: argparse.Namespace, settings: Settings) -> int:
     from .report import Run
 
-    data = sys.stdin.buffer.read()
+    data = streams.read_stdin()
     path = options.stdin_filename
     run = Run([], 1, wrote=not (options.check or options.diff), seq_len=settings.seq_len)
     options.paths = [path]
@@ -179,7 +304,7 @@ def run_stdin(options: argparse.Namespace, settings: Settings) -> int:
     if options.diff:
         write_diff(result)
     elif not options.check:
-        write_bytes(data if result.new is None else result.new)
+        streams.write(data if result.new is None else result.new)
     finish(run, options, to_stderr=True)
     return run.status
 
@@ -193,6 +318,7 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
 
     found = find_files(options.paths, settings)
     run = Run([], len(found.files), list(found.errors), not (options.check or options.diff), settings.seq_len)
+    run.notes += [(folder, SKIPPED) for folder in found.skipped]
     hits: list[tuple[str, bytes]] = []
     uses_package = False
     hands_on = False  # whether a file without a use may give names of the package to another one
@@ -203,7 +329,9 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
             run.errors.append((path, error.strerror or str(error)))
             continue
         uses_package = uses_package or names_package(path, data)
-        if may_hold_use(path, data):
+        if may_hold_use(path, data) and path in found.scripts:
+            run.results.append(migrate_script(path, data, settings))
+        elif may_hold_use(path, data):
             hits.append((path, data))
         elif not hands_on and may_hand_on(path, data):
             hands_on = True
@@ -258,28 +386,24 @@ def write(result: Result) -> None:
         result.error, result.new = f"cannot be written: {error.strerror or error}", None
 
 
-def migrate_one(hit: tuple[str, bytes, Settings]) -> Result:
-    path, data, settings = hit
-    return migrate_bytes(path, data, settings)
-
-
 def migrate_all(
     hits: list[tuple[str, bytes]], settings: Settings, facts: dict[str, Facts]
 ) -> Iterator[Result]:
-    """Results in the order of the files; in several processes where that is faster."""
-    tasks = [(path, data, replace(settings, facts=facts[path])) for path, data in hits]
-    jobs = min(settings.jobs or available_cores(), len(tasks))
-    if jobs < 2 or len(tasks) <= WORTH_WORKERS:
-        yield from map(migrate_one, tasks)
+    """Results in the order of the files, from other processes."""
+    if not hits:
         return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    from . import workers
 
-    from .documents import python  # noqa: F401  # before the fork: the processes share it
-
-    method = "fork" if sys.platform == "linux" else None
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context(method)) as pool:
-        yield from pool.map(migrate_one, tasks, chunksize=max(1, min(8, len(tasks) // (4 * jobs))))
+    lengths = LineLengths()
+    tasks = [
+        (
+            path,
+            data,
+            replace(settings, facts=facts[path], line_length=settings.line_length or lengths.of(path)),
+        )
+        for path, data in hits
+    ]
+    yield from workers.migrate_all(tasks, settings.jobs or available_cores(), settings.time_limit)
 
 
 def available_cores() -> int:
@@ -291,7 +415,7 @@ def available_cores() -> int:
 
 def with_progress(results: Iterable[Result], total: int, options: argparse.Namespace) -> Iterator[Result]:
     """A progress bar on a terminal; nothing elsewhere."""
-    if total < WORTH_WORKERS or not sys.stderr.isatty() or options.diff:
+    if total < WORTH_A_BAR or options.diff or sys.stderr is None or not sys.stderr.isatty():
         yield from results
         return
     from rich.console import Console
@@ -307,36 +431,30 @@ def write_diff(result: Result) -> None:
     """A unified diff that `patch -p1` takes, in the bytes of the file."""
     if result.new is None:
         return
-    import difflib
+    from .lines import unified_diff
 
-    old, new = (data.splitlines(keepends=True) for data in (result.old, result.new))
     name = os.fsencode(os.path.normpath(result.path).lstrip(os.sep))
-    lines = difflib.diff_bytes(difflib.unified_diff, old, new, b"a/" + name, b"b/" + name)
-    text = b"".join(
-        line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n" for line in lines
-    )
-    write_bytes(text)
-
-
-def write_bytes(data: bytes) -> None:
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    streams.write(unified_diff(result.old, result.new, name))
 
 
 def finish(run: Any, options: argparse.Namespace, to_stderr: bool) -> None:
     from . import report
 
     text = report.FORMATS[options.output_format](run)
-    stream = sys.stderr if to_stderr else sys.stdout
     if options.report:
         format_ = "json" if options.output_format == "text" else options.output_format
         try:
-            with open(options.report, "w", encoding="utf-8") as file:
+            with open(options.report, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(report.FORMATS[format_](run))
         except OSError as error:
-            run.errors.append((options.report, f"the report cannot be written: {error.strerror or error}"))
+            why = f"the report cannot be written: {error.strerror or error}"
+            streams.complain(f"{options.report}: {why}")
+            run.errors.append((options.report, why))
             text = report.FORMATS[options.output_format](run)
+        else:
+            streams.complain(f"wrote the report ({format_}) to {options.report}; {report.summary(run)}")
         if options.output_format != "text":
             return
-    stream.write(text)
+    elif options.output_format == "sarif" and run.wrote and run.changed and not to_stderr:
+        streams.complain(report.summary(run))
+    streams.write(text, to_stderr)

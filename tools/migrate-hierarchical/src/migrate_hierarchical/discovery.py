@@ -13,25 +13,11 @@ from .settings import Settings
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
+# Not looked at: what version control, environments and tools keep for themselves. Caches of tools hold a .gitignore.
 SKIPPED = frozenset(
-    {
-        ".git",
-        ".hg",
-        ".svn",
-        ".venv",
-        "venv",
-        ".tox",
-        ".nox",
-        "node_modules",
-        "build",
-        "dist",
-        "__pycache__",
-        ".mypy_cache",
-        ".ruff_cache",
-        ".pytest_cache",
-        ".eggs",
-    }
+    {".git", ".hg", ".svn", ".venv", ".tox", ".nox", ".eggs", "node_modules", "build", "__pycache__"}
 )
+ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})  # what a virtual environment of any name holds
 PYTHON = (".py", ".pyi", ".pyw")
 NOTEBOOK = (".ipynb",)
 PROSE = (".md", ".markdown", ".rst")
@@ -41,10 +27,12 @@ SUFFIXES = PYTHON + NOTEBOOK + PROSE + PLAIN
 
 @dataclass
 class Found:
-    """Files in the order of the walk, and what could not be looked at."""
+    """Files in the order of the walk, what could not be looked at, and packages that were not on purpose."""
 
     files: list[str] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    scripts: set[str] = field(default_factory=set)  # files without a suffix that a walk has found
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,21 @@ def read_ignore(folder: str, name: str = ".gitignore") -> Ignored | None:
         return None
     from pathspec import GitIgnoreSpec
 
-    return Ignored(folder, GitIgnoreSpec.from_lines(lines))
+    try:
+        spec = GitIgnoreSpec.from_lines(lines)
+    except ValueError:  # git passes over lines that are no patterns
+        spec = GitIgnoreSpec.from_lines(line for line in lines if is_pattern(line))
+    return Ignored(folder, spec)
+
+
+def is_pattern(line: str) -> bool:
+    from pathspec import GitIgnoreSpec
+
+    try:
+        GitIgnoreSpec.from_lines([line])
+    except ValueError:
+        return False
+    return True
 
 
 def outer_ignores(folder: str) -> list[Ignored]:
@@ -118,12 +120,14 @@ def find_files(paths: list[str], settings: Settings) -> Found:
     roots = [os.path.realpath(path) for path in paths]
     for path in paths:
         if os.path.isdir(path):
-            for file in walk(path, path, settings, outer_ignores(path), roots, found):
+            for file in Walker(path, settings, roots, found).files():
                 add(file, found, seen)
         elif os.path.isfile(path):
             add(path, found, seen)
         elif os.path.exists(path):
             found.errors.append((path, "neither a file nor a folder"))
+        elif os.path.islink(path):
+            found.errors.append((path, "a link that leads nowhere, or in a circle"))
         else:
             found.errors.append((path, "no such file or folder"))
     return found
@@ -136,42 +140,80 @@ def add(path: str, found: Found, seen: set[str]) -> None:
         found.files.append(path)
 
 
-def walk(
-    folder: str, root: str, settings: Settings, ignores: list[Ignored], roots: list[str], found: Found
-) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        found.errors.append((folder, error.strerror or str(error)))
-        return
-    if any(entry.name == ".gitignore" for entry in listed):
-        own = read_ignore(folder)
-        ignores = [*ignores, own] if own is not None else ignores
-    for entry in listed:
-        if entry.is_dir(follow_symlinks=False):
-            if entry.name in SKIPPED or is_environment(entry):
+class Walker:
+    """The walk through one folder; whatever cannot be looked at is noted and passed over."""
+
+    def __init__(self, root: str, settings: Settings, roots: list[str], found: Found) -> None:
+        self.root, self.settings, self.roots, self.found = root, settings, roots, found
+
+    def files(self) -> Iterator[str]:
+        """The files in the order of their names; folders may be nested to any depth."""
+        stack = [self.listed(self.root, outer_ignores(self.root))]
+        while stack:
+            entries, ignores = stack[-1]
+            entry = next(entries, None)
+            if entry is None:
+                stack.pop()
                 continue
-            if ignores and is_ignored(entry.path, True, ignores):
-                continue
-            if settings.exclude and matches(entry.path, root, settings.exclude):
-                continue
-            yield from walk(entry.path, root, settings, ignores, roots, found)
-        elif entry.name.endswith(SUFFIXES):
-            if not entry.is_file() or (entry.is_symlink() and not inside_roots(entry.path, roots)):
-                continue
-            if ignores and is_ignored(entry.path, False, ignores):
-                continue
-            if settings.exclude and matches(entry.path, root, settings.exclude):
-                continue
-            if settings.include and not matches(entry.path, root, settings.include):
-                continue
-            yield entry.path
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    if self.wants_folder(entry, ignores):
+                        stack.append(self.listed(entry.path, ignores))
+                elif self.wants_file(entry, ignores):
+                    yield entry.path
+            except OSError as error:
+                self.found.errors.append((entry.path, error.strerror or str(error)))
+
+    def listed(self, folder: str, ignores: list[Ignored]) -> tuple[Iterator[os.DirEntry[str]], list[Ignored]]:
+        """What a folder holds, and the .gitignore files that count there."""
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            self.found.errors.append((folder, error.strerror or str(error)))
+            return iter(()), ignores
+        names = {entry.name for entry in listed}
+        if folder != self.root and names & ENVIRONMENT:
+            return iter(()), ignores
+        own = read_ignore(folder) if ".gitignore" in names else None
+        return iter(listed), ignores if own is None else [*ignores, own]
+
+    def wants_folder(self, entry: os.DirEntry[str], ignores: list[Ignored]) -> bool:
+        is_skipped = entry.name in SKIPPED
+        if is_skipped and not os.path.exists(os.path.join(entry.path, "__init__.py")):
+            return False
+        if ignores and is_ignored(entry.path, True, ignores):
+            return False
+        if self.settings.exclude and matches(entry.path, self.root, self.settings.exclude):
+            return False
+        if is_skipped:
+            self.found.skipped.append(entry.path)
+        return not is_skipped
+
+    def wants_file(self, entry: os.DirEntry[str], ignores: list[Ignored]) -> bool:
+        if not entry.name.endswith(SUFFIXES) and "." in entry.name:
+            return False
+        if not entry.is_file() or (entry.is_symlink() and not inside_roots(entry.path, self.roots)):
+            return False
+        if ignores and is_ignored(entry.path, False, ignores):
+            return False
+        if self.settings.exclude and matches(entry.path, self.root, self.settings.exclude):
+            return False
+        if self.settings.include and not matches(entry.path, self.root, self.settings.include):
+            return False
+        if "." in entry.name:
+            return True
+        is_script = names_python(entry.path)
+        if is_script:
+            self.found.scripts.add(entry.path)
+        return is_script
 
 
-def is_environment(entry: os.DirEntry[str]) -> bool:
-    """A virtual environment, whatever its name."""
-    return entry.name in ("env", ".env") and os.path.exists(os.path.join(entry.path, "pyvenv.cfg"))
+def names_python(path: str) -> bool:
+    """Whether the first line of a file starts Python; raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(128)
+    return head.startswith(b"#!") and b"python" in head.split(b"\n", 1)[0]
 
 
 def inside_roots(link: str, roots: list[str]) -> bool:

@@ -33,7 +33,6 @@ SKIP_FILE = b"migrate-hierarchical: skip-file"
 MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
 DEEPEST = 20  # modules that hand a name on
 NAMES = re.compile("|".join(sorted(REMOVED)).encode())
-STAR = re.compile(rb"from[ \t]+([.\w]+)[ \t]+import[ \t]+\*")
 DEFINES = re.compile(
     rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED)).encode() + rb")\b", re.MULTILINE
 )
@@ -183,17 +182,16 @@ class Project:
             self.tables = None
             names, modules, tops = self.handed_on(new)
             new = []
-            if not modules:
+            if not names:
                 break
             for path in rest:
                 known = self.data.get(path)
                 data = self.read(path) if known is None else known
-                if NEEDLE in data or any(name in data for name in names):
-                    takes = any(module in data for module in modules) or any(map(path.startswith, tops))
-                else:
-                    stars = STAR.findall(data) if b"import *" in data else []
-                    takes = any(not star.strip(b".") or star.split(b".")[-1] in modules for star in stars)
-                if not takes:
+                if NEEDLE not in data and b"import *" not in data and not any(name in data for name in names):
+                    continue
+                if not any(module in data for module in modules) and not any(
+                    path.startswith(top) for top in tops
+                ):
                     continue
                 self.data[path] = data
                 self.index[path] = index_of(path, data)
@@ -212,7 +210,7 @@ class Project:
             gives = self.gives(path) if key else set()
             if not gives:
                 continue
-            names.update(name.encode() for name in gives if NEEDLE.decode() not in name)
+            names.update(name.encode() for name in gives)
             modules.add(os.fsencode(key.rsplit("/", 1)[-1]))
             if key == os.path.dirname(path).replace(os.sep, "/"):
                 tops.add(os.path.dirname(path) + os.sep)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import __version__
 from .documents.result import Entry, Result
+from .settings import is_reason
 
 if TYPE_CHECKING:
     from .density import Comparison
@@ -95,6 +96,14 @@ def reference(path: str) -> str:
     return (os.path.abspath(path) if relative.startswith(os.pardir) else relative).replace(os.sep, "/")
 
 
+def uri(path: str) -> str:
+    """The same as a URI."""
+    from urllib.parse import quote  # late: slower to import than a clean tree is to search
+
+    place = reference(path)
+    return ("file://" if place.startswith("/") else "") + quote(os.fsencode(place))
+
+
 def as_text(run: Run) -> str:
     """For people."""
     verb = "rewrote" if run.wrote else "would rewrite"
@@ -119,12 +128,15 @@ def as_text(run: Run) -> str:
         out += [f"    {text}" for text in pattern.lines(run.seq_len)]
     rules = Counter(entry.rule for _, entry in run.rewritten())
     out += [f"{rule} {plural(count, 'use')}: {lines[rule]}" for rule, count in sorted(rules.items())]
+    return "\n".join([*out, summary(run)]) + "\n"
+
+
+def summary(run: Run) -> str:
+    """The run in one line."""
     n_left = sum(1 for _ in run.left())
-    summary = f"{plural(run.scanned, 'file')} scanned, {len(run.changed)} {'changed' if run.wrote else 'to change'}, "
-    summary += f"{n_left} left to a person"
-    if run.problems:
-        summary += f", {plural(len(run.problems), 'error')}"
-    return "\n".join([*out, summary]) + "\n"
+    text = f"{plural(run.scanned, 'file')} scanned, {len(run.changed)} {'changed' if run.wrote else 'to change'}, "
+    text += f"{n_left} left to a person"
+    return text + (f", {plural(len(run.problems), 'error')}" if run.problems else "")
 
 
 def as_dict(run: Run) -> dict[str, Any]:
@@ -172,16 +184,39 @@ def as_json(run: Run) -> str:
     return json.dumps(as_dict(run), indent=2) + "\n"
 
 
+def sarif_rule(rule: str, summary: str) -> dict[str, Any]:
+    """A rule or a reason as code scanning lists it."""
+    what, _, instead = summary.partition(": ")
+    if rule == "HIER190":
+        instead = "the message says why; --exclude leaves a file out"
+    if is_reason(rule):
+        text = " ".join(sentence(part) for part in (what, instead) if part)
+        silenced = f"A comment `# noqa: {rule}` on the line silences it, and so does `--ignore {rule}`."
+    else:
+        what, text = summary, f"{sentence(summary)} `--diff` shows how."
+        silenced = f"`--ignore {rule}` leaves such uses as they are."
+    return {
+        "id": rule,
+        "shortDescription": {"text": sentence(what)},
+        "fullDescription": {"text": text},
+        "help": {"text": f"{text} {silenced}", "markdown": f"{text}\n\n{silenced}"},
+        "defaultConfiguration": {"level": "warning" if is_reason(rule) else "note"},
+    }
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].removesuffix(".") + "."
+
+
 def as_sarif(run: Run) -> str:
     """SARIF 2.1.0, for code scanning."""
     import json
-    from urllib.parse import quote  # late: slower to import than a clean tree is to search
 
     lines = summaries()
 
     def found(path: str, entry: Entry, level: str) -> dict[str, Any]:
         place = {
-            "artifactLocation": {"uri": quote(os.fsencode(reference(path)))},
+            "artifactLocation": {"uri": uri(path)},
             "region": {"startLine": max(1, run.line(entry))},
         }
         return {
@@ -198,13 +233,25 @@ def as_sarif(run: Run) -> str:
     driver = {
         "name": "migrate-hierarchical",
         "version": __version__,
-        "rules": [{"id": rule, "shortDescription": {"text": text}} for rule, text in lines.items()],
+        "rules": [sarif_rule(rule, text) for rule, text in lines.items()],
     }
+    places = {rule: number for number, rule in enumerate(lines)}
+    for result in results:
+        result["ruleIndex"] = places[result["ruleId"]]
+    notifications = [
+        {"level": "note", "message": {"text": f"{reference(path)}: {text}"}} for path, text in run.notes
+    ]
+    invocation = {"executionSuccessful": not run.problems, "toolExecutionNotifications": notifications}
     document = {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
         "runs": [
-            {"tool": {"driver": driver}, "results": results, "properties": {"densities": densities(run)}}
+            {
+                "tool": {"driver": driver},
+                "invocations": [invocation],
+                "results": results,
+                "properties": {"densities": densities(run)},
+            }
         ],
     }
     return json.dumps(document, indent=2) + "\n"
