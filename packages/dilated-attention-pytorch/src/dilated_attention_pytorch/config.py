@@ -66,7 +66,7 @@ class SparsePatternConfig:
     Raises:
         ValueError: an argument is out of its range, or does not belong to the pattern; the message names it.
 
-    Example:
+    Examples:
         >>> config = SparsePatternConfig(sparsity_ratio=0.01, dilation_rates=[1, 2, 4, 8])
         >>> config.pattern_type, config.dilation_rates
         ('dilated_sparse', (1, 2, 4, 8))

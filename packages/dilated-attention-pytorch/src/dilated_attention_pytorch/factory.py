@@ -35,7 +35,7 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
         ValueError: an unknown or removed preset, or an override out of its range.
         TypeError: an override that the module does not take.
 
-    Example:
+    Examples:
         >>> get_block_sparse_preset("ultra_sparse", sparsity_ratio=0.02).sparse_config.sparsity_ratio
         0.02
     """
@@ -59,17 +59,19 @@ def create_block_sparse_attention(
 
     Args:
         variant: ``"base"``, or ``"auto"``, which picks the variant from the other arguments.
-        segment_lengths, dilation_rates: token dilation by distance (in tokens, in keys); default none.
+        segment_lengths: tokens up to which each of `dilation_rates` rules; default none.
+        dilation_rates: token dilation by distance, as many as `segment_lengths`; default none.
         sparse_config: the pattern, or one per head or kv head; default ``SparsePatternConfig()``. A dict stands for a
             config of its items.
-        sparsity_ratio, block_size: shorthands that replace the fields of that name in `sparse_config`.
+        sparsity_ratio: replaces the field of that name in `sparse_config`.
+        block_size: replaces the field of that name in `sparse_config`.
         kwargs: `dropout`, `softmax_scale`, `backend`, `device`, `dtype` of `BlockSparseAttention`.
 
     Raises:
         ValueError: an unknown or removed variant, or an argument out of its range.
         TypeError: an argument that the variant does not have.
 
-    Example:
+    Examples:
         >>> model = create_block_sparse_attention(
         ...     variant="base",
         ...     segment_lengths=[2048],

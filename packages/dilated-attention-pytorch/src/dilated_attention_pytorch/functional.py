@@ -110,9 +110,10 @@ def block_sparse_attention(
             negative ones count as 0 and larger ones as kv_len.
         key_padding_mask: bool (batch, kv_len), True where a key is padding (as in `torch.nn.MultiheadAttention`). With
             `is_causal` and ``q_len < kv_len`` the last query sits at the last key all the same: pad on the left.
-        segment_lengths, dilation_rates: token dilation by distance (LongNet, arXiv:2307.02486): in a block at
-            distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
+        segment_lengths: token dilation by distance (LongNet, arXiv:2307.02486), with as many `dilation_rates`: in a
+            block at distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
+        dilation_rates: the rate of each of `segment_lengths`.
         dropout_p: probability with which an attention weight is dropped.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
         backend: ``"cpu"``, ``"hopper"``, ``"triton"`` or ``"reference"``; default (None or ``"auto"``): the first
@@ -126,7 +127,7 @@ def block_sparse_attention(
         TypeError: a tensor, number or sequence is something else; its name and value are in the message.
         RuntimeError: in the backward, when a second derivative is asked for.
 
-    Example:
+    Examples:
         >>> from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
         >>> q = k = v = torch.randn(1, 256, 4, 32)
         >>> layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=1.0), q_len=256)

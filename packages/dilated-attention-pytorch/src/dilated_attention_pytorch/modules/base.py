@@ -30,13 +30,16 @@ class BlockSparseAttention(nn.Module):
     Args:
         sparse_config: the pattern of all heads, or a sequence with one per head or kv head; a dict stands for a
             config of its items. Default ``SparsePatternConfig()``.
-        segment_lengths, dilation_rates: token dilation by distance, see `block_sparse_attention`. Default: every
-            key of an active block takes part, as with ``[2048], [1]``.
+        segment_lengths: tokens up to which each of `dilation_rates` rules, see `block_sparse_attention`. Default:
+            every key of an active block takes part, as with ``[2048], [1]``.
+        dilation_rates: token dilation by distance, as many as `segment_lengths`.
         dropout: attention dropout, in training mode only.
         softmax_scale: default ``1 / sqrt(head_dim)``.
         backend: see `block_sparse_attention`.
-        device, dtype: taken as by every torch module; without effect, as there are no parameters.
-        sparsity_ratio, block_size: shorthands that replace the fields of that name in `sparse_config`.
+        device: taken as by every torch module; without effect, as there are no parameters.
+        dtype: likewise without effect.
+        sparsity_ratio: replaces the field of that name in `sparse_config`.
+        block_size: replaces the field of that name in `sparse_config`.
 
     The arguments are attributes too: one that is assigned later is checked as here and holds from the next call on.
 
@@ -48,9 +51,10 @@ class BlockSparseAttention(nn.Module):
     every length.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range or something else; the message names it.
+        ValueError: an argument is out of its range; the message names it.
+        TypeError: an argument is something else; the message names it.
 
-    Example:
+    Examples:
         >>> attention = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.05))
         >>> q = k = v = torch.randn(1, 1024, 4, 32)
         >>> attention(q, k, v, is_causal=True).shape
@@ -230,7 +234,9 @@ class BlockSparseAttention(nn.Module):
         """Attend.
 
         Args:
-            q: (batch, q_len, num_heads, head_dim). k, v: (batch, kv_len, num_kv_heads, head_dim).
+            q: (batch, q_len, num_heads, head_dim).
+            k: (batch, kv_len, num_kv_heads, head_dim).
+            v: (batch, kv_len, num_kv_heads, v_head_dim).
             is_causal: the last query sits at the last key and no query sees a later key. With q_len < kv_len
                 this is decoding with a KV cache: the rows equal those of the full forward.
             key_padding_mask: bool (batch, kv_len), True where a key is padding. When decoding, pad on the left: the

@@ -129,7 +129,8 @@ class BlockLayout:
     """The active block pairs of one attention call. Immutable; make one with a ``from_`` method.
 
     Attributes:
-        q_len, kv_len: tokens.
+        q_len: tokens of the queries.
+        kv_len: tokens of the keys.
         block_size: tokens per block side.
         causal: whether queries are aligned to the end of the keys (they differ only when q_len != kv_len).
         num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
@@ -209,14 +210,16 @@ class BlockLayout:
 
         Args:
             config: one for all heads, or a sequence with one per head or kv head (same block_size).
-            q_len: number of queries. kv_len: number of keys, default q_len.
+            q_len: number of queries.
+            kv_len: number of keys, default q_len.
             causal: keep only blocks of the past; with q_len != kv_len the last query sits at the last key.
             device: where the lists are built and live, default the CPU.
 
         Raises:
-            ValueError, TypeError: an argument is out of its range or something else; the message names it.
+            ValueError: an argument is out of its range; the message names it.
+            TypeError: an argument is something else; the message names it.
 
-        Example:
+        Examples:
             >>> layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.01), q_len=16_384)
             >>> layout.num_active_blocks
             655
@@ -249,11 +252,13 @@ class BlockLayout:
         Args:
             mask: bool, True where a block is active.
             block_size: tokens per block side.
-            q_len, kv_len: tokens, default whole blocks.
+            q_len: number of queries, default whole blocks.
+            kv_len: number of keys, default whole blocks.
             causal: whether the layout is for ``is_causal=True``: then the last query sits at the last key.
 
         Raises:
-            ValueError, TypeError: an argument is something else, or the mask does not have the blocks of the lengths.
+            ValueError: the mask does not have the blocks of the lengths.
+            TypeError: an argument is something else; the message names it.
         """
         check_block_mask(mask)
         size = check_block_size(block_size)
@@ -291,7 +296,8 @@ class BlockLayout:
             block_mask: the same for every batch element.
             allow_partial: keep all token pairs of the other partial blocks too, as a layout holds no mask inside a
                 block; pass ``is_causal=True`` to the attention if that is what the `mask_mod` did.
-            q_len, kv_len: tokens, default those of the BlockMask; of a slice of its rows, whole blocks.
+            q_len: number of queries, default that of the BlockMask; of a slice of its rows, whole blocks.
+            kv_len: number of keys, default that of the BlockMask.
             causal: whether the layout is for ``is_causal=True``: then the last query sits at the last key.
 
         Raises:
