@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..names import CLASS, PARAMETERS
-from .base import Decision, Rule
+from .base import ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
 from .module import Old, module_call
 
 if TYPE_CHECKING:
@@ -38,6 +38,14 @@ model = create_block_sparse_attention(
     dropout=0.1,
 )
 """,
+    why="""\
+The class is gone; the factory makes the module that replaces it.
+""",
+    safe="""\
+`q`, `k`, `v` and the output keep their shapes, `is_causal` its meaning. `device`, `dtype` and `dropout` pass on, and
+so does the `block_size` of a `sparse_config`, its only field that had an effect.
+""",
+    changes=(OTHER_BLOCKS, ONE_SEGMENT),
 )
 
 

@@ -8,7 +8,7 @@ import libcst as cst
 
 from ..density import LEVELS
 from ..names import FACTORY_PARAMETERS
-from .base import Decision, Left, Rule
+from .base import ONE_SEGMENT, OTHER_BLOCKS, SAME_PRESETS, Decision, Left, Rule
 from .hier005 import IGNORED
 from .module import Old, module_call
 
@@ -39,6 +39,13 @@ model = create_block_sparse_attention(
     ),
 )
 """,
+    why="""\
+The function is gone with the class that it made.
+""",
+    safe="""\
+The arguments that had an effect pass on, as with [HIER001](HIER001.md).
+""",
+    changes=(OTHER_BLOCKS, SAME_PRESETS, ONE_SEGMENT),
 )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..names import CREATE_ATTENTION, PARAMETERS
-from .base import Decision, Rule
+from .base import ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
 from .module import Old, module_call
 
 if TYPE_CHECKING:
@@ -37,6 +37,14 @@ model = create_block_sparse_attention(
     ),
 )
 """,
+    why="""\
+The function is gone with the class that it made.
+""",
+    safe="""\
+`embed_dim` and `num_heads` had no effect and go, with a note in the report. The module takes q, k and v, as before;
+it has no projections.
+""",
+    changes=(OTHER_BLOCKS, ONE_SEGMENT),
 )
 
 IGNORED = {

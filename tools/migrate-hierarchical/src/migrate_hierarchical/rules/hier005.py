@@ -10,7 +10,7 @@ from ..edit.arguments import is_none, read_arguments
 from ..edit.build import Item
 from ..edit.build import call as new_call
 from ..names import FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
-from .base import Decision, Left, Rewrite, Rule
+from .base import KEPT_RATIOS, ONE_SEGMENT, OTHER_BLOCKS, Decision, Left, Rewrite, Rule
 from .module import Old, module_call
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ model = create_block_sparse_attention(
     ),
 )
 """,
+    why="""\
+The factory has no hierarchical variant any more, and refuses `hierarchical_config`.
+""",
+    safe="""\
+A call that asked for another variant and passed `hierarchical_config` beside it did not use it: only the argument
+goes, with a note. So it is with `"auto"` beside `embed_dim` and `num_heads`, which meant the multi-head variant.
+""",
+    changes=(OTHER_BLOCKS, ONE_SEGMENT, KEPT_RATIOS),
 )
 
 IGNORED = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..names import FACTORY_PARAMETERS, KEYWORD, REMOVED_PRESETS
-from .base import Decision, Left, Rule
+from .base import KEPT_RATIOS, OTHER_BLOCKS, SAME_PRESETS, Decision, Left, Rule
 from .hier005 import IGNORED, without_keyword
 from .module import Old, module_call
 
@@ -38,6 +38,14 @@ model = create_block_sparse_attention(
     ),
 )
 """,
+    why="""\
+The presets `hierarchical_standard`, `hierarchical_fine` and `hierarchical_long` are gone.
+""",
+    safe="""\
+Keywords that override the preset pass on. A preset that still exists keeps its name; a `hierarchical_config` beside
+it had no effect and goes.
+""",
+    changes=(OTHER_BLOCKS, SAME_PRESETS, KEPT_RATIOS),
 )
 
 OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never looked at hierarchical_config

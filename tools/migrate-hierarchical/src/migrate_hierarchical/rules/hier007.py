@@ -9,7 +9,7 @@ import libcst as cst
 from ..edit.arguments import read_arguments
 from ..edit.build import pattern_config
 from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
-from .base import Decision, Left, Rewrite, Rule, default_pattern
+from .base import KEPT_RATIOS, OTHER_BLOCKS, Decision, Left, Rewrite, Rule, default_pattern
 from .module import block_sizes_of, ratio_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ config = SparsePatternConfig(
     dilation_rates=[1, 2, 4, 8],
 )
 """,
+    why="""\
+`pattern_type="hierarchical"` is refused.
+""",
+    safe="""\
+A `block_size` that is a power of two from 16 to 256 passes on, another becomes the nearest one, with a note.
+`window_size`, `global_tokens` and `dilation_rates` had no effect and go, with a note.
+""",
+    changes=(OTHER_BLOCKS, KEPT_RATIOS),
 )
 
 NO_EFFECT = ("window_size", "global_tokens", "dilation_rates")

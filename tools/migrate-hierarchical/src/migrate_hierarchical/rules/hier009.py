@@ -26,4 +26,12 @@ model = create_block_sparse_attention(
     ),
 )
 """,
+    why="""\
+The removed names cannot be imported, and the modules that held them are gone.
+""",
+    safe="""\
+New names are added in the style that the file uses: from the package, as members of a module, relative, in `try` or
+under `TYPE_CHECKING`. An import that is no longer used goes, with its own comment only.
+""",
+    changes=(),
 )
