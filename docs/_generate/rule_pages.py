@@ -1,0 +1,118 @@
+"""A page for every rule and reason of the codemod, and the table of all of them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from rules import tab
+
+from migrate_hierarchical.engine import migrate_bytes
+from migrate_hierarchical.rules import RULES
+from migrate_hierarchical.rules.base import Rule
+from migrate_hierarchical.rules.explanations import EXPLANATIONS, Explanation
+from migrate_hierarchical.rules.reasons import REASONS
+from migrate_hierarchical.settings import Settings
+
+PAGES = Path(__file__).resolve().parents[1] / "rules"
+OTHERS = "[All rules and reports](index.md)"
+SOURCES = "tools/migrate-hierarchical/src/migrate_hierarchical/rules"
+
+
+def head(name: str, source: str, summary: str) -> str:
+    """The front matter, the title and the line below it. A search finds the guide before a rule."""
+    return f"---\nsource: {SOURCES}/{source}\nsearch:\n  boost: 0.5\n---\n\n# {name}\n\n{sentence(summary)}\n"
+
+
+def sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def reason(name: str) -> str:
+    """Its line of `--list-rules`, in which a * is a *."""
+    return REASONS[name].replace("*", r"\*")
+
+
+def silence(name: str, effect: str) -> str:
+    return (
+        f"## Silence it\n\nA comment `# noqa: {name}` on the line of the use {effect}. For a whole run or project:\n\n"
+        f"```bash\nmigrate-hierarchical --ignore {name} src/\n```\n\n"
+        f'```toml title="pyproject.toml"\n[tool.migrate-hierarchical]\nignore = ["{name}"]\n```\n'
+    )
+
+
+def kind(rule: Rule) -> str:
+    """What a reader has to know first."""
+    return "changes results" if rule.changes else "safe"
+
+
+def rule_page(rule: Rule) -> str:
+    parts = [
+        head(rule.id, f"{rule.id.lower()}.py", rule.summary),
+        f"Rewrites code; **{kind(rule)}**. {OTHERS}\n",
+        f"## Why\n\n{rule.why}",
+        "## Example\n",
+        tab("Before", rule.before),
+        tab("After", rule.after),
+        "## What may change\n",
+        f"**Stays as it was.** {rule.safe}",
+    ]
+    if rule.changes:
+        parts.append("**Changes results.**\n")
+        parts += [f"- {textwrap.indent(text, '  ').lstrip()}" for text in rule.changes]
+    return "\n".join([*parts, silence(rule.id, "leaves the code as it is")])
+
+
+def marked(explanation: Explanation) -> str:
+    """The code as the codemod leaves it."""
+    result = migrate_bytes(explanation.path, explanation.before.encode(), Settings())
+    return (result.new or result.old).decode()
+
+
+def reason_page(name: str) -> str:
+    explanation = EXPLANATIONS[name]
+    parts = [
+        head(name, "explanations.py", reason(name)),
+        f"A report: the use is marked and left to a person; the exit status is 2. {OTHERS}\n",
+        f"## Why it is left\n\n{explanation.why}",
+        f"## What to do\n\n{explanation.todo}",
+        "## Example\n",
+    ]
+    if explanation.by_hand:
+        parts += [tab("Before", explanation.before), tab("Marked", marked(explanation))]
+        parts.append(tab("By hand", explanation.by_hand))
+    else:
+        language = Path(explanation.path).suffix.removeprefix(".")
+        parts.append(f'```{language} title="{explanation.path}"\n{explanation.before}```\n')
+    return "\n".join([*parts, silence(name, "keeps it from being reported")])
+
+
+def index() -> str:
+    """The table of all pages."""
+    lines = [
+        "---\nsource: docs/_generate/rule_pages.py\n---\n",
+        "# Rules and reports of the codemod\n",
+        "[`migrate-hierarchical`](../migrate.md) rewrites with the rules, and marks what needs a person with the",
+        "reports. `--list-rules` prints this table, `--select` and `--ignore` take the ids.\n",
+        "## Rules\n",
+        "| id | what it rewrites | results |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| [{rule.id}]({rule.id}.md) | {sentence(rule.summary)} | {'change' if rule.changes else 'safe'} |"
+        for rule in RULES
+    ]
+    lines += ["\n## Reports\n", "| id | why, and what to do |", "|---|---|"]
+    lines += [f"| [{name}]({name}.md) | {sentence(reason(name))} |" for name in REASONS]
+    return "\n".join(lines) + "\n"
+
+
+def write(markdown: Path, assets: Path) -> None:
+    PAGES.mkdir(exist_ok=True)
+    for old in PAGES.glob("*.md"):
+        old.unlink()
+    (PAGES / "index.md").write_text(index(), "utf-8")
+    for rule in RULES:
+        (PAGES / f"{rule.id}.md").write_text(rule_page(rule), "utf-8")
+    for name in REASONS:
+        (PAGES / f"{name}.md").write_text(reason_page(name), "utf-8")
