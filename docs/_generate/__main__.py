@@ -1,7 +1,8 @@
 """Write everything on the site that comes from code or measurements: `python docs/_generate`.
 
-Markdown goes to docs/generated/, where pages include it; pictures and data go to docs/assets/generated/. Neither is
-committed: the docs session of nox runs this before it builds the site.
+Markdown goes to docs/generated/, where pages include it; pictures and data go to docs/assets/generated/, whole pages to
+docs/rules/, the version to docs/_theme/. None of it is committed: the docs session of nox runs this before it builds
+the site.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import explorer  # noqa: E402
 import gallery  # noqa: E402
 import reach  # noqa: E402
 import removal  # noqa: E402
+import rule_pages  # noqa: E402
 import rules  # noqa: E402
+import version  # noqa: E402
 
 MARKDOWN = HERE.parent / "generated"
 ASSETS = HERE.parent / "assets" / "generated"
@@ -29,7 +32,7 @@ def main() -> None:
     for folder in (MARKDOWN, ASSETS):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    for part in (rules, removal, reach, commands, benchmarks, gallery, explorer):
+    for part in (version, rules, rule_pages, removal, reach, commands, benchmarks, gallery, explorer):
         part.write(MARKDOWN, ASSETS)
 
 

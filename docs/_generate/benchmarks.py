@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-import figures
+import bars
 
 from attention_bench import breakeven, documents, host, report
 from attention_bench.measure import Row
@@ -67,7 +67,7 @@ def write(markdown: Path, assets: Path) -> None:
         (markdown / f"benchmark-{path.stem}.md").write_text(documents.markdown(str(path)), "utf-8")
     rows, where = report.read_json(str(RESULTS / "h200.json"))
     peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
-    plot(assets, rows, peers, where["device"])
+    plots(markdown, rows, peers, where["device"])
     (markdown / "benchmark-memory.md").write_text(memory(rows), "utf-8")
     (markdown / "benchmark-behind.md").write_text(behind(rows), "utf-8")
     cpu_rows, _ = report.read_json(str(RESULTS / "cpu.json"))
@@ -75,13 +75,16 @@ def write(markdown: Path, assets: Path) -> None:
     (markdown / "benchmark-more.md").write_text("\n".join(parts()), "utf-8")
 
 
-def plot(assets: Path, rows: list[Row], peers: list[str], device: str) -> None:
+def plots(markdown: Path, rows: list[Row], peers: list[str], device: str) -> None:
+    """A page's part with bars per direction."""
     cases = list(dict.fromkeys(row.case for row in rows))
-    labels = [case.label.replace(" tokens", "") for case in cases]
     for direction in ("forward", "backward"):
-        series = {peer: [value(rows, case, peer, f"{direction}_tflops") for case in cases] for peer in peers}
-        title = f"{direction}, TFLOP/s of the active blocks, {device}"
-        figures.grouped(assets / f"{direction}.svg", labels, series, title)
+        groups = {
+            case.label: {peer: value(rows, case, peer, f"{direction}_tflops") for peer in peers}
+            for case in cases
+        }
+        title = f"{direction.capitalize()}, TFLOP/s of the active blocks, {device}"
+        (markdown / f"benchmark-{direction}.md").write_text(bars.grouped(title, groups), "utf-8")
 
 
 def memory(rows: list[Row]) -> str:

@@ -1,78 +1,33 @@
-"""Pictures as SVG that stay readable on a light and on a dark page."""
+"""Pictures of layouts as SVG, in colours that can be told apart on a light and on a dark page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dilated_attention_pytorch import BlockLayout
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-from matplotlib.colors import ListedColormap
-
-INK = "#7a7f8a"  # text and axes: contrast enough on white and on slate
-OURS, PEER, DENSE = "#4051b5", "#e8710a", "#9aa0a6"
-COLOURS = (OURS, PEER, DENSE)
-
-plt.rcParams.update(
-    {
-        "svg.hashsalt": "dilated-attention",
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-)
+KEPT, LEFT_OUT = "#5b6ee1", "#7a7f8a"
 
 
-def save(figure: plt.Figure, path: Path) -> None:
-    figure.savefig(path, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+def grid(layout: BlockLayout) -> str:
+    """Rows of query blocks, columns of key blocks; neighbouring active blocks are one rectangle."""
+    n_rows, n_cols = layout.grid.n_rows, layout.grid.n_cols
+    path = "".join(
+        f"M{first} {row}h{last - first + 1}v1h-{last - first + 1}z"
+        for row, cols in enumerate(layout.rows())
+        for first, last in runs(cols)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {n_cols} {n_rows}" width="512" height="512" '
+        f'shape-rendering="crispEdges"><path fill="{LEFT_OUT}" fill-opacity="0.2" d="M0 0h{n_cols}v{n_rows}H0z"/>'
+        f'<path fill="{KEPT}" d="{path}"/></svg>\n'
+    )
 
 
-def bars(path: Path, labels: Sequence[str], values: Sequence[float], title: str) -> None:
-    """Horizontal bars, one per label."""
-    figure, axes = plt.subplots(figsize=(7, 0.5 * len(labels) + 0.8))
-    colours = [PEER] * (len(labels) - 1) + [OURS]
-    drawn = axes.barh(range(len(labels)), values, color=colours)
-    axes.bar_label(drawn, fmt="%.1f", padding=3, color=INK)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set_xlabel(title)
-    save(figure, path)
-
-
-def grouped(path: Path, groups: Sequence[str], series: dict[str, Sequence[float | None]], title: str) -> None:
-    """Horizontal bars, one group per case and one bar per peer; a missing value is no bar."""
-    figure, axes = plt.subplots(figsize=(8, 0.62 * len(groups) + 1))
-    height = 0.8 / len(series)
-    for i, (name, values) in enumerate(series.items()):
-        places = [g + (i - (len(series) - 1) / 2) * height for g in range(len(groups))]
-        drawn = axes.barh(places, [value or 0 for value in values], height, label=name, color=COLOURS[i])
-        axes.bar_label(
-            drawn, [f"{value:.0f}" if value else "none" for value in values], padding=3, color=INK, fontsize=8
-        )
-    axes.set_yticks(range(len(groups)), groups)
-    axes.invert_yaxis()
-    axes.set_xlabel(title)
-    axes.legend(frameon=False, ncols=len(series), loc="lower center", bbox_to_anchor=(0.4, 1.0))
-    save(figure, path)
-
-
-def layouts(path: Path, pictures: dict[str, object]) -> None:
-    """Dense pictures of layouts beside each other."""
-    figure, every = plt.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.3))
-    for axes, (title, mask) in zip(every, pictures.items()):
-        axes.imshow(mask, cmap=ListedColormap(["#d8dbe8", OURS]), interpolation="nearest")
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    save(figure, path)
+def runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """First and last of every run of consecutive numbers."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found

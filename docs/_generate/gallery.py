@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 import figures
@@ -28,6 +29,26 @@ def title(config: SparsePatternConfig, layout: BlockLayout) -> str:
 
 def write(markdown: Path, assets: Path) -> None:
     for name, causal in (("gallery", False), ("gallery-causal", True)):
-        found = {config: BlockLayout.from_config(config, LENGTH, causal=causal) for config in PATTERNS}
-        pictures = {title(config, layout): layout.to_dense().numpy() for config, layout in found.items()}
-        figures.layouts(assets / f"{name}.svg", pictures)
+        shown = []
+        for config in PATTERNS:
+            layout = BlockLayout.from_config(config, LENGTH, causal=causal)
+            picture = f"{name}-{config.pattern_type}.svg"
+            (assets / picture).write_text(figures.grid(layout), "utf-8")
+            caption = "<br>".join(map(escape, title(config, layout).splitlines()))
+            shown.append(
+                f'<figure><img src="../assets/generated/{picture}" alt="{alt(config, causal)}">'
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
+        (markdown / f"{name}.md").write_text(
+            '<div class="gallery" markdown="0">\n' + "\n".join(shown) + "\n</div>\n", "utf-8"
+        )
+
+
+def alt(config: SparsePatternConfig, causal: bool) -> str:
+    """What the picture shows, in words."""
+    seen = {
+        "dilated_sparse": "the diagonal with single blocks at growing distances",
+        "local_window": "a band along the diagonal",
+        "global_local": "a band along the diagonal, a full first row and column",
+    }
+    return f"{'The lower triangle of a' if causal else 'A'} grid of blocks: {seen[config.pattern_type]}"

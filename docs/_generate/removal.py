@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import figures
+import bars
 
 from migrate_hierarchical.density import LEVELS, new_blocks, old_blocks
 
@@ -62,4 +62,7 @@ def write(markdown: Path, assets: Path) -> None:
     total = (LENGTHS[0] // BLOCK) ** 2
     shares = [100 * old_blocks(levels, LENGTHS[0], BLOCK) / total for levels in LEVELS.values()]
     shares.append(100 * new_blocks(0.01, LENGTHS[0], BLOCK) / total)
-    figures.bars(assets / "densities.svg", labels, shares, f"blocks kept at {LENGTHS[0]:,} tokens, %")
+    title = f"Blocks kept at {LENGTHS[0]:,} tokens, %"
+    (markdown / "densities-bars.md").write_text(
+        bars.single(title, dict(zip(labels, shares)), digits=1), "utf-8"
+    )

@@ -62,9 +62,10 @@ def test_default_rates_up_to_half_a_causal_sequence_all_occur(ratio: float) -> N
 # ---- pictures
 
 
-def test_the_picture_of_the_readme_is_what_the_library_computes(generator) -> None:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_picture_of_the_readme_is_what_the_library_computes(generator, scheme: str) -> None:
     readme = generator("readme")
-    assert readme.PICTURE.read_text("utf-8") == readme.svg()
+    assert readme.PICTURES[scheme].read_text("utf-8") == readme.svg(scheme)
 
 
 def test_text_beside_the_picture_says_what_it_shows(generator) -> None:
