@@ -79,7 +79,7 @@ def reason_page(name: str) -> str:
         "## Example\n",
     ]
     if explanation.by_hand:
-        parts += [tab("Before", explanation.before), tab("Marked", marked(explanation))]
+        parts += [tab("Before", explanation.before), tab("Marked", marked(explanation), ".wrap")]
         parts.append(tab("By hand", explanation.by_hand))
     else:
         language = Path(explanation.path).suffix.removeprefix(".")

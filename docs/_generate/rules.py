@@ -27,8 +27,10 @@ def heading(rule_id: str) -> str:
     return f"### {HEADINGS.get(rule_id, rule_id)} {{ #{rule_id.lower()} }}"
 
 
-def tab(title: str, code: str) -> str:
-    fence = f'```python title="{title}"\n{code}```\n'
+def tab(title: str, code: str, style: str = "") -> str:
+    """A tab with code of which it is the title; `style` is a class such as ".wrap"."""
+    language = f"{{.python {style}" if style else "python"
+    fence = f'```{language} title="{title}"{"}" if style else ""}\n{code}```\n'
     return f'=== "{title}"\n\n' + textwrap.indent(fence, "    ")
 
 

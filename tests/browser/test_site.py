@@ -11,11 +11,13 @@ from axe_playwright_python.sync_playwright import Axe
 
 from tests.browser.conftest import ROOT, SITE
 
-PAGES = sorted(
+EVERY_PAGE = sorted(
     str(path.parent.relative_to(SITE)) + "/" if path.parent != SITE else ""
     for path in SITE.rglob("index.html")
     if 'http-equiv="refresh"' not in path.read_text("utf-8")
 )
+# The pages of the codemod's rules are of two kinds; one of each stands for the others where a test takes long.
+PAGES = [page for page in EVERY_PAGE if not re.fullmatch(r"rules/HIER(?!001|101)\d+/", page)]
 SHOWN = {"": "home", "migrate/": "migrate", "patterns/": "patterns", "benchmarks/": "benchmarks"}
 SHOTS = ROOT / "site-screenshots"
 
@@ -62,18 +64,119 @@ def test_page(browser, address: str, page: str, scheme: str, width: int) -> None
         context.close()
 
 
+@pytest.fixture(scope="module")
+def tab(browser):
+    """One tab for tests that only look."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+OPEN_EVERYTHING = """
+for (const block of document.querySelectorAll(".tabbed-block")) block.style.display = "block";
+for (const details of document.querySelectorAll("details")) details.open = true;
+"""
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_no_code_is_cut_off_on_a_wide_screen(tab, address: str, page: str) -> None:
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.goto(address + page, wait_until="load")
+    tab.evaluate(OPEN_EVERYTHING)
+    clipped = tab.locator(".md-typeset pre > code").evaluate_all(
+        "blocks => blocks.filter(block => block.scrollWidth > block.clientWidth)"
+        ".map(block => block.innerText.split('\\n').sort((a, b) => b.length - a.length)[0])"
+    )
+    assert not clipped, "these lines are too long"
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_tables_and_bars_fit_a_phone(tab, address: str, page: str) -> None:
+    """No page and no table scrolls sideways; no text of a bar is smaller than that of a table."""
+    tab.set_viewport_size({"width": 390, "height": 800})
+    tab.goto(address + page, wait_until="load")
+    tab.evaluate(OPEN_EVERYTHING)
+    tab.evaluate("new Promise(requestAnimationFrame)")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    wide = tab.locator(".md-typeset__scrollwrap, .bars").evaluate_all(
+        "places => places.filter(place => place.scrollWidth > place.clientWidth).map(place => place.innerText.slice(0, 80))"
+    )
+    assert not wide, "these tables are wider than a phone"
+    sizes = tab.locator(".md-typeset table td, .md-typeset table th").evaluate_all(
+        "cells => cells.filter(cell => cell.offsetWidth).map(cell => parseFloat(getComputedStyle(cell).fontSize))"
+    )
+    assert min(sizes, default=16) >= 12
+
+
+def test_pictures_have_a_dark_form(browser, address: str) -> None:
+    """Nothing white or nearly so in a picture of a dark page, and one form of each picture is shown."""
+    for scheme in ("light", "dark"):
+        context, tab, _ = open_page(browser, address, "", scheme, 1280)
+        try:
+            shown = tab.locator(".md-content img:visible").evaluate_all(
+                "images => images.map(image => image.src)"
+            )
+            assert [Path(source.split("#")[0]).name for source in shown] == [
+                "pattern-dark.svg" if scheme == "dark" else "pattern.svg"
+            ]
+        finally:
+            context.close()
+    dark = (ROOT / "docs/assets/pattern-dark.svg").read_text("utf-8")
+    fills = set(re.findall(r'<rect[^>]*fill="#([0-9a-f]{6})"', dark))
+    assert fills
+    assert all(max(bytes.fromhex(colour)) < 0x60 for colour in fills)
+
+
+# What people look for, and the page that has to come first.
+SEARCHES = {
+    "hugging face": "guides/transformers/",
+    "transformers": "guides/transformers/",
+    "multihead": "guides/multihead/",
+    "varlen": "guides/sequences/",
+    "padding": "guides/sequences/",
+    "left padding": "guides/sequences/",
+    "document mask": "guides/sequences/",
+    "dynamic shapes": "guides/sequences/",
+    "alibi": "guides/scores/",
+    "softcap": "guides/scores/",
+    "distributed": "guides/distributed/",
+    "several gpus": "guides/distributed/",
+    "faq": "troubleshooting/",
+    "troubleshooting": "troubleshooting/",
+    "recompile": "troubleshooting/",
+    "BlockSparseHierarchical": "migrate/",
+    "migration": "migrate/",
+}
+
+
+@pytest.mark.parametrize(("words", "page"), SEARCHES.items(), ids=str)
+def test_search_finds_the_page_first(browser, address: str, words: str, page: str) -> None:
+    context, tab, wrong = open_page(browser, address, "", "light", 1280)
+    try:
+        assert found(tab, address, words)[:1] == [page]
+        assert not wrong
+    finally:
+        context.close()
+
+
+def found(tab, address: str, words: str) -> list[str]:
+    """The pages that the search lists, the best first."""
+    tab.locator(".md-search__input").click()
+    tab.wait_for_selector(".md-search__input:focus")
+    tab.keyboard.type(words, delay=20)
+    tab.wait_for_selector(".md-search-result__item a")
+    tab.wait_for_timeout(300)  # the list follows the words as they are typed
+    links = tab.locator(".md-search-result__item > a").evaluate_all("links => links.map(link => link.href)")
+    return [re.sub(r"[?#].*", "", link.removeprefix(address)) for link in links]
+
+
 @pytest.mark.parametrize(
     "word", ["migration", "BlockSparseHierarchical", "HierarchicalConfig", "hierarchical"]
 )
 def test_search_finds_the_migration_guide(browser, address: str, word: str) -> None:
     context, tab, wrong = open_page(browser, address, "", "light", 1280)
     try:
-        tab.locator(".md-search__input").click()
-        tab.wait_for_selector(".md-search__input:focus")
-        tab.keyboard.type(word, delay=20)
-        tab.wait_for_selector(".md-search-result__item a")
-        links = tab.locator(".md-search-result__item a").evaluate_all("links => links.map(link => link.href)")
-        assert any("/migrate/" in link for link in links)
+        assert "migrate/" in found(tab, address, word)
         assert not wrong
     finally:
         context.close()

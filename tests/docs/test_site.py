@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ROOT / os.environ.get("SITE_DIR", "site")  # set by `nox -s docs_zensical`
+CONFIG = ROOT / "mkdocs.yml"
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|video)\b[^>]*\bsrc\s*=\s*["']?(?:https?:)?//[^\s"'>]+"""
     r"""|<link\b(?![^>]*\brel=["']?(?:canonical|prev|next|alternate))[^>]*\bhref\s*=\s*["']?(?:https?:)?//[^\s"'>]+""",
@@ -38,8 +39,7 @@ def sources() -> list[Path]:
 
 def test_every_page_is_built() -> None:
     for source in sources():
-        built = SITE / ("index.html" if source.stem == "index" else source.with_suffix("") / "index.html")
-        assert built.exists(), source
+        assert built_file(source).exists(), source
 
 
 def first_heading(html: str) -> str:
@@ -54,8 +54,91 @@ def test_every_page_shows_its_title() -> None:
         for snippet in re.findall(r'^--8<-- "([^"]+)"$', text, re.MULTILINE):
             text += (ROOT / snippet).read_text("utf-8")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)[1]
-        built = SITE / ("index.html" if source.stem == "index" else source.with_suffix("") / "index.html")
-        assert first_heading(built.read_text("utf-8")) == title.replace("`", ""), source
+        assert first_heading(built_page(source)) == title.replace("`", ""), source
+
+
+def built_page(source: Path) -> str:
+    """The HTML of a page."""
+    return built_file(source).read_text("utf-8")
+
+
+def built_file(source: Path) -> Path:
+    return SITE / (
+        source.with_suffix("") / "index.html" if source.stem != "index" else source.with_suffix(".html")
+    )
+
+
+def address_of_repository() -> str:
+    """The default in mkdocs.yml, unless it is named when the site is built."""
+    default = re.search(
+        r"^repo_url: !ENV \[DOCS_REPO_URL, \"([^\"]+)\"\]$", CONFIG.read_text("utf-8"), re.MULTILINE
+    )[1]
+    return os.environ.get("DOCS_REPO_URL", default)
+
+
+def test_every_page_has_the_version_and_a_link_to_the_repository() -> None:
+    import dilated_attention_pytorch
+
+    version = dilated_attention_pytorch.__version__
+    for source in sources():
+        page = built_page(source)
+        header, footer = (
+            re.search(rf"<{tag}[ >].*?</{tag}>", page, re.DOTALL)[0] for tag in ("header", "footer")
+        )
+        assert f'href="{address_of_repository()}"' in header, source
+        assert re.search(rf'md-source__version">\s*{re.escape(version)}\s*<', header), source
+        assert f"version {version} " in footer, source
+
+
+def test_no_script_asks_the_host_of_the_repository_for_figures() -> None:
+    """Material's does so for the link that carries this attribute."""
+    assert not any('data-md-component="source"' in built_page(source) for source in sources())
+
+
+def test_every_page_links_to_the_file_that_it_is_made_of() -> None:
+    for source in sources():
+        links = re.findall(r'<a href="([^"]+)"[^>]*rel="?edit', built_page(source))
+        assert len(links) == 1, source
+        file = links[0].removeprefix(f"{address_of_repository()}/edit/main/")
+        assert (ROOT / file).is_file(), (source, file)
+        tracked = subprocess.run(["git", "check-ignore", "-q", file], cwd=ROOT, check=False).returncode
+        assert tracked != 0, f"{source}: the link leads to {file}, which is generated"
+
+
+def test_every_example_of_the_reference_is_code() -> None:
+    page = (SITE / "reference/index.html").read_text("utf-8")
+    examples = re.findall(
+        r"Examples:</span>\s*</p>(.*?)(?=<p>|<h\d|</div>\s*</div>\s*<div class=\"doc doc-object)",
+        page,
+        re.DOTALL,
+    )
+    assert len(examples) >= 6
+    assert all(
+        "<code>" in example and "&gt;&gt;&gt;" in re.sub(r"<[^>]+>", "", example) for example in examples
+    )
+    assert not re.search(r"<p>[^<]*&gt;&gt;&gt;", page), "an example is prose"
+    assert not re.search(r'class="admonition example', page), "Example: is an admonition; write Examples:"
+
+
+def test_every_parameter_of_the_reference_has_a_type() -> None:
+    page = (SITE / "reference/index.html").read_text("utf-8")
+    tables = [
+        table
+        for table in re.findall(r"<table>.*?</table>", page, re.DOTALL)
+        if re.search(r"<th>Name</th>\s*<th>Type</th>", table)
+    ]
+    rows = [
+        row
+        for table in tables
+        for row in re.findall(r"<tr class=\"doc-section-item\">(.*?)</tr>", table, re.DOTALL)
+    ]
+    assert len(rows) >= 60
+    for row in rows:
+        name, kind = (
+            re.sub(r"<[^>]+>", "", cell).strip() for cell in re.findall(r"<td>(.*?)</td>", row, re.DOTALL)[:2]
+        )
+        assert re.fullmatch(r"\**\w+", name), f"one parameter a row, got {name}"
+        assert kind, name
 
 
 def test_the_import_error_names_a_page_of_the_site() -> None:

@@ -38,19 +38,20 @@ def test_addresses_are_found() -> None:
     assert not addresses("https://arxiv.org/abs/2307.02486 git+file:///clone ./packages/" + name)
 
 
-def test_one_file_holds_the_address() -> None:
+def test_one_file_holds_the_address_of_the_site_and_below_it_that_of_the_repository() -> None:
     found = {
         str(path.relative_to(ROOT)): finds
         for path in source_files()
         if b"\0" not in (data := path.read_bytes()) and (finds := addresses(data.decode("utf-8", "replace")))
     }
     assert list(found) == [HOLDER]
-    assert len(found[HOLDER]) == 1
+    site, repository = found[HOLDER]
+    assert repository == f"{site}repository"
 
 
 def test_the_address_is_one_that_nobody_can_register() -> None:
-    (address,) = addresses((ROOT / HOLDER).read_text("utf-8"))
-    assert re.fullmatch(r"https://[\w-]+\.invalid/", address)
+    site, _ = addresses((ROOT / HOLDER).read_text("utf-8"))
+    assert re.fullmatch(r"https://[\w-]+\.invalid/", site)
 
 
 def test_packages_carry_no_address() -> None:
