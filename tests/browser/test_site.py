@@ -36,6 +36,7 @@ def open_page(browser, address: str, page: str, scheme: str, width: int):
         ),
     )
     tab.goto(address + page, wait_until="networkidle")
+    tab.wait_for_selector(".md-search[aria-label]", state="attached")  # the scripts of the site have run
     return context, tab, wrong
 
 
