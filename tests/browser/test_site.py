@@ -144,7 +144,7 @@ SEARCHES = {
     "several gpus": "guides/distributed/",
     "faq": "troubleshooting/",
     "troubleshooting": "troubleshooting/",
-    "recompile": "troubleshooting/",
+    "recompile": "guides/sequences/",
     "BlockSparseHierarchical": "migrate/",
     "migration": "migrate/",
 }
