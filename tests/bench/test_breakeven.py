@@ -51,5 +51,8 @@ def test_command_reads_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     report.write_json(file, rows({0.1: (1.0, 2.0), 1.0: (5.0, 10.0)}), {})
     assert cli.main(["breakeven", file]) == 0
     assert capsys.readouterr().out.count("\n") == 1
-    assert cli.main(["breakeven", file, "--dense", "fa2"]) == 2
-    assert "no case at several densities with the peers ours, fa2" in capsys.readouterr().err
+    assert cli.main(["breakeven", file, "--dense", "cuddn"]) == 2
+    assert "no peer 'cuddn'; did you mean 'cudnn'? (its peers: ours, cudnn)" in capsys.readouterr().err
+    report.write_json(file, rows({0.1: (1.0, 2.0)}), {})
+    assert cli.main(["breakeven", file]) == 2
+    assert "no case at several densities with the peers ours, cudnn" in capsys.readouterr().err

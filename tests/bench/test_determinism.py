@@ -53,5 +53,5 @@ def test_bits_count_not_values() -> None:
 
 
 def test_backend_that_cannot_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["determinism", *SMALL, "--backend", "none"]) == 2
-    assert "backend must be one of" in capsys.readouterr().err
+    assert cli.main(["determinism", *SMALL, "--backend", "hopper"]) == 2
+    assert "backend='hopper' cannot serve this call" in capsys.readouterr().err

@@ -26,12 +26,15 @@ def library_problem() -> str | None:
 
 def main() -> int:
     """The command line, unless there is no library to time."""
-    problem = library_problem()
-    if problem is not None:
-        print(f"attention-bench: {problem}", file=sys.stderr)
-        return 2
-    from .cli import main as run
-
+    try:
+        problem = library_problem()
+        if problem is not None:
+            print(f"attention-bench: {problem}", file=sys.stderr)
+            return 2
+        from .cli import main as run
+    except KeyboardInterrupt:
+        print("attention-bench: interrupted", file=sys.stderr)
+        return 130
     return run()
 
 

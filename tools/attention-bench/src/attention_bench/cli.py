@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dilated_attention_pytorch.cli.arguments import did_you_mean
+
 from . import breakeven, determinism, documents, host, long, plots, report, run, tune
-from .options import Unusable
+from .options import Unusable, make_parser
+from .outcome import INTERRUPTED
 
 Read = TypeVar("Read")
 
@@ -17,19 +21,24 @@ def read(file: str, reader: Callable[[str], Read]) -> Read:
     """What `reader` makes of a file."""
     try:
         return reader(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Unusable(f"cannot read {file}: {error}") from error
+    except OSError as error:
+        raise Unusable(f"cannot read {file}: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        what = f"no {error}" if isinstance(error, LookupError) else error
+        raise Unusable(f"cannot read {file}: {what}") from error
 
 
 def file_parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"attention-bench {command}", description=description)
+    parser = make_parser(f"attention-bench {command}", description)
     parser.add_argument("file", help="JSON written by attention-bench --json")
     return parser
 
 
 def build_plot_parser() -> argparse.ArgumentParser:
     parser = file_parser("plot", "Draw the figures of a run.")
-    parser.add_argument("--output", default="benchmark-plots", help="folder for the pictures")
+    parser.add_argument(
+        "--output", default="benchmark-plots", help="folder for the pictures; the one it lies in must exist"
+    )
     return parser
 
 
@@ -47,7 +56,13 @@ def build_breakeven_parser() -> argparse.ArgumentParser:
 def plot(arguments: list[str]) -> int:
     given = build_plot_parser().parse_args(arguments)
     rows, where = read(given.file, report.read_json)
-    for path in plots.plot(rows, where, given.output):
+    try:
+        written = plots.plot(rows, where, given.output)
+    except OSError as error:
+        raise Unusable(f"cannot write to {given.output}: {error.strerror or error}") from error
+    if not written:
+        raise Unusable(f"{given.file} has no time to draw: every peer was refused in every case")
+    for path in written:
         print(path)
     return 0
 
@@ -61,6 +76,13 @@ def markdown(arguments: list[str]) -> int:
 def find_breakeven(arguments: list[str]) -> int:
     given = build_breakeven_parser().parse_args(arguments)
     rows, _ = read(given.file, report.read_json)
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    for flag, name in (("--peer", given.peer), ("--dense", given.dense)):
+        if name not in peers:
+            near = did_you_mean(name, peers)
+            raise Unusable(
+                f"{given.file} has no peer {name!r}{near} (its peers: {', '.join(peers)}); give {flag}"
+            )
     lines = breakeven.lines(rows, given.peer, given.dense)
     if not lines:
         raise Unusable(
@@ -90,12 +112,30 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0; 1 when a check fails; 2 on bad usage."""
+    """Exit status 0; 1 when a check fails or a peer measured nothing; 2 on bad usage; 130 when interrupted."""
     given: list[Any] = sys.argv[1:] if arguments is None else arguments
-    name, others = (given[0], given[1:]) if given and given[0] in COMMANDS else ("run", given)
+    is_named = bool(given) and not given[0].startswith("-")
+    name, others = (given[0], given[1:]) if is_named else ("run", given)
+    if name not in COMMANDS:
+        commands = ", ".join(COMMANDS)
+        return fail(
+            f"attention-bench: unknown command {name!r}{did_you_mean(name, COMMANDS)} (choose from {commands})"
+        )
     build, command = COMMANDS[name]
     try:
-        return command(others)
-    except Unusable as error:
-        print(f"{build().prog}: {error}", file=sys.stderr)
-        return 2
+        status = command(others)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet
+        return 141
+    except (Unusable, OSError) as error:
+        return fail(f"{build().prog}: {error}")
+    except KeyboardInterrupt:
+        return fail(f"{build().prog}: interrupted", INTERRUPTED)
+    return status
+
+
+def fail(message: str, status: int = 2) -> int:
+    """Say in one line what is wrong."""
+    print(" ".join(message.split()), file=sys.stderr)
+    return status

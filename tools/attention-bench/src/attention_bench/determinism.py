@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
+from dilated_attention_pytorch.cli.arguments import positive_int
 
 from . import options
 from .cases import Case
+from .measure import one_line
 
 BASE = {"cuda": Case(16384, 16, 128, 128, 0.05), "cpu": Case(2048, 2, 64, 64, 0.1, dtype="float32")}
 NAMES = ("out", "lse", "dq", "dk", "dv")
@@ -58,14 +60,22 @@ def compare(case: Case, device: str, runs: int, backend: str | None) -> str | No
     return None
 
 
+def at_least_two(text: str) -> int:
+    """Runs that can be compared."""
+    runs = positive_int(text)
+    if runs < 2:
+        raise argparse.ArgumentTypeError("must be at least 2: one run has nothing to be compared with")
+    return runs
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="attention-bench determinism", description=f"{__doc__} Exit status 1 when something differs."
+    parser = options.make_parser(
+        "attention-bench determinism", f"{__doc__} Exit status 1 when something differs."
     )
     options.add_device(parser)
     options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
-    parser.add_argument("--runs", type=options.positive, default=20, help="forward and backward (default 20)")
-    parser.add_argument("--backend", help="default: the library's choice")
+    parser.add_argument("--runs", type=at_least_two, default=20, help="forward and backward (default 20)")
+    options.add_backend(parser)
     return parser
 
 
@@ -78,6 +88,8 @@ def main(arguments: list[str]) -> int:
         found = compare(case, device, given.runs, given.backend)
     except ValueError as error:  # the backend cannot serve the case
         raise options.Unusable(str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        raise options.Unusable(one_line(error)) from error
     equal = f"ok, {given.runs} runs of {', '.join(NAMES)} are equal to the bit"
     print(f"{case.label}: {equal if found is None else found}")
     return 0 if found is None else 1

@@ -8,22 +8,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dilated_attention_pytorch.cli.files import write_whole
+
 RUN = "run"  # what a file that names no kind holds
 
 
 def write(path: str, kind: str, rows: Sequence[Any], where: dict[str, Any]) -> None:
-    """Write rows, which are dataclasses; the file is whole or not there."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_suffix(".partial")
-    content = {"environment": where, "kind": kind, "rows": [asdict(row) for row in rows]}
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    scratch.replace(target)
+    """Write rows, which are dataclasses; the file is whole or as it was before. Its folder must exist."""
+    write_json(path, {"environment": where, "kind": kind, "rows": [asdict(row) for row in rows]})
+
+
+def write_json(path: str, content: object) -> None:
+    write_whole(Path(path), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(path: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Kind, rows and environment."""
+    """Kind, rows and environment; ValueError if it is another file."""
     content = json.loads(Path(path).read_text())
+    if not isinstance(content, dict) or not {"rows", "environment"} <= content.keys():
+        raise ValueError("it is no file of figures, which has rows and an environment")
     return content.get("kind", RUN), content["rows"], content["environment"]
 
 
@@ -32,4 +35,6 @@ def read_kind(path: str, wanted: str) -> tuple[list[dict[str, Any]], dict[str, A
     kind, rows, where = read(path)
     if kind != wanted:
         raise ValueError(f"it holds figures of kind {kind!r}, needs {wanted!r}")
+    if not rows:
+        raise ValueError("it holds no figures")
     return rows, where

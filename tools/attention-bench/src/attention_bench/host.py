@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from . import files, floor, options
+from dilated_attention_pytorch.cli.arguments import positive_int
+
+from . import files, floor, options, outcome
 from .cases import Case
 from .environment import environment, footnote
 from .measure import build, free, one_line, synchronize
@@ -43,6 +45,10 @@ class HostRow:
     forward_floor_us: float | None = None
     forward_grad_floor_us: float | None = None
     refused: str | None = None
+
+    @property
+    def has_figures(self) -> bool:
+        return self.forward_us is not None
 
     @property
     def forward_python_us(self) -> float | None:
@@ -79,6 +85,14 @@ def measure(peer: Peer, case: Case, device: str, calls: int, repeats: int) -> Ho
     row.refused = peer.rejects(case, device)
     if row.refused is not None:
         return row
+    with outcome.interruptible([row]):
+        fill_in(row, peer, device)
+    return row
+
+
+def fill_in(row: HostRow, peer: Peer, device: str) -> None:
+    """Time the calls of a row."""
+    case, calls, repeats = row.case, row.calls, row.repeats
     try:
         layout, _ = build(case, device)
         (q, k, v), grad = case.inputs(device), case.grad_out(device)
@@ -101,7 +115,6 @@ def measure(peer: Peer, case: Case, device: str, calls: int, repeats: int) -> Ho
         )
     except Exception as error:  # a peer that fails is a row of the table
         row.refused = one_line(error)
-    return row
 
 
 def read_json(path: str) -> tuple[list[HostRow], dict[str, Any]]:
@@ -142,17 +155,17 @@ def line(row: HostRow) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="attention-bench host", description=__doc__)
+    parser = options.make_parser("attention-bench host", __doc__)
     options.add_device(parser)
     options.add_case(parser, f"default: {BASE.label}, bfloat16 or, on a CPU, float32")
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, metavar="PEER", default=["ours"], help="default: ours"
     )
-    parser.add_argument("--calls", type=options.positive, default=1000, help="in a repeat (default 1000)")
+    parser.add_argument("--calls", type=positive_int, default=1000, help="in a repeat (default 1000)")
     parser.add_argument(
-        "--repeats", type=options.positive, default=5, help="of which the median counts (default 5)"
+        "--repeats", type=positive_int, default=5, help="of which the median counts (default 5)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures with device, versions and date")
+    options.add_json(parser, "the figures with device, versions and date")
     return parser
 
 
@@ -161,12 +174,21 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     device = options.device_of(given)
     case = options.case_of(given, options.for_device(BASE, device))
-    rows = []
-    for name in given.peers:
-        rows.append(measure(PEERS[name], case, device, given.calls, given.repeats))
-        free(device)
-        print(line(rows[-1]), flush=True)
-    if given.json:
-        command = options.command_line(parser.prog, arguments, given.json)
-        files.write(given.json, KIND, rows, environment(device, command))
-    return 0
+    command = options.command_line(parser.prog, arguments, given.json)
+    rows: list[HostRow] = []
+
+    def add(row: HostRow) -> None:
+        rows.append(row)
+        print(line(row), flush=True)
+        if given.json:
+            files.write(given.json, KIND, rows, environment(device, command))
+
+    try:
+        for name in dict.fromkeys(given.peers):
+            add(measure(PEERS[name], case, device, given.calls, given.repeats))
+            free(device)
+    except KeyboardInterrupt as stopped:
+        for row in getattr(stopped, "rows", []):
+            add(row)
+        return outcome.interrupted(parser.prog, rows, given.json)
+    return outcome.finished(parser.prog, rows)

@@ -7,6 +7,7 @@ next call, and outputs are checked at a few queries, gradients in pieces.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.cli.arguments import positive_int
 
-from . import files, options
+from . import files, options, outcome
 from .cases import Case
 from .environment import environment, footnote
 from .measure import build, free, one_line
@@ -188,32 +190,43 @@ def text(row: LongRow) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="attention-bench long", description=__doc__)
+    parser = options.make_parser("attention-bench long", __doc__)
     options.add_device(parser)
     options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument(
-        "--repeats", type=options.positive, default=2, help="timed calls after one to warm up (default 2)"
+        "--repeats", type=positive_int, default=2, help="timed calls after one to warm up (default 2)"
     )
-    parser.add_argument("--backend", help="default: the library's choice")
-    parser.add_argument("--json", metavar="FILE", help="write the figures with device, versions and date")
+    options.add_backend(parser)
+    options.add_json(parser, "the figures with device, versions and date")
     return parser
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, or 1 when something failed or a check did."""
+    """Exit status 0, 1 when something failed or a check did, 130 when interrupted: the forward is kept."""
     parser = build_parser()
     given = parser.parse_args(arguments)
     device = options.device_of(given)
     case = options.case_of(given, BASE[device])
     command = options.command_line(parser.prog, arguments, given.json)
-    layout, row = prepare(case, device)
+    try:
+        layout, row = prepare(case, device)
+    except (RuntimeError, MemoryError) as error:
+        raise options.Unusable(f"the layout cannot be made: {one_line(error)}") from error
 
     def keep() -> None:
         if given.json:
             files.write(given.json, KIND, [row], environment(device, command))
 
-    measure(layout, row, device, given.repeats, not given.forward_only, given.backend, keep)
+    try:
+        measure(layout, row, device, given.repeats, not given.forward_only, given.backend, keep)
+    except KeyboardInterrupt:
+        if row.forward_ms is None:
+            raise
+        keep()
+        print(text(row))
+        print(f"{parser.prog}: interrupted; the figures of the forward are kept", file=sys.stderr)
+        return outcome.INTERRUPTED
     keep()
     print(text(row))
     failure = row.failure()

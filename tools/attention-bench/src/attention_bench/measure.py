@@ -16,6 +16,7 @@ from torch import Tensor
 from dilated_attention_pytorch import BlockLayout
 
 from .cases import Case
+from .outcome import interruptible
 from .peers import Peer
 
 
@@ -34,6 +35,10 @@ class Row:
     mask_ms: float | None = None  # layout or mask build
     error: float | None = None  # relative to the first peer of a round that computes the same
     refused: str | None = None
+
+    @property
+    def has_figures(self) -> bool:
+        return self.forward_ms is not None
 
 
 def median_row(rows: list[Row]) -> Row:
@@ -100,14 +105,20 @@ def measure(
 ) -> tuple[Row, Tensor | None]:
     """The row of one peer, and its output when it is the first that follows the pattern."""
     row, call, expected = prepared(peer, case, layout, layout_ms, device, expected)
-    if call is None:
-        return row, expected
+    if call is not None:
+        with interruptible([row]):
+            time_both(row, call, device, repeat_ms, with_backward)
+    return row, expected
+
+
+def time_both(row: Row, call: Call, device: str, repeat_ms: float, with_backward: bool) -> None:
+    """Fill in the times of the forward and then of the backward."""
     try:
         row.forward_ms = median_ms(call.forward, device, repeat_ms)
         row.forward_tflops = call.flops / row.forward_ms / 1e9
     except Exception as error:
         row.refused = one_line(error)
-        return row, expected
+        return
     if with_backward:
         try:
             for tensor in call.inputs:
@@ -117,7 +128,6 @@ def measure(
             )
         except Exception as error:  # the figures of the forward stay
             row.refused = f"backward: {one_line(error)}"
-    return row, expected
 
 
 @dataclass
@@ -167,13 +177,14 @@ def prepared(
             grad,
             case.flops(case.dense_pairs() if peer.dense else case.token_pairs(layout)),
         )
+        out = call.forward()
         if not peer.dense:
-            out = call.forward()
             mine = (out.transpose(1, 2) if peer.heads_first else out).clone()
             if expected is None:
                 expected = mine
             row.error = float((mine.float() - expected).norm() / expected.float().norm())
-            del out, mine
+            del mine
+        del out
     except Exception as error:  # a peer that fails is a row of the table, not the end of the run
         row.refused = one_line(error)
         return row, None, expected
@@ -189,12 +200,21 @@ def measure_in_turn(
     with_backward: bool,
 ) -> list[Row]:
     """The rows of all peers on a CPU, whose speed changes with what else it does: the peers take turns, call by call."""
-    made: list[tuple[Row, Call | None]] = []
+    rows: list[Row] = []
+    calls: list[tuple[Row, Call]] = []
     expected: Tensor | None = None
     for peer in peers:
         row, call, expected = prepared(peer, case, layout, layout_ms, "cpu", expected)
-        made.append((row, call))
-    calls = [(row, call) for row, call in made if call is not None]
+        rows.append(row)
+        if call is not None:
+            calls.append((row, call))
+    with interruptible(rows):
+        time_in_turn(calls, repeat_ms, with_backward)
+    return rows
+
+
+def time_in_turn(calls: list[tuple[Row, Call]], repeat_ms: float, with_backward: bool) -> None:
+    """Fill in the times of all forwards and then of all backwards."""
     for (row, call), ms in zip(calls, turns([call.forward for _, call in calls], repeat_ms), strict=True):
         row.forward_ms, row.forward_tflops = ms, call.flops / ms / 1e9
     if with_backward:
@@ -208,7 +228,6 @@ def measure_in_turn(
             backward, turns([each[2] for each in backward], repeat_ms), strict=True
         ):
             row.backward_ms, row.backward_tflops = ms, 2.5 * flops / ms / 1e9
-    return [row for row, _ in made]
 
 
 def turns(calls: Sequence[Callable[[], object]], repeat_ms: float) -> list[float]:

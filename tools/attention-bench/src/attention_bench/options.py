@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+
+from dilated_attention_pytorch.backends.choose import BACKEND_NAMES
+from dilated_attention_pytorch.cli.arguments import (
+    OneLineParser,
+    block_size,
+    int_list,
+    kept_ratio,
+    positive_int,
+    thread_count,
+)
+from dilated_attention_pytorch.cli.files import check_file
 
 from .cases import DTYPES, Case
 
@@ -23,15 +35,45 @@ class Unusable(ValueError):
 
 def numbers(text: str) -> tuple[int, ...] | None:
     """1,2,4,8 or none."""
-    return None if text == "none" else tuple(int(part) for part in text.split(","))
+    return None if text == "none" else tuple(int_list(text))
 
 
-def positive(text: str) -> int:
-    """An int of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+def milliseconds(text: str) -> float:
+    """A time above 0, in ms."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of milliseconds above 0, got {text!r}")
+    return value
+
+
+def json_file(text: str) -> str:
+    """A file that can be written; its folder must exist, for none is made."""
+    try:
+        check_file(Path(text))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {reason}") from error
+    return text
+
+
+def make_parser(prog: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that says in one line what is wrong and suggests the word that was meant."""
+    return OneLineParser(prog=prog, description=description, epilog=epilog)
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--json", type=json_file, metavar="FILE", help=f"write {what}; its folder must exist")
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backend",
+        choices=[name for name in BACKEND_NAMES if name != "auto"],
+        help="default: the library's choice",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +81,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=positive, help="of a CPU; default: as many as torch takes")
+    parser.add_argument("--threads", type=thread_count, help="of a CPU; default: as many as torch takes")
 
 
 def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -48,13 +90,13 @@ def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     def add(flag: str, help: str | None = None, **others: object) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
 
-    add("--seqlen", f"tokens; {meaning}".replace("%", "%%"), type=positive)
-    add("--batch", type=positive)
-    add("--heads", type=positive)
-    add("--kv-heads", type=positive)
-    add("--head-dim", type=positive)
-    add("--block", "tokens per block side", type=positive)
-    add("--density", "share of blocks kept", type=float)
+    add("--seqlen", f"tokens; {meaning}".replace("%", "%%"), type=positive_int)
+    add("--batch", type=positive_int)
+    add("--heads", type=positive_int)
+    add("--kv-heads", type=positive_int)
+    add("--head-dim", type=positive_int)
+    add("--block", "tokens per block side", type=block_size)
+    add("--density", "share of blocks kept", type=kept_ratio)
     add("--pattern", choices=("dilated_sparse", "local_window", "global_local"))
     add(
         "--dilation-rates",
@@ -103,5 +145,8 @@ def device_of(options: argparse.Namespace) -> str:
 
 def command_line(prog: str, arguments: list[str], file: str | None) -> str:
     """What was typed, without the folder of the file that is written."""
-    shown = [Path(each).name if each == file else each for each in arguments]
+    name = "" if file is None else Path(file).name
+    shown = [
+        name if each == file else f"--json={name}" if each == f"--json={file}" else each for each in arguments
+    ]
     return shlex.join([*prog.split(), *shown])

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
+
+from dilated_attention_pytorch.cli.files import write_whole
 
 from .cases import Case
 from .measure import Row
 
 
 def plot(rows: list[Row], where: dict[str, Any], folder: str) -> list[Path]:
-    """Write forward.png and backward.png with a group of bars per case; returns the paths written."""
+    """Write forward.png and backward.png with a group of bars per case; returns the paths written.
+
+    The folder is made if it does not exist; the one it lies in must.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     written = []
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for direction in ("forward", "backward"):
         times = {(row.case, row.peer): getattr(row, f"{direction}_ms") for row in rows}
         known = {key: ms for key, ms in times.items() if ms is not None}
@@ -42,8 +47,11 @@ def plot(rows: list[Row], where: dict[str, Any], folder: str) -> list[Path]:
         ax.set_xlabel(f"{direction}, ms (log scale), lower is better")
         ax.set_title(f"{where['device']}, torch {where['versions']['torch']}, {where['date']}", fontsize=9)
         ax.legend(fontsize=8)
-        path = Path(folder, f"{direction}.png")
-        figure.savefig(path, dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
         plt.close(figure)
+        Path(folder).mkdir(exist_ok=True)
+        path = Path(folder, f"{direction}.png")
+        write_whole(path, picture.getvalue())
         written.append(path)
     return written

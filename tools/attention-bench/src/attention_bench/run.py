@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from collections.abc import Iterator
 
 import torch
 from rich.console import Console
 
-from . import measure, options, report
+from dilated_attention_pytorch.cli.arguments import positive_int
+
+from . import measure, options, outcome, report
 from .cases import Case
 from .environment import environment
+from .measure import Row
 from .peers import PEERS
 from .presets import PRESETS
 
@@ -24,10 +28,8 @@ runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="attention-bench",
-        description="Time block-sparse attention libraries in one run and on one mask.",
-        epilog=EPILOG,
+    parser = options.make_parser(
+        "attention-bench", "Time block-sparse attention libraries in one run and on one mask.", EPILOG
     )
     parser.add_argument(
         "--preset",
@@ -41,23 +43,23 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PEERS,
         metavar="PEER",
-        help=f"of {', '.join(PEERS)} (default: ours, flex and fa4 or, on a CPU, sdpa)",
+        help=f"of {', '.join(PEERS)} (default: ours, flex and, where it is installed, fa4; on a CPU ours, flex and sdpa)",
     )
     options.add_device(parser)
     options.add_threads(parser)
     options.add_case(parser, "this and the following make one case of their own, from the preset's first one")
     parser.add_argument("--forward-only", action="store_true", help="no backward, no memory")
     parser.add_argument(
-        "--repeat-ms", type=float, default=60.0, help="time spent on each figure (default 60)"
+        "--repeat-ms", type=options.milliseconds, default=60.0, help="time spent on each figure (default 60)"
     )
     parser.add_argument(
         "--rounds",
-        type=options.positive,
+        type=positive_int,
         default=1,
         help="times to go through all cases, of which the medians count: a card that grows warm in a run slows down the "
         "later ones; in every other round the last peer comes first (default 1)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures with device, versions and date")
+    options.add_json(parser, "all figures with device, versions and date")
     return parser
 
 
@@ -68,42 +70,77 @@ def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
     return [options.case_of(given, cases[0])] if options.has_case(given) else cases
 
 
+def chosen_peers(given: argparse.Namespace, cases: list[Case], device: str) -> list[str]:
+    """The peers that were asked for, or the default ones without those that can serve none of the cases."""
+    if given.peers:
+        return list(dict.fromkeys(given.peers))
+    names = []
+    for name in DEFAULT_PEERS[device]:
+        reasons = [PEERS[name].rejects(case, device) for case in cases]
+        if all(reason is not None for reason in reasons):
+            print(f"{name} is left out: {reasons[0]}", flush=True)
+        else:
+            names.append(name)
+    return names
+
+
+def measured(
+    case: Case, names: list[str], device: str, repeat_ms: float, with_backward: bool
+) -> Iterator[Row]:
+    """The rows of a case, as they come."""
+    try:
+        layout, layout_ms = measure.build(case, device)
+    except Exception as error:  # a case that cannot be built is refused for every peer
+        yield from (Row(name, case, PEERS[name].dense, refused=measure.one_line(error)) for name in names)
+        return
+    peers = [PEERS[name] for name in names]
+    if device == "cpu":
+        yield from measure.measure_in_turn(peers, case, layout, layout_ms, repeat_ms, with_backward)
+        return
+    expected: torch.Tensor | None = None
+    for peer in peers:
+        row, expected = measure.measure(
+            peer, case, layout, layout_ms, device, expected, repeat_ms, with_backward
+        )
+        measure.free(device)
+        yield row
+
+
 def main(arguments: list[str]) -> int:
-    given = build_parser().parse_args(arguments)
+    """Exit status 0, 1 when a peer measured nothing, 130 when interrupted: then what was measured is kept."""
+    parser = build_parser()
+    given = parser.parse_args(arguments)
     device = options.device_of(given)
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    found: dict[tuple[Case, str], list[measure.Row]] = {}
-    command = options.command_line("attention-bench", arguments, given.json)
-    names, cases = given.peers or DEFAULT_PEERS[device], chosen_cases(given, device)
-    for place, case in itertools.product(range(given.rounds), cases):
-        layout, layout_ms = measure.build(case, device)
-        expected: torch.Tensor | None = None
-        in_order = names[::-1] if place % 2 else names
-        if device == "cpu":
-            together = [PEERS[name] for name in in_order]
-            for row in measure.measure_in_turn(
-                together, case, layout, layout_ms, given.repeat_ms, not given.forward_only
-            ):
+    found: dict[tuple[Case, str], list[Row]] = {}
+    command = options.command_line(parser.prog, arguments, given.json)
+    cases = chosen_cases(given, device)
+    names = chosen_peers(given, cases, device)
+
+    def medians() -> list[Row]:
+        return [measure.median_row(tries) for tries in found.values()]
+
+    def keep() -> None:
+        if given.json and found:
+            report.write_json(given.json, medians(), environment(device, command))
+
+    was_interrupted = False
+    try:
+        for place, case in itertools.product(range(given.rounds), cases):
+            in_order = names[::-1] if place % 2 else names
+            for row in measured(case, in_order, device, given.repeat_ms, not given.forward_only):
                 found.setdefault((case, row.peer), []).append(row)
                 print(report.line(row), flush=True)
-        else:
-            for name in in_order:
-                row, expected = measure.measure(
-                    PEERS[name],
-                    case,
-                    layout,
-                    layout_ms,
-                    device,
-                    expected,
-                    given.repeat_ms,
-                    not given.forward_only,
-                )
-                measure.free(device)
-                found.setdefault((case, name), []).append(row)
-                print(report.line(row), flush=True)
-        rows = [measure.median_row(tries) for tries in found.values()]
-        if given.json:
-            report.write_json(given.json, rows, environment(device, command))
-    Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
-    return 0
+            keep()
+    except KeyboardInterrupt as stopped:
+        was_interrupted = True
+        for row in getattr(stopped, "rows", []):
+            found.setdefault((row.case, row.peer), []).append(row)
+        keep()
+    rows = medians()
+    if rows:
+        Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
+    if was_interrupted:
+        return outcome.interrupted(parser.prog, rows, given.json)
+    return outcome.finished(parser.prog, rows)

@@ -8,38 +8,50 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from typing import Any
 
 import torch
 
-from . import tune_hopper, tune_triton
-from .options import Unusable
+from dilated_attention_pytorch.cli.arguments import block_size, kept_ratio, positive_int
+
+from . import files, tune_hopper, tune_triton
+from .options import Unusable, add_json, make_parser
 
 BACKENDS = {"triton": tune_triton, "hopper": tune_hopper}
 KERNELS = tuple(dict.fromkeys(kernel for module in BACKENDS.values() for kernel in module.KERNELS))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="attention-bench tune", description=__doc__)
+    parser = make_parser("attention-bench tune", __doc__)
     parser.add_argument("--backend", choices=BACKENDS, default="triton", help="default: triton")
-    parser.add_argument("--head-dim", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--block", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--head-dim", type=positive_int, nargs="+", default=[64, 128])
+    parser.add_argument("--block", type=block_size, nargs="+", default=[64, 128])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, help="default: all of the backend")
-    parser.add_argument("--seqlen", type=int, default=65536)
-    parser.add_argument("--density", type=float, default=0.05)
-    parser.add_argument("--processes", type=int, default=8)
-    parser.add_argument("--json", help="write every timing to this file")
+    parser.add_argument("--seqlen", type=positive_int, default=65536)
+    parser.add_argument("--density", type=kept_ratio, default=0.05)
+    parser.add_argument("--processes", type=positive_int, default=8)
+    add_json(parser, "every timing")
     return parser
 
 
 def main(arguments: list[str]) -> int:
+    """Exit status 0; after Ctrl-C the file has the kernels that were timed."""
     given = build_parser().parse_args(arguments)
     module = BACKENDS[given.backend]
     kernels = given.kernels or list(module.KERNELS)
     unknown = sorted(set(kernels) - set(module.KERNELS))
     if unknown:
-        raise Unusable(f"--kernels {unknown[0]} is not one of the backend {given.backend}: {module.KERNELS}")
+        raise Unusable(
+            f"--kernels {unknown[0]} is not one of the backend {given.backend}: {', '.join(module.KERNELS)}"
+        )
     if not torch.cuda.is_available():
         raise Unusable("needs a CUDA GPU")
     shapes = list(itertools.product(kernels, given.head_dim, given.block))
-    module.tune(shapes, given.seqlen, given.density, given.processes, given.json)
+    results: list[dict[str, Any]] = []
+    for result in module.tune(shapes, given.seqlen, given.density, given.processes):
+        results.append(result)
+        if given.json:
+            files.write_json(given.json, results)
+    if not any(result["timed"] for result in results):
+        raise Unusable("no candidate was timed; the lines above say why")
     return 0

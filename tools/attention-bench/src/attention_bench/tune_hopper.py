@@ -12,7 +12,6 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, astuple, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 
 from .measure import one_line
 from .problem import Shape, make
+from .tune_triton import ignore_interrupts
 
 # The backward has two passes.
 TABLES: dict[str, dict[tuple[int, int], Any]] = {
@@ -211,16 +211,16 @@ def tune_shape(shape: Shape, problem: AttentionProblem, failures: dict[Tiles, st
     return {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}
 
 
-def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path: str | None) -> None:
+def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> Iterator[dict[str, Any]]:
+    """The timings of each kernel, as they come; prints the fastest."""
     for shape in shapes:
         if shape[1:] not in table_of(shape):
             print(f"{shape}: not in the table, the portable kernels serve it", flush=True)
     shapes = [shape for shape in shapes if shape[1:] in table_of(shape)]
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape)]
     print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
         reasons = dict(zip(work, pool.map(compile_one, work, chunksize=1), strict=True))
-    results = []
     for shape in shapes:
         problem = make(shape, seqlen, density)
         why_not = HOPPER.rejects(problem)
@@ -230,6 +230,4 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path:
         failures = {
             tiles: why for (other, tiles), why in reasons.items() if other == shape and why is not None
         }
-        results.append(tune_shape(shape, problem, failures))
-    if path is not None:
-        Path(path).write_text(json.dumps(results, indent=1))
+        yield tune_shape(shape, problem, failures)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from dataclasses import astuple
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,15 +66,20 @@ def compile_one(work: tuple[Shape, Tiles]) -> str | None:
     return None
 
 
-def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path: str | None) -> None:
+def ignore_interrupts() -> None:
+    """Ctrl-C is for the process that waits for the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> Iterator[dict[str, Any]]:
+    """The timings of each kernel, as they come; prints the fastest."""
     from triton.testing import do_bench
 
     capability = torch.cuda.get_device_capability()
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape, capability)]
     print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
         failures = pool.map(compile_one, work, chunksize=1)
-    results = []
     for shape in shapes:
         problem = make(shape, seqlen, density)
         pairs = problem.rows.indices.numel() * shape[2] ** 2
@@ -95,8 +100,4 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int, path:
             print(f"    {shape}: {tiles},  # {ms:.3f} ms, {flops / ms / 1e9:.0f} TFLOP/s", flush=True)
         default = default_tiles(*shape, 2, capability)
         print(f"    # default {[(round(ms, 3), astuple(t)) for ms, t in timed if t == default]}", flush=True)
-        results.append(
-            {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}
-        )
-    if path is not None:
-        Path(path).write_text(json.dumps(results, indent=1))
+        yield {"shape": shape, "timed": [(ms, astuple(tiles)) for ms, tiles in timed], "flops": flops}

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 
 from ..config import PATTERN_TYPES, SparsePatternConfig
 from ..patterns import BlockLayout
-from .arguments import block_size, int_list, kept_ratio, natural_int, path, positive_int
+from ..patterns.draw import bin_size
+from .arguments import block_size, did_you_mean, int_list, kept_ratio, natural_int, path, positive_int
 from .errors import CommandError
+from .files import check_file, write_whole
 
 FORMATS = (".png", ".svg", ".pdf")
+# What is drawn at most, of blocks, rows and columns: about 10 s and 1.5 GB on one core of a CPU.
+MAX_BLOCKS = 2**23
+# Of --hops, rows times blocks, which is what a layer costs: about 10 s on one core.
+MAX_HOPS_WORK = 2**30
 # Of how many layers the coverage is printed.
 MOST_LAYERS = 8
 
@@ -78,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hops", action="store_true", help="also print how many layers connect every pair of tokens"
     )
     parser.add_argument(
+        "-o",
         "--output",
         type=path,
         default=Path("pattern.png"),
@@ -88,23 +96,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw and print; returns the exit status."""
-    if args.output.suffix.lower() not in FORMATS:
-        raise CommandError(f"--output must end in {', '.join(FORMATS)}, got {str(args.output)!r}")
+    check_output(args.output)
     if args.hops and args.kv_len not in (None, args.q_len):
         raise CommandError(f"--hops needs as many keys as queries, got {args.q_len} and {args.kv_len}")
-    layout = make_layout(args)
+    config = make_config(args)
+    check_size(config, args.q_len, args.kv_len or args.q_len, args.causal, args.hops)
+    layout = make_layout(config, args)
     save(layout, args.output)
     print(describe(layout))
     if args.hops:
         print(describe_hops(layout))
-    print(f"wrote {args.output}")
+    print(f"wrote {args.output}{describe_bins(layout)}")
     return 0
 
 
-def make_layout(args: argparse.Namespace) -> BlockLayout:
-    """The layout that the options ask for."""
+def check_output(file: Path) -> None:
+    """Raise CommandError unless a picture of this name can be written."""
+    suffix = file.suffix.lower()
+    if suffix not in FORMATS:
+        near = did_you_mean(suffix, FORMATS) if suffix else ""
+        raise CommandError(f"--output must end in {', '.join(FORMATS)}, got {str(file)!r}{near}")
     try:
-        config = SparsePatternConfig(
+        check_file(file)
+    except OSError as error:
+        raise CommandError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+def n_blocks(tokens: int, block_size: int) -> int:
+    """Blocks that hold so many tokens."""
+    return -(-tokens // block_size)
+
+
+def expected_blocks(config: SparsePatternConfig, q_len: int, kv_len: int, causal: bool) -> int:
+    """About how many blocks a layout has, without making it: what the ratio asks for, or the least of its rows."""
+    size = config.block_size
+    n_rows, n_cols = n_blocks(q_len, size), n_blocks(kv_len, size)
+    available = n_rows * n_cols - (n_rows * (n_rows - 1) // 2 if causal else 0)
+    n_global = 0
+    if config.pattern_type == "global_local":
+        n_global = min(max(n_blocks(config.global_tokens, size), 1), n_rows, n_cols)
+    of_global = n_global * (n_rows + n_cols)
+    if config.window_size is None:
+        least = n_rows * min(config.least_blocks(causal), n_cols) + of_global
+        return max(int(config.sparsity_ratio * available), least)
+    near = n_blocks(config.window_size, size) if causal else 2 * n_blocks(config.window_size, 2 * size)
+    return n_rows * min(near + 1, n_cols) + of_global
+
+
+def check_size(config: SparsePatternConfig, q_len: int, kv_len: int, causal: bool, hops: bool) -> None:
+    """Raise CommandError if the layout, or the hops, would take minutes or much memory."""
+    n_rows, n_cols = n_blocks(q_len, config.block_size), n_blocks(kv_len, config.block_size)
+    kept = expected_blocks(config, q_len, kv_len, causal)
+    matrix = f"{n_rows:,} rows by {n_cols:,} columns of blocks, of which about {kept:,} are kept"
+    fix = "take a smaller --seq-len, --sparsity-ratio or window, or a larger --block-size"
+    if max(kept, n_rows, n_cols) > MAX_BLOCKS:
+        raise CommandError(f"{matrix}: plot draws at most {MAX_BLOCKS:,} of each; {fix}")
+    if hops and n_rows * kept > MAX_HOPS_WORK:
+        raise CommandError(
+            f"{matrix}: --hops follows at most {MAX_HOPS_WORK:,} rows times blocks, got {n_rows * kept:,}; "
+            f"leave --hops out, or {fix}"
+        )
+
+
+def make_config(args: argparse.Namespace) -> SparsePatternConfig:
+    """The pattern that the options ask for."""
+    try:
+        return SparsePatternConfig(
             pattern_type=args.pattern_type,
             block_size=args.block_size,
             sparsity_ratio=args.sparsity_ratio,
@@ -114,6 +171,13 @@ def make_layout(args: argparse.Namespace) -> BlockLayout:
             min_blocks=args.min_blocks,
             rotation=args.rotation,
         )
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+
+
+def make_layout(config: SparsePatternConfig, args: argparse.Namespace) -> BlockLayout:
+    """The layout that the options ask for."""
+    try:
         return BlockLayout.from_config(config, args.q_len, args.kv_len, causal=args.causal)
     except ValueError as error:
         raise CommandError(str(error)) from None
@@ -127,10 +191,18 @@ def save(layout: BlockLayout, file: Path) -> None:
         raise CommandError("plot needs matplotlib: pip install matplotlib") from None
     figure = Figure(figsize=(6, 6.3), layout="constrained")
     layout.plot(ax=figure.subplots())
+    picture = io.BytesIO()
+    figure.savefig(picture, format=file.suffix[1:].lower(), dpi=150)
     try:
-        figure.savefig(file, dpi=150)
+        write_whole(file, picture.getvalue())
     except OSError as error:
         raise CommandError(f"cannot write {file}: {error.strerror or error}") from None
+
+
+def describe_bins(layout: BlockLayout) -> str:
+    """How many blocks share a pixel, where they do."""
+    size = bin_size(layout)
+    return "" if size == 1 else f"; a pixel stands for {size} x {size} blocks, darker where more are kept"
 
 
 def describe(layout: BlockLayout) -> str:

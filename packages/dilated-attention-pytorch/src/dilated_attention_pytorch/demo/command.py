@@ -16,7 +16,15 @@ import torch
 
 from .. import __version__
 from ..backends.choose import BACKEND_NAMES
-from ..cli.arguments import block_size, kept_ratio, natural_int, path, positive_int
+from ..cli.arguments import (
+    block_size,
+    did_you_mean,
+    kept_ratio,
+    natural_int,
+    path,
+    positive_int,
+    thread_count,
+)
 from ..cli.errors import CommandError
 from ..patterns import BlockLayout
 from .memory import Run, median_peaks
@@ -68,6 +76,10 @@ PROMPT_BYTES = 100
 HELD_OUT_BATCHES = 32
 HELD_OUT_SEED = 1_000_003
 MODEL_FILE = "model.pt"
+# More than this is a slip of the keyboard, told before anything is made of it.
+MAX_SEEDS = 1000
+MAX_STEP_TOKENS = 2**30
+MAX_WEIGHTS = 2**33
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default %(default)s)")
     parser.add_argument(
         "--threads",
-        type=positive_int,
+        type=thread_count,
         default=1,
         metavar="N",
         help="on the CPU (default %(default)s: the steps are too small for more)",
@@ -468,6 +480,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
         )
     if sizes["context"] < SHORTEST_CONTEXT:
         raise CommandError(f"--context must be at least {SHORTEST_CONTEXT}, got {sizes['context']}")
+    for what, number, most in (
+        ("--seeds", args.seeds, MAX_SEEDS),
+        ("--context times --batch-size", sizes["context"] * sizes["batch_size"], MAX_STEP_TOKENS),
+        ("weights, 12 * --layers * --dim**2,", 12 * sizes["layers"] * sizes["dim"] ** 2, MAX_WEIGHTS),
+    ):
+        if number > most:
+            raise CommandError(f"{what} must be at most {most:,}, got {number:,}")
     settings = ModelSettings(
         layers=sizes["layers"],
         dim=sizes["dim"],
@@ -500,7 +519,10 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise CommandError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise CommandError(
+            f"--device must be auto, cpu, cuda or cuda:N, got {name!r}"
+            + did_you_mean(name, ("auto", "cpu", "cuda"))
+        )
     n_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= n_devices:
         raise CommandError(f"--device {name}: torch {torch.__version__} sees {n_devices} CUDA devices")

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 MAX_PIXELS = 512
 
 
+def bin_size(layout: BlockLayout) -> int:
+    """Blocks per side of what is drawn as one pixel."""
+    return -(-max(layout.grid.n_rows, layout.grid.n_cols) // MAX_PIXELS)
+
+
 def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) -> Axes:
     """Draw one head's blocks; matrices of more than 512 blocks a side are binned, darker where denser."""
     if ax is not None and not hasattr(ax, "imshow"):
@@ -27,7 +32,7 @@ def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) 
     grid = layout.grid
     heads, rows, cols = layout.head_rows_cols()
     rows, cols = rows[heads == head], cols[heads == head]
-    step = -(-max(grid.n_rows, grid.n_cols) // MAX_PIXELS)
+    step = bin_size(layout)
     height, width = -(-grid.n_rows // step), -(-grid.n_cols // step)
     counts = torch.bincount((rows // step) * width + cols // step, minlength=height * width)
     share = (counts.view(height, width).double() / step**2).cpu()

@@ -1,0 +1,68 @@
+"""How a command that measures peers ends: what was not measured, and the exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+INTERRUPTED = 130  # the exit status of a command that Ctrl-C ends
+
+
+class PeerRow(Protocol):
+    """What was measured of a peer, or why nothing was."""
+
+    peer: str
+    refused: str | None
+
+    @property
+    def has_figures(self) -> bool: ...
+
+
+Kept = TypeVar("Kept", bound=PeerRow)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, with the rows that have figures."""
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = list(rows)
+
+
+@contextmanager
+def interruptible(rows: list[Kept]) -> Iterator[None]:
+    """Ctrl-C inside becomes `Interrupted` with the rows that have figures by then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted([row for row in rows if row.has_figures]) from None
+
+
+def interrupted(prog: str, rows: Sequence[PeerRow], file: str | None) -> int:
+    """Say where the figures are that were measured before Ctrl-C; returns the exit status."""
+    where = (
+        "nothing was measured"
+        if not rows
+        else f"{len(rows)} rows were measured" + (f" and are in {file}" if file else "")
+    )
+    print(f"{prog}: interrupted; {where}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def without_figures(rows: Sequence[PeerRow]) -> dict[str, str]:
+    """The peers of which nothing was measured, with the first reason."""
+    measured = {row.peer for row in rows if row.has_figures}
+    reasons: dict[str, str] = {}
+    for row in rows:
+        if row.peer not in measured:
+            reasons.setdefault(row.peer, row.refused or "unknown")
+    return reasons
+
+
+def finished(prog: str, rows: Sequence[PeerRow]) -> int:
+    """Name the peers of which nothing was measured; returns the exit status, 1 if there is one."""
+    missing = without_figures(rows)
+    for peer, reason in missing.items():
+        print(f"{prog}: {peer} measured nothing: {reason}", file=sys.stderr)
+    return 1 if missing else 0
