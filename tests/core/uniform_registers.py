@@ -108,33 +108,59 @@ def add_jumps(code: list[Instruction]) -> None:
                 reach(instruction.address)
 
 
-# Register: the addresses of the instructions that may have written it last.
-Definitions = dict[int, frozenset[int]]
+NOBODY = -1  # stands for a register that nothing has written yet
 
 
-def reaching(code: list[Instruction]) -> dict[int, Definitions]:
-    """For every instruction that can be reached, who may have written the registers before it; -1 is nobody."""
+@dataclass
+class Writers:
+    """Which instructions may have written a register last, before each instruction that can be reached.
+
+    `before` holds a set per instruction as the bits of an int, one bit per (writer, register) of `writes`: a kernel has
+    thousands of instructions, and what is known of each changes many times.
+    """
+
+    writes: list[tuple[int, int]]
+    of_register: dict[int, int]
+    before: dict[int, int]
+
+    def of(self, address: int, register: int) -> set[int]:
+        """The addresses of the writers, or NOBODY."""
+        bits, found = self.before[address] & self.of_register[register], set()
+        while bits:
+            lowest = bits & -bits
+            found.add(self.writes[lowest.bit_length() - 1][0])
+            bits ^= lowest
+        return found
+
+
+def reaching(code: list[Instruction]) -> Writers:
+    """Follow every way through the code until nothing new is known."""
     at = {instruction.address: instruction for instruction in code}
-    nobody = frozenset({-1})
-    before: dict[int, Definitions] = {code[0].address: dict.fromkeys(range(64), nobody)}
+    writes = [(NOBODY, register) for register in range(64)]
+    writes += [(each.address, register) for each in code for register in each.writes]
+    of_register, made = dict.fromkeys(range(64), 0), dict.fromkeys(at, 0)
+    for place, (writer, register) in enumerate(writes):
+        of_register[register] |= 1 << place
+        if writer != NOBODY:
+            made[writer] |= 1 << place
+    gone = {
+        each.address: sum(of_register[register] for register in each.writes) if each.is_certain else 0
+        for each in code
+    }
+    before = {code[0].address: (1 << 64) - 1}
     waiting = [code[0].address]
     while waiting:
-        instruction = at[waiting.pop()]
-        after = before[instruction.address]
-        if instruction.writes:
-            new = frozenset({instruction.address})
-            after = after | {r: new if instruction.is_certain else new | after[r] for r in instruction.writes}
-        for address in instruction.next:
-            if address not in at:
+        address = waiting.pop()
+        after = (before[address] & ~gone[address]) | made[address]
+        for following in at[address].next:
+            if following not in at:
                 continue
-            known = before.get(address)
-            if known is after:
-                continue
-            merged = after if known is None else {r: known[r] | after[r] for r in known}
+            known = before.get(following)
+            merged = after if known is None else known | after
             if merged != known:
-                before[address] = merged
-                waiting.append(address)
-    return before
+                before[following] = merged
+                waiting.append(following)
+    return Writers(writes, of_register, before)
 
 
 def ambiguous(code: list[Instruction]) -> list[str]:
@@ -142,8 +168,8 @@ def ambiguous(code: list[Instruction]) -> list[str]:
     if not code:
         return []
     at = {instruction.address: instruction for instruction in code}
-    before = reaching(code)
-    lost = [i.text for i in code if i.op == "HGMMA" and i.address not in before]
+    known = reaching(code)
+    lost = [i.text for i in code if i.op == "HGMMA" and i.address not in known.before]
     if lost:
         raise ValueError(f"no way was found to {len(lost)} products, the first of them {lost[0]}")
     wanted = [(i.address, register) for i in code if i.op == "HGMMA" for register in i.reads]
@@ -151,10 +177,10 @@ def ambiguous(code: list[Instruction]) -> list[str]:
     while wanted:
         address, register = wanted.pop()
         # R2UR brings back what had to leave the uniform registers for a while
-        writers = {w for w in before[address][register] if w < 0 or at[w].op != "R2UR"}
+        writers = {w for w in known.of(address, register) if w == NOBODY or at[w].op != "R2UR"}
         if not writers:
             continue
-        if len(writers) > 1 or -1 in writers:
+        if len(writers) > 1 or NOBODY in writers:
             found.append(f"UR{register}: {at[address].text}, {sorted(map(hex, writers))}")
             continue
         writer = at[next(iter(writers))]
