@@ -31,10 +31,10 @@ BACKENDS = ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
 CASES = [
     Case("plain", 40, head_dim=16, block_size=16, is_causal=True),
     Case("gqa", 20, 33, batch=2, heads=4, kv_heads=2, head_dim=16, v_head_dim=8, block_size=16, empty_rows=(1,)),
-    Case("bias_shared", 40, head_dim=16, block_size=16, bias=("n",), ratio=1.0),
-    Case("bias_per_head", 40, batch=2, head_dim=16, block_size=16, bias=(2, "n"), ratio=1.0),
-    Case("bias_per_batch", 40, batch=2, head_dim=16, block_size=16, bias=(2, 1, "n"), ratio=1.0),
-    Case("bias_full", 40, batch=2, head_dim=16, block_size=16, bias=(2, 2, "n"), ratio=1.0),
+    Case("bias_shared", 24, head_dim=16, block_size=16, bias=("n",), ratio=1.0),
+    Case("bias_per_head", 24, batch=2, head_dim=16, block_size=16, bias=(2, "n"), ratio=1.0),
+    Case("bias_per_batch", 24, batch=2, head_dim=16, block_size=16, bias=(2, 1, "n"), ratio=1.0),
+    Case("bias_full", 24, batch=2, head_dim=16, block_size=16, bias=(2, 2, "n"), ratio=1.0),
     Case(
         "all_options", 40, batch=2, head_dim=16, block_size=16, bias=(1, "n"), padding=0.2, kv_lengths=(40, 17),
         dropout_p=0.3, segment_lengths=(16, 32), dilation_rates=(1, 2), is_causal=True, ratio=0.9,

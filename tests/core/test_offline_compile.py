@@ -38,7 +38,7 @@ def compiled(*arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("arch", sorted(SHARED))
+@pytest.mark.parametrize("arch", sorted(SHARED.keys() - {90}))  # 90 has them among every option
 def test_default_shapes_fit_the_architecture(arch: int) -> None:
     found = compiled(str(arch))
     assert len(found) == 16  # 4 shapes, forward and 3 backward kernels
@@ -50,6 +50,7 @@ def test_default_shapes_fit_the_architecture(arch: int) -> None:
 
 def test_every_option_compiles_for_hopper() -> None:
     found = compiled("90", "--other")
+    assert len(found) == 72  # 4 default shapes and 14 others, 4 kernels each
     assert {kernel["kernel"] for kernel in found} == {
         "forward_kernel",
         "delta_kernel",

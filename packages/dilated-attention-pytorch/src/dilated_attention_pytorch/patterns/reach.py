@@ -1,7 +1,12 @@
-"""How far information travels through stacked layers of a layout."""
+"""How far information travels through stacked layers of a layout.
+
+What each block row reaches is a row of bits, 64 columns to an int64, and a layer more is an OR over the row's blocks.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,27 +17,102 @@ from .. import values
 if TYPE_CHECKING:
     from .layout import BlockLayout
 
-# Block rows that are followed at a time: bounds the working memory to this times the number of columns.
-ROWS_PER_GROUP = 1024
+WORD = 64  # columns to an int64
+# Of the bits that a layer gathers: bounds the working memory, columns are followed in groups.
+MAX_GATHERED_BYTES = 2**26
 
 
-def adjacency(layout: BlockLayout) -> Tensor:
-    """Sparse float (n_cols, n_rows): 1 where any head of the layout connects row -> column, transposed."""
+@dataclass(frozen=True)
+class Links:
+    """Which columns a block row of any head sees: `rows` and `cols`, int64 (n,), sorted by row, no pair twice.
+
+    `sources` (m, 2) and `levels`, each (m', 2): a layer more is `x[sources]` with its pairs ORed, then the same with
+    each level, which halves what is left of every row.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    sources: Tensor
+    levels: list[Tensor]
+
+
+def make_links(layout: BlockLayout) -> Links:
+    n_rows, n_cols = layout.grid.n_rows, layout.grid.n_cols
     _, rows, cols = layout.head_rows_cols()
-    shape = (layout.grid.n_cols, layout.grid.n_rows)
-    ones = torch.ones(rows.numel(), dtype=torch.float32, device=layout.device)
-    return torch.sparse_coo_tensor(
-        torch.stack([cols, rows]), ones, shape, device=layout.device, check_invariants=False
-    ).coalesce()
+    if layout.num_heads > 1:
+        pairs = torch.unique(rows * n_cols + cols)
+        rows, cols = pairs // n_cols, pairs % n_cols
+    counts = torch.bincount(rows, minlength=n_rows)
+    # a row without blocks takes one from behind the last column, where there are no bits
+    lengths = counts.clamp(min=1)
+    sources = torch.full((int(lengths.sum()),), n_cols, dtype=torch.int64, device=cols.device)
+    starts = lengths.cumsum(0) - lengths
+    within = torch.arange(rows.numel(), device=cols.device) - (counts.cumsum(0) - counts)[rows]
+    sources[starts[rows] + within] = cols
+    levels = list(halvings(lengths))
+    return Links(rows, cols, sources[levels[0]], levels[1:])
 
 
-def allowed_pairs(layout: BlockLayout, rows: Tensor) -> Tensor:
-    """Bool (n_cols, rows): the pairs that dense attention with the same lengths and causality connects."""
-    cols = torch.arange(layout.grid.n_cols, device=layout.device)[:, None]
+def halvings(lengths: Tensor) -> Iterator[Tensor]:
+    """Pairs of places, (m, 2), that halve consecutive pieces of these lengths until each has one element.
+
+    The last of an odd number is paired with itself, which an OR does not mind. There is always one level at least.
+    """
+    while True:
+        starts, halves = lengths.cumsum(0) - lengths, (lengths + 1) // 2
+        piece = torch.repeat_interleave(halves)
+        left = starts[piece] + 2 * (
+            torch.arange(piece.numel(), device=lengths.device) - (halves.cumsum(0) - halves)[piece]
+        )
+        yield torch.stack([left, torch.minimum(left + 1, (starts + lengths - 1)[piece])], 1)
+        if int(halves.max()) == 1:
+            return
+        lengths = halves
+
+
+def layer_more(links: Links, seen: Tensor) -> Tensor:
+    """The bits, (n_rows, words), one layer farther than `seen`, and those of `seen`."""
+    wider = torch.cat([seen, seen.new_zeros(1, seen.shape[1])])
+    for pairs in (links.sources, *links.levels):
+        wider = wider[pairs[:, 0]] | wider[pairs[:, 1]]
+    return wider | seen
+
+
+def groups(layout: BlockLayout, links: Links) -> Iterator[tuple[Tensor, Tensor]]:
+    """Group by group of columns the bits of one layer and those of all allowed pairs, each (n_rows, words)."""
+    n_words = -(-layout.grid.n_cols // WORD)
+    size = max(1, min(n_words, MAX_GATHERED_BYTES // (16 * links.sources.shape[0])))
+    for first in range(0, n_words, size):
+        n = min(size, n_words - first)
+        yield one_layer(layout, links, first, n), allowed(layout, first, n)
+
+
+def one_layer(layout: BlockLayout, links: Links, first: int, n_words: int) -> Tensor:
+    """Bits of the columns that each row sees."""
+    seen = torch.zeros(layout.grid.n_rows * n_words, dtype=torch.int64, device=layout.device)
+    word = links.cols // WORD - first
+    here = (word >= 0) & (word < n_words)
+    bits = torch.ones_like(links.cols[here]) << links.cols[here] % WORD
+    # no pair is there twice, so that a sum of bits is their OR
+    return seen.index_add_(0, links.rows[here] * n_words + word[here], bits).view(-1, n_words)
+
+
+def allowed(layout: BlockLayout, first: int, n_words: int) -> Tensor:
+    """Bits of the pairs that dense attention with the same lengths and causality connects."""
+    grid, device = layout.grid, layout.device
+    end = torch.full((grid.n_rows,), grid.n_cols, dtype=torch.int64, device=device)
     if layout.causal:
-        past: Tensor = cols <= rows + layout.grid.first_row
-        return past
-    return torch.ones_like(cols + rows, dtype=torch.bool)
+        end = (torch.arange(grid.n_rows, device=device) + grid.first_row + 1).clamp(max=grid.n_cols)
+    before = WORD * torch.arange(first, first + n_words, device=device)
+    count = (end[:, None] - before).clamp(0, WORD)
+    return torch.where(count == WORD, -1, (1 << count % WORD) - 1)
+
+
+def count_bits(words: Tensor) -> int:
+    """How many bits are set."""
+    of_byte = sum((torch.arange(256, device=words.device) >> bit) & 1 for bit in range(8))
+    found = torch.bincount(words.contiguous().view(torch.uint8).flatten(), minlength=256)
+    return int((found * of_byte).sum())
 
 
 def check_square(layout: BlockLayout) -> None:
@@ -42,14 +122,6 @@ def check_square(layout: BlockLayout) -> None:
         )
 
 
-def reached(links: Tensor, rows: Tensor) -> Tensor:
-    """Bool (n_cols, rows): the columns one layer away from each of the rows."""
-    start = torch.zeros(links.shape[1], rows.numel(), dtype=torch.float32, device=links.device)
-    start[rows, torch.arange(rows.numel(), device=links.device)] = 1
-    found: Tensor = torch.sparse.mm(links, start) > 0
-    return found
-
-
 def coverage(layout: BlockLayout, layers: int) -> float:
     """Share of allowed block pairs connected within `layers` layers."""
     given, layers = layers, values.integer(layers) or 0
@@ -57,28 +129,26 @@ def coverage(layout: BlockLayout, layers: int) -> float:
         raise ValueError(f"layers must be at least 1, got {values.shown(given)}")
     if layers > 1:
         check_square(layout)
-    links, connected, total = adjacency(layout), 0, 0
-    for rows in torch.arange(layout.grid.n_rows, device=layout.device).split(ROWS_PER_GROUP):
-        seen = reached(links, rows)
+    links, connected, total = make_links(layout), 0, 0
+    for seen, wanted in groups(layout, links):
         for _ in range(layers - 1):
-            wider = seen | (torch.sparse.mm(links, seen.float()) > 0)
+            wider = layer_more(links, seen)
             if torch.equal(wider, seen):
                 break
             seen = wider
-        allowed = allowed_pairs(layout, rows)
-        connected += int((seen & allowed).sum())
-        total += int(allowed.sum())
+        connected += count_bits(seen & wanted)
+        total += count_bits(wanted)
     return connected / total
 
 
 def hops_to_full_coverage(layout: BlockLayout) -> int | None:
     """Fewest layers that connect every allowed pair, or None."""
     check_square(layout)
-    links, most = adjacency(layout), 1
-    for rows in torch.arange(layout.grid.n_rows, device=layout.device).split(ROWS_PER_GROUP):
-        allowed, seen, hops = allowed_pairs(layout, rows), reached(links, rows), 1
-        while not bool((seen | ~allowed).all()):
-            wider = seen | (torch.sparse.mm(links, seen.float()) > 0)
+    links, most = make_links(layout), 1
+    for seen, wanted in groups(layout, links):
+        hops = 1
+        while bool((wanted & ~seen).any()):
+            wider = layer_more(links, seen)
             if torch.equal(wider, seen):
                 return None
             seen, hops = wider, hops + 1
