@@ -99,6 +99,7 @@ def test_heads_with_patterns_of_their_own() -> None:
     assert flops(module, tensors) == of_dense(tensors) * (3 * 16 + 10) // (4 * 16)
 
 
+@pytest.mark.filterwarnings(r"ignore:Using `torch.compile\(module\)` when there are global hooks")
 def test_compiled_calls_and_fake_tensors_count_the_same() -> None:
     module, tensors = BlockSparseAttention(SparsePatternConfig(block_size=16, sparsity_ratio=0.4)), qkv(128)
     expected = flops(module, tensors)

@@ -18,6 +18,12 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
 )
 
+# of the dense attention that results are compared with
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:There is a performance drop because we have not yet implemented the batching rule for "
+    "aten.._scaled_dot_product_flash_attention_for_cpu"
+)
+
 LENGTH = 20
 DENSE = SparsePatternConfig(block_size=16, sparsity_ratio=1.0)
 SPARSE = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
