@@ -77,7 +77,7 @@ def docs(session: nox.Session) -> None:
         *(python, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),
         env={"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"},
     )
-    session.run(python, "-m", "pytest", "tests/docs", *session.posargs)
+    session.run(python, "-m", "pytest", "tests/docs", *workers(), *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")
@@ -234,7 +234,8 @@ def workshop(session: nox.Session, *groups: str) -> str:
 
 def workers() -> list[str]:
     """One pytest worker per core, eight at most."""
-    return ["-n", "auto", "--maxprocesses", "8"]
+    # a worker that has nothing left takes tests from one that compiles kernels
+    return ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 
 
 def beside(session: nox.Session, python: str, version: str) -> dict[str, str]:
