@@ -13,7 +13,7 @@ import torch
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, __version__
 from dilated_attention_pytorch.__main__ import build_parser, main
-from dilated_attention_pytorch.cli import doctor
+from dilated_attention_pytorch.cli import doctor, plot
 from dilated_attention_pytorch.cli.arguments import int_list, kept_ratio
 from dilated_attention_pytorch.factory import PRESETS
 
@@ -64,6 +64,24 @@ def test_kept_ratio_and_int_list() -> None:
 BAD_ARGUMENTS = {
     "": "required: COMMAND",
     "train": "invalid choice: 'train'",
+    "plt": "invalid choice: 'plt'; did you mean 'plot'? (choose from demo, doctor, plot)",
+    "doctor --jsn": "doctor: error: unrecognized arguments: --jsn; did you mean '--json'?",
+    "plot --outptu=x.png": "plot: error: unrecognized arguments: --outptu=x.png; did you mean '--output'?",
+    "plot --pattern-type dilated-sparse": "'dilated-sparse'; did you mean 'dilated_sparse'?",
+    "plot -o pattern.pgn": "--output must end in .png, .svg, .pdf, got 'pattern.pgn'; did you mean '.png'?",
+    "plot -o .png": "--output must end in .png, .svg, .pdf, got '.png'",
+    "plot --seq-len 1048576 --block-size 16": "plot draws at most 8,388,608 of each",
+    "plot --seq-len 99999999999999999999": "--seq-len: must be at most 2**63 - 1",
+    "plot --q-len 64 --kv-len 9000000000000000000 --sparsity-ratio 1e-18": "plot draws at most",
+    "plot --seq-len 1048576 --sparsity-ratio 0.01 --hops": "--hops follows at most 1,073,741,824 rows times blocks",
+    "plot --pattern-type local_window --window-size 500000 --seq-len 1048576": "plot draws at most",
+    "demo --backend cpuu": "--backend: invalid choice: 'cpuu'; did you mean 'cpu'?",
+    "demo --device cudda": "got 'cudda'; did you mean 'cuda'?",
+    "demo --threads 99999": "--threads: must be at most 1,024, got '99999'",
+    "demo --seeds 1000000000": "--seeds must be at most 1,000, got 1,000,000,000",
+    "demo --layers 1000000000": "weights, 12 * --layers * --dim**2, must be at most 8,589,934,592",
+    "demo --batch-size 10000000000": "--context times --batch-size must be at most",
+    "demo --output /dev/null/x": "cannot write to /dev/null/x: Not a directory",
     "demo --context 0": "--context: must be a whole number of at least 1, got '0'",
     "demo --context -5": "--context: must be a whole number of at least 1, got '-5'",
     "demo --steps many": "--steps: must be a whole number of at least 1, got 'many'",
@@ -210,6 +228,45 @@ def test_plot_writes_a_picture(name: str, tmp_path: Path, capsys: pytest.Capture
     assert main(["plot", "--output", str(file), "--seq-len", "1024"]) == 0
     assert file.stat().st_size > 1000
     assert f"wrote {file}" in capsys.readouterr().out
+
+
+def test_plot_says_what_a_pixel_stands_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "pattern.png"
+    assert main(["plot", "-o", str(file), "--seq-len", "131072", "--sparsity-ratio", "0.01"]) == 0
+    assert f"wrote {file}; a pixel stands for 4 x 4 blocks" in capsys.readouterr().out
+    assert main(["plot", "-o", str(file), "--seq-len", "32768", "--sparsity-ratio", "0.01"]) == 0
+    assert capsys.readouterr().out.endswith(f"wrote {file}\n")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("q_len", [100, 4096])
+@pytest.mark.parametrize(
+    "config",
+    [
+        SparsePatternConfig(sparsity_ratio=0.2),
+        SparsePatternConfig(sparsity_ratio=0.001),
+        SparsePatternConfig("local_window", window_size=300),
+        SparsePatternConfig("global_local", sparsity_ratio=0.01, global_tokens=200),
+        SparsePatternConfig("global_local", window_size=300, global_tokens=200),
+    ],
+)
+def test_plot_expects_about_as_many_blocks_as_there_are(
+    config: SparsePatternConfig, q_len: int, causal: bool
+) -> None:
+    n_blocks = BlockLayout.from_config(config, q_len, causal=causal).num_active_blocks
+    assert n_blocks * 0.9 <= plot.expected_blocks(config, q_len, q_len, causal) <= 3 * n_blocks
+
+
+def test_plot_leaves_the_picture_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    file = tmp_path / "pattern.png"
+    file.write_text("before")
+    monkeypatch.setattr("os.replace", interrupted)
+    assert main(["plot", "-o", str(file), "--seq-len", "256"]) == 130
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_plot_prints_the_figures_of_the_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

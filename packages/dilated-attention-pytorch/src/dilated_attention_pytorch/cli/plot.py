@@ -138,9 +138,9 @@ def expected_blocks(config: SparsePatternConfig, q_len: int, kv_len: int, causal
     of_global = n_global * (n_rows + n_cols)
     if config.window_size is None:
         least = n_rows * min(config.least_blocks(causal), n_cols) + of_global
-        return max(int(config.sparsity_ratio * available), least)
+        return min(available, max(int(config.sparsity_ratio * available), least))
     near = n_blocks(config.window_size, size) if causal else 2 * n_blocks(config.window_size, 2 * size)
-    return n_rows * min(near + 1, n_cols) + of_global
+    return min(available, n_rows * min(near + 1, n_cols) + of_global)
 
 
 def check_size(config: SparsePatternConfig, q_len: int, kv_len: int, causal: bool, hops: bool) -> None:
