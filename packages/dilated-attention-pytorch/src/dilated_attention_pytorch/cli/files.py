@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import tempfile
 from pathlib import Path
@@ -26,25 +27,13 @@ def check_file(file: Path) -> None:
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file so that it is whole or as it was before, whatever happens; a link stays one."""
     target = Path(os.path.realpath(file))
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix=".", suffix=".partial", delete=False
-    ) as scratch:
-        try:
-            scratch.write(content)
-            scratch.close()
-            os.chmod(scratch.name, mode_of(target))
-            os.replace(scratch.name, target)
-        except BaseException:
-            scratch.close()
-            os.unlink(scratch.name)
-            raise
-
-
-def mode_of(file: Path) -> int:
-    """The permissions of a file, or those that a new one would get."""
+    scratch = target.with_name(
+        f".{secrets.token_hex(8)}.partial"
+    )  # known before it is there, so that none is left
     try:
-        return stat.S_IMODE(file.stat().st_mode)
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
+        scratch.write_bytes(content)
+        if target.exists():
+            scratch.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
