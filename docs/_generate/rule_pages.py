@@ -73,7 +73,7 @@ def reason_page(name: str) -> str:
     explanation = EXPLANATIONS[name]
     parts = [
         head(name, "explanations.py", reason(name)),
-        f"A report: the use is marked and left to a person; the exit status is 2. {OTHERS}\n",
+        f"A report: the use is left to a person, and the exit status is 2. {OTHERS}\n",
         f"## Why it is left\n\n{explanation.why}",
         f"## What to do\n\n{explanation.todo}",
         "## Example\n",
@@ -84,6 +84,11 @@ def reason_page(name: str) -> str:
     else:
         language = Path(explanation.path).suffix.removeprefix(".")
         parts.append(f'```{language} title="{explanation.path}"\n{explanation.before}```\n')
+        path, content = explanation.beside
+        if path:
+            parts.append(
+                f'A file beside it, which the run is not given:\n\n```py title="{path}"\n{content}```\n'
+            )
     return "\n".join([*parts, silence(name, "keeps it from being reported")])
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from migrate_hierarchical.cli import main
 from migrate_hierarchical.engine import migrate_bytes
 from migrate_hierarchical.rules import RULES
 from migrate_hierarchical.rules.explanations import EXPLANATIONS
@@ -22,12 +25,19 @@ def test_every_reason_has_an_explanation() -> None:
 
 
 @pytest.mark.parametrize("name", EXPLANATIONS)
-def test_example_of_the_reason(name: str) -> None:
+def test_example_of_the_reason(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     explanation = EXPLANATIONS[name]
     assert explanation.why.strip()
     assert explanation.todo.strip()
-    result = migrate_bytes(explanation.path, explanation.before.encode(), Settings())
-    assert name in {entry.rule for entry in result.left}
+    monkeypatch.chdir(tmp_path)
+    other, content = explanation.beside
+    if other:
+        Path(other).write_text(content)
+    Path(explanation.path).write_text(explanation.before)
+    assert main(["--check", explanation.path]) == 2
+    assert name in capsys.readouterr().out
     if explanation.by_hand:
         finished = migrate_bytes(explanation.path, explanation.by_hand.encode(), Settings())
         assert (finished.new, finished.left) == (None, [])

@@ -16,6 +16,7 @@ class Explanation:
     before: str
     by_hand: str = ""  # `before`, finished; empty where it is no Python
     path: str = "example.py"
+    beside: tuple[str, str] = ("", "")  # the path and the content of a file that the run is not given
 
 
 EXPLANATIONS = {
@@ -332,6 +333,22 @@ logger = logging.getLogger(__name__)
 model = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.01))
 logger.info("made")
 """,
+    ),
+    "HIER115": Explanation(
+        """\
+Another file of the project takes the name from this one. It would break if this file were migrated alone, so the file
+is left whole. A run by pre-commit, which passes the staged files only, ends so.
+""",
+        """\
+Run on both, or on the whole project.
+""",
+        f"""\
+{PACKAGE}HierarchicalConfig
+
+config = HierarchicalConfig()
+""",
+        path="shared.py",
+        beside=("train.py", "from shared import HierarchicalConfig\n\nother = HierarchicalConfig()\n"),
     ),
     "HIER120": Explanation(
         """\
