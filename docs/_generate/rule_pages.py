@@ -33,9 +33,9 @@ def reason(name: str) -> str:
     return REASONS[name].replace("*", r"\*")
 
 
-def silence(name: str, effect: str) -> str:
+def silence(heading: str, name: str, comment: str) -> str:
     return (
-        f"## Silence it\n\nA comment `# noqa: {name}` on the line of the use {effect}. For a whole run or project:\n\n"
+        f"## {heading}\n\n{comment} For a whole run or project:\n\n"
         f"```bash\nmigrate-hierarchical --ignore {name} src/\n```\n\n"
         f'```toml title="pyproject.toml"\n[tool.migrate-hierarchical]\nignore = ["{name}"]\n```\n'
     )
@@ -60,7 +60,11 @@ def rule_page(rule: Rule) -> str:
     if rule.changes:
         parts.append("**Changes results.**\n")
         parts += [f"- {textwrap.indent(text, '  ').lstrip()}" for text in rule.changes]
-    return "\n".join([*parts, silence(rule.id, "leaves the code as it is")])
+    skip = (
+        "A file that contains `migrate-hierarchical: skip-file` stays as it is. `# noqa` silences reports only: it keeps "
+        "no use from being rewritten."
+    )
+    return "\n".join([*parts, silence("Leave it out", rule.id, skip)])
 
 
 def marked(explanation: Explanation) -> str:
@@ -89,7 +93,8 @@ def reason_page(name: str) -> str:
             parts.append(
                 f'A file beside it, which the run is not given:\n\n```py title="{path}"\n{content}```\n'
             )
-    return "\n".join([*parts, silence(name, "keeps it from being reported")])
+    comment = f"A comment `# noqa: {name}` on the line of the use keeps it from being reported."
+    return "\n".join([*parts, silence("Silence it", name, comment)])
 
 
 def index() -> str:
