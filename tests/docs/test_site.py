@@ -31,6 +31,12 @@ def test_pages_load_nothing_from_other_hosts() -> None:
     assert not {page: found for page, found in loads.items() if found}
 
 
+def test_every_column_of_a_table_has_a_heading() -> None:
+    """A screen reader reads it with every cell, and a phone shows it there."""
+    pages = {path.relative_to(SITE): path.read_text("utf-8") for path in SITE.rglob("*.html")}
+    assert not [page for page, html in pages.items() if re.search(r"<th[^>]*>\s*</th>", html)]
+
+
 def sources() -> list[Path]:
     """The Markdown files that are pages, relative to docs/."""
     pages = (path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
