@@ -20,7 +20,7 @@ from dilated_attention_pytorch import (
 from tests.docs.fences import ROOT
 
 PAGE = ROOT / "docs/troubleshooting.md"
-QUOTED = re.compile(r"^```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+QUOTED = re.compile(r"^```\{\.text \.wrap\}\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
