@@ -30,6 +30,7 @@ DEPTH = 12
 class Origins:
     def __init__(self, walk: Walk, resolver: Resolver) -> None:
         self.walk, self.resolver = walk, resolver
+        self.asked: list[list[Binding]] = []  # of the names that are being looked up
         self.instances: set[cst.CSTNode] = set()  # further calls that made an instance of the removed class
 
     def kind(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> str | None:
@@ -158,6 +159,15 @@ class Origins:
 
     def of_name(self, name: str, scope: Scope, depth: int) -> str | None:
         bindings = scope.lookup(name)
+        if any(bindings is each for each in self.asked):
+            return "same"  # `config = config or ...`
+        self.asked.append(bindings)
+        try:
+            return self.of_bindings(name, bindings, depth)
+        finally:
+            self.asked.pop()
+
+    def of_bindings(self, name: str, bindings: list[Binding], depth: int) -> str | None:
         if len(bindings) == 1 and is_empty(bindings[0].value) and name in self.walk.filled:
             kinds = {self.kind(value, where, depth + 1) for value, where in self.walk.filled[name]}
             if kinds in CONFIGS:
@@ -291,7 +301,7 @@ def item_of(node: cst.BaseExpression, index: int | None) -> cst.BaseExpression |
 
 def agreed(kinds: list[str | None]) -> str | None:
     """The one kind that all have, None aside; "none" if there is nothing but None."""
-    kinds_seen = set(kinds)
+    kinds_seen = set(kinds) - {"same"}
     if not kinds_seen or None in kinds_seen:
         return None
     kinds_seen.discard("none")
