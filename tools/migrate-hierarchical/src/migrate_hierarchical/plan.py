@@ -10,14 +10,14 @@ from functools import cached_property
 
 import libcst as cst
 
-from .analysis.binding import Binding, ImportStatement, Scope
+from .analysis.binding import Binding, ImportStatement, Scope, is_import, is_import_from
 from .analysis.choices import UNKNOWN, Choices, Chooser, union
 from .analysis.context import fstring_quotes
 from .analysis.nones import Nones
 from .analysis.origins import Origins
 from .analysis.roles import ALL, CLASS, DOCSTRING, KEY, TYPE, Roles
 from .analysis.scopes import Walk
-from .analysis.uses import Resolver, Use
+from .analysis.uses import Resolver, Use, api_path
 from .checks.annotations import check_type_comments, check_types
 from .checks.by_name import ByName
 from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
@@ -43,6 +43,7 @@ from .rules import DECIDERS, RULE_OF
 from .rules.base import Left, OldPattern, Rewrite, default_pattern, preset_pattern
 from .rules.hier002 import config_factory
 from .settings import Settings
+from .silence import Silence
 
 EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside its arguments
 
@@ -57,9 +58,41 @@ class Outcome:
     patterns: tuple[Comparison, ...] = ()
 
 
+@dataclass
+class Demand:
+    """A name of the package that a new expression needs."""
+
+    use: Use
+    name: str
+    local: str
+    statements: list[ImportStatement]  # what the use was imported by
+
+    def order(self, planner: Planner) -> tuple[bool, int]:
+        """Imports of the module first, from top to bottom."""
+        first = self.statements[0]
+        return not isinstance(planner.block(first), cst.Module), planner.walk.lines[first]
+
+
 class Planner:
-    def __init__(self, module: cst.Module, walk: Walk, settings: Settings, is_init: bool) -> None:
+    """The plan for one file.
+
+    With a part of the rules, `whole` is the plan that all of them would give: an import is put where that has it, so
+    that what one rule leaves is what the others expect, in whatever order they are run.
+    """
+
+    def __init__(
+        self,
+        module: cst.Module,
+        walk: Walk,
+        settings: Settings,
+        is_init: bool,
+        silence: Silence | None = None,
+        whole: Planner | None = None,
+    ) -> None:
         self.module, self.walk, self.settings, self.is_init = module, walk, settings, is_init
+        self.silence = silence or Silence(b"", bare=False, is_python=True)
+        self.whole = whole
+        self.waiting: set[Binding] = set()  # imports whose uses wait for the rest of the project
         self.resolver = Resolver(walk)
         self.origins = Origins(walk, self.resolver)
         self.roles = Roles(walk)
@@ -68,7 +101,8 @@ class Planner:
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
         self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
-        self.needs: dict[ImportStatement, dict[str, str]] = {}
+        self.demands: list[Demand] = []
+        self.needs: dict[ImportStatement, dict[str, str]] = {}  # what an import statement has to give, and as what
         self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
         self.todos: list[tuple[cst.CSTNode, Left]] = []
@@ -79,6 +113,19 @@ class Planner:
         self.spoken: set[cst.CSTNode] = set()  # strings that were reported
 
     # ---- questions of the rules
+
+    def wants(self, rule: str, node: cst.CSTNode) -> bool:
+        """Whether a rule rewrites a node: the settings want it, and no comment there names it."""
+        return self.settings.wants(rule) and not (
+            self.silence.rules and any(self.silence.names(line, rule) for line in self.lines_of(node))
+        )
+
+    def lines_of(self, node: cst.CSTNode) -> tuple[int, ...]:
+        """First and last line of a node, and of the call that it is the function of."""
+        first = self.walk.line_of(node)
+        parent = self.walk.parents.get(node)
+        whole = parent if isinstance(parent, cst.Call) and parent.func is node else node
+        return first, first + self.module.code_for_node(whole).count("\n")
 
     def style(self, node: cst.CSTNode) -> Style | None:
         """Layout of a new call in place of a node; None if it cannot be written there."""
@@ -96,9 +143,11 @@ class Planner:
                 if binding.statement is not None:
                     self.to_root.add(binding.statement)
             return cst.Attribute(bare(use.base), cst.Name(name))
-        if use.is_star:
+        if use.is_star and (self.walk.stars or use.root.value not in self.walk.star_of):
             return cst.Name(name)
         statements = [binding.statement for binding in use.bindings if binding.statement is not None]
+        if use.is_star:  # of a module of the user's own, which need not have the name
+            statements = [self.walk.star_of[use.root.value]]
         if self.walk.groups:  # a block of a page stays complete
             group = self.walk.group(use.root)
             statements = [each for each in statements if self.walk.group(each) == group] or statements
@@ -107,9 +156,47 @@ class Planner:
             return cst.Name(there)
         taken = [b for b in use.scope.lookup(name) if not self.is_name(b, name)]
         local = f"dilated_{name}" if taken else name
-        for statement in statements:
-            self.needs.setdefault(statement, {})[name] = local
+        if statements:
+            self.demands.append(Demand(use, name, local, statements))
         return cst.Name(local)
+
+    def place(self) -> None:
+        """Put what is needed into import statements, once where one serves several uses."""
+        planned = self.whole.needs if self.whole is not None else {}
+        for demand in sorted(self.demands, key=lambda each: each.order(self)):
+            there = self.served(demand, planned) or self.served(demand, self.needs)
+            for statement in [there] if there is not None else demand.statements:
+                self.needs.setdefault(self.home(statement), {})[demand.name] = demand.local
+
+    def served(
+        self, demand: Demand, needs: dict[ImportStatement, dict[str, str]]
+    ) -> ImportStatement | None:
+        """The statement among those with needs that gives a use what it needs."""
+        for statement, names in needs.items():
+            same_block = all(self.block(each) is self.block(statement) for each in demand.statements)
+            if (
+                names.get(demand.name) == demand.local
+                and (same_block or isinstance(self.block(statement), cst.Module))
+                and self.runs_before(statement, demand.use, demand.statements)
+            ):
+                return statement
+        return None
+
+    def home(self, statement: ImportStatement) -> ImportStatement:
+        """Where new names go that a star cannot give: an import from the package below it, if there is one."""
+        if is_import(statement) or not isinstance(statement.names, cst.ImportStar):
+            return statement
+        line = self.walk.parents[statement]
+        body = getattr(self.walk.parents[line], "body", ())
+        if not isinstance(line, cst.SimpleStatementLine) or not isinstance(body, Sequence):
+            return statement
+        place = next(i for i, each in enumerate(body) if each is line)
+        after = body[place + 1] if place + 1 < len(body) else None
+        found = after.body[0] if isinstance(after, cst.SimpleStatementLine) else None
+        if not is_import_from(found) or isinstance(found.names, cst.ImportStar):
+            return statement
+        is_root = api_path(self.walk.absolute(found)) == ""
+        return found if is_root and self.walk.group(found) == self.walk.group(statement) else statement
 
     def visible(self, use: Use, name: str, statements: list[ImportStatement]) -> str | None:
         """The local name of an import that surely runs before the use."""
@@ -232,11 +319,12 @@ class Planner:
                 if use.name in REMOVED:
                     self.note(use.node, "HIER002")
                 continue
-            before = {statement: dict(names) for statement, names in self.needs.items()}, set(self.to_root)
+            n_demands, to_root = len(self.demands), set(self.to_root)
             decision = self.decide(use)
             if decision is None:
                 if use.node not in self.renames:
-                    self.needs, self.to_root = before
+                    del self.demands[n_demands:]
+                    self.to_root = to_root
                 continue
             self.apply(use, *decision)
             absorbed.update(decision[1].absorbs)
@@ -250,16 +338,18 @@ class Planner:
             self.by_name.check()
         check_strings(self)
         check_type_comments(self)
+        self.place()
 
     def move_to_root(self, absorbed: set[cst.CSTNode]) -> None:
         """What the package kept, where it is reached through a module that is gone."""
-        if not self.settings.wants("HIER009"):
-            return
         for use in self.resolver:
             through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
             if use.name not in KEPT or not through_module or not use.agrees or use.is_star:
                 continue
             if self.climb(use.node, absorbed) or self.walk.parents[use.node] in self.replacements:
+                continue
+            statements = [each.statement for each in use.bindings if each.statement is not None]
+            if not all(self.wants("HIER009", each) for each in (use.node, *statements)):
                 continue
             self.renames[use.node] = self.name(use, use.name)
             self.used.add(use.root)
@@ -273,7 +363,8 @@ class Planner:
                 self.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
             return None
         called = isinstance(parent, cst.Call) and parent.func is use.node
-        if called and use.name in RULE_OF and not self.settings.wants(RULE_OF[use.name]):
+        waits = bool(self.waiting.intersection(use.bindings))
+        if called and use.name in RULE_OF and (waits or not self.wants(RULE_OF[use.name], use.node)):
             self.explained.add(parent)
             return None
         if use.name in REMOVED:
@@ -300,7 +391,7 @@ class Planner:
         if not use.agrees:
             self.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
             return None
-        if use.is_star and not self.walk.stars:
+        if use.is_star and not self.walk.stars and use.root.value not in self.walk.star_of:
             self.leave(call, "HIER108", use.name)
             self.explained.add(call)
             return None
@@ -325,12 +416,12 @@ class Planner:
         elif isinstance(parent, cst.Attribute) and parent.value is use.node:
             self.leave(use.node, "HIER102", f"{use.name}.{parent.attr.value}")
         elif use.name in TYPES and self.roles.of(use.node) in (TYPE, CLASS):
-            if self.settings.wants("HIER008"):
+            if self.wants("HIER008", use.node):
                 self.renames[use.node] = self.name(use, TYPES[use.name])
                 self.used.add(use.root)
                 self.note(use.node, "HIER008")
         elif use.name == CONFIG and is_keyword(parent, "default_factory"):
-            if self.settings.wants("HIER002"):
+            if self.wants("HIER002", use.node):
                 return use.node, config_factory(self, use)
         else:
             self.leave(use.node, "HIER109", f"{use.name} is used as a value")
@@ -390,6 +481,11 @@ class Planner:
         if any(self.is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings()):
             return True
         return bool(self.walk.stars) or any(string_value(node) == PACKAGE for node in self.walk.strings)
+
+    @cached_property
+    def left_nodes(self) -> set[tuple[cst.CSTNode, str]]:
+        """What is left to a person, by node and reason, once the plan is complete."""
+        return {(node, left.reason) for node, left in self.todos}
 
     @property
     def has_use(self) -> bool:

@@ -1,4 +1,7 @@
-"""`# noqa: HIERxxx`: places whose reports a person has silenced, in the manner of ruff and flake8."""
+"""`# noqa: HIERxxx`: places that a person has silenced, in the manner of ruff and flake8.
+
+The id of a report silences it there; that of a rule leaves the use as it is, as `--ignore` does in the whole run.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,18 @@ class Silence:
 
     def covers(self, line: int, rule: str) -> bool:
         """Whether reports of a rule are silenced on a line."""
+        return bool({rule, EVERYTHING} & self.on(line))
+
+    def names(self, line: int, rule: str) -> bool:
+        """Whether a comment for a line names the rule; one without ids does not."""
+        return rule in self.on(line)
+
+    def on(self, line: int) -> set[str]:
+        """The ids that hold on a line."""
         if not self.rules:
-            return False
-        return any(
-            {rule, EVERYTHING} & self.rules.get(each, set()) for each in (line, *self.ends.get(line, ()))
-        )
+            return set()
+        lines = (line, *self.ends.get(line, ()))
+        return set().union(*(self.rules.get(each, ()) for each in lines))
 
 
 def ids(match: re.Match[str], bare: bool) -> set[str]:

@@ -55,6 +55,7 @@ class Walk:
         self.path, self.facts = path, facts or Facts()
         self.again: dict[cst.ImportFrom, dict[str, str]] = {}  # imports of the API from the user's modules
         self.again_by_star: dict[str, str] = {}  # the same through a star
+        self.star_of: dict[str, cst.ImportFrom] = {}  # name -> that star
         self.unclear: list[
             tuple[cst.ImportAlias, str]
         ] = []  # of these, what is bound in several ways, or is missing
@@ -140,6 +141,13 @@ class Walk:
     def group(self, node: cst.CSTNode) -> str:
         """The block of a page, or of a docstring, that a node stands in; empty outside of them."""
         return max((each for each in self.groups if each[0] <= self.lines[node]), default=(0, ""))[1]
+
+    def line_of(self, node: cst.CSTNode) -> int:
+        """The line on which a node begins, as near as is known."""
+        current: cst.CSTNode | None = node
+        while current is not None and current not in self.lines:
+            current = self.parents.get(current)
+        return self.lines[current] if current is not None else 1
 
     def note(self, node: cst.CSTNode) -> None:
         self.lines[node] = self.line
@@ -334,7 +342,9 @@ class Walk:
         if isinstance(node.names, cst.ImportStar):
             if module is not None and below_package(module) is not None:
                 self.stars.append(node)
-            self.again_by_star.update(self.own_names(node))
+            given = self.own_names(node)
+            self.again_by_star.update(given)
+            self.star_of.update(dict.fromkeys(given, node))
             return
         again = self.imported_again(node)
         for alias in node.names:
@@ -398,6 +408,8 @@ class Walk:
 
     def name(self, node: cst.Name) -> None:
         parent = self.stack[-2]
+        if isinstance(parent, cst.ImportAlias):
+            self.lines.setdefault(parent, self.line)
         if (
             node in self.skipped
             or (isinstance(parent, cst.Attribute) and parent.attr is node)

@@ -37,7 +37,9 @@ def rename_types(planner: Planner, node: cst.SimpleString) -> bool:
     text = string_value(node)
     if text is None or not names_ours(planner, node, text):
         return False
-    if not planner.settings.wants("HIER008"):
+    if not planner.wants("HIER008", node):
+        for word in WORD.findall(text):
+            planner.kept.update(planner.walk.scope_of[node].lookup(word))
         return True
     new = None
     if not isinstance(planner.walk.parents[node], cst.ConcatenatedString):
@@ -111,7 +113,10 @@ def new_name(planner: Planner, use: Use, string: cst.SimpleString) -> cst.BaseEx
 def rename_export(planner: Planner, node: cst.SimpleString) -> None:
     """Rename an entry of __all__."""
     name = string_value(node)
-    if name is None or not planner.settings.wants("HIER008"):
+    if name is None:
+        return
+    if not planner.wants("HIER008", node):
+        planner.kept.update(planner.walk.scope_of[node].lookup(name))
         return
     if name in planner.walk.facts.wanted:
         return  # other files go on importing it from here

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import libcst as cst
 
-from ..analysis.binding import is_import_from
+from ..analysis.binding import ImportStatement, is_import_from
 from ..analysis.context import line_of
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.scopes import Walk
 from ..discovery import PROSE
 from ..edit.apply import Apply
-from ..edit.imports import ImportEditor
+from ..edit.imports import Edit, ImportEditor, local_name
 from ..names import PACKAGE, TODO, below_package, is_gone
 from ..plan import Planner
 from ..rules.reasons import REASONS
-from ..settings import Settings
+from ..settings import Settings, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code
 from .limits import too_deep
@@ -77,28 +79,26 @@ def migrate_module(
     walk = Walk(package, path, settings.facts)
     ORDERS[cst.Module] = order_of(module)
     walk.visit(module)
-    planner = Planner(module, walk, settings, is_init)
+    silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)
     own_home = imports_of_own_init(walk, is_init)
+    imports: dict[ImportStatement, Edit] = {}
     if own_home:  # the package's own __init__ cannot import from the package
+        planner = Planner(module, walk, settings, is_init, silence)
         for statement in own_home:
             planner.leave(statement, "HIER114", "by the package's own __init__")
     else:
-        planner.run()
-        for code in find_code(planner, lambda text: has_use(text, path, settings)):
-            planner.leave(code, "HIER103", "code in a string")
-    imports = {} if own_home else ImportEditor(planner).edits()
+        planner, imports = plan(module, walk, settings, is_init, silence)
     result = Migrated()
     for outcome in planner.rewritten:
         result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail, patterns=outcome.patterns))
     for edited in imports:
         result.rewritten.append(Entry(walk.lines[edited], "HIER009"))
     lines = source.splitlines()
-    silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     known: set[tuple[int, str, str]] = set()
     for node, left in planner.todos:
-        entry = Entry(line_number(node, walk), left.reason, left.detail)
+        entry = Entry(walk.line_of(node), left.reason, left.detail)
         line = line_of(node, walk.parents)
         marks = marks_above(line, module, walk, left.reason)
         seen.update(marks)
@@ -108,7 +108,9 @@ def migrate_module(
             continue
         known.add((entry.line, entry.rule, entry.detail))
         result.left.append(entry)
-        text = mark_text(left.reason, lines[line_number(line, walk) - 1], settings)
+        if planner.whole is not None and (node, left.reason) not in planner.whole.left_nodes:
+            continue  # it goes with the other rules, and would leave its mark behind
+        text = mark_text(left.reason, lines[walk.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
     for edited, edit in imports.items():
@@ -122,6 +124,35 @@ def migrate_module(
     if not (imports or todos or planner.replacements or planner.renames or planner.strings):
         return source, result
     return render(module, module.visit(Apply(planner, imports, todos)), source), result
+
+
+def plan(
+    module: cst.Module, walk: Walk, settings: Settings, is_init: bool, silence: Silence
+) -> tuple[Planner, dict[ImportStatement, Edit]]:
+    """What happens to the uses and to the imports of a file."""
+
+    def run(planner: Planner) -> tuple[ImportEditor, dict[ImportStatement, Edit]]:
+        planner.run()
+        for code in find_code(planner, lambda text: has_use(text, walk.path, settings)):
+            planner.leave(code, "HIER103", "code in a string")
+        editor = ImportEditor(planner)
+        return editor, editor.edits()
+
+    whole: Planner | None = None
+    if not settings.wants_all:
+        everything = replace(settings, select=(), ignore=tuple(filter(is_reason, settings.ignore)))
+        whole = Planner(module, walk, everything, is_init, silence)
+        run(whole)
+    planner = Planner(module, walk, settings, is_init, silence, whole)
+    editor, imports = run(planner)
+    if editor.waiting and whole is not None:
+        planner = Planner(module, walk, settings, is_init, silence, whole)
+        planner.waiting.update(editor.waiting.values())
+        _, imports = run(planner)
+        for alias in editor.waiting:
+            other = walk.facts.wanted[local_name(alias)]
+            planner.leave(alias, "HIER115", f"{other} imports {local_name(alias)} from here")
+    return planner, imports
 
 
 def has_use(source: str, path: str, settings: Settings) -> bool:
@@ -185,10 +216,3 @@ def marks_above(
     if module.body and module.body[0] is line:
         above += module.header
     return [each for each in above if each in walk.marks and reason in (None, walk.marks[each][1])]
-
-
-def line_number(node: cst.CSTNode, walk: Walk) -> int:
-    current: cst.CSTNode | None = node
-    while current is not None and current not in walk.lines:
-        current = walk.parents.get(current)
-    return walk.lines[current] if current is not None else 1

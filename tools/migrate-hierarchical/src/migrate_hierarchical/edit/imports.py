@@ -59,8 +59,9 @@ class ImportEditor:
         for binding in planner.import_bindings():
             if binding.alias is not None:
                 self.bindings[binding.alias] = binding
-        self.wants_imports = planner.settings.wants("HIER009")
         self.exported = set(self.names_in_all())
+        # with a part of the rules: not used any more, imported elsewhere, and later the comment would keep them
+        self.waiting: dict[cst.ImportAlias, Binding] = {}
         self.read = self.still_read()
         self.rewritten = {
             binding
@@ -77,7 +78,7 @@ class ImportEditor:
                 new: Edit | None = self.edit_import(statement)
             elif isinstance(statement.names, cst.ImportStar):
                 self.check_star(statement)
-                new = None
+                new = self.edit_star(statement)
             else:
                 new = self.edit_import_from(statement)
             if new is not None:
@@ -123,7 +124,7 @@ class ImportEditor:
         for alias in statement.names:
             path = dotted(alias.name) or ""
             below = api_path(path)
-            wanted = statement in self.planner.to_root or self.wants_imports
+            wanted = statement in self.planner.to_root or self.planner.wants("HIER009", alias)
             if below and is_gone(below) and wanted:
                 changed = True
                 root = cst.Name(PACKAGE)
@@ -172,6 +173,15 @@ class ImportEditor:
         elif below and is_gone(below) and not statement.relative:
             self.planner.leave(statement, "HIER114", f"* of {below}")
 
+    def edit_star(self, statement: cst.ImportFrom) -> Edit | None:
+        """New names beside the star of a module of the user's own."""
+        aliases: list[cst.ImportAlias] = []
+        for name, local in self.planner.needs.get(statement, {}).items():
+            self.add(aliases, name, local)
+        if not aliases:
+            return None
+        return [statement, cst.ImportFrom(cst.Name(PACKAGE), aliases)]
+
     def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
         """Names that a module which is gone does not leave behind."""
         others = [name for name in map(import_name, aliases) if name not in REMOVED | KEPT]
@@ -193,7 +203,8 @@ class ImportEditor:
             imported = self.api_name(statement, alias)
             is_module = not below and is_gone(imported)
             rewritten = binding in self.rewritten
-            finished = (imported == PRESET and rewritten) or (is_module and (rewritten or self.wants_imports))
+            wanted = self.planner.wants("HIER009", alias)
+            finished = (imported == PRESET and rewritten) or (is_module and (rewritten or wanted))
             if is_module and finished:
                 self.check_members(alias)
             if binding is None or not (finished or imported in REMOVED | {REMOVED_MODULE}):
@@ -231,7 +242,7 @@ class ImportEditor:
         self, statement: cst.ImportFrom, alias: cst.ImportAlias, binding: Binding, imported: str
     ) -> Literal["renamed", "kept", "gone"]:
         """What becomes of the import of a removed name."""
-        wants, detail = self.planner.settings.wants, ""
+        wants, detail = self.planner.wants, ""
         in_use = binding in self.read
         rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
         if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
@@ -240,14 +251,16 @@ class ImportEditor:
         if not in_use and self.is_wanted(alias, binding):
             other = self.walk.facts.wanted[local_name(alias)]
             detail = f"{other} imports {imported} from here"
+            if binding in self.rewritten and is_meant_for_others(statement, alias, self.walk):
+                self.waiting[alias] = binding
         elif self.is_re_export(alias, binding) or (
             not in_use and binding not in self.rewritten and is_meant_for_others(statement, alias, self.walk)
         ):
             if imported in TYPES and not in_use:
-                return "renamed" if wants("HIER008") else "kept"
+                return "renamed" if wants("HIER008", alias) else "kept"
             detail = "" if in_use or imported == PRESET else f"{imported} is exported"
         elif not in_use:
-            return "gone" if binding in self.rewritten or self.wants_imports else "kept"
+            return "gone" if binding in self.rewritten or wants("HIER009", alias) else "kept"
         if detail and self.planner.settings.wants_all:
             self.planner.leave(alias, "HIER109", detail)
         return "kept"
@@ -268,7 +281,7 @@ class ImportEditor:
         assert not isinstance(statement.names, cst.ImportStar)
         here, root = aliases, []
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
-        touched = self.wants_imports or list(aliases) != list(statement.names)
+        touched = self.planner.wants("HIER009", statement) or list(aliases) != list(statement.names)
         if ((below and is_gone(below)) or foreign_root) and touched:
             old = set() if below != OWN_MODULE else {id(alias) for alias in statement.names}
             root = [alias for alias in aliases if import_name(alias) in KEPT and id(alias) not in old]
