@@ -252,6 +252,22 @@ def test_block_with_nothing_but_an_import_keeps_one() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "rest", ["", "import torch\n", f"x = 1\n{CALL}\n", "x = 1\nconfig = HierarchicalConfig()\n"]
+)
+def test_unused_import_goes_where_another_gives_the_new_name(rest: str) -> None:
+    page = f"```python\n{IMPORT}from dilated_attention_pytorch import HierarchicalConfig\n{rest}```\n"
+    new = new_text("a.md", page)
+    names = [
+        name.strip()
+        for line in new.splitlines()
+        if line.startswith("from dilated_attention_pytorch import ")
+        for name in line.split(" import ")[1].split(",")
+    ]
+    assert names
+    assert len(names) == len(set(names))
+
+
 def test_name_that_the_page_does_not_import_is_reported() -> None:
     page = f"dilated_attention_pytorch\n\n```python\n{CALL}\nx = create_block_sparse_attention('hierarchical')\n```\n"
     result = migrate("a.md", page)

@@ -346,3 +346,68 @@ def unbound(source: bytes) -> set[str]:
     }
     read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return set() if "*" in bound else (read & (REMOVED | KEPT)) - bound
+
+
+def whole_and_parts(files: dict[str, str], folder: Path, runs: list[tuple[str, list[str]]]) -> None:
+    """One run with all rules, and the same after runs with some of them, each twice."""
+    make(folder / "whole", files)
+    assert main([str(folder / "whole")]) == 0
+    make(folder / "parts", files)
+    for path, options in runs:
+        main([*options, str(folder / "parts" / path)])
+        once = state(folder / "parts", files)
+        main([*options, str(folder / "parts" / path)])
+        assert state(folder / "parts", files) == once
+        assert not any("TODO" in text for text in once.values())
+    assert main([str(folder / "parts")]) == 0
+    assert state(folder / "parts", files) == state(folder / "whole", files)
+
+
+@pytest.mark.parametrize("rule", ["HIER001", "HIER005", "HIER009"])
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+def test_some_rules_where_a_star_gives_the_factory(option: str, rule: str, tmp_path: Path) -> None:
+    files = {
+        "app/__init__.py": "",
+        "app/layers.py": "from dilated_attention_pytorch import create_block_sparse_attention\n",
+        "app/compat.py": "from dilated_attention_pytorch import BlockSparseHierarchical\n",
+        "use.py": "from app.layers import *\nfrom app.compat import BlockSparseHierarchical\n\n"
+        "x0 = BlockSparseHierarchical([2048], [1])\nx1 = create_block_sparse_attention('hierarchical')\n",
+    }
+    whole_and_parts(files, tmp_path, [("", [option, rule])])
+    assert (
+        "import create_block_sparse_attention, SparsePatternConfig\n"
+        in state(tmp_path / "parts", files)["use.py"]
+    )
+
+
+@pytest.mark.parametrize("comment", ["# noqa: F401", "# noqa", "# pylint: disable=unused-import"])
+@pytest.mark.parametrize("path", ["app/compat.py", ""])
+def test_some_rules_where_a_comment_keeps_an_import(path: str, comment: str, tmp_path: Path) -> None:
+    files = {
+        "app/__init__.py": "from .compat import BlockSparseHierarchical\n",
+        "app/compat.py": f"from dilated_attention_pytorch import BlockSparseHierarchical  {comment}\n"
+        "x0 = BlockSparseHierarchical([2048], [1])\n",
+    }
+    whole_and_parts(files, tmp_path, [(path, ["--select", "HIER001"])])
+
+
+@pytest.mark.parametrize("rule", ["HIER001", "HIER002", "HIER008"])
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+def test_some_rules_where_two_imports_need_the_same_name(option: str, rule: str, tmp_path: Path) -> None:
+    files = {
+        "use.py": "from dilated_attention_pytorch import BlockSparseHierarchical\n"
+        "from dilated_attention_pytorch import HierarchicalConfig\n\n"
+        "def f(x: HierarchicalConfig):\n    return BlockSparseHierarchical([2048], [1])\n\n"
+        "x = HierarchicalConfig()\n",
+    }
+    whole_and_parts(files, tmp_path, [("", [option, rule])])
+
+
+def test_project_that_is_too_large_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("migrate_hierarchical.project.MOST_FILES", 2)
+    files = {f"{name}.py": CONFIG + "x = HierarchicalConfig()\n" for name in "abc"}
+    make(tmp_path, {"pyproject.toml": "", **files})
+    assert main([str(tmp_path / "a.py")]) == 0
+    out = capsys.readouterr().out
+    assert out.count(f"{tmp_path}: note: has more than") == 1
+    assert state(tmp_path, files)["b.py"] == files["b.py"]

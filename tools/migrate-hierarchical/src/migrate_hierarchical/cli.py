@@ -22,7 +22,6 @@ from .settings import Settings, UsageError, load, suggestion
 
 WORTH_A_BAR = 8  # files with a use; fewer are done before one would look
 SKIPPED = "skipped, although it holds an __init__.py: name it to have it looked at"
-FORK = "defines the removed names itself, so it is their home and left as it is"
 FORMATS = ("text", "json", "sarif", "github")
 
 
@@ -369,8 +368,8 @@ def migrate_hits(
     def migrate(some: list[tuple[str, bytes]], facts: dict[str, Facts]) -> Iterable[Result]:
         return with_progress(migrate_all(some, settings, facts), len(some), options)
 
-    results, forks = migrate_project(options.paths, files, hits, contents or dict(hits), settings, migrate)
-    run.notes += [(folder, FORK) for folder in forks]
+    results, notes = migrate_project(options.paths, files, hits, contents or dict(hits), settings, migrate)
+    run.notes += notes
     return results
 
 

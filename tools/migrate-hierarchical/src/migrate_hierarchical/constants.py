@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 
+from .module_index import places_of
 from .names import FACTORY, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN, PRESET
 
 LARGEST = 2**20  # bytes of a module that is still looked into
@@ -39,24 +40,13 @@ def find_module(path: str, module: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _find(folder: str, module: str) -> str | None:
-    name = module.lstrip(".")
-    dots = len(module) - len(name)
-    parts = name.split(".") if name else []
-    if not all(part.isidentifier() for part in parts) or parts[:1] == [PACKAGE]:
+    if not all(part.isidentifier() for part in module.lstrip(".").split(".") if part):
         return None
-    if dots:
-        for _ in range(dots - 1):
-            folder = os.path.dirname(folder)
-        return module_file(os.path.join(folder, *parts))
-    for above in folders_above(folder):
-        for start in (above, os.path.join(above, "src")):
-            file = module_file(os.path.join(start, *parts)) if parts else None
-            if file is not None:
-                return file
-    return None
+    files = map(module_file, places_of(module, folder, folders_of_repository(folder)))
+    return next((file for file in files if file is not None), None)
 
 
-def folders_above(folder: str) -> Iterator[str]:
+def folders_of_repository(folder: str) -> Iterator[str]:
     """A folder and those above it, as far as its repository goes."""
     for _ in range(HIGHEST):
         yield folder

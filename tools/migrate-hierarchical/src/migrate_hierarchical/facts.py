@@ -17,6 +17,8 @@ class Facts:
     imported: dict[str, dict[str, str]] = field(default_factory=dict)
     # name of the file's own module -> a file that imports it from here and goes on doing so
     wanted: dict[str, str] = field(default_factory=dict)
+    # of these, names that only files import where a person has silenced a rule
+    quiet: frozenset[str] = frozenset()
 
     def find(self, module: str) -> dict[str, str]:
         """The names of the API that can be taken from a module of the user's own."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import re
 import tokenize
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from .names import below_package
 
 IMPORT = re.compile(
     r"^[ \t>.\"']*(?:lazy[ \t]+)?from[ \t]+(\.*[ \t]*[\w.]*)[ \t]+import[ \t]*(\([^)]*\)|(?:[^\n\\#]|\\\n)*)",
@@ -18,6 +21,24 @@ IMPORT = re.compile(
 PLAIN_IMPORT = re.compile(r"^[ \t>.\"']*(?:lazy[ \t]+)?import[ \t]+([\w., \t]+)", re.MULTILINE)
 CHAIN = re.compile(r"\b[^\W\d]\w*(?:\.\w+)+")
 BINDING = re.compile(r"^(?:class|def|async def)?[ \t]*([^\W\d]\w*)[ \t]*[(:=]", re.MULTILINE)
+
+
+def places_of(module: str, folder: str, above: Iterable[str]) -> Iterator[str]:
+    """Where a module may lie, without a suffix, that an import in a folder names; the nearest place first.
+
+    `above` are the folders in which the first part of an absolute name is looked for, and in their `src`.
+    """
+    name = module.lstrip(".")
+    dots = len(module) - len(name)
+    parts = name.split(".") if name else []
+    if dots:
+        for _ in range(dots - 1):
+            folder = os.path.dirname(folder)
+        yield os.path.join(folder, *parts)
+    elif parts and below_package(module) is None:
+        for start in above:
+            yield os.path.join(start, *parts)
+            yield os.path.join(start, "src", *parts)
 
 
 @dataclass(frozen=True)
@@ -143,7 +164,7 @@ def imports_of(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
         return
     for alias in node.names:
         yield Import(
-            "." * node.level + (node.module or ""), alias.name, alias.asname or alias.name, node.lineno
+            "." * node.level + (node.module or ""), alias.name, alias.asname or alias.name, alias.lineno
         )
 
 

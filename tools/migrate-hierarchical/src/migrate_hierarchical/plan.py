@@ -102,9 +102,10 @@ class Planner:
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
         self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
         self.demands: list[Demand] = []
-        self.needs: dict[ImportStatement, dict[str, str]] = {}  # what an import statement has to give, and as what
+        self.needs: dict[ImportStatement, dict[str, str]] = {}  # what an import has to give, and as what
         self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
+        self.passed: set[cst.Name] = set()  # of uses that stay, because a rule is not wanted there
         self.todos: list[tuple[cst.CSTNode, Left]] = []
         self.importing: dict[tuple[Scope, str], list[tuple[str, list[Binding]]]] = {}
         self.rewritten: list[Outcome] = []
@@ -168,9 +169,7 @@ class Planner:
             for statement in [there] if there is not None else demand.statements:
                 self.needs.setdefault(self.home(statement), {})[demand.name] = demand.local
 
-    def served(
-        self, demand: Demand, needs: dict[ImportStatement, dict[str, str]]
-    ) -> ImportStatement | None:
+    def served(self, demand: Demand, needs: dict[ImportStatement, dict[str, str]]) -> ImportStatement | None:
         """The statement among those with needs that gives a use what it needs."""
         for statement, names in needs.items():
             same_block = all(self.block(each) is self.block(statement) for each in demand.statements)
@@ -366,6 +365,7 @@ class Planner:
         waits = bool(self.waiting.intersection(use.bindings))
         if called and use.name in RULE_OF and (waits or not self.wants(RULE_OF[use.name], use.node)):
             self.explained.add(parent)
+            self.passed.add(use.root)
             return None
         if use.name in REMOVED:
             if not use.agrees:
@@ -420,9 +420,12 @@ class Planner:
                 self.renames[use.node] = self.name(use, TYPES[use.name])
                 self.used.add(use.root)
                 self.note(use.node, "HIER008")
+            else:
+                self.passed.add(use.root)
         elif use.name == CONFIG and is_keyword(parent, "default_factory"):
             if self.wants("HIER002", use.node):
                 return use.node, config_factory(self, use)
+            self.passed.add(use.root)
         else:
             self.leave(use.node, "HIER109", f"{use.name} is used as a value")
         return None

@@ -23,7 +23,7 @@ from copy import copy
 
 from .discovery import PROSE, PYTHON, find_files
 from .facts import MISSING, SEVERAL
-from .module_index import ModuleIndex, index_of
+from .module_index import ModuleIndex, index_of, places_of
 from .names import KEPT, NEEDLE, PACKAGE, REMOVED, REMOVED_MODULE, below_package, strip_source
 from .settings import Settings
 
@@ -102,6 +102,14 @@ def root_above(start: str, here: str, too_wide: set[str]) -> str:
     return start if folder in too_wide else folder
 
 
+def folders_above(folder: str) -> Iterator[str]:
+    """A folder and all those above it."""
+    yield folder
+    while os.path.dirname(folder) != folder:
+        folder = os.path.dirname(folder)
+        yield folder
+
+
 def is_below(path: str, folder: str) -> bool:
     return path != folder and path.startswith(folder.rstrip(os.sep) + os.sep)
 
@@ -111,6 +119,7 @@ class Project:
 
     def __init__(self, paths: Iterable[str], given: dict[str, bytes], settings: Settings) -> None:
         self.given = given
+        self.too_large: list[str] = []  # roots with more files than are looked at
         self.roots = project_roots(paths)
         self.files = self.find(settings)
         self.stems: dict[str, list[str]] = {}
@@ -137,7 +146,9 @@ class Project:
     def find(self, settings: Settings) -> list[str]:
         everywhere = Settings(jobs=settings.jobs)
         found = find_files(self.roots, everywhere).files
-        paths = {os.path.abspath(path) for path in found} if len(found) <= MOST_FILES else set()
+        if len(found) > MOST_FILES:
+            self.too_large, found = self.roots, []
+        paths = {os.path.abspath(path) for path in found}
         paths |= self.given.keys()
         return sorted(path for path in paths if path.endswith((*PYTHON, ".ipynb", *PROSE)))
 
@@ -230,24 +241,17 @@ class Project:
         return self.found[key]
 
     def look_up(self, path: str, module: str) -> str | None:
-        dots = len(module) - len(module.lstrip("."))
-        parts = [part for part in module[dots:].split(".") if part]
-        folder = os.path.dirname(path).replace(os.sep, "/").split("/")
-        if dots:
-            if dots > len(folder):
-                return None
-            wanted = "/".join([*folder[: len(folder) - dots + 1], *parts])
-            return wanted if wanted in self.stems else None
-        if not parts or below_package(module) is not None:
-            return None
         own = stem(path)
-        tail = "/".join(parts)
-        for depth in range(len(folder), 0, -1):
-            for between in ("/", "/src/"):
-                wanted = "/".join(folder[:depth]) + between + tail
-                if wanted in self.stems and wanted != own:
-                    return wanted
-        found = [key for key in self.tails.get(parts[-1], ()) if key.endswith("/" + tail) and key != own]
+        folder = os.path.dirname(path)
+        for place in places_of(module, folder, folders_above(folder)):
+            wanted = place.replace(os.sep, "/")
+            if wanted in self.stems and (wanted != own or module.startswith(".")):
+                return wanted
+        if module.startswith(".") or below_package(module) is not None:
+            return None
+        tail = module.replace(".", "/")
+        last = tail.rsplit("/", 1)[-1]
+        found = [key for key in self.tails.get(last, ()) if key.endswith("/" + tail) and key != own]
         return found[0] if len(found) == 1 else None
 
     def of_import(self, path: str, module: str, name: str, tables: dict[str, dict[str, str]]) -> str | None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
+from .discovery import PROSE, PYTHON
 from .documents.result import Entry, Result
 from .facts import MISSING, Facts
 from .module_index import ModuleIndex, index_of
-from .project import SKIP_FILE, Project, fork_of, stem
-from .settings import Settings
+from .project import MOST_FILES, SKIP_FILE, Project, fork_of, stem
+from .settings import Settings, is_reason
+from .silence import Silence
 
 MOST_ROUNDS = 20  # a name that is handed on through more modules is not followed to its end
+
+FORK = "defines the removed names itself, so it is their home and left as it is"
+TOO_LARGE = f"has more than {MOST_FILES:,} files: who imports from the files of this run was not looked for"
 
 Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
 
@@ -23,14 +28,14 @@ def migrate_project(
     contents: dict[str, bytes],
     settings: Settings,
     migrate: Migrate,
-) -> tuple[list[Result], list[str]]:
-    """The results of a run, and the folders of forks, which are left alone.
+) -> tuple[list[Result], list[tuple[str, str]]]:
+    """The results of a run, and notes: folders that are left alone or not looked at, and why.
 
     `paths` is what the run was given, `files` what was found there, `hits` those of them with a use, `contents` what
     is known of files without reading them; `migrate` makes the results of some files.
     """
     project = Project(paths, {os.path.abspath(path): data for path, data in contents.items()}, settings)
-    rounds = Rounds(project, {os.path.abspath(path): path for path in files}, migrate)
+    rounds = Rounds(project, {os.path.abspath(path): path for path in files}, migrate, settings)
     forks: set[str] = set()
     for path, data in hits:
         full = os.path.abspath(path)
@@ -40,7 +45,9 @@ def migrate_project(
             rounds.add(full, data)
     rounds.run()
     rounds.hold_back()
-    return rounds.results(), sorted(map(shown_from_here, forks))
+    notes = [(folder, FORK) for folder in sorted(map(shown_from_here, forks))]
+    notes += [(shown_from_here(root), TOO_LARGE) for root in project.too_large]
+    return rounds.results(), notes
 
 
 def shown_from_here(path: str) -> str:
@@ -50,13 +57,14 @@ def shown_from_here(path: str) -> str:
 
 
 class Rounds:
-    def __init__(self, project: Project, given: dict[str, str], migrate: Migrate) -> None:
-        self.project, self.migrate = project, migrate
+    def __init__(self, project: Project, given: dict[str, str], migrate: Migrate, settings: Settings) -> None:
+        self.project, self.migrate, self.settings = project, migrate, settings
         self.given = given  # absolute path -> as the run writes it
         self.source: dict[str, bytes] = {}  # of all files that are migrated, given or not
         self.done: dict[str, Result] = {}
         self.facts: dict[str, Facts] = {}
         self.imported: dict[str, dict[str, dict[str, str]]] = {}
+        self.silenced: dict[str, bool] = {}
         self.before = dict(project.index)
         self.after = dict(project.index)
 
@@ -115,8 +123,16 @@ class Rounds:
             taken = importers.get(stem(path), {})
             names = self.project.api_names(stem(path)) if taken else {}
             wanted = {name: shown_from_here(min(taken[name])) for name in sorted(taken) if name in names}
-            facts[path] = Facts(self.imported[path], wanted)
+            quiet = frozenset(name for name in wanted if all(map(self.is_quiet, taken[name])))
+            facts[path] = Facts(self.imported[path], wanted, quiet)
         return facts
+
+    def is_quiet(self, path: str) -> bool:
+        """Whether a comment in a file leaves a use as it is."""
+        if path not in self.silenced:
+            rules = Silence(self.project.data[path], bare=False, is_python=False).rules
+            self.silenced[path] = any(not is_reason(rule) for rule in set().union(*rules.values()))
+        return self.silenced[path]
 
     # ---- what has to wait
 
@@ -135,7 +151,16 @@ class Rounds:
             for path in news:
                 held.add(path)
                 result = self.done[path]
-                result.new, result.rewritten, result.left = None, [], waits[path]
+                result.new, result.rewritten, result.left = None, [], self.heard(path, waits[path])
+
+    def heard(self, path: str, left: list[Entry]) -> list[Entry]:
+        """The reports that neither the settings nor a comment on the import silence."""
+        silence = Silence(self.source[path], bare=not path.endswith(PROSE), is_python=path.endswith(PYTHON))
+        return [
+            entry
+            for entry in left
+            if self.settings.wants(entry.rule) and not silence.covers(entry.line, entry.rule)
+        ]
 
     def waits(self, written: dict[str, ModuleIndex]) -> dict[str, list[Entry]]:
         """The changed modules of which files take a name that is no longer what it was, with one file for each name."""

@@ -19,6 +19,7 @@ from ..names import (
     KEPT,
     PACKAGE,
     PATTERN,
+    PIECE,
     PRESET,
     PRESETS,
     REMOVED,
@@ -62,6 +63,7 @@ class ImportEditor:
         self.exported = set(self.names_in_all())
         # with a part of the rules: not used any more, imported elsewhere, and later the comment would keep them
         self.waiting: dict[cst.ImportAlias, Binding] = {}
+        self.stayed: dict[str, set[str]] = {}  # block of a page -> names that its imports give
         self.read = self.still_read()
         self.rewritten = {
             binding
@@ -100,6 +102,10 @@ class ImportEditor:
                 read.add(binding)
         return read
 
+    def is_passed(self, binding: Binding) -> bool:
+        """Whether a use that stays as it is, because a rule is not wanted there, needs an import."""
+        return any(binding in self.walk.scope_of[node].lookup(node.value) for node in self.planner.passed)
+
     def names_in_all(self) -> Iterator[str]:
         for node in self.walk.strings:
             if self.planner.roles.of(node) == ALL:
@@ -124,7 +130,8 @@ class ImportEditor:
         for alias in statement.names:
             path = dotted(alias.name) or ""
             below = api_path(path)
-            wanted = statement in self.planner.to_root or self.planner.wants("HIER009", alias)
+            wanted = self.planner.wants("HIER009", alias) and not self.is_passed(self.bindings[alias])
+            wanted = wanted or statement in self.planner.to_root
             if below and is_gone(below) and wanted:
                 changed = True
                 root = cst.Name(PACKAGE)
@@ -171,7 +178,7 @@ class ImportEditor:
         if below and below.split(".")[-1] == REMOVED_MODULE:
             self.planner.leave(statement, "HIER108", f"* of {REMOVED_MODULE}")
         elif below and is_gone(below) and not statement.relative:
-            self.planner.leave(statement, "HIER114", f"* of {below}")
+            self.planner.leave(statement, "HIER114", f"* of {PACKAGE}.{below}")
 
     def edit_star(self, statement: cst.ImportFrom) -> Edit | None:
         """New names beside the star of a module of the user's own."""
@@ -188,7 +195,7 @@ class ImportEditor:
         if not others or below == OWN_MODULE or not below or not is_gone(below):
             return
         if below.split(".")[-1] == REMOVED_MODULE or not statement.relative:
-            self.planner.leave(statement, "HIER114", ", ".join(others))
+            self.planner.leave(statement, "HIER114", f"{', '.join(others)} of {PACKAGE}.{below}")
 
     def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
         assert not isinstance(statement.names, cst.ImportStar)
@@ -217,18 +224,18 @@ class ImportEditor:
                     del needed[TYPES[imported]]
             elif what == "kept":
                 aliases.append(alias)
-                if is_module:
+                if is_module and not self.is_passed(binding):
                     self.planner.leave(alias, "HIER114", imported)
             else:
                 successor = next((n for n in SUCCESSORS.get(imported, ANY) if n in needed), None)
                 if successor is not None:
                     aliases.append(self.replaced(alias, successor, needed.pop(successor)))
-                elif len(statement.names) == 1 and not needed and self.must_stay(statement):
+                elif len(statement.names) == 1 and not needed and self.must_stay(statement, imported):
                     successor = SUCCESSORS.get(imported, ANY)[0]
                     aliases.append(self.replaced(alias, successor, successor))
                 elif alias is statement.names[-1] and aliases:
                     aliases[-1] = last_before(aliases[-1], alias)
-                elif alias is statement.names[-1] and not needed and self.must_stay(statement):
+                elif alias is statement.names[-1] and not needed and self.must_stay(statement, imported):
                     successor = SUCCESSORS.get(imported, ANY)[0]
                     aliases.append(self.replaced(alias, successor, successor))
         have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
@@ -261,13 +268,50 @@ class ImportEditor:
             detail = "" if in_use or imported == PRESET else f"{imported} is exported"
         elif not in_use:
             return "gone" if binding in self.rewritten or wants("HIER009", alias) else "kept"
-        if detail and self.planner.settings.wants_all:
+        is_quiet = local_name(alias) in self.walk.facts.quiet and not self.is_re_export(alias, binding)
+        if detail and self.planner.settings.wants_all and not is_quiet:
             self.planner.leave(alias, "HIER109", detail)
         return "kept"
 
-    def must_stay(self, statement: cst.ImportFrom) -> bool:
+    def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
         """Whether an import tells something even without its names: it tries the package, or is all of a block."""
-        return bool(self.walk.group(statement)) or is_tried(statement, self.walk)
+        if is_tried(statement, self.walk):
+            return True
+        group = self.walk.group(statement)
+        if not group or not self.has_only_imports(statement):
+            return False
+        successor = SUCCESSORS.get(imported, ANY)[0]
+        given = self.stayed.setdefault(group, set())
+        for other in self.walk.imports:
+            if other is not statement and self.walk.group(other) == group:
+                given.update(self.given_by(other))
+        if successor in given:
+            return False
+        given.add(successor)
+        return True
+
+    def given_by(self, statement: ImportStatement) -> set[str]:
+        """The names of the package that a statement imports, or will."""
+        given = set(self.planner.needs.get(statement, {}))
+        if is_import_from(statement) and not isinstance(statement.names, cst.ImportStar):
+            given.update(map(import_name, statement.names))
+        return given
+
+    def has_only_imports(self, statement: cst.ImportFrom) -> bool:
+        """Whether the block of a page that holds a statement is nothing but imports."""
+        block = self.planner.block(statement)
+        header = list(block.header) if isinstance(block, cst.Module) else []
+        group = ""
+        for line in getattr(block, "body", ()):
+            for above in [*header, *getattr(line, "leading_lines", ())]:
+                if above.comment is not None and above.comment.value.startswith(PIECE):
+                    group = above.comment.value.split(" ")[-1]
+            header = []
+            small = line.body if isinstance(line, cst.SimpleStatementLine) else (line,)
+            only_imports = all(is_import(each) or is_import_from(each) for each in small)
+            if group == self.walk.group(statement) and not only_imports:
+                return False
+        return True
 
     def api_name(self, statement: cst.ImportFrom, alias: cst.ImportAlias) -> str:
         """What an alias imports of the package; empty for other names of a module of the user's own."""
