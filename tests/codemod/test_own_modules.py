@@ -403,6 +403,21 @@ def test_some_rules_where_two_imports_need_the_same_name(option: str, rule: str,
     whole_and_parts(files, tmp_path, [("", [option, rule])])
 
 
+def test_names_beside_a_star_leave_its_comment(tmp_path: Path) -> None:
+    files = {
+        "app/__init__.py": "",
+        "app/layers.py": "from dilated_attention_pytorch import create_block_sparse_attention\n",
+        "use.py": "from app.layers import *  # noqa: F403\n\nx = create_block_sparse_attention('hierarchical')\n",
+    }
+    make(tmp_path, files)
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "use.py").read_text().splitlines()[:3] == [
+        "from app.layers import *  # noqa: F403",
+        "from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig",
+        "",
+    ]
+
+
 def test_project_that_is_too_large_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr("migrate_hierarchical.project.MOST_FILES", 2)
     files = {f"{name}.py": CONFIG + "x = HierarchicalConfig()\n" for name in "abc"}

@@ -93,6 +93,10 @@ class Apply(cst.CSTTransformer):
             first = updated.with_changes(body=body[:1])
             if len(body) == 1:
                 return first
+            if isinstance(
+                getattr(node.body[0], "names", None), cst.ImportStar
+            ):  # its comment is about the star
+                return cst.FlattenSentinel([first, *(cst.SimpleStatementLine([part]) for part in body[1:])])
             last = len(body) - 1
             more = [
                 cst.SimpleStatementLine([part], trailing_whitespace=updated.trailing_whitespace)
