@@ -61,8 +61,8 @@ def rule_page(rule: Rule) -> str:
         parts.append("**Changes results.**\n")
         parts += [f"- {textwrap.indent(text, '  ').lstrip()}" for text in rule.changes]
     skip = (
-        "`# noqa` silences reports only: it keeps no use from being rewritten. A file that contains "
-        "`migrate-hierarchical: skip-file` stays as it is."
+        f"A comment `# noqa: {rule.id}` on the line of the use leaves it as it is, with its import; a `# noqa` "
+        "without ids does not. A file that contains `migrate-hierarchical: skip-file` stays as it is."
     )
     return "\n".join([*parts, silence("Leave it out", rule.id, skip)])
 
