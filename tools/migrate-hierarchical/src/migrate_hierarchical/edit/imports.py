@@ -104,7 +104,8 @@ class ImportEditor:
 
     def is_passed(self, binding: Binding) -> bool:
         """Whether a use that stays as it is, because a rule is not wanted there, needs an import."""
-        return any(binding in self.walk.scope_of[node].lookup(node.value) for node in self.planner.passed)
+        passed = self.planner.passed - self.planner.used
+        return any(binding in self.walk.scope_of[node].lookup(node.value) for node in passed)
 
     def names_in_all(self) -> Iterator[str]:
         for node in self.walk.strings:
