@@ -210,11 +210,14 @@ class Planner:
     def imported_as(self, scope: Scope, name: str) -> list[tuple[str, list[Binding]]]:
         """The local names of a scope that are nothing but imports of a name of the package."""
         if (scope, name) not in self.importing:
-            self.importing[scope, name] = [
+            found = [
                 (local, bindings)
                 for local, bindings in scope.bindings.items()
                 if all(self.is_name(b, name) for b in bindings)
             ]
+            self.importing[scope, name] = sorted(
+                found, key=lambda each: each[0] != name
+            )  # its own name first
         return self.importing[scope, name]
 
     def is_name(self, binding: Binding, name: str) -> bool:
