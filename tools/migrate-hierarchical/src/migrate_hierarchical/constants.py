@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
-import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 
 from .module_index import places_of
 from .names import FACTORY, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN, PRESET
+from .syntax import LARGEST, parse
 
-LARGEST = 2**20  # bytes of a module that is still looked into
 HIGHEST = 12  # folders above a file in which its project may begin
 DEEPEST = 6  # from-imports that are followed
 SINKS = (FACTORY, PRESET, PATTERN)
@@ -70,15 +69,6 @@ def read_tree(file: str, changed: int) -> ast.Module | None:
         with open(file, "rb") as opened:
             return parse(opened.read())
     except OSError:
-        return None
-
-
-def parse(data: bytes) -> ast.Module | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(data)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 

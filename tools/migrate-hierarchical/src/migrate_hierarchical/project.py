@@ -198,7 +198,7 @@ class Project:
             for path in rest:
                 known = self.data.get(path)
                 data = self.read(path) if known is None else known
-                if NEEDLE not in data and b"import *" not in data and not any(name in data for name in names):
+                if b"import *" not in data and not any(name in data for name in names):
                     continue
                 if not any(module in data for module in modules) and not any(
                     path.startswith(top) for top in tops
@@ -228,8 +228,10 @@ class Project:
         return names, modules, tops
 
     def gives(self, path: str) -> set[str]:
-        """Names that a file binds to something of the API; a star may give any."""
-        return set(self.api_names(stem(path))) | ({"*"} if self.index[path].stars else set())
+        """Names that a file binds to something of the API; a star of the project may give any."""
+        stars = self.index[path].stars
+        is_open = any(self.below(path, each) is not None or self.resolve(path, each) for each in stars)
+        return set(self.api_names(stem(path))) | ({"*"} if is_open else set())
 
     # ---- what a name is
 

@@ -14,9 +14,9 @@ from .settings import Settings, is_reason
 from .silence import Silence
 
 MOST_ROUNDS = 20  # a name that is handed on through more modules is not followed to its end
-
 FORK = "defines the removed names itself, so it is their home and left as it is"
-TOO_LARGE = f"has more than {MOST_FILES:,} files: who imports from the files of this run was not looked for"
+TOO_LARGE = "too large to see what it imports from the other files and they from it"
+TOO_MANY = f"has more than {MOST_FILES:,} files: who imports from the files of this run was not looked for"
 
 Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
 
@@ -45,8 +45,9 @@ def migrate_project(
             rounds.add(full, data)
     rounds.run()
     rounds.hold_back()
-    notes = [(folder, FORK) for folder in sorted(map(shown_from_here, forks))]
-    notes += [(shown_from_here(root), TOO_LARGE) for root in project.too_large]
+    notes = [(path, FORK) for path in sorted(map(shown_from_here, forks))]
+    notes += [(shown_from_here(root), TOO_MANY) for root in project.too_large]
+    notes += [(rounds.shown(path), TOO_LARGE) for path, index in project.index.items() if index.is_too_large]
     return rounds.results(), notes
 
 
