@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from migrate_hierarchical.cli import main
 from migrate_hierarchical.discovery import find_files
 from migrate_hierarchical.documents.limits import DEEPEST_TREE
 from migrate_hierarchical.engine import migrate_bytes
+from migrate_hierarchical.module_index import LARGEST, index_of
 from migrate_hierarchical.settings import Settings
 from tests.codemod.test_cli import LEFT, OLD, run
 
@@ -251,7 +253,47 @@ def test_chains_are_refused_at_once(name: str) -> None:
     result = migrate_bytes("x.py", USE + b"x = " + CHAINS[name].encode() + b"\n", Settings())
     assert time.process_time() - begin < 5
     assert result.new is None
-    assert "nested too deeply" in (result.error or "") or "not valid Python" in (result.error or "")
+    assert ("more than 500 strings" if name == "strings" else "nested too deeply") in (result.error or "")
+
+
+@pytest.mark.parametrize("text", ["'a'\n", "f'{a}'  # why\n", "b'a' "])
+def test_strings_beside_one_another_are_named_as_the_cause(text: str) -> None:
+    for count in (600, 9000):
+        result = migrate_bytes("x.py", USE + b"x = (" + text.encode() * count + b")\n", Settings())
+        assert re.match(r"line \d+: more than 500 strings", result.error or "")
+    assert migrate_bytes("x.py", USE + b"x = (" + text.encode() * 300 + b")\n", Settings()).new
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from a import (b\n", "from a import b, c\n", "from " + "." * 200_000 + "\n", " \n", "a.", "(\n"],
+)
+def test_files_beside_are_looked_at_in_bounded_time(text: str) -> None:
+    begin = time.process_time()
+    index = index_of("page.md", b"dilated_attention_pytorch (\n" + text.encode() * (10**6 // len(text)))
+    assert index.is_open
+    assert time.process_time() - begin < 5
+
+
+def test_files_too_large_to_look_at_are_named(tmp_path: Path, capsys) -> None:
+    (tmp_path / "use.py").write_bytes(USE)
+    (tmp_path / "table.py").write_bytes(b"import dilated_attention_pytorch\n" + b"# row\n" * (LARGEST // 5))
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "table.py: note: too large to see what it imports" in out
+    assert b"variant=" in (tmp_path / "use.py").read_bytes()
+
+
+def test_names_are_followed_through_any_number_of_modules(tmp_path: Path, capsys) -> None:
+    name = "BlockSparseHierarchical"
+    (tmp_path / "m0.py").write_text(f"from dilated_attention_pytorch import {name}\n")
+    for i in range(1, 60):
+        (tmp_path / f"m{i}.py").write_text(f"from m{i - 1} import {name}\n")
+    (tmp_path / "use.py").write_text(f"from m59 import {name}\nx = {name}([2048], [1])\n")
+    assert main(["--jobs", "1", str(tmp_path)]) == 0
+    assert not any(name in path.read_text() for path in tmp_path.iterdir())
+    capsys.readouterr()
+    assert main(["--check", str(tmp_path)]) == 0
 
 
 def test_chains_of_usual_length_are_read() -> None:

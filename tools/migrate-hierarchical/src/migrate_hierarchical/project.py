@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import copy
 
@@ -31,7 +32,7 @@ MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commi
 API = REMOVED | KEPT | {REMOVED_MODULE}
 SKIP_FILE = b"migrate-hierarchical: skip-file"
 MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
-DEEPEST = 20  # modules that hand a name on
+DEEPEST = 20  # times that the names of a module change, as they do where modules import from one another
 NAMES = re.compile("|".join(sorted(REMOVED)).encode())
 DEFINES = re.compile(
     rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED)).encode() + rb")\b", re.MULTILINE
@@ -135,12 +136,13 @@ class Project:
         self.found: dict[tuple[str, str], str | None] = {}
         self.homes: dict[str, bool] = {}
         self.tables: dict[str, dict[str, str]] | None = None  # module -> its names of the API
+        self.dependents: dict[str, set[str]] = {}  # module -> those that import from it
         self.search()
 
     def seen_as(self, index: dict[str, ModuleIndex]) -> Project:
         """The same project with other contents of its files."""
         other = copy(self)
-        other.index, other.tables = index, None
+        other.index, other.tables, other.dependents = index, None, {}
         return other
 
     def find(self, settings: Settings) -> list[str]:
@@ -190,8 +192,7 @@ class Project:
                 if NEEDLE in data:
                     self.data[path] = data
         while new:
-            self.tables = None
-            names, modules, tops = self.handed_on(new)
+            names, modules, tops = self.handed_on(self.extend_tables(new))
             new = []
             if not names:
                 break
@@ -209,7 +210,6 @@ class Project:
                 new.append(path)
             taken = set(new)
             rest = [path for path in rest if path not in taken]
-        self.tables = None
 
     def handed_on(self, paths: list[str]) -> tuple[set[bytes], set[bytes], set[str]]:
         """What files hand on: names without the needle, last parts of the modules' names, folders of packages."""
@@ -302,13 +302,33 @@ class Project:
     def api_names(self, key: str) -> dict[str, str]:
         """Every name of a module that is of the API, or SEVERAL where only some of its bindings are."""
         if self.tables is None:
-            self.tables = {}
-            for _ in range(DEEPEST):
-                tables = {stem(path): self.table(stem(path), self.tables) for path in self.index}
-                if tables == self.tables:
-                    break
-                self.tables = tables
-        return self.tables.get(key, {})
+            self.extend_tables(self.index)
+        return (self.tables or {}).get(key, {})
+
+    def extend_tables(self, paths: Iterable[str]) -> list[str]:
+        """Find the names of the API in modules, and anew in those that take names from them; which have others now."""
+        tables = self.tables = {} if self.tables is None else self.tables
+        waiting = dict.fromkeys(map(stem, paths))
+        for path in paths:
+            index = self.index[path]
+            ways = [way for each in index.bindings.values() for way in each if way is not None and way.name]
+            for module in {*index.stars, *(way.module for way in ways)}:
+                key = self.resolve(path, module) if self.below(path, module) is None else None
+                if key is not None:
+                    self.dependents.setdefault(key, set()).add(stem(path))
+        visits: Counter[str] = Counter()
+        changed: dict[str, None] = dict.fromkeys(waiting)
+        while waiting:
+            key = next(iter(waiting))
+            del waiting[key]
+            table = self.table(key, tables)
+            if table == tables.get(key, {}) or visits[key] > DEEPEST:
+                continue
+            visits[key] += 1
+            tables[key] = table
+            changed[key] = None
+            waiting.update(dict.fromkeys(sorted(self.dependents.get(key, ()))))
+        return [path for key in changed for path in self.stems.get(key, ()) if path in self.index]
 
     def table(self, key: str, tables: dict[str, dict[str, str]]) -> dict[str, str]:
         """The names of one module, with those of the others as far as they are known."""

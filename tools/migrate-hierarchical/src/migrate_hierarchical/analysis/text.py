@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import libcst as cst
 
+from ..edit.arguments import string_value
 from .binding import Scope
 from .scopes import Walk
 
@@ -18,6 +19,9 @@ def text_of(node: cst.BaseExpression, walk: Walk, scope: Scope, depth: int = 0) 
     if depth > DEPTH:
         return None
     if isinstance(node, cst.SimpleString):
+        text = string_value(node)
+        if text is not None:
+            return text
         value = node.evaluated_value
         return value if isinstance(value, str) else value.decode("utf-8", "replace")
     if isinstance(node, cst.ConcatenatedString):

@@ -54,19 +54,21 @@ def check_strings(planner: Planner) -> None:
     ours = planner.is_concerned
     reflects = ours and any(looks_up(planner, call) for call in walk.calls)
     for node in (*walk.strings, *walk.composed):
-        if node in planner.spoken or planner.is_spoken(node):
-            continue
         value = text_of(node, walk, walk.scope_of[node])
-        if value is not None and is_removed_name(planner, node, value, ours, reflects):
+        if value is None or not may_be_removed_name(value) or planner.is_spoken(node):
+            continue
+        if is_removed_name(planner, node, value, ours, reflects):
             planner.leave(node, "HIER103", repr(value.replace(GAP, "...")))
+
+
+def may_be_removed_name(value: str) -> bool:
+    return PACKAGE in value or value.startswith(".") or any(name in value for name in NAMES)
 
 
 def is_removed_name(
     planner: Planner, node: cst.BaseExpression, value: str, ours: bool, reflects: bool
 ) -> bool:
     """Whether a string leads to something that is gone."""
-    if not any(name in value for name in NAMES) and PACKAGE not in value and not value.startswith("."):
-        return False
     role = planner.roles.of(node)
     if role in (DOCSTRING, ALL):
         return False

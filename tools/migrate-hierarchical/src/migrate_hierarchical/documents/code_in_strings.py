@@ -34,7 +34,9 @@ def find_code(planner: Planner, has_use: Callable[[str], bool]) -> Iterator[cst.
     run = names_that_run(planner)
     for node in (*walk.composed, *walk.strings):
         text = text_of(node, walk, walk.scope_of[node])
-        if text is None or planner.is_spoken(node) or planner.climb(node, found):
+        if text is None or not (runs_any or NEEDLE.decode() in text):
+            continue
+        if planner.is_spoken(node) or planner.climb(node, found):
             continue
         imports = NEEDLE.decode() in text and planner.roles.of(node) != DOCSTRING
         if (imports and any(has_use(source) for source in sources(text))) or (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
 import warnings
 
 DEEPEST = 100  # nested brackets; the parser's recursion is not unlimited, and code is never that deep
@@ -14,6 +16,10 @@ TOO_MANY_BRACKETS = f"nested too deeply: more than {DEEPEST} brackets inside one
 TOO_DEEP = (
     f"nested too deeply: more than {DEEPEST_TREE} operators, calls, attributes or blocks inside one another or in "
     "one chain"
+)
+MOST_STRINGS = 500  # beside one another; the parser joins them two by two, one pair inside the next
+TOO_MANY_STRINGS = (
+    "line {line}: more than {most} strings are joined by standing beside one another: join fewer at a time"
 )
 
 
@@ -50,3 +56,20 @@ def tree_is_too_deep(source: bytes) -> bool:
         if not level:
             return False
     return True
+
+
+def joined_strings(source: bytes) -> str | None:
+    """Where strings beside one another are more than the parser can join, if that is why it refuses a source."""
+    count = inside = 0
+    try:
+        for token in tokenize.tokenize(io.BytesIO(source).readline):
+            kind = tokenize.tok_name[token.type]
+            inside += (kind == "FSTRING_START") - (kind == "FSTRING_END")
+            if kind in ("NL", "COMMENT") or inside:
+                continue
+            count = count + 1 if kind in ("STRING", "FSTRING_END") else 0
+            if count > MOST_STRINGS:
+                return TOO_MANY_STRINGS.format(line=token.start[0], most=MOST_STRINGS)
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    return None

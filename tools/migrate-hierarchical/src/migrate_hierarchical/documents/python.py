@@ -19,7 +19,7 @@ from ..rules.reasons import REASONS
 from ..settings import Settings, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code
-from .limits import too_deep
+from .limits import joined_strings, too_deep
 from .result import Entry
 
 
@@ -56,16 +56,17 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
         module = cst.parse_module(source)
     except cst.ParserSyntaxError as error:
         raise Unreadable(
-            f"line {error.raw_line}: not valid Python to libcst {VERSION}; newer syntax may need a newer libcst"
+            joined_strings(source)
+            or f"line {error.raw_line}: not valid Python to libcst {VERSION}; newer syntax may need a newer libcst"
         ) from None
     except (UnicodeDecodeError, LookupError, SyntaxError) as error:
         raise Unreadable(f"cannot be decoded: {error}") from None
     except RecursionError:
-        raise Unreadable("nested too deeply") from None
+        raise Unreadable(joined_strings(source) or "nested too deeply") from None
     try:
         return migrate_module(module, source, path, settings)
     except RecursionError:
-        raise Unreadable("nested too deeply") from None
+        raise Unreadable(joined_strings(source) or "nested too deeply") from None
     except UnknownSyntax as error:
         raise Unreadable(str(error)) from None
     except UnicodeEncodeError as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import libcst as cst
+
+# a string that Python's own parser need not evaluate
+PLAIN = re.compile(r"'([^'\\]*)'" + r'|"([^"\\]*)"')
 
 
 @dataclass
@@ -23,6 +27,10 @@ class Arguments:
 
 def string_value(node: cst.CSTNode | None) -> str | None:
     """The text of a plain or implicitly concatenated string literal."""
+    if isinstance(node, cst.SimpleString):
+        plain = PLAIN.fullmatch(node.value)
+        if plain is not None:
+            return plain.group(1) or plain.group(2) or ""
     if isinstance(node, cst.SimpleString | cst.ConcatenatedString):
         value = node.evaluated_value
         return value if isinstance(value, str) else None
