@@ -31,6 +31,7 @@ class Origins:
     def __init__(self, walk: Walk, resolver: Resolver) -> None:
         self.walk, self.resolver = walk, resolver
         self.asked: list[list[Binding]] = []  # of the names that are being looked up
+        self.unset: dict[tuple[Scope, str], bool] = {}
         self.instances: set[cst.CSTNode] = set()  # further calls that made an instance of the removed class
 
     def kind(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> str | None:
@@ -80,8 +81,12 @@ class Origins:
 
     def is_unset(self, node: cst.BaseExpression | None, scope: Scope) -> bool:
         """Whether an expression is a parameter that is None where it is not given, and nothing else is known of it."""
-        bindings = scope.lookup(node.value) if isinstance(node, cst.Name) else []
-        return any(is_none_by_default(binding) for binding in bindings)
+        if not isinstance(node, cst.Name):
+            return False
+        key = (scope, node.value)
+        if key not in self.unset:
+            self.unset[key] = any(map(is_none_by_default, scope.lookup(node.value)))
+        return self.unset[key]
 
     def of_attribute(self, node: cst.Attribute, scope: Scope, depth: int) -> str | None:
         """From every assignment to `self.x` in the file, and from the body of the class."""
