@@ -17,8 +17,15 @@ class Facts:
     imported: dict[str, dict[str, str]] = field(default_factory=dict)
     # name of the file's own module -> a file that imports it from here and goes on doing so
     wanted: dict[str, str] = field(default_factory=dict)
+    # of these, names that no file imports, but one looks up while it runs
+    looked_up: frozenset[str] = frozenset()
     # of these, names that only files import where a person has silenced a rule
     quiet: frozenset[str] = frozenset()
+
+    def taken(self, name: str) -> str:
+        """Who takes a wanted name from the file, and how."""
+        how = f"looks {name} up here" if name in self.looked_up else f"imports {name} from here"
+        return f"{self.wanted[name]} {how}"
 
     def find(self, module: str) -> dict[str, str]:
         """The names of the API that can be taken from a module of the user's own."""

@@ -7,7 +7,8 @@ file does not depend on which other files are given, nor on the order of the run
   chains, stars and other names; the file then imports it from the package itself.
 - A module keeps a name for as long as a file imports it from there. Where that file would be migrated too, but is
   not given, the module is left as it is, whole, and reported (HIER115). Where that file goes on importing the name
-  (it needs a person), everything else of the module is migrated.
+  (it needs a person), everything else of the module is migrated. So it is where a file looks the name up while it
+  runs (`getattr`, `import_module`, `patch`, a path in a configuration): the import stays and is reported.
 - A name that is not used, and that no file of the project imports, goes; `__all__`, `import x as x`, `# noqa: F401`
   and `__init__` say that it is meant for others, who may not be seen: it stays under its new name.
 
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import copy
 
-from .discovery import PROSE, PYTHON, find_files
+from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import MISSING, SEVERAL
 from .module_index import ModuleIndex, index_of, places_of
 from .names import KEPT, NEEDLE, PACKAGE, REMOVED, REMOVED_MODULE, below_package, strip_source
@@ -122,6 +123,7 @@ class Project:
         self.given = given
         self.too_large: list[str] = []  # roots with more files than are looked at
         self.roots = project_roots(paths)
+        self.plain: list[str] = []  # configurations and the like
         self.files = self.find(settings)
         self.stems: dict[str, list[str]] = {}
         self.tails: dict[str, list[str]] = {}  # last part of a stem -> stems
@@ -152,6 +154,7 @@ class Project:
             self.too_large, found = self.roots, []
         paths = {os.path.abspath(path) for path in found}
         paths |= self.given.keys()
+        self.plain = sorted(path for path in paths if path.endswith(PLAIN))
         return sorted(path for path in paths if path.endswith((*PYTHON, ".ipynb", *PROSE)))
 
     def read(self, path: str) -> bytes:
@@ -420,9 +423,13 @@ class Project:
                         if chain.startswith(start):
                             yield key, chain[len(start) :].split(".")[0], each.line
 
-    def importers(self, state: dict[str, ModuleIndex]) -> dict[str, dict[str, list[str]]]:
-        """For every module, by stem: its names that are taken elsewhere, and by which files."""
-        found: dict[str, dict[str, list[str]]] = {}
+    def importers(
+        self, state: dict[str, ModuleIndex], others: dict[str, dict[str, list[str]]] | None = None
+    ) -> dict[str, dict[str, list[str]]]:
+        """For every module, by stem: its names that are taken elsewhere, and by which files; `others` are such too."""
+        found = {
+            key: {name: list(paths) for name, paths in names.items()} for key, names in (others or {}).items()
+        }
         stars: dict[str, list[str]] = {}
         for path in self.index:
             for key, name, _ in self.takes(path, state[path]):

@@ -65,6 +65,7 @@ class Rounds:
         self.done: dict[str, Result] = {}
         self.facts: dict[str, Facts] = {}
         self.imported: dict[str, dict[str, dict[str, str]]] = {}
+        self.lookups: dict[str, dict[str, list[str]]] | None = None
         self.silenced: dict[str, bool] = {}
         self.before = dict(project.index)
         self.after = dict(project.index)
@@ -118,20 +119,31 @@ class Rounds:
 
     def current_facts(self) -> dict[str, Facts]:
         """With whom is taken by the files as they are left; at first nobody is."""
-        importers = self.project.importers(self.after) if self.done else {}
+        importers = self.project.importers(self.after, self.looked_up()) if self.done else {}
+        static = self.project.importers(self.after) if self.done and self.lookups else importers
         facts = {}
         for path in self.source:
             taken = importers.get(stem(path), {})
             names = self.project.api_names(stem(path)) if taken else {}
             wanted = {name: shown_from_here(min(taken[name])) for name in sorted(taken) if name in names}
             quiet = frozenset(name for name in wanted if all(map(self.is_quiet, taken[name])))
-            facts[path] = Facts(self.imported[path], wanted, quiet)
+            by_name = frozenset(name for name in wanted if name not in static.get(stem(path), {}))
+            facts[path] = Facts(self.imported[path], wanted, by_name, quiet)
         return facts
+
+    def looked_up(self) -> dict[str, dict[str, list[str]]]:
+        """The names of the modules that are migrated which other files look up while they run."""
+        if self.lookups is None:
+            from .lookups import looked_up
+
+            self.lookups = looked_up(self.project, sorted({stem(path) for path in self.source}))
+        return self.lookups
 
     def is_quiet(self, path: str) -> bool:
         """Whether a comment in a file leaves a use as it is."""
         if path not in self.silenced:
-            rules = Silence(self.project.data[path], bare=False, is_python=False).rules
+            data = self.project.data.get(path) or self.project.read(path)
+            rules = Silence(data, bare=False, is_python=False).rules
             self.silenced[path] = any(not is_reason(rule) for rule in set().union(*rules.values()))
         return self.silenced[path]
 

@@ -151,8 +151,7 @@ def plan(
         planner.waiting.update(editor.waiting.values())
         _, imports = run(planner)
         for alias in editor.waiting:
-            other = walk.facts.wanted[local_name(alias)]
-            planner.leave(alias, "HIER115", f"{other} imports {local_name(alias)} from here")
+            planner.leave(alias, "HIER115", walk.facts.taken(local_name(alias)))
     return planner, imports
 
 

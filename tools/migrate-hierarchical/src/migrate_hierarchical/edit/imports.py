@@ -257,8 +257,7 @@ class ImportEditor:
             self.planner.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
             return "kept"
         if not in_use and self.is_wanted(alias, binding):
-            other = self.walk.facts.wanted[local_name(alias)]
-            detail = f"{other} imports {imported} from here"
+            detail = self.walk.facts.taken(local_name(alias))
             if binding in self.rewritten and is_meant_for_others(statement, alias, self.walk):
                 self.waiting[alias] = binding
         elif self.is_re_export(alias, binding) or (

@@ -1,0 +1,137 @@
+"""Names of the project's modules that are looked up while the code runs: by strings in code, and in configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migrate_hierarchical.cli import main
+from tests.codemod.test_own_modules import make
+
+OLD = "from dilated_attention_pytorch import HierarchicalConfig\n"
+LAZY_GETATTR = """\
+def __getattr__(name):
+    if name == "HierarchicalConfig":
+        from . import shared
+
+        return getattr(shared, name)
+    raise AttributeError(name)
+"""
+LAZY_TABLE = """\
+from importlib import import_module
+
+PLACES = {"HierarchicalConfig": ".shared"}
+
+
+def __getattr__(name):
+    return getattr(import_module(PLACES[name], __name__), name)
+"""
+
+
+def run_twice(folder: Path, capsys) -> str:
+    """The report of a first run, which a second one gives again, changing nothing."""
+    assert main([str(folder)]) == 2
+    first = capsys.readouterr().out
+    files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    assert main([str(folder)]) == 2
+    second = capsys.readouterr().out
+    assert {path: path.read_bytes() for path in files} == files
+    for rule in ("HIER109", "HIER120"):
+        assert first.count(rule) == second.count(rule), second
+    return second
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("proj/__init__.py", LAZY_GETATTR),
+        ("proj/__init__.py", LAZY_TABLE),
+        (
+            "proj/__init__.py",
+            'import lazy_loader\n\n__getattr__, _, __all__ = lazy_loader.attach(__name__, submod_attrs={"shared": '
+            '["HierarchicalConfig"]})\n',
+        ),
+        ("use.py", 'import importlib\n\nA = importlib.import_module("proj.shared").HierarchicalConfig\n'),
+        (
+            "use.py",
+            'from importlib import import_module as load\n\nA = getattr(load(".shared", "proj"), "HierarchicalConfig")\n',
+        ),
+        ("use.py", 'import sys\n\nA = sys.modules["proj.shared"].HierarchicalConfig\n'),
+        ("use.py", 'from proj import shared\n\nA = getattr(shared, "HierarchicalConfig")\n'),
+        ("use.py", 'from proj import shared\n\nA = vars(shared)["HierarchicalConfig"]\n'),
+        (
+            "test_use.py",
+            'from unittest import mock\n\nmock.patch("proj.shared.HierarchicalConfig").start()\n',
+        ),
+        (
+            "test_use.py",
+            'def test_it(monkeypatch):\n    monkeypatch.setattr("proj.shared.HierarchicalConfig", 1)\n',
+        ),
+        ("conf/model.yaml", "config:\n  _target_: proj.shared.HierarchicalConfig\n"),
+        ("conf/model.yaml", "config:\n  module: proj.shared\n  class: HierarchicalConfig\n"),
+        ("conf/model.json", '{"class_path": "proj.shared:HierarchicalConfig"}\n'),
+        ("setup.cfg", "[options.entry_points]\nproj =\n    config = proj.shared:HierarchicalConfig\n"),
+        ("pyproject.toml", '[project.entry-points.proj]\nconfig = "proj.shared:HierarchicalConfig"\n'),
+    ],
+)
+def test_import_stays_for_who_looks_the_name_up(path: str, text: str, tmp_path: Path, capsys) -> None:
+    make(
+        tmp_path,
+        {"proj/__init__.py": "", "proj/shared.py": OLD + "\ndefault = HierarchicalConfig()\n", path: text},
+    )
+    report = run_twice(tmp_path, capsys)
+    assert f"{path} looks HierarchicalConfig up here" in report
+    new = (tmp_path / "proj/shared.py").read_text()
+    assert "HierarchicalConfig, SparsePatternConfig\n" in new
+    assert "\ndefault = SparsePatternConfig(" in new
+    assert (tmp_path / path).read_text() == text
+
+
+def test_name_of_the_users_own_is_looked_up(tmp_path: Path, capsys) -> None:
+    make(
+        tmp_path,
+        {
+            "proj/shared.py": OLD.replace("Config\n", "Config as Levels\n"),
+            "conf.yaml": "_target_: proj.shared.Levels\n",
+        },
+    )
+    assert "conf.yaml looks Levels up here" in run_twice(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (
+            "use.py",
+            'import other\nfrom proj import shared\n\nA = getattr(other, "HierarchicalConfig", shared.x)\n',
+        ),
+        (
+            "use.py",
+            'from proj import shared\n\n\ndef f(x: "HierarchicalConfig"):\n    return getattr(x, shared.x)\n',
+        ),
+        ("use.py", '"""See proj.shared.HierarchicalConfig; getattr."""\n'),
+        ("use.py", 'A = getattr(x, "HierarchicalConfig")\n'),
+        ("conf.yaml", "_target_: elsewhere.HierarchicalConfig\nshared: 1\n"),
+        ("README.md", "`proj.shared.HierarchicalConfig`\n"),
+    ],
+)
+def test_import_goes_where_no_other_file_looks_the_name_up(path: str, text: str, tmp_path: Path) -> None:
+    make(tmp_path, {"proj/__init__.py": "", "proj/shared.py": OLD + "x = HierarchicalConfig()\n", path: text})
+    main([str(tmp_path)])
+    assert "ierarchical" not in (tmp_path / "proj/shared.py").read_text()
+
+
+def test_one_file_at_a_time_keeps_what_is_looked_up(tmp_path: Path, capsys) -> None:
+    files = {
+        "pyproject.toml": "",
+        "proj/shared.py": OLD + "x = HierarchicalConfig()\n",
+        "conf.yaml": "_target_: proj.shared.HierarchicalConfig\n",
+    }
+    make(tmp_path, files)
+    assert main([str(tmp_path / "proj/shared.py")]) == 2
+    assert "conf.yaml looks HierarchicalConfig up here" in capsys.readouterr().out
+    alone = (tmp_path / "proj/shared.py").read_text()
+    make(tmp_path, files)
+    assert main([str(tmp_path)]) == 2
+    assert (tmp_path / "proj/shared.py").read_text() == alone
