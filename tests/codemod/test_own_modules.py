@@ -426,3 +426,23 @@ def test_project_that_is_too_large_is_said(tmp_path: Path, capsys, monkeypatch) 
     out = capsys.readouterr().out
     assert out.count(f"{tmp_path}: note: has more than") == 1
     assert state(tmp_path, files)["b.py"] == files["b.py"]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        'def f(x: "HierarchicalConfig") -> None: ...\n',
+        'def f() -> "list[HierarchicalConfig] | None": ...\n',
+        'from typing import cast\n\nx = cast("HierarchicalConfig", 1)\n',
+    ],
+)
+def test_string_types_count_as_uses_of_a_star(use: str, tmp_path: Path, capsys) -> None:
+    shared = "from dilated_attention_pytorch import HierarchicalConfig\n"
+    make(tmp_path, {"lib/__init__.py": "", "lib/a.py": shared, "lib/b.py": "from lib.a import *\n" + use})
+    assert main([str(tmp_path)]) == 2
+    report = capsys.readouterr().out
+    assert "b.py imports HierarchicalConfig from here" in report
+    assert "HIER108" in report
+    assert shared in (tmp_path / "lib/a.py").read_text()
+    assert main(["--check", str(tmp_path)]) == 2
+    assert "HIER108" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ IMPORT = re.compile(
 )
 PLAIN_IMPORT = re.compile(r"^[ \t>.\"']*(?:lazy[ \t]+)?import[ \t]+([\w., \t]+)", re.MULTILINE)
 CHAIN = re.compile(r"\b[^\W\d]\w*(?:\.\w+)+")
+EXPRESSION = re.compile(r"[\w.\[\],|'\" ]{1,200}")
 INNER = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 BINDING = re.compile(r"^(?:class|def|async def)?[ \t]*([^\W\d]\w*)[ \t]*[(:=]", re.MULTILINE)
 
@@ -65,6 +67,7 @@ class ModuleIndex:
     stars: list[str] = field(default_factory=list)  # modules of the file's own star imports
     chains: set[str] = field(default_factory=set)  # dotted names that are read
     names: set[str] = field(default_factory=set)  # plain names that are read
+    texts: set[str] = field(default_factory=set)  # strings, while the file is read
     exported: set[str] | None = None  # __all__, where it is literal
     is_open: bool = False  # it may have names that it does not show: __getattr__, or it could not be parsed
     is_too_large: bool = False  # nothing was looked at
@@ -125,7 +128,18 @@ def index_of_tree(tree: ast.Module) -> ModuleIndex:
             for name in node.names:
                 index.bind(name, None)
     index.is_open = "__getattr__" in index.bindings
+    if any(each.name == "*" for each in index.imports):
+        index.names.update(name for text in index.texts for name in names_in(text))
+    index.texts.clear()
     return index
+
+
+def names_in(text: str) -> Iterator[str]:
+    """The names in a string that may be a type: `"X"`, `"dict[str, X] | None"`."""
+    if EXPRESSION.fullmatch(text):
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            tree = ast.parse(text.strip(), mode="eval")
+            yield from (node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
 
 
 def walk(index: ModuleIndex, stack: list[ast.AST], inside: list[ast.AST] | None) -> Iterator[ast.AST]:
@@ -143,6 +157,8 @@ def walk(index: ModuleIndex, stack: list[ast.AST], inside: list[ast.AST] | None)
                 yield node
             continue
         if kind is ast.Constant:
+            if isinstance(node.value, str):  # type: ignore[attr-defined]
+                index.texts.add(node.value)  # type: ignore[attr-defined]
             continue
         if isinstance(node, ast.Attribute):
             parts = [node.attr]

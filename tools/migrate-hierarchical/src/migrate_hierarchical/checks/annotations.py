@@ -35,7 +35,13 @@ class Replace(cst.CSTTransformer):
 def rename_types(planner: Planner, node: cst.SimpleString) -> bool:
     """Rename in a string that is a type; True if the string needs nothing more."""
     text = string_value(node)
-    if text is None or not names_ours(planner, node, text):
+    if text is None:
+        return False
+    star = name_of_star(planner, node, text)
+    if star is not None:
+        planner.leave(node, "HIER108", star)
+        return True
+    if not names_ours(planner, node, text):
         return False
     if not planner.wants("HIER008", node):
         for word in WORD.findall(text):
@@ -52,6 +58,13 @@ def rename_types(planner: Planner, node: cst.SimpleString) -> bool:
         planner.strings[node] = new.value
         planner.note(node, "HIER008")
     return True
+
+
+def name_of_star(planner: Planner, node: cst.SimpleString, text: str) -> str | None:
+    """The removed name in a text that only the star of a module of the user's own gives."""
+    given, scope = planner.walk.again_by_star, planner.walk.scope_of[node]
+    words = (word for word in WORD.findall(text) if given.get(word) in REMOVED and not scope.lookup(word))
+    return next(words, None) if given else None
 
 
 def names_ours(planner: Planner, node: cst.SimpleString, text: str) -> bool:
