@@ -135,3 +135,31 @@ def test_one_file_at_a_time_keeps_what_is_looked_up(tmp_path: Path, capsys) -> N
     make(tmp_path, files)
     assert main([str(tmp_path)]) == 2
     assert (tmp_path / "proj/shared.py").read_text() == alone
+
+
+PACKAGE = "dilated_attention_pytorch"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        f'TABLE = {{"HierarchicalConfig": "{PACKAGE}"}}',
+        f'TABLE = {{"config": ("{PACKAGE}", "HierarchicalConfig")}}',
+        f'TABLE = {{"{PACKAGE}": ["DilatedAttention", "HierarchicalConfig"]}}',
+        f'ROOT = "{PACKAGE}"\nTABLE = {{"HierarchicalConfig": ROOT}}',
+        f'TABLE = [["{PACKAGE}", "HierarchicalConfig"]]',
+        f'd = import_module("{PACKAGE}")\nNAMES = ["HierarchicalConfig"]\nfor n in NAMES:\n    getattr(d, n)',
+    ],
+)
+def test_table_of_names_is_reported(table: str, tmp_path: Path, capsys) -> None:
+    make(tmp_path, {"lazy.py": "from importlib import import_module\n\n" + table + "\n"})
+    report = run_twice(tmp_path, capsys)
+    assert report.count("HIER103") == 1
+
+
+@pytest.mark.parametrize(
+    "table", ['T = {"HierarchicalConfig": "numpy"}', 'T = ["scipy", "HierarchicalConfig"]']
+)
+def test_table_of_other_names_is_not(table: str, tmp_path: Path) -> None:
+    make(tmp_path, {"lazy.py": "import dilated_attention_pytorch\n\n" + table + "\n"})
+    assert main([str(tmp_path)]) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from migrate_hierarchical.cli import main
@@ -146,3 +148,37 @@ def test_select_of_rules_leaves_reports_on() -> None:
 def test_unknown_ids_get_a_suggestion() -> None:
     with pytest.raises(UsageError, match="got 'HIER0O1'; did you mean HIER001"):
         Settings(ignore=("HIER0O1",)).with_ids(["HIER001", "HIER113"])
+
+
+GONE = "dilated_attention_pytorch.block_sparse_factory"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"from {GONE} import create_adaptive_block_sparse, SparsePatternConfig  # noqa: HIER114\n",
+        f"from {GONE} import SparsePatternConfig, create_adaptive_block_sparse  # noqa: HIER114\n",
+        f"from {GONE} import (\n    SparsePatternConfig,\n    create_adaptive_block_sparse,  # noqa: HIER114\n)\n",
+        f"from {GONE} import (\n    create_adaptive_block_sparse, x,  # noqa: HIER114\n    SparsePatternConfig,\n)\n",
+        f"from {GONE} import (\n    create_adaptive_block_sparse,\n    SparsePatternConfig,\n)  # noqa: HIER114\n",
+    ],
+)
+def test_comment_stays_with_the_name_of_an_import_that_is_split(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text(text)
+    assert main([str(file)]) == 0
+    new = file.read_text()
+    assert "from dilated_attention_pytorch import" in new
+    assert main([str(file)]) == 0
+    assert file.read_text() == new
+
+
+def test_comment_of_one_name_is_not_for_the_others(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "a.py"
+    file.write_text(
+        f"from {GONE} import (\n    create_adaptive_block_sparse,  # noqa: HIER114\n    other,\n)\n"
+    )
+    assert main([str(file)]) == 2
+    report = capsys.readouterr().out
+    assert "other of" in report
+    assert "adaptive" not in report

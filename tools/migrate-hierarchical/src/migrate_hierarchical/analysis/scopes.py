@@ -375,6 +375,9 @@ class Walk:
             return {}
         return self.facts.find("." * len(node.relative) + (dotted(node.module) or "" if node.module else ""))
 
+    def alias(self, node: cst.ImportAlias) -> None:
+        self.lines[node] = self.line
+
     def skip_alias(self, alias: cst.ImportAlias) -> None:
         self.skip_path(alias.name)
         if alias.asname is not None:
@@ -472,6 +475,7 @@ HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
     cst.FormattedString: Walk.composed_string,
     cst.ConcatenatedString: Walk.composed_string,
     cst.BinaryOperation: Walk.operation,
+    cst.ImportAlias: Walk.alias,
     cst.Assign: Walk.assign,
     cst.AnnAssign: Walk.annotated,
     cst.AugAssign: Walk.augmented,

@@ -95,6 +95,8 @@ def is_removed_name(
             if bindings
             else bool(planner.walk.stars or planner.walk.group(node))
         )
+    if beside_package(planner, node):
+        return True
     if role == KEY:
         return in_namespace(planner, node)
     if call is not None and function in BY_NAME:
@@ -152,12 +154,44 @@ def looks_up(planner: Planner, call: cst.Call) -> bool:
     function = (dotted(call.func) or "").split(".")[-1]
     if function in ("getattr", "hasattr", "setattr", "delattr") and len(call.args) > 1:
         name = text_of(call.args[1].value, planner.walk, planner.walk.scope_of[call])
-        return (name is None or GAP in name) and means_package(planner, call.args[0].value)
+        owner = call.args[0].value
+        return (name is None or GAP in name) and (
+            means_package(planner, owner) or is_set_to_package(planner, owner)
+        )
     return False
 
 
 def means_package(planner: Planner, node: cst.BaseExpression) -> bool:
     return planner.roles.path(node) == PACKAGE or PACKAGE in planner.module.code_for_node(node)
+
+
+def is_set_to_package(planner: Planner, node: cst.BaseExpression) -> bool:
+    """Whether a name is set to what means the package: `d = import_module("dilated_attention_pytorch")`."""
+    bindings = planner.walk.scope_of[node].lookup(node.value) if isinstance(node, cst.Name) else []
+    return any(each.value is not None and means_package(planner, each.value) for each in bindings)
+
+
+def beside_package(planner: Planner, node: cst.BaseExpression) -> bool:
+    """A registry: `{"X": "dilated_attention_pytorch"}`, `("dilated_attention_pytorch", "X")`, `{"dil...": ["X"]}`."""
+    walk, scope = planner.walk, planner.walk.scope_of[node]
+
+    def is_ours(other: cst.BaseExpression) -> bool:
+        if isinstance(other, cst.Tuple | cst.List | cst.Set):
+            return any(is_ours(each.value) for each in other.elements)
+        path = text_of(other, walk, scope)
+        return path is not None and below_package(path) is not None
+
+    child, parent = node, walk.parents[node]
+    while True:
+        if isinstance(parent, cst.DictElement):
+            return is_ours(parent.key if parent.value is child else parent.value)
+        if not isinstance(parent, cst.Element):
+            return False
+        container = walk.parents[parent]
+        assert isinstance(container, cst.Tuple | cst.List | cst.Set)
+        if is_ours(container):
+            return True
+        child, parent = container, walk.parents[container]
 
 
 def in_namespace(planner: Planner, node: cst.BaseExpression) -> bool:

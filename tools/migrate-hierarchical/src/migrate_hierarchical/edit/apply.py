@@ -9,6 +9,7 @@ import libcst as cst
 
 from ..analysis.binding import ImportStatement, is_import, is_import_from
 from ..analysis.context import line_of
+from ..silence import NOQA
 from .build import comments_in
 from .imports import Edit
 
@@ -97,16 +98,15 @@ class Apply(cst.CSTTransformer):
                 getattr(node.body[0], "names", None), cst.ImportStar
             ):  # its comment is about the star
                 return cst.FlattenSentinel([first, *(cst.SimpleStatementLine([part]) for part in body[1:])])
+            end = updated.trailing_whitespace
+            silences = end.comment is not None and NOQA.search(end.comment.value) is not None
+            between = end if silences else cst.TrailingWhitespace()
             last = len(body) - 1
             more = [
-                cst.SimpleStatementLine([part], trailing_whitespace=updated.trailing_whitespace)
-                if i == last
-                else cst.SimpleStatementLine([part])
+                cst.SimpleStatementLine([part], trailing_whitespace=end if i == last else between)
                 for i, part in enumerate(body[1:], 1)
             ]
-            return cst.FlattenSentinel(
-                [first.with_changes(trailing_whitespace=cst.TrailingWhitespace()), *more]
-            )
+            return cst.FlattenSentinel([first.with_changes(trailing_whitespace=between), *more])
         return updated.with_changes(body=joined(body))
 
     def suite(self, node: cst.SimpleStatementSuite, updated: cst.SimpleStatementSuite) -> cst.CSTNode:

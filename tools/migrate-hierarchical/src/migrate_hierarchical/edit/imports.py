@@ -192,7 +192,13 @@ class ImportEditor:
 
     def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
         """Names that a module which is gone does not leave behind."""
-        others = [name for name in map(import_name, aliases) if name not in REMOVED | KEPT]
+        silence = self.planner.silence
+        others = [
+            name
+            for alias in aliases
+            if (name := import_name(alias)) not in REMOVED | KEPT
+            and not (alias in self.walk.lines and silence.covers(self.walk.lines[alias], "HIER114"))
+        ]
         if not others or below == OWN_MODULE or not below or not is_gone(below):
             return
         if below.split(".")[-1] == REMOVED_MODULE or not statement.relative:
