@@ -17,9 +17,11 @@ class Facts:
     imported: dict[str, dict[str, str]] = field(default_factory=dict)
     # name of the file's own module -> a file that imports it from here and goes on doing so
     wanted: dict[str, str] = field(default_factory=dict)
-    # of these, names that no file imports, but one looks up while it runs
+    # dotted path as the file writes it, "()" after it for the result of a call -> what it holds, as Origins has it
+    kinds: dict[str, str] = field(default_factory=dict)
+    # of those wanted, names that no file imports, but one looks up while it runs
     looked_up: frozenset[str] = frozenset()
-    # of these, names that only files import where a person has silenced a rule
+    # of those wanted, names that only files import where a person has silenced a rule
     quiet: frozenset[str] = frozenset()
 
     def taken(self, name: str) -> str:

@@ -68,6 +68,7 @@ class ModuleIndex:
     chains: set[str] = field(default_factory=set)  # dotted names that are read
     names: set[str] = field(default_factory=set)  # plain names that are read
     texts: set[str] = field(default_factory=set)  # strings, while the file is read
+    makes: dict[str, str] = field(default_factory=dict)  # "x" or "f()" -> what is called for it, or its type
     exported: set[str] | None = None  # __all__, where it is literal
     is_open: bool = False  # it may have names that it does not show: __getattr__, or it could not be parsed
     is_too_large: bool = False  # nothing was looked at
@@ -131,7 +132,43 @@ def index_of_tree(tree: ast.Module) -> ModuleIndex:
     if any(each.name == "*" for each in index.imports):
         index.names.update(name for text in index.texts for name in names_in(text))
     index.texts.clear()
+    index.makes = makes_of(tree.body, "")
     return index
+
+
+def makes_of(body: list[ast.stmt], before: str) -> dict[str, str]:
+    """What the values of a block are made by, where one call or annotation tells; `Class.x` in a class."""
+    found: dict[str, list[str | None]] = {}
+    for node in body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    found.setdefault(before + target.id, []).append(called(node.value))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            made = called(node.value) or dotted(node.annotation)
+            found.setdefault(before + node.target.id, []).append(made)
+        elif isinstance(node, ast.FunctionDef) and not before and not node.decorator_list:
+            found.setdefault(f"{node.name}()", []).append(result_of(node))
+        elif isinstance(node, ast.ClassDef) and not before:
+            found.update((name, [made]) for name, made in makes_of(node.body, node.name + ".").items())
+    return {name: made[0] for name, made in found.items() if len(made) == 1 and made[0]}
+
+
+def called(node: ast.expr | None) -> str | None:
+    return dotted(node.func) if isinstance(node, ast.Call) else None
+
+
+def result_of(function: ast.FunctionDef) -> str | None:
+    """The one thing that a function calls, or says, for its result."""
+    if function.returns is not None:
+        return dotted(function.returns)
+    made = {key: value for key, value in makes_of(function.body, "").items() if "()" not in key}
+    results = {
+        made.get(node.value.id) if isinstance(node.value, ast.Name) else called(node.value)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Return)
+    }
+    return results.pop() if len(results) == 1 else None
 
 
 def names_in(text: str) -> Iterator[str]:
@@ -242,3 +279,11 @@ def index_of_text(text: str) -> ModuleIndex:
     for name in BINDING.findall(text):
         index.bind(name, None)
     return index
+
+
+def dotted(node: ast.AST | None) -> str | None:
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else None

@@ -26,7 +26,26 @@ from copy import copy
 from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import MISSING, SEVERAL
 from .module_index import ModuleIndex, index_of, places_of
-from .names import KEPT, NEEDLE, PACKAGE, REMOVED, REMOVED_MODULE, below_package, strip_source
+from .names import (
+    CLASS,
+    CONFIG,
+    CREATE_ATTENTION,
+    CREATE_BLOCK_SPARSE,
+    FACTORY,
+    KEPT,
+    KEYWORD,
+    MEMBERS,
+    MODULE,
+    NEEDLE,
+    PACKAGE,
+    PATTERN,
+    PRESET,
+    PRESETS,
+    REMOVED,
+    REMOVED_MODULE,
+    below_package,
+    strip_source,
+)
 from .settings import Settings
 
 MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commit-config.yaml")
@@ -34,6 +53,13 @@ API = REMOVED | KEPT | {REMOVED_MODULE}
 SKIP_FILE = b"migrate-hierarchical: skip-file"
 MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
 DEEPEST = 20  # times that the names of a module change, as they do where modules import from one another
+KINDS = {
+    CONFIG: "config",
+    PATTERN: "pattern",
+    PRESETS: "presets",
+    **dict.fromkeys((CLASS, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, FACTORY, PRESET, MODULE), "instance"),
+}
+READS = re.compile("|".join(sorted(MEMBERS | {KEYWORD})).encode())
 NAMES = re.compile("|".join(sorted(REMOVED)).encode())
 DEFINES = re.compile(
     rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED)).encode() + rb")\b", re.MULTILINE
@@ -231,10 +257,12 @@ class Project:
         return names, modules, tops
 
     def gives(self, path: str) -> set[str]:
-        """Names that a file binds to something of the API; a star of the project may give any."""
-        stars = self.index[path].stars
-        is_open = any(self.below(path, each) is not None or self.resolve(path, each) for each in stars)
-        return set(self.api_names(stem(path))) | ({"*"} if is_open else set())
+        """Names that a file binds to something of the API, or to a value of it; a star of the project may give any."""
+        key, index = stem(path), self.index[path]
+        is_open = any(self.below(path, each) is not None or self.resolve(path, each) for each in index.stars)
+        made = {name.rstrip("()").split(".")[0] for name in index.makes if self.kind_of(key, name)}
+        made |= {name for name in index.bindings if self.kind_of(key, name) or self.kind_of(key, name + "()")}
+        return set(self.api_names(key)) | made | ({"*"} if is_open else set())
 
     # ---- what a name is
 
@@ -395,6 +423,53 @@ class Project:
             names = self.given_by_star(key, names)
         found.setdefault(module, {}).update(names)
 
+    def kinds(self, path: str) -> dict[str, str]:
+        """The values of old classes that a file has from modules of the project, where it may read their members."""
+        found: dict[str, str] = {}
+        index, data = self.index.get(path), self.data.get(path, b"")
+        if index is None or not path.endswith(PYTHON) or not READS.search(data):
+            return found
+        for each in index.imports:
+            key = self.resolve(path, each.module)
+            inner = self.resolve(path, joined(each.module, each.name)) if each.name else key
+            if key is not None and each.name:
+                names = {each.name, each.name + "()", *self.made_below(key, each.name + ".")}
+                made = {joined(each.module, name): self.kind_of(key, name) for name in names}
+                found.update((name, kind) for name, kind in made.items() if kind is not None)
+            if inner is not None:
+                module = joined(each.module, each.name) if each.name else each.module
+                made = {f"{module}.{name}": self.kind_of(inner, name) for name in self.made_below(inner, "")}
+                found.update((name, kind) for name, kind in made.items() if kind is not None)
+        return found
+
+    def made_below(self, key: str, start: str) -> set[str]:
+        indexes = [self.index[path] for path in self.stems[key] if path in self.index]
+        return {name for index in indexes for name in index.makes if name.startswith(start)}
+
+    def kind_of(self, key: str, name: str, depth: int = 0) -> str | None:
+        """What a value of a module is: of which of the classes, new or old; None if that is not known."""
+        if depth > DEEPEST:
+            return None
+        names = self.api_names(key)
+        for path in self.stems.get(key, ()):
+            index = self.index.get(path)
+            if index is None:
+                continue
+            made = index.makes.get(name)
+            ways = index.bindings.get(name.removesuffix("()").split(".")[0], [])
+            if len(ways) != 1:
+                continue
+            if made is None:
+                way = ways[0]
+                other = self.resolve(path, way.module) if way is not None and way.name else None
+                if way is None or other is None or other == key:
+                    continue
+                return self.kind_of(other, way.name + name[len(way.local) :], depth + 1)
+            first, _, last = made.rpartition(".")
+            api = names.get(made) if not first else last if names.get(first) == "" else None
+            return KINDS.get(api) if api else self.kind_of(key, made + "()", depth + 1)
+        return None
+
     def takes(self, path: str, index: ModuleIndex) -> Iterator[tuple[str, str, int]]:
         """The names that a file takes from modules of the project: stem, name, line."""
         for each in index.imports:
@@ -424,11 +499,11 @@ class Project:
                             yield key, chain[len(start) :].split(".")[0], each.line
 
     def importers(
-        self, state: dict[str, ModuleIndex], others: dict[str, dict[str, list[str]]] | None = None
+        self, state: dict[str, ModuleIndex], also: dict[str, dict[str, list[str]]] | None = None
     ) -> dict[str, dict[str, list[str]]]:
-        """For every module, by stem: its names that are taken elsewhere, and by which files; `others` are such too."""
+        """For every module, by stem: its names that are taken elsewhere, and by which files; `also` are such too."""
         found = {
-            key: {name: list(paths) for name, paths in names.items()} for key, names in (others or {}).items()
+            key: {name: list(paths) for name, paths in names.items()} for key, names in (also or {}).items()
         }
         stars: dict[str, list[str]] = {}
         for path in self.index:

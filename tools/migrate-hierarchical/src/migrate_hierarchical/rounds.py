@@ -66,6 +66,7 @@ class Rounds:
         self.facts: dict[str, Facts] = {}
         self.imported: dict[str, dict[str, dict[str, str]]] = {}
         self.lookups: dict[str, dict[str, list[str]]] | None = None
+        self.kinds: dict[str, dict[str, str]] = {}
         self.silenced: dict[str, bool] = {}
         self.before = dict(project.index)
         self.after = dict(project.index)
@@ -83,7 +84,7 @@ class Rounds:
                 self.add(path, self.project.data[path])
         self.add_importers()
         for path in self.source:
-            self.imported[path] = self.project.imported(path)
+            self.imported[path], self.kinds[path] = self.project.imported(path), self.project.kinds(path)
         for _ in range(MOST_ROUNDS):
             facts = self.current_facts()
             news = [path for path in self.source if path not in self.done or facts[path] != self.facts[path]]
@@ -99,7 +100,9 @@ class Rounds:
 
     def takes_names(self, path: str) -> bool:
         """Whether a file that does not name the package has something of it from a module of the project."""
-        return SKIP_FILE not in self.project.data[path] and bool(self.project.imported(path))
+        if SKIP_FILE in self.project.data[path]:
+            return False
+        return bool(self.project.imported(path) or self.project.kinds(path))
 
     def add_importers(self) -> None:
         """The files that take a name of the API from one that is migrated, given or not."""
@@ -128,7 +131,7 @@ class Rounds:
             wanted = {name: shown_from_here(min(taken[name])) for name in sorted(taken) if name in names}
             quiet = frozenset(name for name in wanted if all(map(self.is_quiet, taken[name])))
             by_name = frozenset(name for name in wanted if name not in static.get(stem(path), {}))
-            facts[path] = Facts(self.imported[path], wanted, by_name, quiet)
+            facts[path] = Facts(self.imported[path], wanted, self.kinds[path], by_name, quiet)
         return facts
 
     def looked_up(self) -> dict[str, dict[str, list[str]]]:

@@ -101,3 +101,15 @@ def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
                 yield name, index
     elif isinstance(target, cst.StarredElement):
         yield from target_names(target.value)
+
+
+def written_path(binding: Binding) -> str:
+    """The dotted path that an import gives to a name, with the dots of a relative one."""
+    statement = binding.statement
+    if is_import_from(statement) and statement.relative and binding.alias is not None:
+        module = dotted(statement.module) if statement.module else ""
+        dots = "." * len(statement.relative)
+        return dots + ".".join(part for part in (module, dotted(binding.alias.name)) if part)
+    if is_import_from(statement) and binding.alias is not None:
+        return f"{dotted(statement.module)}.{dotted(binding.alias.name)}"
+    return binding.target or "?"

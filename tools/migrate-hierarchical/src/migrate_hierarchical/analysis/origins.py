@@ -6,7 +6,7 @@ import libcst as cst
 
 from ..edit.arguments import is_none, string_value
 from ..names import CLASS, CONFIG, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, PATTERN, PRESETS
-from .binding import Binding, Scope, dotted
+from .binding import Binding, Scope, dotted, written_path
 from .scopes import Walk
 from .uses import Resolver
 
@@ -38,6 +38,9 @@ class Origins:
         """One of the kinds above; None if it is not known."""
         if depth > DEPTH:
             return None
+        known = self.of_project(node, scope)
+        if known is not None:
+            return known
         if isinstance(node, cst.Name):
             return "none" if node.value == "None" else self.of_name(node.value, scope, depth)
         if isinstance(node, cst.Call):
@@ -72,6 +75,20 @@ class Origins:
         if isinstance(node, cst.BaseNumber | cst.BaseString):
             return "other"
         return None
+
+    def of_project(self, node: cst.BaseExpression, scope: Scope) -> str | None:
+        """What another file of the project says: of a name, a member of a module or a class, or the result of a call."""
+        known = self.walk.facts.kinds
+        call = isinstance(node, cst.Call)
+        path = dotted(node.func if isinstance(node, cst.Call) else node) if known else None
+        if path is None:
+            return None
+        name, _, rest = path.partition(".")
+        bindings = scope.lookup(name)
+        if len(bindings) != 1 or bindings[0].kind != "import":
+            return None
+        whole = ".".join(part for part in (written_path(bindings[0]), rest) if part)
+        return known.get(whole + "()" if call else whole)
 
     def of_ways(self, ways: tuple[cst.BaseExpression, ...], scope: Scope, depth: int) -> str | None:
         """What one of several expressions gives; `config or HierarchicalConfig()` tells what config is for."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import Binding, dotted, import_name, is_import_from
+from ..analysis.binding import dotted, import_name, written_path
 from ..analysis.roles import leftmost
 from ..edit.arguments import string_value
 from ..facts import SEVERAL
@@ -23,6 +23,8 @@ GETTERS = frozenset({"attrgetter", "methodcaller"})
 def check_members(planner: Planner) -> None:
     """Mark members where the object is of a removed class, or nothing says that it is not."""
     if not (planner.has_use or any(use.name in REMOVED for use in planner.resolver)):
+        if planner.walk.facts.kinds:  # a file with no more than values from other files
+            check_known_members(planner)
         return
     for node in planner.walk.attributes:
         if may_be_ours(planner, node.value, node.attr.value):
@@ -32,6 +34,15 @@ def check_members(planner: Planner) -> None:
         if name in MEMBERS and is_read_by_name(planner, text, name):
             planner.leave(text, "HIER102", repr(name))
             planner.spoken.add(text)
+
+
+def check_known_members(planner: Planner) -> None:
+    """Mark members where the object is surely of a removed class."""
+    for node in planner.walk.attributes:
+        scope = planner.walk.scope_of.get(leftmost(node.value))
+        known = scope is not None and planner.origins.kind(node.value, scope) is not None
+        if known and may_be_ours(planner, node.value, node.attr.value):
+            planner.leave(node, "HIER102", f".{node.attr.value}")
 
 
 def check_unresolved(planner: Planner) -> None:
@@ -95,25 +106,13 @@ def check_own_imports(planner: Planner) -> None:
             planner.leave(alias, "HIER108", f"{import_name(alias)} is not in that module")
 
 
-def written_path(binding: Binding) -> str:
-    """The dotted path that an import gives to a name, with the dots of a relative one."""
-    statement = binding.statement
-    if is_import_from(statement) and statement.relative and binding.alias is not None:
-        module = dotted(statement.module) if statement.module else ""
-        dots = "." * len(statement.relative)
-        return dots + ".".join(part for part in (module, dotted(binding.alias.name)) if part)
-    if is_import_from(statement) and binding.alias is not None:
-        return f"{dotted(statement.module)}.{dotted(binding.alias.name)}"
-    return binding.target or "?"
-
-
 def may_be_ours(planner: Planner, owner: cst.BaseExpression, member: str) -> bool:
     if member not in MEMBERS:
         return False
     scope = planner.walk.scope_of.get(owner) or planner.walk.scope_of.get(leftmost(owner))
     kind = planner.origins.kind(owner, scope) if scope is not None else None
     if kind is not None:
-        return kind in ("instance", "config")
+        return kind in ("instance", "config") or (kind == "pattern" and member in COMMON_MEMBERS)
     return not is_foreign(planner, owner, through_values=member in COMMON_MEMBERS)
 
 
