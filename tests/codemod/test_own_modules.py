@@ -446,3 +446,39 @@ def test_string_types_count_as_uses_of_a_star(use: str, tmp_path: Path, capsys) 
     assert shared in (tmp_path / "lib/a.py").read_text()
     assert main(["--check", str(tmp_path)]) == 2
     assert "HIER108" in capsys.readouterr().out
+
+
+CIRCLES = [
+    {
+        "kit/one.py": "from dilated_attention_pytorch import HierarchicalConfig\n\n\ndef f():\n"
+        "    from kit.two import build\n\n    return build('long_range')\n\n\nx = HierarchicalConfig()\n",
+        "kit/two.py": "from dilated_attention_pytorch import create_hierarchical_block_sparse as build\n\n\n"
+        "def g():\n    from kit.one import HierarchicalConfig\n\n    return HierarchicalConfig()\n",
+    },
+    {
+        "kit/one.py": "from dilated_attention_pytorch import HierarchicalConfig\n\n\ndef f():\n"
+        "    from .two import BlockSparseHierarchical as B\n\n    return B([2048], [1])\n",
+        "kit/two.py": "from dilated_attention_pytorch import BlockSparseHierarchical\n\n\n"
+        "def g():\n    from .three import get_hierarchical_presets\n\n    return get_hierarchical_presets()\n",
+        "kit/three.py": "from dilated_attention_pytorch import get_hierarchical_presets\n\n\n"
+        "def h():\n    from .one import HierarchicalConfig\n\n    return HierarchicalConfig()\n",
+    },
+]
+
+
+@pytest.mark.parametrize("files", CIRCLES)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_files_that_wait_for_one_another(
+    files: dict[str, str], backwards: bool, tmp_path: Path, capsys
+) -> None:
+    whole, single = tmp_path / "whole", tmp_path / "single"
+    for folder in (whole, single):
+        make(folder, {"setup.cfg": "", "kit/__init__.py": "", **files})
+    assert main([str(whole)]) == 0
+    order = sorted(files, reverse=backwards)
+    assert main([str(single / order[0])]) == 2
+    assert "HIER115" in capsys.readouterr().out
+    for path in [*order[1:], *order, *order]:
+        main([str(single / path)])
+    assert state(single, files) == state(whole, files)
+    assert main([str(single)]) == 0

@@ -24,6 +24,9 @@ class Facts:
     # of those wanted, names that only files import where a person has silenced a rule
     quiet: frozenset[str] = frozenset()
 
+    # name of the file's own module -> a file that takes it until it is migrated itself, which waits for this one
+    awaited: dict[str, str] = field(default_factory=dict)
+
     def taken(self, name: str) -> str:
         """Who takes a wanted name from the file, and how."""
         how = f"looks {name} up here" if name in self.looked_up else f"imports {name} from here"

@@ -9,10 +9,12 @@ file does not depend on which other files are given, nor on the order of the run
   not given, the module is left as it is, whole, and reported (HIER115). Where that file goes on importing the name
   (it needs a person), everything else of the module is migrated. So it is where a file looks the name up while it
   runs (`getattr`, `import_module`, `patch`, a path in a configuration): the import stays and is reported.
+- Files that take names from one another would all wait. Of these, one that is migrated alone keeps the imports that the
+  others take from it, unmarked, and loses them with the next run after theirs.
 - A name that is not used, and that no file of the project imports, goes; `__all__`, `import x as x`, `# noqa: F401`
   and `__init__` say that it is meant for others, who may not be seen: it stays under its new name.
 
-So every file is either as it was or as a run on the whole project leaves it.
+So every file is either as it was or as a run on the whole project leaves it, those imports aside.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from .discovery import PROSE, PYTHON
 from .documents.result import Entry, Result
@@ -155,6 +156,7 @@ class Rounds:
     def hold_back(self) -> None:
         """Leave a module as it is, for as long as a file that is not given takes from it what would change."""
         held: set[str] = set()
+        parted: set[str] = set()
         while True:
             written = {
                 path: self.after[path] if path in self.given and path not in held else self.before[path]
@@ -165,9 +167,51 @@ class Rounds:
             if not news:
                 return
             for path in news:
+                if path not in parted and self.migrate_in_part(path, written):
+                    parted.add(path)
+                    continue
                 held.add(path)
                 result = self.done[path]
                 result.new, result.rewritten, result.left = None, [], self.heard(path, waits[path])
+
+    def migrate_in_part(self, path: str, written: dict[str, ModuleIndex]) -> bool:
+        """Migrate a file except for the imports that others take from it, where these wait for this one in their turn.
+
+        Otherwise files that take names from one another could only be migrated together.
+        """
+        takers = self.takers(path, written)
+        others = {other for paths in takers.values() for other in paths}
+        if not others or not all(self.waits_for(other, path) for other in others):
+            return False
+        names = {name: shown_from_here(min(paths)) for name, paths in takers.items()}
+        facts = replace(self.facts[path], awaited=names)
+        shown = self.shown(path)
+        for result in self.migrate([(shown, self.source[path])], {shown: facts}):
+            self.done[path] = result
+            self.after[path] = self.before[path] if result.new is None else index_of(path, result.new)
+        return True
+
+    def takers(self, path: str, state: dict[str, ModuleIndex]) -> dict[str, list[str]]:
+        """The names of a file that its migration takes away, and for each the files that take it from there."""
+        old, new = self.project.seen_as(self.before), self.project.seen_as(self.after)
+        key = stem(path)
+        taken = old.importers(state).get(key, {})
+        return {
+            name: paths
+            for name, paths in taken.items()
+            if old.of_module(key, name) not in (None, MISSING, new.of_module(key, name))
+        }
+
+    def waits_for(self, path: str, other: str) -> bool:
+        """Whether the migration of a file has to wait for another one, over others too."""
+        seen: set[str] = set()
+        pending = [path]
+        while pending:
+            each = pending.pop()
+            if each not in seen and each in self.done:
+                seen.add(each)
+                pending += [taker for paths in self.takers(each, self.before).values() for taker in paths]
+        return other in seen - {path}
 
     def heard(self, path: str, left: list[Entry]) -> list[Entry]:
         """The reports that neither the settings nor a comment on the import silence."""

@@ -262,6 +262,10 @@ class ImportEditor:
         if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
             self.planner.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
             return "kept"
+        awaited = self.walk.facts.awaited.get(local_name(alias)) if binding.scope.kind == "module" else None
+        if not in_use and awaited is not None:
+            self.planner.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here")
+            return "kept"
         if not in_use and self.is_wanted(alias, binding):
             detail = self.walk.facts.taken(local_name(alias))
             if binding in self.rewritten and is_meant_for_others(statement, alias, self.walk):
