@@ -482,3 +482,15 @@ def test_files_that_wait_for_one_another(
         main([str(single / path)])
     assert state(single, files) == state(whole, files)
     assert main([str(single)]) == 0
+
+
+def test_copy_of_the_module_in_another_package_is_reported_once(tmp_path: Path, capsys) -> None:
+    files = {
+        "kit/vendored/__init__.py": "from .block_sparse_hierarchical import HierarchicalConfig\n",
+        "kit/vendored/block_sparse_hierarchical.py": "class HierarchicalConfig:\n    num_levels = 3\n",
+        "kit/use.py": "from .vendored import HierarchicalConfig\n\nprint(HierarchicalConfig().num_levels)\n",
+    }
+    make(tmp_path, files)
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("vendored: note: defines the removed names itself") == 1
+    assert state(tmp_path, files) == files

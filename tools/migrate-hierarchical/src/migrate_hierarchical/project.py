@@ -203,6 +203,13 @@ class Project:
             self.homes[folder] = defines_removed(folder)
         return self.homes[folder]
 
+    def copies(self, paths: Iterable[str]) -> Iterator[str]:
+        """The folders of files that are the removed module, in a package of another name."""
+        for path in paths:
+            is_copy = stem(path).endswith("/" + REMOVED_MODULE) and fork_of(path) is None
+            if is_copy and DEFINES.search(self.read(path)):
+                yield os.path.dirname(path)
+
     # ---- which files have to do with the package
 
     def search(self) -> None:

@@ -44,6 +44,7 @@ def migrate_project(
             forks.add(fork_of(full) or full)
         else:
             rounds.add(full, data)
+    forks.update(project.copies(map(os.path.abspath, files)))
     rounds.run()
     rounds.hold_back()
     notes = [(path, FORK) for path in sorted(map(shown_from_here, forks))]
