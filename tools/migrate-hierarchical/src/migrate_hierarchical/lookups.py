@@ -20,6 +20,7 @@ DYNAMIC = re.compile(
 )
 # What goes through all modules of a folder.
 WALKS = re.compile(rb"iter_modules|walk_packages|listdir|\bglob|iterdir|scandir")
+LARGEST = 2**22  # bytes of a file that is looked into
 ATTRIBUTE_OF = frozenset({"getattr", "hasattr", "setattr", "delattr", "object"})
 PATH = re.compile(r"[^\W\d]\w*(?:[.:][^\W\d]\w*)+")
 WORD = re.compile(r"[^\W\d]\w*")
@@ -78,7 +79,7 @@ def looked_up(project: Project, keys: Iterable[str]) -> dict[str, dict[str, list
         if path.endswith(PROSE):
             continue
         data = project.read(path)
-        if not any(word in data for word in words):
+        if len(data) > LARGEST or not any(word in data for word in words):
             continue
         if path.endswith(PLAIN):
             pairs = in_plain_file(project, path, data, tables)
@@ -99,7 +100,8 @@ def in_plain_file(
     """`app.compat.X`, `app.compat:X`, and a name beside the path of a module."""
     text = data.decode("utf-8", "replace")
     words = set(WORD.findall(text))
-    for each in set(PATH.findall(text)):
+    last = {key.rsplit("/", 1)[-1] for key in tables}
+    for each in {each for each in PATH.findall(text) if last.intersection(each.replace(":", ".").split("."))}:
         yield from of_path(project, path, each, tables)
         for key in modules_of(project, path, each, tables):
             yield from ((key, name) for name in tables[key] & words)
