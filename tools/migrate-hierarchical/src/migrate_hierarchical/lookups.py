@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .discovery import PLAIN, PROSE
 from .module_index import ModuleIndex, dotted, index_of, source_of
 from .project import Project, joined, stem
+from .syntax import parse
 
 # What code that looks names up has in it.
 DYNAMIC = re.compile(
@@ -38,12 +38,13 @@ class Lookups:
 
 
 def lookups_of(text: str) -> Lookups:
-    found = Lookups()
+    found, tree = Lookups(), parse(text)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            collect(ast.parse(text), found)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        if tree is not None:
+            collect(tree, found)
+    except RecursionError:
+        tree = None
+    if tree is None:
         found.strings.update(TEXT.findall(text))
         found.members.update(MEMBER.findall(text))
     return found
