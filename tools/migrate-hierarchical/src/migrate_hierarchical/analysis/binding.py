@@ -45,6 +45,12 @@ class Binding:
     value: cst.BaseExpression | None = None  # value: the expression; loop: what is looped over
     index: int | None = None  # loop: position in the tuple of targets
     annotation: cst.BaseExpression | None = None
+    at: int = 0  # how many names the file reads above it
+
+    @property
+    def is_declaration(self) -> bool:
+        """Whether it is an annotation without a value."""
+        return isinstance(self.node, cst.AnnAssign) and self.value is None
 
 
 @dataclass(eq=False)
@@ -72,8 +78,15 @@ class Scope:
                 continue  # methods do not see the names of their class
             if scope.elsewhere.get(name) == "global":
                 return self.module.bindings.get(name, [])
-            if name in scope.bindings:
-                return scope.bindings[name]
+            found = scope.bindings.get(name)
+            if found is None:
+                continue
+            if scope.kind != "class":
+                return found
+            if any(each.is_declaration for each in found):  # gives a name of a class no value
+                found = [each for each in found if not each.is_declaration]
+            if found:
+                return found
         return []
 
 

@@ -21,6 +21,7 @@ from .binding import (
     syntax,
     target_names,
 )
+from .class_bodies import look_before_binding
 from .order import ORDERS, order_of
 
 COMPREHENSIONS = syntax("GeneratorExp", "ListComp", "SetComp", "DictComp", "StarredDictComp")
@@ -88,6 +89,7 @@ class Walk:
 
     def visit(self, node: cst.CSTNode) -> None:
         """Walk over a node and everything below it."""
+        depth = len(self.scopes)
         if self.enter(node):
             for name in ORDERS[type(node)] or ():
                 value = getattr(node, name)
@@ -99,7 +101,9 @@ class Walk:
                         self.visit(child)
         self.stack.pop()
         if node in self.opens:
-            self.scopes.pop()
+            del self.scopes[depth:]
+        if isinstance(node, cst.Module):
+            look_before_binding(self)
 
     def enter(self, node: cst.CSTNode) -> bool:
         """Note a node; whether to look below it."""
@@ -197,6 +201,7 @@ class Walk:
                 s for s in scope.ancestors() if s is not scope and s.kind == "function" and name in s.bindings
             ]
             scope = outer[0] if outer else scope
+        binding.at = len(self.names)
         scope.bindings.setdefault(name, []).append(binding)
 
     def bind_target(
@@ -315,7 +320,8 @@ class Walk:
         self.bind(node.name.value, Binding("class", self.scope, node))
         self.opens[node.body] = Scope("class", self.scope, node)
 
-    def comprehension(self, node: cst.BaseExpression) -> None:
+    def comprehension(self, node: cst.BaseComp) -> None:
+        self.opens[node.for_in.iter] = self.scope  # the first iterable is evaluated outside
         scope = Scope("comprehension", self.scope, node)
         self.opens[node] = scope
         self.scopes.append(scope)

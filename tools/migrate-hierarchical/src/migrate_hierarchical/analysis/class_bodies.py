@@ -1,0 +1,84 @@
+"""Names that the body of a class reads before it binds them: until then they are those around the class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from .binding import Binding, Scope
+
+if TYPE_CHECKING:
+    from .scopes import Walk
+
+WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def look_before_binding(walk: Walk) -> None:
+    """Give such reads a scope of their own, where the name has its meaning at that place."""
+    for index, node in enumerate(walk.names):
+        scope = walk.scope_of[node]
+        if scope.kind == "class" and node.value in scope.bindings:
+            meant = meanings(walk, node, index, scope)
+            if meant is not None:
+                walk.scope_of[node] = with_meanings(scope, {node.value: meant})
+    for string in walk.strings:
+        scope = walk.scope_of[string]
+        if scope.kind == "class":
+            both = {}
+            for word in set(WORD.findall(string.raw_value)) & scope.bindings.keys():
+                own, outside = scope.bindings[word], around(scope).lookup(word)
+                if outside and any(each.kind not in ("class", "import") for each in own):
+                    both[word] = [*own, *outside]  # typing.get_type_hints looks outside, type checkers do not
+            if both:
+                walk.scope_of[string] = with_meanings(scope, both)
+
+
+def meanings(walk: Walk, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
+    """The bindings that a read may see; None: those of the class, as everywhere."""
+    outside = around(scope).lookup(node.value)
+    if not outside or scope.elsewhere.get(node.value):
+        return None
+    above = [each for each in scope.bindings[node.value] if each.at <= index and not each.is_declaration]
+    held = set(held_by(walk, node))
+    bodies = (cst.For, cst.ExceptHandler)
+    above = [
+        each
+        for each in above
+        if each.node not in held or (isinstance(each.node, bodies) and each.node.body in held)
+    ]
+    if any(block_of(walk, each) in held for each in above):
+        return None
+    return [*above, *outside]
+
+
+def held_by(walk: Walk, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+    """What a node stands in."""
+    parent = walk.parents.get(node)
+    while parent is not None:
+        yield parent
+        parent = walk.parents.get(parent)
+
+
+def block_of(walk: Walk, binding: Binding) -> cst.CSTNode | None:
+    """The block in which a name surely has its value after a binding."""
+    if isinstance(binding.node, cst.For | cst.ExceptHandler):
+        return binding.node.body
+    for each in held_by(walk, binding.node):
+        if isinstance(each, cst.IfExp | cst.BooleanOperation) or isinstance(binding.node, cst.Del):
+            return None
+        if isinstance(each, cst.BaseSuite):
+            return each
+    return None
+
+
+def around(scope: Scope) -> Scope:
+    """The nearest scope around a class that its body sees."""
+    return next(each for each in scope.ancestors() if each is not scope and each.kind != "class")
+
+
+def with_meanings(scope: Scope, meant: dict[str, list[Binding]]) -> Scope:
+    """The same scope, in which names have other meanings."""
+    return Scope(scope.kind, scope.parent, scope.node, {**scope.bindings, **meant}, scope.elsewhere)
