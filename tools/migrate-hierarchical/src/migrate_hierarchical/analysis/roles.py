@@ -22,6 +22,8 @@ DOCSTRING = "docstring"  # a statement of its own
 LITERAL = "literal"  # inside Literal[...], or metadata of Annotated[...]
 KEY = "key"  # of a dictionary, or in the brackets of a value
 ARGUMENT = "argument"  # of a call
+FIELDS = "fields"  # of NamedTuple or TypedDict: pairs, or a dictionary, of names and types
+FIELD = "field"  # such a pair
 VALUE = "value"  # anything else
 
 TYPING = frozenset({"typing", "typing_extensions", "collections.abc", "collections", "builtins", "types"})
@@ -94,9 +96,10 @@ TYPE_ARGUMENTS: dict[str, tuple[int, int | None, tuple[str, ...]]] = {
     "TypeAliasType": (1, 2, ("value",)),
     "ForwardRef": (0, 1, ("arg",)),
 }
-FIELDS = frozenset({"NamedTuple", "TypedDict"})
+HAVE_FIELDS = frozenset({"NamedTuple", "TypedDict"})
+NO_TYPES = frozenset({"typename", "total", "closed"})  # their other keywords
 TAKE_TYPES = frozenset(
-    {*TYPE_ARGUMENTS, *FIELDS, "isinstance", "issubclass", "list", "tuple", "set", "sorted"}
+    {*TYPE_ARGUMENTS, *HAVE_FIELDS, "isinstance", "issubclass", "list", "tuple", "set", "sorted"}
 )
 
 
@@ -159,12 +162,20 @@ class Roles:
     def inherit(self, node: cst.CSTNode, parent: cst.CSTNode) -> str:
         return self.known.get(parent, VALUE)
 
+    def element(self, node: cst.CSTNode, parent: cst.List | cst.Tuple | cst.Set) -> str:
+        role = self.known.get(parent, VALUE)
+        if role == FIELDS:
+            return FIELD if isinstance(node, cst.Element) else FIELDS
+        if role == FIELD:
+            return LITERAL if node is parent.elements[0] else TYPE
+        return role
+
     def annotation(self, node: cst.CSTNode, parent: cst.CSTNode) -> str:
         return TYPE
 
     def operation(self, node: cst.CSTNode, parent: cst.BinaryOperation) -> str:
         role = self.known.get(parent, VALUE)
-        joins = isinstance(parent.operator, cst.BitOr) if role in (TYPE, CLASS) else role == ALL
+        joins = isinstance(parent.operator, cst.BitOr) if role in (TYPE, CLASS) else role in (ALL, FIELDS)
         return role if joins else VALUE
 
     def statement(self, node: cst.CSTNode, parent: cst.Expr) -> str:
@@ -192,7 +203,7 @@ class Roles:
         if parent.key is node:
             return KEY
         mapping = self.parents[parent]
-        return TYPE if self.known.get(mapping) == TYPE else VALUE
+        return TYPE if self.known.get(mapping) in (TYPE, FIELDS) else VALUE
 
     def index(self, node: cst.CSTNode, parent: cst.Index) -> str:
         element = self.parents[parent]
@@ -241,8 +252,10 @@ class Roles:
         position = next(i for i, each in enumerate(call.args) if each is parent)
         if name in ("isinstance", "issubclass"):
             return CLASS if position == 1 else ARGUMENT
-        if name in FIELDS:
-            return TYPE if position > 0 and parent.keyword is None else ARGUMENT
+        if name in HAVE_FIELDS:
+            if parent.keyword is None or parent.keyword.value == "fields":
+                return FIELDS if position > 0 or parent.keyword is not None else ARGUMENT
+            return ARGUMENT if parent.keyword.value in NO_TYPES else TYPE
         first, last, keywords = TYPE_ARGUMENTS.get(name or "", (0, 0, ()))
         if parent.keyword is not None:
             return TYPE if parent.keyword.value in keywords else ARGUMENT
@@ -254,9 +267,9 @@ HANDLERS: dict[type, Handler] = {
     cst.Annotation: Roles.annotation,
     cst.Element: Roles.inherit,
     cst.StarredElement: Roles.inherit,
-    cst.List: Roles.inherit,
-    cst.Tuple: Roles.inherit,
-    cst.Set: Roles.inherit,
+    cst.List: Roles.element,
+    cst.Tuple: Roles.element,
+    cst.Set: Roles.element,
     cst.Dict: Roles.inherit,
     cst.ConcatenatedString: Roles.inherit,
     cst.BinaryOperation: Roles.operation,
