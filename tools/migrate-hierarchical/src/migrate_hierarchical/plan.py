@@ -13,6 +13,7 @@ import libcst as cst
 from .analysis.binding import Binding, ImportStatement, Scope, is_import, is_import_from
 from .analysis.choices import UNKNOWN, Choices, Chooser, union
 from .analysis.context import fstring_quotes
+from .analysis.failures import expects_failure
 from .analysis.nones import Nones
 from .analysis.origins import Origins
 from .analysis.roles import ALL, CLASS, DOCSTRING, KEY, TYPE, Roles
@@ -365,6 +366,9 @@ class Planner:
                 self.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
             return None
         called = isinstance(parent, cst.Call) and parent.func is use.node
+        if use.name in REMOVED and expects_failure(use.node, parents, of_name=True):
+            self.leave(use.node, "HIER116", use.name)
+            return None
         waits = bool(self.waiting.intersection(use.bindings))
         if called and use.name in RULE_OF and (waits or not self.wants(RULE_OF[use.name], use.node)):
             self.explained.add(parent)
@@ -389,6 +393,10 @@ class Planner:
             return None
         if isinstance(decision, Left):
             self.leave(call, decision.reason, decision.detail)
+            self.explained.add(call)
+            return None
+        if use.name in KEPT and expects_failure(call, self.walk.parents, of_name=False):
+            self.leave(call, "HIER116", f"{use.name} of what is gone")
             self.explained.add(call)
             return None
         if not use.agrees:

@@ -132,8 +132,9 @@ class ByName:
     # ---- calls
 
     def is_partial(self, call: cst.Call) -> bool:
-        first = self.planner.resolver.by_node.get(call.args[0].value) if call.args else None
-        return first is not None and first.name in KEPT
+        """Whether a call is given a callable of the package, as `partial` and `pytest.raises` are."""
+        given = (self.planner.resolver.by_node.get(arg.value) for arg in call.args)
+        return any(use is not None and use.name in KEPT for use in given)
 
     def reaches(self, call: cst.Call) -> bool:
         """Whether what a call is given may reach the package."""

@@ -350,6 +350,27 @@ config = HierarchicalConfig()
         path="shared.py",
         beside=("train.py", "from shared import HierarchicalConfig\n\nother = HierarchicalConfig()\n"),
     ),
+    "HIER116": Explanation(
+        """\
+The code tests that the variant is gone: it stands in `pytest.raises`, `assertRaises`, a test marked `xfail`, or a `try`
+that fails where nothing was raised. Rewritten, it would raise nothing and the test would fail.
+""",
+        """\
+Keep the test with `# noqa: HIER116` on the line, or delete it with what it tests.
+""",
+        f"""\
+import pytest
+
+with pytest.raises(ImportError):
+    {PACKAGE}HierarchicalConfig
+""",
+        f"""\
+import pytest
+
+with pytest.raises(ImportError):
+    {PACKAGE}HierarchicalConfig  # noqa: HIER116
+""",
+    ),
     "HIER120": Explanation(
         """\
 YAML, TOML, JSON and shell files are searched and never changed: what reads them is not known.
