@@ -19,6 +19,7 @@ from .analysis.origins import Origins
 from .analysis.roles import ALL, CLASS, DOCSTRING, KEY, TYPE, Roles
 from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use, api_path
+from .checks.aliases import check_aliases
 from .checks.annotations import check_type_comments, check_types
 from .checks.by_name import ByName
 from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
@@ -338,6 +339,7 @@ class Planner:
         check_unresolved(self)
         check_types(self)
         if self.is_concerned:
+            check_aliases(self)
             self.by_name.check()
         check_strings(self)
         check_type_comments(self)

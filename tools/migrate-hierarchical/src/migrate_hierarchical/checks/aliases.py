@@ -1,0 +1,113 @@
+"""Calls of what the package kept, under other names that the file gives it: `make = create_block_sparse_attention`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..analysis.binding import Binding, Scope, dotted
+from ..edit.arguments import string_value
+from ..names import FACTORY, HIERARCHICAL_STRINGS, KEYWORD, PATTERN, PRESET
+
+if TYPE_CHECKING:
+    from ..plan import Planner
+
+CHOOSE = frozenset({FACTORY, PRESET, PATTERN})  # what is told a variant, a preset or a pattern
+DEPTH = 8
+
+
+def check_aliases(planner: Planner) -> None:
+    """Mark removed names that such a call is given."""
+    aliases = Aliases(planner)
+    if not aliases.are_made:
+        return
+    for call in planner.walk.calls:
+        scope = planner.walk.scope_of[call]
+        found = [(arg.value, reason) for arg in call.args if (reason := reason_of(planner, arg, scope))]
+        if not found or call.func in planner.resolver.by_node or not aliases.lead(call.func, scope):
+            continue
+        for value, reason in found:
+            if not planner.is_spoken(value):
+                planner.leave(value, reason, planner.module.code_for_node(value))
+                planner.spoken.add(value)
+
+
+def reason_of(planner: Planner, arg: cst.Arg, scope: Scope) -> str | None:
+    """Why an argument may ask for something removed; None if it does not."""
+    if arg.keyword is not None and arg.keyword.value == KEYWORD:
+        return "HIER113"
+    if (text := string_value(arg.value)) is not None:
+        return "HIER113" if text in HIERARCHICAL_STRINGS else None
+    chooser = planner.chooser
+    choices = chooser.inside(arg.value, scope) if arg.star else chooser.of(arg.value, scope)
+    return "HIER105" if choices.values & HIERARCHICAL_STRINGS else None
+
+
+class Aliases:
+    def __init__(self, planner: Planner) -> None:
+        self.planner, self.walk = planner, planner.walk
+        parents = planner.walk.parents
+        self.are_made = any(
+            use.name in CHOOSE
+            and not (isinstance(call := parents[use.node], cst.Call) and call.func is use.node)
+            for use in planner.resolver
+        )
+
+    def lead(self, node: cst.CSTNode | None, scope: Scope, depth: int = 0) -> bool:
+        """Whether an expression may be, wrap or hold a callable of the package."""
+        use = self.planner.resolver.by_node.get(node) if node is not None else None
+        if use is not None or depth > DEPTH:
+            return use is not None and use.name in CHOOSE
+        if isinstance(node, cst.Name):
+            return any(self.bound(each, depth + 1) for each in scope.lookup(node.value))
+        if isinstance(node, cst.Attribute):
+            owner = self.planner.origins.class_body(node.value, scope)
+            bindings = owner.bindings.get(node.attr.value, []) if owner is not None else []
+            set_to = self.walk.members.get(dotted(node) or "", [])
+            return (
+                any(self.bound(each, depth + 1) for each in bindings)
+                or any(self.lead(value, where, depth + 1) for value, where in set_to)
+                or (isinstance(node.value, cst.Call) and self.lead(self.member(node), scope, depth + 1))
+            )
+        return any(self.lead(part, scope, depth + 1) for part in parts_of(node)) or (
+            isinstance(node, cst.Call) and self.returned(node, scope, depth + 1)
+        )
+
+    def member(self, node: cst.Attribute) -> cst.Attribute | None:
+        """`Class.make` for `Class().make`."""
+        return node.with_changes(value=node.value.func) if isinstance(node.value, cst.Call) else None
+
+    def bound(self, binding: Binding, depth: int) -> bool:
+        if isinstance(binding.node, cst.Param):
+            function = binding.scope.node
+            given = self.planner.chooser.calls_of(function) if isinstance(function, cst.FunctionDef) else []
+            return self.lead(binding.node.default, binding.scope, depth) or any(
+                self.lead(arg.value, where, depth) for call, where in given for arg in call.args
+            )
+        return binding.kind != "import" and self.lead(binding.value, binding.scope, depth)
+
+    def returned(self, call: cst.Call, scope: Scope, depth: int) -> bool:
+        """Whether a function of the file returns one."""
+        bindings = scope.lookup(call.func.value) if isinstance(call.func, cst.Name) else []
+        for function in (each.node for each in bindings):
+            if isinstance(function, cst.FunctionDef):
+                given = self.walk.given.get(self.walk.opens[function.body], [])
+                if any(self.lead(value, where, depth) for value, where in given):
+                    return True
+        return False
+
+
+def parts_of(node: cst.CSTNode | None) -> list[cst.BaseExpression]:
+    """What an expression may give back, or wraps."""
+    if isinstance(node, cst.Call):
+        return [arg.value for arg in node.args]  # partial(make), staticmethod(make)
+    if isinstance(node, cst.IfExp):
+        return [node.body, node.orelse]
+    if isinstance(node, cst.BooleanOperation):
+        return [node.left, node.right]
+    if isinstance(node, cst.NamedExpr | cst.Subscript):
+        return [node.value]
+    if isinstance(node, cst.List | cst.Tuple | cst.Set | cst.Dict):
+        return [element.value for element in node.elements]
+    return []
