@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 # Functions that take an object and the name of a member; and those that take only the name.
 BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr"})
 GETTERS = frozenset({"attrgetter", "methodcaller"})
+# Functions that take the fields of a dataclass as a whole, or new values for some; and what holds them.
+COPIERS = frozenset({"replace", "__replace__"})
+FIELDS = frozenset({*COPIERS, "asdict", "astuple", "fields", "vars"})
+HOLD_FIELDS = frozenset({"__dict__", "__dataclass_fields__"})
 
 
 def check_members(planner: Planner) -> None:
@@ -27,8 +31,14 @@ def check_members(planner: Planner) -> None:
             check_known_members(planner)
         return
     for node in planner.walk.attributes:
-        if may_be_ours(planner, node.value, node.attr.value):
-            planner.leave(node, "HIER102", f".{node.attr.value}")
+        member = node.attr.value
+        if may_be_ours(planner, node.value, member) or (
+            member in HOLD_FIELDS and is_config(planner, node.value)
+        ):
+            planner.leave(node, "HIER102", f".{member}")
+    for call in planner.walk.calls:
+        if takes_fields(planner, call):
+            planner.leave(call, "HIER102", f"fields of a configuration in {dotted(call.func)}")
     for text in planner.walk.strings:
         name = string_value(text)
         if name in MEMBERS and is_read_by_name(planner, text, name):
@@ -114,6 +124,28 @@ def may_be_ours(planner: Planner, owner: cst.BaseExpression, member: str) -> boo
     if kind is not None:
         return kind in ("instance", "config") or (kind == "pattern" and member in COMMON_MEMBERS)
     return not is_foreign(planner, owner, through_values=member in COMMON_MEMBERS)
+
+
+def is_config(planner: Planner, node: cst.BaseExpression) -> bool:
+    scope = planner.walk.scope_of.get(node) or planner.walk.scope_of.get(leftmost(node))
+    return scope is not None and planner.origins.kind(node, scope) == "config"
+
+
+def takes_fields(planner: Planner, call: cst.Call) -> bool:
+    """`asdict(config)`, `replace(config, level_configs=[])`, `config.__replace__()`: the new class has other fields."""
+    path = planner.roles.path(call.func) or (
+        dotted(call.func) if isinstance(call.func, cst.Attribute) else ""
+    )
+    module, _, function = (path or "").rpartition(".")
+    if function not in FIELDS or (module not in ("", "dataclasses", "copy") and function != "__replace__"):
+        return False
+    owner = call.func.value if function == "__replace__" and isinstance(call.func, cst.Attribute) else None
+    if owner is None and call.args:
+        owner = call.args[0].value
+    if owner is None:
+        return False
+    given = [arg.keyword.value for arg in call.args if arg.keyword is not None]
+    return is_config(planner, owner) or any(may_be_ours(planner, owner, name) for name in given)
 
 
 def is_read_by_name(planner: Planner, text: cst.SimpleString, name: str) -> bool:

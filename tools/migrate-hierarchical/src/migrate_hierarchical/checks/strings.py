@@ -52,7 +52,11 @@ TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name",
 def check_strings(planner: Planner) -> None:
     walk = planner.walk
     ours = planner.is_concerned
-    reflects = ours and any(looks_up(planner, call) for call in walk.calls)
+    reflects = ours and (
+        any(looks_up(planner, call) for call in walk.calls)
+        or any(lists_package(planner, node) for node in [*walk.calls, *walk.attributes])
+        or any(each.target == f"{PACKAGE}.__all__" for each in planner.import_bindings())
+    )
     for node in (*walk.strings, *walk.composed):
         value = text_of(node, walk, walk.scope_of[node])
         if value is None or not may_be_removed_name(value) or planner.is_spoken(node):
@@ -99,6 +103,8 @@ def is_removed_name(
         return True
     if role == KEY:
         return in_namespace(planner, node)
+    if is_sought(planner, node, call):
+        return True
     if call is not None and function in BY_NAME:
         first = call.args[0].value
         return means_package(planner, first) or not is_foreign(planner, first)
@@ -202,10 +208,45 @@ def in_namespace(planner: Planner, node: cst.BaseExpression) -> bool:
         return False
     subscript = parents[parents[index]]
     assert isinstance(subscript, cst.Subscript)
-    value = subscript.value
-    if isinstance(value, cst.Call):
-        return dotted(value.func) in ("globals", "locals", "vars")
-    return isinstance(value, cst.Attribute) and value.attr.value == "__dict__"
+    return is_namespace(subscript.value)
+
+
+def is_namespace(node: cst.BaseExpression) -> bool:
+    if isinstance(node, cst.Call):
+        return dotted(node.func) in ("globals", "locals", "vars", "dir")
+    return isinstance(node, cst.Attribute) and node.attr.value in ("__dict__", "__all__")
+
+
+def is_sought(planner: Planner, node: cst.BaseExpression, call: cst.Call | None) -> bool:
+    """`"X" in globals()`, `locals().get("X")`."""
+    if call is not None and isinstance(call.func, cst.Attribute) and is_namespace(call.func.value):
+        return True
+    comparison = planner.walk.parents[node]
+    return isinstance(comparison, cst.Comparison) and any(
+        isinstance(each.operator, cst.In | cst.NotIn) and is_namespace(each.comparator)
+        for each in comparison.comparisons
+    )
+
+
+def lists_package(planner: Planner, node: cst.BaseExpression) -> bool:
+    """`dir(package)`, `package.__all__` and the like where the names that are sought stand elsewhere."""
+    if isinstance(node, cst.Attribute):
+        lists = node.attr.value in ("__all__", "__dict__") and means_package(planner, node.value)
+    else:
+        lists = (
+            isinstance(node, cst.Call)
+            and dotted(node.func) in ("dir", "vars", "getmembers", "inspect.getmembers")
+            and bool(node.args)
+            and means_package(planner, node.args[0].value)
+        )
+    if not lists:
+        return False
+    parent = planner.walk.parents[node]
+    if isinstance(parent, cst.ComparisonTarget):
+        comparison = planner.walk.parents[parent]
+        return not (isinstance(comparison, cst.Comparison) and isinstance(comparison.left, cst.BaseString))
+    is_asked = isinstance(parent, cst.Attribute) and parent.attr.value in ("get", "pop", "index", "count")
+    return not is_asked and not (isinstance(parent, cst.Subscript) and parent.value is node)
 
 
 def names_class(planner: Planner, node: cst.BaseExpression, function: str) -> bool:
