@@ -146,6 +146,25 @@ def test_broken_notebooks_are_reported(text: str) -> None:
     assert result.new is None
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        '[{"cell_type": "code", "source": [1, "HierarchicalConfig"]}]',
+        '[{"cell_type": "code", "source": {"a": "HierarchicalConfig"}}]',
+        '[{"cell_type": "code", "source": 3}, "HierarchicalConfig"]',
+        '["HierarchicalConfig"]',
+        '[["HierarchicalConfig"]]',
+        '{"a": "HierarchicalConfig"}',
+        '"HierarchicalConfig"',
+    ],
+)
+def test_cells_of_other_types_are_no_notebook(cells: str) -> None:
+    result = migrate("a.ipynb", f'{{"cells": {cells}, "x": "dilated_attention_pytorch"}}')
+    assert result.new is None
+    assert result.error is not None
+    assert result.error.startswith("not a valid notebook")
+
+
 # ---- Markdown
 
 

@@ -34,6 +34,11 @@ FENCES = {
     "MyST code-block": ("```{code-block} python\n", "```\n", ""),
     "MyST code-cell": ("```{code-cell} ipython3\n", "```\n", ""),
     "MyST code-cell without a language": ("```{code-cell}\n", "```\n", ""),
+    "MyST option": ("```{code-block} python\n:linenos:\n", "```\n", ""),
+    "MyST options": ("```{code-cell} ipython3\n:tags: [x]\n:name: a\n\n", "```\n", ""),
+    "MyST options between lines": ("```{code-cell}\n---\ntags: [x]\n---\n", "```\n", ""),
+    "MyST option in a list": ("- ```{code-block} python\n  :caption: a\n", "  ```\n", "  "),
+    "MyST option in a quotation": ("> ```{code-block} python\n> :caption: a\n", "> ```\n", "> "),
     "longer fence": ("````python\n", "````\n", ""),
     "list": ("- text\n\n  ```python\n", "  ```\n", "  "),
     "list, on the line of the item": ("- ```python\n", "  ```\n", "  "),
@@ -52,6 +57,43 @@ def test_fences_of_python(name: str, newline: str) -> None:
     head, end, margin = FENCES[name]
     old, new = (block(head, code.replace("\nmodel", "\n\nmodel"), end, margin) for code in (OLD, NEW))
     assert new_text("a.md", old.replace("\n", newline)) == new.replace("\n", newline)
+
+
+def with_prompts(code: str) -> str:
+    """Code of statements that continue on indented lines, as a session."""
+    return "".join(
+        ("... " if line.startswith((" ", ")")) else ">>> ") + line for line in code.splitlines(True)
+    )
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        "",
+        "text",
+        "pycon",
+        "python-console",
+        "ipythonconsole",
+        "ipython",
+        "python-repl",
+        "{code-block}",
+        "{doctest}",
+        "{code-block} python-console\n:linenos:",
+    ],
+)
+def test_prompts_in_a_fence(info: str) -> None:
+    old, new = (f"```{info}\n{with_prompts(code)}```\n" for code in (OLD, NEW))
+    assert new_text("a.md", old) == new
+
+
+def test_prompts_in_a_shell_block_are_reported() -> None:
+    result = migrate("a.md", f"```console\n{with_prompts(OLD)}```\n")
+    assert (result.new, {entry.rule for entry in result.left}) == (None, {"HIER103"})
+
+
+def test_prompts_of_another_language_stay() -> None:
+    result = migrate("a.md", f"```js\n{with_prompts(OLD)}```\n")
+    assert (result.new, result.left) == (None, [])
 
 
 @pytest.mark.parametrize("empty", [">", "> ", ">  "])

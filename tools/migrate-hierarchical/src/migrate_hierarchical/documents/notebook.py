@@ -70,7 +70,10 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
     sources = []
     for begin, _ in cells:
         value = DECODER.raw_decode(text, begin)[0]
-        sources.append("".join(value) if isinstance(value, list) else str(value))
+        parts_of_source = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str) for part in parts_of_source):
+            raise Unreadable("not a valid notebook: the source of a cell is no text")
+        sources.append("".join(parts_of_source))
     breaks = [match.start() for match in re.finditer("\n", text)]
     lines = [line_numbers(text, begin, breaks) for begin, _ in cells]
     new, report = Blocks(sources, lines, [0] * len(sources), settings, path).migrate()

@@ -42,6 +42,11 @@ LANGUAGES = frozenset(
         "ipython",
         "ipython3",
         "python-repl",
+        "python-console",
+        "pythonconsole",
+        "py-repl",
+        "pyrepl",
+        "ipythonconsole",
         "pyi",
     ]
 )
@@ -62,7 +67,10 @@ SHELLS = frozenset(
 )
 PYTHON_DIRECTIVES = frozenset({"ipython", "testcode", "jupyter-execute"})
 MYST_DIRECTIVES = frozenset({"code-block", "code", "sourcecode", "code-cell"})
-RUNS_PYTHON = re.compile(r"\bpython[\d.]*\b")
+# Languages that are none: a prompt in such a block says Python.
+PLAIN = frozenset({"", "text", "txt", "plain", "plaintext", "none", "output"})
+OPTION = re.compile(r"[ \t>]*:[\w-]+:")  # of a directive of MyST, before its code
+RUNS_PYTHON = re.compile(r"\bpython[\d.]*\b|^[ \t]*>>> ", re.MULTILINE)
 LOOKS_LIKE_CODE = re.compile(rf"\bimport\b.*{NAMES.pattern}|{NAMES.pattern}[ \t]*\(")
 
 
@@ -194,9 +202,32 @@ def fenced(lines: list[str], at: int, prefix: str, fence: re.Match[str], pieces:
         if ">" in prefix and ">" not in leading(lines[end], ">"):
             break  # the quotation ends, and the block with it
         end += 1
-    take(lines, at + 1, end, re.sub(r"[^ \t>]", " ", prefix), kind_of_fence(info), pieces)
+    begin, kind = at + 1, kind_of_fence(info)
+    if info.lstrip().startswith("{"):
+        begin = after_options(lines, begin, end)
+    if kind is None and is_plain(info) and any(PROMPT.match(line) for line in lines[begin:end]):
+        kind = "python"
+    take(lines, begin, end, re.sub(r"[^ \t>]", " ", prefix), kind, pieces)
     is_closed = end < len(lines) and close.match(lines[end].rstrip("\r\n"))
     return end + 1 if is_closed else end
+
+
+def is_plain(info: str) -> bool:
+    """Whether the text behind a fence names no language."""
+    attributes = ATTRIBUTES.match(info.strip())
+    if attributes is None:
+        return info.strip().lower() in PLAIN
+    return attributes.group(1).strip() in MYST_DIRECTIVES and attributes.group(2).lower() in PLAIN
+
+
+def after_options(lines: list[str], begin: int, end: int) -> int:
+    """The first line of code behind `:option: value` lines, or behind options between `---` lines."""
+    bare = [line.strip(" \t>\r\n") for line in lines[begin:end]]
+    if bare[:1] == ["---"] and "---" in bare[1:]:
+        return begin + bare.index("---", 1) + 1
+    while begin < end and OPTION.match(lines[begin]):
+        begin += 1
+    return begin
 
 
 def first_part(line: str) -> str:
