@@ -344,7 +344,14 @@ def unbound(source: bytes) -> set[str]:
         for alias in getattr(node, "names", ())
         if isinstance(alias, ast.alias)
     }
-    read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    nodes = list(ast.walk(tree))
+    given = [node.target for node in nodes if isinstance(node, (ast.For, ast.comprehension))]
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            given += node.targets
+    bound |= {node.id for node in given if isinstance(node, ast.Name)}
+    bound |= {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     return set() if "*" in bound else (read & (REMOVED | KEPT)) - bound
 
 
