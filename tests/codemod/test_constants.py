@@ -8,6 +8,7 @@ import pytest
 
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.documents.plain import find_mentions
+from tests.codemod.trees import make
 
 CONSTANTS = """
 import enum
@@ -26,13 +27,6 @@ class Variant(str, enum.Enum):
     BASE = "base"
 """
 IMPORT = "from dilated_attention_pytorch import create_block_sparse_attention\n"
-
-
-def make(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,11 @@ from migrate_hierarchical.names import KEPT, REMOVED
 from migrate_hierarchical.rules import RULES
 from migrate_hierarchical.settings import Settings
 from tests.codemod.cases import CASES, Case
+from tests.codemod.trees import make
 
 BASE = "from dilated_attention_pytorch import BlockSparseHierarchical, HierarchicalConfig\n"
 USE = "model = BlockSparseHierarchical([2048, 4096], [1, 2], hierarchical_config=HierarchicalConfig())\n"
 NEW_IMPORT = "from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig\n"
-
-
-def make(folder: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
 
 
 @pytest.mark.parametrize(
