@@ -10,11 +10,10 @@ from .constants import takes_constant
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
 from .documents.result import Entry, Result
 from .lines import opcodes
-from .names import GONE, NEEDLE, PACKAGE, REMOVED, TODO
+from .names import GONE, NEEDLE, PACKAGE, REMOVED, SKIP_FILE, TODO
 from .settings import Settings
 from .silence import Silence
 
-SKIP_FILE = b"migrate-hierarchical: skip-file"
 MARK = TODO.encode()
 LARGEST_TEXT = 10 * 2**20  # bytes of a data file that is still searched
 

@@ -91,6 +91,9 @@ TODO = "# TODO(migrate-hierarchical): "
 # What begins the comment lines between pieces of code that are migrated together.
 PIECE = "#@migrate-hierarchical-piece"
 
+# A file with this text is left alone.
+SKIP_FILE = b"migrate-hierarchical: skip-file"
+
 # A file without this text holds no use; Hierarchical and hierarchical both contain it.
 NEEDLE = b"ierarchical"
 

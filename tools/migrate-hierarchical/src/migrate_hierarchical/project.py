@@ -52,7 +52,6 @@ from .settings import Settings
 
 MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commit-config.yaml")
 API = REMOVED | KEPT | {REMOVED_MODULE}
-SKIP_FILE = b"migrate-hierarchical: skip-file"
 MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
 DEEPEST = 20  # times that the names of a module change, as they do where modules import from one another
 KINDS = {

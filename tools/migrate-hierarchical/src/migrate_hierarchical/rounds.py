@@ -10,7 +10,8 @@ from .discovery import PROSE, PYTHON
 from .documents.result import Entry, Result
 from .facts import MISSING, Facts
 from .module_index import ModuleIndex, index_of
-from .project import MOST_FILES, SKIP_FILE, Project, fork_of, stem
+from .names import SKIP_FILE
+from .project import MOST_FILES, Project, fork_of, stem
 from .settings import Settings, is_reason
 from .silence import Silence
 
