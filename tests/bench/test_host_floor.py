@@ -21,7 +21,7 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-from dilated_attention_pytorch.backends.hopper import kernel, launch, raw_launch
+from dilated_attention_pytorch.backends.hopper import launch, launcher, raw_launch
 
 CASE = Case(512, 4, 64, 128, 0.5)
 DILATED = dataclasses.replace(CASE, segment_lengths=(128, 256), dilation_rates=(1, 4))
@@ -42,13 +42,13 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the launch asks the device for."""
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
-    for module in (kernel, launch):
+    for module in (launcher, launch):
         monkeypatch.setattr(module, "tile_counter", lambda index: COUNTER)
         monkeypatch.setattr(module, "multiprocessors", lambda index: 3)
-    monkeypatch.setattr(kernel, "is_hooked", lambda: False)
-    kernel.LAUNCHES.clear()
+    monkeypatch.setattr(launcher, "is_hooked", lambda: False)
+    launcher.LAUNCHES.clear()
     yield
-    kernel.LAUNCHES.clear()
+    launcher.LAUNCHES.clear()
 
 
 class FakeLaunch:
@@ -69,7 +69,7 @@ class FakeLaunch:
 
 
 def bare_of(p: AttentionProblem, made: object) -> floor.Forward:
-    kernel.LAUNCHES.keep(("forward", p.signature), made)
+    launcher.LAUNCHES.keep(("forward", p.signature), made)
     bare = floor.bare_forward(p)
     assert bare is not None
     return bare
@@ -165,7 +165,7 @@ def test_bare_forward_launches_what_the_library_launches(case: Case, monkeypatch
     driver, p = Driver(), problem_of(case)
     monkeypatch.setattr(launch, "forward_kernel", driver)
     out, lse = launch.launch_forward(p)
-    assert len(kernel.LAUNCHES) == 1
+    assert len(launcher.LAUNCHES) == 1
     bare = floor.bare_forward(p)
     assert bare is not None
     bare()
@@ -192,10 +192,10 @@ def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
 def test_no_floor_without_a_launch_that_can_be_called() -> None:
     p, fake = problem_of(), FakeLaunch()
     assert floor.bare_forward(p) is None  # nothing was launched
-    kernel.LAUNCHES.keep(("forward", problem_of(DILATED).signature), fake)
+    launcher.LAUNCHES.keep(("forward", problem_of(DILATED).signature), fake)
     assert floor.bare_forward(p) is None  # nor by another call
     fake.raw_launch = None  # type: ignore[method-assign, assignment]
-    kernel.LAUNCHES.keep(("forward", p.signature), fake)
+    launcher.LAUNCHES.keep(("forward", p.signature), fake)
     assert floor.bare_forward(p) is None  # a triton with another launcher
 
 

@@ -20,12 +20,12 @@ from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import arguments, launch, tuning
-from dilated_attention_pytorch.backends.hopper.backward import backward_kernel
-from dilated_attention_pytorch.backends.hopper.dilated_columns import dilated_columns_kernel
-from dilated_attention_pytorch.backends.hopper.dilated_rows import dilated_rows_kernel
-from dilated_attention_pytorch.backends.hopper.forward import forward_kernel
 from dilated_attention_pytorch.backends.hopper.gluon_names import NEW_PTXAS
-from dilated_attention_pytorch.backends.hopper.kernel import box_layout
+from dilated_attention_pytorch.backends.hopper.kernels.backward import backward_kernel
+from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dkdv import dilated_columns_kernel
+from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dq import dilated_rows_kernel
+from dilated_attention_pytorch.backends.hopper.kernels.forward import forward_kernel
+from dilated_attention_pytorch.backends.hopper.launcher import box_layout
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
 

@@ -22,7 +22,7 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
     explain_backends,
 )
-from dilated_attention_pytorch.backends import choose
+from dilated_attention_pytorch.backends import registry
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
@@ -371,7 +371,7 @@ def test_the_backend_that_was_asked_for_computes(asked: str | None, monkeypatch:
 
         return noting
 
-    for backend in choose.BACKENDS:
+    for backend in registry.BACKENDS:
         for method in ("forward", "backward"):
             name = f"{backend.name} {method}"
             monkeypatch.setattr(backend, method, spy(name, getattr(backend, method)))
@@ -386,7 +386,7 @@ def test_an_explicit_request_that_fails_runs_nothing(monkeypatch: pytest.MonkeyP
     def never(*args: Any) -> Any:
         raise AssertionError("a backend ran that was not asked for")
 
-    for backend in choose.BACKENDS:
+    for backend in registry.BACKENDS:
         monkeypatch.setattr(backend, "forward", never)
     refusal("triton", **cast(torch.float64))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.patterns.build import warn_of_lonely_rows
+from dilated_attention_pytorch.patterns.registry import warn_of_lonely_rows
 
 LENGTHS = [256, 320, 1000, 2048, 4096, 5000, 8192, 16384, 32768, 65536]
 RATES: list[Any] = [None, [1, 2, 4, 8]]

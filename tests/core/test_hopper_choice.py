@@ -19,12 +19,12 @@ from dilated_attention_pytorch import (
     call,
     explain_backends,
 )
-from dilated_attention_pytorch.backends import choose, hopper
+from dilated_attention_pytorch.backends import hopper, registry
 from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
-from dilated_attention_pytorch.patterns.layout import BlockLists
+from dilated_attention_pytorch.layout.layout import BlockLists
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.hopper_cases import ALL, label, refusals
 
@@ -101,8 +101,8 @@ def test_what_the_kernels_are_made_for_is_chosen(head_dim: int, block_size: int,
     problem = problem_of(dataclasses.replace(PLAIN, head_dim=head_dim, block_size=block_size), dtype)
     assert HOPPER.rejects(problem) is None
     assert problem.needs_grad
-    assert choose.choose_backend(problem) is HOPPER
-    assert choose.choose_backend(problem, "hopper") is HOPPER
+    assert registry.choose_backend(problem) is HOPPER
+    assert registry.choose_backend(problem, "hopper") is HOPPER
 
 
 def refused(**changes: Any) -> str | None:
@@ -247,7 +247,7 @@ def test_strides_and_offset_are_looked_at_without_breaking_a_trace() -> None:
 
 def test_descriptors_are_the_same_by_name_and_box_never_by_the_tensors_of_one_call() -> None:
     pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-    from dilated_attention_pytorch.backends.hopper.kernel import same_descriptors
+    from dilated_attention_pytorch.backends.hopper.launcher import same_descriptors
 
     x = torch.empty(1, 128, 1, 64)
     near = {"desc_q": (x, 64, 0), "desc_k": (x, 128, 1), "desc_v": (x, 128, 1)}
@@ -304,9 +304,9 @@ def test_on_the_cpu_the_request_by_name_says_what_is_missing(monkeypatch: pytest
 
 
 def test_backends_stand_in_order_of_choice() -> None:
-    assert choose.BACKEND_NAMES == ("auto", "cpu", "hopper", "triton", "reference")
-    for name in choose.BACKEND_NAMES[1:-1]:
-        assert choose.backend_named(name).name == name
+    assert registry.BACKEND_NAMES == ("auto", "cpu", "hopper", "triton", "reference")
+    for name in registry.BACKEND_NAMES[1:-1]:
+        assert registry.backend_named(name).name == name
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])

@@ -24,7 +24,7 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 import triton
 from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 
-from dilated_attention_pytorch.backends.hopper import kernel, launch, raw_launch
+from dilated_attention_pytorch.backends.hopper import launch, launcher, raw_launch
 
 LENGTH = 512
 CONFIG = SparsePatternConfig(block_size=128, sparsity_ratio=0.5)
@@ -64,9 +64,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
     monkeypatch.setattr(launch, "multiprocessors", lambda index: 132)
     monkeypatch.setattr(launch, "tile_counter", lambda index: 0)
     monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
-    kernel.LAUNCHES.clear()
+    launcher.LAUNCHES.clear()
     yield Recorder.made
-    kernel.LAUNCHES.clear()
+    launcher.LAUNCHES.clear()
 
 
 def problem(**changes: Any) -> AttentionProblem:
@@ -178,7 +178,7 @@ def test_cleared_launches_are_made_with_the_tiles_of_now(
     p = problem()
     launch.launch_forward(p)
     monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2, 3, 1, "ahead", 128))
-    kernel.LAUNCHES.clear()
+    launcher.LAUNCHES.clear()
     launch.launch_forward(p.without_tensors().with_tensors(p.q, p.k, p.v, None))
     assert [each.arguments["V_STAGES"] for each in made] == [5, 3]
     assert [each.grid for each in made] == [6, 3]
@@ -251,7 +251,7 @@ def test_bound_forward_keeps_what_its_launches_read(made: list[Recorder]) -> Non
     schedule, inputs = weakref.ref(p.schedule), weakref.ref(p.q)
     made[0].arguments, made[0].runs = {}, []  # a real launch has no tensors
     made.clear()
-    kernel.LAUNCHES.clear()
+    launcher.LAUNCHES.clear()
     del p, its_layout
     gc.collect()
     assert schedule() is not None
@@ -346,7 +346,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
 def test_thin_launch_passes_what_tritons_own_launcher_passes(driver: Driver) -> None:
     k, v, out, lse = (torch.zeros(1, 128, 2, 64, dtype=torch.bfloat16) for _ in range(4))
     arguments = {"desc_k": (k, 64, 0), "desc_k_far": (k, 64, 2), "desc_out": (out, 64, 0), "Lse": lse, "n": 3}
-    made = kernel.Launch(driver, arguments, {}, 5)
+    made = launcher.Launch(driver, arguments, {}, 5)
     assert made.raw_launch == driver.launch
     made.run(0, (v, k, out), (11,))
     made.run_by_triton(9, (v, k, out), (11,))
@@ -367,13 +367,13 @@ def test_launcher_that_is_not_as_expected_is_left_to_triton(driver: Driver) -> N
 
 def test_descriptors_are_kept_by_address(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     described = []
-    real = kernel.Launch.expanded
+    real = launcher.Launch.expanded
     monkeypatch.setattr(
-        kernel.Launch, "expanded", lambda self, place, x: (described.append(place), real(self, place, x))[1]
+        launcher.Launch, "expanded", lambda self, place, x: (described.append(place), real(self, place, x))[1]
     )
     k, v, out, other = (torch.zeros(1, 128, 1, 64, dtype=torch.bfloat16) for _ in range(4))
     arguments = {"desc_k": (k, 128, 1), "desc_k_far": (k, 128, 1), "desc_out": (out, 64, 0), "Lse": k, "n": 3}
-    made = kernel.Launch(driver, arguments, {}, 5)
+    made = launcher.Launch(driver, arguments, {}, 5)
     for tensors in ((k, k, out), (v, v, out), (v, v, other), (k, k, other)):
         for _ in range(2):
             made.run(0, tensors, (11,))
@@ -381,6 +381,6 @@ def test_descriptors_are_kept_by_address(driver: Driver, monkeypatch: pytest.Mon
             assert [x.data_ptr() for x in made_of] == [x.data_ptr() for x in tensors]
             assert driver.launched[-1][-2:] == [11, 3]
     assert described == [0, 2, 0, 2]  # far keys are the near ones
-    for _ in range(2 * kernel.N_ADDRESSES):
+    for _ in range(2 * launcher.N_ADDRESSES):
         made.run(0, (torch.zeros_like(k), k, out), (11,))
-    assert len(made.described) <= kernel.N_ADDRESSES
+    assert len(made.described) <= launcher.N_ADDRESSES

@@ -15,7 +15,7 @@ pytest.importorskip("triton.experimental.gluon")
 from triton.experimental.gluon import language
 
 from dilated_attention_pytorch import BlockLayout
-from dilated_attention_pytorch.backends.hopper import backward, schedule
+from dilated_attention_pytorch.backends.hopper.kernels import backward, tile_scheduler
 from dilated_attention_pytorch.patterns.schedule import start_of_columns
 
 ENTRIES, ORDER = 10**6, 2 * 10**6  # where lists and order lie in the memory of a test; the offsets begin at 0
@@ -70,12 +70,12 @@ def test_every_tile_is_taken_once(
     for layout_heads, n_long in itertools.product({1, kv_heads, heads}, range(n_groups + 1)):
         orders = [shuffled.sample(range(n_groups), n_groups) for _ in range(layout_heads)]
         memory = dict(enumerate([n_long, *itertools.chain.from_iterable(orders)]))
-        monkeypatch.setattr(schedule, "gl", language_over(memory))
+        monkeypatch.setattr(tile_scheduler, "gl", language_over(memory))
         # rows: a tile of every head; columns: one for all heads that share k and v
         for own_heads, per_tile, beside in ((heads, 1, heads_per_kv), (kv_heads, heads_per_kv, 1)):
             n_batch_heads = batch * own_heads
             taken = [
-                schedule.tile_place.fn(
+                tile_scheduler.tile_place.fn(
                     Number(0), Number(tile), n_groups, n_batch_heads, own_heads, heads // layout_heads, per_tile, beside
                 )
                 for tile in range(n_groups * n_batch_heads)
@@ -128,7 +128,7 @@ def queries_and_stats(
 
     for name, function in {
         "gl": language_over(memory),
-        "tile_place": schedule.tile_place.fn,
+        "tile_place": tile_scheduler.tile_place.fn,
         "shared_tile": lambda _smem, _bars, i_tile: min(i_tile, n_tiles),
         "told_numbers": lambda _, i_tile: backward.lists_of_tile.fn(Number(i_tile), problem),
         "was_told": Anything(),
@@ -140,7 +140,7 @@ def queries_and_stats(
         "load_tokens": load_tokens,
     }.items():
         monkeypatch.setattr(backward, name, function)
-    monkeypatch.setattr(schedule, "gl", language_over(memory))
+    monkeypatch.setattr(tile_scheduler, "gl", language_over(memory))
     descs = [SimpleNamespace(name=name, layout=None) for name in ("k", "v", "q", "grad_out")]
     some = Anything()
     numbers = (n_groups, n_lists, layout.grid.n_rows, kv_heads, batch * kv_heads, per_kv)

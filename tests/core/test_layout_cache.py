@@ -20,10 +20,11 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
+    caching,
 )
 from dilated_attention_pytorch.config import TokenDilation
-from dilated_attention_pytorch.patterns import cache, keep
-from dilated_attention_pytorch.patterns.cache import LAYOUTS, LayoutCache, Pattern
+from dilated_attention_pytorch.layout import cache
+from dilated_attention_pytorch.layout.cache import LAYOUTS, LayoutCache, Pattern
 
 CPU = torch.device("cpu")
 
@@ -324,9 +325,9 @@ def test_lists_are_made_by_another_thread_where_a_graph_may_own_the_memory(
             makers.append(threading.get_ident())
             return make()
 
-        return keep.in_another_thread(noting)
+        return caching.in_another_thread(noting)
 
-    for module in (cache, keep):
+    for module in (cache, caching):
         monkeypatch.setattr(module, "make_to_stay", apart)
     module, dilation = BlockSparseAttention(config()), TokenDilation((64, 128), (1, 4))
     done: list[bool] = []
@@ -343,7 +344,7 @@ def test_lists_are_made_by_another_thread_where_a_graph_may_own_the_memory(
     assert worker.ident not in makers
     assert len(makers) == 3  # the layout, its lists and its schedule
     with pytest.raises(ZeroDivisionError):
-        keep.in_another_thread(lambda: 1 // 0)
+        caching.in_another_thread(lambda: 1 // 0)
 
 
 # ---- inference mode

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.config import TokenDilation
-from dilated_attention_pytorch.patterns import BlockLists
+from dilated_attention_pytorch.layout import BlockLists
 from tests.core.slow_definition import Pattern, blocks_of, pattern_rows, reachable, row_numbers
 
 REMOVED = (

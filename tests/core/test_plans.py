@@ -21,12 +21,12 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
+    eager,
     functional,
     ops,
-    plans,
 )
-from dilated_attention_pytorch.backends.choose import backend_named
-from dilated_attention_pytorch.patterns.cache import LAYOUTS
+from dilated_attention_pytorch.backends.registry import backend_named
+from dilated_attention_pytorch.layout.cache import LAYOUTS
 from tests.core.seen import Seen
 
 LENGTH = 40
@@ -87,7 +87,7 @@ def test_second_call_is_not_checked_and_uses_its_own_values(checks: list[str]) -
 def test_forward_that_the_backend_bound_is_called(
     requires_grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plans, "HOPPER", backend_named("cpu"))
+    monkeypatch.setattr(eager, "HOPPER", backend_named("cpu"))
     seen: list[Tensor] = []
 
     def bound(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -399,7 +399,7 @@ def test_stream_that_has_not_waited_for_the_layout_finds_none(monkeypatch: pytes
     for stream in (0, 7, 0):
         raw_stream = lambda index, is_now=stream: is_now  # noqa: E731
         monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", raw_stream, raising=False)
-        keys.add(plans.key_of(q, k, v, False, None, None, None, None))
+        keys.add(eager.key_of(q, k, v, False, None, None, None, None))
     assert len(keys) == 2
 
 
@@ -410,7 +410,7 @@ def test_call_that_is_captured_leaves_no_plan(monkeypatch: pytest.MonkeyPatch) -
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_now=capturing: is_now)
         monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
-        plans.keep_plan(its_layout, q, k, v, False, None, None, None, None, problem, "cpu")
+        eager.keep_plan(its_layout, q, k, v, False, None, None, None, None, problem, "cpu")
         assert bool(its_layout._plans) == (not capturing)
 
 
@@ -434,9 +434,9 @@ def test_layout_elsewhere_has_no_plan(checks: list[str]) -> None:
 
 def test_layout_keeps_only_so_many_plans() -> None:
     its_layout, tensors = layout(), qkv()
-    for i in range(3 * plans.MOST):
+    for i in range(3 * eager.MOST):
         block_sparse_attention(*tensors, its_layout, softmax_scale=1.0 + i)
-        assert 1 <= len(its_layout._plans) <= plans.MOST
+        assert 1 <= len(its_layout._plans) <= eager.MOST
 
 
 def test_threads_share_a_layout() -> None:

@@ -19,7 +19,7 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
     explain_backends,
 )
-from dilated_attention_pytorch.backends import choose, hopper, installed, triton
+from dilated_attention_pytorch.backends import hopper, installed, registry, triton
 from dilated_attention_pytorch.backends.hopper import refused_triton, untested_triton
 from dilated_attention_pytorch.backends.installed import installed_versions, release
 from dilated_attention_pytorch.backends.triton import broken_interpreter
@@ -150,10 +150,10 @@ def too_new(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("too_new")
 def test_portable_kernels_serve_under_a_triton_that_is_too_new_with_one_warning() -> None:
     problem = problem_of(PLAIN)
-    assert choose.reasons(problem)["hopper"] == TOO_NEW
+    assert registry.reasons(problem)["hopper"] == TOO_NEW
     assert not hopper.wants_schedule(torch.device("cuda:0"), 128)
     with pytest.warns(UserWarning, match="newer than") as caught:
-        chosen = [choose.choose_backend(problem).name for _ in range(3)]
+        chosen = [registry.choose_backend(problem).name for _ in range(3)]
     assert chosen == ["triton"] * 3
     assert [str(each.message) for each in caught] == [
         f"{TOO_NEW}: the slower kernels of backend 'triton' serve what backend 'hopper' would"
@@ -164,15 +164,15 @@ def test_portable_kernels_serve_under_a_triton_that_is_too_new_with_one_warning(
 def test_no_warning_where_the_hopper_kernels_would_not_serve_or_nobody_asked_them() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose.choose_backend(problem_of(PLAIN, torch.float32)).name == "triton"
-        assert choose.choose_backend(problem_of(PLAIN), "triton").name == "triton"
-        choose.reasons(problem_of(PLAIN))
+        assert registry.choose_backend(problem_of(PLAIN, torch.float32)).name == "triton"
+        assert registry.choose_backend(problem_of(PLAIN), "triton").name == "triton"
+        registry.reasons(problem_of(PLAIN))
 
 
 @pytest.mark.usefixtures("too_new")
 def test_request_by_name_says_that_triton_is_too_new() -> None:
     with pytest.raises(ValueError) as error:
-        choose.choose_backend(problem_of(PLAIN), "hopper")
+        registry.choose_backend(problem_of(PLAIN), "hopper")
     assert str(error.value) == f"backend='hopper' cannot serve this call: {TOO_NEW}"
 
 

@@ -5,8 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 from .config import SparsePatternConfig
 from .factory import create_block_sparse_attention, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
+from .layout import BlockLayout, LayoutStats
 from .modules import BlockSparseAttention
-from .patterns import BlockLayout, LayoutStats
 from .removed import REPLACEMENTS, raise_removed_name
 
 try:

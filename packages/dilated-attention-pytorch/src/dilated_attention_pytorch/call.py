@@ -10,7 +10,7 @@ from torch import Tensor
 from .backends.hopper import wants_schedule
 from .backends.problem import AttentionProblem
 from .config import TokenDilation
-from .patterns.layout import BlockLayout
+from .layout.layout import BlockLayout
 
 
 class Call(NamedTuple):

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends.choose import backend_named, choose_backend
 from .backends.problem import AttentionProblem
+from .backends.registry import backend_named, choose_backend
 from .call import Call
 from .config import TokenDilation
+from .eager import Plan, find_plan, keep_plan
+from .layout.cache import LAYOUTS, Pattern
+from .layout.layout import BlockLayout
 from .ops import LIBRARY, N_INPUTS, TENSORS, gradients, layout_of, undisturbed
-from .patterns.cache import LAYOUTS, Pattern
-from .patterns.layout import BlockLayout
-from .plans import Plan, find_plan, keep_plan
 
 
 def compute(*inputs: Any) -> tuple[Tensor, Tensor]:

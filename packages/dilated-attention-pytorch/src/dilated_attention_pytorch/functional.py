@@ -9,15 +9,15 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from . import eager, ops
 from . import execute as execute  # registers what the operators compute
-from . import ops, plans
-from .backends.choose import choose_backend, reasons
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
+from .backends.registry import choose_backend, reasons
 from .call import Call, savable, unchanged
 from .config import TokenDilation
-from .patterns.cache import Pattern
-from .patterns.layout import BlockLayout
+from .layout.cache import Pattern
+from .layout.layout import BlockLayout
 from .validation import (
     check_backend,
     check_block_bias,
@@ -148,7 +148,7 @@ def block_sparse_attention(
     except (RuntimeError, ValueError):  # an array for dropout_p: the checks say so
         is_simple = False
     if is_simple:
-        plan = plans.find_plan(
+        plan = eager.find_plan(
             layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend
         )
         if plan is not None:
@@ -196,7 +196,7 @@ def attend_anew(
     chosen = choose_backend(problem, backend).name
     out, lse = ops.attend_eagerly(problem, chosen)
     if is_simple:
-        plans.keep_plan(
+        eager.keep_plan(
             layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, problem, chosen
         )  # fmt: skip
     return out, lse

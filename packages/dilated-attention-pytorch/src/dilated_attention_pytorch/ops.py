@@ -16,14 +16,14 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from .backends.choose import backend_named
 from .backends.problem import AttentionProblem, Forward
+from .backends.registry import backend_named
+from .caching import plain_tensors
 from .call import Call
 from .config import TokenDilation
-from .patterns.cache import LAYOUTS, Pattern
+from .layout.cache import LAYOUTS, Pattern
+from .layout.layout import BlockLayout, BlockLists
 from .patterns.grid import BlockGrid
-from .patterns.keep import plain_tensors
-from .patterns.layout import BlockLayout, BlockLists
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from . import values
-from .backends.choose import BACKEND_NAMES
-from .patterns.layout import BlockLayout
+from .backends.registry import BACKEND_NAMES
+from .layout.layout import BlockLayout
 from .values import shown
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout
-from dilated_attention_pytorch.backends.choose import choose_backend
 from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.backends.registry import choose_backend
 from dilated_attention_pytorch.functional import make_problem
 
 from .cases import Case
@@ -38,10 +38,10 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     and lse: to tell it new addresses would be Python.
     """
     # not every triton has what these import
-    from dilated_attention_pytorch.backends.hopper import kernel, raw_launch
+    from dilated_attention_pytorch.backends.hopper import launcher, raw_launch
 
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
-    launch = kernel.LAUNCHES.get(("forward", p.signature))
+    launch = launcher.LAUNCHES.get(("forward", p.signature))
     if launch is None or launch.raw_launch is None:
         return None
     batch, q_len, num_heads, _ = q.shape
@@ -52,7 +52,7 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     made = (
         *launch.describe((q, k, v, k, v, out)),
         lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.schedule.data_ptr(),
-        kernel.tile_counter(index),  # one for all launches: they follow each other on a stream
+        launcher.tile_counter(index),  # one for all launches: they follow each other on a stream
         *launch.numbers,
     )  # fmt: skip
     stream = torch._C._cuda_getCurrentRawStream(index)

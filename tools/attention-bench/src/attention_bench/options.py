@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dilated_attention_pytorch.backends.choose import BACKEND_NAMES
+from dilated_attention_pytorch.backends.registry import BACKEND_NAMES
 from dilated_attention_pytorch.cli.arguments import (
     OneLineParser,
     block_size,

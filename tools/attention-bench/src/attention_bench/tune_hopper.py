@@ -119,7 +119,7 @@ def written(tiles: Tiles) -> str:
 @contextlib.contextmanager
 def replaced(shape: Shape, tiles: Tiles) -> Iterator[None]:
     """The table holds `tiles` for as long as this lasts."""
-    from dilated_attention_pytorch.backends.hopper.kernel import LAUNCHES
+    from dilated_attention_pytorch.backends.hopper.launcher import LAUNCHES
 
     table, key = table_of(shape), shape[1:]
     before = table.get(key)

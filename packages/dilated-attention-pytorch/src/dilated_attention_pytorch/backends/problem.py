@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import TokenDilation
-from ..patterns.layout import BlockLists
+from ..layout.layout import BlockLists
 
 
 @dataclass(frozen=True, eq=False)

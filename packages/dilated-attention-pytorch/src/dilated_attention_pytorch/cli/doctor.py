@@ -16,7 +16,7 @@ from .. import __version__
 from ..config import SparsePatternConfig
 from ..factory import PRESETS
 from ..functional import explain_backends
-from ..patterns import BlockLayout
+from ..layout import BlockLayout
 from .plot import layers_to_cover
 
 # A typical call, causal, with 5 % of the blocks kept.

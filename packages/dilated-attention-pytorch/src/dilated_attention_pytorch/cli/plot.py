@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 from ..config import PATTERN_TYPES, SparsePatternConfig
-from ..patterns import BlockLayout
-from ..patterns.draw import bin_size
+from ..layout import BlockLayout
+from ..layout.plot import bin_size
 from .arguments import block_size, did_you_mean, int_list, kept_ratio, natural_int, path, positive_int
 from .errors import CommandError
 from .files import check_file, write_whole

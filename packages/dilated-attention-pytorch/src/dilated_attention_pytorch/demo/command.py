@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .. import __version__
-from ..backends.choose import BACKEND_NAMES
+from ..backends.registry import BACKEND_NAMES
 from ..cli.arguments import (
     block_size,
     did_you_mean,
@@ -26,7 +26,7 @@ from ..cli.arguments import (
     thread_count,
 )
 from ..cli.errors import CommandError
-from ..patterns import BlockLayout
+from ..layout import BlockLayout
 from .memory import Run, median_peaks
 from .model import (
     KINDS,

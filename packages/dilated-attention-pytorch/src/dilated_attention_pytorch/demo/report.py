@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from ..patterns import BlockLayout
+from ..layout import BlockLayout
 from .model import OURS, AttentionKind
 from .task import PASSKEYS
 

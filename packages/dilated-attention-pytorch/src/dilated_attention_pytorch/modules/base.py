@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, values
-from ..backends.choose import choose_backend
 from ..backends.problem import AttentionProblem
 from ..backends.reference import attention_reference, attention_weights
+from ..backends.registry import choose_backend
 from ..call import Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
+from ..eager import TENSORS, find_plan
 from ..functional import attend_anew, block_sparse_attention, check_call, run_operator
-from ..patterns.cache import LAYOUTS, Pattern
+from ..layout.cache import LAYOUTS, Pattern
+from ..layout.layout import BlockLayout, BlockLists
 from ..patterns.grid import BlockGrid
-from ..patterns.layout import BlockLayout, BlockLists
-from ..plans import TENSORS, find_plan
 from ..validation import check_backend, check_flag, checked_dropout, checked_scale, refusal
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")

@@ -1,5 +1,1 @@
-"""Patterns: config and lengths -> BlockLayout. Index arithmetic only."""
-
-from .layout import BlockLayout, BlockLists, LayoutStats
-
-__all__ = ["BlockLayout", "BlockLists", "LayoutStats"]
+"""Patterns: config and lengths -> pairs of blocks. Index arithmetic only."""

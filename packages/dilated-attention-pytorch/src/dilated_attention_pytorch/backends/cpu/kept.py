@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...patterns.keep import plain_tensors
+from ...caching import plain_tensors
 
 Made = TypeVar("Made")
 MOST = 8  # per list

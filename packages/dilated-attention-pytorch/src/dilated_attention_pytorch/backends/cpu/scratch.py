@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...patterns.keep import plain_tensors
+from ...caching import plain_tensors
 
 MOST_BYTES = 2**24  # that a thread keeps from one call to the next
 

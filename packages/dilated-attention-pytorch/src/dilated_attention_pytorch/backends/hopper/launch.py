@@ -18,12 +18,12 @@ from .arguments import (
     dilated_rows_arguments,
     forward_arguments,
 )
-from .backward import backward_kernel
-from .dilated_columns import dilated_columns_kernel
-from .dilated_rows import dilated_rows_kernel
-from .forward import forward_kernel
 from .gluon_names import COMPILER_OPTIONS, NEW_PTXAS
-from .kernel import LAUNCHES, Launch, multiprocessors, tile_counter
+from .kernels.backward import backward_kernel
+from .kernels.backward_dilated_dkdv import dilated_columns_kernel
+from .kernels.backward_dilated_dq import dilated_rows_kernel
+from .kernels.forward import forward_kernel
+from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
 
 
 def options(registers: tuning.Registers) -> dict[str, Any]:

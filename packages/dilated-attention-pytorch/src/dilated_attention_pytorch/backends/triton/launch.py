@@ -10,8 +10,8 @@ from torch import Tensor
 from ..dropout import keep_threshold
 from ..problem import AttentionProblem, Gradients
 from . import tuning
-from .backward import delta_kernel, dkdv_kernel, dq_kernel
-from .forward import forward_kernel
+from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
+from .kernels.forward import forward_kernel
 
 # The interpreter has no architecture: any will do, results do not depend on it.
 INTERPRETER_CAPABILITY = (8, 0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import values
+from ..caching import Forgotten, Kept, keep, plain_tensors
 from ..config import (
     SparsePatternConfig,
     TokenDilation,
@@ -20,12 +21,11 @@ from ..config import (
     check_same_block_size,
     checked_configs,
 )
-from . import reach
-from .build import active_pairs, budget_of, check_connected
-from .grid import BlockGrid
-from .joined import MOST_JOINED, MOST_RATES, joined_columns
-from .keep import Forgotten, Kept, keep, plain_tensors
-from .schedule import make_schedule, start_of_columns
+from ..patterns.grid import BlockGrid
+from ..patterns.joined import MOST_JOINED, MOST_RATES, joined_columns
+from ..patterns.registry import active_pairs, budget_of, check_connected
+from ..patterns.schedule import make_schedule, start_of_columns
+from . import coverage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -150,7 +150,7 @@ class BlockLayout:
     # what is made at first use; no copy has it
     _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=Forgotten, init=False, repr=False)
     _schedules: Kept[Tensor] = field(default_factory=Forgotten, init=False, repr=False)
-    _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of plans.py
+    _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of eager.py
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling():
@@ -304,7 +304,7 @@ class BlockLayout:
             ValueError: a layout cannot hold the mask, or the lengths do not fit it; the message says why.
             TypeError: `block_mask` is no BlockMask.
         """
-        from .flex import dense_of_block_mask
+        from .block_mask import dense_of_block_mask
 
         dense, q_tokens, kv_tokens, block_size = dense_of_block_mask(block_mask, allow_partial, q_len, kv_len)
         if values.flag(causal) and (kv_tokens - q_tokens) % block_size:
@@ -417,7 +417,7 @@ class BlockLayout:
 
         Its format takes 16 to 17 bytes for every pair of blocks, active or not, and head of the layout.
         """
-        from .flex import block_mask_of
+        from .block_mask import block_mask_of
 
         return block_mask_of(self)
 
@@ -469,15 +469,15 @@ class BlockLayout:
 
     def coverage(self, layers: int = 1) -> float:
         """Share of the (query, key) block pairs that information crosses within so many stacked layers."""
-        return reach.coverage(self, layers)
+        return coverage.coverage(self, layers)
 
     def hops_to_full_coverage(self) -> int | None:
         """The fewest layers after which every allowed (query, key) pair is connected; None if that never is."""
-        return reach.hops_to_full_coverage(self)
+        return coverage.hops_to_full_coverage(self)
 
     def plot(self, ax: Axes | None = None, head: int = 0, **kwargs: Any) -> Axes:
         """Draw the active blocks of one head with matplotlib, if it is installed; returns the axes."""
-        from .draw import draw_layout
+        from .plot import draw_layout
 
         return draw_layout(self, ax, check_head(head, self.num_heads), **kwargs)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, count_below, dropout_keep, joined_keys, not_padded, valid_keys
+from .masking import LN2, LOG2E, count_below, dropout_keep, joined_keys, not_padded, valid_keys
 
 
 @triton.jit

@@ -14,10 +14,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from .ring import get_tile, give_back, pass_over, wait_past
-from .schedule import count_below
+from .pipeline import get_tile, give_back, pass_over, wait_past
 from .softmax import INFINITY, first_of_row, later_softmax, scaled, softmax
-from .tiles import kept_tile
+from .tile_scheduler import count_below
+from .tma import kept_tile
 
 LOG2E = gl.constexpr(1.4426950408889634)
 NOTHING = gl.constexpr(1 << 23)  # a column past any key

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..caching import LOCK, make_to_stay
 from ..config import SparsePatternConfig, check_same_block_size
-from .grid import BlockGrid
-from .keep import LOCK, make_to_stay
+from ..patterns.grid import BlockGrid
 from .layout import BlockLayout
 
 MAX_LISTS = 128  # sets of lists that are kept

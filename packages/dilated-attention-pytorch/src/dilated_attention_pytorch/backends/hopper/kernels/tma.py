@@ -10,7 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .gluon_names import async_load, async_store
+from ..gluon_names import async_load, async_store
 
 
 @gluon.jit

@@ -14,13 +14,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
+from ..gluon_names import reinterpret
 from .attend import LOG2E, visible_keys
-from .gluon_names import reinterpret
-from .passes import BLOCK, shared_memory, step
-from .ring import full_at
-from .schedule import shared_tile, take_tiles, tile_place, told_numbers, was_told
-from .stats import CHUNK, load_saved, stats_of_queries
-from .tiles import kept_tile, load_box, load_tokens, store_tokens, stored, stored_before
+from .backward_step import BLOCK, shared_memory, step
+from .lse_delta import CHUNK, load_saved, stats_of_queries
+from .pipeline import full_at
+from .tile_scheduler import shared_tile, take_tiles, tile_place, told_numbers, was_told
+from .tma import kept_tile, load_box, load_tokens, store_tokens, stored, stored_before
 
 
 @gluon.jit

@@ -11,11 +11,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ..gluon_names import DELTA_FIRST
 from .attend import scores
-from .gluon_names import DELTA_FIRST
-from .ring import get_tile, give_back
-from .schedule import tile_barriers
-from .stats import CHUNK
+from .lse_delta import CHUNK
+from .pipeline import get_tile, give_back
+from .tile_scheduler import tile_barriers
 
 BLOCK = gl.constexpr(128)  # tokens, where keys are dilated
 

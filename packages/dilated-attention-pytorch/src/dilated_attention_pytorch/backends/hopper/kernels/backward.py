@@ -28,11 +28,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
+from ..gluon_names import reinterpret
 from .attend import LOG2E
-from .gluon_names import reinterpret
-from .passes import load_stats, shared_memory, step
-from .ring import LAPS, full_at, wait_past
-from .schedule import (
+from .backward_step import load_stats, shared_memory, step
+from .lse_delta import CHUNK, load_saved, stats_of_queries
+from .pipeline import LAPS, full_at, wait_past
+from .tile_scheduler import (
     parts_of_schedule,
     shared_tile,
     take_tiles,
@@ -40,8 +41,7 @@ from .schedule import (
     told_numbers,
     was_told,
 )
-from .stats import CHUNK, load_saved, stats_of_queries
-from .tiles import kept_tile, load_tokens, store_tokens, stored, stored_before
+from .tma import kept_tile, load_tokens, store_tokens, stored, stored_before
 
 
 @gluon.jit

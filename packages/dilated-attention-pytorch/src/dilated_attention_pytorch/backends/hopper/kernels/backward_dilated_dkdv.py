@@ -17,12 +17,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
+from ..gluon_names import reinterpret
 from .attend import LOG2E
-from .gluon_names import reinterpret
-from .passes import BLOCK, load_stats, shared_memory, step
-from .ring import full_at, give_back, wait_full
-from .schedule import shared_tile, take_tiles, tile_place, told_numbers, was_told
-from .tiles import kept_tile, load_box, load_tokens, store_box, stored, stored_before
+from .backward_step import BLOCK, load_stats, shared_memory, step
+from .pipeline import full_at, give_back, wait_full
+from .tile_scheduler import shared_tile, take_tiles, tile_place, told_numbers, was_told
+from .tma import kept_tile, load_box, load_tokens, store_box, stored, stored_before
 
 
 @gluon.jit

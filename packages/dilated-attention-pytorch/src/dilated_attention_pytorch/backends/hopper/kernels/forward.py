@@ -21,10 +21,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
+from ..gluon_names import reinterpret
 from .attend import LOG2E, attend, entries_of_list
-from .gluon_names import reinterpret
-from .ring import LAPS, full_at
-from .schedule import (
+from .pipeline import LAPS, full_at
+from .softmax import INFINITY, by_row, nothing_seen
+from .tile_scheduler import (
     parts_of_schedule,
     shared_tile,
     take_tiles,
@@ -34,8 +35,7 @@ from .schedule import (
     told_numbers,
     was_told,
 )
-from .softmax import INFINITY, by_row, nothing_seen
-from .tiles import load_box, load_tokens, store_tokens, stored, stored_before
+from .tma import load_box, load_tokens, store_tokens, stored, stored_before
 
 LN2 = gl.constexpr(0.6931471805599453)
 

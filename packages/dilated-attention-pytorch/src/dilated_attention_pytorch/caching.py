@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..config import TokenDilation
+from .config import TokenDilation
 
 Made = TypeVar("Made")
 # What was made, and on a GPU the raw stream and the event after which it is there.

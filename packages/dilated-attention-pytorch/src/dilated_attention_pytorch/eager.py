@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .backends.choose import backend_named
 from .backends.hopper import HOPPER
 from .backends.problem import AttentionProblem, Forward
-from .patterns.keep import LOCK
-from .patterns.layout import BlockLayout
+from .backends.registry import backend_named
+from .caching import LOCK
+from .layout.layout import BlockLayout
 
 MOST = 64  # plans of a layout
 TENSORS = (Tensor, torch.nn.Parameter)
