@@ -138,8 +138,8 @@ def sanitize(session: nox.Session) -> None:
     """compute-sanitizer (of the CUDA toolkit) on one small call of every Hopper kernel; needs an H100 or H200."""
     python = workshop(session, "test")
     memcheck = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "2"]
-    session.run(*memcheck, python, "tests/core/sanitize_hopper.py", *session.posargs, external=True)
-    session.run(python, "tests/core/racecheck.py", *session.posargs)
+    session.run(*memcheck, python, "tools/kernel-checks/sanitize_hopper.py", *session.posargs, external=True)
+    session.run(python, "tools/kernel-checks/racecheck.py", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")
@@ -162,8 +162,8 @@ def triton(session: nox.Session, version: str) -> None:
     """Every GPU kernel compiles, without a GPU, with each Triton and keeps to its registers; their launches are Triton's."""
     python = workshop(session, "test")
     tests = [
-        f"tests/core/test_{name}.py"
-        for name in ("hopper_offline_compile", "offline_compile", "hopper_launch")
+        f"tests/core/backends/{name}.py"
+        for name in ("hopper/test_offline_compile", "triton/test_offline_compile", "hopper/test_launch")
     ]
     session.run(
         *(python, "-m", "pytest", *tests, *workers(), *session.posargs), env=beside(session, python, version)
@@ -253,9 +253,10 @@ def beside(session: nox.Session, python: str, version: str) -> dict[str, str]:
 def run_core_tests(
     session: nox.Session, python: str, *selection: str, env: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """Run tests/core with one thread per worker, so that the workers do not fight over the cores."""
+    """Run the core's tests with one thread per worker, so that the workers do not fight over the cores."""
+    chosen = ("tests/core", "tests/kernel_checks", *selection, *session.posargs)
     session.run(
-        *(python, "-m", "pytest", "tests/core", *workers(), *selection, *session.posargs),
+        *(python, "-m", "pytest", *workers(), *chosen),
         env={"OMP_NUM_THREADS": "1", **env},
     )
 

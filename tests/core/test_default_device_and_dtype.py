@@ -17,7 +17,7 @@ from dilated_attention_pytorch import (
     create_block_sparse_attention,
     explain_backends,
 )
-from tests.core.seen import Seen
+from tests.core.op_recorder import Seen
 
 CONFIGS = {
     "dilated": SparsePatternConfig(block_size=16, sparsity_ratio=0.3),

@@ -23,7 +23,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.attention_cases import Case, make_call
-from tests.core.seen import Seen
+from tests.core.op_recorder import Seen
 
 SMALL = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
 DILATION = TokenDilation((16, 32), (1, 2))

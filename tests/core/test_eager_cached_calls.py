@@ -27,7 +27,7 @@ from dilated_attention_pytorch import (
 )
 from dilated_attention_pytorch.backends.registry import backend_named
 from dilated_attention_pytorch.layout.cache import LAYOUTS
-from tests.core.seen import Seen
+from tests.core.op_recorder import Seen
 
 LENGTH = 40
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from tests.core.racecheck import HAND_OVER, PASSING_ON, SOURCES, UNKNOWN, kind_of, reports_in, unexplained
+from racecheck import HAND_OVER, PASSING_ON, SOURCES, UNKNOWN, kind_of, reports_in, unexplained
 
 
 def line_of(file: str, text: str) -> int:
@@ -29,16 +28,17 @@ HANDED_OVER = report(
     ("Write", "backward.py", "gl.warp_specialize("),
 )
 PASSED_ON = report(
-    ("Write", "schedule.py", "tile_smem.index(place).store("),
-    ("Read", "schedule.py", "return gl.max(tile_smem"),
+    ("Write", "tile_scheduler.py", "tile_smem.index(place).store("),
+    ("Read", "tile_scheduler.py", "return gl.max(tile_smem"),
 )
 RACES = {
     "tiles": report(
-        ("Write", "passes.py", "lse = lse_smem.index("), ("Read", "passes.py", "delta = delta_smem.index(")
+        ("Write", "backward_step.py", "lse = lse_smem.index("),
+        ("Read", "backward_step.py", "delta = delta_smem.index("),
     ),
     "told_is_written": report(
-        ("Write", "schedule.py", "return gl.max(tile_smem"),
-        ("Read", "schedule.py", "tile_smem.index(place).store("),
+        ("Write", "tile_scheduler.py", "return gl.max(tile_smem"),
+        ("Read", "tile_scheduler.py", "tile_smem.index(place).store("),
     ),
     "start_and_loop": report(
         ("Read", "backward.py", "def backward_kernel("),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("triton")
-from tests.core.uniform_registers import ambiguous, functions
+from uniform_registers import ambiguous, functions
 
 PRODUCT = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR4], RZ, !UPT"
 

@@ -1,11 +1,11 @@
 """racecheck of compute-sanitizer on every Hopper kernel: fails for any report but two that are none.
 
-    python tests/core/racecheck.py [WORDS]
+    python tools/kernel-checks/racecheck.py [WORDS]
 
 WORDS choose calls, as in sanitize_hopper.py. racecheck does not follow
     hand-over   `barrier.sync 1` at the line of `gl.warp_specialize`, on either side of which the byte is written and read by
                 which triton tells the other warps what to do;
-    passing on  the barrier of a warpgroup that has read what it is told of a tile (schedule.py: `told`), after which one
+    passing on  the barrier of a warpgroup that has read what it is told of a tile (tile_scheduler.py: `told`), after which one
                 thread arrives for all of them at the barrier that the writer (`keep`) waits for.
 racecheck_control.py has both in kernels that do nothing else. They are run first, and a report is passed over only where its kind
 is reported there, too: with a racecheck that has learned to follow, nothing is passed over.
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "packages/dilated-attention-pytorch/src/dilated_attention_pytorch/backends/hopper"
+LIBRARY = HERE.parents[1] / "packages/dilated-attention-pytorch/src/dilated_attention_pytorch"
+SOURCES = LIBRARY / "backends/hopper/kernels"
 # Without the last option it does not see that A comes before C when A comes before B and B before C.
 RACECHECK = [
     "compute-sanitizer", "--tool", "racecheck", "--racecheck-indirect-barrier-dependency", "--print-limit", "100000",

@@ -1,7 +1,7 @@
 """Two kernels with nothing of ours in them, in which racecheck takes for races what is none.
 
-    compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tests/core/racecheck_control.py exchange
-    compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tests/core/racecheck_control.py ring
+    compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tools/kernel-checks/racecheck_control.py exchange
+    compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tools/kernel-checks/racecheck_control.py ring
 
 exchange  The first four warps exchange numbers through shared memory, over a barrier of their own, before the partitions of
           `gl.warp_specialize` begin. The byte that tells the other warps which partition they are is then reported, although

@@ -1,7 +1,7 @@
 """One tiny call of every Hopper kernel, beside the definition; to be run under compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python tests/core/sanitize_hopper.py
-    python tests/core/racecheck.py
+    compute-sanitizer --tool memcheck python tools/kernel-checks/sanitize_hopper.py
+    python tools/kernel-checks/racecheck.py
 
 memcheck finds nothing; racecheck.py says what racecheck finds.
 

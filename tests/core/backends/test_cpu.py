@@ -26,7 +26,7 @@ from dilated_attention_pytorch.backends.cpu import (
     window,
 )
 from tests.core.attention_cases import CASES, FLOAT64, LIMITS, Case
-from tests.core.test_attention_grid import check
+from tests.core.backends.test_attention_grid import check
 
 # ---- the ways
 

@@ -23,7 +23,7 @@ from dilated_attention_pytorch.backends import hopper, installed, registry, trit
 from dilated_attention_pytorch.backends.hopper import refused_triton, untested_triton
 from dilated_attention_pytorch.backends.installed import installed_versions, release
 from dilated_attention_pytorch.backends.triton import broken_interpreter
-from tests.core.test_hopper_choice import PLAIN, problem_of
+from tests.core.backends.hopper.test_choice import PLAIN, problem_of
 
 TOO_NEW = (
     "triton 3.10.0 is newer than the newest tested, 3.9 (pip install 'triton<3.10', or install a newer release of this "

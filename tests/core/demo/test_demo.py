@@ -33,7 +33,7 @@ from dilated_attention_pytorch.demo.task import (
 )
 from dilated_attention_pytorch.demo.text import library_files, load_text
 from dilated_attention_pytorch.demo.training import TimeLeft, context_lengths, learning_rate_share
-from tests.core.test_cli import error_of
+from tests.core.cli.test_cli import error_of
 
 CPU = torch.device("cpu")
 TINY = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockSparseAttention, SparsePatternConfig
-from tests.core.seen import Seen
+from tests.core.op_recorder import Seen
 
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.3)
 

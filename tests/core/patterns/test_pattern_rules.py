@@ -10,7 +10,7 @@ import pytest
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 
-SEARCH = Path(__file__).parents[2] / "tools" / "pattern-rules" / "search.py"
+SEARCH = Path(__file__).parents[3] / "tools" / "pattern-rules" / "search.py"
 
 
 @pytest.fixture(scope="module")

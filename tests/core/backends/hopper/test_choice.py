@@ -26,7 +26,7 @@ from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from dilated_attention_pytorch.layout.layout import BlockLists
 from tests.core.attention_cases import Case, case, in_strides, make_call
-from tests.core.hopper_cases import ALL, label, refusals
+from tests.core.backends.hopper.cases import ALL, label, refusals
 
 NOT_INSTALLED = "triton is not installed (pip install 'triton>=3.6', on Linux)"
 

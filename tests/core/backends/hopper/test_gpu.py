@@ -24,8 +24,8 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.triton import TRITON
 from tests.core.attention_cases import BY_NAME, Case, case
-from tests.core.hopper_cases import MORE, SERVED, check, label, shaped
-from tests.core.test_attention_gpu import check_last_block_beyond_two_to_the_31_elements
+from tests.core.backends.hopper.cases import MORE, SERVED, check, label, shaped
+from tests.core.backends.test_attention_gpu import check_last_block_beyond_two_to_the_31_elements
 
 
 def is_hopper() -> bool:

@@ -17,7 +17,7 @@ from dilated_attention_pytorch.backends.installed import installed_versions, rel
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(VERSION < (3, 6), reason="needs triton 3.6 or newer")
 
-SCRIPT = Path(__file__).parent / "hopper_offline_compile.py"
+SCRIPT = Path(__file__).parents[4] / "tools" / "kernel-checks" / "hopper_offline_compile.py"
 SHARED = 227 * 1024  # bytes that a program may use
 # Bytes of a multiprocessor's shared memory, of that what a program takes beside its own, registers, threads of a program.
 MULTIPROCESSOR, RESERVED, REGISTERS, THREADS = 228 * 1024, 1024, 65_536, 384

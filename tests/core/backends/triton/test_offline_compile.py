@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     VERSION < (3, 6), reason="needs a triton that says what ptxas reports, 3.6 or newer"
 )
 
-SCRIPT = Path(__file__).parent / "offline_compile.py"
+SCRIPT = Path(__file__).parents[4] / "tools" / "kernel-checks" / "offline_compile.py"
 # KiB of shared memory a program may use.
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 # Bytes spilled per thread over a whole kernel; a spilled accumulator would be 256 and more.

@@ -17,7 +17,7 @@ reinterpret = getattr(shared_memory_descriptor, "reinterpret", None) or shared_m
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
-# What follows keeps the kernels in registers; tests/core/hopper_offline_compile.py shows what is spilled without it.
+# What follows keeps the kernels in registers; tools/kernel-checks/hopper_offline_compile.py shows what is spilled without it.
 # 3.9 compiles for Hopper with ptxas 13.4, the releases before it with 12.8 and 12.9.
 NEW_PTXAS = RELEASE >= (3, 9)
 # Triton asks ptxas for level 2, which spills in 13.4. The last option counts; from 4 on it is the default of ptxas.
