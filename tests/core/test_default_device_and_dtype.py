@@ -17,6 +17,7 @@ from dilated_attention_pytorch import (
     create_block_sparse_attention,
     explain_backends,
 )
+from tests.core.backends.hopper.cases import work_order
 from tests.core.op_recorder import Seen
 
 CONFIGS = {
@@ -53,7 +54,7 @@ def results(name: str, backend: str | None, causal: bool) -> list[Tensor]:
     layout = BlockLayout.from_config(config, LENGTH, causal=causal)
     dense = layout.to_dense()
     again = BlockLayout.from_dense(dense, 16, LENGTH, LENGTH, causal)
-    found += [dense, again.row_lists.indices, layout.schedule()]
+    found += [dense, again.row_lists.indices, work_order(layout)]
     coverage = [layout.coverage(2), float(layout.hops_to_full_coverage() or 0), layout.density]
     found.append(torch.tensor(coverage, dtype=torch.float64, device="cpu"))
     dilated = {"segment_lengths": [32, 64], "dilation_rates": [1, 4]}

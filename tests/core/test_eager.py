@@ -23,6 +23,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.attention_cases import Case, make_call
+from tests.core.backends.hopper.cases import work_order
 from tests.core.op_recorder import Seen
 
 SMALL = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
@@ -304,7 +305,7 @@ def in_fake_mode(module: BlockSparseAttention, its_layout: BlockLayout) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 40, 2, 16)
         module(q, q, q)
-        its_layout.schedule()
+        work_order(its_layout)
         its_layout.lists(DILATION)
 
 
@@ -312,13 +313,13 @@ def in_inference_mode(module: BlockSparseAttention, its_layout: BlockLayout) -> 
     with torch.inference_mode():
         q = torch.zeros(1, 40, 2, 16)
         module(q, q, q)
-        its_layout.schedule()
+        work_order(its_layout)
         its_layout.lists(DILATION)
 
 
 def in_a_transform(module: BlockSparseAttention, its_layout: BlockLayout) -> None:
     def call(q: Tensor) -> Tensor:
-        its_layout.schedule()
+        work_order(its_layout)
         its_layout.lists(DILATION)
         module.layout(40)
         return q.sum()
@@ -333,9 +334,9 @@ def test_first_use_inside_of_a_mode_spoils_no_later_call(surrounded: Any) -> Non
     surrounded(module, its_layout)
     rows, cols = its_layout.lists(DILATION)
     of_module = module.layout(40)
-    kept = [its_layout.schedule(), rows.offsets, cols.entries, of_module.row_lists.indices]
+    kept = [work_order(its_layout), rows.offsets, cols.entries, of_module.row_lists.indices]
     assert [(type(x), x.is_inference()) for x in kept] == [(Tensor, False)] * 4
-    assert torch.equal(kept[0], layout().schedule())
+    assert torch.equal(kept[0], work_order(layout()))
     assert kept[0].data_ptr() != 0
     q, k, v = random_qkv()
     ops.attention(*ops.flatten(make_problem(q, k, v, of_module)), "cpu")[0].sum().backward()

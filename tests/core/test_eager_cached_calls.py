@@ -25,6 +25,7 @@ from dilated_attention_pytorch import (
     functional,
     ops,
 )
+from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.registry import backend_named
 from dilated_attention_pytorch.layout.cache import LAYOUTS
 from tests.core.op_recorder import Seen
@@ -87,14 +88,13 @@ def test_second_call_is_not_checked_and_uses_its_own_values(checks: list[str]) -
 def test_forward_that_the_backend_bound_is_called(
     requires_grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eager, "HOPPER", backend_named("cpu"))
     seen: list[Tensor] = []
 
     def bound(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         seen.append(q)
         return torch.full_like(v, 7.0), torch.zeros(1, 2, LENGTH)
 
-    monkeypatch.setattr(type(backend_named("cpu")), "bind", lambda self, problem: bound, raising=False)
+    monkeypatch.setattr(type(backend_named("cpu")), "bind", lambda self, problem: bound)
     its_layout = layout()
     served(its_layout, qkv(requires_grad))
     tensors = qkv(requires_grad)
@@ -375,16 +375,17 @@ def test_compiled_call_is_an_operator_after_a_success() -> None:
 def test_copies_moved_and_replaced_layouts_have_none() -> None:
     its_layout = layout()
     tensors = served(its_layout)
-    its_layout.schedule()
-    made, stream, _ = its_layout._schedules[None]
-    its_layout._schedules[None] = made, stream, threading.Lock()  # as an event of a GPU, it cannot be copied
+    HOPPER.prepare(its_layout, None)
+    (key,) = its_layout._prepared
+    made, stream, _ = its_layout._prepared[key]
+    its_layout._prepared[key] = made, stream, threading.Lock()  # as an event of a GPU, it cannot be copied
     others = [
         copy.deepcopy(its_layout),
         pickle.loads(pickle.dumps(its_layout)),
         its_layout.to("meta"),
         dataclasses.replace(its_layout, num_heads=its_layout.num_heads),
     ]
-    assert [len(other._plans) + len(other._schedules) for other in others] == [0] * 4
+    assert [len(other._plans) + len(other._prepared) for other in others] == [0] * 4
     assert torch.equal(
         block_sparse_attention(*tensors, others[0]), block_sparse_attention(*tensors, its_layout)
     )

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language import NVMMASharedLayout
 from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.backends.hopper import arguments, launch, tuning
+from dilated_attention_pytorch.backends.hopper import HOPPER, arguments, launch, tuning
 from dilated_attention_pytorch.backends.hopper.gluon_names import NEW_PTXAS
 from dilated_attention_pytorch.backends.hopper.kernels.backward import backward_kernel
 from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dkdv import dilated_columns_kernel
@@ -87,7 +87,7 @@ def problem_of(shape: Shape) -> AttentionProblem:
     problem = make_problem(
         q, k, v, layout, shape.is_causal, segment_lengths=segments or None, dilation_rates=shape.rates or None
     )
-    return dataclasses.replace(problem, schedule=layout.schedule(problem.dilation))
+    return problem.prepared_by(HOPPER, layout)
 
 
 def arguments_of(shape: Shape) -> dict[str, Any]:

@@ -151,7 +151,6 @@ def too_new(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_portable_kernels_serve_under_a_triton_that_is_too_new_with_one_warning() -> None:
     problem = problem_of(PLAIN)
     assert registry.reasons(problem)["hopper"] == TOO_NEW
-    assert not hopper.wants_schedule(torch.device("cuda:0"), 128)
     with pytest.warns(UserWarning, match="newer than") as caught:
         chosen = [registry.choose_backend(problem).name for _ in range(3)]
     assert chosen == ["triton"] * 3

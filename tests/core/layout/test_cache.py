@@ -25,6 +25,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.layout import cache
 from dilated_attention_pytorch.layout.cache import LAYOUTS, LayoutCache, Pattern
+from tests.core.backends.hopper.cases import work_order
 
 CPU = torch.device("cpu")
 
@@ -106,7 +107,7 @@ def test_layout_of_shared_lists_is_the_layout_of_its_lengths(pattern: Any, causa
         )
         assert found.grid == expected.grid
         assert found.num_heads == expected.num_heads
-        assert found.schedule().tolist() == expected.schedule().tolist()
+        assert work_order(found).tolist() == work_order(expected).tolist()
         for lists, others in zip(found.lists(dilation), expected.lists(dilation), strict=True):
             assert lists.offsets.tolist() == others.offsets.tolist()
             assert lists.indices.tolist() == others.indices.tolist()
@@ -120,7 +121,7 @@ def test_what_is_made_from_the_lists_is_shared_too() -> None:
     assert first is not second
     assert first.row_lists is second.row_lists
     assert first.lists(dilation) is second.lists(dilation)
-    assert first.schedule() is second.schedule()
+    assert work_order(first) is work_order(second)
 
 
 def test_shared_lists_do_not_serve_tensors_of_another_length() -> None:
@@ -213,7 +214,7 @@ def test_bytes_are_bounded_but_for_the_newest() -> None:
     sizes = []
     for n_blocks in range(30, 50):
         layout = layouts.find(pattern, 16 * n_blocks, 16 * n_blocks, False, CPU)
-        layout.schedule()
+        work_order(layout)
         sizes.append(sum(lists.num_bytes() for lists in layouts._by_blocks.values()))
     # the newest entry may have grown since it was added
     assert max(sizes) <= 100_000 + 2 * 49 * 49 * 24
@@ -334,7 +335,7 @@ def test_lists_are_made_by_another_thread_where_a_graph_may_own_the_memory(
 
     def work() -> None:
         layout = module.layout(300)
-        layout.schedule(dilation)
+        work_order(layout, dilation)
         done.append(True)
 
     worker = threading.Thread(target=work, daemon=True)
@@ -342,7 +343,7 @@ def test_lists_are_made_by_another_thread_where_a_graph_may_own_the_memory(
     worker.join(60)
     assert done == [True]
     assert worker.ident not in makers
-    assert len(makers) == 3  # the layout, its lists and its schedule
+    assert len(makers) == 3  # the layout, its lists and its work order
     with pytest.raises(ZeroDivisionError):
         caching.in_another_thread(lambda: 1 // 0)
 

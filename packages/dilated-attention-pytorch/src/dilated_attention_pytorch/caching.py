@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from .config import TokenDilation
-
 Made = TypeVar("Made")
 # What was made, and on a GPU the raw stream and the event after which it is there.
-Kept = dict[TokenDilation | None, tuple[Made, int, torch.cuda.Event | None]]
+Kept = dict[Hashable, tuple[Made, int, torch.cuda.Event | None]]
 MOST = 8
 
 
@@ -47,7 +45,7 @@ class ForkSafeLock:
 LOCK = ForkSafeLock()  # of everything that layouts keep: taken to add and to drop, not to look up
 
 
-def keep(kept: Kept[Made], key: TokenDilation | None, device: torch.device, make: Callable[[], Made]) -> Made:
+def keep(kept: Kept[Made], key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
     """What is kept under the key, made first if it is not."""
     found = kept.get(key)
     if found is None:
@@ -63,9 +61,7 @@ def keep(kept: Kept[Made], key: TokenDilation | None, device: torch.device, make
     return made
 
 
-def make_and_keep(
-    kept: Kept[Made], key: TokenDilation | None, device: torch.device, make: Callable[[], Made]
-) -> Made:
+def make_and_keep(kept: Kept[Made], key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
     """Make it so that every later call can use it, whatever surrounds this one."""
     with LOCK:
         if key in kept:  # another thread was faster

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.hopper import wants_schedule
-from .backends.problem import AttentionProblem
+from .backends.problem import AttentionProblem, Backend
+from .backends.registry import choose_backend
 from .config import TokenDilation
 from .layout.layout import BlockLayout
 
@@ -46,15 +46,20 @@ class Call(NamedTuple):
         device, grid = q.device, layout.grid
         on_device = layout.to(device)
         rows, cols = on_device.lists(dilation)
-        is_wanted = not torch.compiler.is_compiling() and wants_schedule(device, grid.block_size)
-        schedule = on_device.schedule(dilation) if is_wanted else None  # a trace computes the reference alone
         return AttentionProblem.made_of(
-            q=q, k=k, v=v, rows=rows, cols=cols, schedule=schedule, block_bias=block_bias, kv_lengths=kv_lengths,
+            q=q, k=k, v=v, rows=rows, cols=cols, prepared=(), block_bias=block_bias, kv_lengths=kv_lengths,
             key_padding_mask=key_padding_mask, seed=seed, block_size=grid.block_size, first_row=grid.first_row,
             q_offset=grid.q_offset, layout_heads=layout.num_heads, is_causal=is_causal, softmax_scale=softmax_scale,
             dropout_p=dropout_p, dilation=dilation, undilated=(on_device.row_lists, on_device.col_lists),
             causal_layout=grid.causal, entries=None,
         )  # fmt: skip
+
+    def served(self, layout: BlockLayout, requested: str | None) -> tuple[AttentionProblem, Backend]:
+        """The problem with all that its backend needs, and that backend: the requested one, or the first that serves it."""
+        on_device = layout.to(self.q.device)
+        problem = self.problem(on_device)
+        backend = choose_backend(problem, requested)
+        return problem.prepared_by(backend, on_device), backend
 
     def dense_problem(self, layout: BlockLayout) -> AttentionProblem:
         """The problem that the reference is given: a trace can make it, whatever the token dilation."""
@@ -62,7 +67,7 @@ class Call(NamedTuple):
         undilated = self._replace(dilation=None)
         fields = undilated.problem(on_device).__dict__
         return AttentionProblem.made_of(
-            **{**fields, "dilation": self.dilation, "schedule": None, "entries": on_device._entries()}
+            **{**fields, "dilation": self.dilation, "entries": on_device._entries()}
         )
 
 

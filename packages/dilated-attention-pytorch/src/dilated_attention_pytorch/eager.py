@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import ops
-from .backends.hopper import HOPPER
 from .backends.problem import AttentionProblem, Forward
 from .backends.registry import backend_named
 from .caching import LOCK
@@ -45,7 +44,7 @@ class Plan(NamedTuple):
 def forward_of(problem: AttentionProblem, others: AttentionProblem, name: str) -> Forward:
     """The forward of problems like this one but for their q, k and v, which `others` is without."""
     backend = backend_named(name)
-    bound = HOPPER.bind(problem) if backend is HOPPER else None
+    bound = backend.bind(problem)
     if bound is not None:
         return bound
 
@@ -150,7 +149,7 @@ def keep_plan(
     if p.q is not q or p.k is not k or p.v is not v or p.rows is not layout.row_lists:
         return  # autocast changed them, the layout lives elsewhere or the keys are dilated: work of every call
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
-        return  # its schedule may belong to the graph, and its stream has not waited for it
+        return  # what is prepared may belong to the graph, and its stream has not waited for it
     if needs_grad is None:
         needs_grad = p.needs_grad
     key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, asked, needs_grad)

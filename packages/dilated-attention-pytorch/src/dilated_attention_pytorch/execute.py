@@ -25,8 +25,7 @@ def compute(*inputs: Any) -> tuple[Tensor, Tensor]:
         return made
     q, k, v = inputs[:3]
     is_causal, softmax_scale, segment_lengths, dilation_rates, asked = settings(inputs)
-    problem = undisturbed(problem_of, inputs, layout)
-    backend = choose_backend(problem, asked)
+    problem, backend = undisturbed(call_of(inputs).served, layout, asked)
     made = undisturbed(backend.forward, problem)
     if is_simple(inputs):
         keep_plan(
@@ -42,9 +41,7 @@ def compute_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if plan is not None:
         problem, backend = plan.problem.with_tensors(*inputs[:3], None), plan.backend
     else:
-        problem, asked = undisturbed(problem_of, inputs, layout), inputs[N_INPUTS - 1]
-        # a hook may have saved an input with strides that the backend of the forward would refuse, but can copy
-        backend = choose_backend(problem).name if asked == "auto" else backend_named(asked).name
+        problem, backend = undisturbed(problem_of_backward, inputs, layout)
     dq, dk, dv, grad_bias = gradients(problem, backend, *inputs[N_INPUTS:])
     return dq, dk, dv, problem.q.new_empty(0) if grad_bias is None else grad_bias.contiguous()
 
@@ -71,12 +68,20 @@ def find(inputs: tuple[Any, ...]) -> tuple[BlockLayout, Plan | None]:
     return layout, plan
 
 
-def problem_of(inputs: tuple[Any, ...], layout: BlockLayout) -> AttentionProblem:
-    """The problem of the operators' inputs."""
+def problem_of_backward(inputs: tuple[Any, ...], layout: BlockLayout) -> tuple[AttentionProblem, str]:
+    """The problem, and the name of the backend of the forward."""
+    on_device, asked = layout.to(inputs[0].device), inputs[N_INPUTS - 1]
+    problem = call_of(inputs).problem(on_device)
+    # a hook may have saved an input with strides that the backend of the forward would refuse, but can copy
+    backend = choose_backend(problem) if asked == "auto" else backend_named(asked)
+    return problem.prepared_by(backend, on_device), backend.name
+
+
+def call_of(inputs: tuple[Any, ...]) -> Call:
+    """The call that the operators' inputs say."""
     is_causal, softmax_scale, dropout_p, segment_lengths, dilation_rates = inputs[N_INPUTS - 6 : N_INPUTS - 1]
     dilation = TokenDilation(tuple(segment_lengths), tuple(dilation_rates)) if dilation_rates else None
-    call = Call._make((*inputs[:7], is_causal, softmax_scale, dropout_p, dilation))
-    return call.problem(layout)
+    return Call._make((*inputs[:7], is_causal, softmax_scale, dropout_p, dilation))
 
 
 def find_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from . import eager, ops
 from . import execute as execute  # registers what the operators compute
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
-from .backends.registry import choose_backend, reasons
+from .backends.registry import reasons
 from .call import Call, savable, unchanged
 from .config import TokenDilation
 from .layout.cache import Pattern
@@ -116,8 +116,8 @@ def block_sparse_attention(
         dilation_rates: the rate of each of `segment_lengths`.
         dropout_p: probability with which an attention weight is dropped.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
-        backend: ``"cpu"``, ``"hopper"``, ``"triton"`` or ``"reference"``; default (None or ``"auto"``): the first
-            that serves the call. An explicit request is never replaced by another, forward or backward.
+        backend: the name of one, see `explain_backends`; default (None or ``"auto"``): the first that serves the call.
+            An explicit request is never replaced by another, forward or backward.
 
     Returns:
         out (batch, q_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
@@ -192,12 +192,11 @@ def attend_anew(
         return attention_reference(call.dense_problem(layout))
     if not ops.is_plain(call):
         return run_operator(call, layout, backend)
-    problem = call.problem(layout)
-    chosen = choose_backend(problem, backend).name
-    out, lse = ops.attend_eagerly(problem, chosen)
+    problem, chosen = call.served(layout, backend)
+    out, lse = ops.attend_eagerly(problem, chosen.name)
     if is_simple:
         eager.keep_plan(
-            layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, problem, chosen
+            layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, problem, chosen.name
         )  # fmt: skip
     return out, lse
 

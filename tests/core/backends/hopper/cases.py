@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.hopper import HOPPER
+from dilated_attention_pytorch.backends.hopper.work_order import WorkOrder
+from dilated_attention_pytorch.config import TokenDilation
 from tests.core.attention_cases import CASES, FLOAT32, Case, case, errors, make_call, run
 
 HEAD_DIMS = (64, 128)
@@ -148,3 +153,20 @@ def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> None:
     assert found["out"].dtype == dtype
     assert found["lse"].dtype == torch.float32
     assert over_the_limit(errors(found, wanted, call), case, dtype) == {}
+
+
+# ---- what the backend prepares
+
+
+def work_order(layout: BlockLayout, dilation: TokenDilation | None = None) -> Tensor:
+    """The work order of a layout."""
+    (made,) = HOPPER.prepare(layout, dilation)
+    return made
+
+
+def offsets_of(layout: BlockLayout, dilation: TokenDilation | None = None) -> WorkOrder:
+    """Where its parts stand."""
+    grid = layout.grid
+    return WorkOrder.of(
+        grid.n_rows, grid.n_cols, layout.num_heads, layout.num_active_blocks, grid.block_size, dilation
+    )

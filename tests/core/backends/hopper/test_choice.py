@@ -16,7 +16,6 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
-    call,
     explain_backends,
 )
 from dilated_attention_pytorch.backends import hopper, registry
@@ -43,8 +42,6 @@ def on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with an H100 and triton, as far as the choice of a backend looks at it."""
     monkeypatch.setattr(hopper, "HAS_GLUON", True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    # its order of rows is computed on the device: there is none
-    monkeypatch.setattr(call, "wants_schedule", lambda device, block_size: False)
 
 
 def fake(x: Tensor, mode: FakeTensorMode, device: str = "cuda:0") -> Tensor:
@@ -74,8 +71,7 @@ def problem_of(case: Case, dtype: torch.dtype = torch.bfloat16) -> AttentionProb
 def on_gpu(problem: AttentionProblem) -> AttentionProblem:
     mode = FakeTensorMode()
     q, k, v = (fake(x, mode) for x in (problem.q, problem.k, problem.v))
-    schedule = torch.zeros(1, dtype=torch.int32)
-    return dataclasses.replace(problem, q=q, k=k, v=v, schedule=schedule)
+    return dataclasses.replace(problem, q=q, k=k, v=v)
 
 
 PLAIN = case("plain", 512, heads=4, kv_heads=2, head_dim=128, block_size=128, is_causal=True)
@@ -154,7 +150,6 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         },
         f"token dilation counts pairs of {2**30} active blocks, at most 2**30 - 1 fit int32",
     ),
-    "schedule": ({"schedule": None}, "the problem was made without a schedule"),
 }
 
 
@@ -189,7 +184,6 @@ def test_gpus_of_amd_are_no_hopper_although_some_have_its_number(
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert refused() == "q is on cuda:0, a GPU of AMD; needs an NVIDIA GPU of compute capability (9, 0)"
-    assert not hopper.wants_schedule(torch.device("cuda:0"), 128)
 
 
 @pytest.mark.usefixtures("on_hopper")
@@ -278,7 +272,6 @@ def test_backward_takes_little_more_than_its_results(num_heads: int, head_dim: i
 
 @pytest.mark.usefixtures("on_hopper")
 def test_traced_call_is_the_operator_of_the_chosen_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "wants_schedule", hopper.wants_schedule)
     layout = BlockLayout.from_config(SparsePatternConfig(block_size=128), 512)
     with FakeTensorMode(allow_non_fake_inputs=True):
         q = torch.empty(1, 512, 4, 128, dtype=torch.bfloat16, device="cuda:0")
@@ -309,24 +302,16 @@ def test_backends_stand_in_order_of_choice() -> None:
         assert registry.backend_named(name).name == name
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
-@pytest.mark.parametrize("block_size", [16, 64, 128, 256])
-def test_schedule_is_made_only_for_who_may_want_it(
-    block_size: int, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hopper, "HAS_GLUON", True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    wanted = capability == (9, 0) and block_size in (64, 128)
-    assert hopper.wants_schedule(torch.device("cuda:0"), block_size) == wanted
-    assert not hopper.wants_schedule(torch.device("cpu"), block_size)
-    monkeypatch.setattr(hopper, "HAS_GLUON", False)
-    assert not hopper.wants_schedule(torch.device("cuda:0"), block_size)
-
-
-def test_cpu_calls_make_no_schedule() -> None:
+def test_a_call_prepares_what_its_backend_needs_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     module = BlockSparseAttention(SparsePatternConfig())
     q = torch.zeros(1, 256, 2, 64)
     module(q, q, q)
     layout = module.layout(256)
-    assert layout._schedules == {}
-    assert make_problem(q, q, q, layout).schedule is None
+    assert layout._prepared == {}
+    explain_backends(q, q, q, layout)
+    problem = make_problem(q, q, q, layout)
+    assert (layout._prepared, problem.prepared) == ({}, ())
+    assert problem.prepared_by(registry.CPU, layout) is problem
+    (work_order,) = problem.prepared_by(HOPPER, layout).prepared
+    assert HOPPER.prepare(layout, None)[0] is work_order
+    assert [name for name, _ in layout._prepared] == ["hopper"]

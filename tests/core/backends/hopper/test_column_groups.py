@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.backends.hopper.column_groups import (
+    MAX_STRIDE,
+    candidate_strides,
+    count_column_groups,
+)
 from dilated_attention_pytorch.config import TokenDilation
-from dilated_attention_pytorch.patterns.joined import FARTHEST, MOST_JOINED, count_joined_groups, distances
-from dilated_attention_pytorch.patterns.schedule import start_of_columns
+from tests.core.backends.hopper.cases import offsets_of, work_order
 
 BLOCK = 128
 Lists = list[
@@ -21,8 +25,8 @@ Lists = list[
 
 
 @dataclass
-class Joined:
-    apart: int
+class Groups:
+    stride: int
     n_long: int
     order: list[list[int]]
     lists: Lists
@@ -34,19 +38,18 @@ def dilation_of(segments: Sequence[int], rates: Sequence[int]) -> TokenDilation:
     return dilation
 
 
-def found_in(layout: BlockLayout, dilation: TokenDilation) -> Joined:
-    """The columns' part of a schedule, taken apart."""
+def found_in(layout: BlockLayout, dilation: TokenDilation) -> Groups:
+    """The columns' part of a work order, taken apart."""
     grid, heads = layout.grid, layout.num_heads
     n_classes = len(dilation.dilation_rates)
-    n_groups = count_joined_groups(grid.n_cols, max(dilation.dilation_rates))
-    start = start_of_columns(heads, grid.n_rows, layout.num_active_blocks, BLOCK)
-    schedule = layout.schedule(dilation)
-    assert schedule.dtype == torch.int32
+    n_groups = count_column_groups(grid.n_cols, max(dilation.dilation_rates))
+    made, offsets = work_order(layout, dilation), offsets_of(layout, dilation)
+    assert made.dtype == torch.int32
     n = heads * n_groups
-    apart, n_long, order, offsets, pairs = schedule[start:].split(
+    stride, n_long, order, starts, pairs = made[offsets.columns_at :].split(
         [1, 1, n, n * n_classes + 1, 2 * layout.num_active_blocks]
     )
-    bounds = offsets.tolist()
+    bounds = starts.tolist()
     assert bounds == sorted(bounds)
     assert bounds[0] == 0
     lists = []
@@ -56,14 +59,14 @@ def found_in(layout: BlockLayout, dilation: TokenDilation) -> Joined:
         lists.append(dict(rows))
     by_group = [lists[i : i + n_classes] for i in range(0, len(lists), n_classes)]
     by_head = [by_group[i : i + n_groups] for i in range(0, n, n_groups)]
-    return Joined(int(apart), int(n_long), order.view(heads, n_groups).tolist(), by_head)
+    return Groups(int(stride), int(n_long), order.view(heads, n_groups).tolist(), by_head)
 
 
-def slow_lists(layout: BlockLayout, dilation: TokenDilation, apart: int) -> Lists:
+def slow_lists(layout: BlockLayout, dilation: TokenDilation, stride: int) -> Lists:
     """The lists for columns that stand so far apart, from the active pairs one by one."""
     grid, rates = layout.grid, dilation.dilation_rates
-    joined = max(rates)
-    n_groups = count_joined_groups(grid.n_cols, joined)
+    group_size = max(rates)
+    n_groups = count_column_groups(grid.n_cols, group_size)
     lists: Lists = [[[{} for _ in rates] for _ in range(n_groups)] for _ in range(layout.num_heads)]
     for head in range(layout.num_heads):
         for row, columns in enumerate(layout.rows(head)):
@@ -73,7 +76,10 @@ def slow_lists(layout: BlockLayout, dilation: TokenDilation, apart: int) -> List
                     (i for i, segment in enumerate(dilation.segment_lengths) if segment > distance),
                     len(rates) - 1,
                 )
-                group, member = column // (apart * joined) * apart + column % apart, column // apart % joined
+                group, member = (
+                    column // (stride * group_size) * stride + column % stride,
+                    column // stride % group_size,
+                )
                 seen = lists[head][group][in_class]
                 seen[row] = seen.get(row, 0) | 1 << member
     return lists
@@ -81,9 +87,9 @@ def slow_lists(layout: BlockLayout, dilation: TokenDilation, apart: int) -> List
 
 def cost(lists: Lists, dilation: TokenDilation) -> int:
     """Steps of a backward: a list is gone through by the tiles of every residue whose keys are kept."""
-    joined = max(dilation.dilation_rates)
+    group_size = max(dilation.dilation_rates)
     return sum(
-        len(rows) * joined // rate
+        len(rows) * group_size // rate
         for groups in lists
         for group in groups
         for rows, rate in zip(group, dilation.dilation_rates, strict=True)
@@ -126,13 +132,13 @@ def test_lists_are_those_of_the_slow_definition_at_the_best_distance(
 ) -> None:
     layout = LAYOUTS[name]()
     found = found_in(layout, dilation)
-    joined = max(dilation.dilation_rates)
+    group_size = max(dilation.dilation_rates)
     costs = {
-        apart: cost(slow_lists(layout, dilation, apart), dilation)
-        for apart in distances(layout.grid.n_cols, joined)
+        stride: cost(slow_lists(layout, dilation, stride), dilation)
+        for stride in candidate_strides(layout.grid.n_cols, group_size)
     }
-    assert found.apart == min(costs, key=lambda apart: (costs[apart], apart))
-    assert found.lists == slow_lists(layout, dilation, found.apart)
+    assert found.stride == min(costs, key=lambda stride: (costs[stride], stride))
+    assert found.lists == slow_lists(layout, dilation, found.stride)
     for order, groups in zip(found.order, found.lists, strict=True):
         assert sorted(order) == list(range(len(groups)))
         lengths = [max(1, sum(map(len, groups[i]))) for i in order]
@@ -144,7 +150,7 @@ def test_columns_that_the_same_rows_see_are_joined() -> None:
     layout = built(150 * BLOCK, 0.05, rates=[16, 32])
     dilation = DILATIONS["near_all_far_fourth"]
     found = found_in(layout, dilation)
-    assert found.apart == 16
+    assert found.stride == 16
     # next to each other they have no row together
     far, far_of_neighbours = (
         sum(len(group[1]) for groups in lists for group in groups)
@@ -153,33 +159,23 @@ def test_columns_that_the_same_rows_see_are_joined() -> None:
     assert far < far_of_neighbours / 2
 
 
-@pytest.mark.parametrize("joined", [2, 4, 8, 16])
+@pytest.mark.parametrize("group_size", [2, 4, 8, 16])
 @pytest.mark.parametrize("n_cols", [1, 2, 7, 16, 100, 1024])
-def test_groups_hold_every_column_once_whatever_the_distance(n_cols: int, joined: int) -> None:
-    n_groups = count_joined_groups(n_cols, joined)
-    tried = distances(n_cols, joined)
+def test_groups_hold_every_column_once_whatever_the_distance(n_cols: int, group_size: int) -> None:
+    n_groups = count_column_groups(n_cols, group_size)
+    tried = candidate_strides(n_cols, group_size)
     assert tried[0] == 1
-    assert max(tried) <= FARTHEST
-    assert n_groups < n_cols / joined + max(tried) + 1
-    for apart in tried:
-        places = {(c // (apart * joined) * apart + c % apart, c // apart % joined) for c in range(n_cols)}
+    assert max(tried) <= MAX_STRIDE
+    assert n_groups < n_cols / group_size + max(tried) + 1
+    for stride in tried:
+        places = {
+            (c // (stride * group_size) * stride + c % stride, c // stride % group_size)
+            for c in range(n_cols)
+        }
         assert len(places) == n_cols
         assert max(group for group, _ in places) < n_groups
 
 
-def test_rates_that_no_kernel_takes_have_no_columns() -> None:
-    layout = built(20 * BLOCK, 0.3)
-    schedule = layout.schedule(dilation_of([256], [2 * MOST_JOINED]))
-    assert len(schedule) == 1 + 2 * 20
-
-
 def test_made_without_looking_at_the_values() -> None:
-    schedule = built(20 * BLOCK, 0.3).to("meta").schedule(DILATIONS["near_all_far_fourth"])
-    assert schedule.device.type == "meta"
-
-
-def test_columns_are_joined_for_as_many_classes_as_kernels_take() -> None:
-    layout = built(16 * BLOCK, 0.4)
-    rows_alone = start_of_columns(1, 16, layout.num_active_blocks, BLOCK)
-    assert layout.schedule(dilation_of([256, 512], [1, 2])).numel() > rows_alone
-    assert layout.schedule(dilation_of([256, 512, 1024], [1, 2, 4])).numel() <= rows_alone
+    made = work_order(built(20 * BLOCK, 0.3).to("meta"), DILATIONS["near_all_far_fourth"])
+    assert made.device.type == "meta"

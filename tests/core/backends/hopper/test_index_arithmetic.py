@@ -16,7 +16,7 @@ from triton.experimental.gluon import language
 
 from dilated_attention_pytorch import BlockLayout
 from dilated_attention_pytorch.backends.hopper.kernels import backward, tile_scheduler
-from dilated_attention_pytorch.patterns.schedule import start_of_columns
+from tests.core.backends.hopper.cases import offsets_of, work_order
 
 ENTRIES, ORDER = 10**6, 2 * 10**6  # where lists and order lie in the memory of a test; the offsets begin at 0
 
@@ -101,8 +101,7 @@ def queries_and_stats(
     block, per_kv = layout.block_size, heads // kv_heads
     per_group = 128 // block
     cols = layout.lists()[1]
-    start = start_of_columns(layout.num_heads, layout.grid.n_rows, layout.num_active_blocks, block)
-    order = layout.schedule()[start:]
+    order = work_order(layout)[offsets_of(layout).columns_at :]
     n_lists, n_groups = layout.grid.n_cols, -(-layout.grid.n_cols // per_group)
     entries = cols.indices
     if block == 64:  # the blocks of both columns of a group

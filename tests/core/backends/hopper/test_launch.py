@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.backends.hopper import tuning
+from dilated_attention_pytorch.backends.hopper import HOPPER, tuning
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
 
@@ -73,7 +73,7 @@ def problem(**changes: Any) -> AttentionProblem:
     q, k, v = (torch.randn(1, LENGTH, 4, 64, dtype=torch.bfloat16) for _ in range(3))
     arguments = {"q": q, "k": k, "v": v, "layout": LAYOUT, **changes}
     made = make_problem(**arguments)
-    return dataclasses.replace(made, schedule=arguments["layout"].schedule(made.dilation))
+    return made.prepared_by(HOPPER, arguments["layout"])
 
 
 def backward(p: AttentionProblem, **changes: Any) -> None:
@@ -243,22 +243,21 @@ def test_bound_forward_goes_to_the_device_of_its_tensors(
 
 
 def test_bound_forward_keeps_what_its_launches_read(made: list[Recorder]) -> None:
-    its_layout = BlockLayout.from_config(CONFIG, LENGTH)  # which keeps its schedule as long as it lives
+    its_layout = BlockLayout.from_config(CONFIG, LENGTH)  # which keeps its work order as long as it lives
     p = problem(layout=its_layout)
     launch.launch_forward(p)
     bound = launch.bind_forward(p)
-    assert p.schedule is not None
-    schedule, inputs = weakref.ref(p.schedule), weakref.ref(p.q)
+    work_order, inputs = weakref.ref(p.prepared[0]), weakref.ref(p.q)
     made[0].arguments, made[0].runs = {}, []  # a real launch has no tensors
     made.clear()
     launcher.LAUNCHES.clear()
     del p, its_layout
     gc.collect()
-    assert schedule() is not None
+    assert work_order() is not None
     assert inputs() is None
     del bound
     gc.collect()
-    assert schedule() is None
+    assert work_order() is None
 
 
 # ---- what it is given

@@ -16,17 +16,17 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
-    call,
 )
+from dilated_attention_pytorch.backends.registry import CPU
 from dilated_attention_pytorch.config import PatternType, TokenDilation
-from dilated_attention_pytorch.patterns.schedule import start_of_columns
+from tests.core.backends.hopper.cases import offsets_of, work_order
 
 Rows = list[list[int]]  # the active columns of every row of one head
 
 
 @dataclasses.dataclass
-class Schedule:
-    """The parts of a schedule; the lists of the last four have one entry per head."""
+class Order:
+    """The rows' or the columns' part of a work order; the lists of the last four have one entry per head."""
 
     n_long: int
     order: list[list[int]]
@@ -43,8 +43,8 @@ def quarter_octave(length: Fraction) -> int:
     return e
 
 
-def slow_schedule(heads: Sequence[Rows], block_size: int) -> Schedule:
-    """What `make_schedule` says of the rows of all heads, one group of 128 tokens after the other."""
+def slow_order(heads: Sequence[Rows], block_size: int) -> Order:
+    """What `order_lists` says of the rows of all heads, one group of 128 tokens after the other."""
     per_group = {64: 2, 128: 1}[block_size]
     order: list[list[int]] = []
     unions: list[list[int]] = []
@@ -67,18 +67,18 @@ def slow_schedule(heads: Sequence[Rows], block_size: int) -> Schedule:
             for column in union:
                 n_seen = sum(column in row for row in group)
                 columns += [2 * column + (n_seen > 1), *[-1] * (n_seen - 1)]
-    return Schedule(max(longs), order, unions, places, columns)
+    return Order(max(longs), order, unions, places, columns)
 
 
-def parts(schedule: Tensor, layout: BlockLayout, n_lists: int) -> Schedule:
-    """A schedule taken apart; at block size 128 nothing is shared, so the last two parts are not there."""
-    assert schedule.dtype == torch.int32
-    assert schedule.device == layout.device
+def parts(made: Tensor, layout: BlockLayout, n_lists: int) -> Order:
+    """A part of a work order taken apart; at block size 128 nothing is shared, so the last two parts are not there."""
+    assert made.dtype == torch.int32
+    assert made.device == layout.device
     n_groups = -(-n_lists // (128 // layout.block_size))
     n_entries = layout.num_active_blocks if layout.block_size == 64 else 0
     n = layout.num_heads * n_groups
-    n_long, order, unions, places, columns = schedule.split([1, n, n, n_entries, n_entries])
-    return Schedule(
+    n_long, order, unions, places, columns = made.split([1, n, n, n_entries, n_entries])
+    return Order(
         int(n_long),
         order.view(layout.num_heads, n_groups).tolist(),
         unions.view(layout.num_heads, n_groups).tolist(),
@@ -99,21 +99,22 @@ def columns_of(layout: BlockLayout) -> list[Rows]:
     ]
 
 
-def parts_of_rows(layout: BlockLayout, dilation: TokenDilation | None = None) -> Schedule:
-    """The rows' part of the tensor of a layout; with token dilation test_joined.py has the rest."""
-    schedule, grid = layout.schedule(dilation), layout.grid
+def parts_of_rows(layout: BlockLayout, dilation: TokenDilation | None = None) -> Order:
+    """The rows' part of the tensor of a layout; with token dilation test_column_groups.py has the rest."""
+    made, grid = work_order(layout, dilation), layout.grid
     n_groups = -(-grid.n_rows // (128 // layout.block_size))
     n_shared = 2 * layout.num_active_blocks if layout.block_size == 64 else 0
     length = 1 + 2 * layout.num_heads * n_groups + n_shared
-    return parts(schedule[:length], layout, grid.n_rows)
+    assert offsets_of(layout, dilation).rows.size == length
+    return parts(made[:length], layout, grid.n_rows)
 
 
-def parts_of_columns(layout: BlockLayout) -> Schedule:
+def parts_of_columns(layout: BlockLayout) -> Order:
     """The columns' part, which begins at a multiple of 16 bytes."""
-    grid = layout.grid
-    start = start_of_columns(layout.num_heads, grid.n_rows, layout.num_active_blocks, layout.block_size)
-    assert start % 4 == 0
-    return parts(layout.schedule()[start:], layout, grid.n_cols)
+    offsets = offsets_of(layout)
+    assert offsets.columns_at % 4 == 0
+    assert work_order(layout).numel() == offsets.columns_at + offsets.columns.size
+    return parts(work_order(layout)[offsets.columns_at :], layout, layout.grid.n_cols)
 
 
 def check(layout: BlockLayout, dilation: TokenDilation | None = None) -> None:
@@ -121,7 +122,7 @@ def check(layout: BlockLayout, dilation: TokenDilation | None = None) -> None:
     if dilation is None:
         pairs.append((parts_of_columns(layout), columns_of(layout)))
     for found, lists in pairs:
-        wanted = slow_schedule(lists, layout.block_size)
+        wanted = slow_order(lists, layout.block_size)
         if layout.block_size == 128:
             wanted = dataclasses.replace(
                 wanted, unions=[[0] * len(row) for row in wanted.order], places=[], columns=[]
@@ -173,7 +174,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("block_size", [64, 128])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_schedule_is_that_of_the_slow_definition(name: str, block_size: int) -> None:
+def test_work_order_is_that_of_the_slow_definition(name: str, block_size: int) -> None:
     check(LAYOUTS[name](block_size))
 
 
@@ -241,53 +242,51 @@ def test_distance_classes_of_a_row_count_together(name: str, causal: bool) -> No
 
 @pytest.mark.parametrize("name", DILATIONS)
 def test_distance_classes_at_block_size_64_are_no_error(name: str) -> None:
-    # no kernel asks for what is shared then, but a call that falls to another backend has a schedule all the same
+    # no kernel asks for it
     layout = built(64, 21 * 64, 0.4, 0.2)
-    schedule = layout.schedule(dilation_of(name, 64))
     n = 2 * 11
-    assert schedule[: 1 + n].tolist() == layout.schedule()[: 1 + n].tolist()
+    assert work_order(layout, dilation_of(name, 64))[: 1 + n].tolist() == work_order(layout)[: 1 + n].tolist()
 
 
 # ---- where it is kept
 
 
-def test_layout_makes_a_schedule_once_for_each_dilation() -> None:
+def test_work_order_is_made_once_for_each_dilation() -> None:
     layout = built(128, 1280, 0.3)
     dilation = dilation_of("two_classes", 128)
-    assert layout.schedule() is layout.schedule(None)
-    assert layout.schedule(dilation) is layout.schedule(dilation_of("two_classes", 128))
-    assert layout.schedule(dilation) is not layout.schedule()
+    assert work_order(layout) is work_order(layout, None)
+    assert work_order(layout, dilation) is work_order(layout, dilation_of("two_classes", 128))
+    assert work_order(layout, dilation) is not work_order(layout)
 
 
-def test_layout_keeps_only_a_few_schedules() -> None:
+def test_layout_keeps_only_a_few_work_orders() -> None:
     layout = built(128, 1280, 0.3)
     for i in range(1, 30):
-        layout.schedule(TokenDilation.from_user([128 * i], [2], 128))
-    assert len(layout._schedules) <= 8
+        work_order(layout, TokenDilation.from_user([128 * i], [2], 128))
+    assert len(layout._prepared) <= 8
     check(layout)
 
 
 def test_moved_layout_makes_its_own() -> None:
     layout = built(64, 640, 0.3)
-    layout.schedule()
-    elsewhere = layout.to("meta")
-    schedule = elsewhere.schedule()
-    assert schedule.device.type == "meta"
-    assert schedule.shape == layout.schedule().shape
+    work_order(layout)
+    made = work_order(layout.to("meta"))
+    assert made.device.type == "meta"
+    assert made.shape == work_order(layout).shape
     assert layout.to("cpu") is layout
 
 
 @pytest.mark.parametrize("made_before", [False, True], ids=["in_the_graph", "before"])
 @pytest.mark.parametrize("block_size", [64, 128])
-def test_schedule_is_made_when_a_compiled_graph_runs(
+def test_backend_prepares_when_a_compiled_graph_runs(
     block_size: int, made_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # as on a device whose backend asks for it
-    monkeypatch.setattr(call, "wants_schedule", lambda device, block_size: True)
+    # as on a device whose backend needs something of the layout
+    monkeypatch.setattr(type(CPU), "prepare", lambda self, layout, dilation: (work_order(layout, dilation),))
     torch.compiler.reset()
     layout = built(block_size, 700, 0.5, causal=True)
     if made_before:
-        layout.schedule()
+        work_order(layout)
     q, k, v = (torch.randn(1, 700, 2, 16, requires_grad=True) for _ in range(3))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -301,24 +300,25 @@ def test_schedule_is_made_when_a_compiled_graph_runs(
         grads = [torch.autograd.grad(out.sum(), (q, k, v)) for out in (found, expected)]
         for ours, theirs in zip(*grads, strict=True):
             torch.testing.assert_close(ours, theirs)
+    assert layout._prepared
     check(layout)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("block_size", [64, 128])
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_schedule_made_on_the_gpu_is_that_of_the_cpu(name: str, block_size: int) -> None:
+def test_work_order_made_on_the_gpu_is_that_of_the_cpu(name: str, block_size: int) -> None:
     layout = LAYOUTS[name](block_size)
-    assert torch.equal(layout.to("cuda").schedule().cpu(), layout.schedule())
+    assert torch.equal(work_order(layout.to("cuda")).cpu(), work_order(layout))
 
 
 @pytest.mark.gpu
-def test_schedule_needs_no_synchronisation() -> None:
+def test_work_order_needs_no_synchronisation() -> None:
     layouts = [built(block, 100 * block, 0.1, 0.2).to("cuda") for block in (64, 128)]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for layout in layouts:
-            layout.schedule()
+            work_order(layout)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -28,7 +28,8 @@ def prepare(case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor) ->
         q, k, v, layout, is_causal=case.causal, segment_lengths=case.segment_lengths,
         dilation_rates=case.dilation_rates,
     )  # fmt: skip
-    return bare_forward(problem) if choose_backend(problem).name == "hopper" else None
+    backend = choose_backend(problem)
+    return bare_forward(problem.prepared_by(backend, layout)) if backend.name == "hopper" else None
 
 
 def bare_forward(problem: AttentionProblem) -> Forward | None:
@@ -48,10 +49,10 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     shape, steps, device = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), q.device
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
-    assert p.schedule is not None
+    (work_order,) = p.prepared
     made = (
         *launch.describe((q, k, v, k, v, out)),
-        lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.schedule.data_ptr(),
+        lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order.data_ptr(),
         launcher.tile_counter(index),  # one for all launches: they follow each other on a stream
         *launch.numbers,
     )  # fmt: skip

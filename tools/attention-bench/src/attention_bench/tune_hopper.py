@@ -152,7 +152,7 @@ def compile_one(work: tuple[Shape, Tiles]) -> str | None:
     """Run a candidate once on a small problem, so that what it compiles to is on the disk; why that fails, or None."""
     shape, tiles = work
     try:
-        problem = make(shape, 16 * shape[2], 0.2)
+        problem = make(shape, 16 * shape[2], 0.2, HOPPER)
         with replaced(shape, tiles):
             call_of(shape[0], problem)()
             torch.cuda.synchronize()
@@ -222,7 +222,7 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> It
     with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
         reasons = dict(zip(work, pool.map(compile_one, work, chunksize=1), strict=True))
     for shape in shapes:
-        problem = make(shape, seqlen, density)
+        problem = make(shape, seqlen, density, HOPPER)
         why_not = HOPPER.rejects(problem)
         if why_not is not None:
             print(f"{shape}: {why_not}", flush=True)

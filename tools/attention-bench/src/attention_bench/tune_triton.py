@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.backends.triton import TRITON, tuning
 from dilated_attention_pytorch.backends.triton import launch as launches
-from dilated_attention_pytorch.backends.triton import tuning
 from dilated_attention_pytorch.backends.triton.tuning import Tiles, default_tiles, shared_kib
 
 from .problem import Shape, make
@@ -59,7 +59,7 @@ def prepared(shape: Shape, problem: AttentionProblem, tiles: Tiles) -> launches.
 def compile_one(work: tuple[Shape, Tiles]) -> str | None:
     shape, tiles = work
     try:
-        prepared(shape, make(shape, 16 * shape[2], 0.2), tiles).run()
+        prepared(shape, make(shape, 16 * shape[2], 0.2, TRITON), tiles).run()
         torch.cuda.synchronize()
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
@@ -81,7 +81,7 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> It
     with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
         failures = pool.map(compile_one, work, chunksize=1)
     for shape in shapes:
-        problem = make(shape, seqlen, density)
+        problem = make(shape, seqlen, density, TRITON)
         pairs = problem.rows.indices.numel() * shape[2] ** 2
         products = {"forward": 2, "dq": 3, "dkdv": 4}[shape[0]]
         flops = 2 * products * problem.num_heads * pairs * shape[1]

@@ -1,17 +1,18 @@
-"""AttentionProblem: everything a backend is given, checked and complete."""
+"""The contract of the backends: AttentionProblem, what they are given, and Backend, what they do."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import TokenDilation
-from ..layout.layout import BlockLists
+from ..layout.layout import BlockLayout, BlockLists
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,10 +22,10 @@ class AttentionProblem:
     Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
     Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
     ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
-    `schedule` says in which order a persistent kernel takes the rows and the columns (patterns/schedule.py); None
-    where no backend asks for it. `undilated` are the row and column lists without distance classes and
-    `causal_layout` the alignment of the layout: what the operators take, from which the lists are found again. `entries`, where
-    it is given, says for the reference what the lists say (`block_entries` in reference.py).
+    `prepared` is what the backend that serves the call has made of the layout (`Backend.prepare`). `undilated` are the
+    row and column lists without distance classes and `causal_layout` the alignment of the layout: what the operators
+    take, from which the lists are found again. `entries`, where it is given, says for the reference what the lists say
+    (`block_entries` in reference.py).
 
     Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
     num_kv_heads, v_head_dim), any strides; block_bias (batch or 1, num_heads or 1, num_entries), added to the
@@ -37,7 +38,7 @@ class AttentionProblem:
     v: Tensor
     rows: BlockLists
     cols: BlockLists
-    schedule: Tensor | None
+    prepared: tuple[Tensor, ...]
     block_bias: Tensor | None
     kv_lengths: Tensor | None
     key_padding_mask: Tensor | None
@@ -67,6 +68,11 @@ class AttentionProblem:
         made = object.__new__(AttentionProblem)
         object.__setattr__(made, "__dict__", fields)
         return made
+
+    def prepared_by(self, backend: Backend, layout: BlockLayout) -> AttentionProblem:
+        """The problem with what a backend needs of its layout, which is on the device of q."""
+        prepared = backend.prepare(layout, self.dilation)
+        return self.made_of(**{**self.__dict__, "prepared": prepared}) if prepared else self
 
     @staticmethod
     def made_of(**fields: Any) -> AttentionProblem:
@@ -151,17 +157,38 @@ class Gradients(NamedTuple):
 Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # out and lse of q, k and v
 
 
-class Backend(Protocol):
-    """How a backend is called."""
+class Backend(ABC):
+    """One way to compute a problem.
+
+    A call goes through `rejects`, `prepare` and `forward`; calls like it that follow need the last alone, or what `bind`
+    returns. `backward` is given the problem that `forward` was given.
+    """
 
     name: str
 
+    @abstractmethod
     def rejects(self, problem: AttentionProblem) -> str | None:
         """Why this backend cannot serve the call, with the argument and its value; None if it can."""
 
+    def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
+        """What the backend needs of a layout beside its lists; it becomes the `prepared` of the problem.
+
+        Depends on the rows and columns of the layout, not on its lengths. Kept with the layout: use `BlockLayout.keep`.
+        """
+        return ()
+
+    @abstractmethod
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype and lse (batch, num_heads, q_len), float32 (float64 for float64 inputs)."""
 
+    def bind(self, problem: AttentionProblem) -> Forward | None:
+        """The forward of all problems that differ from one that was served in nothing but q, k and v.
+
+        For what can be looked up once; it must not keep q, k and v of the problem. None where that saves nothing.
+        """
+        return None
+
+    @abstractmethod
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:

@@ -26,7 +26,7 @@ ON_REQUEST = "reference"
 PATTERN_TOKENS = 16_384  # at which the presets are described
 
 OPTIONAL = {
-    "triton": "the backends triton and, from 3.6, hopper (a hard dependency on Linux)",
+    "triton": "the backends for GPUs (a hard dependency on Linux)",
     "rich": "the demo",
     "matplotlib": "pictures: demo, plot and BlockLayout.plot",
 }

@@ -74,7 +74,7 @@ class Lists:
     def tensors(self) -> list[Tensor]:
         """All that this layout keeps."""
         layout = self.layout
-        tensors = [made for made, _, _ in list(layout._schedules.values())]
+        tensors = [tensor for made, _, _ in list(layout._prepared.values()) for tensor in made]
         for rows, cols in [
             (layout.row_lists, layout.col_lists),
             *(made for made, _, _ in list(layout._dilated.values())),

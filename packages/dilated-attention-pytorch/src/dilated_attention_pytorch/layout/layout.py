@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,7 @@ from ..config import (
     checked_configs,
 )
 from ..patterns.grid import BlockGrid
-from ..patterns.joined import MOST_JOINED, MOST_RATES, joined_columns
 from ..patterns.registry import active_pairs, budget_of, check_connected
-from ..patterns.schedule import make_schedule, start_of_columns
 from . import coverage
 
 if TYPE_CHECKING:
@@ -149,7 +147,7 @@ class BlockLayout:
     configs: tuple[SparsePatternConfig, ...] | None = None
     # what is made at first use; no copy has it
     _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=Forgotten, init=False, repr=False)
-    _schedules: Kept[Tensor] = field(default_factory=Forgotten, init=False, repr=False)
+    _prepared: Kept[tuple[Tensor, ...]] = field(default_factory=Forgotten, init=False, repr=False)
     _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of eager.py
 
     def __post_init__(self) -> None:
@@ -192,7 +190,7 @@ class BlockLayout:
         grid = replace(self.grid, q_len=q_len, kv_len=kv_len)
         made = BlockLayout(grid, self.num_heads, self.row_lists, self.col_lists, self.configs)
         object.__setattr__(made, "_dilated", self._dilated)
-        object.__setattr__(made, "_schedules", self._schedules)
+        object.__setattr__(made, "_prepared", self._prepared)
         return made
 
     # ---- making one
@@ -481,7 +479,7 @@ class BlockLayout:
 
         return draw_layout(self, ax, check_head(head, self.num_heads), **kwargs)
 
-    # ---- what kernels take
+    # ---- what backends take
 
     def lists(self, dilation: TokenDilation | None = None) -> tuple[BlockLists, BlockLists]:
         """Row and column lists; with a token dilation every list is split into its distance classes."""
@@ -489,33 +487,19 @@ class BlockLayout:
             return self.row_lists, self.col_lists
         return keep(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
 
-    def schedule(self, dilation: TokenDilation | None = None) -> Tensor:
-        """In which order a persistent kernel takes the rows and, from `start_of_columns` on, the columns.
+    def keep(
+        self, owner: str, dilation: TokenDilation | None, make: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What `owner`, a backend, has made of the rows and columns; made at its first use.
 
-        See patterns/schedule.py, and patterns/joined.py for the columns with token dilation.
+        Layouts of other lengths with the same rows and columns share it. On a GPU the current stream waits for it.
+
+        Args:
+            owner: the name of the backend.
+            dilation: the token dilation for which it is made.
+            make: makes it. It may run in another thread, which must take nothing that layouts keep.
         """
-        rows, cols = self.lists(
-            dilation
-        )  # here: what is kept is made by a thread that must not wait for this one
-        return keep(self._schedules, dilation, self.device, lambda: self._order(dilation, rows, cols))
-
-    def _order(self, dilation: TokenDilation | None, rows: BlockLists, cols: BlockLists) -> Tensor:
-        n_classes = 1 if dilation is None else len(dilation.segment_lengths)
-        grid, block_size = self.grid, self.block_size
-        of_rows = make_schedule(
-            rows.offsets, rows.indices, self.num_heads, grid.n_rows, n_classes, block_size
-        )
-        if dilation is None:
-            of_columns = make_schedule(cols.offsets, cols.indices, self.num_heads, grid.n_cols, 1, block_size)
-        elif block_size == 128 and n_classes <= MOST_RATES and max(dilation.dilation_rates) <= MOST_JOINED:
-            of_columns = joined_columns(
-                cols.offsets, cols.indices, self.num_heads, grid.n_rows, grid.n_cols, dilation.dilation_rates
-            )
-        else:
-            return of_rows  # no kernel takes it
-        start = start_of_columns(self.num_heads, grid.n_rows, self.num_active_blocks, block_size)
-        padded = torch.nn.functional.pad(of_rows, (0, start - of_rows.numel()))
-        return torch.cat([padded, of_columns])
+        return keep(self._prepared, (owner, dilation), self.device, make)
 
     def _entries(self) -> Tensor:
         """Place in the row lists of every block pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""

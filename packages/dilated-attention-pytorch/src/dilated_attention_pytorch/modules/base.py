@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from .. import ops, values
 from ..backends.problem import AttentionProblem
 from ..backends.reference import attention_reference, attention_weights
-from ..backends.registry import choose_backend
 from ..call import Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
 from ..eager import TENSORS, find_plan
@@ -290,8 +289,8 @@ class BlockSparseAttention(nn.Module):
             if backend == "reference":
                 out = attention_reference(dense)[0]
             elif layout is not None and ops.is_plain(call):
-                problem = call.problem(layout)
-                out = ops.attend_eagerly(problem, choose_backend(problem, backend).name)[0]
+                problem, chosen = call.served(layout, backend)
+                out = ops.attend_eagerly(problem, chosen.name)[0]
             else:
                 out = run_operator(call, source, backend)[0]
             return (out, attention_weights(dense)[0]) if return_attention_weights else out
@@ -315,7 +314,7 @@ def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
     q_offset = kv_len - q_len if call.is_causal else 0
     none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
     return AttentionProblem(
-        call.q, call.k, call.v, none, none, None, call.block_bias, call.kv_lengths, call.key_padding_mask, call.seed,
+        call.q, call.k, call.v, none, none, (), call.block_bias, call.kv_lengths, call.key_padding_mask, call.seed,
         size, q_offset // size, q_offset, pattern.num_heads, call.is_causal, call.softmax_scale, call.dropout_p,
         call.dilation, (none, none), call.is_causal,
         ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..problem import AttentionProblem, Gradients
+from ..problem import AttentionProblem, Backend, Gradients
 from . import batches, decode, small, unfused, window
 from .scratch import kept_buffers
 
@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LEAST_KEYS = 48 * 1024
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Block-sparse attention in plain PyTorch, in memory proportional to the tensors and the active blocks."""
 
     name = "cpu"

@@ -10,9 +10,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ...patterns.joined import MOST_JOINED, MOST_RATES
+from ...config import TokenDilation
+from ...layout.layout import BlockLayout
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Forward, Gradients
+from ..problem import AttentionProblem, Backend, Forward, Gradients
+from .column_groups import MAX_GROUP_SIZE, MAX_RATES
+from .work_order import make_work_order
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
@@ -70,11 +73,6 @@ def is_hopper(index: int | None) -> bool:
     return capability(index) == (9, 0)
 
 
-def wants_schedule(device: torch.device, block_size: int) -> bool:
-    """Whether this backend may serve calls on a device, and so needs the schedule of the layout."""
-    return HAS_GLUON and device.type == "cuda" and block_size in BLOCK_SIZES and is_hopper(device.index)
-
-
 def badly_strided(name: str, x: Tensor) -> str | None:
     """Why the tensor memory accelerator cannot read a tensor, or None."""
     sizes, steps = x.shape, x.stride()
@@ -125,12 +123,10 @@ def rejected_call(problem: AttentionProblem) -> str | None:
     if p.dilation is not None:
         if p.block_size != 128:
             return f"token dilation needs block_size 128, got {p.block_size}"
-        if len(p.rates) > MOST_RATES:
-            return f"token dilation has {len(p.rates)} rates, at most {MOST_RATES} fit"
-        if max(p.rates) > MOST_JOINED or p.kv_len % max(p.rates):
-            return (
-                f"token dilation needs rates up to {MOST_JOINED} that divide kv_len {p.kv_len}, got {p.rates}"
-            )
+        if len(p.rates) > MAX_RATES:
+            return f"token dilation has {len(p.rates)} rates, at most {MAX_RATES} fit"
+        if max(p.rates) > MAX_GROUP_SIZE or p.kv_len % max(p.rates):
+            return f"token dilation needs rates up to {MAX_GROUP_SIZE} that divide kv_len {p.kv_len}, got {p.rates}"
         if p.rows.indices.numel() >= 2**30:
             return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
     for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
@@ -157,7 +153,7 @@ def note_other_backend(problem: AttentionProblem) -> None:
         warn_of_untested_triton()
 
 
-class HopperBackend:
+class HopperBackend(Backend):
     """Fused kernels; see forward.py and backward.py."""
 
     name = "hopper"
@@ -165,10 +161,16 @@ class HopperBackend:
     def rejects(self, problem: AttentionProblem) -> str | None:
         if not HAS_GLUON:
             return REFUSED_TRITON or UNTESTED_TRITON or NOT_INSTALLED
-        why_not = rejected_call(problem)
-        if why_not is None and problem.schedule is None:
-            return "the problem was made without a schedule"
-        return why_not
+        return rejected_call(problem)
+
+    def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
+        """The work order (work_order.py)."""
+        # here: the thread that makes what is kept must not wait for this one
+        rows, cols = layout.lists(dilation)
+        grid, n_heads = layout.grid, layout.num_heads
+        return layout.keep(
+            self.name, dilation, lambda: (make_work_order(grid, n_heads, rows, cols, dilation),)
+        )
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-import triton
 from torch import Tensor
 
-from ...patterns.joined import count_joined_groups
-from ...patterns.schedule import start_of_columns
 from ..problem import AttentionProblem, Gradients
 from . import tuning
 from .gluon_names import NEW_PTXAS
+from .work_order import WorkOrder
 
 
 def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
@@ -25,13 +23,13 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
     near, far = p.rates[0], p.rates[-1]
     near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
     registers = tuning.FORWARD_REGISTERS[tiles.programs]
-    n_groups = triton.cdiv(p.n_rows, 128 // p.block_size)
+    n_groups = offsets_of(p).rows.n_groups
     return {
         "desc_q": (p.q, 64, 0),
         "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
         "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
         "desc_out": (out, 64, 0),
-        "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.schedule, "Counter": p.rows.offsets,
+        "Lse": lse, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": work_order_of(p), "Counter": p.rows.offsets,
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
         "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
         "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
@@ -43,10 +41,16 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
     }  # fmt: skip
 
 
-def columns_begin(problem: AttentionProblem) -> int:
-    """Where in the schedule the columns begin."""
+def work_order_of(problem: AttentionProblem) -> Tensor:
+    """What `HopperBackend.prepare` made for the problem."""
+    (work_order,) = problem.prepared
+    return work_order
+
+
+def offsets_of(problem: AttentionProblem) -> WorkOrder:
+    """Where everything stands in it."""
     p = problem
-    return start_of_columns(p.layout_heads, p.n_rows, p.rows.indices.numel(), p.block_size)
+    return WorkOrder.of(p.n_rows, p.n_cols, p.layout_heads, p.rows.indices.numel(), p.block_size, p.dilation)
 
 
 class BackwardCall(NamedTuple):
@@ -74,19 +78,19 @@ def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict
     p, grads = call.problem, call.grads
     tiles = (tuning.COLUMNS if columns else tuning.ROWS)[p.head_dim, p.block_size]
     registers = tuning.BACKWARD_REGISTERS[NEW_PTXAS]
-    lists, n_lists, schedule = p.rows, p.n_rows, p.schedule
+    offsets = offsets_of(p)
+    lists, n_lists, work_order, n_groups = p.rows, p.n_rows, work_order_of(p), offsets.rows.n_groups
     own, other, sums, own_heads = (p.q, call.grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
     if columns:
-        assert schedule is not None
-        lists, n_lists, schedule = p.cols, p.n_cols, schedule[columns_begin(p) :]
+        lists, n_lists = p.cols, p.n_cols
+        work_order, n_groups = work_order[offsets.columns_at :], offsets.columns.n_groups
         own, other, sums, own_heads = other, own, (grads.k, grads.v), p.num_kv_heads
-    n_groups = triton.cdiv(n_lists, 128 // p.block_size)
     return {
         "desc_a": (own[0], 64, 0), "desc_b": (own[1], 64, 0),
         "desc_x": (other[0], tiles.tile, 0), "desc_y": (other[1], tiles.tile, 0),
         "desc_sum_x": (sums[0], 64, 0), "desc_sum_y": (sums[1], 64, 0),
         "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.of_lse,
-        "Offsets": lists.offsets, "Indices": lists.indices, "Schedule": schedule, "Counter": p.rows.offsets,
+        "Offsets": lists.offsets, "Indices": lists.indices, "Schedule": work_order, "Counter": p.rows.offsets,
         **strides(call),
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
         "n_lists": n_lists, "n_rows": p.n_rows, "own_heads": own_heads, "n_batch_heads": p.batch * own_heads,
@@ -110,7 +114,7 @@ def dilated_rows_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         "desc_x_far": (p.k, far_box, far), "desc_y_far": (p.v, far_box, far),
         "desc_dq": (call.grads.q, 64, 0),
         "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.of_lse,
-        "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": p.schedule, "Counter": p.rows.offsets,
+        "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Schedule": work_order_of(p), "Counter": p.rows.offsets,
         **strides(call),
         "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
@@ -125,16 +129,16 @@ def dilated_rows_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
 def dilated_columns_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
     """Every argument of the columns pass with token dilation."""
     p, grads = call.problem, call.grads
-    assert p.schedule is not None
+    offsets = offsets_of(p)
     tiles, registers = tuning.COLUMNS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
     joined = max(p.rates)
     kept = p.block_size // joined
-    n_groups = count_joined_groups(p.n_cols, joined)
+    n_groups = offsets.columns.n_groups
     return {
         "desc_a": (p.k, kept, joined), "desc_b": (p.v, kept, joined),
         "desc_x": (p.q, tiles.tile, 0), "desc_y": (call.grad_out, tiles.tile, 0),
         "desc_dk": (grads.k, kept, joined), "desc_dv": (grads.v, kept, joined),
-        "Stats": stats, "Schedule": p.schedule[columns_begin(p) :], "Counter": p.rows.offsets,
+        "Stats": stats, "Schedule": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.offsets,
         "n_groups": n_groups, "n_layout_groups": n_groups * p.layout_heads, "n_rows": p.n_rows,
         "num_kv_heads": p.num_kv_heads, "n_batch_kv_heads": p.batch * p.num_kv_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,

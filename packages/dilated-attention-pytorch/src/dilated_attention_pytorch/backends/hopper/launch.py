@@ -13,10 +13,11 @@ from . import badly_strided, tuning
 from .arguments import (
     BackwardCall,
     backward_arguments,
-    columns_begin,
     dilated_columns_arguments,
     dilated_rows_arguments,
     forward_arguments,
+    offsets_of,
+    work_order_of,
 )
 from .gluon_names import COMPILER_OPTIONS, NEW_PTXAS
 from .kernels.backward import backward_kernel
@@ -69,12 +70,11 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         launch = LAUNCHES.keep(
             key, Launch(forward_kernel, arguments, options(tuning.FORWARD_REGISTERS[programs]), grid)
         )
-    assert p.schedule is not None
     launch.run(
         index,
         (q, k, v, k, v, out),
         (
-            lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.schedule.data_ptr(),
+            lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr(),
             tile_counter(index),
         ),
     )  # fmt: skip
@@ -92,8 +92,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
         return None
     batch, q_len, num_heads, _ = p.q.shape
     shape, steps = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1)
-    assert p.schedule is not None
-    lists = p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.schedule.data_ptr()
+    lists = p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
     others = p.without_tensors()  # keeps what the addresses are of
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +152,7 @@ class BackwardLaunches(NamedTuple):
     rows: Launch
     columns: Launch
     n_floats: int
-    columns_at: int  # bytes from the start of the schedule
+    columns_at: int  # bytes from the start of the work order
 
 
 def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
@@ -181,7 +180,7 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
         )
         for kernel, arguments, n_tiles in zip(kernels, passes, tiles, strict=True)
     ]
-    return BackwardLaunches(made[0], made[1], floats_between(p), 4 * columns_begin(p))
+    return BackwardLaunches(made[0], made[1], floats_between(p), 4 * offsets_of(p).columns_at)
 
 
 def launch_backward(
@@ -195,29 +194,26 @@ def launch_backward(
     call = backward_call(problem, out, lse, grad_out, grad_lse)
     if nothing_to_do(call):
         return call.grads
-    p, grads = call.problem, call.grads
-    assert p.schedule is not None
     key = ("backward", call.key)
     launches = LAUNCHES.get(key) or LAUNCHES.keep(key, make_backward(call, index))
     memory = torch.empty(launches.n_floats, dtype=torch.float32, device=out.device)
     run_passes(launches, call, memory.data_ptr(), index)
-    return grads
+    return call.grads
 
 
 def run_passes(launches: BackwardLaunches, call: BackwardCall, stats: int, index: int) -> None:
     """Launch the pass over rows, which leaves `stats` to that over columns, and that."""
     p, grads = call.problem, call.grads
-    assert p.schedule is not None
-    schedule = p.schedule.data_ptr()
+    work_order = work_order_of(p).data_ptr()
     saved = (stats, call.out.data_ptr(), call.lse.data_ptr(), call.of_lse.data_ptr())
-    of_rows = (*saved, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), schedule)
+    of_rows = (*saved, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order)
     of_columns: tuple[int, ...] = (
-        *saved, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), schedule + launches.columns_at,
+        *saved, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), work_order + launches.columns_at,
     )  # fmt: skip
     described: tuple[Tensor, ...] = (p.q, call.grad_out, p.k, p.v, grads.q, grads.q)
     if p.dilation is not None:
         described = (p.q, call.grad_out, p.k, p.v, p.k, p.v, grads.q)
-        of_columns = (stats, schedule + launches.columns_at)
+        of_columns = (stats, work_order + launches.columns_at)
     launches.rows.run(index, described, (*of_rows, tile_counter(index)))
     described = (p.k, p.v, p.q, call.grad_out, grads.k, grads.v)
     launches.columns.run(index, described, (*of_columns, tile_counter(index)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Gradients
+from ..problem import AttentionProblem, Backend, Gradients
 
 HALF = (torch.float16, torch.bfloat16)
 HAS_TRITON = is_installed("triton")
@@ -32,7 +32,7 @@ BROKEN_INTERPRETER = broken_interpreter(
 )
 
 
-class TritonBackend:
+class TritonBackend(Backend):
     """Fused kernels; see forward.py and backward.py."""
 
     name = "triton"

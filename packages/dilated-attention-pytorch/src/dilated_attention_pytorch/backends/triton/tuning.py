@@ -21,7 +21,7 @@ class Tiles:
 
 
 # (kernel, head_dim, block_size) -> measured on an H200, bf16. Other cases follow `default_tiles`.
-HOPPER: dict[tuple[str, int, int], Tiles] = {
+SM90: dict[tuple[str, int, int], Tiles] = {
     ("forward", 64, 64): Tiles(64, 64, 4, 3),
     ("forward", 64, 128): Tiles(128, 64, 8, 3),
     ("forward", 128, 64): Tiles(64, 32, 4, 2),
@@ -70,7 +70,7 @@ def default_tiles(
 
 
 # With token dilation, which leaves few keys of a block: two programs fit on a multiprocessor and hide each other's loads.
-HOPPER_DILATED: dict[tuple[str, int, int], Tiles] = {
+SM90_DILATED: dict[tuple[str, int, int], Tiles] = {
     ("dq", 64, 128): Tiles(64, 64, 4, 2),
     ("dq", 128, 128): Tiles(64, 64, 4, 2),
     ("dkdv", 64, 128): Tiles(64, 128, 4, 3),
@@ -91,9 +91,9 @@ def tiles(
         capability[0] == 9
         and dtype.itemsize == 2
         and rate > 1
-        and (kernel, head_dim, block_size) in HOPPER_DILATED
+        and (kernel, head_dim, block_size) in SM90_DILATED
     ):
-        return HOPPER_DILATED[kernel, head_dim, block_size]
-    if capability[0] == 9 and dtype.itemsize == 2 and (kernel, head_dim, block_size) in HOPPER:
-        return HOPPER[kernel, head_dim, block_size]
+        return SM90_DILATED[kernel, head_dim, block_size]
+    if capability[0] == 9 and dtype.itemsize == 2 and (kernel, head_dim, block_size) in SM90:
+        return SM90[kernel, head_dim, block_size]
     return default_tiles(kernel, head_dim, block_size, dtype.itemsize, capability)

@@ -2,7 +2,7 @@
 
 Blocks have 128 tokens. A program takes 128 keys of one residue, those of JOINED = max(rates) columns, 128 / JOINED of each.
 Their k and v stay; q and grad_out of every row that sees one of the columns stream by. Which columns are joined, and the
-lists of rows, with a bit for every column that is seen, are in patterns/joined.py. A list is passed over whole for a
+lists of rows, with a bit for every column that is seen, are in column_groups.py. A list is passed over whole for a
 head that keeps other keys at its distance; a warpgroup passes over rows that see none of its columns. So a kept key costs
 no more than a key without dilation where the joined columns are seen by the same rows.
 """
@@ -27,14 +27,14 @@ from .tma import kept_tile, load_box, load_tokens, store_box, stored, stored_bef
 
 @gluon.jit
 def parts_of_joined(Schedule, n_layout_groups, N_CLASSES: gl.constexpr):
-    """How far apart joined columns stand, order, offsets and pairs: the parts of a schedule (patterns/joined.py)."""
+    """How far apart joined columns stand, order, offsets and pairs: the parts of a schedule (column_groups.py)."""
     Offsets = Schedule + 2 + n_layout_groups
     return gl.load(Schedule), Schedule + 1, Offsets, Offsets + n_layout_groups * N_CLASSES + 1
 
 
 @gluon.jit
 def joined_column(group, member, apart, JOINED: gl.constexpr):
-    """Which column is a member of a group (patterns/joined.py)."""
+    """Which column is a member of a group (column_groups.py)."""
     return group // apart * (apart * JOINED) + member * apart + group % apart
 
 

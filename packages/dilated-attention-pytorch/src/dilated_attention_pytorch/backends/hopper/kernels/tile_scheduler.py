@@ -4,9 +4,9 @@ That warp does nothing else and is a tile or two ahead: from the counter to the 
 each other, 2 us and more, and the ring of tiles is empty before that.
 
 Rows and columns differ in length (causal, global tokens, chosen from the content), so tiles go to whoever is free, the longest
-first. `Order` holds, for every layout head, the groups of rows (or columns) in the order of their length, and in its last place
-the number of long groups: those go first for all heads; the others by heads that share k and v and row by row, so that
-neighbours, in time, share k and v in the L2 cache.
+first. `Order` begins with the number of long groups, and then holds, for every layout head, the groups of rows (or columns) in
+the order of their length (work_order.py): the long ones go first for all heads; the others by heads that share k and v and row
+by row, so that neighbours, in time, share k and v in the L2 cache.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def tile_barriers():
 
 @gluon.jit
 def parts_of_schedule(Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE: gl.constexpr):
-    """Order, counts and places of shared blocks, and what to load: the parts of a schedule (patterns/schedule.py)."""
+    """Order, counts and places of shared blocks, and what to load: the parts of a work order (work_order.py)."""
     Unions = Schedule + 1 + n_layout_groups
     Places = Unions + n_layout_groups
     Entries = Indices

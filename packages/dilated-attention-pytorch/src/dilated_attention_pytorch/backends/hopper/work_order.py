@@ -1,0 +1,142 @@
+"""The work order: what the persistent kernels need of a layout beside its lists, in one int32 tensor.
+
+It says in which order the rows and the columns are processed, and which blocks neighbours share. Made on the layout's
+device without a host synchronisation. Rows and columns are taken in groups of 128 tokens: one at block size 128, two at
+64; columns with token dilation in the groups of column_groups.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...config import TokenDilation
+from ...layout.layout import BlockLists
+from ...patterns.grid import BlockGrid
+from .column_groups import ColumnGroupOrder, make_column_groups
+from .longest_first import longest_first
+
+GROUP_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class ListOrder:
+    """Offsets of the part of the rows, or of the columns without token dilation, from its start and in numbers.
+
+    `parts_of_schedule` in kernels/tile_scheduler.py computes the same.
+    """
+
+    n_groups: int  # of each head; the only field that is no offset
+    n_long: int  # 1 number: how many groups are long, the most of any head
+    order: int  # heads * n_groups: for every head its groups, the longest first
+    union_sizes: int  # heads * n_groups: the different blocks of a group; 0 at block size 128
+    places: (
+        int  # n_entries: the place of every entry among the different blocks of its group; block size 64 only
+    )
+    # n_entries: the blocks of each group in ascending order, as 2 * block + (more than one list of the group has it),
+    # or -1 for one that stands just before; block size 64 only
+    blocks: int
+    size: int  # the end of the part
+
+    @classmethod
+    def of(cls, n_lists: int, n_heads: int, n_entries: int, block_size: int) -> ListOrder:
+        """That of so many rows or columns."""
+        n_groups = -(-n_lists // lists_per_group(block_size))
+        n_shared = n_entries if lists_per_group(block_size) > 1 else 0
+        union_sizes = 1 + n_heads * n_groups
+        places = union_sizes + n_heads * n_groups
+        blocks = places + n_shared
+        return cls(n_groups, 0, 1, union_sizes, places, blocks, blocks + n_shared)
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """Where everything stands in the tensor of a layout."""
+
+    rows: ListOrder  # from the start of the tensor
+    columns: ListOrder | ColumnGroupOrder  # from `columns_at` on
+    columns_at: int  # the first number of the columns, at a multiple of 16 bytes
+
+    @classmethod
+    def of(
+        cls,
+        n_rows: int,
+        n_cols: int,
+        n_heads: int,
+        n_entries: int,
+        block_size: int,
+        dilation: TokenDilation | None,
+    ) -> WorkOrder:
+        """That of a layout of so many rows, columns, heads and active blocks."""
+        rows = ListOrder.of(n_rows, n_heads, n_entries, block_size)
+        columns: ListOrder | ColumnGroupOrder
+        if dilation is None:
+            columns = ListOrder.of(n_cols, n_heads, n_entries, block_size)
+        else:
+            columns = ColumnGroupOrder.of(n_cols, n_heads, n_entries, dilation.dilation_rates)
+        return cls(rows, columns, -(-rows.size // 4) * 4)
+
+
+def lists_per_group(block_size: int) -> int:
+    """Rows or columns in a group."""
+    return max(1, GROUP_TOKENS // block_size)
+
+
+def make_work_order(
+    grid: BlockGrid, n_heads: int, rows: BlockLists, cols: BlockLists, dilation: TokenDilation | None
+) -> Tensor:
+    """The tensor that `WorkOrder` describes, int32.
+
+    Args:
+        grid: of the layout; its rows and columns count, its lengths do not.
+        n_heads: of the layout.
+        rows: its row lists, split into distance classes with a token dilation.
+        cols: its column lists, likewise.
+        dilation: the token dilation.
+    """
+    n_classes = 1 if dilation is None else len(dilation.dilation_rates)
+    of_rows = order_lists(rows, n_heads, grid.n_rows, n_classes, grid.block_size)
+    if dilation is None:
+        of_columns = order_lists(cols, n_heads, grid.n_cols, 1, grid.block_size)
+    else:
+        of_columns = make_column_groups(cols, n_heads, grid.n_rows, grid.n_cols, dilation.dilation_rates)
+    of_rows = torch.nn.functional.pad(of_rows, (0, -of_rows.numel() % 4))
+    return torch.cat([of_rows, of_columns])
+
+
+def order_lists(lists: BlockLists, n_heads: int, n_lists: int, n_classes: int, block_size: int) -> Tensor:
+    """The part of rows, or of columns without token dilation."""
+    per_group = lists_per_group(block_size)
+    n_groups = -(-n_lists // per_group)
+    lengths = lists.offsets.diff().view(n_heads, n_lists, n_classes).sum(2)
+    lengths = torch.nn.functional.pad(lengths, (0, n_groups * per_group - n_lists))
+    n_long, order = longest_first(lengths.view(n_heads, n_groups, per_group).sum(2))
+    shared = [torch.zeros_like(order)]
+    if per_group > 1:
+        shared = shared_blocks(lists, n_heads, n_lists, n_groups, per_group, n_classes)
+    return torch.cat([part.view(-1).to(torch.int32) for part in (n_long, order, *shared)])
+
+
+def shared_blocks(
+    lists: BlockLists, n_heads: int, n_lists: int, n_groups: int, per_group: int, n_classes: int
+) -> list[Tensor]:
+    """`union_sizes`, `places` and `blocks` of the groups."""
+    indices = lists.indices
+    counts = lists.offsets.diff().long()
+    owner = torch.repeat_interleave(counts, output_size=indices.numel()) // n_classes
+    group = owner // n_lists * n_groups + owner % n_lists // per_group
+    key, order = (group * 2**31 + indices).sort(stable=True)  # lists of a group stand one after the other
+    is_new = torch.ones_like(key, dtype=torch.bool)
+    is_new[1:] = key[1:] != key[:-1]
+    running = is_new.cumsum(0)
+    sizes = torch.zeros(n_heads * n_groups, dtype=torch.long, device=key.device)
+    sizes.scatter_add_(0, group[order], is_new.long())
+    before = sizes.cumsum(0) - sizes
+    places = torch.empty_like(running)
+    places[order] = running - 1 - before[group[order]]
+    is_shared = torch.zeros_like(is_new)
+    is_shared[:-1] = ~is_new[1:]
+    blocks = torch.where(is_new, 2 * indices[order].long() + is_shared, -1)
+    return [sizes, places, blocks]
