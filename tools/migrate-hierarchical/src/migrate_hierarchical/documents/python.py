@@ -119,6 +119,8 @@ def migrate_module(
     for edited, edit in imports.items():
         if not edit:
             seen.update(marks_above(walk.parents[edited], module, walk))
+    stale = stale_marks(imports, planner, seen)
+    seen.update(stale)
     for mark, (number, reason) in walk.marks.items():
         if mark not in seen and reason in REASONS:
             result.left.append(Entry(number, reason, "marked by an earlier run"))
@@ -126,7 +128,18 @@ def migrate_module(
         entries.sort(key=lambda entry: entry.line)
     if not (imports or todos or planner.replacements or planner.renames or planner.strings):
         return source, result
-    return render(module, module.visit(Apply(planner, imports, todos)), source), result
+    return render(module, module.visit(Apply(planner, imports, todos, stale)), source), result
+
+
+def stale_marks(
+    imports: dict[ImportStatement, Edit], planner: Planner, seen: set[cst.CSTNode]
+) -> set[cst.CSTNode]:
+    """The marks above imports that change whose reason is gone: the file that took the name from here no longer does."""
+    module, walk = planner.module, planner.walk
+    held = set(seen)
+    for node, left in planner.whole.todos if planner.whole is not None else ():
+        held.update(marks_above(line_of(node, walk.parents), module, walk, left.reason))
+    return {mark for each in imports for mark in marks_above(walk.parents[each], module, walk)} - held
 
 
 def plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import libcst as cst
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
 
 class Apply(cst.CSTTransformer):
     def __init__(
-        self, planner: Planner, imports: dict[ImportStatement, Edit], todos: dict[cst.CSTNode, list[str]]
+        self,
+        planner: Planner,
+        imports: dict[ImportStatement, Edit],
+        todos: dict[cst.CSTNode, list[str]],
+        stale: set[cst.CSTNode],
     ) -> None:
         super().__init__()
         self.planner, self.imports = planner, imports
         self.parents = planner.walk.parents
         self.above = todos  # statement -> comments to put above it
+        self.stale = stale  # marks above imports that go
         self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
         self.concerned: set[cst.CSTNode] = set()  # nodes with a change at or below them
         for changed in (planner.replacements, planner.renames, planner.strings, imports, todos):
@@ -65,6 +71,8 @@ class Apply(cst.CSTTransformer):
             return self.line(node, updated_node)
         if isinstance(node, cst.SimpleStatementSuite):
             return self.suite(node, updated_node)
+        if isinstance(node, cst.Module) and self.stale:
+            updated_node = new = new.with_changes(header=self.without_stale(new.header))
         if isinstance(node, cst.IndentedBlock | cst.Module) and self.emptied:
             new = self.without_emptied(updated_node)
         if node in self.above:
@@ -79,6 +87,8 @@ class Apply(cst.CSTTransformer):
         self, node: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
     ) -> cst.CSTNode | cst.FlattenSentinel[cst.SimpleStatementLine]:
         """A line of small statements, of which imports may change, split or go."""
+        if self.stale:
+            updated = updated.with_changes(leading_lines=self.without_stale(updated.leading_lines))
         if node in self.above:
             updated = self.with_comments(node, updated)
         if not any(small in self.imports for small in node.body):
@@ -108,6 +118,9 @@ class Apply(cst.CSTTransformer):
             ]
             return cst.FlattenSentinel([first.with_changes(trailing_whitespace=between), *more])
         return updated.with_changes(body=joined(body))
+
+    def without_stale(self, lines: Sequence[cst.EmptyLine]) -> list[cst.EmptyLine]:
+        return [each for each in lines if each not in self.stale]
 
     def suite(self, node: cst.SimpleStatementSuite, updated: cst.SimpleStatementSuite) -> cst.CSTNode:
         """The same after a colon, where nothing may become two lines or none."""
