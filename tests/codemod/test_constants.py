@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,22 @@ def test_choice_in_the_configuration_of_a_project_is_reported(tmp_path: Path, ca
     out = capsys.readouterr().out
     assert "model.yaml:2: HIER120" in out
     assert (tmp_path / "build.py").read_text() == build
+
+
+@pytest.mark.parametrize("paths", [["conf/model.yaml"], ["conf"], ["conf/model.yaml", "run.sh"]])
+@pytest.mark.parametrize("code", ["build.py", "notebook.ipynb", "deep/er/build.pyi"])
+def test_configuration_alone_is_reported_as_with_the_code(
+    code: str, paths: list[str], tmp_path: Path, capsys, monkeypatch
+) -> None:
+    make(
+        tmp_path,
+        {"setup.cfg": "", code: IMPORT, "conf/model.yaml": "variant: hierarchical\n", "run.sh": "ls\n"},
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(paths) == 2
+    assert "model.yaml:1: HIER120" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"variant: hierarchical\n")))
+    assert main(["-", "--stdin-filename", "conf/model.yaml"]) == 2
 
 
 def test_configuration_of_another_project_is_none_of_ours(tmp_path: Path, capsys) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from . import __version__, streams
+from .discovery import PLAIN
 from .documents.result import Result
 from .engine import may_hand_on, may_hold_use, migrate_script, names_package, read_file
 from .facts import Facts
@@ -355,7 +356,7 @@ def migrate_hits(
     hands_on: bool = False,
 ) -> list[Result]:
     """The results of the files with a use, and of those that take names from them."""
-    from .project import project_roots
+    from .project import project_roots, uses_package
 
     if (
         not hits
@@ -364,6 +365,10 @@ def migrate_hits(
     ):
         return []  # no file of the project names the package, so none hands its names on
     from .rounds import migrate_project
+
+    # what a configuration means does not depend on which files are given with it
+    if not settings.uses_package and any(path.endswith(PLAIN) for path, _ in hits):
+        settings = replace(settings, uses_package=uses_package(options.paths, settings))
 
     def migrate(some: list[tuple[str, bytes]], facts: dict[str, Facts]) -> Iterable[Result]:
         return with_progress(migrate_all(some, settings, facts), len(some), options)

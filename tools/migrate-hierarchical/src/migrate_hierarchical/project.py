@@ -115,6 +115,23 @@ def project_roots(paths: Iterable[str]) -> list[str]:
     return [root for root in sorted(roots) if not any(is_below(root, other) for other in roots)]
 
 
+def uses_package(paths: Iterable[str], settings: Settings) -> bool:
+    """Whether code of the project around the given files and folders names the package."""
+    found = find_files(project_roots(paths), Settings(jobs=settings.jobs)).files
+    return any(
+        path.endswith((*PYTHON, ".ipynb")) and PACKAGE.encode() in read(path) for path in found[:MOST_FILES]
+    )
+
+
+def read(path: str) -> bytes:
+    """The content of a file; nothing where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def root_above(start: str, here: str, too_wide: set[str]) -> str:
     folder = start
     while folder not in too_wide:
@@ -185,13 +202,7 @@ class Project:
         return sorted(path for path in paths if path.endswith((*PYTHON, ".ipynb", *PROSE)))
 
     def read(self, path: str) -> bytes:
-        if path in self.given:
-            return self.given[path]
-        try:
-            with open(path, "rb", buffering=0) as file:
-                return file.read()
-        except OSError:
-            return b""
+        return self.given[path] if path in self.given else read(path)
 
     def is_fork(self, path: str) -> bool:
         """Whether a file lies in a package that defines the removed names itself."""
