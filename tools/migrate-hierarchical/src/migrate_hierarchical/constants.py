@@ -18,6 +18,12 @@ SINKS = (FACTORY, PRESET, PATTERN)
 
 def imported_strings(path: str, module: str, names: tuple[str, ...]) -> frozenset[str] | None:
     """The strings of `from module import name` in the file at path, or of `module.name`; None if it is not found."""
+    found = (strings_of(file, rest, 0) for file, rest in files_of(path, module, names))
+    return next((each for each in found if each is not None), None)
+
+
+def files_of(path: str, module: str, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The files that may hold it, each with the names that are left to find in there."""
     for length in range(len(names)):
         below = (
             ".".join([module.rstrip("."), *names[:length]])
@@ -26,10 +32,7 @@ def imported_strings(path: str, module: str, names: tuple[str, ...]) -> frozense
         )
         file = find_module(path, below)
         if file is not None:
-            found = strings_of(file, names[length:], 0)
-            if found is not None:
-                return found
-    return None
+            yield file, names[length:]
 
 
 def find_module(path: str, module: str) -> str | None:

@@ -19,6 +19,8 @@ class Facts:
     wanted: dict[str, str] = field(default_factory=dict)
     # dotted path as the file writes it, "()" after it for the result of a call -> what it holds, as Origins has it
     kinds: dict[str, str] = field(default_factory=dict)
+    # names by which other files keep a removed variant or pass it on, as carriers.py has them
+    carried: frozenset[str] = frozenset()
     # of those wanted, names that no file imports, but one looks up while it runs
     looked_up: frozenset[str] = frozenset()
     # of those wanted, names that only files import where a person has silenced a rule

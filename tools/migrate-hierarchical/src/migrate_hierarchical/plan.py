@@ -47,6 +47,7 @@ from .rules.hier002 import config_factory
 from .settings import Settings
 from .silence import Silence
 
+UNPACKED = Choices(complete=False, names=frozenset({"variant", "pattern_type", "preset_name"}))
 EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside its arguments
 
 
@@ -286,10 +287,13 @@ class Planner:
     def may_hold_hierarchical(self, stars: Sequence[cst.Arg], scope: Scope) -> bool:
         """Whether unpacked arguments may hold one."""
         held = [self.chooser.inside(arg.value, scope) if arg.star == "**" else UNKNOWN for arg in stars]
-        return self.is_hierarchical(union(held))
+        named = [UNPACKED for each in held if not each.complete]
+        return self.is_hierarchical(union([*held, *named]))
 
     def is_hierarchical(self, choices: Choices) -> bool:
         if choices.values & HIERARCHICAL_STRINGS:
+            return True
+        if self.walk.facts.carried.intersection(map(str.lower, choices.names)):
             return True
         return not choices.complete and self.mentions_hierarchical
 

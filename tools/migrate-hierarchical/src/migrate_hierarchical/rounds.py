@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from .carriers import carried
 from .discovery import PROSE, PYTHON
 from .documents.result import Entry, Result
 from .facts import MISSING, Facts
@@ -70,6 +71,7 @@ class Rounds:
         self.imported: dict[str, dict[str, dict[str, str]]] = {}
         self.lookups: dict[str, dict[str, list[str]]] | None = None
         self.kinds: dict[str, dict[str, str]] = {}
+        self.carried: dict[str, frozenset[str]] = {}
         self.silenced: dict[str, bool] = {}
         self.before = dict(project.index)
         self.after = dict(project.index)
@@ -86,6 +88,11 @@ class Rounds:
             if path in self.given and path not in self.source and self.takes_names(path):
                 self.add(path, self.project.data[path])
         self.add_importers()
+        self.carried = carried(
+            self.project, [path for path in self.project.index if path in self.given or path in self.source]
+        )
+        for path in self.carried:
+            self.add(path, self.project.data[path])
         for path in self.source:
             self.imported[path], self.kinds[path] = self.project.imported(path), self.project.kinds(path)
         for _ in range(MOST_ROUNDS):
@@ -134,7 +141,8 @@ class Rounds:
             wanted = {name: shown_from_here(min(taken[name])) for name in sorted(taken) if name in names}
             quiet = frozenset(name for name in wanted if all(map(self.is_quiet, taken[name])))
             by_name = frozenset(name for name in wanted if name not in static.get(stem(path), {}))
-            facts[path] = Facts(self.imported[path], wanted, self.kinds[path], by_name, quiet)
+            held = self.carried.get(path, frozenset())
+            facts[path] = Facts(self.imported[path], wanted, self.kinds[path], held, by_name, quiet)
         return facts
 
     def looked_up(self) -> dict[str, dict[str, list[str]]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import libcst as cst
 
-from ..constants import imported_strings
+from ..constants import files_of, imported_strings
 from ..edit.arguments import literal_mapping, string_value
 from .binding import Binding, Scope, dotted, import_name, is_import_from
 from .origins import Origins, item_of
@@ -26,6 +26,8 @@ class Choices:
 
     values: frozenset[str] = frozenset()
     complete: bool = True
+    # by which other files may give it others: `variant`, `build()` for a call, "" for none
+    names: frozenset[str] = frozenset()
 
 
 NOTHING = Choices()  # no string
@@ -35,7 +37,9 @@ UNKNOWN = Choices(complete=False)
 def union(parts: Iterable[Choices]) -> Choices:
     listed = list(parts)
     return Choices(
-        frozenset().union(*(each.values for each in listed)), all(each.complete for each in listed)
+        frozenset().union(*(each.values for each in listed)),
+        all(each.complete for each in listed),
+        frozenset().union(*(each.names for each in listed)),
     )
 
 
@@ -53,6 +57,10 @@ class Chooser:
         return depth <= DEPTH and self.steps <= MOST_STEPS
 
     def of(self, node: cst.BaseExpression | None, scope: Scope, depth: int = 0) -> Choices:
+        found = self.find(node, scope, depth)
+        return found if found.complete or found.names else replace(found, names=frozenset(names_of(node)))
+
+    def find(self, node: cst.BaseExpression | None, scope: Scope, depth: int) -> Choices:
         if node is None or not self.goes_on(depth):
             return UNKNOWN
         if (value := string_value(node)) is not None:
@@ -121,9 +129,10 @@ class Chooser:
         known = [] if param.default is None else [self.of(param.default, binding.scope, depth)]
         names = [each.name.value for each in (*function.params.posonly_params, *function.params.params)]
         calls = self.calls_of(function)
+        called = Choices(names=frozenset({called_name(function, binding.scope)}))
         if not calls or function.decorators:
-            return union([*known, UNKNOWN])
-        parts = list(known)
+            return union([*known, called, Choices(complete=False, names=frozenset({name}))])
+        parts = [*known, called]
         for call, scope in calls:
             given = [arg.value for arg in call.args if arg.keyword and arg.keyword.value == name]
             place = names.index(name) if name in names else len(call.args)
@@ -190,7 +199,11 @@ class Chooser:
             module = import_name(alias) if alias.asname is not None else (binding.target or "")
             names = rest.split(".") if rest else []
         found = imported_strings(self.walk.path, module, tuple(names)) if names else None
-        return UNKNOWN if found is None else Choices(found)
+        if found is not None:
+            return Choices(found)
+        # what another package gives has nothing to do with a file that uses the same name
+        is_own = any(True for _ in files_of(self.walk.path, module, tuple(names)))
+        return Choices(complete=False, names=frozenset({names[-1] if names and is_own else ""}))
 
     def of_call(self, node: cst.Call, scope: Scope, depth: int) -> Choices:
         first = node.args[0].value if node.args else None
@@ -296,3 +309,24 @@ def key_of(node: cst.Subscript) -> str | None:
     """The literal key of `x["key"]`."""
     index = node.slice[0].slice if len(node.slice) == 1 else None
     return string_value(index.value) if isinstance(index, cst.Index) else None
+
+
+def names_of(node: cst.BaseExpression | None) -> Iterator[str]:
+    """By which name an expression has its value: that of a member, a key, an option or a function."""
+    if isinstance(node, cst.Name):
+        yield node.value
+    elif isinstance(node, cst.Attribute):
+        yield node.attr.value
+    elif isinstance(node, cst.Subscript):
+        yield key_of(node) or ""
+    elif isinstance(node, cst.Call):
+        yield f"{(dotted(node.func) or '').rpartition('.')[2]}()"
+        yield from (string_value(arg.value) or "" for arg in node.args)
+
+
+def called_name(function: cst.FunctionDef, scope: Scope) -> str:
+    """What calls a function: its name, or that of its class."""
+    owner = scope.parent.node if scope.parent is not None else None
+    if function.name.value == "__init__" and isinstance(owner, cst.ClassDef):
+        return f"{owner.name.value}()"
+    return f"{function.name.value}()"

@@ -120,7 +120,8 @@ model = BlockSparseAttention(**options)
     ),
     "HIER105": Explanation(
         """\
-Which variant, preset or pattern is meant shows only when the program runs, and the file speaks of the hierarchical one.
+Which variant, preset or pattern is meant shows only when the program runs, and the file speaks of the hierarchical one,
+or another file of the project keeps it under that name or passes it to that function.
 """,
         """\
 Drop `"hierarchical"` from the choices, or map it to `"base"` with a `SparsePatternConfig`.

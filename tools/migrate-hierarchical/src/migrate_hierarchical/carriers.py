@@ -1,0 +1,201 @@
+"""Names under which the files of a project keep a removed variant, pattern or preset, or pass it to a function.
+
+A name that is a literal in no file of its own may be one of these: `create_block_sparse_attention(config.variant)` where
+another file has `variant: str = "hierarchical"`, or `def build(variant)` that another file calls with it. Names are in
+lower case, since an option of the command line or of the environment is spelt in other ways; `build()` is a call.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+
+from .discovery import NOTEBOOK, PYTHON
+from .module_index import Import, dotted, index_of, source_of
+from .names import FACTORY, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, PATTERN, PRESET, SKIP_FILE
+from .project import Project, joined
+from .syntax import parse
+
+CHOOSE = (FACTORY, PRESET, PATTERN)  # what is told a variant, a preset or a pattern
+CHOSEN_BY = frozenset({"variant", "preset_name", "pattern_type"})
+OPEN = re.compile(rb"(?:" + "|".join(CHOOSE).encode() + rb")\b")
+# Functions of other packages that are given the name of an option or of a member beside its value.
+OPTIONS = frozenset(
+    ["get", "getenv", "getattr", "setattr", "setdefault", "pop", "add_argument", "option", "Option"]
+)
+LOCAL_ROUNDS = 3  # from one name of a file to the next
+
+
+def carried(project: Project, paths: Iterable[str]) -> dict[str, frozenset[str]]:
+    """For each of these files that asks for a name that is no literal: the names that other files keep a removed one by."""
+    asking = [path for path in paths if path.endswith(PYTHON + NOTEBOOK) and asks(path, project.data[path])]
+    if not asking:
+        return {}
+    holders: dict[str, set[str]] = {}
+    for path in project.files:
+        if path.endswith(PYTHON + NOTEBOOK) and HIERARCHICAL.encode() in (data := project.read(path)):
+            if PACKAGE in path and project.is_fork(path):
+                continue
+            for name in Carriers(project, path, data).names:
+                holders.setdefault(name, set()).add(path)
+    found = {path: frozenset(name for name, files in holders.items() if files - {path}) for path in asking}
+    return {path: names for path, names in found.items() if names}
+
+
+def asks(path: str, data: bytes) -> bool:
+    """Whether a file may call the package with a variant, a preset or a pattern that is no literal."""
+    tree = parse(source_of(path, data)) if OPEN.search(data) and SKIP_FILE not in data else None
+    if tree is None:
+        return False
+    functions = set(CHOOSE)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            functions.update(each.asname for each in node.names if each.name in CHOOSE and each.asname)
+    return any(
+        isinstance(node, ast.Call) and last_part(node.func) in functions and is_open(node)
+        for node in ast.walk(tree)
+    )
+
+
+def is_open(call: ast.Call) -> bool:
+    named = [each.value for each in call.keywords if each.arg is None or each.arg in CHOSEN_BY]
+    return not all(isinstance(value, ast.Constant) for value in (*call.args[:1], *named))
+
+
+def first_part(node: ast.expr) -> str:
+    return (dotted(node) or "").partition(".")[0]
+
+
+def last_part(node: ast.expr) -> str:
+    return str(dotted(node) or getattr(node, "attr", "")).rpartition(".")[2]
+
+
+class Carriers:
+    """Those of one file."""
+
+    def __init__(self, project: Project, path: str, data: bytes) -> None:
+        self.project, self.path = project, path
+        self.names: set[str] = set()
+        self.ways: dict[str, list[Import]] = {}  # what a local name imports
+        tree = parse(source_of(path, data))
+        if tree is None:
+            return
+        imports = (project.index.get(path) or index_of(path, data)).imports
+        for each in imports:
+            self.ways.setdefault(each.local, []).append(each)
+        self.is_connected = any(map(self.of_project, imports))
+        with contextlib.suppress(RecursionError):
+            for _ in range(LOCAL_ROUNDS):
+                size = len(self.names)
+                self.look(tree, "")
+                if size == len(self.names):
+                    break
+
+    def of_project(self, way: Import) -> bool:
+        modules = [way.module, joined(way.module, way.name)] if way.name else [way.module]
+        return any(self.project.resolve(self.path, each) for each in modules)
+
+    def add(self, *names: str) -> None:
+        self.names.update(name.lower() for name in names if name and name != "name")
+
+    def holds(self, node: ast.AST | None) -> bool:
+        """Whether an expression holds a removed name, or a name of the file that does."""
+        if isinstance(node, ast.Constant):
+            return is_removed(node)
+        if isinstance(node, ast.Name):
+            return node.id.lower() in self.names
+        if isinstance(node, ast.Attribute):
+            return node.attr.lower() in self.names
+        if isinstance(
+            node, ast.Call
+        ):  # `field(default="hierarchical")`, `os.environ.get("VARIANT", "hierarchical")`
+            gives = last_part(node.func) in OPTIONS or self.is_foreign(node)
+            given = [*node.args, *(each.value for each in node.keywords)]
+            return gives and not self.is_ours(node) and any(map(is_removed, given))
+        if node is None or isinstance(node, ast.Lambda):
+            return False
+        return any(self.holds(child) for child in ast.iter_child_nodes(node))
+
+    def is_ours(self, call: ast.Call) -> bool:
+        """Whether a call is of the package, and rewritten or reported itself."""
+        tables = self.project.tables or {}
+        return any(
+            self.project.of_import(self.path, each.module, each.name, tables) is not None
+            for each in self.ways.get(first_part(call.func), ())
+        )
+
+    def is_foreign(self, call: ast.Call) -> bool:
+        """Whether a call is of another package, or of a function of a file that takes nothing from the project."""
+        ways = self.ways.get(first_part(call.func), ())
+        return not (any(map(self.of_project, ways)) if ways else self.is_connected)
+
+    def look(self, node: ast.AST, inside: str) -> None:
+        """Note what a node and those below it keep; `inside` is the function around them."""
+        if isinstance(node, ast.Call):
+            if self.is_ours(node):
+                return
+            self.look_at_call(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if self.holds(node.value) or (isinstance(node, ast.AnnAssign) and self.holds(node.annotation)):
+                self.add(*(name for each in targets for name in names_of(each)))
+        elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension) and self.holds(node.iter):
+            self.add(*names_of(node.target))
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values):
+                if isinstance(key, ast.Constant) and self.holds(value):
+                    self.add(str(key.value))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inside = node.name
+            for name, default in parameters(node.args):
+                if self.holds(default):
+                    self.add(name)
+        elif isinstance(node, ast.Return) and inside and self.holds(node.value):
+            self.add(inside + "()")
+        elif isinstance(node, ast.ClassDef) and node.bases and self.holds_member(node):
+            self.add(node.name)  # an enumeration
+        for child in ast.iter_child_nodes(node):
+            self.look(child, inside)
+
+    def holds_member(self, node: ast.ClassDef) -> bool:
+        return any(isinstance(each, ast.Assign) and self.holds(each.value) for each in node.body)
+
+    def look_at_call(self, call: ast.Call) -> None:
+        keywords = [each.arg for each in call.keywords if each.arg and self.holds(each.value)]
+        if not keywords and not any(map(self.holds, call.args)):
+            return
+        foreign, function = self.is_foreign(call), last_part(call.func)
+        if not foreign:
+            self.add(*keywords, "" if function in OPTIONS else function + "()")
+        texts = [each.value for each in call.args if isinstance(each, ast.Constant)]
+        for text in (text for text in texts if isinstance(text, str) and text not in HIERARCHICAL_STRINGS):
+            if not foreign or function in OPTIONS or text.startswith("--"):
+                self.add(text.lstrip("-").replace("-", "_"))
+
+
+def is_removed(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in HIERARCHICAL_STRINGS
+    )
+
+
+def names_of(target: ast.expr) -> Iterator[str]:
+    if isinstance(target, ast.Name):
+        yield target.id
+    elif isinstance(target, ast.Attribute):
+        yield target.attr
+    elif isinstance(target, ast.Subscript) and isinstance(target.slice, ast.Constant):
+        yield str(target.slice.value)
+    elif isinstance(target, ast.Tuple | ast.List):
+        for each in target.elts:
+            yield from names_of(each)
+
+
+def parameters(args: ast.arguments) -> Iterator[tuple[str, ast.AST | None]]:
+    """The parameters of a function with their defaults, and again with what their annotations say."""
+    plain = [*args.posonlyargs, *args.args]
+    yield from zip([each.arg for each in plain[len(plain) - len(args.defaults) :]], args.defaults)
+    yield from zip([each.arg for each in args.kwonlyargs], args.kw_defaults)
+    yield from ((each.arg, each.annotation) for each in (*plain, *args.kwonlyargs))
