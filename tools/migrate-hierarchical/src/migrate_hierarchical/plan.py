@@ -110,6 +110,7 @@ class Planner:
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
         self.passed: set[cst.Name] = set()  # of uses that stay, because a rule is not wanted there
         self.todos: list[tuple[cst.CSTNode, Left]] = []
+        self.read_names = {node.value for node in walk.names}
         self.importing: dict[tuple[Scope, str], list[tuple[str, list[Binding]]]] = {}
         self.rewritten: list[Outcome] = []
         self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
@@ -204,8 +205,8 @@ class Planner:
         """The local name of an import that surely runs before the use."""
         for scope in use.scope.ancestors():
             for local, bindings in self.imported_as(scope, name):
-                if use.scope.lookup(local) is not bindings:
-                    continue
+                if use.scope.lookup(local) is not bindings or not (local == name or local in self.read_names):
+                    continue  # what nothing here reads is meant for others, and perhaps only just got its name
                 if any(self.runs_before(b.statement, use, statements) for b in bindings):
                     return local
         return None

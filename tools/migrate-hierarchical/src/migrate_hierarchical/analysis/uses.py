@@ -64,7 +64,7 @@ class Resolver:
         ours = [each for each in found if each is not None]
         if not ours:
             return None
-        name, node, base = ours[0]
+        name, node, base = next((each for each in ours if each[0] in REMOVED), ours[0])
         agrees = len(ours) == len(found) and all(each[:2] == ours[0][:2] for each in ours)
         # an import under `global` cannot bind another name
         agrees = agrees and not any(binding.scope.elsewhere.get(root.value) for binding in bindings)

@@ -1,0 +1,73 @@
+"""Projects that once ended in two places, depending on how they were cut into runs; most were found at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migrate_hierarchical.cli import main
+from tests.codemod.test_parts_of_projects import sorted_imports
+from tests.codemod.trees import make
+
+FROM = "from dilated_attention_pytorch import "
+CALL = "x = BlockSparseHierarchical([2048], [1])\n"
+
+
+def ends(folder: Path, files: dict[str, str], runs: list[list[str]]) -> dict[str, str]:
+    """The files after some runs and one on everything, which is repeated and changes nothing more."""
+    make(folder, {"setup.cfg": "", **files})
+    for *options, path in runs:
+        main([*options, str(folder / path)])
+    status = main([str(folder)])
+    new = {path: (folder / path).read_text() for path in files}
+    assert main([str(folder)]) == status
+    assert {path: (folder / path).read_text() for path in files} == new
+    return new
+
+
+@pytest.mark.parametrize("rule", ["HIER001", "HIER002", "HIER008", "HIER009"])
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+@pytest.mark.parametrize("path", ["", "app/__init__.py"])
+def test_name_that_a_re_export_has_got(path: str, option: str, rule: str, tmp_path: Path) -> None:
+    files = {
+        "app/compat.py": FROM + "BlockSparseHierarchical\n",
+        "app/__init__.py": FROM
+        + "HierarchicalConfig as Own\nfrom app.compat import BlockSparseHierarchical\n\n"
+        + CALL,
+    }
+    whole = ends(tmp_path / "whole", files, [])
+    assert "sparse_config=SparsePatternConfig(\n" in whole["app/__init__.py"]
+    parts = ends(tmp_path / "parts", files, [[option, rule, path]])
+    assert [sorted_imports(text) for text in parts.values()] == [
+        sorted_imports(text) for text in whole.values()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "use"),
+    [
+        ("create_block_sparse_attention as A", "create_hierarchical_attention as A", "x = [A]\n"),
+        ("create_block_sparse_attention as A", "create_hierarchical_attention as A", "x = A(512, 8)\n"),
+        ("SparsePatternConfig as A", "HierarchicalConfig as A", "def f(x: A): ...\n"),
+        ("BlockSparseAttention as A", "BlockSparseHierarchical as A", "x = A([2048], [1])\n"),
+    ],
+)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "from {p} import {0}\nfrom {p} import {1}\n",
+        "if new:\n    from {p} import {0}\nelse:\n    from {p} import {1}\n",
+    ],
+)
+@pytest.mark.parametrize("swap", [False, True])
+def test_kept_and_removed_name_under_one_name(
+    swap: bool, layout: str, one: str, other: str, use: str, tmp_path: Path
+) -> None:
+    names = (other, one) if swap else (one, other)
+    text = layout.format(*names, p="dilated_attention_pytorch")
+    make(tmp_path, {"a.py": text + use})
+    assert main([str(tmp_path)]) == 2
+    new = (tmp_path / "a.py").read_text()
+    assert new.startswith(text)
+    assert "HIER107" in new.removeprefix(text)
