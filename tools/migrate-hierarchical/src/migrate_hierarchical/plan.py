@@ -21,6 +21,7 @@ from .analysis.scopes import Walk
 from .analysis.uses import Resolver, Use, api_path
 from .checks.aliases import check_aliases
 from .checks.annotations import check_type_comments, check_types
+from .checks.branches import Branches, repeats, without_repeats
 from .checks.by_name import ByName
 from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
 from .checks.strings import check_strings
@@ -315,6 +316,10 @@ class Planner:
         return self.by_name.travels(node)
 
     @cached_property
+    def branches(self) -> Branches:
+        return Branches(self)
+
+    @cached_property
     def by_name(self) -> ByName:
         return ByName(self)
 
@@ -434,7 +439,12 @@ class Planner:
         elif isinstance(parent, cst.Attribute) and parent.value is use.node:
             self.leave(use.node, "HIER102", f"{use.name}.{parent.attr.value}")
         elif use.name in TYPES and self.roles.of(use.node) in (TYPE, CLASS):
-            if self.wants("HIER008", use.node):
+            if self.wants("HIER008", use.node) and self.branches.are_told_apart(use):
+                new = TYPES[use.name]
+                self.leave(use.node, "HIER109", f"{use.name} and {new} are told apart, and become one class")
+            elif self.wants("HIER008", use.node):
+                if self.roles.of(use.node) == CLASS and (classes := repeats(self, use)) is not None:
+                    self.replacements[classes] = Rewrite("HIER008", without_repeats)
                 self.renames[use.node] = self.name(use, TYPES[use.name])
                 self.used.add(use.root)
                 self.note(use.node, "HIER008")
