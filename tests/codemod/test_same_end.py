@@ -71,3 +71,31 @@ def test_kept_and_removed_name_under_one_name(
     new = (tmp_path / "a.py").read_text()
     assert new.startswith(text)
     assert "HIER107" in new.removeprefix(text)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "def f(x):\n    return isinstance(x, BlockSparseHierarchical)\n",
+        "def f(x: BlockSparseHierarchical): ...\n",
+        "def f(x: 'BlockSparseHierarchical'): ...\n",
+        CALL,
+    ],
+)
+@pytest.mark.parametrize("rules", ["HIER008", "HIER001,HIER008", "HIER009", "HIER001,HIER009"])
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+def test_import_that_others_wait_for(option: str, rules: str, use: str, tmp_path: Path) -> None:
+    files = {
+        "app/compat.py": FROM + f"BlockSparseHierarchical  # noqa: F401\n\n\n{use}",
+        "app/layers.py": "from .compat import BlockSparseHierarchical\n\n" + CALL,
+    }
+    parts, compat = tmp_path / "parts", tmp_path / "parts/app/compat.py"
+    make(parts, {"setup.cfg": "", **files})
+    status = main([str(compat), option, rules])
+    once = compat.read_text()
+    assert main([str(compat), option, rules]) == status
+    assert compat.read_text() == once
+    assert ends(parts, {}, []) == {}
+    whole = ends(tmp_path / "whole", files, [])
+    for path, text in whole.items():
+        assert sorted_imports((parts / path).read_text()) == sorted_imports(text)

@@ -126,6 +126,10 @@ class Planner:
             self.silence.rules and any(self.silence.names(line, rule) for line in self.lines_of(node))
         )
 
+    def waits(self, bindings: list[Binding]) -> bool:
+        """Whether what an import gives stays as it is, because other files still take it from here."""
+        return bool(self.waiting.intersection(bindings))
+
     def lines_of(self, node: cst.CSTNode) -> tuple[int, ...]:
         """First and last line of a node, and of the call that it is the function of."""
         first = self.walk.line_of(node)
@@ -381,8 +385,8 @@ class Planner:
         if use.name in REMOVED and expects_failure(use.node, parents, of_name=True):
             self.leave(use.node, "HIER116", use.name)
             return None
-        waits = bool(self.waiting.intersection(use.bindings))
-        if called and use.name in RULE_OF and (waits or not self.wants(RULE_OF[use.name], use.node)):
+        stays = self.waits(use.bindings) or not self.wants(RULE_OF.get(use.name, ""), use.node)
+        if called and use.name in RULE_OF and stays:
             self.explained.add(parent)
             self.passed.add(use.root)
             return None
@@ -439,10 +443,11 @@ class Planner:
         elif isinstance(parent, cst.Attribute) and parent.value is use.node:
             self.leave(use.node, "HIER102", f"{use.name}.{parent.attr.value}")
         elif use.name in TYPES and self.roles.of(use.node) in (TYPE, CLASS):
-            if self.wants("HIER008", use.node) and self.branches.are_told_apart(use):
+            wanted = self.wants("HIER008", use.node) and not self.waits(use.bindings)
+            if wanted and self.branches.are_told_apart(use):
                 new = TYPES[use.name]
                 self.leave(use.node, "HIER109", f"{use.name} and {new} are told apart, and become one class")
-            elif self.wants("HIER008", use.node):
+            elif wanted:
                 if self.roles.of(use.node) == CLASS and (classes := repeats(self, use)) is not None:
                     self.replacements[classes] = Rewrite("HIER008", without_repeats)
                 self.renames[use.node] = self.name(use, TYPES[use.name])
@@ -451,7 +456,7 @@ class Planner:
             else:
                 self.passed.add(use.root)
         elif use.name == CONFIG and is_keyword(parent, "default_factory"):
-            if self.wants("HIER002", use.node):
+            if self.wants("HIER002", use.node) and not self.waits(use.bindings):
                 return use.node, config_factory(self, use)
             self.passed.add(use.root)
         else:

@@ -43,7 +43,9 @@ def rename_types(planner: Planner, node: cst.SimpleString) -> bool:
         return True
     if not names_ours(planner, node, text):
         return False
-    if not planner.wants("HIER008", node):
+    scope = planner.walk.scope_of[node]
+    waits = any(planner.waits(scope.lookup(word)) for word in WORD.findall(text))
+    if waits or not planner.wants("HIER008", node):
         for word in WORD.findall(text):
             planner.kept.update(planner.walk.scope_of[node].lookup(word))
         return True
@@ -128,13 +130,13 @@ def rename_export(planner: Planner, node: cst.SimpleString) -> None:
     name = string_value(node)
     if name is None:
         return
-    if not planner.wants("HIER008", node):
-        planner.kept.update(planner.walk.scope_of[node].lookup(name))
+    bindings = planner.walk.scope_of[node].lookup(name)
+    if planner.waits(bindings) or not planner.wants("HIER008", node):
+        planner.kept.update(bindings)
         return
     if name in planner.walk.facts.wanted:
         return  # other files go on importing it from here
     scope = planner.walk.scope_of[node]
-    bindings = scope.lookup(name)
     ours = [(b.target or "").split(".")[-1] for b in bindings if planner.is_ours(b.target)]
     if not set(ours) & REMOVED:
         return
