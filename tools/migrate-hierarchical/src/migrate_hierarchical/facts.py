@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 # Instead of a name of the API: what an import from a module of the user's own gets.
 SEVERAL = "?"  # something that is bound in several ways there
 MISSING = "!"  # nothing: a removed name that the module does not have
+LAZY = "~"  # what `__getattr__` of a module gives that names the package
 
 
 @dataclass(frozen=True)

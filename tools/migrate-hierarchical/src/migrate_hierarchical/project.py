@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from copy import copy
 
 from .discovery import PLAIN, PROSE, PYTHON, find_files
-from .facts import MISSING, SEVERAL
+from .facts import LAZY, MISSING, SEVERAL
 from .module_index import ModuleIndex, index_of, places_of
 from .names import (
     CLASS,
@@ -401,12 +401,30 @@ class Project:
                 found.pop(name, None)
                 if targets != {None}:
                     found[name] = (targets.pop() or "") if len(targets) == 1 else SEVERAL
+            found.update((name, LAZY) for name in self.given_late(key, path) if name not in found)
         return found
+
+    def given_late(self, key: str, path: str) -> set[str]:
+        """The removed names that `__getattr__` of a module may give: those in its text, or any if that names none."""
+        index, data = self.index[path], self.data[path]
+        if "__getattr__" not in index.bindings or PACKAGE.encode() not in data:
+            return set()
+        named = {name for name in REMOVED if name.encode() in data} or REMOVED
+        own = {
+            name for other in self.index.values() for name in named if None in other.bindings.get(name, ())
+        }
+        return {
+            name for name in named - own if name not in index.bindings and f"{key}/{name}" not in self.stems
+        }
 
     def given_by_star(self, key: str, names: dict[str, str]) -> dict[str, str]:
         """Those names of a module that a star import takes."""
         known = [self.index[path] for path in self.stems[key] if path in self.index]
-        return {name: api for name, api in names.items() if all(index.gives(name) for index in known)}
+        return {
+            name: api
+            for name, api in names.items()
+            if all(index.gives(name) and (api != LAZY or index.exported) for index in known)
+        }
 
     # ---- what is asked about a file
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import libcst as cst
 
-from ..facts import MISSING, SEVERAL, Facts
+from ..facts import LAZY, MISSING, SEVERAL, Facts
 from ..names import KEYWORD, PACKAGE, PIECE, TODO, below_package
 from .binding import (
     IMPORTS,
@@ -59,7 +59,7 @@ class Walk:
         self.star_of: dict[str, cst.ImportFrom] = {}  # name -> that star
         self.unclear: list[
             tuple[cst.ImportAlias, str]
-        ] = []  # of these, what is bound in several ways, or is missing
+        ] = []  # of these, what is bound in several ways, is missing, or made when it is asked for
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
         self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
@@ -366,7 +366,7 @@ class Walk:
         taken: dict[str, str] = {}
         for alias in node.names if known and not isinstance(node.names, cst.ImportStar) else ():
             api = known.get(import_name(alias))
-            if api in (SEVERAL, MISSING):
+            if api in (SEVERAL, MISSING, LAZY):
                 self.unclear.append((alias, api))
             elif api is not None:
                 taken[import_name(alias)] = api

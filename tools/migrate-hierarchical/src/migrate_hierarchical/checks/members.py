@@ -9,7 +9,7 @@ import libcst as cst
 from ..analysis.binding import dotted, import_name, written_path
 from ..analysis.roles import leftmost
 from ..edit.arguments import string_value
-from ..facts import SEVERAL
+from ..facts import LAZY, SEVERAL
 from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED, REMOVED_MODULE
 
 if TYPE_CHECKING:
@@ -101,17 +101,19 @@ def check_modules(planner: Planner) -> None:
         for binding in planner.walk.scope_of[root].lookup(name):
             module = ".".join(part for part in (written_path(binding), rest) if part)
             api = facts.find(module).get(node.attr.value, "")
-            if api in REMOVED or api in (SEVERAL, REMOVED_MODULE):
+            if api in REMOVED or api in (SEVERAL, LAZY, REMOVED_MODULE):
                 planner.leave(
                     node, "HIER109", f"{path}.{node.attr.value} comes from a module of this project"
                 )
 
 
 def check_own_imports(planner: Planner) -> None:
-    """Names that a module of the user's own binds in several ways, or that it does not have."""
+    """Names that a module of the user's own binds in several ways, gives through __getattr__, or does not have."""
     for alias, what in planner.walk.unclear:
         if what == SEVERAL:
             planner.leave(alias, "HIER107", f"{import_name(alias)} is bound in several ways there")
+        elif what == LAZY:
+            planner.leave(alias, "HIER108", f"{import_name(alias)} comes from __getattr__ of that module")
         else:
             planner.leave(alias, "HIER108", f"{import_name(alias)} is not in that module")
 
