@@ -14,13 +14,12 @@ from collections.abc import Iterable, Iterator
 
 from .discovery import NOTEBOOK, PYTHON
 from .module_index import Import, dotted, index_of, source_of
-from .names import FACTORY, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, PATTERN, PRESET, SKIP_FILE
+from .names import CHOOSE, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, SKIP_FILE
 from .project import Project, joined
 from .syntax import parse
 
-CHOOSE = (FACTORY, PRESET, PATTERN)  # what is told a variant, a preset or a pattern
 CHOSEN_BY = frozenset({"variant", "preset_name", "pattern_type"})
-OPEN = re.compile(rb"(?:" + "|".join(CHOOSE).encode() + rb")\b")
+OPEN = re.compile(rb"(?:" + "|".join(sorted(CHOOSE)).encode() + rb")\b")
 # Functions of other packages that are given the name of an option or of a member beside its value.
 OPTIONS = frozenset(
     ["get", "getenv", "getattr", "setattr", "setdefault", "pop", "add_argument", "option", "Option"]

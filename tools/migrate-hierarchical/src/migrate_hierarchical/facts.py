@@ -22,6 +22,8 @@ class Facts:
     kinds: dict[str, str] = field(default_factory=dict)
     # names by which other files keep a removed variant or pass it on, as carriers.py has them
     carried: frozenset[str] = frozenset()
+    # dotted paths as the file writes them, or names that a star gives, that lead to callables of the package
+    callables: frozenset[str] = frozenset()
     # of those wanted, names that no file imports, but one looks up while it runs
     looked_up: frozenset[str] = frozenset()
     # of those wanted, names that only files import where a person has silenced a rule

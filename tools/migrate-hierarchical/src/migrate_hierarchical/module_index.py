@@ -69,6 +69,8 @@ class ModuleIndex:
     names: set[str] = field(default_factory=set)  # plain names that are read
     texts: set[str] = field(default_factory=set)  # strings, while the file is read
     makes: dict[str, str] = field(default_factory=dict)  # "x" or "f()" -> what is called for it, or its type
+    # name of the module -> what the expression that it is set to may be, wrap or hold
+    wraps: dict[str, set[str]] = field(default_factory=dict)
     exported: set[str] | None = None  # __all__, where it is literal
     is_open: bool = False  # it may have names that it does not show: __getattr__, or it could not be parsed
     is_too_large: bool = False  # nothing was looked at
@@ -133,6 +135,11 @@ def index_of_tree(tree: ast.Module) -> ModuleIndex:
         index.names.update(name for text in index.texts for name in names_in(text))
     index.texts.clear()
     index.makes = makes_of(tree.body, "")
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    index.wraps.setdefault(target.id, set()).update(values_in(node.value))
     return index
 
 
@@ -152,6 +159,19 @@ def makes_of(body: list[ast.stmt], before: str) -> dict[str, str]:
         elif isinstance(node, ast.ClassDef) and not before:
             found.update((name, [made]) for name, made in makes_of(node.body, node.name + ".").items())
     return {name: made[0] for name, made in found.items() if len(made) == 1 and made[0]}
+
+
+def values_in(node: ast.AST | None) -> Iterator[str]:
+    """The dotted names in an expression that are not called there; those that a call is given too."""
+    name = dotted(node)
+    if name is not None:
+        yield name
+    elif isinstance(node, ast.Call):
+        for each in (*node.args, *(keyword.value for keyword in node.keywords)):
+            yield from values_in(each)
+    elif isinstance(node, ast.IfExp | ast.BoolOp | ast.Tuple | ast.List | ast.Dict | ast.Set | ast.NamedExpr):
+        for child in ast.iter_child_nodes(node):
+            yield from values_in(child)
 
 
 def called(node: ast.expr | None) -> str | None:

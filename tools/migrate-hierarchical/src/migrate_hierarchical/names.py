@@ -22,6 +22,7 @@ PATTERN = "SparsePatternConfig"
 MODULE = "BlockSparseAttention"
 FUNCTION = "block_sparse_attention"  # its name is like that of a module that is gone
 KEPT = frozenset({FACTORY, PRESET, PATTERN, MODULE})
+CHOOSE = frozenset({FACTORY, PRESET, PATTERN})  # what is told a variant, a preset or a pattern
 
 HIERARCHICAL = "hierarchical"
 KEYWORD = "hierarchical_config"

@@ -352,8 +352,9 @@ class Planner:
         check_own_imports(self)
         check_unresolved(self)
         check_types(self)
-        if self.is_concerned:
+        if self.is_concerned or self.walk.facts.callables:
             check_aliases(self)
+        if self.is_concerned:
             self.by_name.check()
         check_strings(self)
         check_type_comments(self)

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from .callables import callables
 from .carriers import carried
 from .discovery import PROSE, PYTHON
 from .documents.result import Entry, Result
 from .facts import MISSING, Facts
 from .module_index import ModuleIndex, index_of
-from .names import SKIP_FILE
+from .names import NEEDLE, SKIP_FILE
 from .project import MOST_FILES, Project, fork_of, stem
 from .settings import Settings, is_reason
 from .silence import Silence
@@ -72,6 +73,7 @@ class Rounds:
         self.lookups: dict[str, dict[str, list[str]]] | None = None
         self.kinds: dict[str, dict[str, str]] = {}
         self.carried: dict[str, frozenset[str]] = {}
+        self.callables: dict[str, frozenset[str]] = {}
         self.silenced: dict[str, bool] = {}
         self.before = dict(project.index)
         self.after = dict(project.index)
@@ -95,6 +97,8 @@ class Rounds:
             self.add(path, self.project.data[path])
         for path in self.source:
             self.imported[path], self.kinds[path] = self.project.imported(path), self.project.kinds(path)
+            if NEEDLE in self.source[path]:
+                self.callables[path] = callables(self.project, path)
         for _ in range(MOST_ROUNDS):
             facts = self.current_facts()
             news = [path for path in self.source if path not in self.done or facts[path] != self.facts[path]]
@@ -112,7 +116,9 @@ class Rounds:
         """Whether a file that does not name the package has something of it from a module of the project."""
         if SKIP_FILE in self.project.data[path]:
             return False
-        return bool(self.project.imported(path) or self.project.kinds(path))
+        if self.project.imported(path) or self.project.kinds(path):
+            return True
+        return NEEDLE in self.project.data[path] and bool(callables(self.project, path))
 
     def add_importers(self) -> None:
         """The files that take a name of the API from one that is migrated, given or not."""
@@ -141,8 +147,15 @@ class Rounds:
             wanted = {name: shown_from_here(min(taken[name])) for name in sorted(taken) if name in names}
             quiet = frozenset(name for name in wanted if all(map(self.is_quiet, taken[name])))
             by_name = frozenset(name for name in wanted if name not in static.get(stem(path), {}))
-            held = self.carried.get(path, frozenset())
-            facts[path] = Facts(self.imported[path], wanted, self.kinds[path], held, by_name, quiet)
+            facts[path] = Facts(
+                self.imported[path],
+                wanted,
+                self.kinds[path],
+                carried=self.carried.get(path, frozenset()),
+                callables=self.callables.get(path, frozenset()),
+                looked_up=by_name,
+                quiet=quiet,
+            )
         return facts
 
     def looked_up(self) -> dict[str, dict[str, list[str]]]:

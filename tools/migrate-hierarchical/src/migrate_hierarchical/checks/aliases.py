@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..analysis.binding import Binding, Scope, dotted
+from ..analysis.binding import Binding, Scope, dotted, written_path
 from ..edit.arguments import string_value
-from ..names import FACTORY, HIERARCHICAL_STRINGS, KEYWORD, PATTERN, PRESET
+from ..names import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
 
 if TYPE_CHECKING:
     from ..plan import Planner
 
-CHOOSE = frozenset({FACTORY, PRESET, PATTERN})  # what is told a variant, a preset or a pattern
 DEPTH = 8
 
 
@@ -48,7 +47,8 @@ class Aliases:
     def __init__(self, planner: Planner) -> None:
         self.planner, self.walk = planner, planner.walk
         parents = planner.walk.parents
-        self.are_made = any(
+        self.of_project = planner.walk.facts.callables
+        self.are_made = bool(self.of_project) or any(
             use.name in CHOOSE
             and not (isinstance(call := parents[use.node], cst.Call) and call.func is use.node)
             for use in planner.resolver
@@ -59,6 +59,8 @@ class Aliases:
         use = self.planner.resolver.by_node.get(node) if node is not None else None
         if use is not None or depth > DEPTH:
             return use is not None and use.name in CHOOSE
+        if self.of_project and self.comes_from_project(node, scope):
+            return True
         if isinstance(node, cst.Name):
             return any(self.bound(each, depth + 1) for each in scope.lookup(node.value))
         if isinstance(node, cst.Attribute):
@@ -73,6 +75,15 @@ class Aliases:
         return any(self.lead(part, scope, depth + 1) for part in parts_of(node)) or (
             isinstance(node, cst.Call) and self.returned(node, scope, depth + 1)
         )
+
+    def comes_from_project(self, node: cst.CSTNode | None, scope: Scope) -> bool:
+        """Whether a name or a member of a module is one of another file."""
+        root, _, rest = (dotted(node) or "").partition(".")
+        bindings = scope.lookup(root) if root else []
+        paths = [
+            ".".join(filter(None, (written_path(each), rest))) for each in bindings if each.kind == "import"
+        ]
+        return bool(self.of_project.intersection(paths if bindings else [root]))
 
     def member(self, node: cst.Attribute) -> cst.Attribute | None:
         """`Class.make` for `Class().make`."""
