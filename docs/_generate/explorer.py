@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.config import PATTERN_TYPES, takes
 
-PATTERNS = ("dilated_sparse", "local_window", "global_local")
 RATIOS = (0.01, 0.02, 0.05, 0.1, 0.25)
 BLOCKS = (64, 128)
 LENGTHS = (4096, 16_384)
 
 
 def entry(pattern: str, ratio: float, block: int, length: int, causal: bool) -> dict[str, object]:
-    tokens = block if pattern == "global_local" else 0
+    tokens = block if takes(pattern, "global_tokens") else 0
     config = SparsePatternConfig(pattern, block, ratio, global_tokens=tokens)
     layout = BlockLayout.from_config(config, length, causal=causal)
     mask, stats = layout.to_dense().numpy(), layout.stats()
@@ -41,7 +41,11 @@ def write(markdown: Path, assets: Path) -> None:
             pattern, ratio, block, length, causal
         )
         for pattern, ratio, block, length, causal in itertools.product(
-            PATTERNS, RATIOS, BLOCKS, LENGTHS, (False, True)
+            PATTERN_TYPES, RATIOS, BLOCKS, LENGTHS, (False, True)
         )
     }
     (assets / "layouts.json").write_text(json.dumps(data), "utf-8")
+    choices = "".join(f"<option>{pattern}</option>" for pattern in PATTERN_TYPES)
+    (markdown / "explorer-patterns.html").write_text(
+        f'<label>Pattern <select name="pattern">{choices}</select></label>\n', "utf-8"
+    )

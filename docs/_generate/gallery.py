@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from html import escape
 from pathlib import Path
 
 import figures
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.config import PATTERN_TYPES, takes
+from dilated_attention_pytorch.patterns.registry import PATTERNS
 
 LENGTH = 4096
-PATTERNS = (
-    SparsePatternConfig("dilated_sparse", sparsity_ratio=0.1),
-    SparsePatternConfig("local_window", sparsity_ratio=0.1),
-    SparsePatternConfig("global_local", sparsity_ratio=0.1, global_tokens=64),
+CONFIGS = tuple(
+    SparsePatternConfig(name, sparsity_ratio=0.1, global_tokens=64 if takes(name, "global_tokens") else 0)
+    for name in PATTERN_TYPES
 )
 
 
@@ -30,7 +32,7 @@ def title(config: SparsePatternConfig, layout: BlockLayout) -> str:
 def write(markdown: Path, assets: Path) -> None:
     for name, causal in (("gallery", False), ("gallery-causal", True)):
         shown = []
-        for config in PATTERNS:
+        for config in CONFIGS:
             layout = BlockLayout.from_config(config, LENGTH, causal=causal)
             picture = f"{name}-{config.pattern_type}.svg"
             (assets / picture).write_text(figures.grid(layout), "utf-8")
@@ -46,9 +48,6 @@ def write(markdown: Path, assets: Path) -> None:
 
 def alt(config: SparsePatternConfig, causal: bool) -> str:
     """What the picture shows, in words."""
-    seen = {
-        "dilated_sparse": "the diagonal with single blocks at growing distances",
-        "local_window": "a band along the diagonal",
-        "global_local": "a band along the diagonal, a full first row and column",
-    }
-    return f"{'The lower triangle of a' if causal else 'A'} grid of blocks: {seen[config.pattern_type]}"
+    source = sys.modules[PATTERNS[config.pattern_type].pairs.__module__]
+    what = (source.__doc__ or "").splitlines()[0].removeprefix(f"{config.pattern_type}: ")
+    return f"{'The lower triangle of a' if causal else 'A'} grid of blocks: {escape(what)}"

@@ -16,6 +16,13 @@ from .values import shown
 
 PatternType = Literal["dilated_sparse", "local_window", "global_local"]
 PATTERN_TYPES: tuple[str, ...] = get_args(PatternType)
+# The fields that only some patterns have, and which those are.
+TAKEN_BY: dict[str, tuple[PatternType, ...]] = {
+    "window_size": ("local_window", "global_local"),
+    "global_tokens": ("global_local",),
+    "dilation_rates": ("dilated_sparse",),
+    "rotation": ("dilated_sparse",),
+}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -32,6 +39,11 @@ def closest(name: str, choices: Iterable[str], what: str) -> str:
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     return (f"; did you mean {near[0]!r}? The " if near else "; the ") + f"{what} are {', '.join(choices)}"
+
+
+def takes(pattern_type: str, field: str) -> bool:
+    """Whether a pattern has this field of TAKEN_BY."""
+    return pattern_type in TAKEN_BY[field]
 
 
 @dataclass(frozen=True)
@@ -110,11 +122,8 @@ class SparsePatternConfig:
         turns = values.integer(self.rotation)
         if turns is None or not 0 <= turns <= values.MAX_TOKENS:
             raise ValueError(f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}")
-        if turns and self.pattern_type != "dilated_sparse":
-            raise ValueError(
-                f"rotation does not apply to pattern_type={self.pattern_type!r}, got {turns}; "
-                "use 'dilated_sparse', or leave it out"
-            )
+        if turns:
+            self._check_taken("rotation", str(turns))
         self._set("rotation", turns)
 
     def least_blocks(self, causal: bool) -> int:
@@ -126,12 +135,16 @@ class SparsePatternConfig:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_window(self, window_size: Any) -> None:
-        if self.pattern_type == "dilated_sparse":
+    def _check_taken(self, field: str, as_given: str) -> None:
+        if not takes(self.pattern_type, field):
+            patterns = " or ".join(map(repr, TAKEN_BY[field]))
             raise ValueError(
-                f"window_size does not apply to pattern_type='dilated_sparse', got {shown(window_size)}; "
-                "use 'local_window' or 'global_local', or leave it out"
+                f"{field} does not apply to pattern_type={self.pattern_type!r}, got {as_given}; "
+                f"use {patterns}, or leave it out"
             )
+
+    def _check_window(self, window_size: Any) -> None:
+        self._check_taken("window_size", shown(window_size))
         tokens = values.tokens(window_size)
         if tokens is None:
             raise ValueError(f"window_size must be a positive number of tokens, got {shown(window_size)}")
@@ -143,21 +156,14 @@ class SparsePatternConfig:
             raise ValueError(
                 f"global_tokens must be a number of tokens >= 0, got {shown(self.global_tokens)}"
             )
-        if tokens and self.pattern_type != "global_local":
-            raise ValueError(
-                f"global_tokens does not apply to pattern_type={self.pattern_type!r}, "
-                f"got {tokens}; use 'global_local', or leave it out"
-            )
+        if tokens:
+            self._check_taken("global_tokens", str(tokens))
         self._set("global_tokens", tokens)
 
     def _check_dilation_rates(self, dilation_rates: Any) -> None:
         given = values.items(dilation_rates)
         as_given = shown(dilation_rates if given is None else given)
-        if self.pattern_type != "dilated_sparse":
-            raise ValueError(
-                f"dilation_rates does not apply to pattern_type={self.pattern_type!r}, got {as_given}; "
-                "use 'dilated_sparse', or leave it out"
-            )
+        self._check_taken("dilation_rates", as_given)
         rates = tuple(map(values.tokens, given or ()))
         if not rates or None in rates:
             raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.config import TokenDilation
+from dilated_attention_pytorch.config import TokenDilation, takes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PATTERN_RATES = (1, 2, 4, 8)
@@ -89,9 +89,9 @@ class Case:
         return text
 
     def config(self) -> SparsePatternConfig:
-        """The pattern; global_local with one global block."""
-        rates = self.pattern_rates if self.pattern == "dilated_sparse" else None
-        global_tokens = self.block if self.pattern == "global_local" else 0
+        """The pattern; one with global tokens has one block of them."""
+        rates = self.pattern_rates if takes(self.pattern, "dilation_rates") else None
+        global_tokens = self.block if takes(self.pattern, "global_tokens") else 0
         return SparsePatternConfig(
             self.pattern,  # type: ignore[arg-type]
             block_size=self.block,

@@ -20,6 +20,7 @@ from dilated_attention_pytorch.cli.arguments import (
     thread_count,
 )
 from dilated_attention_pytorch.cli.files import check_file
+from dilated_attention_pytorch.config import PATTERN_TYPES
 
 from .cases import DTYPES, Case
 
@@ -97,7 +98,7 @@ def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     add("--head-dim", type=positive_int)
     add("--block", "tokens per block side", type=block_size)
     add("--density", "share of blocks kept", type=kept_ratio)
-    add("--pattern", choices=("dilated_sparse", "local_window", "global_local"))
+    add("--pattern", choices=PATTERN_TYPES)
     add(
         "--dilation-rates",
         "of dilated_sparse, in blocks, such as 1,2,4,8; none: the powers of two",

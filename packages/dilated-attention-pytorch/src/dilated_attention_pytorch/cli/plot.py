@@ -6,7 +6,7 @@ import argparse
 import io
 from pathlib import Path
 
-from ..config import PATTERN_TYPES, SparsePatternConfig
+from ..config import PATTERN_TYPES, SparsePatternConfig, takes
 from ..layout import BlockLayout
 from ..layout.plot import bin_size
 from .arguments import block_size, did_you_mean, int_list, kept_ratio, natural_int, path, positive_int
@@ -133,7 +133,7 @@ def expected_blocks(config: SparsePatternConfig, q_len: int, kv_len: int, causal
     n_rows, n_cols = n_blocks(q_len, size), n_blocks(kv_len, size)
     available = n_rows * n_cols - (n_rows * (n_rows - 1) // 2 if causal else 0)
     n_global = 0
-    if config.pattern_type == "global_local":
+    if takes(config.pattern_type, "global_tokens"):
         n_global = min(max(n_blocks(config.global_tokens, size), 1), n_rows, n_cols)
     of_global = n_global * (n_rows + n_cols)
     if config.window_size is None:

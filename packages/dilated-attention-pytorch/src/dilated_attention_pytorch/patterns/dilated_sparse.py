@@ -23,6 +23,7 @@ from torch import Tensor
 from ..config import SparsePatternConfig
 from .budget import ratio_budget
 from .grid import BlockGrid
+from .registry import register
 
 # Rows are taken in groups of at most this many (row, offset) candidates, to bound the working memory.
 CANDIDATES_PER_GROUP = 2**22
@@ -163,6 +164,7 @@ def take_first(orders: Orders, counts: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(taken_rows), torch.cat(taken_cols)
 
 
+@register("dilated_sparse")
 def dilated_sparse(
     config: SparsePatternConfig, grid: BlockGrid, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from .budget import Budget, available_per_row, ratio_budget
 from .grid import BlockGrid
 from .intervals import expand, nearest
 from .local_window import window_interval
+from .registry import register
 
 
 def count_global(config: SparsePatternConfig, grid: BlockGrid) -> int:
@@ -37,6 +38,7 @@ def global_budget(config: SparsePatternConfig, grid: BlockGrid) -> Budget:
     return Budget(least, torch.cat([least[:n_global].cumsum(0), spent + rest]))
 
 
+@register("global_local", budget=global_budget)
 def global_local(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of the pattern."""
     n_global = count_global(config, grid)

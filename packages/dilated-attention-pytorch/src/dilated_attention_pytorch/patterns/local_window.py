@@ -9,6 +9,7 @@ from ..config import SparsePatternConfig
 from .budget import ratio_budget
 from .grid import BlockGrid
 from .intervals import expand, nearest
+from .registry import register
 
 
 def window_interval(
@@ -24,6 +25,7 @@ def window_interval(
     return start, (stop - start).clamp(min=0)
 
 
+@register("local_window")
 def local_window(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of the pattern."""
     diagonal = grid.diagonal(device)

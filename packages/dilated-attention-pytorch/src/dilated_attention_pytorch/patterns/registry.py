@@ -1,42 +1,53 @@
-"""Pattern name -> active (rows, columns)."""
+"""The patterns by name. The file of a pattern joins with `@register`; nothing else names the patterns one by one."""
 
 from __future__ import annotations
 
 import functools
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..config import SparsePatternConfig
+from ..config import PatternType, SparsePatternConfig, takes
 from .budget import Budget, available_per_row, ratio_budget
-from .dilated_sparse import dilated_sparse
-from .global_local import global_budget, global_local
 from .grid import BlockGrid
-from .local_window import local_window
 
-Pattern = Callable[[SparsePatternConfig, BlockGrid, torch.device], tuple[Tensor, Tensor]]
+Pairs = Callable[[SparsePatternConfig, BlockGrid, torch.device], tuple[Tensor, Tensor]]
+Budgeting = Callable[[SparsePatternConfig, BlockGrid], Budget]
 
-PATTERNS: dict[str, Pattern] = {
-    "dilated_sparse": dilated_sparse,
-    "local_window": local_window,
-    "global_local": global_local,
-}
+
+class Pattern(NamedTuple):
+    """How the pairs of a pattern are found."""
+
+    pairs: Pairs  # active (rows, columns), int64 on the device, in no particular order
+    budget: Budgeting  # how many blocks the rows keep where the ratio decides
+
+
+PATTERNS: dict[str, Pattern] = {}
+
+
+def register(name: PatternType, budget: Budgeting = ratio_budget) -> Callable[[Pairs], Pairs]:
+    """Add the decorated function to PATTERNS."""
+
+    def add(pairs: Pairs) -> Pairs:
+        PATTERNS[name] = Pattern(pairs, budget)
+        return pairs
+
+    return add
 
 
 def active_pairs(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of one config, int64 on `device`, in no particular order."""
-    return PATTERNS[config.pattern_type](config, grid, device)
+    return PATTERNS[config.pattern_type].pairs(config, grid, device)
 
 
 def budget_of(config: SparsePatternConfig, grid: BlockGrid) -> Budget | None:
     """How many blocks the rows keep; None where a window decides."""
     if config.window_size is not None:
         return None
-    return (
-        global_budget(config, grid) if config.pattern_type == "global_local" else ratio_budget(config, grid)
-    )
+    return PATTERNS[config.pattern_type].budget(config, grid)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -52,7 +63,7 @@ def warn_of_lonely_rows(config: SparsePatternConfig) -> None:
 
 def check_connected(config: SparsePatternConfig, grid: BlockGrid) -> None:
     """Warn if a row keeps its own block only, though there are others."""
-    if config.min_blocks != 1 or config.pattern_type == "global_local":
+    if config.min_blocks != 1 or takes(config.pattern_type, "global_tokens"):
         return  # more blocks, or a global one
     budget = budget_of(config, grid)
     if budget is not None and bool(((budget.blocks() == 1) & (available_per_row(grid) > 1)).any()):
