@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.patterns.budget import floor_share, ratio_budget
-from dilated_attention_pytorch.patterns.grid import BlockGrid
 
 # 0.1 + 0.2 has 17 decimals, k / d up to 22, the smallest float 324
 RATIOS: list[Any] = [

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..config import SparsePatternConfig
 from .budget import ratio_budget
-from .grid import BlockGrid
+from ..grid import BlockGrid
 from .intervals import expand
 from .registry import register
 

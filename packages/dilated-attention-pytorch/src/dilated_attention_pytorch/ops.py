@@ -21,9 +21,9 @@ from .backends.registry import backend_named
 from .caching import plain_tensors
 from .call import Call
 from .config import TokenDilation
+from .grid import BlockGrid
 from .layout.cache import LAYOUTS, Pattern
 from .layout.layout import BlockLayout, BlockLists
-from .patterns.grid import BlockGrid
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")

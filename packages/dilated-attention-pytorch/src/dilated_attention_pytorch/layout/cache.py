@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..caching import LOCK, make_to_stay
 from ..config import SparsePatternConfig, check_same_block_size
-from ..patterns.grid import BlockGrid
+from ..grid import BlockGrid
 from .layout import BlockLayout
 
 MAX_LISTS = 128  # sets of lists that are kept

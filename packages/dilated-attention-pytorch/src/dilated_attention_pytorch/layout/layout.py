@@ -21,7 +21,7 @@ from ..config import (
     check_same_block_size,
     checked_configs,
 )
-from ..patterns.grid import BlockGrid
+from ..grid import BlockGrid
 from ..patterns.registry import active_pairs, budget_of, check_connected
 from . import coverage
 

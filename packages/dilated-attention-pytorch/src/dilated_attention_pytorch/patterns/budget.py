@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
-from .grid import BlockGrid
+from ..grid import BlockGrid
 
 
 def floor_share(ratio: Fraction, totals: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
+from ..grid import BlockGrid
 from .budget import ratio_budget
-from .grid import BlockGrid
 from .registry import register
 
 # Rows are taken in groups of at most this many (row, offset) candidates, to bound the working memory.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
+from ..grid import BlockGrid
 from .budget import Budget, available_per_row, ratio_budget
-from .grid import BlockGrid
 from .intervals import expand, nearest
 from .local_window import window_interval
 from .registry import register

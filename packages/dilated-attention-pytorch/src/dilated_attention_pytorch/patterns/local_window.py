@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..config import SparsePatternConfig
+from ..grid import BlockGrid
 from .budget import ratio_budget
-from .grid import BlockGrid
 from .intervals import expand, nearest
 from .registry import register
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import PatternType, SparsePatternConfig, takes
+from ..grid import BlockGrid
 from .budget import Budget, available_per_row, ratio_budget
-from .grid import BlockGrid
 
 Pairs = Callable[[SparsePatternConfig, BlockGrid, torch.device], tuple[Tensor, Tensor]]
 Budgeting = Callable[[SparsePatternConfig, BlockGrid], Budget]

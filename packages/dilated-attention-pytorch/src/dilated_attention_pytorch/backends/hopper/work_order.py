@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...config import TokenDilation
+from ...grid import BlockGrid
 from ...layout.layout import BlockLists
-from ...patterns.grid import BlockGrid
 from .column_groups import ColumnGroupOrder, make_column_groups
 from .longest_first import longest_first
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import values
-from ..config import check_block_size
+from . import values
+from .config import check_block_size
 
 
 @dataclass(frozen=True)
