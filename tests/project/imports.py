@@ -31,7 +31,9 @@ class Package:
 def read_package(folder: Path) -> Package:
     """Read every file below the folder of a package. Imports for type checkers only count as well."""
     modules = {module_name(path.relative_to(folder)): path for path in sorted(folder.rglob("*.py"))}
-    found = frozenset(each for name, path in modules.items() for each in imports_of(name, path, modules))
+    found = frozenset(
+        each for name, path in modules.items() for each in imports_of(name, path, modules, folder.name)
+    )
     return Package(modules, found)
 
 
@@ -40,8 +42,8 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(name: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
-    """The relative imports of a module; importing a.b.c also imports a and a.b, unless the importer is inside."""
+def imports_of(name: str, path: Path, modules: dict[str, Path], package: str) -> Iterator[Import]:
+    """The imports of a module from its own package; importing a.b.c also imports a and a.b, unless the importer is inside."""
     folder = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     folder = [part for part in folder if part]
     tree = ast.parse(path.read_text("utf-8"))
@@ -52,14 +54,27 @@ def imports_of(name: str, path: Path, modules: dict[str, Path]) -> Iterator[Impo
         for node in ast.walk(function)
     }
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = folder[: len(folder) - node.level + 1] + (node.module or "").split(".") * bool(node.module)
-        for alias in node.names:
-            whole = ".".join([*base, alias.name])
-            target = whole if whole in modules else ".".join(base)
+        for whole, base in named_by(node, folder, package):
+            target = whole if whole in modules else base
             for each in {target, *packages_around(target, name)} - {name}:
                 yield Import(name, each, id(node) in late)
+
+
+def named_by(node: ast.AST, folder: list[str], package: str) -> Iterator[tuple[str, str]]:
+    """What a statement imports of the package: a name, which may be a module, and the module that it is in."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if f"{alias.name}.".startswith(f"{package}."):
+                inside = alias.name.removeprefix(package).removeprefix(".")
+                yield inside, inside
+    elif isinstance(node, ast.ImportFrom):
+        module = [part for part in (node.module or "").split(".") if part]
+        if not node.level and module[0] != package:
+            return
+        around = folder[: len(folder) - node.level + 1] if node.level else []
+        base = around + (module if node.level else module[1:])
+        for alias in node.names:
+            yield ".".join([*base, alias.name]), ".".join(base)
 
 
 def packages_around(target: str, importer: str) -> Iterator[str]:
