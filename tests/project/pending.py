@@ -13,7 +13,9 @@ PENDING: dict[str, set[str]] = {
     "circles of codemod": {
         "analysis.class_bodies -> analysis.scopes",
         "checks.aliases -> plan",
+        "callables -> project",
         "checks.annotations -> plan",
+        "checks.branches -> plan",
         "checks.by_name -> plan",
         "checks.members -> plan",
         "checks.strings -> plan",
