@@ -1,0 +1,200 @@
+"""The recipe for a rule in CONTRIBUTING.md, followed to the letter in a copy: it then works wherever rules do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = "tools/migrate-hierarchical/src"
+COPIED = (SOURCE, "docs/_generate")
+
+# The file of the rule.
+RULE = '''\
+"""HIER010: the levels by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import libcst as cst
+
+from ..names import LEVEL_NAMES
+from .base import Decision, Left, Rewrite, Rule
+
+if TYPE_CHECKING:
+    from ..analysis.uses import Use
+    from ..edit.arguments import Arguments
+    from ..plan import Planner
+
+RULE = Rule(
+    "HIER010",
+    "`list_hierarchical_levels()` becomes an empty list",
+    """\\
+from dilated_attention_pytorch import list_hierarchical_levels
+
+names = list_hierarchical_levels()
+""",
+    """\\
+names = []
+""",
+    why="There are no levels.\\n",
+    safe="Nothing else.\\n",
+    changes=(),
+)
+
+
+def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    if arguments.named:
+        return Left("HIER117", f"{LEVEL_NAMES} of some levels")
+    return Rewrite(RULE.id, lambda old: cst.List([]))
+'''
+
+# Text in a file of the package, and what the recipe makes of it.
+EDITS = {
+    "names.py": [
+        (
+            "REMOVED = frozenset({",
+            'LEVEL_NAMES = "list_hierarchical_levels"\nREMOVED = frozenset({LEVEL_NAMES, ',
+        ),
+        ("PARAMETERS = {\n", 'PARAMETERS = {\n    LEVEL_NAMES: ("kind",),\n'),
+    ],
+    "rules/__init__.py": [
+        ("from ..names import ", "from ..names import LEVEL_NAMES, "),
+        ("from . import hier001", "from . import hier010, hier001"),
+        ("hier008, hier009)\n)", "hier008, hier009, hier010)\n)"),
+        (
+            "DECIDERS: dict[str, Decide] = {\n",
+            "DECIDERS: dict[str, Decide] = {\n    LEVEL_NAMES: hier010.decide,\n",
+        ),
+        ("RULE_OF: dict[str, str] = {\n", "RULE_OF: dict[str, str] = {\n    LEVEL_NAMES: hier010.RULE.id,\n"),
+    ],
+    "rules/reasons.py": [("REASONS = {\n", 'REASONS = {\n    "HIER117": "some levels: there are none",\n')],
+    "rules/explanations.py": [
+        (
+            "EXPLANATIONS = {\n",
+            'EXPLANATIONS = {\n    "HIER117": Explanation(\n        "Levels are gone.\\n",\n        "Nothing.\\n",\n'
+            '        f"{PACKAGE}list_hierarchical_levels\\n\\nlist_hierarchical_levels(1)\\n",\n    ),\n',
+        )
+    ],
+}
+
+# What the site and the README show of it.
+PAGES = """\
+import json, sys
+from pathlib import Path
+
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder / "docs/_generate"))
+import rule_pages
+import rules
+from migrate_hierarchical.rules import RULES
+from migrate_hierarchical.rules.markdown import rules_as_markdown
+
+rule_pages.PAGES = folder / "rules"
+for page in (rules, rule_pages):
+    page.write(folder, folder)
+json.dump({
+    "pages": {file.name: file.read_text() for file in (folder / "rules").glob("*.md")},
+    "tabs": (folder / "rules.md").read_text(),
+    "readme": rules_as_markdown(),
+}, sys.stdout)
+"""
+
+BEFORE = """\
+from dilated_attention_pytorch import list_hierarchical_levels
+
+names = list_hierarchical_levels()
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a copy of the codemod with the new rule."""
+    folder = tmp_path_factory.mktemp("copy")
+    for part in COPIED:
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    package = folder / SOURCE / "migrate_hierarchical"
+    (package / "rules" / "hier010.py").write_text(RULE, "utf-8")
+    for name, edits in EDITS.items():
+        text = (package / name).read_text("utf-8")
+        for old, new in edits:
+            assert old in text, f"{name} has no {old!r}"
+            text = text.replace(old, new, 1)
+        (package / name).write_text(text, "utf-8")
+    return folder
+
+
+def run_python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(copy / SOURCE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def migrated(copy: Path, folder: Path, text: str, *options: str) -> tuple[int, str, str]:
+    """Exit status, the text afterwards, and what was printed."""
+    file = folder / "example.py"
+    file.write_text(text, "utf-8")
+    done = run_python(copy, "-m", "migrate_hierarchical", *options, str(file))
+    return done.returncode, file.read_text("utf-8"), done.stdout
+
+
+@pytest.fixture(scope="module")
+def pages(copy: Path) -> dict[str, Any]:
+    """What the site and the README show."""
+    done = run_python(copy, "-c", PAGES, str(copy))
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.parametrize("options", [[], ["--select", "HIER010"]])
+def test_it_rewrites(copy: Path, tmp_path: Path, options: list[str]) -> None:
+    status, text, printed = migrated(copy, tmp_path, BEFORE, *options)
+    assert (status, text.strip()) == (0, "names = []")
+    assert "HIER010" in printed
+
+
+@pytest.mark.parametrize("options", [["--select", "HIER001"], ["--ignore", "HIER010"]])
+def test_select_and_ignore_take_its_id(copy: Path, tmp_path: Path, options: list[str]) -> None:
+    assert migrated(copy, tmp_path, BEFORE, *options)[1] == BEFORE
+
+
+def test_a_comment_leaves_the_use_as_it_is(copy: Path, tmp_path: Path) -> None:
+    silenced = BEFORE.replace("levels()", "levels()  # noqa: HIER010")
+    assert migrated(copy, tmp_path, silenced)[1] == silenced
+
+
+def test_what_it_leaves_is_reported_with_the_reason(copy: Path, tmp_path: Path) -> None:
+    status, text, printed = migrated(copy, tmp_path, BEFORE.replace("levels()", "levels(1)"))
+    assert status == 2
+    assert "# TODO(migrate-hierarchical): HIER117 some levels: there are none" in text
+    assert "HIER117" in printed
+
+
+def test_reports_for_machines_name_it(copy: Path, tmp_path: Path) -> None:
+    printed = migrated(copy, tmp_path, BEFORE, "--output-format", "json")[2]
+    assert "HIER010" in json.dumps(json.loads(printed))
+
+
+def test_list_of_rules_has_it(copy: Path) -> None:
+    printed = run_python(copy, "-m", "migrate_hierarchical", "--list-rules").stdout
+    assert "HIER010  `list_hierarchical_levels()` becomes an empty list\n" in printed
+    assert "HIER117  some levels: there are none\n" in printed
+
+
+def test_site_and_readme_have_it(pages: dict[str, Any]) -> None:
+    assert "There are no levels." in pages["pages"]["HIER010.md"]
+    assert "Levels are gone." in pages["pages"]["HIER117.md"]
+    assert "[HIER010](HIER010.md)" in pages["pages"]["index.md"]
+    assert "### HIER010" in pages["tabs"]
+    assert "### HIER010" in pages["readme"]
