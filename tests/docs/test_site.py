@@ -57,7 +57,7 @@ def first_heading(html: str) -> str:
 def test_every_page_shows_its_title() -> None:
     for source in sources():
         text = (ROOT / "docs" / source).read_text("utf-8")
-        for snippet in re.findall(r'^--8<-- "([^"]+)"$', text, re.MULTILINE):
+        for snippet in re.findall(r'^--8<-- "([^":]+)(?::\w+)?"$', text, re.MULTILINE):
             text += (ROOT / snippet).read_text("utf-8")
         title = re.search(r"^# (.+)$", text, re.MULTILINE)[1]
         assert first_heading(built_page(source)) == title.replace("`", ""), source
