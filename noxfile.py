@@ -1,7 +1,7 @@
 """The checks of the repository: `nox` runs the default ones, `nox -l` explains each in a line.
 
-Every session installs what it needs. The sessions that need torch share one environment, `.nox/workshop`,
-because torch is large; `wheels` has its own, which contains nothing but the built wheels and what they ask for.
+Every session installs what it needs. The sessions that need torch share one environment, `.nox/shared_env`,
+because torch is large; `wheels` has its own, with nothing in it but the built wheels and their dependencies.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ CORE = "packages/dilated-attention-pytorch"
 CODEMOD = "tools/migrate-hierarchical"
 BENCH = "tools/attention-bench"
 PACKAGES = (CORE, CODEMOD, BENCH)
-TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")  # that the Hopper kernels are served with, the newest last
+TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")  # releases that the Hopper kernels support, the newest last
 
 # Default sessions: what the README's test command runs, in this order.
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff finds nothing to say, and the code is formatted."""
+    """Ruff reports nothing, and the code is formatted."""
     session.install(*CONSTRAINTS, *group("lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check", *session.posargs)
@@ -42,7 +42,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def versions(session: nox.Session) -> None:
-    """One version in all packages, that of the CHANGELOG; the README's commands are those that CI runs."""
+    """The repository itself: one version everywhere, the README's commands, import rules, no dead paths."""
     session.install(*CONSTRAINTS, *group("test"))
     session.run("pytest", "tests/project", *session.posargs)
 
@@ -50,28 +50,30 @@ def versions(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def typecheck(session: nox.Session) -> None:
     """mypy, strict, on every package."""
-    python = workshop(session, "typecheck")
+    python = shared_env(session, "typecheck")
     session.run(python, "-m", "mypy", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """The core package and the benchmark tool on the CPU; the GPU kernels through the newest Triton's interpreter."""
-    python = workshop(session, "test")
-    run_core_tests(session, python, "tests/bench", "-m", "not gpu", env=beside(session, python, TRITONS[-1]))
+    python = shared_env(session, "test")
+    run_core_tests(
+        session, python, "tests/bench", "-m", "not gpu", env=with_triton(session, python, TRITONS[-1])
+    )
 
 
 @nox.session(venv_backend="none")
 def codemod(session: nox.Session) -> None:
-    """The codemod's own tests, and what it writes runs against the core package."""
-    python = workshop(session, "codemod")
+    """The codemod's tests; code that it writes runs against the core package."""
+    python = shared_env(session, "codemod")
     session.run(python, "-m", "pytest", "tests/codemod", *workers(), *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def docs(session: nox.Session) -> None:
     """The site builds without a warning, and every Python example of the docs and READMEs runs."""
-    python = workshop(session, "docs")
+    python = shared_env(session, "docs")
     session.run(python, "docs/_generate")
     session.run(
         *(python, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),
@@ -84,14 +86,14 @@ def docs(session: nox.Session) -> None:
 def docs_browser(session: nox.Session) -> None:
     """The built site in a real browser (needs Chromium): accessibility, search, explorer, no outside requests."""
     docs(session)
-    python = workshop(session, "docs_browser")
+    python = shared_env(session, "docs_browser")
     session.run(python, "-m", "pytest", "tests/browser", *workers(), *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")
 def docs_zensical(session: nox.Session) -> None:
-    """The same mkdocs.yml, built by Zensical and held to the tests of the site: can the docs move today?"""
-    python = workshop(session, "docs_zensical")
+    """Build the site with Zensical from the same mkdocs.yml, and run the tests of the site on it."""
+    python = shared_env(session, "docs_zensical")
     session.run(python, "docs/_generate")
     built = {"SITE_DIR": ".nox/site-zensical"}
     session.run(python, "-m", "zensical", "--version")
@@ -101,7 +103,7 @@ def docs_zensical(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build all wheels, install them in a clean environment, use them from outside the tree."""
+    """Build all wheels, install them in a clean environment, and use them from outside the repository."""
     dist = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(dist, ignore_errors=True)
     for package in PACKAGES:
@@ -122,21 +124,21 @@ def wheels(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Compare four attentions in a small language model: `nox -s demo -- FILE ...`."""
-    python = workshop(session)
+    python = shared_env(session)
     session.run(python, "-m", "dilated_attention_pytorch", "demo", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """The tests that need a CUDA device, one after the other."""
-    python = workshop(session, "test")
+    python = shared_env(session, "test")
     session.run(python, "-m", "pytest", "tests/core", "-m", "gpu", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")
 def sanitize(session: nox.Session) -> None:
     """compute-sanitizer (of the CUDA toolkit) on one small call of every Hopper kernel; needs an H100 or H200."""
-    python = workshop(session, "test")
+    python = shared_env(session, "test")
     memcheck = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "2"]
     session.run(*memcheck, python, "tools/kernel-checks/sanitize_hopper.py", *session.posargs, external=True)
     session.run(python, "tools/kernel-checks/racecheck.py", *session.posargs)
@@ -145,7 +147,7 @@ def sanitize(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Time the library beside its peers: `nox -s bench -- --help`."""
-    python = workshop(session, "bench")
+    python = shared_env(session, "bench")
     session.run(python, "-m", "attention_bench", *session.posargs)
 
 
@@ -159,14 +161,15 @@ def codemod_pythons(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 @nox.parametrize("version", TRITONS)
 def triton(session: nox.Session, version: str) -> None:
-    """Every GPU kernel compiles, without a GPU, with each Triton and keeps to its registers; their launches are Triton's."""
-    python = workshop(session, "test")
+    """Compile every GPU kernel with this Triton, without a GPU, and compare registers, spills and launch arguments."""
+    python = shared_env(session, "test")
     tests = [
         f"tests/core/backends/{name}.py"
         for name in ("hopper/test_offline_compile", "triton/test_offline_compile", "hopper/test_launch")
     ]
     session.run(
-        *(python, "-m", "pytest", *tests, *workers(), *session.posargs), env=beside(session, python, version)
+        *(python, "-m", "pytest", *tests, *workers(), *session.posargs),
+        env=with_triton(session, python, version),
     )
 
 
@@ -204,29 +207,29 @@ def release(session: nox.Session) -> None:
     files = sorted(str(path.relative_to(ROOT)) for path in dist.iterdir())
     session.run("twine", "check", "--strict", *files)
     version = nox.project.load_toml(f"{CORE}/pyproject.toml")["project"]["version"]
-    session.log("All is ready. The last step is yours, after a full `nox` and `nox -s gpu`:")
+    session.log("Everything is ready. The last step is yours, after a full `nox` and `nox -s gpu`:")
     session.log(f"    git tag v{version} && git push origin v{version}")
-    session.log(f"and attach to the release of that tag: {' '.join(files)}")
+    session.log(f"then attach these files to the release of that tag: {' '.join(files)}")
     session.log(
-        "Upload nothing to PyPI: the library's name there is another project's, the other two are nobody's."
+        "Upload nothing to PyPI: the library's name there belongs to another project, the other two names are free."
     )
-    session.log("docs/release.md says what to settle first.")
+    session.log("docs/release.md says what has to be settled first.")
 
 
-# What the sessions share.
+# Shared by the sessions.
 
 
 def group(*names: str) -> list[str]:
-    """The requirements of dependency groups of pyproject.toml."""
+    """The requirements in these dependency groups of pyproject.toml."""
     return list(nox.project.dependency_groups(PYPROJECT, *names))
 
 
-def workshop(session: nox.Session, *groups: str) -> str:
-    """Install all packages, editable, and `groups` in the shared environment; return its Python."""
-    home = ROOT / ".nox" / "workshop"
-    python = str(home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
+def shared_env(session: nox.Session, *groups: str) -> str:
+    """Install all packages (editable) and `groups` into the shared environment; return its Python."""
+    folder = ROOT / ".nox" / "shared_env"
+    python = str(folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
     if not Path(python).exists():
-        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(home))
+        session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder))
     editable = [part for package in (f"{CORE}[demo]", CODEMOD, BENCH) for part in ("-e", f"./{package}")]
     session.run(python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, *editable, *group(*groups))
     return python
@@ -234,12 +237,12 @@ def workshop(session: nox.Session, *groups: str) -> str:
 
 def workers() -> list[str]:
     """One pytest worker per core, eight at most."""
-    # a worker that has nothing left takes tests from one that compiles kernels
+    # an idle worker takes tests from one that is compiling kernels
     return ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 
 
-def beside(session: nox.Session, python: str, version: str) -> dict[str, str]:
-    """The environment in which a Triton hides that of the shared environment, of which torch says the version."""
+def with_triton(session: nox.Session, python: str, version: str) -> dict[str, str]:
+    """Environment variables that put this Triton before the one in the shared environment, which torch pins."""
     if sys.platform != "linux":
         return {}
     folder = ROOT / ".nox" / "triton" / version
@@ -262,7 +265,7 @@ def run_core_tests(
 
 
 def oldest_dependencies(package: str = CORE, only: str = "") -> list[str]:
-    """The lower bounds of a package's dependencies, or of those called `only`, as exact versions."""
+    """The lower bounds of a package's dependencies as exact versions; with `only`, of that dependency alone."""
     wanted = nox.project.load_toml(f"{package}/pyproject.toml")["project"]["dependencies"]
     wanted = [requirement for requirement in wanted if requirement.startswith(only)]
     return [re.sub(r">=\s*([\d.]+)", r"==\1.*", requirement) for requirement in wanted]

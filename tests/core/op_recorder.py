@@ -1,4 +1,4 @@
-"""A dispatch mode that notes the operators."""
+"""A dispatch mode that records operators."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class Seen(TorchDispatchMode):
-    """Notes the operators that run."""
+class OpRecorder(TorchDispatchMode):
+    """Records the name of every operator that runs."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from dilated_attention_pytorch import (
     explain_backends,
 )
 from tests.core.backends.hopper.cases import work_order
-from tests.core.op_recorder import Seen
+from tests.core.op_recorder import OpRecorder
 
 CONFIGS = {
     "dilated": SparsePatternConfig(block_size=16, sparsity_ratio=0.3),
@@ -63,7 +63,7 @@ def results(name: str, backend: str | None, causal: bool) -> list[Tensor]:
         module.clear_cache()
         out = module(*tensors, is_causal=causal)
         found += [out, *torch.autograd.grad(out.square().sum(), tensors)]
-        with Seen():  # through the operators
+        with OpRecorder():  # through the operators
             out = module(*tensors, is_causal=causal)
             found += [out, *torch.autograd.grad(out.square().sum(), tensors)]
     bias = torch.linspace(-1, 1, layout.num_active_blocks, dtype=torch.float32, device="cpu").requires_grad_()

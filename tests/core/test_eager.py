@@ -24,7 +24,7 @@ from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.attention_cases import Case, make_call
 from tests.core.backends.hopper.cases import work_order
-from tests.core.op_recorder import Seen
+from tests.core.op_recorder import OpRecorder
 
 SMALL = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
 DILATION = TokenDilation((16, 32), (1, 2))
@@ -203,11 +203,11 @@ def test_without_gradients_only_the_forward_runs(mode: Callable[[], Any], ran: l
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_dispatch_mode_sees_the_operators(requires_grad: bool) -> None:
     q, k, v = random_qkv(requires_grad)
-    with Seen() as seen:
+    with OpRecorder() as recorded:
         out = block_sparse_attention(q, k, v, layout())
         if requires_grad:
             out.sum().backward()
-    names = [name for name in seen.names if name.startswith(ops.NAMESPACE)]
+    names = [name for name in recorded.names if name.startswith(ops.NAMESPACE)]
     operators = ["attention", "attention_backward"] if requires_grad else ["attention"]
     assert names == [f"{ops.NAMESPACE}.{operator}.default" for operator in operators]
 

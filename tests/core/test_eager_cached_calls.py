@@ -28,7 +28,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.registry import backend_named
 from dilated_attention_pytorch.layout.cache import LAYOUTS
-from tests.core.op_recorder import Seen
+from tests.core.op_recorder import OpRecorder
 
 LENGTH = 40
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
@@ -327,9 +327,9 @@ def test_autocast_is_part_of_the_call() -> None:
 def test_operators_are_seen_after_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
     its_layout = layout()
     tensors = served(its_layout)
-    with Seen() as seen:
+    with OpRecorder() as recorded:
         block_sparse_attention(*tensors, its_layout)
-    assert f"{ops.NAMESPACE}.attention.default" in seen.names
+    assert f"{ops.NAMESPACE}.attention.default" in recorded.names
     with FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(1, LENGTH, 2, 16)
         found = block_sparse_attention(x, x, x, its_layout)

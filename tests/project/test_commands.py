@@ -97,5 +97,5 @@ def test_pinned_tools_of_pre_commit_are_those_of_the_constraints() -> None:
 
 def test_dependency_groups_are_used_or_for_developers() -> None:
     groups = set(load_toml(ROOT / "pyproject.toml")["dependency-groups"])
-    used = set(re.findall(r'(?:group|workshop)\([^)]*?"(\w+)"\)', (ROOT / "noxfile.py").read_text("utf-8")))
+    used = set(re.findall(r'(?:group|shared_env)\([^)]*?"(\w+)"\)', (ROOT / "noxfile.py").read_text("utf-8")))
     assert groups - {"dev"} == used

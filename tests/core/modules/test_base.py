@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockSparseAttention, SparsePatternConfig
-from tests.core.op_recorder import Seen
+from tests.core.op_recorder import OpRecorder
 
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.3)
 
@@ -169,7 +169,7 @@ def attend_eagerly(module: BlockSparseAttention, tensors: list[Tensor], **mask: 
 def attend_through_the_operator(
     module: BlockSparseAttention, tensors: list[Tensor], **mask: Tensor
 ) -> Tensor:
-    with Seen():
+    with OpRecorder():
         return attend_eagerly(module, tensors, **mask)
 
 
