@@ -1,4 +1,4 @@
-"""Writes the files of a small project."""
+"""Writes the files of a small project to disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention calls by name: every option, mixed with lengths that fit no block; and the tensors to make them with."""
+"""Attention calls by name: every option, with lengths that are no multiple of a block, and the tensors for them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
 
-# float32 rounds to 6e-8; sums over some hundred keys and the exponential of the scores cost two digits more.
+# float32 rounds to 6e-8; sums over a few hundred keys and the exponential of the scores lose two more digits.
 FLOAT32 = 2e-5
-# Rounding to the type costs 2**-9 and 2**-12 each for q k^T, for the weights and for the output.
+# The products q k^T, the weights and the output are each rounded to the type, by 2**-9 and 2**-12.
 LIMITS = {torch.float32: FLOAT32, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FLOAT64 = 1e-11
 
@@ -68,7 +68,7 @@ class Case:
 
     @property
     def is_tiny(self) -> bool:
-        """Short enough for the slow definition, which takes the queries one by one."""
+        """Short enough for the slow definition, which computes one query at a time."""
         return self.batch * self.heads * self.q_len <= 1700 and self.keys <= 400
 
 
@@ -136,7 +136,7 @@ CASES = [
     case("block_256", 300, heads=1, block_size=256, is_causal=True),
     case("block_256_4096", 1000, 4096, heads=1, block_size=256, ratio=0.2, is_causal=True, head_dim=64),
     case("block_256_chunk", 65, 600, heads=1, block_size=256, is_causal=True),
-    # per-head layouts, rows and columns with nothing in them
+    # layouts per head; empty rows and columns
     case("layout_per_head", 130, heads=4, layout_heads=4, is_causal=True),
     case("layout_per_head_gqa", 130, heads=4, kv_heads=2, layout_heads=4, lse_gradient=True),
     case("layout_per_kv_head", 200, heads=4, kv_heads=2, layout_heads=2),
@@ -242,7 +242,7 @@ class Call:
 
 
 def layout_of(case: Case) -> BlockLayout:
-    """The layout of a case: heads differ in their patterns, and the empty rows and columns are taken out."""
+    """The layout of a case; each head has its own pattern; `empty_rows` and the columns `unseen` are emptied."""
     causal = case.is_causal if case.causal_layout is None else case.causal_layout
     config = SparsePatternConfig(
         case.kind,
@@ -306,7 +306,7 @@ def make_call(case: Case, dtype: torch.dtype = torch.float64, device: torch.devi
 
 
 def in_strides(x: Tensor) -> Tensor:
-    """The same values from a (batch, heads, seq_len, dim) tensor whose rows are farther apart than they are long."""
+    """The same values as a view of a (batch, heads, seq_len, dim) tensor with a row stride larger than dim."""
     batch, length, heads, dim = x.shape
     wide = torch.cat(
         [x, torch.full((batch, length, heads, 3), torch.nan, dtype=x.dtype, device=x.device)], -1
@@ -360,5 +360,5 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor], call: Call) ->
 
 
 def off_limits(found: dict[str, float], limit: float) -> dict[str, float]:
-    """The errors that are not below the limit (nor NaN)."""
+    """The errors that reach the limit, or are NaN."""
     return {name: error for name, error in found.items() if not error < limit}

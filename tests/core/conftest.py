@@ -9,7 +9,7 @@ import torch
 
 HAS_CUDA = torch.cuda.is_available()
 
-# Read when the kernels are defined, so it must be set before anything imports them.
+# Triton reads this when kernels are defined, so set it before anything imports them.
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a GPU skip the tests that need one; with one the kernels are compiled, so nothing interprets them."""
+    """Skip tests that need a GPU where there is none, and tests of the interpreter where there is one."""
     for item in items:
         if item.get_closest_marker("gpu") and not HAS_CUDA:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,6 +1,6 @@
-"""What the patterns and the attention are, written out slowly: loops, fractions, Python sets.
+"""Patterns and attention as plain Python: loops, fractions, sets.
 
-An independent second definition. It shares no code with the package, whose results the tests compare with it.
+A second, independent definition that shares no code with the package; tests compare the package with it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Pattern:
 
 
 def blocks_of(tokens: int, block: int) -> int:
-    """How many blocks hold so many tokens."""
+    """The number of blocks that hold this many tokens."""
     n = 0
     while n * block < tokens:
         n += 1
@@ -60,7 +60,7 @@ def differences(totals: Sequence[int]) -> list[int]:
 
 
 def nearest_first(centre: int, columns: Sequence[int]) -> list[int]:
-    """Columns by distance; of two at the same distance the lower one first."""
+    """Columns sorted by distance; at the same distance the lower one comes first."""
     return sorted(columns, key=lambda column: (abs(column - centre), column))
 
 
@@ -174,7 +174,7 @@ def budget(
     n_cols: int,
     causal: bool,
 ) -> dict[int, int]:
-    """How many blocks every counted row keeps, where the ratio decides."""
+    """How many blocks every budget row keeps when the ratio decides."""
     available = [len(columns[row]) for row in counted]
     floor = pattern.least or (3 if causal and pattern.kind == "dilated_sparse" else 2)
     floors = [min(floor, blocks) for blocks in available]
@@ -189,7 +189,7 @@ def budget(
             least.append(max(own_floor, n_global + (1 if diagonal[row] >= n_global else 0)))
     if causal:
         return dict(zip(counted, differences(running_total(pattern.ratio, available, least)), strict=True))
-    # What the global rows leave of the whole total is shared evenly by the rows after them.
+    # The rows after the global ones share evenly what those leave of the total.
     total = running_total(pattern.ratio, available, floors)[-1]
     rest = [row for row in counted if row >= n_global]
     left = max(total - n_global * n_cols, 0)

@@ -1,6 +1,6 @@
-"""Finds the places that tell a person or a tool to install one of our packages by its name.
+"""Finds instructions, for people or tools, to install one of our packages by name.
 
-A name is looked up on PyPI, where it may be another project's or nobody's; a path, an address and a wheel are not.
+Installers look a name up on PyPI, where it may belong to another project or to nobody; paths, URLs and wheels are safe.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ REQUIREMENTS = [
 
 def find_installs(text: str) -> list[str]:
     """The commands and requirements of `text` that name one of our packages."""
-    text = re.sub(r"[\"']\s*\n\s*[furb]{0,2}(?=[\"'])[\"']", "", text)  # one string in two pieces
+    text = re.sub(r"[\"']\s*\n\s*[furb]{0,2}(?=[\"'])[\"']", "", text)  # adjacent string literals
     text = re.sub(r"\\+n", "\n", text)  # the end of a line in a string
     text = re.sub(r"\\+\"", '"', text)
     found = list(named_in_commands(plain(text)))
@@ -131,6 +131,6 @@ def fetched_by_a_run(words: list[str], by_name: bool) -> list[str]:
 
 
 def find_in_file(path: Path) -> list[str]:
-    """The finds of a file; none in one that is not text."""
+    """What was found in a file; nothing if it is not text."""
     data = path.read_bytes()
     return [] if b"\0" in data else find_installs(data.decode("utf-8", "replace"))

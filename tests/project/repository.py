@@ -1,4 +1,4 @@
-"""Where things are, and what the repository's own files say."""
+"""Paths of the repository, and readers for its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for a GPU that need not be there, and read what ptxas says of them.
+"""Compile the Triton kernels without a GPU, and read what ptxas reports.
 
 Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel, architecture and case.
 """

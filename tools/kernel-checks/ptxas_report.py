@@ -1,4 +1,4 @@
-"""What ptxas says of a kernel that Triton compiles with no GPU present: for the scripts of the offline compile."""
+"""Compile a kernel without a GPU and return what ptxas reports about it; used by both offline_compile scripts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 
-# Triton prints what its own call of ptxas reports: from version to version it takes another ptxas and other options. A kernel
-# out of its cache would come without.
+# Triton prints the report of its own call of ptxas, whose version and options change between releases. A kernel taken from
+# the cache comes without a report.
 os.environ |= {"TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
 
 
 class Report(NamedTuple):
-    """The compiled kernel; registers per thread, spilled bytes of all functions, the codes of what ptxas complains of."""
+    """The compiled kernel, its registers per thread, the spilled bytes of all functions, and the codes of ptxas warnings."""
 
     binary: Any
     registers: int

@@ -1,16 +1,16 @@
-"""Two kernels with nothing of ours in them, in which racecheck takes for races what is none.
+"""Two kernels without any of our code, for which racecheck reports races that are none.
 
     compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tools/kernel-checks/racecheck_control.py exchange
     compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tools/kernel-checks/racecheck_control.py ring
 
-exchange  The first four warps exchange numbers through shared memory, over a barrier of their own, before the partitions of
-          `gl.warp_specialize` begin. The byte that tells the other warps which partition they are is then reported, although
-          `barrier.sync 1` of all warps stands between writing and reading. Without an exchange (`plain`) it is not.
-ring      One warp passes numbers to four others through two places in shared memory, with an mbarrier for full and one for
-          empty. The reading of a number is reported with the writing of the next but one: the four warps meet at a barrier, one
-          thread arrives for all of them, and the writer waits for that.
+exchange  The first four warps exchange numbers through shared memory, with a barrier of their own, before the partitions of
+          `gl.warp_specialize` begin. racecheck then reports the byte that tells the other warps their partition, although
+          `barrier.sync 1` of all warps separates the write from the read. Without the exchange (`plain`) it does not.
+ring      One warp passes numbers to four others through two slots in shared memory, with one mbarrier for full and one for
+          empty. racecheck reports the read of a number against the write of the next number but one: the four warps meet at a
+          barrier, one thread arrives for all of them, and the writer waits for that.
 
-Both programs check what they compute. racecheck.py runs them beside the attention kernels.
+Both programs check their results. racecheck.py runs them next to the attention kernels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = gl.constexpr(50)
 
 @gluon.jit
 def worker(Out, PARTITION: gl.constexpr):
-    """Say who is here."""
+    """Store the number of this partition."""
     gl.store(Out + PARTITION, PARTITION)
 
 
@@ -68,7 +68,7 @@ def idle(Out, numbers, full, empty):
 
 @gluon.jit
 def writer(Out, numbers, full, empty):
-    """Pass 0 to ROUNDS - 1 on."""
+    """Pass on the numbers 0 to ROUNDS - 1."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     for i in range(ROUNDS):
         mbarrier.wait(empty.index(i & 1), ((i >> 1) & 1) ^ 1)
@@ -92,7 +92,7 @@ def ring_kernel(Out):
 
 
 def main(which: str) -> int:
-    """Exit status 1 where the result is wrong."""
+    """Exit status 1 if the result is wrong."""
     out = torch.full((3,), -1, dtype=torch.int32, device="cuda")
     if which == "ring":
         ring_kernel[(1,)](out, num_warps=4, maxnreg=168)

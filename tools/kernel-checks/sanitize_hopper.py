@@ -1,12 +1,12 @@
-"""One tiny call of every Hopper kernel, beside the definition; to be run under compute-sanitizer.
+"""One tiny call of every Hopper kernel, compared with the definition; to be run under compute-sanitizer.
 
     compute-sanitizer --tool memcheck python tools/kernel-checks/sanitize_hopper.py
     python tools/kernel-checks/racecheck.py
 
-memcheck finds nothing; racecheck.py says what racecheck finds.
+memcheck reports nothing; racecheck.py explains what racecheck reports.
 
-Prints the errors of every call; exit status 1 when one of them is too large. Words on the command line choose the
-calls whose names contain one of them. The definition is computed on the CPU, so that the sanitizer watches our kernels only.
+Prints the errors of every call; the exit status is 1 when one is too large. Words on the command line select the calls whose
+names contain one of them. The definition is computed on the CPU, so the sanitizer watches our kernels only.
 """
 
 from __future__ import annotations

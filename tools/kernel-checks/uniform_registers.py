@@ -1,12 +1,12 @@
-"""Whether the machine code of a kernel reads a uniform register that on some way to it nothing has written.
+"""Find reads of a uniform register that some path through the machine code leaves unwritten.
 
-ptxas 12.8 moves the computation of an address behind a branch, although it is needed on both sides. What is read then is
-what happens to be in the register: a wrong result, or an illegal address, or nothing at all for years. In CUDA's machine code
-(SASS, as `cuobjdump -sass` prints it) the addresses of warpgroup products stand in uniform registers, UR0 to UR62.
+ptxas 12.8 moves the computation of an address behind a branch although both sides need it. The read then returns whatever is
+in the register: a wrong result, an illegal address, or for years no symptom at all. In CUDA's machine code (SASS, printed by
+`cuobjdump -sass`) the addresses of warpgroup products are in uniform registers, UR0 to UR62.
 
-From every product the check goes back through the additions and moves that made its address, as far as what is not the
-same in all turns of a loop (the place in a ring); a register there must have one writer. R2UR, which brings back what had
-to leave for a while, counts for none.
+From every product the check follows the additions and moves that made its address back to the first value that changes
+within a loop (the stage of a pipeline); each register on the way must have one writer. R2UR, which restores a value that had
+left the uniform registers, is not counted as one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Instruction:
     address: int
     op: str
     text: str
-    is_certain: bool  # not under a predicate
+    is_certain: bool  # has no predicate
     reads: set[int] = field(default_factory=set)
     writes: set[int] = field(default_factory=set)
     next: list[int] = field(default_factory=list)  # addresses
@@ -85,7 +85,7 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
 
 
 def add_jumps(code: list[Instruction]) -> None:
-    """A jump through a table (BRX, to what each warp is for) may go wherever code begins that nothing else leads to."""
+    """A jump through a table (BRX, to the partition of each warp) may lead to any code that nothing else leads to."""
     at = {instruction.address: instruction for instruction in code}
     tables = [instruction for instruction in code if instruction.op == "BRX"]
     reached: set[int] = set()
@@ -134,7 +134,7 @@ class Writers:
 
 
 def reaching(code: list[Instruction]) -> Writers:
-    """Follow every way through the code until nothing new is known."""
+    """Follow every path through the code until nothing new is found."""
     at = {instruction.address: instruction for instruction in code}
     writes = [(NOBODY, register) for register in range(64)]
     writes += [(each.address, register) for each in code for register in each.writes]
@@ -176,7 +176,7 @@ def ambiguous(code: list[Instruction]) -> list[str]:
     seen, found = set(wanted), []
     while wanted:
         address, register = wanted.pop()
-        # R2UR brings back what had to leave the uniform registers for a while
+        # R2UR restores a value that had left the uniform registers
         writers = {w for w in known.of(address, register) if w == NOBODY or at[w].op != "R2UR"}
         if not writers:
             continue
@@ -185,7 +185,7 @@ def ambiguous(code: list[Instruction]) -> list[str]:
             continue
         writer = at[next(iter(writers))]
         if writer.op not in ("UIADD3", "UMOV"):
-            continue  # an address in shared memory from the place in a ring: that changes
+            continue  # an address computed from the stage of a pipeline, which changes
         for source in writer.reads:
             if (writer.address, source) not in seen:
                 seen.add((writer.address, source))
@@ -194,7 +194,7 @@ def ambiguous(code: list[Instruction]) -> list[str]:
 
 
 def faults(cubin: bytes) -> list[str]:
-    """Of every function of a compiled kernel, the instructions that read what may not be there."""
+    """For every function of a compiled kernel, the instructions that may read an unwritten register."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

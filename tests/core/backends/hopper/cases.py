@@ -1,4 +1,4 @@
-"""The cases of attention_cases.py in the shapes that the Hopper backend serves, and the names of those it may refuse."""
+"""The cases of attention_cases.py in shapes that the Hopper backend serves, and the names of those that it may refuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.core.attention_cases import CASES, FLOAT32, Case, case, errors, make_
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
 
-# What the others have little of: whole blocks before the first query, long lists, token dilation in every form.
+# Rare in the other cases: whole blocks before the first query, long lists, every form of token dilation.
 MORE = [
     case("whole_blocks_before", 256, 640, heads=4, kv_heads=2, is_causal=True, lse_gradient=True),
     case("whole_blocks_before_ragged", 200, 456, batch=2, is_causal=True, ratio=0.7),
@@ -38,7 +38,7 @@ MORE = [
     case("dilation_whole_blocks_before", 256, 640, segment_lengths=(64, 128), dilation_rates=(1, 2), ratio=0.8, is_causal=True),
 ]  # fmt: skip
 
-# The names that may be refused. Whoever adds to these lists takes a call away from the backend.
+# Cases that may be refused. A name added here is a call that the backend no longer serves.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "kv_lengths": (
         "kv_lengths", "kv_lengths_of_none", "kv_lengths_causal", "kv_lengths_decoding", "kv_lengths_block_16",
@@ -80,7 +80,7 @@ OPTIONS_AT_BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
 
 
 def refusals(block_size: int) -> dict[str, str]:
-    """How the reason begins for which a case is refused at a block size, by the name of the case."""
+    """The start of the reason why each case is refused at a block size, by the name of the case."""
     lists = [*OPTIONS.items(), *OPTIONS_AT_BLOCK[block_size].items()]
     return {name: reason for reason, names in lists for name in names}
 
@@ -103,7 +103,7 @@ def shaped(case: Case, head_dim: int, block_size: int) -> Case:
 
 
 def constants(case: Case) -> tuple[object, ...]:
-    """What the kernels are compiled for: cases that stand together in this order share them."""
+    """The constants that kernels are compiled for; sorted by it, neighbouring cases share kernels."""
     whole = case.keys % case.block_size == 0
     return case.head_dim, case.block_size, case.is_causal, whole, tuple(case.dilation_rates or ())
 
@@ -123,7 +123,7 @@ def label(case: Case) -> str:
 
 # ---- how far from the definition a result may be
 
-# Rounding a number to the type costs this much of it, in the mean over many numbers.
+# Mean relative error of rounding a number to the type.
 ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
 # out and the gradient of v: the weights are rounded, and the result; sqrt(2) roundings, and as much again.
 # The gradients of q and k: the result, ds, and delta, which comes from the rounded out and is subtracted from a number
@@ -133,7 +133,7 @@ NEARLY_ONE_HOT = "softmax_scale_large"
 
 
 def over_the_limit(found: dict[str, float], case: Case, dtype: torch.dtype) -> dict[str, float]:
-    """The errors that are not below their limit (nor NaN); lse is computed and returned in float32."""
+    """The errors that reach their limit, or are NaN; lse is computed and returned in float32."""
 
     def limit(name: str) -> float:
         if name == "lse":
@@ -165,7 +165,7 @@ def work_order(layout: BlockLayout, dilation: TokenDilation | None = None) -> Te
 
 
 def offsets_of(layout: BlockLayout, dilation: TokenDilation | None = None) -> WorkOrder:
-    """Where its parts stand."""
+    """The offsets of its parts."""
     grid = layout.grid
     return WorkOrder.of(
         grid.n_rows, grid.n_cols, layout.num_heads, layout.num_active_blocks, grid.block_size, dilation
