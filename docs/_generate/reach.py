@@ -35,7 +35,7 @@ def old_layout(levels: list[Level], seq_len: int, causal: bool) -> BlockLayout:
 
 def rows_that_see_far(layout: BlockLayout) -> float:
     """Share of the rows with a block more than FAR tokens away."""
-    _, rows, cols = layout.head_rows_cols()
+    _, rows, cols = layout.coo()
     return len(rows[(rows - cols).abs() * BLOCK > FAR].unique()) / layout.grid.n_rows
 
 

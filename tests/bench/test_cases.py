@@ -108,5 +108,5 @@ def test_every_feature_stands_beside_the_case_without_it() -> None:
 
 def test_token_dilation_is_timed_mostly_where_it_acts() -> None:
     case = next(case for case in PRESETS["features"] if case.segment_lengths is not None)
-    _, rows, cols = case.layout("cpu").head_rows_cols()
+    _, rows, cols = case.layout("cpu").coo()
     assert float(((rows - cols).abs() * case.block >= 2048).double().mean()) > 0.9

@@ -95,7 +95,7 @@ def test_bare_forward_allocates_and_launches_and_prepares_once(
     lse_at = made[6]
     assert made == (
         *(x.data_ptr() for x in (*inputs, out)),
-        lse_at, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), p.prepared[0].data_ptr(), COUNTER, 3, 0.5,
+        lse_at, p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), p.prepared[0].data_ptr(), COUNTER, 3, 0.5,
     )  # fmt: skip
     for new_out, new_lse in results:
         assert (new_out.shape, new_out.dtype) == (p.q.shape, torch.bfloat16)
@@ -118,7 +118,7 @@ def test_what_the_kernel_is_given_lives_as_long_as_the_bare_forward(monkeypatch:
     p, fake = problem_of(), FakeLaunch()
     kept.clear()
     bare = bare_of(p, fake)
-    kept += [weakref.ref(x) for x in (p.prepared[0], p.rows.offsets, p.rows.indices)]
+    kept += [weakref.ref(x) for x in (p.prepared[0], p.rows.indptr, p.rows.indices)]
     fake.described.clear()
     del p
     gc.collect()

@@ -334,7 +334,7 @@ def test_first_use_inside_of_a_mode_spoils_no_later_call(surrounded: Any) -> Non
     surrounded(module, its_layout)
     rows, cols = its_layout.lists(DILATION)
     of_module = module.layout(40)
-    kept = [work_order(its_layout), rows.offsets, cols.entries, of_module.row_lists.indices]
+    kept = [work_order(its_layout), rows.indptr, cols.block_ids, of_module.row_lists.indices]
     assert [(type(x), x.is_inference()) for x in kept] == [(Tensor, False)] * 4
     assert torch.equal(kept[0], work_order(layout()))
     assert kept[0].data_ptr() != 0

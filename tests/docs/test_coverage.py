@@ -29,7 +29,7 @@ def generator(monkeypatch: pytest.MonkeyPatch):
 
 
 def distances(layout: BlockLayout) -> set[int]:
-    _, rows, cols = layout.head_rows_cols()
+    _, rows, cols = layout.coo()
     return set((rows - cols).abs().tolist())
 
 

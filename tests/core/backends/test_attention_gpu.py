@@ -52,7 +52,7 @@ def check_last_block_beyond_two_to_the_31_elements(backend: str) -> None:
 
     # The last row of blocks alone sees the last block of keys: all about both, dense, in float64.
     begin = length - n_last
-    columns = layout.row_lists.indices[int(layout.row_lists.offsets[-2]) :].tolist()
+    columns = layout.row_lists.indices[int(layout.row_lists.indptr[-2]) :].tolist()
     assert columns[-1] == 8195
     assert len(columns) > 4
     keys = torch.cat([torch.arange(c * block, min((c + 1) * block, length)) for c in columns]).cuda()
@@ -122,7 +122,7 @@ def test_layout_built_on_the_gpu_is_that_of_the_cpu() -> None:
         ):
             on_gpu = BlockLayout.from_config(config, *lengths, device="cuda")
             on_cpu = BlockLayout.from_config(config, *lengths)
-            for name in ("offsets", "indices", "entries"):
+            for name in ("indptr", "indices", "block_ids"):
                 for lists in ("row_lists", "col_lists"):
                     ours = getattr(getattr(on_gpu, lists), name)
                     assert ours.is_cuda

@@ -109,9 +109,9 @@ def test_layout_of_shared_lists_is_the_layout_of_its_lengths(pattern: Any, causa
         assert found.num_heads == expected.num_heads
         assert work_order(found).tolist() == work_order(expected).tolist()
         for lists, others in zip(found.lists(dilation), expected.lists(dilation), strict=True):
-            assert lists.offsets.tolist() == others.offsets.tolist()
+            assert lists.indptr.tolist() == others.indptr.tolist()
             assert lists.indices.tolist() == others.indices.tolist()
-            assert lists.entries.tolist() == others.entries.tolist()
+            assert lists.block_ids.tolist() == others.block_ids.tolist()
         assert found.stats() == expected.stats()
 
 

@@ -52,7 +52,7 @@ def layout_of(pattern: Pattern, q_len: int, kv_len: int | None = None, causal: b
 
 def listed(lists: BlockLists) -> list[list[int]]:
     """The indices of every list."""
-    offsets, indices = lists.offsets.tolist(), lists.indices.tolist()
+    offsets, indices = lists.indptr.tolist(), lists.indices.tolist()
     return [indices[a:b] for a, b in itertools.pairwise(offsets)]
 
 
@@ -375,16 +375,16 @@ def test_column_lists_are_the_transpose_of_the_row_lists(name: str, per_head: bo
     for indices in by_row + by_col:
         assert indices == sorted(set(indices))
     # `entries` names the place in the row lists
-    assert layout.row_lists.entries.tolist() == list(range(len(pairs)))
-    assert [pairs[entry] for entry in layout.col_lists.entries.tolist()] == transposed
+    assert layout.row_lists.block_ids.tolist() == list(range(len(pairs)))
+    assert [pairs[entry] for entry in layout.col_lists.block_ids.tolist()] == transposed
     for lists in (layout.row_lists, layout.col_lists):
-        assert {lists.offsets.dtype, lists.indices.dtype, lists.entries.dtype} == {torch.int32}
+        assert {lists.indptr.dtype, lists.indices.dtype, lists.block_ids.dtype} == {torch.int32}
 
 
-def test_head_rows_cols_lists_the_blocks_in_the_order_of_the_rows() -> None:
+def test_coo_lists_the_blocks_in_the_order_of_the_rows() -> None:
     layout = BlockLayout.from_config([SparsePatternConfig(), SparsePatternConfig("local_window")], 700)
     expected = [(h, i, j) for h in range(2) for i, row in enumerate(layout.rows(h)) for j in row]
-    assert list(zip(*(x.tolist() for x in layout.head_rows_cols()), strict=True)) == expected
+    assert list(zip(*(x.tolist() for x in layout.coo()), strict=True)) == expected
 
 
 @pytest.mark.parametrize("name", LENGTHS)
@@ -471,9 +471,9 @@ def test_layout_built_on_the_gpu_is_the_one_built_on_the_cpu(name: str) -> None:
         on_gpu = BlockLayout.from_config(config_of(pattern), q_len, kv_len, causal, device="cuda")
         assert on_gpu.device.type == "cuda"
         for mine, other in ((on_gpu.row_lists, on_cpu.row_lists), (on_gpu.col_lists, on_cpu.col_lists)):
-            assert torch.equal(mine.offsets.cpu(), other.offsets)
+            assert torch.equal(mine.indptr.cpu(), other.indptr)
             assert torch.equal(mine.indices.cpu(), other.indices)
-            assert torch.equal(mine.entries.cpu(), other.entries)
+            assert torch.equal(mine.block_ids.cpu(), other.block_ids)
 
 
 # ---- memory and time
@@ -630,7 +630,7 @@ def test_token_dilation_splits_every_list_by_distance(lengths: tuple[int, int], 
     cols = [part for j, col in enumerate(listed(layout.col_lists)) for part in split(col, j - first_row)]
     assert listed(by_row) == rows
     assert listed(by_col) == cols
-    assert by_row.indices[by_row.entries.long().argsort()].tolist() == layout.row_lists.indices.tolist()
+    assert by_row.indices[by_row.block_ids.long().argsort()].tolist() == layout.row_lists.indices.tolist()
 
 
 def test_token_dilation_of_rate_one_is_none() -> None:

@@ -17,11 +17,11 @@ Kept = dict[Hashable, tuple[Made, int, torch.cuda.Event | None]]
 MOST = 8
 
 
-class Forgotten(dict[Any, Any]):
+class TransientDict(dict[Any, Any]):
     """A cache of which no copy and no pickle knows anything."""
 
-    def __reduce__(self) -> tuple[type[Forgotten], tuple[()]]:
-        return Forgotten, ()
+    def __reduce__(self) -> tuple[type[TransientDict], tuple[()]]:
+        return TransientDict, ()
 
 
 class ForkSafeLock:
@@ -68,7 +68,7 @@ def make_and_keep(kept: Kept[Made], key: Hashable, device: torch.device, make: C
             return keep(kept, key, device, make)
         on_gpu = device.type == "cuda" and torch.cuda.is_initialized()
         if on_gpu and torch.cuda.is_current_stream_capturing():
-            with plain_tensors():
+            with without_modes():
                 return make()  # it is empty until the graph is replayed
         made = make_to_stay(device, make)
         stream, event = 0, None
@@ -89,7 +89,7 @@ def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:
     back: another thread does not.
     """
     if device.type != "cuda" or not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
-        with plain_tensors():
+        with without_modes():
             return make()
     index = torch.cuda.current_device() if device.index is None else device.index
     before = torch.cuda.current_stream(index).record_event()
@@ -125,7 +125,7 @@ def in_another_thread(function: Callable[[], Made]) -> Made:
 
 
 @contextlib.contextmanager
-def plain_tensors() -> Iterator[None]:
+def without_modes() -> Iterator[None]:
     """Make plain tensors under inference mode, function transforms and dispatch modes too."""
     with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
         yield

@@ -18,12 +18,13 @@ from torch.utils.flop_counter import register_flop_formula
 
 from .backends.problem import AttentionProblem, Forward
 from .backends.registry import backend_named
-from .caching import plain_tensors
+from .caching import without_modes
 from .call import Call
 from .config import TokenDilation
 from .grid import BlockGrid
 from .layout.cache import LAYOUTS, Pattern
-from .layout.layout import BlockLayout, BlockLists
+from .layout.layout import BlockLayout
+from .layout.lists import BlockLists
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -69,7 +70,7 @@ def inputs_of(call: Call, layout: BlockLayout | Pattern, backend: str | None) ->
         if layout.device != call.q.device:
             layout = layout.to(call.q.device)
         rows, cols = layout.row_lists, layout.col_lists
-        lists = (rows.offsets, rows.indices, rows.entries, cols.offsets, cols.indices, cols.entries)  # type: ignore[assignment]
+        lists = (rows.indptr, rows.indices, rows.block_ids, cols.indptr, cols.indices, cols.block_ids)  # type: ignore[assignment]
         text, causal = "", layout.causal
     dilation = call.dilation
     return (
@@ -85,8 +86,8 @@ def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
     p, dilation = problem, problem.dilation
     rows, cols = p.undilated
     return (
-        p.q, p.k, p.v, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, rows.offsets, rows.indices, rows.entries,
-        cols.offsets, cols.indices, cols.entries, "", p.block_size, p.layout_heads, p.causal_layout, p.is_causal,
+        p.q, p.k, p.v, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, rows.indptr, rows.indices, rows.block_ids,
+        cols.indptr, cols.indices, cols.block_ids, "", p.block_size, p.layout_heads, p.causal_layout, p.is_causal,
         p.softmax_scale, p.dropout_p, list(dilation.segment_lengths) if dilation else [],
         list(dilation.dilation_rates) if dilation else [],
     )  # fmt: skip
@@ -336,7 +337,7 @@ def num_pairs(inputs: tuple[Any, ...]) -> Any:
         )
     device = torch.device("cpu") if text else row_offsets.device
     dilation = TokenDilation(tuple(segment_lengths), tuple(rates)) if rates else None
-    with plain_tensors():  # the lists have values even where q has none
+    with without_modes():  # the lists have values even where q has none
         layout = layout_of(int(q_len), int(kv_len), device, inputs[7 : len(TENSORS)], numbers)
         return batch * num_heads // layout_heads * layout._num_pairs(dilation)
 

@@ -23,7 +23,7 @@ from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
-from dilated_attention_pytorch.layout.layout import BlockLists
+from dilated_attention_pytorch.layout import BlockLists
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.backends.hopper.cases import ALL, label, refusals
 

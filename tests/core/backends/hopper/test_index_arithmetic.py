@@ -106,7 +106,7 @@ def queries_and_stats(
     entries = cols.indices
     if block == 64:  # the blocks of both columns of a group
         entries = order[1 + 2 * layout.num_heads * n_groups + layout.num_active_blocks :]
-    memory = dict(enumerate(cols.offsets.tolist()))
+    memory = dict(enumerate(cols.indptr.tolist()))
     memory |= {ENTRIES + i: entry for i, entry in enumerate(entries.tolist())}
     memory |= {ORDER + i: number for i, number in enumerate(order.tolist())}
     stride = layout.grid.n_rows * block * 2  # of lse and delta of a head

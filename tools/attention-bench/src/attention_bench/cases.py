@@ -128,7 +128,7 @@ class Case:
             return sum(min(self.block, self.seqlen - block * self.block) for block in layout.rows()[0])
         if not self.causal:
             return layout.num_active_blocks * self.block**2
-        _, rows, cols = layout.head_rows_cols()
+        _, rows, cols = layout.coo()
         diagonal = int((rows + layout.grid.first_row == cols).sum())
         return (layout.num_active_blocks - diagonal) * self.block**2 + diagonal * self.block * (
             self.block + 1

@@ -52,7 +52,7 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     (work_order,) = p.prepared
     made = (
         *launch.describe((q, k, v, k, v, out)),
-        lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order.data_ptr(),
+        lse.data_ptr(), p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order.data_ptr(),
         launcher.tile_counter(index),  # one for all launches: they follow each other on a stream
         *launch.numbers,
     )  # fmt: skip

@@ -28,7 +28,7 @@ def visible_keys(case: Case, layout: BlockLayout, position: int, head: int) -> l
     """The keys that a query may see, block by block."""
     dilation = TokenDilation.from_user(case.segment_lengths, case.dilation_rates, case.block)
     row = position // case.block
-    first, last = layout.row_lists.offsets[row : row + 2].tolist()
+    first, last = layout.row_lists.indptr[row : row + 2].tolist()
     keys = []
     for column in layout.row_lists.indices[first:last].tolist():
         rate = 1

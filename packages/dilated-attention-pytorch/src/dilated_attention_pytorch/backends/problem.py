@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..config import TokenDilation
-from ..layout.layout import BlockLayout, BlockLists
+from ..layout.layout import BlockLayout
+from ..layout.lists import BlockLists
 
 
 @dataclass(frozen=True, eq=False)

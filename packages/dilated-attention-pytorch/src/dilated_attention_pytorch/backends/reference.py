@@ -16,12 +16,10 @@ def block_entries(problem: AttentionProblem) -> Tensor:
     if problem.entries is not None:
         return problem.entries
     lists, n_classes = problem.rows, len(problem.rates)
-    owner = (
-        torch.repeat_interleave(lists.offsets.diff().long(), output_size=lists.indices.numel()) // n_classes
-    )
+    owner = lists.owners() // n_classes
     shape = (problem.layout_heads, problem.n_rows, problem.n_cols)
     entries = torch.full(shape, -1, dtype=torch.int64, device=problem.q.device)
-    entries[owner // problem.n_rows, owner % problem.n_rows, lists.indices.long()] = lists.entries.long()
+    entries[owner // problem.n_rows, owner % problem.n_rows, lists.indices.long()] = lists.block_ids.long()
     return entries
 
 

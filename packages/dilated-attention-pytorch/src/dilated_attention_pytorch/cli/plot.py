@@ -201,7 +201,7 @@ def save(layout: BlockLayout, file: Path) -> None:
 
 def describe_bins(layout: BlockLayout) -> str:
     """How many blocks share a pixel, where they do."""
-    size = bin_size(layout)
+    size = bin_size(layout.grid)
     return "" if size == 1 else f"; a pixel stands for {size} x {size} blocks, darker where more are kept"
 
 

@@ -1,5 +1,6 @@
-"""BlockLayout and its lists: made from patterns, indices, masks and BlockMasks; how far they see; drawn."""
+"""BlockLayout and its lists: built from patterns, block masks and BlockMasks; their coverage; plots."""
 
-from .layout import BlockLayout, BlockLists, LayoutStats
+from .layout import BlockLayout, LayoutStats
+from .lists import BlockLists
 
 __all__ = ["BlockLayout", "BlockLists", "LayoutStats"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
 from .. import values
 from ..config import BLOCK_SIZES
-
-if TYPE_CHECKING:
-    from .layout import BlockLayout
+from ..grid import BlockGrid
 
 # Token pairs for which a mask_mod is evaluated at a time: bounds the working memory.
 PAIRS_PER_GROUP = 2**22
@@ -150,26 +148,23 @@ def packed(dense: Tensor) -> tuple[Tensor, Tensor]:
     return counts[None], columns[None]
 
 
-def block_mask_of(layout: BlockLayout) -> BlockMask:
-    """A BlockMask with the layout's blocks; the diagonal of a causal layout is partial.
+def block_mask_of(grid: BlockGrid, dense: Tensor) -> BlockMask:
+    """A BlockMask of the blocks `dense`, bool (heads, n_rows, n_cols); the diagonal is partial when causal.
 
     Eager flex_attention reads the mask_mod alone, so that says the blocks as well.
     """
-    grid = layout.grid
     if grid.q_offset % grid.block_size:
         raise ValueError(
             f"q_len {grid.q_len} and kv_len {grid.kv_len} of a causal layout must differ by whole blocks of "
             f"{grid.block_size} for a BlockMask, whose rows start at the first query"
         )
-    dense = layout.to_dense()
-    dense = dense if dense.dim() == 3 else dense[None]
     partial = torch.zeros_like(dense)
     if grid.causal:
         rows = torch.arange(grid.n_rows, device=dense.device)[:, None] + grid.first_row
         partial = dense & (torch.arange(grid.n_cols, device=dense.device) >= rows)
     # one axis, and numbers as tensors: a compiled flex_attention must serve layouts of many sizes
     table, causal = dense.flatten(), grid.causal
-    numbers = [grid.block_size, grid.q_offset, grid.n_cols, dense[0].numel() if layout.num_heads > 1 else 0]
+    numbers = [grid.block_size, grid.q_offset, grid.n_cols, dense[0].numel() if dense.shape[0] > 1 else 0]
     block_size, offset, row_stride, head_stride = torch.tensor(numbers, device=dense.device).unbind()
 
     def mask_mod(batch: Tensor, head: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -181,5 +176,5 @@ def block_mask_of(layout: BlockLayout) -> BlockMask:
         *packed(dense & ~partial),
         BLOCK_SIZE=grid.block_size,
         mask_mod=mask_mod,
-        seq_lengths=(layout.q_len, layout.kv_len),
+        seq_lengths=(grid.q_len, grid.kv_len),
     )

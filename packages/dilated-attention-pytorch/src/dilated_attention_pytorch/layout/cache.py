@@ -79,9 +79,7 @@ class Lists:
             (layout.row_lists, layout.col_lists),
             *(made for made, _, _ in list(layout._dilated.values())),
         ]:
-            tensors += [
-                getattr(lists, name) for lists in (rows, cols) for name in ("offsets", "indices", "entries")
-            ]
+            tensors += [*rows.tensors(), *cols.tensors()]
         return tensors
 
     def num_bytes(self) -> int:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import values
-
-if TYPE_CHECKING:
-    from .layout import BlockLayout
+from ..grid import BlockGrid
 
 WORD = 64  # columns to an int64
 # Of the bits that a layer gathers: bounds the working memory, columns are followed in groups.
@@ -36,11 +33,12 @@ class Links:
     levels: list[Tensor]
 
 
-def make_links(layout: BlockLayout) -> Links:
-    n_rows, n_cols = layout.grid.n_rows, layout.grid.n_cols
-    _, rows, cols = layout.head_rows_cols()
-    if layout.num_heads > 1:
-        pairs = torch.unique(rows * n_cols + cols)
+def make_links(grid: BlockGrid, rows: Tensor, cols: Tensor) -> Links:
+    """The links of the active blocks of all heads, int64 (n,) each, in any order."""
+    n_rows, n_cols = grid.n_rows, grid.n_cols
+    pairs = rows * n_cols + cols
+    if bool((pairs.diff() <= 0).any()):  # of several heads
+        pairs = torch.unique(pairs)
         rows, cols = pairs // n_cols, pairs % n_cols
     counts = torch.bincount(rows, minlength=n_rows)
     # a row without blocks takes one from behind the last column, where there are no bits
@@ -78,18 +76,18 @@ def layer_more(links: Links, seen: Tensor) -> Tensor:
     return wider | seen
 
 
-def groups(layout: BlockLayout, links: Links) -> Iterator[tuple[Tensor, Tensor]]:
+def groups(grid: BlockGrid, links: Links) -> Iterator[tuple[Tensor, Tensor]]:
     """Group by group of columns the bits of one layer and those of all allowed pairs, each (n_rows, words)."""
-    n_words = -(-layout.grid.n_cols // WORD)
+    n_words = -(-grid.n_cols // WORD)
     size = max(1, min(n_words, MAX_GATHERED_BYTES // (16 * links.sources.shape[0])))
     for first in range(0, n_words, size):
         n = min(size, n_words - first)
-        yield one_layer(layout, links, first, n), allowed(layout, first, n)
+        yield one_layer(grid, links, first, n), allowed(grid, first, n, links.rows.device)
 
 
-def one_layer(layout: BlockLayout, links: Links, first: int, n_words: int) -> Tensor:
+def one_layer(grid: BlockGrid, links: Links, first: int, n_words: int) -> Tensor:
     """Bits of the columns that each row sees."""
-    seen = torch.zeros(layout.grid.n_rows * n_words, dtype=torch.int64, device=layout.device)
+    seen = torch.zeros(grid.n_rows * n_words, dtype=torch.int64, device=links.rows.device)
     word = links.cols // WORD - first
     here = (word >= 0) & (word < n_words)
     bits = torch.ones_like(links.cols[here]) << links.cols[here] % WORD
@@ -97,11 +95,10 @@ def one_layer(layout: BlockLayout, links: Links, first: int, n_words: int) -> Te
     return seen.index_add_(0, links.rows[here] * n_words + word[here], bits).view(-1, n_words)
 
 
-def allowed(layout: BlockLayout, first: int, n_words: int) -> Tensor:
+def allowed(grid: BlockGrid, first: int, n_words: int, device: torch.device) -> Tensor:
     """Bits of the pairs that dense attention with the same lengths and causality connects."""
-    grid, device = layout.grid, layout.device
     end = torch.full((grid.n_rows,), grid.n_cols, dtype=torch.int64, device=device)
-    if layout.causal:
+    if grid.causal:
         end = (torch.arange(grid.n_rows, device=device) + grid.first_row + 1).clamp(max=grid.n_cols)
     before = WORD * torch.arange(first, first + n_words, device=device)
     count = (end[:, None] - before).clamp(0, WORD)
@@ -115,22 +112,22 @@ def count_bits(words: Tensor) -> int:
     return int((found * of_byte).sum())
 
 
-def check_square(layout: BlockLayout) -> None:
-    if layout.q_len != layout.kv_len:
+def check_square(grid: BlockGrid) -> None:
+    if grid.q_len != grid.kv_len:
         raise ValueError(
-            f"q_len {layout.q_len} and kv_len {layout.kv_len} differ: such layers do not stack; ask for coverage(1)"
+            f"q_len {grid.q_len} and kv_len {grid.kv_len} differ: such layers do not stack; ask for coverage(1)"
         )
 
 
-def coverage(layout: BlockLayout, layers: int) -> float:
-    """Share of allowed block pairs connected within `layers` layers."""
+def coverage(grid: BlockGrid, rows: Tensor, cols: Tensor, layers: int) -> float:
+    """Share of allowed block pairs connected within `layers` layers; rows and cols as for `make_links`."""
     given, layers = layers, values.integer(layers) or 0
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {values.shown(given)}")
     if layers > 1:
-        check_square(layout)
-    links, connected, total = make_links(layout), 0, 0
-    for seen, wanted in groups(layout, links):
+        check_square(grid)
+    links, connected, total = make_links(grid, rows, cols), 0, 0
+    for seen, wanted in groups(grid, links):
         for _ in range(layers - 1):
             wider = layer_more(links, seen)
             if torch.equal(wider, seen):
@@ -141,11 +138,11 @@ def coverage(layout: BlockLayout, layers: int) -> float:
     return connected / total
 
 
-def hops_to_full_coverage(layout: BlockLayout) -> int | None:
-    """Fewest layers that connect every allowed pair, or None."""
-    check_square(layout)
-    links, most = make_links(layout), 1
-    for seen, wanted in groups(layout, links):
+def hops_to_full_coverage(grid: BlockGrid, rows: Tensor, cols: Tensor) -> int | None:
+    """Fewest layers that connect every allowed pair, or None; rows and cols as for `make_links`."""
+    check_square(grid)
+    links, most = make_links(grid, rows, cols), 1
+    for seen, wanted in groups(grid, links):
         hops = 1
         while bool((wanted & ~seen).any()):
             wider = layer_more(links, seen)

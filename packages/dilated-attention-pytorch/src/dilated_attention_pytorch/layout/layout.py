@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import values
-from ..caching import Forgotten, Kept, keep, plain_tensors
+from ..caching import Kept, TransientDict, keep, without_modes
 from ..config import (
     SparsePatternConfig,
     TokenDilation,
@@ -23,24 +23,12 @@ from ..config import (
 )
 from ..grid import BlockGrid
 from ..patterns.registry import active_pairs, budget_of, check_connected
-from . import coverage
+from .coverage import coverage, hops_to_full_coverage
+from .lists import BlockLists, build_csr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch.nn.attention.flex_attention import BlockMask
-
-
-@dataclass(frozen=True, eq=False)
-class BlockLists:
-    """Compressed lists: the entries of list x are ``indices[offsets[x]:offsets[x + 1]]``.
-
-    `entries` says at which place of the layout's row lists (and of a block bias) each of them stands.
-    All int32; a list per (head, row or column, dilation class), in this order.
-    """
-
-    offsets: Tensor
-    indices: Tensor
-    entries: Tensor
 
 
 @dataclass(frozen=True)
@@ -64,15 +52,6 @@ class LayoutStats:
     reach: int
     """Tokens from a query's block to the farthest block that it sees, in one layer."""
     num_bytes: int
-
-
-def group(keys: Tensor, n_lists: int, n_inner: int, indices: Tensor, entries: Tensor) -> BlockLists:
-    """Sort entries by key = list * n_inner + rank within the list, and count the lists."""
-    order = keys.argsort()
-    counts = torch.zeros(n_lists + 1, dtype=torch.int32, device=keys.device)
-    counts.scatter_add_(0, keys // n_inner + 1, torch.ones_like(keys, dtype=torch.int32))
-    offsets = counts.cumsum(0, dtype=torch.int32)
-    return BlockLists(offsets, indices[order].to(torch.int32), entries[order].to(torch.int32))
 
 
 def check_block_mask(mask: Any) -> None:
@@ -110,14 +89,6 @@ def check_head(head: Any, num_heads: int) -> int:
     return found
 
 
-def normal(lists: BlockLists) -> BlockLists:
-    """The lists as tensors that autograd can save, also where they were made or unpickled in inference mode."""
-    if not lists.indices.is_inference():
-        return lists
-    with torch.inference_mode(False):
-        return BlockLists(lists.offsets.clone(), lists.indices.clone(), lists.entries.clone())
-
-
 # Layouts by their row lists and lengths: an operator is given tensors, and finds here what was made from them.
 ALIVE: weakref.WeakValueDictionary[tuple[int, int, int], BlockLayout] = weakref.WeakValueDictionary()
 
@@ -146,19 +117,21 @@ class BlockLayout:
     col_lists: BlockLists
     configs: tuple[SparsePatternConfig, ...] | None = None
     # what is made at first use; no copy has it
-    _dilated: Kept[tuple[BlockLists, BlockLists]] = field(default_factory=Forgotten, init=False, repr=False)
-    _prepared: Kept[tuple[Tensor, ...]] = field(default_factory=Forgotten, init=False, repr=False)
-    _plans: Forgotten = field(default_factory=Forgotten, init=False, repr=False)  # of eager.py
+    _dilated: Kept[tuple[BlockLists, BlockLists]] = field(
+        default_factory=TransientDict, init=False, repr=False
+    )
+    _prepared: Kept[tuple[Tensor, ...]] = field(default_factory=TransientDict, init=False, repr=False)
+    _plans: TransientDict = field(default_factory=TransientDict, init=False, repr=False)  # of eager.py
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling():
             return
         for name in ("row_lists", "col_lists"):
-            object.__setattr__(self, name, normal(getattr(self, name)))
+            object.__setattr__(self, name, getattr(self, name).savable())
         indices = self.row_lists.indices
         ALIVE[id(indices), self.grid.q_len, self.grid.kv_len] = self
         for lists in (self.row_lists, self.col_lists):
-            for tensor in (lists.offsets, lists.indices, lists.entries):
+            for tensor in lists.tensors():
                 # as torch._dynamo.maybe_mark_dynamic, without its import: a graph serves lists of every length
                 tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
 
@@ -173,15 +146,8 @@ class BlockLayout:
         """The layout that has these lists, with what it keeps; a new one where none is alive."""
         found = ALIVE.get((id(row_lists.indices), grid.q_len, grid.kv_len))
         if found is not None and found.grid == grid and found.num_heads == num_heads:
-            rows, cols = found.row_lists, found.col_lists
-            if (
-                rows.indices is row_lists.indices
-                and rows.offsets is row_lists.offsets
-                and rows.entries is row_lists.entries
-                and cols.indices is col_lists.indices
-                and cols.offsets is col_lists.offsets
-                and cols.entries is col_lists.entries
-            ):
+            theirs = (*found.row_lists.tensors(), *found.col_lists.tensors())
+            if all(x is y for x, y in zip(theirs, (*row_lists.tensors(), *col_lists.tensors()), strict=True)):
                 return found
         return cls(grid, num_heads, row_lists, col_lists)
 
@@ -228,7 +194,7 @@ class BlockLayout:
         grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, configs[0].block_size, causal)
         target = checked_device(device)
         made: dict[SparsePatternConfig, tuple[Tensor, Tensor]] = {}
-        with plain_tensors():  # a layout that is made in inference mode serves training later
+        with without_modes():  # a layout that is made in inference mode serves training later
             for item in configs:
                 if item not in made:
                     check_connected(item, grid)
@@ -330,11 +296,11 @@ class BlockLayout:
         row_key = (head * grid.n_rows + rows) * grid.n_cols + cols
         order = row_key.argsort()
         row_key, head, rows, cols = row_key[order], head[order], rows[order], cols[order]
-        entries = torch.arange(rows.numel(), device=device)
+        block_ids = torch.arange(rows.numel(), device=device)
         n_heads = len(heads)
-        row_lists = group(row_key, n_heads * grid.n_rows, grid.n_cols, cols, entries)
+        row_lists = build_csr(row_key, n_heads * grid.n_rows, grid.n_cols, cols, block_ids)
         col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
-        col_lists = group(col_key, n_heads * grid.n_cols, grid.n_rows, rows, entries)
+        col_lists = build_csr(col_key, n_heads * grid.n_cols, grid.n_rows, rows, block_ids)
         return cls(grid, n_heads, row_lists, col_lists, configs)
 
     # ---- what it is
@@ -381,24 +347,18 @@ class BlockLayout:
         device = values.device(device)
         if device == self.device:
             return self
+        rows, cols = self.row_lists.to(device), self.col_lists.to(device)
+        return BlockLayout(self.grid, self.num_heads, rows, cols, self.configs)
 
-        def move(lists: BlockLists) -> BlockLists:
-            return BlockLists(lists.offsets.to(device), lists.indices.to(device), lists.entries.to(device))
-
-        return BlockLayout(
-            self.grid, self.num_heads, move(self.row_lists), move(self.col_lists), self.configs
-        )
-
-    def head_rows_cols(self) -> tuple[Tensor, Tensor, Tensor]:
+    def coo(self) -> tuple[Tensor, Tensor, Tensor]:
         """(head, row, column) of every active block in the order of the row lists, int64."""
-        counts = self.row_lists.offsets.diff().long()
-        owner = torch.repeat_interleave(counts, output_size=self.num_active_blocks)
+        owner = self.row_lists.owners()
         return owner // self.grid.n_rows, owner % self.grid.n_rows, self.row_lists.indices.long()
 
     def rows(self, head: int = 0) -> list[list[int]]:
         """The active columns of every row of one head, for people and tests."""
         first = check_head(head, self.num_heads) * self.grid.n_rows
-        offsets = self.row_lists.offsets[first : first + self.grid.n_rows + 1].tolist()
+        offsets = self.row_lists.indptr[first : first + self.grid.n_rows + 1].tolist()
         columns = self.row_lists.indices.tolist()
         return [columns[a:b] for a, b in itertools.pairwise(offsets)]
 
@@ -407,7 +367,7 @@ class BlockLayout:
         dense = torch.zeros(
             self.num_heads, self.grid.n_rows, self.grid.n_cols, dtype=torch.bool, device=self.device
         )
-        dense[self.head_rows_cols()] = True
+        dense[self.coo()] = True
         return dense[0] if self.num_heads == 1 else dense
 
     def to_block_mask(self) -> BlockMask:
@@ -417,16 +377,13 @@ class BlockLayout:
         """
         from .block_mask import block_mask_of
 
-        return block_mask_of(self)
+        dense = self.to_dense()
+        return block_mask_of(self.grid, dense if dense.dim() == 3 else dense[None])
 
     def stats(self) -> LayoutStats:
         """Counts, the density asked and real, how far a query sees, and memory."""
-        counts = self.row_lists.offsets.diff()
-        tensors = [
-            getattr(lists, name)
-            for lists in (self.row_lists, self.col_lists)
-            for name in ("offsets", "indices", "entries")
-        ]
+        counts = self.row_lists.indptr.diff()
+        tensors = (*self.row_lists.tensors(), *self.col_lists.tensors())
         return LayoutStats(
             num_rows=self.grid.n_rows,
             num_cols=self.grid.n_cols,
@@ -459,7 +416,7 @@ class BlockLayout:
         )
 
     def _reach(self) -> int:
-        _, rows, cols = self.head_rows_cols()
+        _, rows, cols = self.coo()
         if rows.numel() == 0:
             return 0
         distance = (self.grid.diagonal(self.device)[rows] - cols).abs()
@@ -467,17 +424,23 @@ class BlockLayout:
 
     def coverage(self, layers: int = 1) -> float:
         """Share of the (query, key) block pairs that information crosses within so many stacked layers."""
-        return coverage.coverage(self, layers)
+        _, rows, cols = self.coo()
+        return coverage(self.grid, rows, cols, layers)
 
     def hops_to_full_coverage(self) -> int | None:
         """The fewest layers after which every allowed (query, key) pair is connected; None if that never is."""
-        return coverage.hops_to_full_coverage(self)
+        _, rows, cols = self.coo()
+        return hops_to_full_coverage(self.grid, rows, cols)
 
     def plot(self, ax: Axes | None = None, head: int = 0, **kwargs: Any) -> Axes:
-        """Draw the active blocks of one head with matplotlib, if it is installed; returns the axes."""
-        from .plot import draw_layout
+        """Plot the active blocks of one head with matplotlib, if it is installed; returns the axes."""
+        from .plot import plot_blocks
 
-        return draw_layout(self, ax, check_head(head, self.num_heads), **kwargs)
+        heads, rows, cols = self.coo()
+        is_meant = heads == check_head(head, self.num_heads)
+        n_available = self.num_heads * self.grid.available()
+        title = f"{self.num_active_blocks:,} of {n_available:,} blocks ({self.density:.2%})"
+        return plot_blocks(self.grid, rows[is_meant], cols[is_meant], title, ax, **kwargs)
 
     # ---- what backends take
 
@@ -505,7 +468,7 @@ class BlockLayout:
         """Place in the row lists of every block pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""
         shape = (self.num_heads, self.grid.n_rows, self.grid.n_cols)
         entries = torch.full(shape, -1, dtype=torch.int64, device=self.device)
-        entries[self.head_rows_cols()] = torch.arange(self.num_active_blocks, device=self.device)
+        entries[self.coo()] = torch.arange(self.num_active_blocks, device=self.device)
         return entries
 
     def _num_pairs(self, dilation: TokenDilation | None = None) -> int:
@@ -513,7 +476,7 @@ class BlockLayout:
         rows, _ = self.lists(dilation)
         rates = (1,) if dilation is None else dilation.dilation_rates
         grid, size, device = self.grid, self.grid.block_size, self.device
-        owner = torch.repeat_interleave(rows.offsets.diff().long(), output_size=rows.indices.numel())
+        owner = rows.owners()
         row = owner // len(rates) % max(1, grid.n_rows)
         first = (row + grid.first_row) * size - grid.q_offset  # query of each entry's row
         queries = (first + size).clamp(max=grid.q_len) - first.clamp(min=0)
@@ -522,15 +485,15 @@ class BlockLayout:
         return int((queries * keys // rate).sum())
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
-        head, rows, cols = self.head_rows_cols()
+        head, rows, cols = self.coo()
         grid, n_classes = self.grid, len(dilation.segment_lengths)
         distance = (rows + grid.first_row - cols).abs() * grid.block_size
         bounds = torch.tensor(dilation.segment_lengths[:-1], device=self.device, dtype=torch.int64)
         classes = torch.bucketize(distance, bounds, right=True)  # first segment longer than the distance
-        entries = torch.arange(rows.numel(), device=self.device)
+        block_ids = torch.arange(rows.numel(), device=self.device)
         row_key = ((head * grid.n_rows + rows) * n_classes + classes) * grid.n_cols + cols
         col_key = ((head * grid.n_cols + cols) * n_classes + classes) * grid.n_rows + rows
         return (
-            group(row_key, self.num_heads * grid.n_rows * n_classes, grid.n_cols, cols, entries),
-            group(col_key, self.num_heads * grid.n_cols * n_classes, grid.n_rows, rows, entries),
+            build_csr(row_key, self.num_heads * grid.n_rows * n_classes, grid.n_cols, cols, block_ids),
+            build_csr(col_key, self.num_heads * grid.n_cols * n_classes, grid.n_rows, rows, block_ids),
         )

@@ -1,26 +1,29 @@
-"""Pictures of layouts, with matplotlib."""
+"""Plots of layouts, with matplotlib."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
+from ..grid import BlockGrid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from .layout import BlockLayout
-
 MAX_PIXELS = 512
 
 
-def bin_size(layout: BlockLayout) -> int:
-    """Blocks per side of what is drawn as one pixel."""
-    return -(-max(layout.grid.n_rows, layout.grid.n_cols) // MAX_PIXELS)
+def bin_size(grid: BlockGrid) -> int:
+    """Blocks per side of a pixel."""
+    return -(-max(grid.n_rows, grid.n_cols) // MAX_PIXELS)
 
 
-def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) -> Axes:
-    """Draw one head's blocks; matrices of more than 512 blocks a side are binned, darker where denser."""
+def plot_blocks(
+    grid: BlockGrid, rows: Tensor, cols: Tensor, title: str, ax: Axes | None, **kwargs: Any
+) -> Axes:
+    """Plot the blocks of one head, int64 (n,) each; more than 512 blocks a side are binned, darker where denser."""
     if ax is not None and not hasattr(ax, "imshow"):
         raise TypeError(
             f"ax must be matplotlib Axes, got {type(ax).__name__}; use the second of plt.subplots()"
@@ -29,10 +32,7 @@ def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) 
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install matplotlib") from error
-    grid = layout.grid
-    heads, rows, cols = layout.head_rows_cols()
-    rows, cols = rows[heads == head], cols[heads == head]
-    step = bin_size(layout)
+    step = bin_size(grid)
     height, width = -(-grid.n_rows // step), -(-grid.n_cols // step)
     counts = torch.bincount((rows // step) * width + cols // step, minlength=height * width)
     share = (counts.view(height, width).double() / step**2).cpu()
@@ -50,7 +50,5 @@ def draw_layout(layout: BlockLayout, ax: Axes | None, head: int, **kwargs: Any) 
     ax.imshow(share.pow(0.5).numpy(), **options)
     ax.set_xlabel("key position")
     ax.set_ylabel("query position")
-    ax.set_title(
-        f"{layout.num_active_blocks:,} of {layout.num_heads * grid.available():,} blocks ({layout.density:.2%})"
-    )
+    ax.set_title(title)
     return ax

@@ -17,7 +17,8 @@ from ..eager import TENSORS, find_plan
 from ..functional import attend_anew, block_sparse_attention, check_call, run_operator
 from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
-from ..layout.layout import BlockLayout, BlockLists
+from ..layout.layout import BlockLayout
+from ..layout.lists import BlockLists
 from ..validation import check_backend, check_flag, checked_dropout, checked_scale, refusal
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")

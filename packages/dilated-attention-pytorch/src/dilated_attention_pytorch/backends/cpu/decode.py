@@ -33,7 +33,7 @@ def suits(problem: AttentionProblem) -> bool:
     if p.n_rows != 1 or len(p.rates) != 1 or n_blocks == 0:
         return False
     if p.layout_heads > 1:
-        offsets = p.rows.offsets
+        offsets = p.rows.indptr
         last = p.rows.indices[(offsets[1:] - 1).clamp(min=0)]
         if bool((offsets.diff() * p.layout_heads != n_blocks).any() or (last != last[0]).any()):
             return False

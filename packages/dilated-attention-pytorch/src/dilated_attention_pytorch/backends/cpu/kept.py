@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...caching import plain_tensors
+from ...caching import without_modes
 
 Made = TypeVar("Made")
 MOST = 8  # per list
@@ -26,7 +26,7 @@ def kept(indices: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
             return of_list[key]
         except KeyError:  # another thread has just dropped it
             pass
-    with plain_tensors(), torch.no_grad():
+    with without_modes(), torch.no_grad():
         made = make()
     with LOCK:
         of_list = KEPT.setdefault(indices, {})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...caching import plain_tensors
+from ...caching import without_modes
 
 MOST_BYTES = 2**24  # that a thread keeps from one call to the next
 
@@ -31,7 +31,7 @@ class Scratch:
         n_elements = torch.Size(shape).numel()
         buffer = self.buffers.get(key)
         if buffer is None or buffer.numel() < n_elements:
-            with plain_tensors():
+            with without_modes():
                 buffer = self.buffers[key] = torch.empty(n_elements, dtype=key[1], device="cpu")
         return buffer[:n_elements].view(shape)
 

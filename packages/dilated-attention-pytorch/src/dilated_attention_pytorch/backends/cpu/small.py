@@ -72,7 +72,7 @@ def make_plan(problem: AttentionProblem) -> Plan | None:
     p, size = problem, problem.block_size
     dtype = torch.promote_types(p.q.dtype, torch.float32)
     group, n_rows, n_cols = p.num_heads // p.num_kv_heads, p.n_rows, p.n_cols
-    offsets, columns = p.rows.offsets.long(), p.rows.indices.long()
+    offsets, columns = p.rows.indptr.long(), p.rows.indices.long()
     row = torch.arange(n_rows, device="cpu").repeat_interleave(offsets.diff())
     if p.is_causal:
         is_past = columns <= row + p.first_row

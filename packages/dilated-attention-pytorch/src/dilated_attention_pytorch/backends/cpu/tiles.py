@@ -115,7 +115,7 @@ def tiling_of(problem: AttentionProblem, most_keys: int) -> Tiling:
         p.block_size, p.first_row, p.q_offset, p.q_len, p.kv_len, len(p.rates), p.is_causal, p.num_heads,
         p.num_kv_heads, p.layout_heads, most_keys,
     )  # fmt: skip
-    return kept(p.rows.indices, geometry, lambda: make_tiling(geometry, p.rows.offsets, p.rows.indices))
+    return kept(p.rows.indices, geometry, lambda: make_tiling(geometry, p.rows.indptr, p.rows.indices))
 
 
 def make_tiling(g: Geometry, offsets: Tensor, indices: Tensor) -> Tiling:

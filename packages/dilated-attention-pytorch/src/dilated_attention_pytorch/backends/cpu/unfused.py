@@ -88,16 +88,16 @@ class Tiling:
         # The pieces of every (layout head, row), from lists per (layout head, row, dilation class).
         rates = torch.tensor(problem.rates, dtype=torch.int64, device="cpu")
         rows = problem.rows
-        counts = rows.offsets.diff().long()
+        counts = rows.indptr.diff().long()
         rate = rates.repeat(counts.numel() // rates.numel()).repeat_interleave(counts)
         copies = self.stride // rate
         ends = torch.cat([copies.new_zeros(1), copies.cumsum(0)])
-        self.offsets = ends[rows.offsets[:: rates.numel()].long()]  # (layout_heads * n_rows + 1,)
+        self.offsets = ends[rows.indptr[:: rates.numel()].long()]  # (layout_heads * n_rows + 1,)
         self.rate = rate.repeat_interleave(copies)
         nth = torch.arange(self.rate.numel(), device="cpu") - ends[:-1].repeat_interleave(copies)
         place = torch.searchsorted(self.used, rows.indices.long())
         self.slots = place.repeat_interleave(copies) * self.stride + nth * self.rate  # for head 0
-        self.entries = rows.entries.long().repeat_interleave(copies)
+        self.entries = rows.block_ids.long().repeat_interleave(copies)
 
     # ---- panels: parts of the problem's tensors, as matrices with one tile or piece per row
 
@@ -331,7 +331,7 @@ def backward(
     grad_bias = None
     if p.block_bias is not None:
         grad_bias = torch.zeros(
-            p.batch, p.num_heads, p.rows.entries.numel(), dtype=tiling.dtype, device="cpu"
+            p.batch, p.num_heads, p.rows.block_ids.numel(), dtype=tiling.dtype, device="cpu"
         )
     for panel in tiling.panels():
         own = panel.queries

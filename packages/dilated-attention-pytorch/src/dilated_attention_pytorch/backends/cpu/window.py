@@ -68,7 +68,7 @@ class Schedule:
     def __init__(self, problem: AttentionProblem, n_readable: int, is_kept: bool) -> None:
         p = problem
         n_classes = len(p.rates)
-        offsets, columns = p.rows.offsets[::n_classes].tolist(), p.rows.indices.tolist()
+        offsets, columns = p.rows.indptr[::n_classes].tolist(), p.rows.indices.tolist()
         rows = [columns[start:end] for start, end in itertools.pairwise(offsets)]
         if n_classes > 1:  # the classes of a row follow each other
             rows = [sorted(blocks) for blocks in rows]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...layout.layout import BlockLists
+from ...layout.lists import BlockLists
 from .longest_first import longest_first
 
 MAX_GROUP_SIZE = 16  # columns in a group; also the largest rate of the kernels
@@ -74,7 +74,7 @@ def make_column_groups(
     group_size, n_classes = max(rates), len(rates)
     n_groups = count_column_groups(n_cols, group_size)
     n_lists = n_heads * n_groups * n_classes
-    owner = torch.repeat_interleave(cols.offsets.diff().long(), output_size=cols.indices.numel())
+    owner = cols.owners()
     in_class, column, head = owner % n_classes, owner // n_classes % n_cols, owner // (n_classes * n_cols)
     rows = cols.indices.long()
 

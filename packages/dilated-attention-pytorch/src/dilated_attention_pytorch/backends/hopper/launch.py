@@ -74,7 +74,7 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         index,
         (q, k, v, k, v, out),
         (
-            lse.data_ptr(), p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr(),
+            lse.data_ptr(), p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr(),
             tile_counter(index),
         ),
     )  # fmt: skip
@@ -92,7 +92,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
         return None
     batch, q_len, num_heads, _ = p.q.shape
     shape, steps = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1)
-    lists = p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
+    lists = p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
     others = p.without_tensors()  # keeps what the addresses are of
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,9 +206,9 @@ def run_passes(launches: BackwardLaunches, call: BackwardCall, stats: int, index
     p, grads = call.problem, call.grads
     work_order = work_order_of(p).data_ptr()
     saved = (stats, call.out.data_ptr(), call.lse.data_ptr(), call.of_lse.data_ptr())
-    of_rows = (*saved, p.rows.offsets.data_ptr(), p.rows.indices.data_ptr(), work_order)
+    of_rows = (*saved, p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order)
     of_columns: tuple[int, ...] = (
-        *saved, p.cols.offsets.data_ptr(), p.cols.indices.data_ptr(), work_order + launches.columns_at,
+        *saved, p.cols.indptr.data_ptr(), p.cols.indices.data_ptr(), work_order + launches.columns_at,
     )  # fmt: skip
     described: tuple[Tensor, ...] = (p.q, call.grad_out, p.k, p.v, grads.q, grads.q)
     if p.dilation is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import TokenDilation
 from ...grid import BlockGrid
-from ...layout.layout import BlockLists
+from ...layout.lists import BlockLists
 from .column_groups import ColumnGroupOrder, make_column_groups
 from .longest_first import longest_first
 
@@ -110,7 +110,7 @@ def order_lists(lists: BlockLists, n_heads: int, n_lists: int, n_classes: int, b
     """The part of rows, or of columns without token dilation."""
     per_group = lists_per_group(block_size)
     n_groups = -(-n_lists // per_group)
-    lengths = lists.offsets.diff().view(n_heads, n_lists, n_classes).sum(2)
+    lengths = lists.indptr.diff().view(n_heads, n_lists, n_classes).sum(2)
     lengths = torch.nn.functional.pad(lengths, (0, n_groups * per_group - n_lists))
     n_long, order = longest_first(lengths.view(n_heads, n_groups, per_group).sum(2))
     shared = [torch.zeros_like(order)]
@@ -124,8 +124,7 @@ def shared_blocks(
 ) -> list[Tensor]:
     """`union_sizes`, `places` and `blocks` of the groups."""
     indices = lists.indices
-    counts = lists.offsets.diff().long()
-    owner = torch.repeat_interleave(counts, output_size=indices.numel()) // n_classes
+    owner = lists.owners() // n_classes
     group = owner // n_lists * n_groups + owner % n_lists // per_group
     key, order = (group * 2**31 + indices).sort(stable=True)  # lists of a group stand one after the other
     is_new = torch.ones_like(key, dtype=torch.bool)

@@ -100,7 +100,7 @@ def forward_launch(
     )
     arguments = {
         **common, "Out": out, "Lse": lse,
-        "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Entries": p.rows.entries,
+        "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Entries": p.rows.block_ids,
         **strides(out, "o", "bshd"), "n_rows": p.n_rows, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
         "HAS_EDGE": has_edge(p), "SCALE_POSITIVE": p.softmax_scale > 0.0,
     }  # fmt: skip
@@ -154,7 +154,7 @@ def backward_launches(
         )
         grad_bias = slots
     arguments = {
-        **common, "Offsets": p.rows.offsets, "Indices": p.rows.indices, "Entries": p.rows.entries,
+        **common, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Entries": p.rows.block_ids,
         "GradQ": grad_q, "GradBias": lse if slots is None else slots, **strides(grad_q, "o", "bshd"),
         "n_rows": p.n_rows, "n_entries": n_entries, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
         "HAS_EDGE": has_edge(p),
@@ -183,7 +183,7 @@ def backward_launches(
         or p.key_padding_mask is not None
     )
     arguments = {
-        **common, "Offsets": p.cols.offsets, "Indices": p.cols.indices, "Entries": p.cols.entries,
+        **common, "Offsets": p.cols.indptr, "Indices": p.cols.indices, "Entries": p.cols.block_ids,
         "GradK": grad_k, "GradV": grad_v, **strides(grad_k, "x", "bshd"), **strides(grad_v, "y", "bshd"),
         "n_cols": p.n_cols, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
         "EVEN_Q": p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
