@@ -458,9 +458,9 @@ def test_what_is_kept_goes_with_the_layout() -> None:
 
 def test_a_bounded_number_of_things_is_kept_for_a_layout() -> None:
     layout = layout_of(512)
-    for heads in range(1, 2 * kept.MOST):
+    for heads in range(1, 2 * kept.MAX_PER_LIST):
         block_sparse_attention(*qkv(512, heads=heads, dim=8), layout, is_causal=True)
-    assert len(kept.KEPT[layout.row_lists.indices]) <= kept.MOST
+    assert len(kept.KEPT[layout.row_lists.indices]) <= kept.MAX_PER_LIST
 
 
 # ---- the kernel

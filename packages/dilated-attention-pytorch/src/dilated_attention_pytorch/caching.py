@@ -1,4 +1,12 @@
-"""What is computed from a layout at its first use, and kept for the next ones."""
+"""What is made at first use and kept for later calls.
+
+Three kinds, and no others:
+
+- a function of hashable arguments has `functools.lru_cache`;
+- what belongs to an object (a layout, a launch, a list of blocks) or is dropped by a call is in a BoundedCache; values
+  made on a device by `make_once`, which orders them with the streams that use them;
+- layouts of patterns are in layout/cache.py, which counts bytes and knows what CUDA graphs read.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +14,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 Made = TypeVar("Made")
-# What was made, and on a GPU the raw stream and the event after which it is there.
-Kept = dict[Hashable, tuple[Made, int, torch.cuda.Event | None]]
-MOST = 8
-
-
-class TransientDict(dict[Any, Any]):
-    """A cache of which no copy and no pickle knows anything."""
-
-    def __reduce__(self) -> tuple[type[TransientDict], tuple[()]]:
-        return TransientDict, ()
 
 
 class ForkSafeLock:
@@ -42,15 +40,46 @@ class ForkSafeLock:
         self._lock.release()
 
 
-LOCK = ForkSafeLock()  # of everything that layouts keep: taken to add and to drop, not to look up
+LOCK = ForkSafeLock()  # of all caches: taken to add and to drop, not to look up
 
 
-def keep(kept: Kept[Made], key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
-    """What is kept under the key, made first if it is not."""
-    found = kept.get(key)
+class BoundedCache(dict[Any, Any]):
+    """A dict of the last `bound` values kept; copies and pickles of it are empty.
+
+    Threads may share it: `keep` takes LOCK. Looking up takes none, so a value is read once, with `get`.
+    """
+
+    def __init__(self, bound: int) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def keep(self, key: Hashable, value: Made) -> Made:
+        """Add a value, which is returned; the oldest goes where there are too many."""
+        with LOCK:
+            while len(self) >= self.bound and key not in self:
+                del self[next(iter(self))]
+            self[key] = value
+        return value
+
+    def __reduce__(self) -> tuple[type[BoundedCache], tuple[int]]:
+        return BoundedCache, (self.bound,)
+
+
+class CacheEntry(NamedTuple):
+    """A value that was made on a device; on a GPU the raw stream on which, and the event after which it is there."""
+
+    value: Any
+    stream: int
+    event: torch.cuda.Event | None
+
+
+def make_once(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
+    """The value of the key, made first if it is not there; the current stream waits until it is."""
+    found: CacheEntry | None = cache.get(key)
     if found is None:
-        return make_and_keep(kept, key, device, make)
-    made, stream, event = found
+        return make_and_keep(cache, key, device, make)
+    value: Made
+    value, stream, event = found
     # a capture begins with everything there, and may not wait for events from before it
     if (
         event is not None
@@ -58,28 +87,26 @@ def keep(kept: Kept[Made], key: Hashable, device: torch.device, make: Callable[[
         and not torch.cuda.is_current_stream_capturing()
     ):
         torch.cuda.current_stream(device).wait_event(event)
-    return made
+    return value
 
 
-def make_and_keep(kept: Kept[Made], key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
-    """Make it so that every later call can use it, whatever surrounds this one."""
+def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
+    """Make the value so that every later call can use it, whatever surrounds this one."""
     with LOCK:
-        if key in kept:  # another thread was faster
-            return keep(kept, key, device, make)
+        if key in cache:  # another thread was faster
+            return make_once(cache, key, device, make)
         on_gpu = device.type == "cuda" and torch.cuda.is_initialized()
         if on_gpu and torch.cuda.is_current_stream_capturing():
             with without_modes():
                 return make()  # it is empty until the graph is replayed
-        made = make_to_stay(device, make)
+        value = make_to_stay(device, make)
         stream, event = 0, None
         if on_gpu:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(device))
             stream = torch._C._cuda_getCurrentRawStream(device.index)
-        while len(kept) >= MOST:
-            del kept[next(iter(kept))]  # the oldest
-        kept[key] = (made, stream, event)
-        return made
+        cache.keep(key, CacheEntry(value, stream, event))
+        return value
 
 
 def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:

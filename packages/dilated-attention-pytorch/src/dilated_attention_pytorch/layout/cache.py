@@ -74,10 +74,10 @@ class Lists:
     def tensors(self) -> list[Tensor]:
         """All that this layout keeps."""
         layout = self.layout
-        tensors = [tensor for made, _, _ in list(layout._prepared.values()) for tensor in made]
+        tensors = [tensor for entry in list(layout._prepared.values()) for tensor in entry.value]
         for rows, cols in [
             (layout.row_lists, layout.col_lists),
-            *(made for made, _, _ in list(layout._dilated.values())),
+            *(entry.value for entry in list(layout._dilated.values())),
         ]:
             tensors += [*rows.tensors(), *cols.tensors()]
         return tensors

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import values
-from ..caching import Kept, TransientDict, keep, without_modes
+from ..caching import BoundedCache, make_once, without_modes
 from ..config import (
     SparsePatternConfig,
     TokenDilation,
@@ -117,11 +117,11 @@ class BlockLayout:
     col_lists: BlockLists
     configs: tuple[SparsePatternConfig, ...] | None = None
     # what is made at first use; no copy has it
-    _dilated: Kept[tuple[BlockLists, BlockLists]] = field(
-        default_factory=TransientDict, init=False, repr=False
-    )
-    _prepared: Kept[tuple[Tensor, ...]] = field(default_factory=TransientDict, init=False, repr=False)
-    _plans: TransientDict = field(default_factory=TransientDict, init=False, repr=False)  # of eager.py
+    _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
+    _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
+    _plans: BoundedCache = field(
+        default_factory=lambda: BoundedCache(64), init=False, repr=False
+    )  # of eager.py
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling():
@@ -448,7 +448,7 @@ class BlockLayout:
         """Row and column lists; with a token dilation every list is split into its distance classes."""
         if dilation is None:
             return self.row_lists, self.col_lists
-        return keep(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
+        return make_once(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
 
     def keep(
         self, owner: str, dilation: TokenDilation | None, make: Callable[[], tuple[Tensor, ...]]
@@ -462,7 +462,8 @@ class BlockLayout:
             dilation: the token dilation for which it is made.
             make: makes it. It may run in another thread, which must take nothing that layouts keep.
         """
-        return keep(self._prepared, (owner, dilation), self.device, make)
+        made: tuple[Tensor, ...] = make_once(self._prepared, (owner, dilation), self.device, make)
+        return made
 
     def _entries(self) -> Tensor:
         """Place in the row lists of every block pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""

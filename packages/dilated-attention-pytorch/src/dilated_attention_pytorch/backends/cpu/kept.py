@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable
 from typing import TypeVar
 
@@ -10,27 +9,23 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...caching import without_modes
+from ...caching import LOCK, BoundedCache, without_modes
 
 Made = TypeVar("Made")
-MOST = 8  # per list
-KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by the indices of the list
-LOCK = threading.Lock()
+MAX_PER_LIST = 8
+KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()  # a BoundedCache by the indices of a list
+MISSING = object()
 
 
 def kept(indices: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
-    """What is kept for the list and the key, made first if it is not there; the oldest goes where there are too many."""
-    of_list: dict[Hashable, Made] | None = KEPT.get(indices)
-    if of_list is not None and key in of_list:
-        try:
-            return of_list[key]
-        except KeyError:  # another thread has just dropped it
-            pass
+    """What is kept for the list and the key, made first if it is not there."""
+    of_list: BoundedCache | None = KEPT.get(indices)
+    if of_list is not None:
+        found = of_list.get(key, MISSING)  # None is a value
+        if found is not MISSING:
+            return found  # type: ignore[no-any-return]
     with without_modes(), torch.no_grad():
         made = make()
     with LOCK:
-        of_list = KEPT.setdefault(indices, {})
-        while len(of_list) >= MOST:
-            del of_list[next(iter(of_list))]
-        of_list[key] = made
-    return made
+        of_list = KEPT.setdefault(indices, BoundedCache(MAX_PER_LIST))
+    return of_list.keep(key, made)

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -21,26 +20,11 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from ...caching import make_to_stay
+from ...caching import BoundedCache, make_to_stay
 from .raw_launch import ARGUMENTS_APART, encoded, launch_options, unwrapped
 
-Made = TypeVar("Made")
 SWIZZLE_WIDTH = 64  # elements of 16 bits in a 128-byte swizzle
 N_COUNTERS = 4096  # more launches than a stream can hold
-
-
-class BoundedCache(OrderedDict[Hashable, Any]):
-    """The last `bound` things made."""
-
-    def __init__(self, bound: int) -> None:
-        super().__init__()
-        self.bound = bound
-
-    def keep(self, key: Hashable, made: Made) -> Made:
-        self[key] = made
-        if len(self) > self.bound:
-            self.popitem(last=False)
-        return made
 
 
 LAUNCHES = BoundedCache(256)

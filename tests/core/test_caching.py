@@ -1,0 +1,54 @@
+"""What is kept between calls: bounds, threads, copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import torch
+
+from dilated_attention_pytorch.caching import BoundedCache, CacheEntry, make_once
+
+
+def test_the_oldest_goes_and_a_replaced_value_takes_no_room() -> None:
+    cache = BoundedCache(3)
+    assert [cache.keep(i, 10 * i) for i in range(5)] == [0, 10, 20, 30, 40]
+    assert cache == {2: 20, 3: 30, 4: 40}
+    cache.keep(3, "new")
+    assert cache == {2: 20, 3: "new", 4: 40}
+
+
+def test_copies_and_pickles_are_empty_and_have_the_bound() -> None:
+    cache = BoundedCache(2)
+    cache.keep("lock", threading.Lock())  # which cannot be copied
+    for other in (copy.copy(cache), copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert type(other) is BoundedCache
+        assert (other, other.bound) == ({}, 2)
+
+
+def test_threads_that_add_at_once_stay_within_the_bound() -> None:
+    cache, sizes = BoundedCache(4), []
+    start = threading.Barrier(8)
+
+    def add(n: int) -> None:
+        start.wait()
+        for i in range(200):
+            cache.keep((n, i), i)
+            sizes.append(len(cache))
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(sizes) == 1600
+    assert max(sizes) == 4
+
+
+def test_a_value_is_made_once_also_where_it_is_none() -> None:
+    cache, made = BoundedCache(2), []
+    for _ in range(3):
+        assert make_once(cache, "key", torch.device("cpu"), lambda: made.append(1)) is None
+    assert made == [1]
+    assert cache == {"key": CacheEntry(None, 0, None)}
