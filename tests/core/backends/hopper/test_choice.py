@@ -19,7 +19,8 @@ from dilated_attention_pytorch import (
     explain_backends,
 )
 from dilated_attention_pytorch.backends import hopper, registry
-from dilated_attention_pytorch.backends.hopper import HOPPER, badly_strided
+from dilated_attention_pytorch.backends.hopper import HOPPER
+from dilated_attention_pytorch.backends.hopper.strides import badly_strided
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem

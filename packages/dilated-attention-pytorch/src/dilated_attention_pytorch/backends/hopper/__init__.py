@@ -15,6 +15,7 @@ from ...layout.layout import BlockLayout
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import AttentionProblem, Backend, Forward, Gradients
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
+from .strides import badly_strided
 from .work_order import make_work_order
 
 HEAD_DIMS = (64, 128)
@@ -71,17 +72,6 @@ def is_hopper(index: int | None) -> bool:
     if torch.compiler.is_compiling():  # Dynamo warns of every cache
         return torch.cuda.get_device_capability(index) == (9, 0)
     return capability(index) == (9, 0)
-
-
-def badly_strided(name: str, x: Tensor) -> str | None:
-    """Why the tensor memory accelerator cannot read a tensor, or None."""
-    sizes, steps = x.shape, x.stride()
-    if steps[3] != 1 or any(sizes[i] != 1 and (steps[i] % 8 or not steps[i]) for i in (0, 1, 2)):
-        return f"{name} has strides {tuple(x.stride())}, needs multiples of 8 (not 0), and 1 for the last"
-    # a trace cannot ask for the offset; a launch clones what is misaligned
-    if not torch.compiler.is_compiling() and x.storage_offset() % 8:
-        return f"{name} begins {x.storage_offset()} elements into its storage, needs a multiple of 8"
-    return None
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Forward, Gradients
-from . import badly_strided, tuning
+from . import tuning
 from .arguments import (
     BackwardCall,
     backward_arguments,
@@ -25,6 +25,7 @@ from .kernels.backward_dilated_dkdv import dilated_columns_kernel
 from .kernels.backward_dilated_dq import dilated_rows_kernel
 from .kernels.forward import forward_kernel
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
+from .strides import badly_strided
 
 
 def options(registers: tuning.Registers) -> dict[str, Any]:
