@@ -4,12 +4,6 @@ from __future__ import annotations
 
 PENDING: dict[str, set[str]] = {
     "parts": {"_torch_internals"},
-    "circles of core": {
-        "backends.hopper.launch -> backends.hopper",
-        "layout.block_mask -> layout.layout",
-        "layout.coverage -> layout.layout",
-        "layout.plot -> layout.layout",
-    },
     "circles of codemod": {
         "analysis.class_bodies -> analysis.scopes",
         "checks.aliases -> plan",
