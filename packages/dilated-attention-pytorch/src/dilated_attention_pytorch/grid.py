@@ -1,8 +1,9 @@
-"""The matrix of block pairs of one attention call: its rows, columns and diagonal."""
+"""BlockGrid: the block rows and columns of queries and keys at their positions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +16,31 @@ from .config import check_block_size
 class BlockGrid:
     """Block rows and columns for `q_len` queries at their positions and `kv_len` keys.
 
-    Query i sits at position ``i + q_offset``; `q_offset` is ``kv_len - q_len`` when causal (the last query
-    sees the last key), else 0. Row r of the grid holds the positions of block ``first_row + r``.
+    Key j is at position j, query i at position ``i + q_offset``. Row r of the grid holds the positions of block
+    ``first_row + r``, column c those of block c.
+
+    Attributes:
+        q_len: number of queries.
+        kv_len: number of keys.
+        block_size: positions of a block.
+        causal: whether no query sees a later key.
+        q_offset: the position of the first query. Default: ``kv_len - q_len`` when causal (the last query is at the last
+            key), else 0. Another one is 0 or more, and when causal ``kv_len - q_len`` at most.
+
+    Raises:
+        ValueError: a number is out of its range.
+        TypeError: `causal` is no bool.
     """
 
     q_len: int
     kv_len: int
     block_size: int
     causal: bool
+    q_offset: int = None  # type: ignore[assignment]  # __post_init__ replaces None
 
     def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():  # of lengths that were checked, and all fields given
+            return
         object.__setattr__(self, "block_size", check_block_size(self.block_size))
         for name in ("q_len", "kv_len"):
             given = getattr(self, name)
@@ -38,10 +54,21 @@ class BlockGrid:
         if causal is None:
             raise TypeError(f"causal must be True or False, got {values.shown(self.causal)}")
         object.__setattr__(self, "causal", causal)
+        object.__setattr__(self, "q_offset", self._checked_offset(self.q_offset))
 
-    @property
-    def q_offset(self) -> int:
-        return self.kv_len - self.q_len if self.causal else 0
+    def _checked_offset(self, given: Any) -> int:
+        default = self.kv_len - self.q_len if self.causal else 0
+        if given is None:
+            return default
+        least, most = min(0, default), default if self.causal else values.MAX_TOKENS - self.q_len
+        offset = values.integer(given)
+        if offset is None or not least <= offset <= most:
+            raise ValueError(f"q_offset must be {least} to {most}, got {values.shown(given)}")
+        return offset
+
+    def with_lengths(self, q_len: int, kv_len: int) -> BlockGrid:
+        """The grid of other lengths, with the default `q_offset`."""
+        return BlockGrid(q_len, kv_len, self.block_size, self.causal)
 
     @property
     def first_row(self) -> int:
@@ -65,7 +92,7 @@ class BlockGrid:
         if not self.causal:
             return values
         if self.first_row >= 0:
-            return values[self.first_row :]
+            return values[self.first_row : self.first_row + self.n_rows]
         return torch.cat([values.new_zeros(-self.first_row), values])
 
     def diagonal(self, device: torch.device | None = None) -> Tensor:
@@ -77,5 +104,5 @@ class BlockGrid:
         """Block pairs that dense attention computes."""
         if not self.causal:
             return self.n_rows * self.n_cols
-        first = max(self.first_row, 0)
-        return self.n_cols * (self.n_cols + 1) // 2 - first * (first + 1) // 2
+        first, stop = max(self.first_row, 0), self.first_row + self.n_rows
+        return stop * (stop + 1) // 2 - first * (first + 1) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -153,8 +153,13 @@ class BlockLayout:
 
     def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
         """The layout of other lengths with the same rows and columns: it shares the lists, and what is made from them."""
-        grid = replace(self.grid, q_len=q_len, kv_len=kv_len)
-        made = BlockLayout(grid, self.num_heads, self.row_lists, self.col_lists, self.configs)
+        made = BlockLayout(
+            self.grid.with_lengths(q_len, kv_len),
+            self.num_heads,
+            self.row_lists,
+            self.col_lists,
+            self.configs,
+        )
         object.__setattr__(made, "_dilated", self._dilated)
         object.__setattr__(made, "_prepared", self._prepared)
         return made
