@@ -99,3 +99,32 @@ def test_import_that_others_wait_for(option: str, rules: str, use: str, tmp_path
     whole = ends(tmp_path / "whole", files, [])
     for path, text in whole.items():
         assert sorted_imports((parts / path).read_text()) == sorted_imports(text)
+
+
+@pytest.mark.parametrize("rules", ["HIER001,HIER002,HIER005,HIER008", "HIER005", "HIER009"])
+@pytest.mark.parametrize("option", ["--select", "--ignore"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Own, create_hierarchical_attention, create_block_sparse_attention",
+        "create_hierarchical_attention, create_block_sparse_attention, Own",
+        "create_hierarchical_attention, create_block_sparse_attention",
+    ],
+)
+def test_kept_names_stay_in_the_import_of_an_own_module(
+    names: str, option: str, rules: str, tmp_path: Path
+) -> None:
+    files = {
+        "app/__init__.py": FROM + "create_hierarchical_attention, create_block_sparse_attention\n"
+        "from dilated_attention_pytorch import BlockSparseHierarchical as Own\n",
+        "model.py": f"from app import {names}\n\nx = create_block_sparse_attention('hierarchical')\n"
+        "y = [create_hierarchical_attention]\n",
+    }
+    whole = ends(tmp_path / "whole", files, [])
+    first, second = whole["model.py"].splitlines()[:2]
+    assert first == "from app import create_hierarchical_attention, create_block_sparse_attention"
+    assert second == FROM + "SparsePatternConfig"
+    parts = ends(tmp_path / "parts", files, [[option, rules, "model.py"]])
+    assert [sorted_imports(text) for text in parts.values()] == [
+        sorted_imports(text) for text in whole.values()
+    ]

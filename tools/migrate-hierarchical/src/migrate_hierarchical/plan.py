@@ -28,6 +28,7 @@ from .checks.strings import check_strings
 from .density import LEVELS, Comparison, levels_of
 from .edit.arguments import is_none, read_arguments, string_value
 from .edit.build import Style
+from .edit.imports import is_meant_for_others
 from .names import (
     CONFIG,
     FACTORY,
@@ -210,11 +211,29 @@ class Planner:
         """The local name of an import that surely runs before the use."""
         for scope in use.scope.ancestors():
             for local, bindings in self.imported_as(scope, name):
-                if use.scope.lookup(local) is not bindings or not (local == name or local in self.read_names):
-                    continue  # what nothing here reads is meant for others, and perhaps only just got its name
+                if use.scope.lookup(local) is not bindings or (
+                    local != name and self.is_for_others(local, bindings)
+                ):
+                    continue
                 if any(self.runs_before(b.statement, use, statements) for b in bindings):
                     return local
         return None
+
+    def is_for_others(self, local: str, bindings: list[Binding]) -> bool:
+        """Whether an import that nothing here reads is there for other files; it may be a removed one, renamed."""
+        if local in self.read_names:
+            return False
+        return self.is_init or any(
+            is_import_from(each.statement)
+            and each.alias is not None
+            and (is_meant_for_others(each.statement, each.alias, self.walk) or local in self.exported)
+            for each in bindings
+        )
+
+    @cached_property
+    def exported(self) -> set[str]:
+        """The names in `__all__`."""
+        return {string_value(node) or "" for node in self.walk.strings if self.roles.of(node) == ALL}
 
     def imported_as(self, scope: Scope, name: str) -> list[tuple[str, list[Binding]]]:
         """The local names of a scope that are nothing but imports of a name of the package."""

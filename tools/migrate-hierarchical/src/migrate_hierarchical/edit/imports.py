@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import libcst as cst
 
 from ..analysis.binding import Binding, ImportStatement, dotted, import_name, is_import, is_import_from
 from ..analysis.failures import expects_failure
-from ..analysis.roles import ALL
 from ..analysis.scopes import Walk
 from ..analysis.uses import api_path
 from ..names import (
@@ -28,7 +26,6 @@ from ..names import (
     TYPES,
     is_gone,
 )
-from .arguments import string_value
 from .build import comments_in
 
 if TYPE_CHECKING:
@@ -61,7 +58,6 @@ class ImportEditor:
         for binding in planner.import_bindings():
             if binding.alias is not None:
                 self.bindings[binding.alias] = binding
-        self.exported = set(self.names_in_all())
         # with a part of the rules: not used any more, imported elsewhere, and later the comment would keep them
         self.waiting: dict[cst.ImportAlias, Binding] = {}
         self.stayed: dict[str, set[str]] = {}  # block of a page -> names that its imports give
@@ -122,11 +118,6 @@ class ImportEditor:
         passed = self.planner.passed - self.planner.used
         return any(binding in self.walk.scope_of[node].lookup(node.value) for node in passed)
 
-    def names_in_all(self) -> Iterator[str]:
-        for node in self.walk.strings:
-            if self.planner.roles.of(node) == ALL:
-                yield string_value(node) or ""
-
     def is_wanted(self, alias: cst.ImportAlias, binding: Binding | None) -> bool:
         """Whether another file goes on importing the name from here."""
         wanted = binding is not None and binding.scope.kind == "module"
@@ -137,7 +128,7 @@ class ImportEditor:
             return False
         local = local_name(alias)
         same = alias.asname is not None and dotted(alias.name) == local
-        return same or self.planner.is_init or local in self.exported
+        return same or self.planner.is_init or local in self.planner.exported
 
     # ---- import package.module as x
 
@@ -352,8 +343,8 @@ class ImportEditor:
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
         touched = self.planner.wants("HIER009", statement) or list(aliases) != list(statement.names)
         if ((below and is_gone(below)) or foreign_root) and touched:
-            old = set() if below != OWN_MODULE else {id(alias) for alias in statement.names}
-            root = [alias for alias in aliases if import_name(alias) in KEPT and id(alias) not in old]
+            old = set() if below != OWN_MODULE else {names_of(alias) for alias in statement.names}
+            root = [alias for alias in aliases if import_name(alias) in KEPT and names_of(alias) not in old]
             here = [alias for alias in aliases if alias not in root]
             if foreign_root and not below and here:
                 here, root = aliases, []
@@ -450,6 +441,10 @@ class ImportEditor:
 
 def local_name(alias: cst.ImportAlias) -> str:
     return (dotted(alias.asname.name) if alias.asname else dotted(alias.name)) or ""
+
+
+def names_of(alias: cst.ImportAlias) -> tuple[str, str]:
+    return import_name(alias), local_name(alias)
 
 
 def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, walk: Walk) -> bool:
