@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from .names import CHOOSE
@@ -10,66 +11,81 @@ if TYPE_CHECKING:
     from .module_index import ModuleIndex
     from .project import Project
 
-DEEPEST = 8  # from one name to the next
+Names = set[tuple[str, str]]  # of modules, by their stems
 
 
-def leads(project: Project, key: str, name: str, depth: int = 0) -> bool:
-    """Whether a name of a module is, wraps or holds a callable that is told a variant, a preset or a pattern."""
-    first, _, rest = name.partition(".")
-    names = project.api_names(key)
-    if first in names and names[first] in (CHOOSE if not rest else ("",)):
-        return not rest or rest.rpartition(".")[2] in CHOOSE
-    for path in project.stems.get(key, ()) if depth < DEEPEST else ():
+def leading(project: Project, key: str, names: Iterable[str]) -> set[str]:
+    """Those names of a module that are, wrap or hold a callable that is told a variant, a preset or a pattern."""
+    others: Names = set()  # which are known not to
+    found = set()
+    for name in names:
+        seen: Names = set()
+        if leads(project, key, name, seen, others):
+            found.add(name)
+        else:
+            others |= seen
+    return found
+
+
+def leads(project: Project, key: str, name: str, seen: Names, others: Names) -> bool:
+    """Whether a name of a module does; notes in `seen` what was asked about."""
+    pending = [(key, name)]
+    while pending:
+        each = pending.pop()
+        if each in seen or each in others:
+            continue
+        seen.add(each)
+        module, _, rest = each[1].partition(".")
+        names = project.api_names(each[0])
+        if module in names:
+            if (not rest and names[module] in CHOOSE) or (names[module] == "" and last_part(rest) in CHOOSE):
+                return True
+            continue
+        pending += next_names(project, each[0], module, rest)
+    return False
+
+
+def next_names(project: Project, key: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
+    """What a name, or what is below it, may be instead."""
+    for path in project.stems.get(key, ()):
         index = project.index.get(path)
         if index is None:
             continue
-        if not rest and any(
-            leads(project, key, each, depth + 1) for each in index.wraps.get(first, ()) if each != name
-        ):
-            return True
-        for way in index.bindings.get(first, ()):
+        if not rest:
+            yield from ((key, each) for each in index.wraps.get(name, ()))
+        for way in index.bindings.get(name, ()):
             if way is None or project.below(path, way.module) is not None:
                 continue
-            inner = project.resolve(path, joined(way.module, way.name) if way.name else way.module)
-            other = project.resolve(path, way.module)
-            if rest and inner is not None and inner != key and leads(project, inner, rest, depth + 1):
-                return True
-            if (
-                not rest
-                and way.name
-                and other not in (None, key)
-                and leads(project, other or "", way.name, depth + 1)
-            ):
-                return True
-    return False
+            module = joined(way.module, way.name) if way.name else way.module
+            inner, other = project.resolve(path, module), project.resolve(path, way.module)
+            if rest and inner is not None:
+                yield inner, rest
+            if way.name and other is not None:
+                yield other, f"{way.name}.{rest}" if rest else way.name
+
+
+def last_part(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def callables(project: Project, path: str) -> frozenset[str]:
     """Those that a file takes from modules of the project: by their dotted paths as the file writes them."""
-    index = project.index.get(path)
+    index = project.index[path]
     found: set[str] = set()
-    for each in index.imports if index is not None else ():
+    for each in index.imports:
         if project.below(path, each.module) is not None:
             continue
         key = project.resolve(path, each.module)
         if each.name == "*":
-            names = (
-                {name for name in index.names if key is not None and leads(project, key, name)}
-                if index
-                else set()
-            )
-            found.update(names)
+            found.update(leading(project, key, index.names) if key is not None else ())
             continue
         dotted = each.module if not each.name else joined(each.module, each.name)
-        if key is not None and each.name and leads(project, key, each.name):
+        if key is not None and each.name and leading(project, key, [each.name]):
             found.add(dotted)
         inner = project.resolve(path, dotted)
-        if inner is not None and index is not None:
-            found.update(
-                f"{dotted}.{name}"
-                for name in members(index, each.local, dotted)
-                if leads(project, inner, name)
-            )
+        if inner is not None:
+            read = members(index, each.local, dotted)
+            found.update(f"{dotted}.{name}" for name in leading(project, inner, read))
     return frozenset(found)
 
 

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from copy import copy
 
-from .callables import leads
+from .callables import leading
 from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import LAZY, MISSING, SEVERAL
 from .module_index import ModuleIndex, index_of, places_of
@@ -282,7 +282,7 @@ class Project:
         is_open = any(self.below(path, each) is not None or self.resolve(path, each) for each in index.stars)
         made = {name.rstrip("()").split(".")[0] for name in index.makes if self.kind_of(key, name)}
         made |= {name for name in index.bindings if self.kind_of(key, name) or self.kind_of(key, name + "()")}
-        made |= {name for name in index.bindings if leads(self, key, name)}
+        made |= leading(self, key, index.bindings)
         return set(self.api_names(key)) | made | ({"*"} if is_open else set())
 
     # ---- what a name is

@@ -97,7 +97,7 @@ class Rounds:
             self.add(path, self.project.data[path])
         for path in self.source:
             self.imported[path], self.kinds[path] = self.project.imported(path), self.project.kinds(path)
-            if NEEDLE in self.source[path]:
+            if NEEDLE in self.source[path] and path in self.project.index:
                 self.callables[path] = callables(self.project, path)
         for _ in range(MOST_ROUNDS):
             facts = self.current_facts()
