@@ -302,6 +302,41 @@ def test_removed_names_in_magics_are_reported() -> None:
     assert all("BlockSparseHierarchical" in lines[entry.line - 1] for entry in result.left)
 
 
+@pytest.mark.parametrize(
+    ("imported", "magic", "named"),
+    [
+        ("HierarchicalConfig", "%timeit f(HierarchicalConfig)", "HierarchicalConfig"),
+        ("HierarchicalConfig", "HierarchicalConfig?", "HierarchicalConfig"),
+        ("HierarchicalConfig", "%%a_magic_of_another_package\nHierarchicalConfig()", "HierarchicalConfig"),
+        ("HierarchicalConfig as H", "%prun -l 5 H()", "H"),
+        ("HierarchicalConfig as H", "out = !python run.py {H.__name__}", "H"),
+        ("HierarchicalConfig as H", "if True:\n    %time H()", "H"),
+        ("create_block_sparse_attention as make", "%time make('hierarchical')", "'hierarchical'"),
+    ],
+)
+@pytest.mark.parametrize("also", ["", "\nother = BlockSparseHierarchical([2048], [1])"])
+def test_what_a_magic_names_stays_imported(imported: str, magic: str, named: str, also: str) -> None:
+    imports = f"from dilated_attention_pytorch import BlockSparseHierarchical, {imported}{also}"
+    book = notebook(code(lines(imports)), code(lines(magic)))
+    result = migrate("a.ipynb", json.dumps(book, indent=1))
+    assert [entry.detail for entry in result.left] == [f"{named} in a magic or a shell line"]
+    assert result.new is not None
+    first, second = ("".join(cell["source"]) for cell in json.loads(result.new)["cells"])
+    assert imported in first.splitlines()[0]
+    assert second == magic
+    again = migrate_bytes("a.ipynb", result.new, Settings())
+    assert (again.new, [entry.detail for entry in again.left]) == (
+        None,
+        [entry.detail for entry in result.left],
+    )
+
+
+def test_a_cell_of_another_program_keeps_no_import() -> None:
+    book = notebook(code(IMPORT), code("%%bash\necho BlockSparseHierarchical"))
+    new = json.loads(new_text("a.ipynb", json.dumps(book, indent=1)))
+    assert new["cells"][0]["source"] == []
+
+
 # ---- docstrings
 
 
@@ -364,7 +399,10 @@ def test_lines_of_a_docstring_are_those_of_the_file() -> None:
     assert {entry.line for entry in result.rewritten} == {5, 6}
     assert result.new is not None
     lines = result.new.decode().splitlines()
-    assert "HIER102" in lines[result.left[0].new_line - 1]
+    place = result.left[0].new_line
+    assert place is not None
+    assert "model.visualize_pattern()" in lines[place - 1]
+    assert "HIER102" in lines[place - 2]
 
 
 def test_docstring_of_something_else_is_untouched() -> None:

@@ -388,6 +388,8 @@ def write(result: Result) -> None:
         write_atomically(result.path, result.new)
     except OSError as error:
         result.error, result.new = f"cannot be written: {error.strerror or error}", None
+        for entry in (*result.rewritten, *result.left):
+            entry.new_line = None  # the file is the old one
 
 
 def migrate_all(

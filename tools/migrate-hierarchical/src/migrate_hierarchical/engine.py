@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable
 
 from .constants import takes_constant
@@ -14,7 +14,6 @@ from .names import GONE, NEEDLE, PACKAGE, REMOVED, SKIP_FILE, TODO
 from .settings import Settings
 from .silence import Silence
 
-MARK = TODO.encode()
 LARGEST_TEXT = 10 * 2**20  # bytes of a data file that is still searched
 
 
@@ -101,29 +100,18 @@ def heard(left: list[Entry], path: str, data: bytes, settings: Settings) -> list
 
 
 def note_new_lines(result: Result, new: bytes) -> None:
-    """Where each entry stands in the new file: its line, its mark, or the beginning of what replaced it."""
-    lines = new.splitlines()
-    blocks = opcodes(result.old.splitlines(), lines)
-    begins = [begin for _, begin, end, _, _ in blocks if begin < end]
+    """Where what the rewriting has not placed stands in the new file: its line, or where it was."""
+    entries = [entry for entry in (*result.rewritten, *result.left) if entry.new_line is None]
+    if not entries:
+        return
+    blocks = opcodes(result.old.splitlines(), new.splitlines())
     blocks = [block for block in blocks if block[1] < block[2]]
-    marks: dict[bytes, list[int]] = {}  # rule -> lines with a mark for it that no entry has taken
-    for number, line in enumerate(lines):
-        if MARK in line:
-            marks.setdefault(line.split(MARK, 1)[1].split(b" ", 1)[0], []).append(number)
-    for entry in (*result.rewritten, *result.left):
+    begins = [begin for _, begin, _, _, _ in blocks]
+    for entry in entries:
         place = bisect_right(begins, entry.line - 1) - 1
-        if place < 0:
-            continue
-        kind, begin, end, new_begin, new_end = blocks[place]
-        if entry.line > end:
-            continue
-        if kind == "equal":
-            entry.new_line = new_begin + entry.line - begin
-            continue
-        own = marks.get(entry.rule.encode(), [])
-        first = bisect_left(own, new_begin)
-        is_marked = first < len(own) and own[first] < new_end
-        entry.new_line = (own.pop(first) if is_marked else new_begin) + 1
+        if place >= 0:
+            kind, begin, _, new_begin, _ = blocks[place]
+            entry.new_line = new_begin + (entry.line - begin if kind == "equal" else 1)
 
 
 def read_file(path: str) -> bytes:

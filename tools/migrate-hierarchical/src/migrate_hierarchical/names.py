@@ -92,6 +92,9 @@ TODO = "# TODO(migrate-hierarchical): "
 # What begins the comment lines between pieces of code that are migrated together.
 PIECE = "#@migrate-hierarchical-piece"
 
+# Stands for a magic or a shell line of IPython, with a number and the words of it.
+MAGIC_LINE = "#@migrate-hierarchical-line"
+
 # A file with this text is left alone.
 SKIP_FILE = b"migrate-hierarchical: skip-file"
 

@@ -23,6 +23,7 @@ from .checks.aliases import check_aliases
 from .checks.annotations import check_type_comments, check_types
 from .checks.branches import Branches, repeats, without_repeats
 from .checks.by_name import ByName
+from .checks.magics import check_magics
 from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
 from .checks.strings import check_strings
 from .density import LEVELS, Comparison, levels_of
@@ -57,7 +58,7 @@ EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside it
 class Outcome:
     """One entry of the report."""
 
-    line: int
+    node: cst.CSTNode
     rule: str
     detail: str = ""
     patterns: tuple[Comparison, ...] = ()
@@ -106,6 +107,9 @@ class Planner:
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
         self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
+        self.moved: dict[
+            cst.CSTNode, cst.CSTNode
+        ] = {}  # node of a rewritten argument -> the same, indented anew
         self.demands: list[Demand] = []
         self.needs: dict[ImportStatement, dict[str, str]] = {}  # what an import has to give, and as what
         self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
@@ -376,6 +380,7 @@ class Planner:
         if self.is_concerned:
             self.by_name.check()
         check_strings(self)
+        check_magics(self)
         check_type_comments(self)
         self.place()
 
@@ -513,7 +518,7 @@ class Planner:
     def note(
         self, node: cst.CSTNode, rule: str, detail: str = "", patterns: tuple[Comparison, ...] = ()
     ) -> None:
-        self.rewritten.append(Outcome(self.walk.lines[node], rule, detail, patterns))
+        self.rewritten.append(Outcome(node, rule, detail, patterns))
 
     def leave(self, node: cst.CSTNode, reason: str, detail: str) -> None:
         self.todos.append((node, Left(reason, detail)))

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from ..facts import LAZY, MISSING, SEVERAL, Facts
-from ..names import KEYWORD, PACKAGE, PIECE, TODO, below_package
+from ..names import KEYWORD, MAGIC_LINE, PACKAGE, PIECE, TODO, below_package
 from .binding import (
     IMPORTS,
     IMPORTS_FROM,
@@ -63,7 +63,9 @@ class Walk:
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
         self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
-        self.indents: dict[cst.CSTNode, tuple[bool, str]] = {}  # of the line on which a call or a name begins
+        self.indents: dict[
+            cst.CSTNode, tuple[bool, str]
+        ] = {}  # of the line on which a call, an argument or a name begins
         self.scope_of: dict[cst.CSTNode, Scope] = {}  # of names, calls, strings and attributes
         self.names: list[cst.Name] = []  # that are read
         self.strings: list[cst.SimpleString] = []
@@ -72,6 +74,9 @@ class Walk:
         self.calls: list[cst.Call] = []
         self.attributes: list[cst.Attribute] = []
         self.marks: dict[cst.CSTNode, tuple[int, str]] = {}  # lines put by an earlier run: number and reason
+        self.magics: dict[
+            cst.CSTNode, tuple[frozenset[str], Scope]
+        ] = {}  # the words of magics and shell lines
         self.groups: list[tuple[int, str]] = []  # first line and block of the pieces of a page
         self.keywords: list[cst.Arg] = []  # hierarchical_config=... of any call
         self.imports: list[ImportStatement] = []
@@ -138,6 +143,9 @@ class Walk:
             self.marks[node] = (self.line, comment.value[len(TODO) :].split(" ")[0])
         elif comment is not None and comment.value.startswith(PIECE):
             self.groups.append((self.line, comment.value.split(" ")[-1]))
+        elif comment is not None and comment.value.startswith(MAGIC_LINE):
+            self.lines[node] = self.line
+            self.magics[node] = (frozenset(comment.value.split(" ")[2:]), self.scope)
         elif comment is not None and (found := TYPE_COMMENT.match(comment.value)) is not None:
             self.lines[node] = self.line
             self.type_comments.append((node, found.group(1), self.scope))
@@ -435,6 +443,9 @@ class Walk:
             self.note(node)
             self.attributes.append(node)
 
+    def argument(self, node: cst.Arg) -> None:
+        self.indents[node] = self.indent
+
     def call(self, node: cst.Call) -> None:
         self.note(node)
         self.indents[node] = self.indent
@@ -507,6 +518,7 @@ HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
     **dict.fromkeys(IMPORTS_FROM, Walk.import_from),
     cst.Name: Walk.name,
     cst.Attribute: Walk.attribute,
+    cst.Arg: Walk.argument,
     cst.Call: Walk.call,
     cst.Return: Walk.gives,
     cst.Yield: Walk.gives,

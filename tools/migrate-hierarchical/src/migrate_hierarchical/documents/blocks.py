@@ -14,16 +14,22 @@ from collections.abc import Iterator, Sequence
 
 import libcst as cst
 
-from ..names import NEEDLE, PIECE, REMOVED, REMOVED_MODULE
+from ..names import MAGIC_LINE, NEEDLE, PIECE, REMOVED, REMOVED_MODULE
 from ..settings import Settings
 from .python import Migrated, Unreadable, migrate_source
 from .result import Entry
 
 NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED, REMOVED_MODULE}))})\b")
-MAGIC = "pass  #@migrate-hierarchical-line "
-MAGIC_LINE = re.compile(
+MAGIC = f"pass  {MAGIC_LINE} "
+MAGICS = re.compile(
     r"^([ \t]*)(?=\S)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE
 )
+# Cells that do not see the names of the notebook.
+ELSEWHERE = re.compile(
+    r"%%(?:!|(?:bash|sh|script|cmd|sx|system|python[23]?|pypy|perl|ruby|html|HTML|svg|SVG|js|javascript|latex|markdown|"
+    r"file|writefile)\b)"
+)
+WORD = re.compile(r"[^\W\d]\w*")
 
 
 class Blocks:
@@ -39,6 +45,9 @@ class Blocks:
     ) -> None:
         self.texts, self.lines, self.groups = texts, lines, groups
         self.settings, self.path = settings, path
+        self.places: list[
+            tuple[Entry, int, int]
+        ] = []  # what stands in which piece, on which of its new lines
 
     def migrate(self) -> tuple[list[str], Migrated]:
         """New pieces in the same order, and the report with line numbers of the file."""
@@ -63,14 +72,20 @@ class Blocks:
             line += text.count("\n") + 1
         report = Migrated()
         result = list(self.texts)
+        new_masked = list(masked)
+        new_starts: list[tuple[int, int]] = []
         if usable:
             data = joined.encode("utf-8", "surrogateescape")
             new, report = migrate_source(data, self.path, self.settings)
             pieces = re.split(
                 rf"^{PIECE} (\d+) \d+\r?\n", new.decode("utf-8", "surrogateescape"), flags=re.MULTILINE
             )[1:]
+            line = 1
             for index, piece in zip(pieces[::2], pieces[1::2]):
                 i = int(index)
+                new_starts.append((line + 1, i))
+                line += piece.count("\n") + 1
+                new_masked[i] = piece
                 if not masked[i].endswith("\n"):
                     piece = piece.removesuffix(newline)
                 result[i] = unmask(piece, magics[i])
@@ -79,23 +94,34 @@ class Blocks:
         for entry in (*report.rewritten, *report.left):
             start, i = starts[max(bisect_right(starts, (entry.line, len(masked))) - 1, 0)]
             entry.line = self.line(i, entry.line - start)
+            if entry.new_line is not None and new_starts:
+                start, i = new_starts[max(bisect_right(new_starts, (entry.new_line, len(masked))) - 1, 0)]
+                self.places.append((entry, i, entry.new_line - start))
         for i in unreadable:
             report.left.append(Entry(self.line(i, 0), "HIER190", "a piece of code that is not valid Python"))
-        for i, text in enumerate(self.texts):
-            report.left += self.masked_uses(i, text, magics[i] if masked[i] else [text])
+            self.places.append((report.left[-1], i, 0))
+        for i, hidden in enumerate(magics):
+            report.left += self.masked_uses(i, hidden, masked[i], new_masked[i])
         return result, report
 
     def line(self, index: int, offset: int) -> int:
         lines = self.lines[index]
         return lines[min(max(offset, 0), len(lines) - 1)]
 
-    def masked_uses(self, index: int, text: str, hidden: list[str]) -> Iterator[Entry]:
+    def masked_uses(self, index: int, hidden: list[str], old: str, new: str) -> Iterator[Entry]:
         """Removed names in magics and shell lines, which are never changed."""
-        for part in hidden:
+        for number, part in enumerate(hidden):
             match = NAMES.search(part)
             if match is not None:
-                above = text.count("\n", 0, text.find(part) + match.start())
-                yield Entry(self.line(index, above), "HIER103", f"{match.group()} in a magic or a shell line")
+                inside = part.count("\n", 0, match.start())
+                line, new_line = (
+                    text.count("\n", 0, text.find(f"{MAGIC}{number} ")) + inside for text in (old, new)
+                )
+                entry = Entry(
+                    self.line(index, line), "HIER103", f"{match.group()} in a magic or a shell line"
+                )
+                self.places.append((entry, index, new_line))
+                yield entry
 
 
 def is_python(text: str) -> bool:
@@ -114,19 +140,23 @@ def is_python(text: str) -> bool:
 
 
 def mask(text: str) -> tuple[str, list[str]]:
-    """IPython's magics and shell lines as `pass` lines; a cell magic hides its cell."""
+    """IPython's magics and shell lines as `pass` lines with their words; a cell magic hides its cell."""
     stripped = text.lstrip()
     if stripped.startswith("%%") and not re.match(r"%%(time|timeit|capture|prun|memit)\b", stripped):
-        return "", []
+        return masked_line(0, "" if ELSEWHERE.match(stripped) else text), [text]
     hidden: list[str] = []
 
     def hide(match: re.Match[str]) -> str:
         hidden.append(match.group(2) + text[match.end(2) : match.end()])
-        return f"{match.group(1)}{MAGIC}{len(hidden) - 1}"
+        return match.group(1) + masked_line(len(hidden) - 1, hidden[-1])
 
-    masked = MAGIC_LINE.sub(hide, text)
+    masked = MAGICS.sub(hide, text)
     return (masked, hidden) if hidden and not is_python(text) else (text, [])
 
 
+def masked_line(number: int, text: str) -> str:
+    return f"{MAGIC}{number} {' '.join(dict.fromkeys(WORD.findall(text)))}"
+
+
 def unmask(text: str, hidden: list[str]) -> str:
-    return re.sub(re.escape(MAGIC) + r"(\d+)", lambda match: hidden[int(match.group(1))], text)
+    return re.sub(re.escape(MAGIC) + r"(\d+) [^\r\n]*", lambda match: hidden[int(match.group(1))], text)

@@ -11,7 +11,9 @@ import io
 import re
 import tokenize
 import warnings
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from ..names import NEEDLE, PIECE, REMOVED
 from ..settings import Settings
@@ -49,17 +51,27 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
         return new, report
     joined, first = join(data, examples, encoding)
     new, report = migrate_source(joined, path, settings)
-    head, sources = split(new.decode(encoding), lacks_newline=not data.endswith(b"\n"))
+    head, sources, begins = split(new.decode(encoding), lacks_newline=not data.endswith(b"\n"))
     if len(sources) != len(examples):
         raise Unreadable("an example of a docstring was lost")  # never seen; better than writing it
+    text, places = put_examples(head, examples, sources)
+    starts = [example.start for example in examples]
+    sizes = [each.piece.last - each.piece.first for each in examples]
+    moves = [0, *accumulate(end - begin - size for (begin, end), size in zip(places, sizes))]
+    ends = [end - move for (_, end), move in zip(places, moves[1:])]  # before any example changed
     for entry in (*report.rewritten, *report.left):
         if entry.line >= first:
-            example = max(
-                (each for each in examples if each.start <= entry.line), key=lambda each: each.start
-            )
-            entry.line += example.piece.first + 1 - example.start
+            number = bisect_right(starts, entry.line) - 1
+            entry.line += examples[number].piece.first + 1 - starts[number]
+        if entry.new_line is None:
+            continue
+        if entry.new_line >= begins[0]:
+            number = bisect_right(begins, entry.new_line) - 1
+            entry.new_line += places[number][0] + 1 - begins[number]
+        else:
+            entry.new_line += moves[bisect_right(ends, entry.new_line - 1)]
     report.left += hidden
-    new = put_examples(head, examples, sources).encode(encoding)
+    new = text.encode(encoding)
     try:
         ast.parse(new)
     except SyntaxError:
@@ -131,23 +143,36 @@ def join(data: bytes, examples: list[Example], encoding: str) -> tuple[bytes, in
     return data + text.encode(encoding), first
 
 
-def split(text: str, lacks_newline: bool) -> tuple[str, list[str]]:
-    """The source and the examples of a joined text."""
-    head, *rest = re.split(rf"^(?:def _\(\):\r?\n)?{INDENT}{PIECE} \d+\r?\n", text, flags=re.MULTILINE)
+def split(text: str, lacks_newline: bool) -> tuple[str, list[str], list[int]]:
+    """The source and the examples of a joined text, and the lines on which these begin."""
+    marks = re.compile(rf"^(?:def _\(\):\r?\n)?{INDENT}{PIECE} \d+\r?\n", re.MULTILINE)
+    head, *rest = marks.split(text)
+    begins, at, line = [], 0, 1
+    for mark in marks.finditer(text):
+        line += text.count("\n", at, mark.end())
+        at = mark.end()
+        begins.append(line)
     if lacks_newline:
         head = head.removesuffix("\n").removesuffix("\r")
     sources = ["".join(part.removeprefix(INDENT) for part in re.split(r"(?<=\n)", each)) for each in rest]
-    return head, sources
+    return head, sources, begins
 
 
-def put_examples(head: str, examples: list[Example], sources: list[str]) -> str:
-    """The migrated source with the migrated examples in its docstrings, which have moved but did not change."""
+def put_examples(head: str, examples: list[Example], sources: list[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The migrated source with the migrated examples in its docstrings, which have moved but did not change.
+
+    Then the first and last line (excluded) of every example.
+    """
     lines = re.split(r"(?<=\n)", head)
-    places = docstrings(ast.parse(head.encode()), lines)
-    for example, source in reversed(list(zip(examples, sources))):
-        if source == example.piece.text:
-            continue
-        begin = places[example.docstring][0] + example.offset
+    docs = docstrings(ast.parse(head.encode()), lines)
+    out: list[str] = []
+    places, at = [], 0
+    for example, source in zip(examples, sources):
+        begin = docs[example.docstring][0] + example.offset
         end = begin + example.piece.last - example.piece.first
-        lines[begin:end] = put_back(example.piece, source, lines[begin:end])
-    return "".join(lines)
+        out += lines[at:begin]
+        first, old = len(out), lines[begin:end]
+        out += old if source == example.piece.text else put_back(example.piece, source, old)
+        places.append((first, len(out)))
+        at = end
+    return "".join(out + lines[at:]), places

@@ -76,15 +76,22 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
         sources.append("".join(parts_of_source))
     breaks = [match.start() for match in re.finditer("\n", text)]
     lines = [line_numbers(text, begin, breaks) for begin, _ in cells]
-    new, report = Blocks(sources, lines, [0] * len(sources), settings, path).migrate()
+    blocks = Blocks(sources, lines, [0] * len(sources), settings, path)
+    new, report = blocks.migrate()
     parts, at = [], 0
     ascii_only = "\\u" in text and text.isascii()
     for (begin, end), old_source, new_source in zip(cells, sources, new):
         if new_source != old_source:
             parts += [text[at:begin], encode(text[begin:end], new_source, ascii_only)]
             at = end
-    out = "".join([*parts, text[at:]]).encode()
-    return (b"\xef\xbb\xbf" + out if bom else out), report
+    if not parts:
+        return data, report
+    out = "".join([*parts, text[at:]])
+    breaks = [match.start() for match in re.finditer("\n", out)]
+    lines = [line_numbers(out, begin, breaks) for begin, _ in code_cells(out)]
+    for entry, index, offset in blocks.places:
+        entry.new_line = lines[index][min(offset, len(lines[index]) - 1)]
+    return (b"\xef\xbb\xbf" if bom else b"") + out.encode(), report
 
 
 def line_numbers(text: str, begin: int, breaks: list[int]) -> list[int]:
@@ -106,7 +113,7 @@ def encode(old: str, source: str, ascii_only: bool) -> str:
     known = {json.loads(old[begin:end], strict=False): old[begin:end] for begin, end in spans}
     lines = source.splitlines(keepends=True)
     parts = [known.get(line) or json.dumps(line, ensure_ascii=ascii_only) for line in lines]
-    if not spans:
+    if not spans or not parts:
         return "[" + ", ".join(parts) + "]"
     head, tail = old[: spans[0][0]], old[spans[-1][1] :]
     between = old[spans[0][1] : spans[1][0]] if len(spans) > 1 else "," + (head[1:] or " ")

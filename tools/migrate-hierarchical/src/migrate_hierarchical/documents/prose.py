@@ -8,6 +8,7 @@ shell blocks that run Python, are reported when they use a removed name, and nev
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -101,10 +102,26 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
     numbers = [range(piece.first + 1, piece.last + 1) for piece in pieces]
     blocks = Blocks(texts, numbers, [piece.group for piece in pieces], settings, path)
     new, report = blocks.migrate()
-    report.left += [entry for piece in found if not is_code(piece) for entry in mentions(piece)]
-    for piece, source in reversed(list(zip(pieces, new))):
-        if source != piece.text:
-            lines[piece.first : piece.last] = put_back(piece, source, lines[piece.first : piece.last])
+    said = [entry for piece in found if not is_code(piece) for entry in mentions(piece)]
+    report.left += said
+    out: list[str] = []
+    begins, shifts, at = (
+        [],
+        [(0, 0)],
+        0,
+    )  # where the pieces begin now, and how far down the lines below them moved
+    for piece, source in zip(pieces, new):
+        old = lines[piece.first : piece.last]
+        out += lines[at : piece.first]
+        begins.append(len(out) + 1)
+        out += old if source == piece.text else put_back(piece, source, old)
+        at = piece.last
+        shifts.append((at, len(out) - at))
+    for entry, index, offset in blocks.places:
+        entry.new_line = begins[index] + offset
+    for entry in said:
+        entry.new_line = entry.line + shifts[bisect_right(shifts, (entry.line - 1, len(out))) - 1][1]
+    lines = out + lines[at:]
     return (mark + "".join(lines)).encode(), report
 
 

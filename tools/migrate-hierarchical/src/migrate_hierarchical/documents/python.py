@@ -13,6 +13,7 @@ from ..analysis.scopes import Walk
 from ..discovery import PROSE
 from ..edit.apply import Apply
 from ..edit.imports import Edit, ImportEditor, local_name
+from ..edit.places import Places
 from ..names import PACKAGE, TODO, below_package, is_gone
 from ..plan import Planner
 from ..rules.reasons import REASONS
@@ -90,10 +91,14 @@ def migrate_module(
     else:
         planner, imports = plan(module, walk, settings, is_init, silence)
     result = Migrated()
+    found: list[tuple[Entry, cst.CSTNode]] = []  # what stands where
     for outcome in planner.rewritten:
-        result.rewritten.append(Entry(outcome.line, outcome.rule, outcome.detail, patterns=outcome.patterns))
+        entry = Entry(walk.lines[outcome.node], outcome.rule, outcome.detail, patterns=outcome.patterns)
+        result.rewritten.append(entry)
+        found.append((entry, outcome.node))
     for edited in imports:
         result.rewritten.append(Entry(walk.lines[edited], "HIER009"))
+        found.append((result.rewritten[-1], edited))
     lines = source.splitlines()
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
@@ -109,8 +114,11 @@ def migrate_module(
             continue
         known.add((entry.line, entry.rule, entry.detail))
         result.left.append(entry)
+        found.append((entry, node))
         if left.reason == "HIER115":
             continue  # it goes with the run on the other file
+        if node in walk.magics:
+            continue  # nothing can stand above the first line of a cell
         if planner.whole is not None and (node, left.reason) not in planner.whole.left_nodes:
             continue  # it goes with the other rules, and would leave its mark behind
         text = mark_text(left.reason, lines[walk.line_of(line) - 1], settings)
@@ -124,11 +132,19 @@ def migrate_module(
     for mark, (number, reason) in walk.marks.items():
         if mark not in seen and reason in REASONS:
             result.left.append(Entry(number, reason, "marked by an earlier run"))
+            found.append((result.left[-1], mark))
     for entries in (result.rewritten, result.left):
         entries.sort(key=lambda entry: entry.line)
     if not (imports or todos or planner.replacements or planner.renames or planner.strings):
         return source, result
-    return render(module, module.visit(Apply(planner, imports, todos, stale)), source), result
+    apply = Apply(planner, imports, todos, stale)
+    changed = module.visit(apply)
+    codes: dict[cst.CSTNode, str] = {}
+    new = render(module, changed, source, codes)
+    places = Places(walk, module, changed, codes, apply.now | planner.moved)
+    for entry, node in found:
+        entry.new_line = places.line(node)
+    return new, result
 
 
 def stale_marks(
@@ -192,12 +208,11 @@ def imports_of_own_init(walk: Walk, is_init: bool) -> list[cst.ImportFrom]:
     ]
 
 
-def render(old: cst.Module, new: cst.Module, source: bytes) -> bytes:
+def render(old: cst.Module, new: cst.Module, source: bytes, known: dict[cst.CSTNode, str]) -> bytes:
     """The bytes of the changed module; raises Unreadable unless the old one gives back the source to the byte.
 
-    Statements that did not change are rendered once and serve both purposes.
+    Statements that did not change are rendered once and serve both purposes; `known` takes the code of all.
     """
-    known: dict[cst.CSTNode, str] = {statement: old.code_for_node(statement) for statement in old.body}
     if whole(old, known) != source:
         raise Unreadable("the parser does not give back the same bytes")
     return whole(new, known)
@@ -205,12 +220,13 @@ def render(old: cst.Module, new: cst.Module, source: bytes) -> bytes:
 
 def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     """`module.bytes`, with statements whose code is known."""
+    parts = (*module.header, *module.body, *module.footer)
+    for part in parts:
+        if part not in known:
+            known[part] = module.code_for_node(part)
     if not module.has_trailing_newline or not module.body:
         return module.bytes
-    parts = [module.code_for_node(line) for line in module.header]
-    parts += [known.get(statement) or module.code_for_node(statement) for statement in module.body]
-    parts += [module.code_for_node(line) for line in module.footer]
-    return "".join(parts).encode(module.encoding)
+    return "".join([known[part] for part in parts]).encode(module.encoding)
 
 
 def mark_text(reason: str, line: bytes, settings: Settings) -> str:

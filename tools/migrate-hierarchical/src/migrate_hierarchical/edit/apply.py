@@ -33,6 +33,7 @@ class Apply(cst.CSTTransformer):
         self.stale = stale  # marks above imports that go
         self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
         self.concerned: set[cst.CSTNode] = set()  # nodes with a change at or below them
+        self.now: dict[cst.CSTNode, cst.CSTNode] = {}  # what took the place of these
         for changed in (planner.replacements, planner.renames, planner.strings, imports, todos):
             for node in changed:
                 self.concern(node)
@@ -47,9 +48,14 @@ class Apply(cst.CSTTransformer):
         return node in self.concerned
 
     def on_leave(self, original_node: Any, updated_node: Any) -> Any:
-        node = original_node
-        if node not in self.concerned:
-            return node
+        if original_node not in self.concerned:
+            return original_node
+        new = self.changed(original_node, updated_node)
+        if isinstance(new, cst.CSTNode):
+            self.now[original_node] = new
+        return new
+
+    def changed(self, node: Any, updated_node: Any) -> Any:
         new = updated_node
         rewrite = self.planner.replacements.get(node)
         if rewrite is not None:
@@ -117,7 +123,7 @@ class Apply(cst.CSTTransformer):
                 for i, part in enumerate(body[1:], 1)
             ]
             return cst.FlattenSentinel([first.with_changes(trailing_whitespace=between), *more])
-        return updated.with_changes(body=joined(body))
+        return updated.with_changes(body=self.joined(body))
 
     def without_stale(self, lines: Sequence[cst.EmptyLine]) -> list[cst.EmptyLine]:
         return [each for each in lines if each not in self.stale]
@@ -126,7 +132,7 @@ class Apply(cst.CSTTransformer):
         """The same after a colon, where nothing may become two lines or none."""
         if not any(small in self.imports for small in node.body):
             return updated
-        return updated.with_changes(body=joined(self.small_statements(node, updated)) or [cst.Pass()])
+        return updated.with_changes(body=self.joined(self.small_statements(node, updated)) or [cst.Pass()])
 
     def small_statements(
         self,
@@ -140,7 +146,17 @@ class Apply(cst.CSTTransformer):
             if is_import(small) or is_import_from(small):
                 edit = self.imports.get(small)
             parts = [new] if edit is None else edit
+            first = len(body)
             body += [part.with_changes(semicolon=cst.MaybeSentinel.DEFAULT) for part in parts]
+            if first < len(body):
+                self.now[small] = body[first]
+        return body
+
+    def joined(self, body: list[cst.BaseSmallStatement]) -> list[cst.BaseSmallStatement]:
+        """Small statements on one line."""
+        semicolon = cst.Semicolon(whitespace_after=cst.SimpleWhitespace(" "))
+        for i, part in enumerate(body[:-1]):
+            body[i] = self.now[part] = part.with_changes(semicolon=semicolon)
         return body
 
     def without_emptied(self, block: cst.IndentedBlock | cst.Module) -> cst.CSTNode:
@@ -174,9 +190,3 @@ class Apply(cst.CSTTransformer):
         return block.with_changes(
             body=body, footer=[*(each for each in carried if each.comment), *block.footer]
         )
-
-
-def joined(body: list[cst.BaseSmallStatement]) -> list[cst.BaseSmallStatement]:
-    """Small statements on one line."""
-    semicolon = cst.Semicolon(whitespace_after=cst.SimpleWhitespace(" "))
-    return [part.with_changes(semicolon=semicolon) for part in body[:-1]] + body[-1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import libcst as cst
 
@@ -88,6 +88,49 @@ def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
     return cst.ParenthesizedWhitespace(
         end, indent=style.from_block, last_line=cst.SimpleWhitespace(style.indent or "")
     )
+
+
+class Indentation(cst.CSTTransformer):
+    """Gives the further lines of an expression another indentation in place of an old one."""
+
+    def __init__(self, old: tuple[bool, str], new: Style, moved: dict[cst.CSTNode, cst.CSTNode]) -> None:
+        super().__init__()
+        self.old, self.new, self.nodes = old, new, moved
+
+    def on_leave(self, original_node: Any, updated_node: Any) -> Any:
+        left: Any = super().on_leave(original_node, updated_node)
+        self.nodes[original_node] = left
+        return left
+
+    def leave_ParenthesizedWhitespace(
+        self, original_node: cst.ParenthesizedWhitespace, updated_node: cst.ParenthesizedWhitespace
+    ) -> cst.ParenthesizedWhitespace:
+        if updated_node.indent is not self.old[0]:
+            return updated_node
+        return updated_node.with_changes(
+            indent=self.new.from_block, last_line=self.moved(updated_node.last_line)
+        )
+
+    def leave_EmptyLine(self, original_node: cst.EmptyLine, updated_node: cst.EmptyLine) -> cst.EmptyLine:
+        if updated_node.comment is None or updated_node.indent is not self.old[0]:
+            return updated_node
+        return updated_node.with_changes(
+            indent=self.new.from_block, whitespace=self.moved(updated_node.whitespace)
+        )
+
+    def moved(self, space: cst.SimpleWhitespace) -> cst.SimpleWhitespace:
+        if not space.value.startswith(self.old[1]):
+            return space
+        return cst.SimpleWhitespace((self.new.indent or "") + space.value[len(self.old[1]) :])
+
+
+def moved(arg: cst.Arg, old: tuple[bool, str], new: Style, nodes: dict[cst.CSTNode, cst.CSTNode]) -> cst.Arg:
+    """An argument that moves to a line with another indentation, with its own lines; `nodes` takes what became of it."""
+    if new.indent is None or old == (new.from_block, new.indent):
+        return arg
+    inner = arg.value.visit(Indentation(old, new, nodes))
+    assert isinstance(inner, cst.BaseExpression)
+    return arg.with_changes(value=inner)
 
 
 def pattern_config(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import libcst as cst
 
 from ..edit.arguments import Arguments, is_none, read_arguments
-from ..edit.build import Item, Style, first_of, in_parentheses, integers, pattern_config, string
+from ..edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
 from ..edit.build import call as new_call
 from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
 from .base import BlockSizes, Decision, Left, OldPattern, Rewrite, preset_pattern
@@ -113,7 +113,12 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
     pattern = planner.name(use, PATTERN) if or_default or not config.expression else None
 
     def make(updated: cst.Call) -> cst.BaseExpression:
-        now = read_arguments(updated.args, old.parameters)
+        new_line = style.deeper()
+        args = [
+            moved(new, planner.walk.indents[each], new_line, planner.moved)
+            for new, each in zip(updated.args, call.args)
+        ]
+        now = read_arguments(args, old.parameters)
         items = [
             Item("variant", string("base", style)),
             Item("segment_lengths", segment(now.named.get("segment_lengths"))),

@@ -1,0 +1,67 @@
+"""Where the code of a module stands once it is rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import libcst as cst
+
+from ..analysis.scopes import Walk
+
+Top = cst.EmptyLine | cst.SimpleStatementLine | cst.BaseCompoundStatement
+
+
+class Places:
+    """The new lines of nodes of the old module.
+
+    Statements that did not change move as a whole, and the others are walked over again. `known` is the code of
+    statements; `now` tells what has taken the place of a node.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        old: cst.Module,
+        new: cst.Module,
+        known: dict[cst.CSTNode, str],
+        now: dict[cst.CSTNode, cst.CSTNode],
+    ) -> None:
+        self.walk, self.now = walk, now
+        self.moved: dict[cst.CSTNode, int] = {}  # statement that did not change -> how many lines down
+        self.lines: dict[cst.CSTNode, int] = {}  # of the others
+        begins = dict(begins_of(old, known))
+        for statement, line in begins_of(new, known):
+            if statement in begins:
+                self.moved[statement] = line - begins[statement]
+            elif isinstance(statement, cst.EmptyLine):
+                self.lines[statement] = line
+            else:
+                again = Walk(walk.package, walk.path)
+                again.line = line
+                again.visit(cst.Module([statement]))
+                self.lines.update(again.lines)
+                self.lines.update((mark, number) for mark, (number, _) in again.marks.items())
+
+    def line(self, node: cst.CSTNode) -> int | None:
+        """The line on which a node begins now; None where it is gone."""
+        chain = [node]
+        while chain[-1] in self.walk.parents and not isinstance(self.walk.parents[chain[-1]], cst.Module):
+            chain.append(self.walk.parents[chain[-1]])
+        if chain[-1] in self.moved:
+            mark = self.walk.marks.get(node)
+            return (mark[0] if mark else self.walk.line_of(node)) + self.moved[chain[-1]]
+        for each in chain:
+            while each not in self.lines and self.now.get(each, each) is not each:
+                each = self.now[each]
+            if each in self.lines:
+                return self.lines[each]
+        return None
+
+
+def begins_of(module: cst.Module, known: dict[cst.CSTNode, str]) -> Iterator[tuple[Top, int]]:
+    """The statements, and the empty lines around them, with the lines on which they begin."""
+    line = 1
+    for each in (*module.header, *module.body, *module.footer):
+        yield each, line
+        code = known[each]
+        line += code.count("\n") if "\n" in code else code.count("\r")
