@@ -332,7 +332,7 @@ def test_what_a_magic_names_stays_imported(imported: str, magic: str, named: str
 
 
 def test_a_cell_of_another_program_keeps_no_import() -> None:
-    book = notebook(code(IMPORT), code("%%bash\necho BlockSparseHierarchical"))
+    book = notebook(code(lines(IMPORT)), code("%%bash\necho BlockSparseHierarchical"))
     new = json.loads(new_text("a.ipynb", json.dumps(book, indent=1)))
     assert new["cells"][0]["source"] == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 from migrate_hierarchical.documents.prose import find_pieces
@@ -84,6 +86,50 @@ def with_prompts(code: str) -> str:
 def test_prompts_in_a_fence(info: str) -> None:
     old, new = (f"```{info}\n{with_prompts(code)}```\n" for code in (OLD, NEW))
     assert new_text("a.md", old) == new
+
+
+def as_cells(code: str, more: str = "   ...:") -> str:
+    """The same, as IPython shows it: one statement in each cell."""
+    number, shown = 0, ""
+    for line in code.splitlines(True):
+        number += not line.startswith((" ", ")"))
+        shown += f"{more} {line}" if line.startswith((" ", ")")) else f"In [{number}]: {line}"
+    return shown
+
+
+@pytest.mark.parametrize("info", ["", "python", "ipython", "ipythonconsole"])
+def test_cells_of_ipython_in_a_fence(info: str) -> None:
+    old, new = (
+        f"```{info}\n{as_cells(code)}Out[2]: BlockSparseHierarchical(...)\n```\n" for code in (OLD, NEW)
+    )
+    assert new_text("a.md", old) == new
+
+
+@pytest.mark.parametrize("head", ["", ".. ipython::\n\n", ".. code-block:: ipython\n\n"])
+def test_cells_of_ipython_in_restructured_text(head: str) -> None:
+    old, new = (head + textwrap.indent(as_cells(code), "   ") for code in (OLD, NEW))
+    assert new_text("a.rst", old) == new
+
+
+@pytest.mark.parametrize("more", ["   ...:", "   ....:"])
+def test_a_cell_of_ipython_keeps_its_prompts(more: str) -> None:
+    def session(imports: str, call: str) -> str:
+        body = "".join(f"{more}     {line}" for line in (call + "\n").splitlines(True))
+        return f"```python\nIn [1]: {imports}\nIn [2]: for i in range(2):\n{body}{more}\n```\n"
+
+    assert new_text("a.md", session(IMPORT, CALL)) == session(NEW_IMPORT, NEW_CALL)
+
+
+def test_magics_of_a_session_keep_the_imports_of_their_block() -> None:
+    first, second = (
+        f"```ipython\nIn [1]: {IMPORT}In [2]: {line}\n```\n"
+        for line in (CALL, "%timeit f(BlockSparseHierarchical)")
+    )
+    page = f"{first}\n{second}"
+    result = migrate("a.md", page)
+    assert [(entry.rule, entry.line) for entry in result.left] == [("HIER103", 8)]
+    assert result.new is not None
+    assert result.new.decode() == f"```ipython\n{as_cells(NEW)}```\n\n{second}"
 
 
 def test_prompts_in_a_shell_block_are_reported() -> None:

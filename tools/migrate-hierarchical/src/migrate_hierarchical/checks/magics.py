@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import libcst as cst
+
 from ..names import (
     FACTORY,
     HIERARCHICAL_STRINGS,
@@ -19,32 +21,36 @@ if TYPE_CHECKING:
     from ..analysis.binding import Binding
     from ..plan import Planner
 
+NAMES = REMOVED | {REMOVED_MODULE}
 TAKE_STRINGS = frozenset({FACTORY, PRESET, PATTERN})
 
 
 def check_magics(planner: Planner) -> None:
     for node, (words, scope) in planner.walk.magics.items():
-        reached = {api for word in words for api in reached_by(planner, scope.lookup(word))}
-        if words & (REMOVED | {REMOVED_MODULE}):
+        reached = {word: reached_by(planner, node, scope.lookup(word)) for word in words}
+        apis = words.union(*reached.values())
+        removed = [word for word, found in reached.items() if found - TAKE_STRINGS]
+        if words & NAMES:
             continue  # reported with the text of the line
-        if reached & (REMOVED | {REMOVED_MODULE}):
-            removed = [word for word in words if reached_by(planner, scope.lookup(word)) - TAKE_STRINGS]
+        if removed:
             planner.leave(node, "HIER103", f"{min(removed)} in a magic or a shell line")
-        elif (reached | words) & TAKE_STRINGS and words & HIERARCHICAL_STRINGS:
+        elif apis & TAKE_STRINGS and words & HIERARCHICAL_STRINGS:
             planner.leave(
                 node, "HIER103", f"{min(words & HIERARCHICAL_STRINGS)!r} in a magic or a shell line"
             )
 
 
-def reached_by(planner: Planner, bindings: list[Binding]) -> set[str]:
-    """What of the API a word leads to; its import stays."""
-    reached = set()
+def reached_by(planner: Planner, node: cst.CSTNode, bindings: list[Binding]) -> set[str]:
+    """What of the API a word leads to; its imports stay, in a page those of its block if there are any."""
+    found: dict[Binding, str] = {}
     for binding in bindings:
         below = (
             below_package((binding.target or "").removeprefix("src.")) if binding.kind == "import" else None
         )
         last = (below or "").split(".")[-1]
-        if last in REMOVED | TAKE_STRINGS or is_gone(below or ""):
-            planner.kept.add(binding)
-            reached.add(last)
-    return reached
+        if last in NAMES | TAKE_STRINGS or is_gone(below or ""):
+            found[binding] = last
+    walk = planner.walk
+    here = [each for each in found if each.statement and walk.group(each.statement) == walk.group(node)]
+    planner.kept.update(here or found)
+    return {last for last in found.values() if last in NAMES | TAKE_STRINGS}

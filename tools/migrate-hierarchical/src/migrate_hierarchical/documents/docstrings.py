@@ -37,7 +37,7 @@ class Example:
 
 def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
     """New bytes and report; raises Unreadable."""
-    if not any(mark in data for mark in (b">>>", b"```", b"~~~", b"::")):
+    if not any(mark in data for mark in (b">>>", b"In [", b"```", b"~~~", b"::")):
         return migrate_source(data, path, settings)
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0].removesuffix("-sig")

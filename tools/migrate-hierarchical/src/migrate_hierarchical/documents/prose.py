@@ -30,7 +30,7 @@ FENCE = re.compile(r"(`{3,}|~{3,})([^\r\n]*)")
 ATTRIBUTES = re.compile(r"\{([^}]*)\}[ \t]*([\w+-]*)")
 WORD = re.compile(r"[\w+-]+")
 DIRECTIVE = re.compile(r"\.\. (code-block|code|sourcecode|ipython|testcode|jupyter-execute)::[ \t]*([\w+-]*)")
-PROMPT = re.compile(r"^([ \t>]*)>>> ?")
+PROMPT = re.compile(r"^([ \t>]*)(>>>|In \[\d+\]:) ?")  # of Python, of IPython
 LANGUAGES = frozenset(
     [
         "python",
@@ -71,7 +71,7 @@ MYST_DIRECTIVES = frozenset({"code-block", "code", "sourcecode", "code-cell"})
 # Languages that are none: a prompt in such a block says Python.
 PLAIN = frozenset({"", "text", "txt", "plain", "plaintext", "none", "output"})
 OPTION = re.compile(r"[ \t>]*:[\w-]+:")  # of a directive of MyST, before its code
-RUNS_PYTHON = re.compile(r"\bpython[\d.]*\b|^[ \t]*>>> ", re.MULTILINE)
+RUNS_PYTHON = re.compile(r"\bi?python[\d.]*\b|^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
 LOOKS_LIKE_CODE = re.compile(rf"\bimport\b.*{NAMES.pattern}|{NAMES.pattern}[ \t]*\(")
 
 
@@ -82,7 +82,7 @@ class Piece:
     first: int
     last: int
     margin: str
-    prompts: bool
+    prompts: tuple[str, str] | None  # of its first line, and of those that continue it
     text: str
     group: int = 0  # the block that it is a part of; 0 for examples between paragraphs
     kind: Kind = "python"
@@ -301,26 +301,31 @@ def take(lines: list[str], begin: int, end: int, margin: str, kind: Kind | None,
     text = "".join(
         line[len(margin) :] if line.startswith(margin) else line.lstrip(" \t" + quote) for line in block
     )
-    pieces.append(Piece(begin, end, margin, False, text, kind=kind))
+    pieces.append(Piece(begin, end, margin, None, text, kind=kind))
 
 
 def examples(lines: list[str], at: int, stop: int, pieces: list[Piece]) -> int:
     """Take one doctest example: its prompt and the continuation lines."""
     match = PROMPT.match(lines[at])
     assert match is not None
-    margin = match.group(1)
+    margin, prompt = match.groups()
+    more = "..." if prompt == ">>>" else "...:".rjust(len(prompt))
+    is_more = re.compile(
+        re.escape(margin + "...") if prompt == ">>>" else re.escape(margin) + r"[ \t]*\.{3,}:"
+    )
     text, end = lines[at][match.end() :], at + 1
-    while end < stop and lines[end].startswith(margin + "..."):
-        text += lines[end][len(margin) + 3 :].removeprefix(" ")
+    while end < stop and (found := is_more.match(lines[end])) is not None:
+        more = found.group()[len(margin) :]
+        text += lines[end][found.end() :].removeprefix(" ")
         end += 1
-    pieces.append(Piece(at, end, margin, True, text))
+    pieces.append(Piece(at, end, margin, (prompt, more), text))
     return end
 
 
 def put_back(piece: Piece, source: str, old: list[str]) -> list[str]:
     """The lines of a new source with margin and prompts; lines that did not change keep their very characters."""
     lines = source.splitlines(keepends=True)
-    if not piece.prompts:
+    if piece.prompts is None:
         empty = piece.margin.rstrip() if ">" in piece.margin else ""
         texts = merge_odd_separators(piece.text.splitlines(keepends=True))
         lines = merge_odd_separators(lines)
@@ -335,11 +340,11 @@ def put_back(piece: Piece, source: str, old: list[str]) -> list[str]:
                 result += [piece.margin + line if line.strip() else empty + line for line in new]
         return result
     result = []
+    first, more = piece.prompts
     statement = True
     for line in lines:
-        prompt = ">>>" if statement else "..."
-        statement = line.startswith("from ") and not line.rstrip().endswith(
-            "("
-        )  # a split import: two examples
+        prompt = first if statement else more
+        # a split import: two examples, which IPython takes as one
+        statement = first == ">>>" and line.startswith("from ") and not line.rstrip().endswith("(")
         result.append(f"{piece.margin}{prompt} {line}" if line.strip() else f"{piece.margin}{prompt}{line}")
     return result
