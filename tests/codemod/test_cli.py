@@ -162,6 +162,8 @@ def test_uses_left_give_status_2(tmp_path: Path) -> None:
         (["-", "x"], "- cannot be combined with other paths"),
         (["--output-format", "xml", "x"], "invalid choice: 'xml'"),
         (["--output-format", "sarfi", "x"], "; did you mean sarif?"),
+        (["--sarif", "x"], "; did you mean --output-format sarif?"),
+        (["--json=a.json", "x"], "; did you mean --output-format json?"),
         (["--exlcude", "a", "x"], "; did you mean --exclude?"),
         (["--ignore", "HIER01", "x"], "got 'HIER01'; did you mean HIER"),
         (["--time-limit", "-1", "x"], "--time-limit must be at least 0 seconds (0: none), got -1"),

@@ -53,6 +53,9 @@ class Parser(argparse.ArgumentParser):
         if unknown is not None:
             word = unknown.group(1) or (unknown.group(2) or "").split("=")[0]
             options = [text for action in self._actions for text in action.option_strings]
+            options += [f"--output-format {name}" for name in FORMATS]
+            if word.removeprefix("--") in FORMATS:
+                word = f"--output-format {word.removeprefix('--')}"
             message += suggestion(word, FORMATS if unknown.group(1) else options)
         super().error(message)
 

@@ -520,8 +520,8 @@ class Planner:
     ) -> None:
         self.rewritten.append(Outcome(node, rule, detail, patterns))
 
-    def leave(self, node: cst.CSTNode, reason: str, detail: str) -> None:
-        self.todos.append((node, Left(reason, detail)))
+    def leave(self, node: cst.CSTNode, reason: str, detail: str, text: str = "") -> None:
+        self.todos.append((node, Left(reason, detail, text)))
 
     def is_spoken(self, node: cst.CSTNode) -> bool:
         """Whether a call that is rewritten or reported holds a node."""

@@ -78,7 +78,7 @@ def summaries() -> dict[str, str]:
 
 def message(entry: Entry, lines: dict[str, str]) -> str:
     detail = f" ({entry.detail})" if entry.detail else ""
-    return f"{lines.get(entry.rule, '')}{detail}"
+    return f"{entry.text or lines.get(entry.rule, '')}{detail}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -16,6 +16,7 @@ from ..edit.imports import Edit, ImportEditor, local_name
 from ..edit.places import Places
 from ..names import PACKAGE, TODO, below_package, is_gone
 from ..plan import Planner
+from ..rules.base import Left
 from ..rules.reasons import REASONS
 from ..settings import Settings, is_reason
 from ..silence import Silence
@@ -104,7 +105,7 @@ def migrate_module(
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     known: set[tuple[int, str, str]] = set()
     for node, left in planner.todos:
-        entry = Entry(walk.line_of(node), left.reason, left.detail)
+        entry = Entry(walk.line_of(node), left.reason, left.detail, text=left.text)
         line = line_of(node, walk.parents)
         marks = marks_above(line, module, walk, left.reason)
         seen.update(marks)
@@ -121,7 +122,7 @@ def migrate_module(
             continue  # nothing can stand above the first line of a cell
         if planner.whole is not None and (node, left.reason) not in planner.whole.left_nodes:
             continue  # it goes with the other rules, and would leave its mark behind
-        text = mark_text(left.reason, lines[walk.line_of(line) - 1], settings)
+        text = mark_text(left, lines[walk.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
     for edited, edit in imports.items():
@@ -229,9 +230,10 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     return "".join([known[part] for part in parts]).encode(module.encoding)
 
 
-def mark_text(reason: str, line: bytes, settings: Settings) -> str:
+def mark_text(left: Left, line: bytes, settings: Settings) -> str:
     """The mark above a statement that begins on a line, as much of it as the project's lines have room for."""
-    text = f"{TODO}{reason} {REASONS[reason]}"
+    reason = left.reason
+    text = f"{TODO}{reason} {left.text or REASONS[reason]}"
     if not settings.line_length:
         return text
     room = settings.line_length - (len(line) - len(line.lstrip()))

@@ -17,6 +17,7 @@ class Entry:
     rule: str
     detail: str = ""
     new_line: int | None = None  # in the file as it was rewritten
+    text: str = ""  # what is said in place of the rule's own line
     patterns: tuple[Comparison, ...] = ()  # that were written here, with what they replace
 
 

@@ -26,6 +26,7 @@ from ..names import (
     TYPES,
     is_gone,
 )
+from ..rules.reasons import AWAITED, EXPORTED, TAKEN
 from .build import comments_in
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class ImportEditor:
         self, statement: cst.ImportFrom, alias: cst.ImportAlias, binding: Binding, imported: str
     ) -> Literal["renamed", "kept", "gone"]:
         """What becomes of the import of a removed name."""
-        wants, detail = self.planner.wants, ""
+        wants, detail, text = self.planner.wants, "", ""
         in_use = binding in self.read
         rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
         if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
@@ -270,10 +271,10 @@ class ImportEditor:
             return "kept"
         awaited = self.walk.facts.awaited.get(local_name(alias)) if binding.scope.kind == "module" else None
         if not in_use and awaited is not None:
-            self.planner.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here")
+            self.planner.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here", AWAITED)
             return "kept"
         if not in_use and self.is_wanted(alias, binding):
-            detail = self.walk.facts.taken(local_name(alias))
+            detail, text = self.walk.facts.taken(local_name(alias)), TAKEN
             if binding in self.rewritten and is_meant_for_others(statement, alias, self.walk):
                 self.waiting[alias] = binding
         elif self.is_re_export(alias, binding) or (
@@ -282,11 +283,12 @@ class ImportEditor:
             if imported in TYPES and not in_use:
                 return "renamed" if wants("HIER008", alias) else "kept"
             detail = "" if in_use or imported == PRESET else f"{imported} is exported"
+            text = EXPORTED
         elif not in_use:
             return "gone" if binding in self.rewritten or wants("HIER009", alias) else "kept"
         is_quiet = local_name(alias) in self.walk.facts.quiet and not self.is_re_export(alias, binding)
         if detail and self.planner.settings.wants_all and not is_quiet:
-            self.planner.leave(alias, "HIER109", detail)
+            self.planner.leave(alias, "HIER109", detail, text)
         return "kept"
 
     def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:

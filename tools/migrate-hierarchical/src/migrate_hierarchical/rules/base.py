@@ -54,6 +54,7 @@ class Left:
 
     reason: str
     detail: str
+    text: str = ""  # what is said in place of the reason's own line
 
 
 @dataclass(frozen=True)

@@ -205,10 +205,13 @@ model = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.01))
     "HIER109": Explanation(
         """\
 What is called through a registry, a variable or `partial` gets its arguments somewhere else, in the old form.
+
+An import that the file itself does not need stays for others, *removed name that others import here*: another file takes
+the name from here, or looks it up while it runs, and has a use that is left to a person. The report names that file.
 """,
         """\
 Put a function with the new arguments in its place, or the class `BlockSparseAttention`, and change the places that
-call it.
+call it. For an import finish the file that the report names and run again: the import is migrated, and its mark goes.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -339,9 +342,12 @@ logger.info("made")
         """\
 Another file of the project takes the name from this one. It would break if this file were migrated alone, so the file
 is left whole. A run by pre-commit, which passes the staged files only, ends so.
+
+Where the two files take names from each other, neither can be the first. Then all of the file is migrated but the import
+that the other takes, which stays without a mark until the other is migrated too.
 """,
         """\
-Run on both, or on the whole project.
+Run on both, or on the whole project. Files that take names from each other may also be run one by one, each of them twice.
 """,
         f"""\
 {PACKAGE}HierarchicalConfig
