@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attention_bench import floor
 from attention_bench.cases import Case
-from dilated_attention_pytorch import ops
+from dilated_attention_pytorch import _torch_internals, ops
 from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
@@ -40,8 +40,8 @@ def problem_of(case: Case = CASE) -> AttentionProblem:
 @pytest.fixture(autouse=True)
 def no_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the launch asks the device for."""
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
+    monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: STREAM)
+    monkeypatch.setattr(_torch_internals, "current_device", lambda: -1)
     for module in (launcher, launch):
         monkeypatch.setattr(module, "tile_counter", lambda index: COUNTER)
         monkeypatch.setattr(module, "multiprocessors", lambda index: 3)

@@ -20,6 +20,7 @@ from dilated_attention_pytorch import (
     BlockLayout,
     BlockSparseAttention,
     SparsePatternConfig,
+    _torch_internals,
     block_sparse_attention,
     eager,
     functional,
@@ -399,7 +400,7 @@ def test_stream_that_has_not_waited_for_the_layout_finds_none(monkeypatch: pytes
     keys = set()
     for stream in (0, 7, 0):
         raw_stream = lambda index, is_now=stream: is_now  # noqa: E731
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", raw_stream, raising=False)
+        monkeypatch.setattr(_torch_internals, "current_raw_stream", raw_stream)
         keys.add(eager.key_of(q, k, v, False, None, None, None, None))
     assert len(keys) == 2
 
@@ -410,7 +411,7 @@ def test_call_that_is_captured_leaves_no_plan(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_now=capturing: is_now)
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+        monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
         eager.keep_plan(its_layout, q, k, v, False, None, None, None, None, problem, "cpu")
         assert bool(its_layout._plans) == (not capturing)
 

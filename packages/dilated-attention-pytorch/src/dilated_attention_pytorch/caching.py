@@ -10,14 +10,15 @@ Three kinds, and no others:
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
+
+from . import _torch_internals
+from ._torch_internals import without_modes
 
 Made = TypeVar("Made")
 
@@ -83,7 +84,7 @@ def make_once(cache: BoundedCache, key: Hashable, device: torch.device, make: Ca
     # a capture begins with everything there, and may not wait for events from before it
     if (
         event is not None
-        and torch._C._cuda_getCurrentRawStream(device.index) != stream
+        and _torch_internals.current_raw_stream(device.index) != stream
         and not torch.cuda.is_current_stream_capturing()
     ):
         torch.cuda.current_stream(device).wait_event(event)
@@ -104,7 +105,7 @@ def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make
         if on_gpu:
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(device))
-            stream = torch._C._cuda_getCurrentRawStream(device.index)
+            stream = _torch_internals.current_raw_stream(device.index)
         cache.keep(key, CacheEntry(value, stream, event))
         return value
 
@@ -149,10 +150,3 @@ def in_another_thread(function: Callable[[], Made]) -> Made:
     if errors:
         raise errors[0]
     return results[0]
-
-
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """Make plain tensors under inference mode, function transforms and dispatch modes too."""
-    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
-        yield

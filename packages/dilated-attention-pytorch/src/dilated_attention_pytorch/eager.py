@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import ops
+from . import _torch_internals, ops
+from ._torch_internals import without_function_modes
 from .backends.problem import AttentionProblem, Forward
 from .backends.registry import backend_named
 from .caching import LOCK
@@ -50,9 +50,9 @@ def forward_of(problem: AttentionProblem, others: AttentionProblem, name: str) -
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         problem = others.with_tensors(q, k, v, None)
-        if not torch._C._len_torch_function_stack():
+        if not _torch_internals.num_function_modes():
             return backend.forward(problem)
-        made: tuple[Tensor, Tensor] = ops.undisturbed(backend.forward, problem)
+        made: tuple[Tensor, Tensor] = without_function_modes(backend.forward, problem)
         return made
 
     return forward
@@ -77,7 +77,7 @@ def key_of(
         or type(is_causal) is not bool
         or (softmax_scale is not None and type(softmax_scale) is not float)
         or (backend is not None and (type(backend) is not str or backend == "reference"))
-        or forward_ad._current_level >= 0
+        or _torch_internals.is_forward_mode()
         or q.is_neg()
         or k.is_neg()
         or v.is_neg()
@@ -91,12 +91,12 @@ def key_of(
             return None
         dilation = repr(segment_lengths), repr(dilation_rates)
     # a plan is good for the stream that has waited for what the layout keeps
-    stream = torch._C._cuda_getCurrentRawStream(q.get_device()) if q.is_cuda else None
+    stream = _torch_internals.current_raw_stream(q.get_device()) if q.is_cuda else None
     return (
         q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
         v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
         needs_grad,
-        autocast_dtype(q) if torch._C._is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation, backend,
+        autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation, backend,
         stream,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._torch_internals import without_function_modes
 from .backends.problem import AttentionProblem
 from .backends.registry import backend_named, choose_backend
 from .call import Call
@@ -14,19 +15,19 @@ from .config import TokenDilation
 from .eager import Plan, find_plan, keep_plan
 from .layout.cache import LAYOUTS, Pattern
 from .layout.layout import BlockLayout
-from .ops import LIBRARY, N_INPUTS, TENSORS, gradients, layout_of, undisturbed
+from .ops import LIBRARY, N_INPUTS, TENSORS, gradients, layout_of
 
 
 def compute(*inputs: Any) -> tuple[Tensor, Tensor]:
     """out and lse."""
-    layout, plan = undisturbed(find, inputs)
+    layout, plan = without_function_modes(find, inputs)
     if plan is not None:
         made: tuple[Tensor, Tensor] = plan.forward(*inputs[:3])
         return made
     q, k, v = inputs[:3]
     is_causal, softmax_scale, segment_lengths, dilation_rates, asked = settings(inputs)
-    problem, backend = undisturbed(call_of(inputs).served, layout, asked)
-    made = undisturbed(backend.forward, problem)
+    problem, backend = without_function_modes(call_of(inputs).served, layout, asked)
+    made = without_function_modes(backend.forward, problem)
     if is_simple(inputs):
         keep_plan(
             layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, asked, problem, backend.name,
@@ -37,11 +38,11 @@ def compute(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 def compute_backward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v and block_bias (empty without one)."""
-    layout, plan = undisturbed(find, inputs)
+    layout, plan = without_function_modes(find, inputs)
     if plan is not None:
         problem, backend = plan.problem.with_tensors(*inputs[:3], None), plan.backend
     else:
-        problem, backend = undisturbed(problem_of_backward, inputs, layout)
+        problem, backend = without_function_modes(problem_of_backward, inputs, layout)
     dq, dk, dv, grad_bias = gradients(problem, backend, *inputs[N_INPUTS:])
     return dq, dk, dv, problem.q.new_empty(0) if grad_bias is None else grad_bias.contiguous()
 
@@ -87,7 +88,7 @@ def call_of(inputs: tuple[Any, ...]) -> Call:
 def find_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: torch.device) -> Tensor:
     """Place in the row lists of every block pair of a pattern, -1 where inactive; int64 (heads, n_rows, n_cols)."""
     layout = LAYOUTS.find(Pattern.of_text(pattern), q_len, kv_len, causal, device)
-    entries: Tensor = undisturbed(layout._entries)
+    entries: Tensor = without_function_modes(layout._entries)
     return entries
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from . import _torch_internals
+from ._torch_internals import apply_at_this_level, call_below_autograd, without_function_modes, without_modes
 from .backends.problem import AttentionProblem, Forward
 from .backends.registry import backend_named
-from .caching import without_modes
 from .call import Call
 from .config import TokenDilation
 from .grid import BlockGrid
@@ -107,14 +107,6 @@ def layout_of(
 # ---- what backends and fakes give
 
 
-def undisturbed(function: Callable[..., Any], *args: Any) -> Any:
-    """The result, whatever default device or other function mode there is: what a backend makes has its own device."""
-    if not torch._C._len_torch_function_stack():
-        return function(*args)
-    with torch._C.DisableTorchFunction():
-        return function(*args)
-
-
 def gradients(
     problem: AttentionProblem,
     backend: str,
@@ -124,7 +116,7 @@ def gradients(
     grad_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and block_bias (None without one) from the backend of the forward."""
-    grads = undisturbed(backend_named(backend).backward, problem, out, lse, grad_out, grad_lse)
+    grads = without_function_modes(backend_named(backend).backward, problem, out, lse, grad_out, grad_lse)
     bias, grad_bias = problem.block_bias, grads.block_bias
     if bias is None or grad_bias is None:
         return grads.q, grads.k, grads.v, None
@@ -168,18 +160,12 @@ torch.library.register_fake(f"{NAMESPACE}::block_entries", fake_entries, lib=LIB
 # ---- gradients
 
 
-def below_autograd(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
-    """What the operator gives to whoever comes after autograd."""
-    with torch._C._AutoDispatchBelowAutograd():
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
-
-
-def below_autograd_in_function(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
-    """The same inside of an autograd.Function, which turns gradients off, for the outer transforms of torch.func too."""
-    if not torch._C._are_functorch_transforms_active():
-        return below_autograd(op, keyset, inputs)
+def call_in_function(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
+    """`call_below_autograd` inside an autograd.Function, which turns gradients off, for the outer transforms of torch.func too."""
+    if not _torch_internals.are_functorch_transforms_active():
+        return call_below_autograd(op, keyset, inputs)
     with torch.enable_grad():
-        return below_autograd(op, keyset, inputs)
+        return call_below_autograd(op, keyset, inputs)
 
 
 class AttentionFunction(torch.autograd.Function):
@@ -187,7 +173,7 @@ class AttentionFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        out, lse = below_autograd_in_function(OPERATORS[0], keyset, inputs)
+        out, lse = call_in_function(OPERATORS[0], keyset, inputs)
         ctx.save_for_backward(*inputs[: len(TENSORS)], out, lse)
         ctx.numbers = inputs[len(TENSORS) :]
         ctx.set_materialize_grads(False)
@@ -210,7 +196,7 @@ class RefusedSecondDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        made: tuple[Tensor, ...] = below_autograd_in_function(OPERATORS[1], keyset, inputs)
+        made: tuple[Tensor, ...] = call_in_function(OPERATORS[1], keyset, inputs)
         return made
 
     @staticmethod
@@ -225,15 +211,13 @@ def autograd_kernel(op: Any, function: type[torch.autograd.Function]) -> Callabl
     """What the dispatcher calls at the key Autograd; once for every nested gradient of torch.func."""
 
     def kernel(keyset: Any, *inputs: Any) -> Any:
-        if forward_ad._current_level >= 0:
+        if _torch_internals.is_forward_mode():
             check_no_tangents(inputs)
         if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return below_autograd(op, keyset, inputs)
-        if not torch._C._are_functorch_transforms_active():
+            return call_below_autograd(op, keyset, inputs)
+        if not _torch_internals.are_functorch_transforms_active():
             return function.apply(keyset, *inputs)
-        # of this level alone: Function.apply would start with the innermost transform again
-        with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, function).apply(keyset, *inputs)  # type: ignore[misc]
+        return apply_at_this_level(function, keyset, *inputs)
 
     return kernel
 
@@ -373,7 +357,9 @@ class EagerAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         # a problem without its q, k, v and bias: they would keep the graph alive in a circle
         if bound is None:
-            out, lse = undisturbed(backend_named(backend).forward, problem.with_tensors(q, k, v, block_bias))
+            out, lse = without_function_modes(
+                backend_named(backend).forward, problem.with_tensors(q, k, v, block_bias)
+            )
         else:  # of a plan, which has no bias
             out, lse = bound(q, k, v)
         ctx.save_for_backward(q, k, v, block_bias, out, lse)
@@ -405,9 +391,9 @@ def nobody_looks() -> bool:
     """Whether no mode, transform, tracer or compiler wants to see the operators."""
     return (
         not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
+        and not _torch_internals.num_dispatch_modes()
+        and _torch_internals.functorch_interpreter() is None
+        and _torch_internals.tracing_state() is None
     )
 
 
@@ -418,7 +404,7 @@ def is_negated(*tensors: Tensor | None) -> bool:
 
 def is_batched(*tensors: Tensor | None) -> bool:
     """Whether one of the tensors stands for many, as with `is_grads_batched` of torch.autograd.grad."""
-    return any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in tensors)
+    return any(x is not None and _torch_internals.is_legacy_batched(x) for x in tensors)
 
 
 def is_plain(call: Call | AttentionProblem) -> bool:
@@ -438,10 +424,10 @@ def is_plain(call: Call | AttentionProblem) -> bool:
 
 def attend_eagerly(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
     """out and lse of a plain problem."""
-    if forward_ad._current_level >= 0:
+    if _torch_internals.is_forward_mode():
         check_no_tangents((problem.q, problem.k, problem.v, problem.block_bias))
     if not problem.needs_grad:
-        out, lse = undisturbed(backend_named(backend).forward, problem)
+        out, lse = without_function_modes(backend_named(backend).forward, problem)
         return out, lse
     p = problem
     out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p.without_tensors(), backend, None)  # type: ignore[no-untyped-call]

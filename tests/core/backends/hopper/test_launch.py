@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, _torch_internals
 from dilated_attention_pytorch.backends.hopper import HOPPER, tuning
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
@@ -63,7 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorder]]:
     monkeypatch.setattr(launch, "Launch", Recorder)
     monkeypatch.setattr(launch, "multiprocessors", lambda index: 132)
     monkeypatch.setattr(launch, "tile_counter", lambda index: 0)
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: -1, raising=False)
+    monkeypatch.setattr(_torch_internals, "current_device", lambda: -1)
     launcher.LAUNCHES.clear()
     yield Recorder.made
     launcher.LAUNCHES.clear()
@@ -232,11 +232,11 @@ def test_bound_forward_goes_to_the_device_of_its_tensors(
     @contextlib.contextmanager
     def device(index: int) -> Iterator[None]:
         entered.append(index)
-        monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: index)
+        monkeypatch.setattr(_torch_internals, "current_device", lambda: index)
         yield
 
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: 3)
+    monkeypatch.setattr(_torch_internals, "current_device", lambda: 3)
     bound(p.q, p.k, p.v)
     assert entered == [-1]
     assert len(made[0].runs) == 2
@@ -335,7 +335,7 @@ class Driver:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 9, raising=False)
+    monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 9)
     box = "tensordesc<bf16[1, 1, 64, 64],NVMMA>"
     return Driver(
         {"desc_k": box, "desc_k_far": box, "desc_out": box, "Lse": "*fp32", "n": "i32"}, monkeypatch

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch import BlockLayout, _torch_internals
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.registry import choose_backend
 from dilated_attention_pytorch.functional import make_problem
@@ -56,7 +56,7 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
         launcher.tile_counter(index),  # one for all launches: they follow each other on a stream
         *launch.numbers,
     )  # fmt: skip
-    stream = torch._C._cuda_getCurrentRawStream(index)
+    stream = _torch_internals.current_raw_stream(index)
     before = (launch.grid, 1, 1, stream, launch.function, *launch.options)
     launch_in_c, arguments = launch.raw_launch, (*before, *(made if raw_launch.ARGUMENTS_APART else (made,)))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import values
-from ..caching import BoundedCache, make_once, without_modes
+from .._torch_internals import mark_length_dynamic, without_modes
+from ..caching import BoundedCache, make_once
 from ..config import (
     SparsePatternConfig,
     TokenDilation,
@@ -132,8 +133,7 @@ class BlockLayout:
         ALIVE[id(indices), self.grid.q_len, self.grid.kv_len] = self
         for lists in (self.row_lists, self.col_lists):
             for tensor in lists.tensors():
-                # as torch._dynamo.maybe_mark_dynamic, without its import: a graph serves lists of every length
-                tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+                mark_length_dynamic(tensor)  # a graph serves lists of every length
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ...caching import LOCK, BoundedCache, without_modes
+from ..._torch_internals import without_modes
+from ...caching import LOCK, BoundedCache
 
 Made = TypeVar("Made")
 MAX_PER_LIST = 8

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...caching import without_modes
+from ..._torch_internals import without_modes
 
 MOST_BYTES = 2**24  # that a thread keeps from one call to the next
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ... import _torch_internals
 from ..problem import AttentionProblem, Forward, Gradients
 from . import tuning
 from .arguments import (
@@ -48,7 +49,7 @@ def readable(x: Tensor) -> Tensor:
 def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """out and lse of a problem."""
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
-    if index != torch._C._cuda_getDevice():
+    if index != _torch_internals.current_device():
         with torch.cuda.device(index):
             return launch_forward(problem)
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
@@ -97,7 +98,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     others = p.without_tensors()  # keeps what the addresses are of
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != torch._C._cuda_getDevice():
+        if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != _torch_internals.current_device():
             return launch_forward(others.with_tensors(q, k, v, None))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
@@ -189,7 +190,7 @@ def launch_backward(
 ) -> Gradients:
     """Gradients of a problem."""
     index = problem.q.get_device()
-    if index != torch._C._cuda_getDevice():
+    if index != _torch_internals.current_device():
         with torch.cuda.device(index):
             return launch_backward(problem, out, lse, grad_out, grad_lse)
     call = backward_call(problem, out, lse, grad_out, grad_lse)

@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.experimental.gluon.language import NVMMASharedLayout
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from ... import _torch_internals
 from ...caching import BoundedCache, make_to_stay
 from .raw_launch import ARGUMENTS_APART, encoded, launch_options, unwrapped
 
@@ -44,7 +45,7 @@ def multiprocessors(index: int) -> int:
 def tile_counter(index: int) -> int | Tensor:
     """(The address of) a zero int32 that no other running kernel uses; kernels set it back to 0."""
     # the default stream (0) is never captured
-    if torch._C._cuda_getCurrentRawStream(index) and torch.cuda.is_current_stream_capturing():
+    if _torch_internals.current_raw_stream(index) and torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=f"cuda:{index}")  # a graph has its own
     if index not in COUNTERS:
         make_counters(index)
@@ -142,7 +143,7 @@ class Launch:
 
     def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]) -> None:
         """Launch on the current stream of device `index`."""
-        stream = torch._C._cuda_getCurrentRawStream(index)
+        stream = _torch_internals.current_raw_stream(index)
         if self.raw_launch is None or is_hooked():
             self.run_by_triton(stream, described, addresses)
             return

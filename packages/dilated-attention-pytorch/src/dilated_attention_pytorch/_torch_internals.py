@@ -1,0 +1,94 @@
+"""Every private name of PyTorch that this package uses, and nothing else of the package uses one.
+
+Names that every call needs are bound to the C function itself: a Python function around it costs as much again. Callers
+write `_torch_internals.name(...)`, so a test replaces a name in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+# ---- the CUDA device; None in builds of torch without CUDA
+
+current_raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # type: ignore[assignment]
+"""The address of a device's current stream; `torch.cuda.current_stream` makes an object around it."""
+
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", None)  # type: ignore[assignment]
+"""The index of the current device; `torch.cuda.current_device` first asks whether CUDA is initialised."""
+
+# ---- who else wants to see a call
+
+num_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+"""How many `TorchDispatchMode`s are active."""
+
+num_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
+"""How many `TorchFunctionMode`s are active; a default device is one."""
+
+functorch_interpreter: Callable[[], object | None] = torch._C._functorch.peek_interpreter_stack
+"""The innermost transform of `torch.func` at this point, or None."""
+
+are_functorch_transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Whether the dispatcher will hand operators to the transforms of `torch.func`."""
+
+tracing_state: Callable[[], object | None] = torch._C._get_tracing_state
+"""The trace that `torch.jit.trace` is writing, or None; `torch.jit.is_tracing` takes twice as long."""
+
+is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for any device type."""
+
+is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+"""Whether a tensor stands for many, as with `is_grads_batched` of `torch.autograd.grad`."""
+
+
+def is_forward_mode() -> bool:
+    """Whether a level of forward-mode AD is open, so that tensors can have tangents."""
+    return forward_ad._current_level >= 0
+
+
+# ---- around a call
+
+
+def without_function_modes(function: Callable[..., Any], *args: Any) -> Any:
+    """The result, unaffected by function modes: what a backend makes has a device of its own, not the default one."""
+    if not num_function_modes():
+        return function(*args)
+    with torch._C.DisableTorchFunction():
+        return function(*args)
+
+
+@contextlib.contextmanager
+def without_modes() -> Iterator[None]:
+    """Make plain tensors under inference mode, function transforms and dispatch modes too."""
+    with torch.inference_mode(False), torch._C._DisableFuncTorch(), _disable_current_modes():
+        yield
+
+
+# ---- gradients
+
+
+def call_below_autograd(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
+    """What an operator returns when its dispatch goes on behind the key Autograd."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def apply_at_this_level(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply` for one transform of `torch.func` alone; `apply` itself starts with the innermost one again."""
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+
+
+# ---- compilation
+
+
+def mark_length_dynamic(tensor: Tensor) -> None:
+    """`torch._dynamo.maybe_mark_dynamic(tensor, 0)` without the import of Dynamo."""
+    tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
