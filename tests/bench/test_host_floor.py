@@ -15,9 +15,11 @@ from torch import Tensor
 
 from attention_bench import floor
 from attention_bench.cases import Case
-from dilated_attention_pytorch import _torch_internals, ops
+from dilated_attention_pytorch import _torch_internals
 from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.backends.registry import backend_named
+from dilated_attention_pytorch.eager import CachedCall, EagerAttention, forward_of
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
@@ -181,7 +183,9 @@ def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
     assert len(fake.launched) == 1
     node = out.grad_fn
     assert node is lse.grad_fn
-    of_library = ops.EagerAttention.apply(p.q, p.k, p.v, None, p, "cpu", None)[0].grad_fn
+    cpu = backend_named("cpu")
+    cached = CachedCall(p, cpu, True, forward_of(p, cpu))
+    of_library = EagerAttention.apply(p.q, p.k, p.v, None, cached)[0].grad_fn
     assert node.next_functions == of_library.next_functions
     assert [x is None for x in node.saved_tensors] == [x is None for x in of_library.saved_tensors]
     q, k, v, block_bias, saved_out, saved_lse = node.saved_tensors

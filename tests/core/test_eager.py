@@ -18,8 +18,10 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
+    eager,
     ops,
 )
+from dilated_attention_pytorch.backends.registry import backend_named
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.attention_cases import Case, make_call
@@ -64,7 +66,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return noting
 
     monkeypatch.setattr(ops, "attention", spy("operator", ops.attention))
-    monkeypatch.setattr(ops.EagerAttention, "apply", spy("eager", ops.EagerAttention.apply))
+    monkeypatch.setattr(eager.EagerAttention, "apply", spy("eager", eager.EagerAttention.apply))
     return ways
 
 
@@ -83,8 +85,8 @@ def test_both_ways_give_the_same_to_the_bit(case: Case, backend: str, used: str)
     grad_lse = torch.randn(case.batch, case.heads, case.q_len)
     results = []
     for attend in (
-        ops.attend_eagerly,
-        lambda problem, backend: ops.attention(*ops.flatten(problem), backend),
+        lambda problem, backend: eager.run_attention(problem, backend_named(backend)),
+        lambda problem, backend: ops.attention(*ops.op_args(problem, backend)),
     ):
         out, lse = attend(problem, backend)
         outputs = {"out": [out], "lse": [lse], "both": [out, lse]}[used]
@@ -132,8 +134,8 @@ def test_backward_twice_over_a_kept_graph_gives_the_same() -> None:
 def test_second_derivatives_are_refused_on_both_ways() -> None:
     q, k, v = random_qkv()
     problem = make_problem(q, k, v, layout())
-    through_operator, _ = ops.attention(*ops.flatten(problem), "cpu")
-    for out in (ops.attend_eagerly(problem, "cpu")[0], through_operator):
+    through_operator, _ = ops.attention(*ops.op_args(problem, "cpu"))
+    for out in (eager.run_attention(problem, backend_named("cpu"))[0], through_operator):
         (first,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
         with pytest.raises(RuntimeError, match="differentiates once"):
             first.square().sum().backward()
@@ -339,7 +341,7 @@ def test_first_use_inside_of_a_mode_spoils_no_later_call(surrounded: Any) -> Non
     assert torch.equal(kept[0], work_order(layout()))
     assert kept[0].data_ptr() != 0
     q, k, v = random_qkv()
-    ops.attention(*ops.flatten(make_problem(q, k, v, of_module)), "cpu")[0].sum().backward()
+    ops.attention(*ops.op_args(make_problem(q, k, v, of_module), "cpu"))[0].sum().backward()
     assert q.grad is not None
 
 

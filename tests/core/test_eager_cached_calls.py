@@ -1,4 +1,4 @@
-"""A call that finds a plan gives what a call without one gives, and whatever the plan was not made for is checked anew."""
+"""A cached call gives what the call gave when it was resolved, and a call that differs from it in anything is checked."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def layout(ratio: float = 0.5) -> BlockLayout:
 
 @pytest.fixture(autouse=True)
 def no_layouts_of_other_tests() -> None:
-    """Modules share their layouts, and with them the plans that another test may have made."""
+    """Modules share their layouts, and with them the calls that another test may have made."""
     LAYOUTS.clear()
 
 
@@ -64,10 +64,10 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def served(its_layout: BlockLayout, tensors: list[Tensor] | None = None, **options: Any) -> list[Tensor]:
-    """The tensors of a call for which there is a plan from now on."""
+    """The tensors of a call that is cached from now on."""
     tensors = qkv() if tensors is None else tensors
     block_sparse_attention(*tensors, its_layout, **options)
-    assert its_layout._plans
+    assert its_layout._cached_calls
     return tensors
 
 
@@ -82,7 +82,7 @@ def test_second_call_is_not_checked_and_uses_its_own_values(checks: list[str]) -
         found = block_sparse_attention(*tensors, its_layout)
         wanted = block_sparse_attention(*tensors, its_layout, backend="reference")
         torch.testing.assert_close(found, wanted)
-    assert checks == ["checked"] * (1 + 3)  # the reference has no plans
+    assert checks == ["checked"] * (1 + 3)  # the reference is never cached
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -140,7 +140,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("return_lse", [False, True])
-def test_options_do_not_share_a_plan(return_lse: bool) -> None:
+def test_options_do_not_share_a_cached_call(return_lse: bool) -> None:
     shared = layout()
     tensors = qkv()
     for options in [*OPTIONS, *reversed(OPTIONS), *OPTIONS]:
@@ -165,7 +165,7 @@ def test_dropout_is_drawn_every_time() -> None:
     assert not torch.equal(first, second)
 
 
-def test_a_scale_that_can_change_has_no_plan() -> None:
+def test_a_scale_that_can_change_is_not_cached() -> None:
     its_layout, scale = layout(), torch.tensor(0.5)
     tensors = qkv()
     block_sparse_attention(*tensors, its_layout, softmax_scale=scale)
@@ -193,7 +193,7 @@ def test_strides_offsets_types_and_heads_are_other_calls(checks: list[str]) -> N
         assert torch.equal(found, block_sparse_attention(*tensors, layout()))
 
 
-def test_module_finds_plans_but_for_weights(checks: list[str]) -> None:
+def test_module_finds_cached_calls_but_for_weights(checks: list[str]) -> None:
     module = BlockSparseAttention(CONFIG, segment_lengths=[2048], dilation_rates=[1])
     tensors = qkv()
     wanted = module(*tensors)
@@ -252,7 +252,7 @@ def test_hooks_on_saved_tensors_may_give_other_strides_back() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_graph_of_a_plan_dies_with_its_last_user() -> None:
+def test_graph_of_a_cached_call_dies_with_its_last_user() -> None:
     its_layout = layout()
     served(its_layout, qkv(requires_grad=True))
     gc.collect()
@@ -361,16 +361,16 @@ def test_compiled_call_is_an_operator_after_a_success() -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return block_sparse_attention(q, k, v, its_layout)
 
-    n_plans = len(its_layout._plans)
+    n_cached = len(its_layout._cached_calls)
     compiled = torch.compile(attend, fullgraph=True, backend=backend)
     for _ in range(3):
         found = compiled(*tensors)
     assert sum(f"{ops.NAMESPACE}.attention" in target for target in targets) == 1
     assert torch.equal(found, attend(*tensors))
-    assert len(its_layout._plans) == n_plans + 1  # of the operator, for its next calls
+    assert len(its_layout._cached_calls) == n_cached + 1  # of the operator, for its next calls
 
 
-# ---- where plans live
+# ---- where cached calls live
 
 
 def test_copies_moved_and_replaced_layouts_have_none() -> None:
@@ -386,7 +386,7 @@ def test_copies_moved_and_replaced_layouts_have_none() -> None:
         its_layout.to("meta"),
         dataclasses.replace(its_layout, num_heads=its_layout.num_heads),
     ]
-    assert [len(other._plans) + len(other._prepared) for other in others] == [0] * 4
+    assert [len(other._cached_calls) + len(other._prepared) for other in others] == [0] * 4
     assert torch.equal(
         block_sparse_attention(*tensors, others[0]), block_sparse_attention(*tensors, its_layout)
     )
@@ -405,40 +405,41 @@ def test_stream_that_has_not_waited_for_the_layout_finds_none(monkeypatch: pytes
     assert len(keys) == 2
 
 
-def test_call_that_is_captured_leaves_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_that_is_captured_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     its_layout, (q, k, v) = layout(), qkv()
     problem = functional.make_problem(q, k, v, its_layout)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_now=capturing: is_now)
         monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
-        eager.keep_plan(its_layout, q, k, v, False, None, None, None, None, problem, "cpu")
-        assert bool(its_layout._plans) == (not capturing)
+        key = eager.key_of(q, k, v, False, None, None, None, None)
+        eager.cache_call(its_layout, key, q, k, v, problem, backend_named("cpu"), needs_grad=False)
+        assert bool(its_layout._cached_calls) == (not capturing)
 
 
-def test_plan_dies_with_its_layout() -> None:
+def test_cached_call_dies_with_its_layout() -> None:
     its_layout = layout()
     served(its_layout)
-    (plan,) = its_layout._plans.values()
-    died = weakref.ref(plan.problem)
-    del plan, its_layout
+    (cached,) = its_layout._cached_calls.values()
+    died = weakref.ref(cached.static_problem)
+    del cached, its_layout
     assert died() is None
 
 
-def test_layout_elsewhere_has_no_plan(checks: list[str]) -> None:
+def test_call_with_a_layout_elsewhere_is_not_cached(checks: list[str]) -> None:
     its_layout = layout()
     x = torch.empty(1, LENGTH, 2, 16, device="meta")
     for _ in range(2):
         with pytest.raises(ValueError, match="no fast backend"):
             block_sparse_attention(x, x, x, its_layout)
-    assert not its_layout._plans
+    assert not its_layout._cached_calls
 
 
-def test_layout_keeps_only_so_many_plans() -> None:
+def test_layout_keeps_only_so_many_cached_calls() -> None:
     its_layout, tensors = layout(), qkv()
-    for i in range(3 * eager.MOST):
+    for i in range(3 * its_layout._cached_calls.bound):
         block_sparse_attention(*tensors, its_layout, softmax_scale=1.0 + i)
-        assert 1 <= len(its_layout._plans) <= eager.MOST
+        assert 1 <= len(its_layout._cached_calls) <= its_layout._cached_calls.bound
 
 
 def test_threads_share_a_layout() -> None:

@@ -14,11 +14,12 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
-    ops,
 )
 from dilated_attention_pytorch.backends.dropout import dropout_keep, philox
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.reference import attention_reference
+from dilated_attention_pytorch.backends.registry import backend_named
+from dilated_attention_pytorch.eager import run_attention
 from dilated_attention_pytorch.functional import make_problem
 from tests.core import slow_definition
 
@@ -30,7 +31,11 @@ DENSE = SparsePatternConfig(block_size=16, sparsity_ratio=1.0)
 
 def results(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
     """out and lse of a problem that no check has seen."""
-    return attention_reference(problem) if backend == "reference" else ops.attend_eagerly(problem, backend)
+    return (
+        attention_reference(problem)
+        if backend == "reference"
+        else run_attention(problem, backend_named(backend))
+    )
 
 
 def qkv(

@@ -162,36 +162,33 @@ OPCHECKED = [
 ]  # fmt: skip
 
 
-def op_arguments(case: Case, dtype: torch.dtype) -> tuple[Any, ...]:
+def op_arguments(case: Case, dtype: torch.dtype, backend: str) -> ops.OpArgs:
     call = make_call(case, dtype)
     q, k, v, *bias = call.tensors.values()
-    kwargs = {name: value for name, value in call.kwargs.items() if name != "is_causal"}
-    problem = make_problem(
-        q, k, v, call.layout, case.is_causal, block_bias=bias[0] if bias else None, **kwargs
-    )
-    return ops.flatten(problem)
+    problem = make_problem(q, k, v, call.layout, block_bias=bias[0] if bias else None, **call.kwargs)
+    return ops.op_args(problem, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", OPCHECKED, ids=lambda case: case.name)
 def test_opcheck_of_the_forward_operator(case: Case, backend: str) -> None:
-    torch.library.opcheck(ops.attention, (*op_arguments(case, torch.float32), backend))
+    torch.library.opcheck(ops.attention, op_arguments(case, torch.float32, backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", OPCHECKED, ids=lambda case: case.name)
 def test_opcheck_of_the_backward_operator(case: Case, backend: str) -> None:
-    arguments = [x.detach() if isinstance(x, Tensor) else x for x in op_arguments(case, torch.float32)]
-    out, lse = ops.attention(*arguments, backend)
+    arguments = [
+        x.detach() if isinstance(x, Tensor) else x for x in op_arguments(case, torch.float32, backend)
+    ]
+    out, lse = ops.attention(*arguments)
     grad_lse = torch.randn_like(lse) if case.lse_gradient else None
-    torch.library.opcheck(
-        ops.attention_backward, (*arguments, backend, out, lse, torch.randn_like(out), grad_lse)
-    )
+    torch.library.opcheck(ops.attention_backward, (out, lse, torch.randn_like(out), grad_lse, *arguments))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_opcheck_of_other_dtypes(dtype: torch.dtype) -> None:
-    torch.library.opcheck(ops.attention, (*op_arguments(OPCHECKED[0], dtype), "cpu"))
+    torch.library.opcheck(ops.attention, op_arguments(OPCHECKED[0], dtype, "cpu"))
 
 
 # ---- torch.compile and torch.export

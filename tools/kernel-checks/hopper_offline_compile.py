@@ -85,7 +85,13 @@ def problem_of(shape: Shape) -> AttentionProblem:
     q, k, v = (torch.empty(1, length, 2, shape.head_dim, dtype=getattr(torch, shape.dtype)) for _ in range(3))
     segments = [shape.block_size * 2**i for i in range(len(shape.rates))]
     problem = make_problem(
-        q, k, v, layout, shape.is_causal, segment_lengths=segments or None, dilation_rates=shape.rates or None
+        q,
+        k,
+        v,
+        layout,
+        is_causal=shape.is_causal,
+        segment_lengths=segments or None,
+        dilation_rates=shape.rates or None,
     )
     return problem.prepared_by(HOPPER, layout)
 

@@ -70,7 +70,7 @@ def launches(
     seqlen = 16 * block_size
     q, k, v = (torch.empty(1, seqlen, 16, head_dim, dtype=dtype) for _ in range(3))
     layout = BlockLayout.from_config(config, seqlen, causal=causal)
-    problem = make_problem(q, k, v, layout, causal, **options)
+    problem = make_problem(q, k, v, layout, is_causal=causal, **options)
     out, lse = torch.empty_like(q), torch.empty(1, 16, seqlen)
     backward, _ = backward_launches(problem, out, lse, torch.empty_like(out), None, capability)
     return [forward_launch(problem, out, lse, capability), *backward]

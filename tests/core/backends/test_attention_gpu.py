@@ -169,16 +169,13 @@ def test_opcheck(name: str) -> None:
     case = BY_NAME[name]
     call = make_call(case, torch.bfloat16, "cuda")
     q, k, v, *bias = call.tensors.values()
-    kwargs = {key: value for key, value in call.kwargs.items() if key != "is_causal"}
-    problem = make_problem(
-        q, k, v, call.layout, case.is_causal, block_bias=bias[0] if bias else None, **kwargs
-    )
-    torch.library.opcheck(ops.attention, (*ops.flatten(problem), "triton"))
-    arguments = [x.detach() if isinstance(x, Tensor) else x for x in ops.flatten(problem)]
-    out, lse = ops.attention(*arguments, "triton")
+    problem = make_problem(q, k, v, call.layout, block_bias=bias[0] if bias else None, **call.kwargs)
+    torch.library.opcheck(ops.attention, ops.op_args(problem, "triton"))
+    arguments = [x.detach() if isinstance(x, Tensor) else x for x in ops.op_args(problem, "triton")]
+    out, lse = ops.attention(*arguments)
     torch.library.opcheck(
         ops.attention_backward,
-        (*arguments, "triton", out, lse, torch.randn_like(out), torch.randn_like(lse)),
+        (out, lse, torch.randn_like(out), torch.randn_like(lse), *arguments),
     )
 
 

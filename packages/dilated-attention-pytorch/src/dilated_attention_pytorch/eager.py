@@ -1,61 +1,167 @@
-"""Plans: what was found out about a call that was served, so that the next one like it goes straight to its backend.
+"""The eager path: calls that go to their backend directly, and the cache of resolved calls.
 
-Checking the arguments and choosing a backend take longer than a launch, and a training loop makes the same few calls
-again and again. A plan belongs to a layout and dies with it. It is found by all that the checks and the choice look
-at, so another call never finds it; calls with options, under a mode, a transform or a compiler look for none.
+Dispatching to a Python operator costs more than launching the kernel, so a call that nobody observes bypasses the
+dispatcher. A repeated call skips validation and backend selection as well: what they found out is kept with the layout as
+a CachedCall, under a key of everything that they depend on. Calls with a bias, a mask, lengths or dropout are not cached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _torch_internals, ops
 from ._torch_internals import without_function_modes
-from .backends.problem import AttentionProblem, Forward
-from .backends.registry import backend_named
-from .caching import LOCK
+from .backends.problem import AttentionProblem, Backend, Forward
+from .call import Call
 from .layout.layout import BlockLayout
 
-MOST = 64  # plans of a layout
 TENSORS = (Tensor, torch.nn.Parameter)
+OPTIONAL_TENSORS = (*TENSORS, type(None))
 SEQUENCES = (list, tuple)
 
 
-class Plan(NamedTuple):
-    """A problem without its q, k and v, the name of the backend that serves it, and that backend's forward."""
+# ---- which calls go directly to their backend
 
-    problem: AttentionProblem
-    backend: str
+
+def is_plain_eager() -> bool:
+    """True in plain eager mode: no dispatch mode, functorch transform, tracer or compiler is active."""
+    return (
+        not torch.compiler.is_compiling()
+        and not _torch_internals.num_dispatch_modes()
+        and _torch_internals.functorch_interpreter() is None
+        and _torch_internals.tracing_state() is None
+    )
+
+
+def can_bypass_dispatcher(call: Call | AttentionProblem) -> bool:
+    """True in plain eager mode for plain tensors, whose values are what their memory holds."""
+    c = call
+    return (
+        is_plain_eager()
+        and type(c.q) in OPTIONAL_TENSORS
+        and type(c.k) in OPTIONAL_TENSORS
+        and type(c.v) in OPTIONAL_TENSORS
+        and type(c.block_bias) in OPTIONAL_TENSORS
+        and type(c.kv_lengths) in OPTIONAL_TENSORS
+        and type(c.key_padding_mask) in OPTIONAL_TENSORS
+        and not is_negated(c.q, c.k, c.v, c.block_bias)
+    )
+
+
+def is_negated(*tensors: Tensor | None) -> bool:
+    """Whether the values of a tensor are minus those in its memory, which the dispatcher resolves."""
+    return any(x is not None and x.is_neg() for x in tensors)
+
+
+def is_batched(*tensors: Tensor | None) -> bool:
+    """Whether a tensor stands for many, as with `is_grads_batched` of torch.autograd.grad."""
+    return any(x is not None and _torch_internals.is_legacy_batched(x) for x in tensors)
+
+
+# ---- what runs
+
+
+class CachedCall(NamedTuple):
+    """A resolved call without its inputs: it serves every call that differs in nothing but the values of q, k and v."""
+
+    static_problem: AttentionProblem  # without its inputs, which would keep their graph alive
+    backend: Backend
     needs_grad: bool
     forward: Forward
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """out and lse, as from `ops.attend_eagerly`."""
+    def run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """out and lse."""
         if self.needs_grad:
-            out, lse = ops.EagerAttention.apply(q, k, v, None, self.problem, self.backend, self.forward)  # type: ignore[no-untyped-call]
+            out, lse = EagerAttention.apply(q, k, v, None, self)  # type: ignore[no-untyped-call]
             return out, lse
         return self.forward(q, k, v)
 
 
-def forward_of(problem: AttentionProblem, others: AttentionProblem, name: str) -> Forward:
-    """The forward of problems like this one but for their q, k and v, which `others` is without."""
-    backend = backend_named(name)
-    bound = backend.bind(problem)
-    if bound is not None:
-        return bound
+def forward_of(static_problem: AttentionProblem, backend: Backend) -> Forward:
+    """The backend's forward of a problem with other q, k and v, and without a bias."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        problem = others.with_tensors(q, k, v, None)
+        problem = static_problem.with_tensors(q, k, v, None)
         if not _torch_internals.num_function_modes():
             return backend.forward(problem)
         made: tuple[Tensor, Tensor] = without_function_modes(backend.forward, problem)
         return made
 
     return forward
+
+
+def run_attention(problem: AttentionProblem, backend: Backend) -> tuple[Tensor, Tensor]:
+    """out and lse of a problem that can bypass the dispatcher."""
+    p = problem
+    if _torch_internals.is_forward_mode():
+        ops.check_no_tangents((("q", p.q), ("k", p.k), ("v", p.v), ("block_bias", p.block_bias)))
+    if not p.needs_grad:
+        out, lse = without_function_modes(backend.forward, p)
+        return out, lse
+    static_problem = p.without_tensors()
+    call = CachedCall(static_problem, backend, True, forward_of(static_problem, backend))
+    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, call)  # type: ignore[no-untyped-call]
+    return out, lse
+
+
+class EagerAttention(torch.autograd.Function):
+    """The gradient of a call that bypasses the dispatcher."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None, call: CachedCall
+    ) -> tuple[Tensor, Tensor]:
+        if block_bias is None:
+            out, lse = call.forward(q, k, v)
+        else:
+            problem = call.static_problem.with_tensors(q, k, v, block_bias)
+            out, lse = without_function_modes(call.backend.forward, problem)
+        ctx.save_for_backward(q, k, v, block_bias, out, lse)
+        ctx.call = call
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, block_bias, out, lse = ctx.saved_tensors
+        if grad_out is None and grad_lse is None:
+            return None, None, None, None, None
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        backend, problem = ctx.call.backend, ctx.call.static_problem.with_tensors(q, k, v, block_bias)
+        if (
+            torch.is_grad_enabled()  # create_graph: these gradients would be constants, the operator's refuse it
+            or not can_bypass_dispatcher(problem)
+            or is_negated(grad_out, grad_lse)
+            or is_batched(grad_out, grad_lse)
+        ):
+            args = ops.op_args(problem, backend.name)
+            *grads, grad_bias = ops.attention_backward(out, lse, grad_out, grad_lse, *args)
+            return (*grads, None if block_bias is None else grad_bias, None)
+        return (*gradients(problem, backend, out, lse, grad_out, grad_lse), None)
+
+
+def gradients(
+    problem: AttentionProblem,
+    backend: Backend,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and block_bias (None without one) from the backend of the forward."""
+    grads = without_function_modes(backend.backward, problem, out, lse, grad_out, grad_lse)
+    bias, grad_bias = problem.block_bias, grads.block_bias
+    if bias is None or grad_bias is None:
+        return grads.q, grads.k, grads.v, None
+    return grads.q, grads.k, grads.v, grad_bias.sum_to_size(bias.shape).to(bias.dtype)
+
+
+# ---- the cache
 
 
 def key_of(
@@ -69,95 +175,69 @@ def key_of(
     backend: str | None,
     needs_grad: bool | None = None,
 ) -> Hashable:
-    """All that a call without options depends on beside its layout and values; None where it is always checked."""
-    if (
-        type(q) not in TENSORS
-        or type(k) not in TENSORS
-        or type(v) not in TENSORS
-        or type(is_causal) is not bool
-        or (softmax_scale is not None and type(softmax_scale) is not float)
-        or (backend is not None and (type(backend) is not str or backend == "reference"))
-        or _torch_internals.is_forward_mode()
-        or q.is_neg()
-        or k.is_neg()
-        or v.is_neg()
-    ):
-        return None
-    if needs_grad is None:
-        needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    dilation = None
-    if segment_lengths is not None or dilation_rates is not None:
-        if type(segment_lengths) not in SEQUENCES or type(dilation_rates) not in SEQUENCES:
-            return None
-        dilation = repr(segment_lengths), repr(dilation_rates)
-    # a plan is good for the stream that has waited for what the layout keeps
-    stream = _torch_internals.current_raw_stream(q.get_device()) if q.is_cuda else None
-    return (
-        q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
-        v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
-        needs_grad,
-        autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation, backend,
-        stream,
-    )  # fmt: skip
+    """Everything but the layout and values that a call without options depends on; None for one that is not cached.
 
-
-def find_plan(
-    layout: BlockLayout,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    is_causal: bool,
-    softmax_scale: float | None,
-    segment_lengths: Sequence[int] | None,
-    dilation_rates: Sequence[int] | None,
-    backend: str | None,
-    needs_grad: bool | None = None,
-) -> Plan | None:
-    """The plan of a call without options, while nobody looks; `needs_grad` None asks the tensors."""
+    `needs_grad` is asked of the tensors where it is None.
+    """
     try:
-        key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, needs_grad)
-    except RuntimeError:  # a tensor without strides: the checks say which
+        if (
+            type(q) not in TENSORS
+            or type(k) not in TENSORS
+            or type(v) not in TENSORS
+            or type(is_causal) is not bool
+            or (softmax_scale is not None and type(softmax_scale) is not float)
+            or (backend is not None and (type(backend) is not str or backend == "reference"))
+            or _torch_internals.is_forward_mode()
+            or q.is_neg()
+            or k.is_neg()
+            or v.is_neg()
+        ):
+            return None
+        if needs_grad is None:
+            needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        dilation = None
+        if segment_lengths is not None or dilation_rates is not None:
+            if type(segment_lengths) not in SEQUENCES or type(dilation_rates) not in SEQUENCES:
+                return None
+            dilation = repr(segment_lengths), repr(dilation_rates)
+        # only the stream of the first call has waited for what the layout keeps
+        stream = _torch_internals.current_raw_stream(q.get_device()) if q.is_cuda else None
+        return (
+            q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
+            v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
+            needs_grad,
+            autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation,
+            backend, stream,
+        )  # fmt: skip
+    except RuntimeError:  # a tensor without strides, which validation names
         return None
-    plan: Plan | None = layout._plans.get(key)
-    return plan
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of the inputs, if it does."""
+    """The type that autocast gives the inputs, None where it is off."""
     device_type = x.device.type
     if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
 
 
-def keep_plan(
+def cache_call(
     layout: BlockLayout,
+    key: Hashable,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    is_causal: bool,
-    softmax_scale: float | None,
-    segment_lengths: Sequence[int] | None,
-    dilation_rates: Sequence[int] | None,
-    asked: str | None,
     problem: AttentionProblem,
-    backend: str,
-    needs_grad: bool | None = None,
+    backend: Backend,
+    needs_grad: bool,
 ) -> None:
-    """Keep the plan of a call that was served, if the next one like it needs nothing but the launch."""
+    """Keep a call that was served, if the next one like it needs nothing but the launch; no call without a key."""
     p = problem
-    if p.q is not q or p.k is not k or p.v is not v or p.rows is not layout.row_lists:
-        return  # autocast changed them, the layout lives elsewhere or the keys are dilated: work of every call
+    if key is None or p.q is not q or p.k is not k or p.v is not v or p.rows is not layout.row_lists:
+        return  # autocast changed them, the layout is on another device or the keys are dilated: work for every call
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # what is prepared may belong to the graph, and its stream has not waited for it
-    if needs_grad is None:
-        needs_grad = p.needs_grad
-    key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, asked, needs_grad)
-    if key is None:
-        return
-    others = p.without_tensors()
-    plan = Plan(others, backend, needs_grad, forward_of(p, others, backend))
-    with LOCK:
-        while len(layout._plans) >= MOST:
-            del layout._plans[next(iter(layout._plans))]  # the oldest
-        layout._plans[key] = plan
+    static_problem = p.without_tensors()
+    forward = backend.bind(p) or forward_of(static_problem, backend)
+    call = CachedCall(static_problem, backend, needs_grad, forward)
+    layout._cached_calls.keep(key, call)

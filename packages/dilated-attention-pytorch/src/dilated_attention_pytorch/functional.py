@@ -1,36 +1,23 @@
-"""block_sparse_attention: checks, backend choice, call."""
+"""block_sparse_attention: the one entrance of every attention call."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Literal, overload
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
-from . import eager, ops
-from . import execute as execute  # registers what the operators compute
+from . import op_implementations as op_implementations  # registers them
+from . import ops
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
 from .backends.registry import reasons
-from .call import Call, savable, unchanged
-from .config import TokenDilation
+from .call import Call
+from .eager import CachedCall, cache_call, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
-from .validation import (
-    check_backend,
-    check_block_bias,
-    check_flag,
-    check_key_padding_mask,
-    check_kv_lengths,
-    check_layout,
-    check_layout_heads,
-    check_numbers,
-    check_qkv,
-    check_tensors,
-    warn_of_order,
-)
+from .validation import check_backend, check_call, check_flag
 
 
 @overload
@@ -136,41 +123,44 @@ def block_sparse_attention(
         >>> torch.allclose(out, dense.transpose(1, 2), atol=1e-5)
         True
     """
+    key = None
     try:
-        is_simple = (
-            ops.nobody_looks()
+        can_be_cached = (
+            is_plain_eager()
             and type(layout) is BlockLayout
             and block_bias is None
             and kv_lengths is None
             and key_padding_mask is None
             and bool(dropout_p == 0.0)
         )
-    except (RuntimeError, ValueError):  # an array for dropout_p: the checks say so
-        is_simple = False
-    if is_simple:
-        plan = eager.find_plan(
-            layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend
-        )
-        if plan is not None:
-            out, lse = plan.attend(q, k, v)
+    except (RuntimeError, ValueError):  # an array for dropout_p, which validation refuses
+        can_be_cached = False
+    if can_be_cached:
+        key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
+        cached: CachedCall | None = layout._cached_calls.get(key)
+        if cached is not None:
+            out, lse = cached.run(q, k, v)
             if return_lse is False:
                 return out
             if return_lse is True:
                 return out, lse
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
-    out, lse = attend_anew(
-        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
-        segment_lengths, dilation_rates, dropout_p, backend, is_simple,
+    out, lse = attend(
+        q, k, v, layout, key, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
+        kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
+        dilation_rates=dilation_rates, dropout_p=dropout_p, backend=backend,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
-def attend_anew(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     layout: BlockLayout,
+    key: Hashable,
+    *,
     is_causal: bool,
     softmax_scale: float | None,
     block_bias: Tensor | None,
@@ -180,24 +170,21 @@ def attend_anew(
     dilation_rates: Sequence[int] | None,
     dropout_p: float,
     backend: str | None,
-    is_simple: bool,
 ) -> tuple[Tensor, Tensor]:
-    """out and lse of a call that has no plan yet; a simple one has no options, and nobody looks at it."""
+    """out and lse of a call that is not cached; it is from then on where it has a key."""
     call = check_call(
-        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
-        segment_lengths, dilation_rates, dropout_p,
+        q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
+        kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
+        dilation_rates=dilation_rates, dropout_p=dropout_p,
     )  # fmt: skip
     check_backend(backend)
     if backend == "reference":
         return attention_reference(call.dense_problem(layout))
-    if not ops.is_plain(call):
+    if not can_bypass_dispatcher(call):
         return run_operator(call, layout, backend)
     problem, chosen = call.served(layout, backend)
-    out, lse = ops.attend_eagerly(problem, chosen.name)
-    if is_simple:
-        eager.keep_plan(
-            layout, q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend, problem, chosen.name
-        )  # fmt: skip
+    out, lse = run_attention(problem, chosen)
+    cache_call(layout, key, q, k, v, problem, chosen, needs_grad=problem.needs_grad)
     return out, lse
 
 
@@ -221,90 +208,19 @@ def explain_backends(
     Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name.
     """
     problem = make_problem(
-        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
-        segment_lengths, dilation_rates, dropout_p,
+        q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
+        kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
+        dilation_rates=dilation_rates, dropout_p=dropout_p,
     )  # fmt: skip
     return {**reasons(problem), "reference": None}
 
 
 def run_operator(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> tuple[Tensor, Tensor]:
     """out and lse through the operator, which chooses its backend when it runs."""
-    out, lse = ops.attention(*ops.inputs_of(call, layout, backend))
+    out, lse = ops.attention(*ops.op_args_of_call(call, layout, backend))
     return out, lse
 
 
-def make_problem(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: BlockLayout,
-    is_causal: bool = False,
-    softmax_scale: float | None = None,
-    block_bias: Tensor | None = None,
-    kv_lengths: Tensor | None = None,
-    key_padding_mask: Tensor | None = None,
-    segment_lengths: Sequence[int] | None = None,
-    dilation_rates: Sequence[int] | None = None,
-    dropout_p: float = 0.0,
-) -> AttentionProblem:
-    """Check a call's arguments and put them together; draws the dropout seed."""
-    return check_call(
-        q, k, v, layout, is_causal, softmax_scale, block_bias, kv_lengths, key_padding_mask,
-        segment_lengths, dilation_rates, dropout_p,
-    ).problem(layout)  # fmt: skip
-
-
-def check_call(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layout: BlockLayout | Pattern,
-    is_causal: bool = False,
-    softmax_scale: float | None = None,
-    block_bias: Tensor | None = None,
-    kv_lengths: Tensor | None = None,
-    key_padding_mask: Tensor | None = None,
-    segment_lengths: Sequence[int] | None = None,
-    dilation_rates: Sequence[int] | None = None,
-    dropout_p: float = 0.0,
-) -> Call:
-    """Check a call's arguments; draws the dropout seed. A pattern has a layout for all lengths."""
-    check_qkv(q, k, v)
-    device_type = q.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
-    check_tensors(q, k, v)
-    if not torch.compiler.is_compiling():  # a tracer has symbols for numbers
-        check_numbers(is_causal, softmax_scale, dropout_p)
-    if isinstance(layout, Pattern):
-        check_layout_heads(q, k, layout.num_heads)
-    else:
-        check_layout(q, k, layout, is_causal)
-    if kv_lengths is not None:
-        kv_lengths = check_kv_lengths(kv_lengths, q, k, is_causal, readable=ops.nobody_looks())
-    if key_padding_mask is not None:
-        key_padding_mask = check_key_padding_mask(
-            key_padding_mask, q, k, is_causal, readable=ops.nobody_looks()
-        )
-    if block_bias is not None:
-        assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
-        block_bias = savable(check_block_bias(block_bias, q, layout), q, k, v)
-    warn_of_order(q, k)
-    if kv_lengths is not None or key_padding_mask is not None:
-        kv_lengths = unchanged(kv_lengths, q, k, v, block_bias)
-        key_padding_mask = unchanged(key_padding_mask, q, k, v, block_bias)
-    return Call(
-        q,
-        k,
-        v,
-        block_bias,
-        kv_lengths,
-        key_padding_mask,
-        torch.randint(2**62, (1,), device=q.device, dtype=torch.int64) if dropout_p > 0.0 else None,
-        # numbers too: torch.compile of torch 2.6 knows no bool() of a symbol
-        is_causal if isinstance(is_causal, bool) else is_causal != 0,
-        float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
-        float(dropout_p),
-        TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size),
-    )
+def make_problem(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, **options: Any) -> AttentionProblem:
+    """The problem of checked arguments, with options as of `check_call`; draws the dropout seed."""
+    return check_call(q, k, v, layout, **options).problem(layout)

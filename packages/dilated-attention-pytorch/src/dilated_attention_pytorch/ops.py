@@ -1,14 +1,14 @@
-"""The custom operators: schema, fakes, gradients, vmap rules and FLOPs, so that all of PyTorch sees one node.
+"""The custom operators: schemas, fakes, gradients, vmap rules and FLOPs, so that all of PyTorch sees one node.
 
-Both take the layout either as lists (`row_offsets` ... `col_entries`) or as a `pattern`, the constant of a module: then the
-layout of the tensors' lengths is looked up when the operator runs, and a graph serves every length. The backend is chosen
-when it runs, too (execute.py). A Call holds what else they take.
+They take a layout either as its lists or as a `pattern`, the constant of a module: then the layout for the lengths of the
+tensors is looked up when the operator runs, and a graph serves every length. The backend is chosen when it runs, too
+(op_implementations.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +16,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _torch_internals
-from ._torch_internals import apply_at_this_level, call_below_autograd, without_function_modes, without_modes
-from .backends.problem import AttentionProblem, Forward
-from .backends.registry import backend_named
+from ._torch_internals import apply_at_this_level, call_below_autograd, without_modes
+from .backends.problem import AttentionProblem
 from .call import Call
 from .config import TokenDilation
 from .grid import BlockGrid
@@ -28,24 +27,24 @@ from .layout.lists import BlockLists
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-TENSORS = (
-    "q", "k", "v", "block_bias", "kv_lengths", "key_padding_mask", "seed", "row_offsets", "row_indices", "row_entries",
-    "col_offsets", "col_indices", "col_entries",
-)  # fmt: skip
-OF_BACKWARD = ("out", "lse", "grad_out", "grad_lse")
-DIFFERENTIABLE = 4  # the first inputs
-PLAIN_TYPES = (Tensor, torch.nn.Parameter, type(None))
-INPUTS = (
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+# Tensors one by one: torch.jit.trace takes no list with optional tensors, is_grads_batched no list of tensors.
+ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? block_bias, Tensor? kv_lengths, Tensor? key_padding_mask, Tensor? seed, "
-    "Tensor? row_offsets, Tensor? row_indices, Tensor? row_entries, Tensor? col_offsets, Tensor? col_indices, "
-    "Tensor? col_entries, str pattern, SymInt block_size, SymInt layout_heads, bool causal_layout, bool is_causal, "
-    "float softmax_scale, float dropout_p, SymInt[] segment_lengths, SymInt[] dilation_rates, str backend"
+    "Tensor? row_indptr, Tensor? row_indices, Tensor? row_block_ids, "
+    "Tensor? col_indptr, Tensor? col_indices, Tensor? col_block_ids, "
+    "str pattern, SymInt[] geometry, SymInt[] segment_lengths, SymInt[] dilation_rates, float[] numbers, str backend"
 )
-N_INPUTS = INPUTS.count(",") + 1
+RESULTS = (
+    "out",
+    "lse",
+    "grad_out",
+    "grad_lse",
+)  # what attention_backward takes before the arguments of attention
 
-LIBRARY.define(f"attention({INPUTS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
+LIBRARY.define(f"attention({ARGUMENTS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define(
-    f"attention_backward({INPUTS}, Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse) "
+    f"attention_backward(Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, {ARGUMENTS}) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -56,71 +55,147 @@ LIBRARY.define(
 attention = getattr(torch.ops, NAMESPACE).attention.default
 attention_backward = getattr(torch.ops, NAMESPACE).attention_backward.default
 block_entries = getattr(torch.ops, NAMESPACE).block_entries.default
-OPERATORS = attention, attention_backward
 
 
-# ---- between a call and the operators' inputs
+# ---- the arguments
 
 
-def inputs_of(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> tuple[Any, ...]:
-    """The operators' inputs."""
-    if isinstance(layout, Pattern):
-        lists, text, causal = (None,) * 6, layout.text, call.is_causal
-    else:
-        if layout.device != call.q.device:
-            layout = layout.to(call.q.device)
-        rows, cols = layout.row_lists, layout.col_lists
-        lists = (rows.indptr, rows.indices, rows.block_ids, cols.indptr, cols.indices, cols.block_ids)  # type: ignore[assignment]
-        text, causal = "", layout.causal
-    dilation = call.dilation
-    return (
-        call.q, call.k, call.v, call.block_bias, call.kv_lengths, call.key_padding_mask, call.seed, *lists, text,
-        layout.block_size, layout.num_heads, causal, call.is_causal, call.softmax_scale, call.dropout_p,
-        list(dilation.segment_lengths) if dilation else [],
-        list(dilation.dilation_rates) if dilation else [], backend or "auto",
-    )  # fmt: skip
+class Geometry(NamedTuple):
+    """The argument `geometry`; flags are 0 or 1."""
+
+    block_size: int
+    layout_heads: int
+    is_causal_layout: int
+    is_causal: int
 
 
-def flatten(problem: AttentionProblem) -> tuple[Any, ...]:
-    """The operators' inputs up to the backend's name, of a problem."""
-    p, dilation = problem, problem.dilation
+class Numbers(NamedTuple):
+    """The argument `numbers`."""
+
+    softmax_scale: float
+    dropout_p: float
+
+
+class OpArgs(NamedTuple):
+    """The arguments of the operator `attention`, in the order of its schema; see AttentionProblem for the shapes.
+
+    A layout comes as its row and column lists, with an empty `pattern`, or as the text of a Pattern, without lists. A token
+    dilation has `segment_lengths` and `dilation_rates`.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    block_bias: Tensor | None
+    kv_lengths: Tensor | None
+    key_padding_mask: Tensor | None
+    seed: Tensor | None
+    row_indptr: Tensor | None
+    row_indices: Tensor | None
+    row_block_ids: Tensor | None
+    col_indptr: Tensor | None
+    col_indices: Tensor | None
+    col_block_ids: Tensor | None
+    pattern: str
+    geometry: Sequence[int]
+    segment_lengths: Sequence[int]
+    dilation_rates: Sequence[int]
+    numbers: Sequence[float]
+    backend: str
+
+    def tensors(self) -> tuple[Any, ...]:
+        """The arguments that are tensors or None: autograd saves them."""
+        return self[:N_TENSORS]
+
+    def constants(self) -> tuple[Any, ...]:
+        """The other arguments."""
+        return self[N_TENSORS:]
+
+    def rows(self) -> tuple[Any, ...]:
+        """The fields of the row lists."""
+        return self.row_indptr, self.row_indices, self.row_block_ids
+
+    def cols(self) -> tuple[Any, ...]:
+        """The fields of the column lists."""
+        return self.col_indptr, self.col_indices, self.col_block_ids
+
+    def dilation(self) -> TokenDilation | None:
+        """The token dilation of the call."""
+        if not self.dilation_rates:
+            return None
+        return TokenDilation(tuple(self.segment_lengths), tuple(self.dilation_rates))
+
+    def call(self) -> Call:
+        """The call, without its layout and backend."""
+        a, numbers = self, Numbers(*self.numbers)
+        return Call(
+            q=a.q, k=a.k, v=a.v, block_bias=a.block_bias, kv_lengths=a.kv_lengths, key_padding_mask=a.key_padding_mask,
+            seed=a.seed, is_causal=bool(Geometry(*a.geometry).is_causal), softmax_scale=numbers.softmax_scale,
+            dropout_p=numbers.dropout_p, dilation=a.dilation(),
+        )  # fmt: skip
+
+    def layout(self, q_len: int, kv_len: int, device: torch.device) -> BlockLayout:
+        """The layout of the call, for lengths that are known; a pattern's is on the device."""
+        geometry = Geometry(*self.geometry)
+        causal = bool(geometry.is_causal_layout)
+        if self.pattern:
+            pattern = Pattern(self.pattern, geometry.block_size, geometry.layout_heads)
+            return LAYOUTS.find(pattern, q_len, kv_len, causal, device)
+        grid = BlockGrid(q_len, kv_len, geometry.block_size, causal)
+        return BlockLayout._of_lists(
+            grid, geometry.layout_heads, BlockLists(*self.rows()), BlockLists(*self.cols())
+        )
+
+
+# The row and column lists of a layout, or none with a pattern.
+ListTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+NO_LISTS: ListTensors = (None, None, None, None, None, None)
+N_TENSORS = OpArgs._fields.index("pattern")
+N_DIFFERENTIABLE = OpArgs._fields.index("block_bias") + 1  # the first tensors
+
+
+def op_args(problem: AttentionProblem, backend: str) -> OpArgs:
+    """The arguments of a problem."""
+    p = problem
+    geometry = geometry_of(p.block_size, p.layout_heads, p.causal_layout, p.is_causal)
     rows, cols = p.undilated
-    return (
-        p.q, p.k, p.v, p.block_bias, p.kv_lengths, p.key_padding_mask, p.seed, rows.indptr, rows.indices, rows.block_ids,
-        cols.indptr, cols.indices, cols.block_ids, "", p.block_size, p.layout_heads, p.causal_layout, p.is_causal,
-        p.softmax_scale, p.dropout_p, list(dilation.segment_lengths) if dilation else [],
-        list(dilation.dilation_rates) if dilation else [],
+    return _op_args(p, (*rows.tensors(), *cols.tensors()), "", geometry, backend)
+
+
+def op_args_of_call(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> OpArgs:
+    """The arguments of a call with a layout, which is moved to q's device, or with a pattern."""
+    size, heads, is_causal = layout.block_size, layout.num_heads, call.is_causal
+    if isinstance(layout, Pattern):
+        geometry = geometry_of(size, heads, is_causal, is_causal)
+        return _op_args(call, NO_LISTS, layout.text, geometry, backend)
+    layout = layout.to(call.q.device)
+    geometry = geometry_of(size, heads, layout.causal, is_causal)
+    lists = (*layout.row_lists.tensors(), *layout.col_lists.tensors())
+    return _op_args(call, lists, "", geometry, backend)
+
+
+def geometry_of(block_size: int, layout_heads: int, is_causal_layout: bool, is_causal: bool) -> list[int]:
+    """The fields of a Geometry, as a list: a tracer has symbols for booleans, hence the conditions."""
+    return [block_size, layout_heads, 1 if is_causal_layout else 0, 1 if is_causal else 0]
+
+
+def _op_args(
+    call: Call | AttentionProblem,
+    lists: ListTensors,
+    pattern: str,
+    geometry: list[int],
+    backend: str | None,
+) -> OpArgs:
+    c, dilation = call, call.dilation
+    segment_lengths = list(dilation.segment_lengths) if dilation else []
+    dilation_rates = list(dilation.dilation_rates) if dilation else []
+    return OpArgs(
+        c.q, c.k, c.v, c.block_bias, c.kv_lengths, c.key_padding_mask, c.seed, *lists,
+        pattern, geometry, segment_lengths, dilation_rates, [c.softmax_scale, c.dropout_p], backend or "auto",
     )  # fmt: skip
 
 
-def layout_of(
-    q_len: int, kv_len: int, device: torch.device, lists: tuple[Any, ...], numbers: tuple[Any, ...]
-) -> BlockLayout:
-    """The layout that the operators' inputs name, for lengths that are known."""
-    text, block_size, layout_heads, causal = numbers[:4]
-    if text:
-        return LAYOUTS.find(Pattern(text, block_size, layout_heads), q_len, kv_len, causal, device)
-    grid = BlockGrid(q_len, kv_len, block_size, causal)
-    return BlockLayout._of_lists(grid, layout_heads, BlockLists(*lists[:3]), BlockLists(*lists[3:]))
-
-
-# ---- what backends and fakes give
-
-
-def gradients(
-    problem: AttentionProblem,
-    backend: str,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and block_bias (None without one) from the backend of the forward."""
-    grads = without_function_modes(backend_named(backend).backward, problem, out, lse, grad_out, grad_lse)
-    bias, grad_bias = problem.block_bias, grads.block_bias
-    if bias is None or grad_bias is None:
-        return grads.q, grads.k, grads.v, None
-    return grads.q, grads.k, grads.v, grad_bias.sum_to_size(bias.shape).to(bias.dtype)
+# ---- fakes
 
 
 def lse_dtype(q: Tensor) -> torch.dtype:
@@ -130,20 +205,17 @@ def lse_dtype(q: Tensor) -> torch.dtype:
 
 def fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     batch, q_len, num_heads, _ = q.shape
-    return q.new_empty(batch, q_len, num_heads, v.shape[3]), q.new_empty(
-        batch, num_heads, q_len, dtype=lse_dtype(q)
-    )
+    lse = q.new_empty(batch, num_heads, q_len, dtype=lse_dtype(q))
+    return q.new_empty(batch, q_len, num_heads, v.shape[3]), lse
 
 
 def fake_backward(
-    q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None, *others: Any
+    out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, *args: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_bias = q.new_empty(0) if block_bias is None else block_bias.new_empty(block_bias.shape)
+    a = OpArgs(*args)
+    q, k, v, bias = a.q, a.k, a.v, a.block_bias
+    grad_bias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
-
-
-torch.library.register_fake(f"{NAMESPACE}::attention", fake, lib=LIBRARY)
-torch.library.register_fake(f"{NAMESPACE}::attention_backward", fake_backward, lib=LIBRARY)
 
 
 def fake_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: torch.device) -> Tensor:
@@ -154,49 +226,53 @@ def fake_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: to
     return torch.empty(its.num_heads, n_rows, n_cols, dtype=torch.int64, device=device)
 
 
+torch.library.register_fake(f"{NAMESPACE}::attention", fake, lib=LIBRARY)
+torch.library.register_fake(f"{NAMESPACE}::attention_backward", fake_backward, lib=LIBRARY)
 torch.library.register_fake(f"{NAMESPACE}::block_entries", fake_entries, lib=LIBRARY)
 
 
 # ---- gradients
 
 
-def call_in_function(op: Any, keyset: Any, inputs: tuple[Any, ...]) -> Any:
-    """`call_below_autograd` inside an autograd.Function, which turns gradients off, for the outer transforms of torch.func too."""
+def call_in_function(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
+    """`call_below_autograd` inside an autograd.Function, which turns gradients off, also for the outer transforms of torch.func."""
     if not _torch_internals.are_functorch_transforms_active():
-        return call_below_autograd(op, keyset, inputs)
+        return call_below_autograd(op, keyset, args)
     with torch.enable_grad():
-        return call_below_autograd(op, keyset, inputs)
+        return call_below_autograd(op, keyset, args)
 
 
 class AttentionFunction(torch.autograd.Function):
     """The gradient of the operator `attention`."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        out, lse = call_in_function(OPERATORS[0], keyset, inputs)
-        ctx.save_for_backward(*inputs[: len(TENSORS)], out, lse)
-        ctx.numbers = inputs[len(TENSORS) :]
+    def forward(ctx: Any, op: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        args = OpArgs(*inputs)
+        out, lse = call_in_function(op, keyset, args)
+        ctx.save_for_backward(out, lse, *args.tensors())
+        ctx.constants = args.constants()
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, out, lse = ctx.saved_tensors
+        out, lse, *tensors = ctx.saved_tensors
+        args = OpArgs(*tensors, *ctx.constants)
+        of_others = (None,) * (len(args) - N_DIFFERENTIABLE)
         if grad_out is None and grad_lse is None:
-            return (None,) * (1 + N_INPUTS)
+            return (None, None, *(None,) * len(args))
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        *grads, grad_bias = attention_backward(*tensors, *ctx.numbers, out, lse, grad_out, grad_lse)
-        bias = tensors[3]
-        return (None, *grads, None if bias is None else grad_bias, *(None,) * (N_INPUTS - DIFFERENTIABLE))
+        *grads, grad_bias = attention_backward(out, lse, grad_out, grad_lse, *args)
+        return (None, None, *grads, None if args.block_bias is None else grad_bias, *of_others)
 
 
 class RefusedSecondDerivative(torch.autograd.Function):
     """The gradient of the operator `attention_backward`: there is none."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        made: tuple[Tensor, ...] = call_in_function(OPERATORS[1], keyset, inputs)
+    def forward(ctx: Any, op: Any, keyset: Any, *args: Any) -> tuple[Tensor, ...]:
+        made: tuple[Tensor, ...] = call_in_function(op, keyset, args)
         return made
 
     @staticmethod
@@ -207,31 +283,26 @@ class RefusedSecondDerivative(torch.autograd.Function):
         )
 
 
-def autograd_kernel(op: Any, function: type[torch.autograd.Function]) -> Callable[..., Any]:
+def autograd_kernel(
+    op: Any, function: type[torch.autograd.Function], names: tuple[str, ...]
+) -> Callable[..., Any]:
     """What the dispatcher calls at the key Autograd; once for every nested gradient of torch.func."""
 
-    def kernel(keyset: Any, *inputs: Any) -> Any:
+    def kernel(keyset: Any, *args: Any) -> Any:
         if _torch_internals.is_forward_mode():
-            check_no_tangents(inputs)
-        if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-            return call_below_autograd(op, keyset, inputs)
+            check_no_tangents(zip(names, args, strict=True))
+        if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return call_below_autograd(op, keyset, args)
         if not _torch_internals.are_functorch_transforms_active():
-            return function.apply(keyset, *inputs)
-        return apply_at_this_level(function, keyset, *inputs)
+            return function.apply(op, keyset, *args)
+        return apply_at_this_level(function, op, keyset, *args)
 
     return kernel
 
 
-LIBRARY.impl("attention", autograd_kernel(attention, AttentionFunction), "Autograd", with_keyset=True)
-LIBRARY.impl(
-    "attention_backward", autograd_kernel(attention_backward, RefusedSecondDerivative), "Autograd", with_keyset=True
-)  # fmt: skip
-
-
-def check_no_tangents(inputs: tuple[Any, ...]) -> None:
-    """A tangent would be lost without a word: the operators have no rule for it."""
-    names = [*TENSORS, *(None,) * (N_INPUTS - len(TENSORS)), *OF_BACKWARD]
-    for name, x in zip(names, inputs, strict=False):
+def check_no_tangents(named: Iterable[tuple[str, Any]]) -> None:
+    """Raise if a tensor has a tangent, which would be lost: the operators have no rule for it."""
+    for name, x in named:
         if isinstance(x, Tensor) and x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
             raise RuntimeError(
                 "block_sparse_attention differentiates once, in reverse mode: forward-mode AD is not supported, and "
@@ -240,195 +311,148 @@ def check_no_tangents(inputs: tuple[Any, ...]) -> None:
             )
 
 
+LIBRARY.impl(
+    "attention", autograd_kernel(attention, AttentionFunction, OpArgs._fields), "Autograd", with_keyset=True
+)
+LIBRARY.impl(
+    "attention_backward",
+    autograd_kernel(attention_backward, RefusedSecondDerivative, (*RESULTS, *OpArgs._fields)),
+    "Autograd",
+    with_keyset=True,
+)
+
+
 # ---- vmap
 
 
 def fold(x: Any, dim: int | None, size: int) -> Any:
-    """A tensor of every sample, as one with the samples in its batch dimension."""
-    if not isinstance(x, Tensor):
-        return x
+    """The tensor of every sample, as one with the samples in its batch dimension; None as it is."""
+    if x is None:
+        return None
     x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.flatten(0, 1)
 
 
+def fold_bias(bias: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+    """The bias of every sample, (batch or 1, ...) each, as one (samples * batch, ...)."""
+    by_sample = bias.expand(size, *bias.shape) if dim is None else bias.movedim(dim, 0)
+    return by_sample.expand(size, batch, *by_sample.shape[2:]).flatten(0, 1)
+
+
+def fold_args(args: OpArgs, dims: Any, size: int) -> OpArgs:
+    """The arguments of all samples in one call: samples become elements of the batch."""
+    q = fold(args.q, dims.q, size)
+    bias = args.block_bias
+    return args._replace(
+        q=q,
+        k=fold(args.k, dims.k, size),
+        v=fold(args.v, dims.v, size),
+        block_bias=None
+        if bias is None
+        else fold_bias(bias, dims.block_bias, size, q.shape[0] // max(size, 1)),
+        kv_lengths=fold(args.kv_lengths, dims.kv_lengths, size),
+        key_padding_mask=fold(args.key_padding_mask, dims.key_padding_mask, size),
+    )
+
+
 def take(x: Any, dim: int | None, i: int) -> Any:
-    """Sample i of a tensor."""
+    """Sample i of an argument."""
     return x.select(dim, i) if isinstance(x, Tensor) and dim is not None else x
 
 
-def vmap_rule(op: Any) -> Callable[..., Any]:
-    """Samples go into the batch dimension; with dropout, whose bits count batch elements, one after the other."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
-        size, n_tensors = info.batch_size, len(TENSORS)
-        if any(dim is not None for dim in in_dims[7:n_tensors]):
-            raise ValueError(
-                "the lists of a layout must be the same for every sample of vmap, got batched ones"
-            )
-        if inputs[6] is not None:
-            samples = [
-                op(*(take(x, dim, i) for x, dim in zip(inputs, in_dims, strict=True))) for i in range(size)
-            ]
-            outs = [torch.stack(parts) for parts in zip(*samples, strict=True)]
-            return tuple(outs), (0,) * len(outs)
-        per_sample = {0, 1, 2, 4, 5, *range(N_INPUTS, len(inputs))}
-        folded = [
-            fold(x, dim, size) if i in per_sample else x
-            for i, (x, dim) in enumerate(zip(inputs, in_dims, strict=True))
-        ]
-        bias, batch = inputs[3], None
-        if bias is not None:
-            dim = in_dims[3]
-            by_sample = bias.expand(size, *bias.shape) if dim is None else bias.movedim(dim, 0)
-            batch = folded[0].shape[0] // max(size, 1)
-            folded[3] = by_sample.expand(size, batch, *by_sample.shape[2:]).flatten(0, 1)
-            n_own = by_sample.shape[1]
-        made = list(op(*folded))
-        if op is OPERATORS[1]:
-            if bias is None:
-                return (*(x.unflatten(0, (size, -1)) for x in made[:3]), made[3]), (0, 0, 0, None)
-            if n_own == 1:
-                made[3] = made[3].unflatten(0, (size, batch)).sum(1, keepdim=True).flatten(0, 1)
-        return tuple(x.unflatten(0, (size, -1)) for x in made), (0,) * len(made)
-
-    return rule
+def one_by_one(op: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> tuple[Any, Any]:
+    """A call per sample: the bits of dropout count batch elements."""
+    samples = [op(*(take(x, dim, i) for x, dim in zip(args, in_dims, strict=True))) for i in range(size)]
+    outs = [torch.stack(parts) for parts in zip(*samples, strict=True)]
+    return tuple(outs), (0,) * len(outs)
 
 
-torch.library.register_vmap(f"{NAMESPACE}::attention", vmap_rule(attention), lib=LIBRARY)
-torch.library.register_vmap(f"{NAMESPACE}::attention_backward", vmap_rule(attention_backward), lib=LIBRARY)
+def check_shared_lists(dims: Any) -> None:
+    if any(dim is not None for dim in (*dims.rows(), *dims.cols())):
+        raise ValueError("the lists of a layout must be the same for every sample of vmap, got batched ones")
+
+
+def vmap_attention(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """Samples go into the batch dimension; with dropout they go one after the other."""
+    a, size = OpArgs(*args), info.batch_size
+    dims: Any = OpArgs(*in_dims)
+    check_shared_lists(dims)
+    if a.seed is not None:
+        return one_by_one(attention, in_dims, args, size)
+    out, lse = attention(*fold_args(a, dims, size))
+    return (out.unflatten(0, (size, -1)), lse.unflatten(0, (size, -1))), (0, 0)
+
+
+def vmap_attention_backward(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    *args: Any,
+) -> tuple[Any, Any]:
+    """As `vmap_attention`; the gradient of a bias that a sample's batch shares is summed over it."""
+    results, size = (out, lse, grad_out, grad_lse), info.batch_size
+    a = OpArgs(*args)
+    dims: Any = OpArgs(*in_dims[len(results) :])
+    check_shared_lists(dims)
+    if a.seed is not None:
+        return one_by_one(attention_backward, in_dims, (*results, *args), size)
+    folded = fold_args(a, dims, size)
+    *grads, grad_bias = attention_backward(*(fold(x, dim, size) for x, dim in zip(results, in_dims)), *folded)
+    made = [grad.unflatten(0, (size, -1)) for grad in grads]
+    bias, dim = a.block_bias, dims.block_bias
+    if bias is None:
+        return (*made, grad_bias), (0, 0, 0, None)
+    grad_bias = grad_bias.unflatten(0, (size, -1))
+    of_sample = bias if dim is None else bias.select(dim, 0)
+    if of_sample.shape[0] == 1:
+        grad_bias = grad_bias.sum(1, keepdim=True)
+    return (*made, grad_bias), (0, 0, 0, 0)
+
+
+torch.library.register_vmap(f"{NAMESPACE}::attention", vmap_attention, lib=LIBRARY)
+torch.library.register_vmap(f"{NAMESPACE}::attention_backward", vmap_attention_backward, lib=LIBRARY)
 
 
 # ---- FLOPs
 
 
-def num_pairs(inputs: tuple[Any, ...]) -> Any:
+def num_pairs(args: OpArgs) -> Any:
     """(query, key) pairs in active blocks, over the batch and all heads; what a mask hides in them counts."""
-    q, k, row_offsets, row_indices = inputs[0], inputs[1], inputs[7], inputs[8]
-    numbers = inputs[len(TENSORS) : N_INPUTS]
-    (batch, q_len, num_heads, _), kv_len = q.shape, k.shape[1]
-    text, block_size, layout_heads, causal = numbers[:4]
-    segment_lengths, rates = numbers[7:9]
-    if not text and (type(row_indices) not in PLAIN_TYPES or row_indices.is_meta):
-        # the lists have no values: the mean over all block pairs, which is exact for whole blocks
-        grid = BlockGrid(q_len, kv_len, block_size, causal)
-        return (
-            batch
-            * num_heads
-            * row_indices.shape[0]
-            * q_len
-            * kv_len
-            // (max(1, layout_heads * grid.n_rows * grid.n_cols) * (min(rates) if rates else 1))
-        )
-    device = torch.device("cpu") if text else row_offsets.device
-    dilation = TokenDilation(tuple(segment_lengths), tuple(rates)) if rates else None
+    (batch, q_len, num_heads, _), kv_len = args.q.shape, args.k.shape[1]
+    geometry, device = Geometry(*args.geometry), torch.device("cpu")
+    if args.row_indptr is not None and args.row_indices is not None:
+        device = args.row_indptr.device
+        if type(args.row_indices) not in PLAIN_TYPES or args.row_indices.is_meta:
+            # the lists have no values: the mean over all block pairs, which is exact for whole blocks
+            grid = BlockGrid(q_len, kv_len, geometry.block_size, bool(geometry.is_causal_layout))
+            n_blocks = max(1, geometry.layout_heads * grid.n_rows * grid.n_cols)
+            rate = min(args.dilation_rates) if args.dilation_rates else 1
+            return batch * num_heads * args.row_indices.shape[0] * q_len * kv_len // (n_blocks * rate)
     with without_modes():  # the lists have values even where q has none
-        layout = layout_of(int(q_len), int(kv_len), device, inputs[7 : len(TENSORS)], numbers)
-        return batch * num_heads // layout_heads * layout._num_pairs(dilation)
+        layout = args.layout(int(q_len), int(kv_len), device)
+        return batch * num_heads // geometry.layout_heads * layout._num_pairs(args.dilation())
 
 
 @register_flop_formula(torch.ops.dilated_attention_pytorch.attention, get_raw=True)
-def count_flops(*inputs: Any, out_val: Any = None, **others: Any) -> Any:
+def count_flops(*args: Any, out_val: Any = None, **others: Any) -> Any:
     """Two products over the active blocks, counted as scaled_dot_product_attention's over all pairs."""
-    return 2 * num_pairs(inputs) * (inputs[0].shape[3] + inputs[2].shape[3])
+    a = OpArgs(*args)
+    return 2 * num_pairs(a) * (a.q.shape[3] + a.v.shape[3])
 
 
 @register_flop_formula(torch.ops.dilated_attention_pytorch.attention_backward, get_raw=True)
-def count_backward_flops(*inputs: Any, out_val: Any = None, **others: Any) -> Any:
+def count_backward_flops(
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    *args: Any,
+    out_val: Any = None,
+    **others: Any,
+) -> Any:
     """Five products: the scores again, and the gradients of scores, q, k and v."""
-    return 2 * num_pairs(inputs) * (3 * inputs[0].shape[3] + 2 * inputs[2].shape[3])
-
-
-# ---- without the dispatcher
-
-
-class EagerAttention(torch.autograd.Function):
-    """The same forward and backward without the dispatcher, whose way to a Python operator costs more than the kernels' launch."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        block_bias: Tensor | None,
-        problem: AttentionProblem,
-        backend: str,
-        bound: Forward | None,
-    ) -> tuple[Tensor, Tensor]:
-        # a problem without its q, k, v and bias: they would keep the graph alive in a circle
-        if bound is None:
-            out, lse = without_function_modes(
-                backend_named(backend).forward, problem.with_tensors(q, k, v, block_bias)
-            )
-        else:  # of a plan, which has no bias
-            out, lse = bound(q, k, v)
-        ctx.save_for_backward(q, k, v, block_bias, out, lse)
-        ctx.problem, ctx.backend = problem, backend
-        ctx.set_materialize_grads(False)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, block_bias, out, lse = ctx.saved_tensors
-        if grad_out is None and grad_lse is None:
-            return (None,) * 7
-        if grad_out is None:
-            grad_out = torch.zeros_like(out)
-        problem = ctx.problem.with_tensors(q, k, v, block_bias)
-        # create_graph: the operator's gradients depend on q, k and v, and refuse a second derivative; ours would be constants
-        if (
-            torch.is_grad_enabled()
-            or not is_plain(problem)
-            or is_negated(grad_out, grad_lse)
-            or is_batched(grad_out, grad_lse)
-        ):
-            made = attention_backward(*flatten(problem), ctx.backend, out, lse, grad_out, grad_lse)
-            return (*made[:3], None if block_bias is None else made[3], None, None, None)
-        return (*gradients(problem, ctx.backend, out, lse, grad_out, grad_lse), None, None, None)
-
-
-def nobody_looks() -> bool:
-    """Whether no mode, transform, tracer or compiler wants to see the operators."""
-    return (
-        not torch.compiler.is_compiling()
-        and not _torch_internals.num_dispatch_modes()
-        and _torch_internals.functorch_interpreter() is None
-        and _torch_internals.tracing_state() is None
-    )
-
-
-def is_negated(*tensors: Tensor | None) -> bool:
-    """Whether one of the tensors is minus what lies in its memory, which only the dispatcher sees to."""
-    return any(x is not None and x.is_neg() for x in tensors)
-
-
-def is_batched(*tensors: Tensor | None) -> bool:
-    """Whether one of the tensors stands for many, as with `is_grads_batched` of torch.autograd.grad."""
-    return any(x is not None and _torch_internals.is_legacy_batched(x) for x in tensors)
-
-
-def is_plain(call: Call | AttentionProblem) -> bool:
-    """Whether nobody looks, no subclass of a tensor wants to see the operators, and what lies in memory is meant."""
-    c = call
-    return (
-        nobody_looks()
-        and type(c.q) in PLAIN_TYPES
-        and type(c.k) in PLAIN_TYPES
-        and type(c.v) in PLAIN_TYPES
-        and type(c.block_bias) in PLAIN_TYPES
-        and type(c.kv_lengths) in PLAIN_TYPES
-        and type(c.key_padding_mask) in PLAIN_TYPES
-        and not is_negated(c.q, c.k, c.v, c.block_bias)
-    )
-
-
-def attend_eagerly(problem: AttentionProblem, backend: str) -> tuple[Tensor, Tensor]:
-    """out and lse of a plain problem."""
-    if _torch_internals.is_forward_mode():
-        check_no_tangents((problem.q, problem.k, problem.v, problem.block_bias))
-    if not problem.needs_grad:
-        out, lse = without_function_modes(backend_named(backend).forward, problem)
-        return out, lse
-    p = problem
-    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, p.without_tensors(), backend, None)  # type: ignore[no-untyped-call]
-    return out, lse
+    a = OpArgs(*args)
+    return 2 * num_pairs(a) * (3 * a.q.shape[3] + 2 * a.v.shape[3])

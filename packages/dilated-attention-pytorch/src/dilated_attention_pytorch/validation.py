@@ -1,9 +1,10 @@
-"""The checks of an attention call: every message names the argument, its value and what would do."""
+"""The checks of an attention call: every message names the argument, its value and what to pass instead."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from . import values
 from .backends.registry import BACKEND_NAMES
+from .call import Call
+from .config import TokenDilation
+from .eager import is_plain_eager
+from .layout.cache import Pattern
 from .layout.layout import BlockLayout
 from .values import shown
 
@@ -24,6 +29,88 @@ OPTIONS = {
     "kv_lengths": "int (batch,)",
     "key_padding_mask": "bool (batch, kv_len)",
 }
+
+
+# ---- the call
+
+
+def check_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout | Pattern,
+    *,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    block_bias: Tensor | None = None,
+    kv_lengths: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    dilation_rates: Sequence[int] | None = None,
+    dropout_p: float = 0.0,
+) -> Call:
+    """The call that the arguments of `block_sparse_attention` ask for, with a dropout seed drawn.
+
+    A pattern stands for its layout of the lengths of q and k.
+    """
+    check_qkv(q, k, v)
+    device_type = q.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    check_tensors(q, k, v)
+    if not torch.compiler.is_compiling():  # a tracer has symbols for numbers
+        check_numbers(is_causal, softmax_scale, dropout_p)
+    if isinstance(layout, Pattern):
+        check_layout_heads(q, k, layout.num_heads)
+    else:
+        check_layout(q, k, layout, is_causal)
+    if kv_lengths is not None:
+        kv_lengths = check_kv_lengths(kv_lengths, q, k, is_causal, readable=is_plain_eager())
+    if key_padding_mask is not None:
+        key_padding_mask = check_key_padding_mask(
+            key_padding_mask, q, k, is_causal, readable=is_plain_eager()
+        )
+    if block_bias is not None:
+        assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
+        block_bias = savable(check_block_bias(block_bias, q, layout), q, k, v)
+    warn_of_order(q, k)
+    if kv_lengths is not None or key_padding_mask is not None:
+        kv_lengths = unchanged(kv_lengths, q, k, v, block_bias)
+        key_padding_mask = unchanged(key_padding_mask, q, k, v, block_bias)
+    return Call(
+        q=q,
+        k=k,
+        v=v,
+        block_bias=block_bias,
+        kv_lengths=kv_lengths,
+        key_padding_mask=key_padding_mask,
+        seed=torch.randint(2**62, (1,), device=q.device, dtype=torch.int64) if dropout_p > 0.0 else None,
+        # numbers too: torch.compile of torch 2.6 knows no bool() of a symbol
+        is_causal=is_causal if isinstance(is_causal, bool) else is_causal != 0,
+        softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
+        dropout_p=float(dropout_p),
+        dilation=TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size),
+    )
+
+
+def will_be_saved(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
+    """Whether a backward will read the inputs of the call."""
+    return torch.is_grad_enabled() and (
+        q.requires_grad or k.requires_grad or v.requires_grad or (bias is not None and bias.requires_grad)
+    )
+
+
+def savable(bias: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The bias, or a copy that autograd can save where it was made in inference mode."""
+    if not torch.compiler.is_compiling() and bias.is_inference() and will_be_saved(q, k, v, None):
+        return bias.clone()
+    return bias
+
+
+def unchanged(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The mask, or a copy where a backward will read it: a buffer that is refilled must not change the gradient."""
+    return mask.clone() if mask is not None and will_be_saved(q, k, v, bias) else mask
 
 
 # ---- tensors

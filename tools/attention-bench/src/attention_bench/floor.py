@@ -80,17 +80,15 @@ class BareNode(torch.autograd.Function):
         k: Tensor,
         v: Tensor,
         block_bias: Tensor | None,
-        problem: None,
-        backend: str,
         bare: Forward,
     ) -> tuple[Tensor, Tensor]:
         out, lse = bare()
         ctx.save_for_backward(q, k, v, block_bias, out, lse)
-        ctx.problem, ctx.backend = problem, backend
+        ctx.call = bare
         ctx.set_materialize_grads(False)
         return out, lse
 
 
 def with_gradients(bare: Forward, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
     """The bare forward of inputs that will need a backward."""
-    return lambda: BareNode.apply(q, k, v, None, None, "hopper", bare)  # type: ignore[no-untyped-call]
+    return lambda: BareNode.apply(q, k, v, None, bare)  # type: ignore[no-untyped-call]

@@ -120,9 +120,8 @@ class BlockLayout:
     # what is made at first use; no copy has it
     _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
-    _plans: BoundedCache = field(
-        default_factory=lambda: BoundedCache(64), init=False, repr=False
-    )  # of eager.py
+    # of eager.py
+    _cached_calls: BoundedCache = field(default_factory=lambda: BoundedCache(64), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling():

@@ -13,13 +13,13 @@ from ..backends.problem import AttentionProblem
 from ..backends.reference import attention_reference, attention_weights
 from ..call import Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
-from ..eager import TENSORS, find_plan
-from ..functional import attend_anew, block_sparse_attention, check_call, run_operator
+from ..eager import TENSORS, CachedCall, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
+from ..functional import attend, block_sparse_attention, run_operator
 from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
-from ..validation import check_backend, check_flag, checked_dropout, checked_scale, refusal
+from ..validation import check_backend, check_call, check_flag, checked_dropout, checked_scale, refusal
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
@@ -255,22 +255,22 @@ class BlockSparseAttention(nn.Module):
         if layout is None and type(q) in TENSORS and type(k) in TENSORS and type(is_causal) is bool:
             try:
                 of_q, of_k = q.shape, k.shape
-                if len(of_q) == len(of_k) == 4 and ops.nobody_looks():
+                if len(of_q) == len(of_k) == 4 and is_plain_eager():
                     layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
             except Exception as error:
                 if q.device.type != "meta":  # which gets its shapes from the operator
                     raise refusal(error, q, k, v, is_causal) from None
             if layout is not None and return_attention_weights is False:
-                is_simple = kv_lengths is None and key_padding_mask is None and not dropout_p
-                if is_simple:
-                    plan = find_plan(
-                        layout, q, k, v, is_causal, scale, segment_lengths, dilation_rates, backend
-                    )
-                    if plan is not None:
-                        return plan.attend(q, k, v)[0]
-                return attend_anew(
-                    q, k, v, layout, is_causal, scale, None, kv_lengths, key_padding_mask, segment_lengths,
-                    dilation_rates, dropout_p, backend, is_simple,
+                key = None
+                if kv_lengths is None and key_padding_mask is None and not dropout_p:
+                    key = key_of(q, k, v, is_causal, scale, segment_lengths, dilation_rates, backend)
+                    cached: CachedCall | None = layout._cached_calls.get(key)
+                    if cached is not None:
+                        return cached.run(q, k, v)[0]
+                return attend(
+                    q, k, v, layout, key, is_causal=is_causal, softmax_scale=scale, block_bias=None,
+                    kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
+                    dilation_rates=dilation_rates, dropout_p=dropout_p, backend=backend,
                 )[0]  # fmt: skip
         if not torch.compiler.is_compiling():
             check_flag("return_attention_weights", return_attention_weights)
@@ -280,18 +280,18 @@ class BlockSparseAttention(nn.Module):
                 key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
                 dropout_p=dropout_p, backend=backend,
             )  # fmt: skip
-        call = check_call(
-            q, k, v, self._pattern if layout is None else layout, is_causal, scale, None, kv_lengths, key_padding_mask,
-            segment_lengths, dilation_rates, dropout_p,
-        )  # fmt: skip
         source = self._pattern if layout is None else layout
+        call = check_call(
+            q, k, v, source, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
+            key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
+            dropout_p=dropout_p,
+        )  # fmt: skip
         if backend == "reference" or return_attention_weights:
             dense = dense_problem(call, self._pattern) if layout is None else call.dense_problem(layout)
             if backend == "reference":
                 out = attention_reference(dense)[0]
-            elif layout is not None and ops.is_plain(call):
-                problem, chosen = call.served(layout, backend)
-                out = ops.attend_eagerly(problem, chosen.name)[0]
+            elif layout is not None and can_bypass_dispatcher(call):
+                out = run_attention(*call.served(layout, backend))[0]
             else:
                 out = run_operator(call, source, backend)[0]
             return (out, attention_weights(dense)[0]) if return_attention_weights else out
@@ -314,9 +314,8 @@ def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
     q_len, kv_len, size = call.q.shape[1], call.k.shape[1], pattern.block_size
     q_offset = kv_len - q_len if call.is_causal else 0
     none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
-    return AttentionProblem(
-        call.q, call.k, call.v, none, none, (), call.block_bias, call.kv_lengths, call.key_padding_mask, call.seed,
-        size, q_offset // size, q_offset, pattern.num_heads, call.is_causal, call.softmax_scale, call.dropout_p,
-        call.dilation, (none, none), call.is_causal,
-        ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
+    return AttentionProblem.made_of(
+        **call._asdict(), rows=none, cols=none, prepared=(), block_size=size, first_row=q_offset // size,
+        q_offset=q_offset, layout_heads=pattern.num_heads, undilated=(none, none), causal_layout=call.is_causal,
+        entries=ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
     )  # fmt: skip
