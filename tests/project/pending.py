@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 PENDING: dict[str, set[str]] = {
-    "parts": {"_torch_internals"},
     "circles of codemod": {
         "analysis.class_bodies -> analysis.scopes",
         "checks.aliases -> plan",
@@ -50,7 +49,6 @@ PENDING: dict[str, set[str]] = {
         "backends/triton/kernels/backward.py dq_step",
         "backends/triton/kernels/forward.py attend_class",
         "backends/triton/kernels/forward.py softmax_step",
-        "functional.py attend_anew",
     },
     "tuples": {
         "backends/hopper/kernels/attend.py attend_ahead",
