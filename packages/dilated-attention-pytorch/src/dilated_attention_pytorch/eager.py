@@ -85,7 +85,7 @@ def forward_of(static_problem: AttentionProblem, backend: Backend) -> Forward:
     """The backend's forward of a problem with other q, k and v, and without a bias."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        problem = static_problem.with_tensors(q, k, v, None)
+        problem = static_problem.with_inputs(q, k, v, None)
         if not _torch_internals.num_function_modes():
             return backend.forward(problem)
         made: tuple[Tensor, Tensor] = without_function_modes(backend.forward, problem)
@@ -102,7 +102,7 @@ def run_attention(problem: AttentionProblem, backend: Backend) -> tuple[Tensor, 
     if not p.needs_grad:
         out, lse = without_function_modes(backend.forward, p)
         return out, lse
-    static_problem = p.without_tensors()
+    static_problem = p.without_inputs()
     call = CachedCall(static_problem, backend, True, forward_of(static_problem, backend))
     out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, call)  # type: ignore[no-untyped-call]
     return out, lse
@@ -118,7 +118,7 @@ class EagerAttention(torch.autograd.Function):
         if block_bias is None:
             out, lse = call.forward(q, k, v)
         else:
-            problem = call.static_problem.with_tensors(q, k, v, block_bias)
+            problem = call.static_problem.with_inputs(q, k, v, block_bias)
             out, lse = without_function_modes(call.backend.forward, problem)
         ctx.save_for_backward(q, k, v, block_bias, out, lse)
         ctx.call = call
@@ -132,7 +132,7 @@ class EagerAttention(torch.autograd.Function):
             return None, None, None, None, None
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        backend, problem = ctx.call.backend, ctx.call.static_problem.with_tensors(q, k, v, block_bias)
+        backend, problem = ctx.call.backend, ctx.call.static_problem.with_inputs(q, k, v, block_bias)
         if (
             torch.is_grad_enabled()  # create_graph: these gradients would be constants, the operator's refuse it
             or not can_bypass_dispatcher(problem)
@@ -237,7 +237,7 @@ def cache_call(
         return  # autocast changed them, the layout is on another device or the keys are dilated: work for every call
     if q.is_cuda and torch.cuda.is_current_stream_capturing():
         return  # what is prepared may belong to the graph, and its stream has not waited for it
-    static_problem = p.without_tensors()
+    static_problem = p.without_inputs()
     forward = backend.bind(p) or forward_of(static_problem, backend)
     call = CachedCall(static_problem, backend, needs_grad, forward)
     layout._cached_calls.keep(key, call)

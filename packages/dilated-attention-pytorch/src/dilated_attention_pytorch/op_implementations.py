@@ -37,7 +37,7 @@ def compute_backward(
     a = OpArgs(*args)
     layout, _, cached = without_function_modes(find, a)
     if cached is not None:
-        problem, backend = cached.static_problem.with_tensors(a.q, a.k, a.v, None), cached.backend
+        problem, backend = cached.static_problem.with_inputs(a.q, a.k, a.v, None), cached.backend
     else:
         problem, backend = without_function_modes(problem_of_backward, a, layout)
     dq, dk, dv, grad_bias = gradients(problem, backend, out, lse, grad_out, grad_lse)

@@ -179,7 +179,7 @@ def test_cleared_launches_are_made_with_the_tiles_of_now(
     launch.launch_forward(p)
     monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2, 3, 1, "ahead", 128))
     launcher.LAUNCHES.clear()
-    launch.launch_forward(p.without_tensors().with_tensors(p.q, p.k, p.v, None))
+    launch.launch_forward(p.without_inputs().with_inputs(p.q, p.k, p.v, None))
     assert [each.arguments["V_STAGES"] for each in made] == [5, 3]
     assert [each.grid for each in made] == [6, 3]
 
@@ -270,10 +270,10 @@ def test_misaligned_tensors_are_copied_and_described_as_copies(made: list[Record
     launch.launch_forward(dataclasses.replace(p, q=aligned))
     misaligned = torch.randn(1 + fused.numel(), dtype=torch.bfloat16)[1:].view_as(fused)[..., :64]
     assert misaligned.stride() == aligned.stride()
-    both = dataclasses.replace(p, q=aligned).without_tensors()  # its signature is that of the strides
+    both = dataclasses.replace(p, q=aligned).without_inputs()  # its signature is that of the strides
     for q in (aligned, misaligned):
-        launch.launch_forward(both.with_tensors(q, p.k, p.v, None))
-        backward(both.with_tensors(q, p.k, p.v, None))
+        launch.launch_forward(both.with_inputs(q, p.k, p.v, None))
+        backward(both.with_inputs(q, p.k, p.v, None))
     for each in made:
         for described, _ in each.runs:
             assert all(x.data_ptr() % 16 == 0 for x in described)
@@ -283,11 +283,11 @@ def test_misaligned_tensors_are_copied_and_described_as_copies(made: list[Record
 
 def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:
     p = problem()
-    template = p.without_tensors()
+    template = p.without_inputs()
     turned = p.k.transpose(1, 2).contiguous().transpose(1, 2)
     unreadable = p.k.transpose(0, -1).contiguous().transpose(0, -1)  # head_dim apart: a copy is read
     for k in (p.k, turned, unreadable):
-        backward(template.with_tensors(p.q, k, p.v, None))
+        backward(template.with_inputs(p.q, k, p.v, None))
     kernels = [each for each in made if each.arguments.get("COLUMNS")]
     assert [len(each.runs) for each in kernels] == [2, 1]
     assert [each.arguments["desc_a"][0].stride() for each in kernels] == [p.k.stride(), turned.stride()]

@@ -56,14 +56,14 @@ class AttentionProblem:
     causal_layout: bool
     entries: Tensor | None = None
 
-    def without_tensors(self) -> AttentionProblem:
-        """The problem without the tensors that have gradients; `with_tensors` puts them back."""
-        made = self.with_tensors(None, None, None, None)  # type: ignore[arg-type]
-        made.__dict__["signature"] = self.signature  # which is worked out from them
+    def without_inputs(self) -> AttentionProblem:
+        """The problem without its inputs, the tensors that can have gradients: q, k, v and block_bias."""
+        made = self.with_inputs(None, None, None, None)  # type: ignore[arg-type]
+        made.__dict__["signature"] = self.signature  # which is computed from them
         return made
 
-    def with_tensors(self, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None) -> AttentionProblem:
-        """The problem of other tensors of the same shapes, strides and types: it keeps its signature."""
+    def with_inputs(self, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None) -> AttentionProblem:
+        """The problem with other inputs of the same shapes, strides and types; its signature stays."""
         fields = self.__dict__.copy()  # dataclasses.replace takes ten times as long
         fields["q"], fields["k"], fields["v"], fields["block_bias"] = q, k, v, block_bias
         made = object.__new__(AttentionProblem)
@@ -131,9 +131,9 @@ class AttentionProblem:
 
     @cached_property
     def signature(self) -> object:
-        """One object for all problems that differ in nothing but what stands in their tensors, and where."""
+        """The same object for all problems that differ only in the values and the addresses of their tensors."""
         p = self
-        return stand_in((
+        return interned((
             p.q.device, p.q.dtype, p.q.shape, p.q.stride(), p.k.shape, p.k.stride(), p.v.shape, p.v.stride(),
             p.rows.indices.shape, p.block_size, p.first_row, p.q_offset, p.layout_heads, p.is_causal, p.softmax_scale,
             p.rates,
@@ -141,8 +141,8 @@ class AttentionProblem:
 
 
 @lru_cache(maxsize=256)
-def stand_in(key: Hashable) -> object:
-    """An object for the key, which is looked up faster."""
+def interned(key: Hashable) -> object:
+    """One object for equal keys: it is hashed and compared faster than the key."""
     return object()
 
 

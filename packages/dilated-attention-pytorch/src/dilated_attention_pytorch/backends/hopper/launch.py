@@ -95,11 +95,11 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     batch, q_len, num_heads, _ = p.q.shape
     shape, steps = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1)
     lists = p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
-    others = p.without_tensors()  # keeps what the addresses are of
+    static_problem = p.without_inputs()  # keeps what the addresses are of
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != _torch_internals.current_device():
-            return launch_forward(others.with_tensors(q, k, v, None))
+            return launch_forward(static_problem.with_inputs(q, k, v, None))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
         launch.run(index, (q, k, v, k, v, out), (lse.data_ptr(), *lists, tile_counter(index)))
