@@ -13,7 +13,7 @@ from .layout.layout import BlockLayout
 
 
 class Call(NamedTuple):
-    """What was passed to an attention call besides its layout; see AttentionProblem for the shapes."""
+    """The arguments of an attention call besides its layout; see AttentionProblem for the shapes."""
 
     q: Tensor
     k: Tensor
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     dilation: TokenDilation | None
 
     def problem(self, layout: BlockLayout) -> AttentionProblem:
-        """The problem that a backend is given, with lists on the device of q."""
+        """The problem for a backend, with lists on the device of q."""
         c, grid, on_device = self, layout.grid, layout.to(self.q.device)
         rows, cols = on_device.lists(c.dilation)
         return AttentionProblem.made_of(
@@ -47,7 +47,7 @@ class Call(NamedTuple):
         return problem.prepared_by(backend, on_device), backend
 
     def dense_problem(self, layout: BlockLayout) -> AttentionProblem:
-        """The problem that the reference is given: a trace can make it, whatever the token dilation."""
+        """The problem for the reference; unlike that of `problem` it can be traced with a token dilation."""
         on_device = layout.to(self.q.device)
         undilated = self._replace(dilation=None)
         fields = undilated.problem(on_device).__dict__

@@ -110,8 +110,8 @@ def block_sparse_attention(
         out (batch, q_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
 
     Raises:
-        ValueError: an argument does not fit the others, or the backend cannot serve the call and why.
-        TypeError: a tensor, number or sequence is something else; its name and value are in the message.
+        ValueError: an argument does not fit the others, or the backend cannot serve the call; the message says why.
+        TypeError: an argument has the wrong type; the message names it and its value.
         RuntimeError: in the backward, when a second derivative is asked for.
 
     Examples:
@@ -171,7 +171,10 @@ def attend(
     dropout_p: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """out and lse of a call that is not cached; it is from then on where it has a key."""
+    """out and lse of a call that is not cached: check it, choose its backend and run it.
+
+    `key` (of `key_of`) is where the call is cached for the next one like it; None for a call that is not.
+    """
     call = check_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
         kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,

@@ -117,7 +117,7 @@ def unchanged(mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor
 
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise unless q, k and v are tensors of a kind that backends read; what else they must be says `check_tensors`."""
+    """Raise unless q, k and v are strided tensors; `check_tensors` checks their shapes and types."""
     if (
         type(q) in PLAIN_TYPES
         and type(k) in PLAIN_TYPES
@@ -161,7 +161,7 @@ def check_kind(name: str, value: Tensor) -> None:
 
 
 def check_kind_of_option(name: str, value: Tensor) -> None:
-    """As `check_kind`, with what an option of this name must be."""
+    """`check_kind` for an option; the message says what a tensor of this name must be."""
     if value.is_nested:
         kind, fix = "a nested tensor", f"torch.nested.to_padded_tensor({name}, ...)"
     elif type(value) not in PLAIN_TYPES and isinstance(value, torch.masked.MaskedTensor):
@@ -176,7 +176,7 @@ def check_kind_of_option(name: str, value: Tensor) -> None:
 
 
 def check_option(name: str, value: Tensor, q: Tensor) -> None:
-    """Raise unless an optional tensor is one that can be read beside q."""
+    """Raise unless an optional tensor is dense, and has values if q has."""
     check_is_tensor(name, value)
     check_kind_of_option(name, value)
     if value.is_meta and not q.is_meta:
@@ -184,7 +184,7 @@ def check_option(name: str, value: Tensor, q: Tensor) -> None:
 
 
 def fit_together(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """The conditions of `check_tensors` in one expression: a call in a training loop should not pay for the messages."""
+    """The conditions of `check_tensors` in one expression, without the cost of its messages."""
     of_q, of_k, of_v = q.shape, k.shape, v.shape
     return (
         len(of_q) == len(of_k) == len(of_v) == 4
@@ -235,7 +235,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def transposed_hint(q: Tensor, k: Tensor, v: Tensor, fits: bool) -> str:
-    """What is added to a message where the tensors would fit with their second and third axes exchanged."""
+    """The end of a message if the tensors would fit with their second and third axes exchanged, else nothing."""
     if not fits:
         return ""
     return (
@@ -284,7 +284,7 @@ def check_layout_heads(q: Tensor, k: Tensor, num_heads: int) -> None:
 
 
 def warn_of_order(q: Tensor, k: Tensor) -> None:
-    """Warn where arguments that fit look like (batch, num_heads, seq_len, head_dim)."""
+    """Warn if arguments that fit look like (batch, num_heads, seq_len, head_dim)."""
     if (
         k.shape[2] > MANY_HEADS
         and k.shape[2] >= 4 * k.shape[1]
@@ -321,7 +321,7 @@ def check_block_bias(block_bias: Tensor, q: Tensor, layout: BlockLayout) -> Tens
 
 
 def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, readable: bool) -> Tensor:
-    """The lengths as int32 on q's device; their values are checked where that waits for no GPU."""
+    """The lengths as int32 on q's device; their values are checked unless that would wait for a GPU."""
     check_option("kv_lengths", kv_lengths, q)
     batch, kv_len = k.shape[:2]
     if kv_lengths.shape != (batch,) or kv_lengths.dtype not in INT_TYPES:
@@ -341,12 +341,12 @@ def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, is_causal: bool, 
                 f"kv_lengths must be 0 to kv_len {kv_len}, got {least if least < 0 else most}"
                 + (hint or f"; use kv_lengths.clamp(0, {kv_len}) if all keys beyond are meant")
             )
-    elif kv_lengths.dtype == torch.int64:  # of which int32 keeps the low half
+    elif kv_lengths.dtype == torch.int64:  # int32 would keep the low half
         kv_lengths = kv_lengths.clamp(0, values.MAX_TOKENS)
     return kv_lengths.to(q.device, torch.int32)
 
 
-# What a call can do whose queries would stand behind the end of their sequence.
+# How to decode instead, where queries would sit behind the end of their sequence.
 WAYS_TO_DECODE = (
     "Call once per sequence with k[:, :length]; or fill the sequences up on the left, so that all end at the last key, and "
     "pass key_padding_mask (the rows count from the padding, so the numbers are those of the sequence alone only where "
@@ -355,7 +355,7 @@ WAYS_TO_DECODE = (
 
 
 def is_padded_at_the_end(mask: Tensor) -> bool:
-    """Whether a sequence is filled up on the right: keys, then padding and nothing else."""
+    """Whether a sequence is padded on the right: keys, then nothing but padding."""
     never_ends = (mask[:, 1:] >= mask[:, :-1]).all(1)
     return bool((never_ends & mask[:, -1:].any(1) & ~mask[:, :1].all(1)).any())
 
@@ -445,7 +445,7 @@ def check_backend(backend: object) -> None:
 
 
 def refusal(error: Exception, q: Any, k: Any, v: Any, is_causal: Any) -> Exception:
-    """What to raise where no layout could be made for a call: what is wrong with its arguments, or the error itself."""
+    """The exception for a call whose layout could not be built: what is wrong with its arguments, else the error itself."""
     try:
         check_qkv(q, k, v)
         check_tensors(q, k, v)

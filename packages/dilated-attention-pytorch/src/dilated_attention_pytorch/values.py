@@ -1,4 +1,4 @@
-"""What a caller wrote, as the plain Python value that it means; None where it means no such value."""
+"""Arguments of users as plain Python values; None for an argument of another kind."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAX_TOKENS = 2**31 - 1  # kernels count tokens in int32
 
 
 def integer(value: Any) -> int | None:
-    """An int of Python, NumPy or a tensor without dimensions; no booleans, no floats."""
+    """The value of a Python or NumPy integer or of an integer tensor without dimensions; no booleans, no floats."""
     if type(value) is int:
         return value
     if isinstance(value, bool) or getattr(value, "ndim", 0) != 0 or is_bool_type(value):
         return None
     try:
         return operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # the last from tensors without values
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor without values
         return None
 
 
@@ -126,7 +126,7 @@ def device(value: Any) -> torch.device:
 
 
 def shown(value: Any) -> str:
-    """The value as messages write it: tensors and arrays by type and shape, and nothing endless."""
+    """The value for a message: tensors and arrays by type and shape, long texts cut off."""
     if getattr(value, "is_nested", False):
         return "a nested tensor"
     if getattr(value, "ndim", 0) and hasattr(value, "dtype"):

@@ -41,7 +41,7 @@ class BlockSparseAttention(nn.Module):
         sparsity_ratio: replaces the field of that name in `sparse_config`.
         block_size: replaces the field of that name in `sparse_config`.
 
-    The arguments are attributes too: one that is assigned later is checked as here and holds from the next call on.
+    The arguments are attributes too: an assigned value is checked as here and applies from the next call on.
 
     Layouts are built at first use and kept for all modules with the same `sparse_config`. Lengths with the same block
     rows and columns share their lists, so decoding builds lists once per block of keys. The least recently used lists
@@ -52,7 +52,7 @@ class BlockSparseAttention(nn.Module):
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
-        TypeError: an argument is something else; the message names it.
+        TypeError: an argument has the wrong type; the message names it.
 
     Examples:
         >>> attention = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.05))
@@ -124,14 +124,14 @@ class BlockSparseAttention(nn.Module):
     def _set_dilation(
         self, segment_lengths: Sequence[int] | None, dilation_rates: Sequence[int] | None
     ) -> None:
-        """Take both; assigned one after the other, they need not fit each other before the next call."""
+        """Set both. Assigned one after the other, they need not fit each other before the next call."""
         segments = None if segment_lengths is None else listed("segment_lengths", segment_lengths)
         rates = None if dilation_rates is None else listed("dilation_rates", dilation_rates)
         check_dilation(segments, rates, self.block_size)
         segments = None if segments is None else tuple(map(int, segments))
         rates = None if rates is None else tuple(map(int, rates))
         self._segment_lengths, self._dilation_rates = segments, rates
-        # a rate of 1 is no dilation, which is cheaper to ask for
+        # rates of 1 drop no key, and a call without dilation is cheaper
         is_trivial = (
             rates is not None and set(rates) == {1} and segments is not None and len(segments) == len(rates)
         )
@@ -231,7 +231,7 @@ class BlockSparseAttention(nn.Module):
         kv_lengths: Tensor | None = None,
         layout: BlockLayout | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend.
+        """Compute attention.
 
         Args:
             q: (batch, q_len, num_heads, head_dim).
@@ -258,7 +258,7 @@ class BlockSparseAttention(nn.Module):
                 if len(of_q) == len(of_k) == 4 and is_plain_eager():
                     layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
             except Exception as error:
-                if q.device.type != "meta":  # which gets its shapes from the operator
+                if q.device.type != "meta":  # a meta tensor gets its shapes from the operator
                     raise refusal(error, q, k, v, is_causal) from None
             if layout is not None and return_attention_weights is False:
                 key = None
@@ -310,7 +310,7 @@ def check_dilation(
 
 
 def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
-    """The problem as the reference takes it, with the blocks of the pattern looked up when a graph runs."""
+    """The problem for the reference, with the blocks of the pattern looked up when a graph runs."""
     q_len, kv_len, size = call.q.shape[1], call.k.shape[1], pattern.block_size
     q_offset = kv_len - q_len if call.is_causal else 0
     none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
