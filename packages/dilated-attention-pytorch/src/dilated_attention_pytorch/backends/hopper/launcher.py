@@ -3,7 +3,7 @@
 A launch through triton's JIT with six tensor descriptors costs 50 us and more of Python. Here the compiled kernel is
 looked up by the few things that it depends on and launched by triton's own launcher function; descriptors, which hold
 an address, shape and strides but no reference to the tensor, are kept: a training loop meets the same addresses again
-and again. All caches have a bound, and `LAUNCHES.clear()` clears all that is kept here; a plan (eager.py) has the
+and again. All caches have a bound, and `LAUNCHES.clear()` clears all that is kept here; a cached call (eager.py) has the
 launch that it was made with.
 """
 
