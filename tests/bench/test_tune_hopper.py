@@ -31,7 +31,7 @@ def test_candidates_fit_the_shared_memory() -> None:
     both = [tiles for tiles in candidates(("forward", 64, 64)) if isinstance(tiles, ForwardTiles)]
     assert all(tiles.k_stages == tiles.v_stages for tiles in both)
     assert max(tiles.k_stages for tiles in both if tiles.programs == 2) == 6
-    assert {(tiles.tile, tiles.slots) for tiles in candidates(("rows", 64, 128))} == {
+    assert {(tiles.tile, tiles.slots) for tiles in candidates(("dq", 64, 128))} == {
         (64, 1), (64, 2), (128, 1), (128, 2)
     }  # fmt: skip
 
@@ -48,12 +48,12 @@ def test_tiles_are_written_as_in_the_table() -> None:
         for tiles in candidates(shape):
             assert eval(written(tiles)) == tiles
     assert written(BackwardTiles(64, 3, 1, True)) == "BackwardTiles(64, 3, 1, True)"
-    forward = ForwardTiles(6, 6, 1, "alone", 64, programs=2)
-    assert written(forward) == 'ForwardTiles(6, 6, 1, "alone", 64, programs=2)'
+    forward = ForwardTiles(6, 6, 1, "none", 64, programs=2)
+    assert written(forward) == 'ForwardTiles(6, 6, 1, "none", 64, programs=2)'
 
 
 def tiles_of(stages: int) -> ForwardTiles:
-    return ForwardTiles(stages, stages, 1, "ahead", 64)
+    return ForwardTiles(stages, stages, 1, "intra_warpgroup", 64)
 
 
 @pytest.mark.parametrize("key", [(128, 128), (96, 128)])

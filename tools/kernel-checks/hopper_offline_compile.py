@@ -22,8 +22,8 @@ from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import HOPPER, arguments, launch, tuning
 from dilated_attention_pytorch.backends.hopper.gluon_names import NEW_PTXAS
 from dilated_attention_pytorch.backends.hopper.kernels.backward import backward_kernel
-from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dkdv import dilated_columns_kernel
-from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dq import dilated_rows_kernel
+from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dkdv import dilated_dkdv_kernel
+from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dq import dilated_dq_kernel
 from dilated_attention_pytorch.backends.hopper.kernels.forward import forward_kernel
 from dilated_attention_pytorch.backends.hopper.launcher import box_layout
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
@@ -47,7 +47,7 @@ class Shape:
     grad_lse: bool = False
 
 
-TABLES = {"forward": tuning.FORWARD, "rows": tuning.ROWS, "columns": tuning.COLUMNS}
+TABLES = {"forward": tuning.FORWARD, "dq": tuning.DQ, "dkdv": tuning.DKDV}
 SHAPES = [
     Shape(kernel, head_dim, block_size, causal, ragged)
     for kernel, table in TABLES.items()
@@ -56,8 +56,8 @@ SHAPES = [
     for ragged in (True, False)
     if causal == ragged or kernel == "forward"  # of the backward with every mask, and with none
 ] + [
-    Shape("rows", 64, 128, True, True, grad_lse=True),
-    Shape("rows", 128, 64, False, False, grad_lse=True),
+    Shape("dq", 64, 128, True, True, grad_lse=True),
+    Shape("dq", 128, 64, False, False, grad_lse=True),
     Shape("forward", 128, 128, True, True, rates=(1, 4)),
     Shape("forward", 128, 128, False, False, rates=(1, 4)),
     Shape("forward", 64, 128, True, True, rates=(1, 4)),
@@ -65,14 +65,14 @@ SHAPES = [
     Shape("forward", 64, 128, True, False, rates=(2, 16)),
     *(
         Shape(kernel, head_dim, 128, causal, causal, rates=rates)
-        for kernel in ("rows", "columns")
+        for kernel in ("dq", "dkdv")
         for head_dim, causal, rates in ((128, True, (1, 4)), (64, False, (2,)), (64, True, (2, 16)))
     ),
-    Shape("columns", 128, 128, True, True, rates=(16,)),
-    Shape("rows", 64, 128, False, False, rates=(8, 1), grad_lse=True),
+    Shape("dkdv", 128, 128, True, True, rates=(16,)),
+    Shape("dq", 64, 128, False, False, rates=(8, 1), grad_lse=True),
     Shape("forward", 128, 128, True, True, dtype="float16"),
-    Shape("rows", 128, 128, True, True, dtype="float16"),
-    Shape("columns", 128, 128, True, True, dtype="float16"),
+    Shape("dq", 128, 128, True, True, dtype="float16"),
+    Shape("dkdv", 128, 128, True, True, dtype="float16"),
 ]
 
 
@@ -106,9 +106,9 @@ def arguments_of(shape: Shape) -> dict[str, Any]:
     call = arguments.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
     stats = torch.empty(16)
     if shape.rates:
-        dilated = {"rows": arguments.dilated_rows_arguments, "columns": arguments.dilated_columns_arguments}
+        dilated = {"dq": arguments.dilated_dq_arguments, "dkdv": arguments.dilated_dkdv_arguments}
         return dilated[shape.kernel](call, stats)
-    return arguments.backward_arguments(call, stats, shape.kernel == "columns")
+    return arguments.backward_arguments(call, stats, shape.kernel == "dkdv")
 
 
 def type_of(value: Any) -> str:
@@ -143,7 +143,7 @@ def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
     kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS[NEW_PTXAS]), 1
     if shape.rates:
-        kernel = {"rows": dilated_rows_kernel, "columns": dilated_columns_kernel}.get(shape.kernel)
+        kernel = {"dq": dilated_dq_kernel, "dkdv": dilated_dkdv_kernel}.get(shape.kernel)
     if shape.kernel == "forward":
         kernel = forward_kernel
         programs = tuning.FORWARD[shape.head_dim, shape.block_size].programs

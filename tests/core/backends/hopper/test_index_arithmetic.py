@@ -71,15 +71,16 @@ def test_every_tile_is_taken_once(
         orders = [shuffled.sample(range(n_groups), n_groups) for _ in range(layout_heads)]
         memory = dict(enumerate([n_long, *itertools.chain.from_iterable(orders)]))
         monkeypatch.setattr(tile_scheduler, "gl", language_over(memory))
-        # rows: a tile of every head; columns: one for all heads that share k and v
+        # dq pass: a tile of every head; dkdv pass: one for all heads that share k and v
         for own_heads, per_tile, beside in ((heads, 1, heads_per_kv), (kv_heads, heads_per_kv, 1)):
             n_batch_heads = batch * own_heads
+            numbers = SimpleNamespace(num=own_heads, batched=n_batch_heads, per_list=heads // layout_heads)
             taken = [
-                tile_scheduler.tile_place.fn(
-                    Number(0), Number(tile), n_groups, n_batch_heads, own_heads, heads // layout_heads, per_tile, beside
+                tile_scheduler.work_tile_coords.fn(
+                    Number(0), Number(tile), n_groups, numbers, per_tile, beside
                 )
                 for tile in range(n_groups * n_batch_heads)
-            ]  # fmt: skip
+            ]
             assert set(taken) == set(itertools.product(range(n_batch_heads), range(n_groups)))
             ranks = [
                 orders[head % own_heads * per_tile * layout_heads // heads].index(group)
@@ -97,7 +98,7 @@ def test_every_tile_is_taken_once(
 def queries_and_stats(
     layout: BlockLayout, heads: int, kv_heads: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[int, int]]:
-    """For every step of the columns: the batch and head of which q is loaded, and that of which lse and delta are."""
+    """For every step of the dkdv pass: the batch and head of which q is loaded, and that of which lse and delta are."""
     block, per_kv = layout.block_size, heads // kv_heads
     per_group = 128 // block
     cols = layout.lists()[1]
@@ -111,9 +112,15 @@ def queries_and_stats(
     memory |= {ORDER + i: number for i, number in enumerate(order.tolist())}
     stride = layout.grid.n_rows * block * 2  # of lse and delta of a head
     n_tiles, per_list = n_groups * batch * kv_heads, heads // layout.num_heads
-    problem = (
-        Number(0), Number(ORDER), n_groups, n_lists, kv_heads, batch * kv_heads, per_kv, per_list, block, True,
+    lists = SimpleNamespace(offsets=Number(0), order=Number(ORDER), entries=Number(ENTRIES))
+    numbers = SimpleNamespace(
+        num=Number(kv_heads), batched=Number(batch * kv_heads), per_kv=Number(per_kv), per_list=per_list
+    )
+    grid = SimpleNamespace(
+        n_groups=n_groups, n_lists=n_lists, n_rows=Number(layout.grid.n_rows), kept_token=Number(0),
+        streamed_token=Number(0),
     )  # fmt: skip
+    config = SimpleNamespace(D=64, TILE=64, BLOCK_SIZE=block, STAGES=3, SLOTS=2, DKDV=True)
     steps: list[tuple[int, int]] = []
     loaded = []
 
@@ -121,17 +128,21 @@ def queries_and_stats(
         if desc.name == "q":
             loaded.append(i_batch * heads + head)
 
+    def read_work_tile(_: object, i_tile: int) -> Any:
+        names = ("batch_head", "group", "lo", "middle", "hi")
+        published = backward.find_lists.fn(Number(i_tile), lists, numbers, grid, config)
+        return SimpleNamespace(**dict(zip(names, published, strict=True)))
+
     class LseStages(Anything):
         def index(self, _: object) -> Any:
             return SimpleNamespace(store=lambda head: steps.append((loaded[-1], head)))
 
     for name, function in {
         "gl": language_over(memory),
-        "tile_place": tile_scheduler.tile_place.fn,
-        "shared_tile": lambda _smem, _bars, i_tile: min(i_tile, n_tiles),
-        "told_numbers": lambda _, i_tile: backward.lists_of_tile.fn(Number(i_tile), problem),
-        "was_told": Anything(),
-        "full_at": Anything(),
+        "work_tile_coords": tile_scheduler.work_tile_coords.fn,
+        "wait_work_tile": lambda _, i_tile: min(i_tile, n_tiles),
+        "read_work_tile": read_work_tile,
+        "release_work_tile": Anything(),
         "mbarrier": Anything(),
         "reinterpret": Anything(),
         "stats_of_head": backward.stats_of_head.fn,
@@ -140,13 +151,15 @@ def queries_and_stats(
     }.items():
         monkeypatch.setattr(backward, name, function)
     monkeypatch.setattr(tile_scheduler, "gl", language_over(memory))
-    descs = [SimpleNamespace(name=name, layout=None) for name in ("k", "v", "q", "grad_out")]
     some = Anything()
-    numbers = (n_groups, n_lists, layout.grid.n_rows, kv_heads, batch * kv_heads, per_kv)
-    backward.producer.fn(
-        *descs, some, some, some, some, LseStages(), some, some, (some,) * 6, Number(0), Number(ENTRIES), Number(0),
-        *map(Number, numbers), per_list, Number(0), Number(0), 64, 64, block, 3, 2, True,
-    )  # fmt: skip
+    inputs = SimpleNamespace(
+        **{
+            field: SimpleNamespace(name=name, layout=None)
+            for field, name in {"kept_qk": "k", "kept_gv": "v", "qk": "q", "gv": "grad_out"}.items()
+        }
+    )
+    streams = SimpleNamespace(qk=some, gv=some, lse=LseStages(), delta=some)
+    backward.producer.fn(inputs, some, streams, some, lists, Number(0), numbers, grid, config)
     return steps
 
 

@@ -51,7 +51,7 @@ class Recorder:
         of_layout = {
             name: address
             for name, address in zip(names, addresses, strict=True)
-            if name in ("Offsets", "Indices", "Schedule")
+            if name in ("Offsets", "Indices", "WorkOrder")
         }
         assert of_layout == {name: self.arguments[name].data_ptr() for name in of_layout}
 
@@ -99,12 +99,12 @@ def test_token_dilation_has_passes_of_its_own(made: list[Recorder]) -> None:
     for rates, n_tiles in (([1, 4], 4 * 4), ([8, 2], 8 * 4), ([16], 16 * 4)):
         for _ in range(2):
             backward(problem(segment_lengths=[128, 256][: len(rates)], dilation_rates=rates))
-        rows, columns = made[-2:]
-        assert (rows.function, columns.function) == (
-            launch.dilated_rows_kernel,
-            launch.dilated_columns_kernel,
+        dq, dkdv = made[-2:]
+        assert (dq.function, dkdv.function) == (
+            launch.dilated_dq_kernel,
+            launch.dilated_dkdv_kernel,
         )
-        assert (rows.grid, columns.grid) == (4 * LENGTH // 128, n_tiles)
+        assert (dq.grid, dkdv.grid) == (4 * LENGTH // 128, n_tiles)
     assert [len(each.runs) for each in made] == [2] * 6
 
 
@@ -145,7 +145,7 @@ def test_gradients_of_outputs_make_another_launch_where_they_lie_otherwise(made:
         for _ in range(2):
             backward(p, **changes)
     assert [len(each.runs) for each in made] == [2] * 6
-    # the columns read what the rows have left
+    # the dkdv pass reads what the dq pass has left
     assert [each.arguments["HAS_GRAD_LSE"] for each in made] == [False, False, False, False, True, False]
 
 
@@ -157,15 +157,15 @@ def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
     call = launch.BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None)
     made = [
         (launch.forward_kernel, launch.forward_arguments(p, out, lse)),
-        (launch.backward_kernel, launch.backward_arguments(call, lse, columns=False)),
-        (launch.backward_kernel, launch.backward_arguments(call, lse, columns=True)),
+        (launch.backward_kernel, launch.backward_arguments(call, lse, dkdv=False)),
+        (launch.backward_kernel, launch.backward_arguments(call, lse, dkdv=True)),
     ]
     if block_size == 128:
         p = problem(layout=layout_, segment_lengths=[128, 256], dilation_rates=[1, 4])
         call = call._replace(problem=p)
         made += [
-            (launch.dilated_rows_kernel, launch.dilated_rows_arguments(call, lse)),
-            (launch.dilated_columns_kernel, launch.dilated_columns_arguments(call, lse)),
+            (launch.dilated_dq_kernel, launch.dilated_dq_arguments(call, lse)),
+            (launch.dilated_dkdv_kernel, launch.dilated_dkdv_arguments(call, lse)),
         ]
     for function, arguments in made:
         assert list(arguments) == list(inspect.signature(function.fn).parameters)
@@ -177,7 +177,7 @@ def test_cleared_launches_are_made_with_the_tiles_of_now(
     monkeypatch.setattr(launch, "multiprocessors", lambda index: 3)
     p = problem()
     launch.launch_forward(p)
-    monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2, 3, 1, "ahead", 128))
+    monkeypatch.setitem(tuning.FORWARD, (64, 128), tuning.ForwardTiles(2, 3, 1, "intra_warpgroup", 128))
     launcher.LAUNCHES.clear()
     launch.launch_forward(p.without_inputs().with_inputs(p.q, p.k, p.v, None))
     assert [each.arguments["V_STAGES"] for each in made] == [5, 3]
@@ -277,8 +277,8 @@ def test_misaligned_tensors_are_copied_and_described_as_copies(made: list[Record
     for each in made:
         for described, _ in each.runs:
             assert all(x.data_ptr() % 16 == 0 for x in described)
-    rows = [each for each in made if each.arguments.get("COLUMNS") is False][-1]
-    assert torch.equal(rows.runs[-1][0][0], misaligned)
+    dq = [each for each in made if each.arguments.get("DKDV") is False][-1]
+    assert torch.equal(dq.runs[-1][0][0], misaligned)
 
 
 def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:
@@ -288,7 +288,7 @@ def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:
     unreadable = p.k.transpose(0, -1).contiguous().transpose(0, -1)  # head_dim apart: a copy is read
     for k in (p.k, turned, unreadable):
         backward(template.with_inputs(p.q, k, p.v, None))
-    kernels = [each for each in made if each.arguments.get("COLUMNS")]
+    kernels = [each for each in made if each.arguments.get("DKDV")]
     assert [len(each.runs) for each in kernels] == [2, 1]
     assert [each.arguments["desc_a"][0].stride() for each in kernels] == [p.k.stride(), turned.stride()]
 

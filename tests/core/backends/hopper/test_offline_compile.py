@@ -22,12 +22,12 @@ SHARED = 227 * 1024  # bytes that a program may use
 # Bytes of a multiprocessor's shared memory, of that what a program takes beside its own, registers, threads of a program.
 MULTIPROCESSOR, RESERVED, REGISTERS, THREADS = 228 * 1024, 1024, 65_536, 384
 # Bytes spilled per thread over a whole kernel, by the oldest Triton with such a compiler: plain, and with token dilation. A
-# spilled accumulator would be 256 and more. Until 3.7 (ptxas 12.8) the dilated columns spill addresses and places within
-# their loop; 3.8 has ptxas 12.9, and 3.9 has 13.4.
+# spilled accumulator would be 256 and more. Until 3.7 (ptxas 12.8) the dilated dkdv pass spills addresses and places within
+# its loop; 3.8 has ptxas 12.9, and 3.9 has 13.4.
 MOST_SPILLS = {
-    (3, 6): {"forward": (40, 56), "rows": (0, 12), "columns": (56, 350)},
-    (3, 8): {"forward": (16, 8), "rows": (0, 0), "columns": (8, 8)},
-    (3, 9): {"forward": (16, 8), "rows": (0, 24), "columns": (8, 8)},
+    (3, 6): {"forward": (40, 56), "dq": (0, 12), "dkdv": (56, 350)},
+    (3, 8): {"forward": (16, 8), "dq": (0, 0), "dkdv": (8, 8)},
+    (3, 9): {"forward": (16, 8), "dq": (0, 24), "dkdv": (8, 8)},
 }
 # What ptxas says when it makes every product wait for the one before, or one of them (C7517).
 SERIALISED = {"C7510", "C7511", "C7512", "C7513", "C7514", "C7517"}
@@ -35,8 +35,8 @@ KNOWN_TO_BE_SERIALISED: set[tuple[str, int, int]] = set()  # kernel, head_dim, b
 
 
 def most_spills(item: dict[str, Any]) -> int:
-    """At rate 16 the copying warp joins a tile from eight entries and more, and waits for memory anyway."""
-    if 16 in item["rates"] and item["kernel"] != "columns":
+    """At rate 16 the loading warp makes a tile of eight entries and more, and waits for memory anyway."""
+    if 16 in item["rates"] and item["kernel"] != "dkdv":
         return 256
     plain, dilated = MOST_SPILLS[max(since for since in MOST_SPILLS if since <= VERSION)][item["kernel"]]
     return dilated if item["rates"] else plain
@@ -56,11 +56,11 @@ def test_kernels_compile_for_every_shape_and_keep_to_the_resources() -> None:
     found = compiled()
     assert [item for item in found if "error" in item] == []
     shapes = {(item["kernel"], item["head_dim"], item["block_size"], item["is_causal"]) for item in found}
-    wanted = set(itertools.product(["forward", "rows", "columns"], (64, 128), (64, 128), (False, True)))
+    wanted = set(itertools.product(["forward", "dq", "dkdv"], (64, 128), (64, 128), (False, True)))
     assert wanted <= shapes
     dilated = [(item["kernel"], item["head_dim"]) for item in found if item["rates"]]
-    assert sorted(set(dilated)) == sorted(itertools.product(["columns", "forward", "rows"], (64, 128)))
-    assert {item["kernel"] for item in found if item["grad_lse"]} == {"rows"}
+    assert sorted(set(dilated)) == sorted(itertools.product(["dkdv", "dq", "forward"], (64, 128)))
+    assert {item["kernel"] for item in found if item["grad_lse"]} == {"dq"}
     assert {item["dtype"] for item in found} == {"bfloat16", "float16"}
     assert [item for item in found if item["shared"] > SHARED] == []
     together = [item for item in found if item["programs"] > 1]

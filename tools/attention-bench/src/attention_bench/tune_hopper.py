@@ -28,8 +28,8 @@ from .tune_triton import ignore_interrupts
 # The backward has two passes.
 TABLES: dict[str, dict[tuple[int, int], Any]] = {
     "forward": tuning.FORWARD,
-    "rows": tuning.ROWS,
-    "columns": tuning.COLUMNS,
+    "dq": tuning.DQ,
+    "dkdv": tuning.DKDV,
 }
 KERNELS = tuple(TABLES)
 STAGES = tuple(range(2, 13))
@@ -37,7 +37,7 @@ SHARED_KIB = 227  # that a program may use
 RESERVED = 512  # bytes of each of two programs, beside what they ask for
 BARRIERS = 1024  # bytes, about what all small allocations of a kernel take
 # Per pair and element of head_dim. Of a pass the whole backward is timed, with the other pass as it is.
-FLOPS = {"forward": 4, "rows": 10, "columns": 10}
+FLOPS = {"forward": 4, "dq": 10, "dkdv": 10}
 TOLERANCE = 0.01  # relative; results differ in rounding only
 Tiles = ForwardTiles | BackwardTiles
 
@@ -53,14 +53,14 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
         "stages": STAGES,
         "k_stages": STAGES,
         "v_stages": STAGES,
-        "order": ("ahead", "alone"),
+        "overlap": ("intra_warpgroup", "none"),
         "unroll": (1, 2, 4),
         "programs": (1, 2),
         "tile": tuple(side for side in (64, 128) if side <= block),
         "slots": (1, 2),
-        "held": flags,
-        "late": flags,
-        "chained": flags,
+        "operands_in_registers": flags,
+        "late_lse": flags,
+        "overlap_steps": flags,
     }.get(name, ())
 
 
@@ -69,7 +69,7 @@ def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
     if isinstance(tiles, ForwardTiles):
         places = tiles.slots * 128 + (tiles.k_stages + tiles.v_stages) * tiles.tile
         return places * head_dim * 2 + BARRIERS
-    stats = 2 * 4 if kernel == "columns" else 0  # of a query
+    stats = 2 * 4 if kernel == "dkdv" else 0  # of a query
     step, own = tiles.tile * (2 * head_dim * 2 + stats), 2 * 128 * head_dim * 2
     return tiles.stages * step + tiles.slots * own + BARRIERS
 
@@ -77,16 +77,16 @@ def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
 def fits(kernel: str, tiles: Tiles, shared: int, block: int) -> bool:
     """Whether the tiles have room, use most of it, and say nothing twice."""
     if isinstance(tiles, BackwardTiles):
-        # rows read no lse from shared memory, and only steps of one block are chained
-        says_more = (kernel == "rows" and tiles.late) or (tiles.tile == block and tiles.chained)
+        # the dq pass reads no lse from shared memory, and only steps of one block overlap
+        says_more = (kernel == "dq" and tiles.late_lse) or (tiles.tile == block and tiles.overlap_steps)
         return SHARED_KIB * 512 <= shared <= SHARED_KIB * 1024 and not says_more
     if block == 64 and tiles.k_stages != tiles.v_stages:
-        return False  # two rows pass over the tiles of both rings at one pace
-    if not 0 <= tiles.k_stages - tiles.v_stages <= 1 or (tiles.order != "ahead" and tiles.unroll != 2):
-        return False  # only `ahead` unrolls
+        return False  # two rows skip the tiles of both rings at one pace
+    if not 0 <= tiles.k_stages - tiles.v_stages <= 1 or (tiles.overlap == "none" and tiles.unroll != 2):
+        return False  # only "intra_warpgroup" unrolls
     limit = SHARED_KIB * 1024 // tiles.programs - (RESERVED if tiles.programs > 1 else 0)
     # two programs leave registers for tiles of 64 keys and no overlap of their own
-    wants_registers = tiles.programs > 1 and (tiles.order != "alone" or tiles.tile > 64)
+    wants_registers = tiles.programs > 1 and (tiles.overlap != "none" or tiles.tile > 64)
     return limit // 2 <= shared <= limit and not wants_registers
 
 

@@ -29,14 +29,14 @@ def forward_arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> di
         "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
         "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
         "desc_out": (out, 64, 0),
-        "Lse": lse, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Schedule": work_order_of(p), "Counter": p.rows.indptr,
+        "Lse": lse, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": work_order_of(p), "Counter": p.rows.indptr,
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
         "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
         "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
         "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
         "D": p.head_dim, "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
         "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
-        "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0, "ORDER": tiles.order, "UNROLL": tiles.unroll,
+        "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0, "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
         "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
@@ -67,83 +67,83 @@ class BackwardCall(NamedTuple):
 
 
 def strides(call: BackwardCall) -> dict[str, int]:
-    """The strides of what the rows pass reads without a descriptor."""
+    """The strides of what the dq pass reads without a descriptor."""
     return {f"stride_o{axis}": call.out.stride(i) for i, axis in enumerate("bsh")} | {
         f"stride_l{axis}": call.of_lse.stride(i) for i, axis in enumerate("bhs")
     }
 
 
-def backward_arguments(call: BackwardCall, stats: Tensor, columns: bool) -> dict[str, Any]:
+def backward_arguments(call: BackwardCall, stats: Tensor, dkdv: bool) -> dict[str, Any]:
     """Every argument of a pass of the backward without token dilation."""
     p, grads = call.problem, call.grads
-    tiles = (tuning.COLUMNS if columns else tuning.ROWS)[p.head_dim, p.block_size]
+    tiles = (tuning.DKDV if dkdv else tuning.DQ)[p.head_dim, p.block_size]
     registers = tuning.BACKWARD_REGISTERS[NEW_PTXAS]
     offsets = offsets_of(p)
     lists, n_lists, work_order, n_groups = p.rows, p.n_rows, work_order_of(p), offsets.rows.n_groups
-    own, other, sums, own_heads = (p.q, call.grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
-    if columns:
+    kept, streamed, sums, num_heads = (p.q, call.grad_out), (p.k, p.v), (grads.q, grads.q), p.num_heads
+    if dkdv:
         lists, n_lists = p.cols, p.n_cols
         work_order, n_groups = work_order[offsets.columns_at :], offsets.columns.n_groups
-        own, other, sums, own_heads = other, own, (grads.k, grads.v), p.num_kv_heads
+        kept, streamed, sums, num_heads = streamed, kept, (grads.k, grads.v), p.num_kv_heads
     return {
-        "desc_a": (own[0], 64, 0), "desc_b": (own[1], 64, 0),
-        "desc_x": (other[0], tiles.tile, 0), "desc_y": (other[1], tiles.tile, 0),
-        "desc_sum_x": (sums[0], 64, 0), "desc_sum_y": (sums[1], 64, 0),
+        "desc_kept_qk": (kept[0], 64, 0), "desc_kept_gv": (kept[1], 64, 0),
+        "desc_qk": (streamed[0], tiles.tile, 0), "desc_gv": (streamed[1], tiles.tile, 0),
+        "desc_grad_qk": (sums[0], 64, 0), "desc_grad_v": (sums[1], 64, 0),
         "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.of_lse,
-        "Offsets": lists.indptr, "Indices": lists.indices, "Schedule": work_order, "Counter": p.rows.indptr,
+        "Offsets": lists.indptr, "Indices": lists.indices, "WorkOrder": work_order, "Counter": p.rows.indptr,
         **strides(call),
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
-        "n_lists": n_lists, "n_rows": p.n_rows, "own_heads": own_heads, "n_batch_heads": p.batch * own_heads,
+        "n_lists": n_lists, "n_rows": p.n_rows, "num_heads": num_heads, "n_batch_heads": p.batch * num_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
         "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
-        "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held,
-        "LATE": tiles.late, "CHAINED": tiles.chained, "COLUMNS": columns, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
-        "HAS_GRAD_LSE": call.has_grad_lse and not columns, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
+        "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots, "OPERANDS_IN_REGISTERS": tiles.operands_in_registers,
+        "LATE_LSE": tiles.late_lse, "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0,
+        "HAS_GRAD_LSE": call.has_grad_lse and not dkdv, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
 
-def dilated_rows_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
-    """Every argument of the rows pass with token dilation."""
+def dilated_dq_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+    """Every argument of the dq pass with token dilation."""
     p = call.problem
-    tiles, registers = tuning.ROWS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+    tiles, registers = tuning.DQ[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
     near, far = p.rates[0], p.rates[-1]
     near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
     return {
-        "desc_a": (p.q, 64, 0), "desc_b": (call.grad_out, 64, 0),
-        "desc_x": (p.k, near_box, near), "desc_y": (p.v, near_box, near),
-        "desc_x_far": (p.k, far_box, far), "desc_y_far": (p.v, far_box, far),
+        "desc_q": (p.q, 64, 0), "desc_grad_out": (call.grad_out, 64, 0),
+        "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
+        "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
         "desc_dq": (call.grads.q, 64, 0),
         "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.of_lse,
-        "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Schedule": work_order_of(p), "Counter": p.rows.indptr,
+        "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": work_order_of(p), "Counter": p.rows.indptr,
         **strides(call),
         "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
         "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
         "softmax_scale": p.softmax_scale,
         "D": p.head_dim, "TILE": tiles.tile, "RATE": near, "FAR_RATE": far, "N_CLASSES": len(p.rates),
-        "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held, "IS_CAUSAL": p.is_causal,
+        "STAGES": tiles.stages, "SLOTS": tiles.slots, "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "IS_CAUSAL": p.is_causal,
         "HAS_GRAD_LSE": call.has_grad_lse, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
 
-def dilated_columns_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
-    """Every argument of the columns pass with token dilation."""
+def dilated_dkdv_arguments(call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+    """Every argument of the dkdv pass with token dilation."""
     p, grads = call.problem, call.grads
     offsets = offsets_of(p)
-    tiles, registers = tuning.COLUMNS[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
-    joined = max(p.rates)
-    kept = p.block_size // joined
+    tiles, registers = tuning.DKDV[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+    group_size = max(p.rates)
+    kept = p.block_size // group_size
     n_groups = offsets.columns.n_groups
     return {
-        "desc_a": (p.k, kept, joined), "desc_b": (p.v, kept, joined),
-        "desc_x": (p.q, tiles.tile, 0), "desc_y": (call.grad_out, tiles.tile, 0),
-        "desc_dk": (grads.k, kept, joined), "desc_dv": (grads.v, kept, joined),
-        "Stats": stats, "Schedule": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.indptr,
+        "desc_k": (p.k, kept, group_size), "desc_v": (p.v, kept, group_size),
+        "desc_q": (p.q, tiles.tile, 0), "desc_grad_out": (call.grad_out, tiles.tile, 0),
+        "desc_dk": (grads.k, kept, group_size), "desc_dv": (grads.v, kept, group_size),
+        "Stats": stats, "WorkOrder": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.indptr,
         "n_groups": n_groups, "n_layout_groups": n_groups * p.layout_heads, "n_rows": p.n_rows,
         "num_kv_heads": p.num_kv_heads, "n_batch_kv_heads": p.batch * p.num_kv_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
         "first_row": p.first_row, "q_offset": p.q_offset, "softmax_scale": p.softmax_scale,
-        "D": p.head_dim, "TILE": tiles.tile, "JOINED": joined, "RATE": p.rates[0], "FAR_RATE": p.rates[-1],
-        "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "SLOTS": tiles.slots, "HELD": tiles.held,
+        "D": p.head_dim, "TILE": tiles.tile, "GROUP_SIZE": group_size, "RATE": p.rates[0], "FAR_RATE": p.rates[-1],
+        "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "SLOTS": tiles.slots, "OPERANDS_IN_REGISTERS": tiles.operands_in_registers,
         "IS_CAUSAL": p.is_causal, "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip

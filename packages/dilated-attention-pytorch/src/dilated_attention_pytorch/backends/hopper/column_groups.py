@@ -39,7 +39,7 @@ def count_column_groups(n_cols: int, group_size: int) -> int:
 class ColumnGroupOrder:
     """Offsets of the columns' part of a work order with token dilation, from its start and in numbers.
 
-    `parts_of_joined` in kernels/backward_dilated_dkdv.py computes the same.
+    `column_groups` in kernels/backward_dilated_dkdv.py computes the same.
     """
 
     n_groups: int  # of each head; the only field that is no offset

@@ -1,26 +1,68 @@
-"""What differs between the Triton versions that are served, 3.6 to 3.9, in the language of the kernels and their compiler."""
+"""What differs between Triton 3.6 and 3.9 in the language of the kernels and in their compiler."""
 
 from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language import shared_memory_descriptor
 from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.language.core import _aggregate, base_value
+from triton.runtime.jit import JITFunction
 
 from ..installed import release
 
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform():
+        return lambda decorator: decorator
+
+
+Aggregate = TypeVar("Aggregate")
 RELEASE = release(triton.__version__) or (0, 0)
 
-# reinterpret(memory, dtype, shape, layout): the same shared memory as boxes of another shape. Private before 3.9.
+# reinterpret(memory, dtype, shape, layout): the same shared memory with another shape. Private before 3.9.
 reinterpret = getattr(shared_memory_descriptor, "reinterpret", None) or shared_memory_descriptor._reinterpret
-# Copies between global and shared memory. From 3.8 on under these names; 3.9 has the old ones, but they only raise.
+# Copies between global and shared memory. 3.8 renamed them; the old names raise in 3.9.
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
-# What follows keeps the kernels in registers; tools/kernel-checks/hopper_offline_compile.py shows what is spilled without it.
-# 3.9 compiles for Hopper with ptxas 13.4, the releases before it with 12.8 and 12.9.
+
+def constructor(names: Iterable[str]) -> Callable[..., None]:
+    """`__init__` of an aggregate with these fields."""
+    signature = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names])
+
+    def init(self: Any, *values: Any, **named: Any) -> None:
+        for name, value in signature.bind(*values, **named).arguments.items():
+            setattr(self, name, value if isinstance(value, base_value) else gl.constexpr(value))
+
+    return init
+
+
+@dataclass_transform()
+def aggregate(cls: type[Aggregate]) -> type[Aggregate]:
+    """A class of kernel values that are read by name; annotated fields only, and methods under `gluon.jit`.
+
+    Triton 3.6 and 3.7 write no constructor and do not resolve annotations that are strings.
+    """
+    cls.__annotations__ = typing.get_type_hints(cls)
+    cls.__init__ = constructor(cls.__annotations__)  # type: ignore[method-assign]
+    made: Any = _aggregate(cls)
+    # the cache key of a kernel refuses functions that are not compiled, such as `__annotate__` of Python 3.14
+    made.hash_attrs = [member for member in made.hash_attrs if isinstance(member, JITFunction)]
+    return made  # type: ignore[no-any-return]
+
+
+# What follows keeps values in registers; tools/kernel-checks/hopper_offline_compile.py shows what is spilled without it.
+# 3.9 compiles for Hopper with ptxas 13.4, earlier releases with 12.8 and 12.9.
 NEW_PTXAS = RELEASE >= (3, 9)
-# Triton asks ptxas for level 2, which spills in 13.4. The last option counts; from 4 on it is the default of ptxas.
+# Triton asks ptxas for level 2, which spills in 13.4. The last option counts; 4 is the default of ptxas.
 COMPILER_OPTIONS = {"ptx_options": "--regAllocOptLevel=4"} if NEW_PTXAS else {}
-# Since 3.8 the addresses of tiles take more registers: -delta is what the product with v begins with, not added to it later.
+# Since 3.8 tile addresses take more registers, so -delta initialises the product with v instead of being added later.
 DELTA_FIRST = gl.constexpr(RELEASE >= (3, 8))

@@ -14,16 +14,16 @@ from . import tuning
 from .arguments import (
     BackwardCall,
     backward_arguments,
-    dilated_columns_arguments,
-    dilated_rows_arguments,
+    dilated_dkdv_arguments,
+    dilated_dq_arguments,
     forward_arguments,
     offsets_of,
     work_order_of,
 )
 from .gluon_names import COMPILER_OPTIONS, NEW_PTXAS
 from .kernels.backward import backward_kernel
-from .kernels.backward_dilated_dkdv import dilated_columns_kernel
-from .kernels.backward_dilated_dq import dilated_rows_kernel
+from .kernels.backward_dilated_dkdv import dilated_dkdv_kernel
+from .kernels.backward_dilated_dq import dilated_dq_kernel
 from .kernels.forward import forward_kernel
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
 from .strides import badly_strided
@@ -167,11 +167,11 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
         passes = backward_arguments(call, floats, False), backward_arguments(call, floats, True)
         tiles = [arguments["n_groups"] * arguments["n_batch_heads"] for arguments in passes]
     else:
-        kernels = dilated_rows_kernel, dilated_columns_kernel
-        rows, columns = passes = dilated_rows_arguments(call, floats), dilated_columns_arguments(call, floats)
+        kernels = dilated_dq_kernel, dilated_dkdv_kernel
+        rows, columns = passes = dilated_dq_arguments(call, floats), dilated_dkdv_arguments(call, floats)
         tiles = [
             rows["n_rows"] * rows["n_batch_heads"],
-            columns["JOINED"] * columns["n_groups"] * columns["n_batch_kv_heads"],
+            columns["GROUP_SIZE"] * columns["n_groups"] * columns["n_batch_kv_heads"],
         ]
     made = [
         Launch(

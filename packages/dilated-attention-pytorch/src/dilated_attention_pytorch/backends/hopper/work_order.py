@@ -25,7 +25,7 @@ GROUP_TOKENS = 128
 class ListOrder:
     """Offsets of the part of the rows, or of the columns without token dilation, from its start and in numbers.
 
-    `parts_of_schedule` in kernels/tile_scheduler.py computes the same.
+    `block_lists` in kernels/tile_scheduler.py computes the same.
     """
 
     n_groups: int  # of each head; the only field that is no offset

@@ -1,21 +1,22 @@
-"""Backward kernel for Hopper, in two passes: by rows for dq, by columns for dk and dv; no atomics, no float32 dq in memory.
+"""Backward kernel for Hopper, in two passes: dq by rows, dk and dv by columns; no atomics, no float32 dq in memory.
 
-Both passes are one program. Each of two warpgroups keeps two tiles of 64 tokens, a and b, in shared memory; tiles x and y
-of the tokens in a list stream by, and the sums stay in registers:
-    rows       a, b = q, grad_out   x, y = k, v          sum_x = dq, and first lse and delta for the columns (stats.py)
-    columns    a, b = k, v          x, y = q, grad_out   sum_x = dk, sum_y = dv
-    s = a x'; p = exp(s - lse);   dp = b y'; ds = p * (dp - delta);   sum_x += ds x, in the columns also sum_y += p y
-That is seven products where one pass over the columns needs five (Shah et al., FlashAttention-3, arXiv:2407.08608), but
-nothing is added in global memory: rows and columns may be of any length and in any order, and every run gives the same
-bits. Sums of dq in memory would be half as large as all results; in fixed point, to have the same bits, one pass would be
-between 1 % slower and 11 % faster, by estimate from its measured parts (attention-bench/NOTES.md).
+Both passes are one program. Each of two warpgroups keeps two tiles of 64 tokens in shared memory, `qk` and `gv`; tiles `qk`
+and `gv` of the tokens in a list stream by, and the sums stay in registers:
+    dq pass     keeps q, grad_out   streams k, v          sums: qk = dq; first lse and delta for the dkdv pass (lse_delta.py)
+    dkdv pass   keeps k, v          streams q, grad_out   sums: qk = dk, v = dv
+    s = kept qk @ qk^T;    p = exp(s - lse);   dp = kept gv @ gv^T;   ds = p * (dp - delta)
+    sums.qk += ds @ qk;    in the dkdv pass also sums.v += p @ gv
+That is seven products where a single pass over the columns needs five (FlashAttention-3, Shah et al., arXiv:2407.08608), but
+nothing is accumulated in global memory: rows and columns may be of any length and in any order, and every run gives the same
+bits. Sums of dq in memory would be half as large as all results; in fixed point, to have the same bits, a single pass would
+be between 1 % slower and 11 % faster, estimated from its measured parts (attention-bench/NOTES.md).
 
-    one warp         takes tiles of 128 tokens from a counter and tells the others of them (schedule.py)
-    one warp         loads a and b of the tiles, then x and y of every entry of their lists
-    two warpgroups   compute; they share no barriers but those of the ring, so the products of one run during the
+    one warp         takes tiles of 128 tokens from a counter and publishes them (tile_scheduler.py)
+    one warp         loads the kept tiles, then the streamed tiles of every entry of their lists
+    two warpgroups   compute; they share no barriers but those of the streams, so the products of one run during the
                      exponentials of the other
 At block size 128 both warpgroups have the same list. At block size 64 each has a row (column) of its own, and what both
-see is loaded once, as in the forward. A program of the columns goes through all query heads that share its keys.
+see is loaded once, as in the forward. In the dkdv pass a program goes through all query heads that share its keys.
 """
 
 from __future__ import annotations
@@ -28,20 +29,119 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import reinterpret
+from ..gluon_names import aggregate, reinterpret
 from .attend import LOG2E
-from .backward_step import load_stats, shared_memory, step
-from .lse_delta import CHUNK, load_saved, stats_of_queries
-from .pipeline import LAPS, full_at, wait_past
-from .tile_scheduler import (
-    parts_of_schedule,
-    shared_tile,
-    take_tiles,
-    tile_place,
-    told_numbers,
-    was_told,
+from .backward_step import (
+    GradSums,
+    StepConfig,
+    load_stats,
+    operands_in_memory,
+    operands_in_registers,
+    shared_memory,
+    step,
 )
-from .tma import kept_tile, load_tokens, store_tokens, stored, stored_before
+from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
+from .pipeline import PHASES
+from .tile_scheduler import (
+    Heads,
+    block_lists,
+    read_work_tile,
+    release_work_tile,
+    scheduler_warp,
+    wait_work_tile,
+    work_tile_coords,
+)
+from .tma import load_tokens, release_stored, release_stored_before, store_tokens
+
+
+@aggregate
+class Inputs:
+    """Tensor descriptors of what is loaded."""
+
+    kept_qk: tma.tensor_descriptor
+    kept_gv: tma.tensor_descriptor
+    qk: tma.tensor_descriptor
+    gv: tma.tensor_descriptor
+
+
+@aggregate
+class Outputs:
+    """Tensor descriptors of dq (twice), or of dk and dv."""
+
+    qk: tma.tensor_descriptor
+    v: tma.tensor_descriptor
+
+
+@aggregate
+class Grid:
+    """Sizes of the call; `token` is where the first kept or streamed token is in its tensor, `position` its position."""
+
+    n_groups: gl.tensor
+    n_lists: gl.tensor
+    n_rows: gl.tensor
+    kept_token: gl.tensor | gl.constexpr
+    kept_position: gl.tensor | gl.constexpr
+    streamed_token: gl.tensor | gl.constexpr
+    streamed_position: gl.tensor | gl.constexpr
+    kv_len: gl.tensor
+
+
+@aggregate
+class Config:
+    """Constants of the kernel."""
+
+    D: gl.constexpr
+    TILE: gl.constexpr
+    BLOCK_SIZE: gl.constexpr
+    STAGES: gl.constexpr
+    SLOTS: gl.constexpr
+    OPERANDS_IN_REGISTERS: gl.constexpr
+    LATE_LSE: gl.constexpr
+    OVERLAP_STEPS: gl.constexpr
+    DKDV: gl.constexpr
+    IS_CAUSAL: gl.constexpr
+    EVEN_KV: gl.constexpr
+    HAS_GRAD_LSE: gl.constexpr
+
+
+@aggregate
+class BlockMask:
+    """What is visible in p of a part of a block; `kept` and `streamed` are the positions of its first row and column."""
+
+    kept: gl.tensor
+    streamed: gl.tensor
+    kv_len: gl.tensor
+    DKDV: gl.constexpr
+    IS_CAUSAL: gl.constexpr
+    EVEN_KV: gl.constexpr
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key.
+
+        The dkdv pass need not mask keys past the end: their dk and dv are not stored.
+        """
+        TILE: gl.constexpr = p.shape[1]
+        if self.DKDV:
+            if self.IS_CAUSAL:
+                last_key = self.kept + 63
+                if last_key > self.streamed:
+                    key = self.kept + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                    query = self.streamed + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                    p = gl.where(key[:, None] <= query[None, :], p, 0.0)
+        else:
+            if self.IS_CAUSAL or not self.EVEN_KV:
+                limit = self.kv_len
+                if self.IS_CAUSAL:
+                    limit = gl.minimum(self.kv_len, self.kept + 1)
+                if self.streamed + TILE > limit:
+                    key = self.streamed + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                    visible = (key < self.kv_len)[None, :]
+                    if self.IS_CAUSAL:
+                        query = self.kept + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                        visible = visible & (key[None, :] <= query[:, None])
+                    p = gl.where(visible, p, 0.0)
+        return p
 
 
 @gluon.jit
@@ -51,254 +151,227 @@ def stats_of_head(Stats, batch_head, n_rows, BLOCK_SIZE: gl.constexpr):
 
 
 @gluon.jit
-def producer(
-    desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets, Entries,
-    Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list, own_first, other_first,
-    D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    SLOTS: gl.constexpr, COLUMNS: gl.constexpr,
-):  # fmt: skip
-    """Loads a and b of the tiles, then x and y of their lists, in the columns also lse and delta."""
-    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
-    dtype: gl.constexpr = a_smem.dtype
+def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
+    """The loading warp: the kept tiles, then the streamed tiles of their lists, in the dkdv pass also lse and delta."""
+    D: gl.constexpr = config.D
+    TILE: gl.constexpr = config.TILE
+    BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
+    STAGES: gl.constexpr = config.STAGES
+    SLOTS: gl.constexpr = config.SLOTS
+    DKDV: gl.constexpr = config.DKDV
+    dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = BLOCK_SIZE // TILE
-    a_boxes = reinterpret(a_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_a.layout)
-    b_boxes = reinterpret(b_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_b.layout)
-    x_boxes = reinterpret(x_smem, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_x.layout)
-    y_boxes = reinterpret(y_smem, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], desc_y.layout)
+    kept_qk = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], inputs.kept_qk.layout)
+    kept_gv = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], inputs.kept_gv.layout)
+    qk_boxes = reinterpret(streams.qk.tiles, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], inputs.qk.layout)
+    gv_boxes = reinterpret(streams.gv.tiles, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], inputs.gv.layout)
     heads_per_tile = 1
-    if COLUMNS:
-        heads_per_tile = heads_per_kv
-    n_tiles = n_groups * n_batch_heads
+    if DKDV:
+        heads_per_tile = heads.per_kv
+    n_tiles = grid.n_groups * heads.batched
     it = 0
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_bars, i_tile)
+    tile = wait_work_tile(queue, i_tile)
     while tile < n_tiles:
-        batch_head, group, lo, middle, hi = told_numbers(tile_smem, i_tile)
-        was_told(tile_bars, i_tile)
-        first = group * LISTS
-        n_of_group = gl.minimum(LISTS, n_lists - first)
-        first_head = batch_head % own_heads * heads_per_tile
-        layout_head = first_head // heads_per_list
-        entry = gl.load(Entries + lo, mask=lo < hi, other=0)
-        i_batch, own_head = batch_head // own_heads, batch_head % own_heads
-        token = own_first + group * 128
+        work = read_work_tile(queue, i_tile)
+        release_work_tile(queue, i_tile)
+        lo, hi = work.lo, work.hi
+        first = work.group * LISTS
+        n_of_group = gl.minimum(LISTS, grid.n_lists - first)
+        first_head = work.batch_head % heads.num * heads_per_tile
+        layout_head = first_head // heads.per_list
+        entry = gl.load(lists.entries + lo, mask=lo < hi, other=0)
+        i_batch, kept_head = work.batch_head // heads.num, work.batch_head % heads.num
+        token = grid.kept_token + work.group * 128
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
-            full = own_full.index(slot)
-            mbarrier.wait(own_empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
-            # both arrivals of `full`: of the expected bytes of a, then of b
-            load_tokens(desc_a, a_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
-            load_tokens(desc_b, b_boxes, full, slot, i_batch, own_head, token + w * 64, 64, D)
-        if COLUMNS:
-            stats = stats_of_head(Stats, batch_head * heads_per_tile, n_rows, BLOCK_SIZE)
+            full = kept.full.index(slot)
+            mbarrier.wait(kept.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
+            # both arrivals of `full`: one per tile, with its bytes
+            load_tokens(inputs.kept_qk, kept_qk, full, slot, i_batch, kept_head, token + w * 64, 64, D)
+            load_tokens(inputs.kept_gv, kept_gv, full, slot, i_batch, kept_head, token + w * 64, 64, D)
+        if DKDV:
+            stats = stats_of_head(Stats, work.batch_head * heads_per_tile, grid.n_rows, BLOCK_SIZE)
             lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
         for g in range(heads_per_tile):
             q_head = first_head + g
-            other_head = q_head
-            if COLUMNS:
-                stats = stats_of_head(Stats, batch_head * heads_per_tile + g, n_rows, BLOCK_SIZE)
-                if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
-                    layout_head = q_head // heads_per_list
-                    lists = Offsets + layout_head * n_lists + first
-                    lo, hi = gl.load(lists), gl.load(lists + n_of_group)
-                    entry = gl.load(Entries + lo, mask=lo < hi, other=0)
+            streamed_head = q_head
+            if DKDV:
+                stats = stats_of_head(Stats, work.batch_head * heads_per_tile + g, grid.n_rows, BLOCK_SIZE)
+                if (
+                    q_head // heads.per_list != layout_head
+                ):  # otherwise the end of a list led back to its start
+                    layout_head = q_head // heads.per_list
+                    offsets = lists.offsets + layout_head * grid.n_lists + first
+                    lo, hi = gl.load(offsets), gl.load(offsets + n_of_group)
+                    entry = gl.load(lists.entries + lo, mask=lo < hi, other=0)
                     lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
             else:
-                other_head = q_head // heads_per_kv
+                streamed_head = q_head // heads.per_kv
             n_steps = (hi - lo) * SUB
             for i in range(n_steps):
                 is_last = i == n_steps - 1
-                entry_next = gl.load(Entries + gl.where(is_last, lo, lo + (i + 1) // SUB))
-                if entry >= 0:  # below 0 (block size 64 only): the same block as the entry before
+                entry_next = gl.load(lists.entries + gl.where(is_last, lo, lo + (i + 1) // SUB))
+                if entry >= 0:  # negative (block size 64 only): the same block as the entry before
                     one_only = False
                     index = entry
                     if PAIRED:
                         one_only = (entry & 1) == 0
                         index = entry >> 1
-                    other = other_first + index * BLOCK_SIZE + (i % SUB) * TILE
+                    streamed = grid.streamed_token + index * BLOCK_SIZE + (i % SUB) * TILE
                     stage = it % STAGES
-                    x_bar, y_bar = full_at(x_full, it), full_at(y_full, it)
-                    mbarrier.wait(empty.index(stage), ((it // STAGES) & 1) ^ 1)
-                    mbarrier.arrive(empty.index(stage), count=1, pred=one_only)
-                    load_tokens(desc_x, x_boxes, x_bar, stage, i_batch, other_head, other, TILE, D)
-                    load_tokens(desc_y, y_boxes, y_bar, stage, i_batch, other_head, other, TILE, D)
-                    if COLUMNS:
-                        lse_smem.index(stage).store(lse)
-                        delta_smem.index(stage).store(delta)
-                        mbarrier.arrive(x_bar, count=1)
+                    qk_bar, gv_bar = streams.qk.full_barrier(it), streams.gv.full_barrier(it)
+                    mbarrier.wait(streams.qk.empty.index(stage), ((it // STAGES) & 1) ^ 1)
+                    mbarrier.arrive(streams.qk.empty.index(stage), count=1, pred=one_only)
+                    load_tokens(inputs.qk, qk_boxes, qk_bar, stage, i_batch, streamed_head, streamed, TILE, D)
+                    load_tokens(inputs.gv, gv_boxes, gv_bar, stage, i_batch, streamed_head, streamed, TILE, D)
+                    if DKDV:
+                        streams.lse.index(stage).store(lse)
+                        streams.delta.index(stage).store(delta)
+                        mbarrier.arrive(qk_bar, count=1)
                     it += 1
                 entry = entry_next
-                if COLUMNS:
-                    # of the next step, or of the next head's first: they come while its stage is waited for
+                if DKDV:
+                    # of the next step, or of the next head's first: they arrive while its stage is waited for
                     if is_last & (g + 1 < heads_per_tile):
-                        stats = stats_of_head(Stats, batch_head * heads_per_tile + g + 1, n_rows, BLOCK_SIZE)
+                        stats = stats_of_head(
+                            Stats, work.batch_head * heads_per_tile + g + 1, grid.n_rows, BLOCK_SIZE
+                        )
                     lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_bars, i_tile)
+        tile = wait_work_tile(queue, i_tile)
 
 
 @gluon.jit
-def lists_of_tile(tile, problem):
-    """What is told of a tile (schedule.py), of the lists of the head it begins with."""
-    Offsets, Order, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv, heads_per_list = problem[:8]
-    BLOCK_SIZE: gl.constexpr = problem[8]
-    COLUMNS: gl.constexpr = problem[9]
-    LISTS: gl.constexpr = 2 if BLOCK_SIZE == 64 else 1
+def find_lists(tile, lists, heads, grid, config):
+    """The numbers of a work tile (tile_scheduler.py), with the lists of its first head."""
+    LISTS: gl.constexpr = 2 if config.BLOCK_SIZE == 64 else 1
     heads_per_tile = 1
-    heads_beside = heads_per_kv
-    if COLUMNS:
-        heads_per_tile = heads_per_kv
+    heads_beside = heads.per_kv
+    if config.DKDV:
+        heads_per_tile = heads.per_kv
         heads_beside = 1
-    batch_head, group = tile_place(
-        Order, tile, n_groups, n_batch_heads, own_heads, heads_per_list, heads_per_tile, heads_beside
+    batch_head, group = work_tile_coords(
+        lists.order, tile, grid.n_groups, heads, heads_per_tile, heads_beside
     )
     first = group * LISTS
-    layout_head = batch_head % own_heads * heads_per_tile // heads_per_list
-    lists = Offsets + layout_head * n_lists + first
-    n_of_group = gl.minimum(LISTS, n_lists - first)
-    return batch_head, group, gl.load(lists), gl.load(lists + 1), gl.load(lists + n_of_group)
-
-
-@gluon.jit
-def hide(p, seen, layout: gl.constexpr):
-    """p, 0 where a query may not see the key; own and other are the positions of the first rows and columns of p.
-
-    Keys past the end need no hiding in the columns: their dk and dv are not stored.
-    """
-    own, other, kv_len = seen[0], seen[1], seen[2]
-    COLUMNS: gl.constexpr = seen[3]
-    IS_CAUSAL: gl.constexpr = seen[4]
-    EVEN_KV: gl.constexpr = seen[5]
-    TILE: gl.constexpr = p.shape[1]
-    if COLUMNS:
-        if IS_CAUSAL:
-            last_key = own + 63
-            if last_key > other:
-                key = own + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-                query = other + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
-                p = gl.where(key[:, None] <= query[None, :], p, 0.0)
-    else:
-        if IS_CAUSAL or not EVEN_KV:
-            limit = kv_len
-            if IS_CAUSAL:
-                limit = gl.minimum(kv_len, own + 1)
-            if other + TILE > limit:
-                key = other + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
-                visible = (key < kv_len)[None, :]
-                if IS_CAUSAL:
-                    query = own + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-                    visible = visible & (key[None, :] <= query[:, None])
-                p = gl.where(visible, p, 0.0)
-    return p
+    layout_head = batch_head % heads.num * heads_per_tile // heads.per_list
+    offsets = lists.offsets + layout_head * grid.n_lists + first
+    n_of_group = gl.minimum(LISTS, grid.n_lists - first)
+    return batch_head, group, gl.load(offsets), gl.load(offsets + 1), gl.load(offsets + n_of_group)
 
 
 @gluon.jit
 def consumer(
-    W: gl.constexpr, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
-    Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
-    heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
-    BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, HELD: gl.constexpr, LATE: gl.constexpr,
-    CHAINED: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
-):  # fmt: skip
+    W: gl.constexpr, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, softmax_scale, config
+):
     """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
-    own_full, own_empty, x_full, y_full, empty, tile_bars = bars
-    x_ring, y_ring = (x_smem, x_full, empty), (y_smem, y_full, empty)
-    dtype: gl.constexpr = a_smem.dtype
+    D: gl.constexpr = config.D
+    TILE: gl.constexpr = config.TILE
+    BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
+    SLOTS: gl.constexpr = config.SLOTS
+    DKDV: gl.constexpr = config.DKDV
+    OVERLAP_STEPS: gl.constexpr = config.OVERLAP_STEPS
+    dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = BLOCK_SIZE // TILE
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    own_operand: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
-    x_boxes = reinterpret(a_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_x.layout)
-    y_boxes = reinterpret(b_smem, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_sum_y.layout)
+    step_config = StepConfig(DKDV, config.LATE_LSE, s_layout, sum_layout)
+    qk_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.qk.layout)
+    v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.v.layout)
     scale_log2 = softmax_scale * LOG2E
     heads_per_tile = 1
-    if COLUMNS:
-        heads_per_tile = heads_per_kv
-    n_tiles = n_groups * n_batch_heads
+    if DKDV:
+        heads_per_tile = heads.per_kv
+    n_tiles = grid.n_groups * heads.batched
     it = 0
     last = -1
     i_tile = 0
-    tile = shared_tile(tile_smem, tile_bars, i_tile)
+    tile = wait_work_tile(queue, i_tile)
     while tile < n_tiles:
-        batch_head, group, lo, middle, hi = told_numbers(tile_smem, i_tile)
-        was_told(tile_bars, i_tile)
-        i_batch, own_head = batch_head // own_heads, batch_head % own_heads
-        own = own_offset + group * 128 + W * 64
-        token = own_first + group * 128 + W * 64
-        first_head = batch_head % own_heads * heads_per_tile
-        layout_head = first_head // heads_per_list
+        work = read_work_tile(queue, i_tile)
+        release_work_tile(queue, i_tile)
+        lo, hi = work.lo, work.middle
         if PAIRED and W == 1:
-            lo, middle = middle, hi
-        hi = middle
-        # asked for before a and b are waited for
-        index = gl.load(Indices + lo, mask=lo < hi, other=0)
+            lo, hi = work.middle, work.hi
+        i_batch, kept_head = work.batch_head // heads.num, work.batch_head % heads.num
+        kept_position = grid.kept_position + work.group * 128 + W * 64
+        token = grid.kept_token + work.group * 128 + W * 64
+        first_head = work.batch_head % heads.num * heads_per_tile
+        layout_head = first_head // heads.per_list
+        # requested before the kept tiles are waited for
+        index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
         if PAIRED:
-            behind = gl.load(Places + lo, mask=lo < hi, other=0)
-            n_places = gl.load(Unions + layout_head * n_groups + group)
-        sum_x = gl.zeros([64, D], gl.float32, layout=sum_layout)
-        sum_y = 0
-        lse = 0.0
-        delta = 0.0
-        if COLUMNS:
-            sum_y = gl.zeros([64, D], gl.float32, layout=sum_layout)
+            behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
+            n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+        stats = QueryStats(0.0, 0.0)
+        if DKDV:
+            sums = GradSums(
+                gl.zeros([64, D], gl.float32, layout=sum_layout), gl.zeros([64, D], gl.float32, layout=sum_layout)
+            )  # fmt: skip
         else:
+            sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
             out, lse, grad_lse = load_saved(
-                saved, lse_of, i_batch, own_head, batch_head, token, D, HAS_GRAD_LSE
+                saved, i_batch, kept_head, work.batch_head, token, D, config.HAS_GRAD_LSE
             )
         slot = (i_tile % SLOTS) * 2 + W
-        mbarrier.wait(own_full.index(slot), (i_tile // SLOTS) & 1)
-        if not COLUMNS:
-            chunk = group * 2 + W
-            n_chunks = n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
-            stats = Stats + (batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
-            lse, delta = stats_of_queries(
-                out, lse, grad_lse, b_smem.index(slot), stats, (n_chunks - chunk) * CHUNK, s_layout
+        mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
+        if not DKDV:
+            chunk = work.group * 2 + W
+            n_chunks = grid.n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
+            chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
+            stats = stats_of_queries(
+                out, lse, grad_lse, kept.gv.index(slot), chunk_stats, (n_chunks - chunk) * CHUNK, s_layout
             )
-        if HELD:
-            a, b = a_smem.index(slot).load(own_operand), b_smem.index(slot).load(own_operand)
+        if config.OPERANDS_IN_REGISTERS:
+            operands = operands_in_registers(kept, slot, s_layout)
         if PAIRED:
-            # a and b were asked for after all places before `it`, so those a lap of stages back were filled. Not so
-            # between heads: nothing says there how far the ring is
-            last = gl.maximum(last, it - 1 - STAGES)
-        stored_before(own_empty, i_tile, W, SLOTS)
+            # the kept tiles were requested after all places before `it`, so those one round of the ring back have arrived.
+            # Not so between heads: nothing tells there how far the ring is
+            last = gl.maximum(last, it - 1 - config.STAGES)
+        release_stored_before(kept.empty, i_tile, W, SLOTS)
         for g in range(heads_per_tile):
-            if COLUMNS:
+            if DKDV:
                 q_head = first_head + g
-                if q_head // heads_per_list != layout_head:  # else the end of a list led back to its begin
-                    layout_head = q_head // heads_per_list
-                    first = group * LISTS
-                    n_of_group = gl.minimum(LISTS, n_lists - first)
-                    lists = Offsets + layout_head * n_lists + first
-                    lo = gl.load(lists + gl.minimum(W if PAIRED else 0, n_of_group))
-                    hi = gl.load(lists + gl.minimum(W + 1 if PAIRED else 1, n_of_group))
-                    index = gl.load(Indices + lo, mask=lo < hi, other=0)
+                if (
+                    q_head // heads.per_list != layout_head
+                ):  # otherwise the end of a list led back to its start
+                    layout_head = q_head // heads.per_list
+                    first = work.group * LISTS
+                    n_of_group = gl.minimum(LISTS, grid.n_lists - first)
+                    offsets = lists.offsets + layout_head * grid.n_lists + first
+                    lo = gl.load(offsets + gl.minimum(W if PAIRED else 0, n_of_group))
+                    hi = gl.load(offsets + gl.minimum(W + 1 if PAIRED else 1, n_of_group))
+                    index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
                     if PAIRED:
-                        behind = gl.load(Places + lo, mask=lo < hi, other=0)
-                        n_places = gl.load(Unions + layout_head * n_groups + group)
+                        behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
+                        n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
             place = it
             if PAIRED:
                 place += behind
             for e in range(lo, hi):
-                # asked for a step early
+                # requested a step early
                 e_next = gl.where(e + 1 < hi, e + 1, lo)
-                index_next = gl.load(Indices + e_next)
+                index_next = gl.load(lists.indices + e_next)
                 place_next = place + SUB
                 if PAIRED:
-                    behind = gl.load(Places + e_next)
+                    behind = gl.load(lists.places + e_next)
                     place_next = it + behind
-                    wait_past(x_ring, last, place)
+                    streams.qk.wait_past(last, place)
                 for sub in gl.static_range(SUB):
-                    if not HELD:
-                        a, b = kept_tile((a_smem, slot)), kept_tile((b_smem, slot))
-                    other = other_offset + index * BLOCK_SIZE + sub * TILE
-                    sum_x, sum_y = step(
-                        sum_x, sum_y, a, b, x_ring, y_ring, (lse_smem, delta_smem), lse, delta, place + sub, hide,
-                        (own, other, kv_len, COLUMNS, IS_CAUSAL, EVEN_KV), scale_log2, COLUMNS, s_layout, sum_layout,
-                        LATE, sub == 0 or not CHAINED, sub == SUB - 1 or not CHAINED,
+                    if not config.OPERANDS_IN_REGISTERS:
+                        operands = operands_in_memory(kept, slot)
+                    streamed_position = grid.streamed_position + index * BLOCK_SIZE + sub * TILE
+                    mask = BlockMask(
+                        kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
+                    )
+                    sums = step(
+                        sums, operands, streams, stats, place + sub, mask, scale_log2, step_config,
+                        sub == 0 or not OVERLAP_STEPS, sub == SUB - 1 or not OVERLAP_STEPS,
                     )  # fmt: skip
                 last = place
                 index, place = index_next, place_next
@@ -307,83 +380,69 @@ def consumer(
             it += n_places
             if PAIRED:
                 # the list of the other warpgroup may go on, and so may the heads after this one with nothing in ours
-                last = wait_past(x_ring, last, it - 1)
+                last = streams.qk.wait_past(last, it - 1)
 
-        # a and b are no longer needed: their memory holds the sums until they are stored
-        a_smem.index(slot).store((sum_x * softmax_scale).to(dtype))
-        if COLUMNS:
-            b_smem.index(slot).store(sum_y.to(dtype))  # type: ignore[attr-defined]
+        # the kept tiles are no longer needed: their memory holds the sums until they are stored
+        kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))
+        if DKDV:
+            kept.gv.index(slot).store(sums.v.to(dtype))
         fence_async_shared()
-        store_tokens(desc_sum_x, x_boxes, slot, i_batch, own_head, token, D)
-        if COLUMNS:
-            store_tokens(desc_sum_y, y_boxes, slot, i_batch, own_head, token, D)
-        stored(own_empty, W, SLOTS)
+        store_tokens(outputs.qk, qk_boxes, slot, i_batch, kept_head, token, D)
+        if DKDV:
+            store_tokens(outputs.v, v_boxes, slot, i_batch, kept_head, token, D)
+        release_stored(kept.empty, W, SLOTS)
         i_tile += 1
-        tile = shared_tile(tile_smem, tile_bars, i_tile)
+        tile = wait_work_tile(queue, i_tile)
     tma.store_wait(0)
 
 
 NUMBERS = (
-    "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "own_heads", "n_batch_heads", "heads_per_kv",
+    "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv",
     "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def backward_kernel(
-    desc_a, desc_b, desc_x, desc_y, desc_sum_x, desc_sum_y, Stats, Out, Lse, GradLse, Offsets, Indices, Schedule, Counter,
-    stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_layout_groups, n_entries, n_groups, n_lists, n_rows,
-    own_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale,
-    D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
-    HELD: gl.constexpr, LATE: gl.constexpr, CHAINED: gl.constexpr, COLUMNS: gl.constexpr, IS_CAUSAL: gl.constexpr,
-    EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+    desc_kept_qk, desc_kept_gv, desc_qk, desc_gv, desc_grad_qk, desc_grad_v, Stats, Out, Lse, GradLse, Offsets, Indices,
+    WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_layout_groups, n_entries, n_groups,
+    n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len,
+    softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr,
+    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """See the top of this file; Out, Lse and GradLse are for the rows only.
+    """See the top of this file; Out, Lse and GradLse are for the dq pass only.
 
     Launched with 4 warps: the first warpgroup is the default partition.
     """
-    FULLS: gl.constexpr = LAPS * STAGES if BLOCK_SIZE == 64 else STAGES
-    tiles, lse_smem, delta_smem, tile_smem, bars = shared_memory(
-        desc_a.dtype, D, TILE, STAGES, SLOTS, FULLS, COLUMNS
-    )
-    a_smem, b_smem, x_smem, y_smem = tiles
-    Order, Unions, Places, Entries = parts_of_schedule(
-        Schedule, Indices, n_layout_groups, n_entries, BLOCK_SIZE
-    )
-    # `first`: of the tensor, `offset`: its position. The queries of the first row need not be at position 0
+    FULLS: gl.constexpr = PHASES * STAGES if BLOCK_SIZE == 64 else STAGES
+    kept, streams, queue = shared_memory(desc_kept_qk.dtype, D, TILE, STAGES, SLOTS, FULLS, DKDV)
+    lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
+    # the queries of the first row need not be at position 0
     first_query = first_row * BLOCK_SIZE - q_offset
-    if COLUMNS:
-        own_first, own_offset, other_first, other_offset = 0, 0, first_query, first_row * BLOCK_SIZE
+    if DKDV:
+        grid = Grid(n_groups, n_lists, n_rows, 0, 0, first_query, first_row * BLOCK_SIZE, kv_len)
     else:
-        own_first, own_offset, other_first, other_offset = first_query, first_row * BLOCK_SIZE, 0, 0
-    saved = (Out, stride_ob, stride_os, stride_oh, q_len)
-    lse_of = (Lse, GradLse, stride_lb, stride_lh, stride_ls)
+        grid = Grid(n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len)
+    saved = Saved(Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, q_len)
+    heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
+    inputs = Inputs(desc_kept_qk, desc_kept_gv, desc_qk, desc_gv)
+    outputs = Outputs(desc_grad_qk, desc_grad_v)
+    config = Config(
+        D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, IS_CAUSAL, EVEN_KV,
+        HAS_GRAD_LSE,
+    )  # fmt: skip
+    n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
-    LOOK_UP: gl.constexpr = lists_of_tile
+    FIND: gl.constexpr = find_lists
     gl.warp_specialize(
         [
-            (consumer, (
-                W0, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
-                Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
-                heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
-                HELD, LATE, CHAINED, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
-            )),
-            (consumer, (
-                W1, desc_sum_x, desc_sum_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars, Offsets,
-                Indices, Places, Unions, Stats, saved, lse_of, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv,
-                heads_per_list, own_first, own_offset, other_offset, kv_len, softmax_scale, D, TILE, BLOCK_SIZE, STAGES, SLOTS,
-                HELD, LATE, CHAINED, COLUMNS, IS_CAUSAL, EVEN_KV, HAS_GRAD_LSE,
-            )),
-            (producer, (
-                desc_a, desc_b, desc_x, desc_y, a_smem, b_smem, x_smem, y_smem, lse_smem, delta_smem, tile_smem, bars,
-                Offsets, Entries, Stats, n_groups, n_lists, n_rows, own_heads, n_batch_heads, heads_per_kv, heads_per_list,
-                own_first, other_first, D, TILE, BLOCK_SIZE, STAGES, SLOTS, COLUMNS,
-            )),
-            (take_tiles, (
-                tile_smem, bars[5], Counter, n_groups * n_batch_heads, LOOK_UP,
-                (Offsets, Order, n_groups, n_lists, own_heads, n_batch_heads, heads_per_kv, heads_per_list, BLOCK_SIZE, COLUMNS),
-            )),
+            (consumer, (W0, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, softmax_scale, config)),
+            (consumer, (W1, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, softmax_scale, config)),
+            (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
+            (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],

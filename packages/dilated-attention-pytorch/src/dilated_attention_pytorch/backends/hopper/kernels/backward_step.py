@@ -1,4 +1,4 @@
-"""What the passes of the backward share: a step, and the shared memory; see backward.py, and dilated_rows.py and dilated_columns.py."""
+"""What the passes of the backward share: one step, and the shared memory; see backward.py for the words."""
 
 from __future__ import annotations
 
@@ -8,21 +8,69 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     warpgroup_mma,
+    warpgroup_mma_accumulator,
     warpgroup_mma_wait,
 )
 
-from ..gluon_names import DELTA_FIRST
+from ..gluon_names import DELTA_FIRST, aggregate
 from .attend import scores
 from .lse_delta import CHUNK
-from .pipeline import get_tile, give_back
-from .tile_scheduler import tile_barriers
+from .pipeline import Ring
+from .tile_scheduler import allocate_queue
+from .tma import kept_tile
 
-BLOCK = gl.constexpr(128)  # tokens, where keys are dilated
+BLOCK = gl.constexpr(128)  # tokens of a block, with token dilation
+
+
+@aggregate
+class KeptTiles:
+    """Shared memory for the tiles that a warpgroup keeps, and the barriers of its slots."""
+
+    qk: gl.shared_memory_descriptor
+    gv: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+
+
+@aggregate
+class Streams:
+    """Rings of the tiles that stream by, with one `empty` barrier for both; in the dkdv pass also lse and -delta of their queries."""
+
+    qk: Ring
+    gv: Ring
+    lse: gl.shared_memory_descriptor
+    delta: gl.shared_memory_descriptor
+
+
+@aggregate
+class Operands:
+    """The kept tiles as operands of products, in registers or in shared memory."""
+
+    qk: gl.tensor | gl.shared_memory_descriptor
+    gv: gl.tensor | gl.shared_memory_descriptor
+
+
+@aggregate
+class GradSums:
+    """Sums of dk and dv, which products in flight may still add to; in the dq pass of dq alone, and v is the number 0."""
+
+    qk: gl.tensor | warpgroup_mma_accumulator
+    v: gl.tensor | warpgroup_mma_accumulator
+
+
+@aggregate
+class StepConfig:
+    """Constants of a step; DKDV: of the dkdv pass; LATE_LSE: lse is read behind the products, not before them."""
+
+    DKDV: gl.constexpr
+    LATE_LSE: gl.constexpr
+    s_layout: gl.constexpr
+    sum_layout: gl.constexpr
 
 
 @gluon.jit
 def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED: gl.constexpr):
-    """lse and -delta of the queries of a step of one head; of any where the entry is below 0."""
+    """lse and -delta of the queries of a step of one head; of any queries where the entry is negative."""
     lanes: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     row = gl.maximum(entry, 0)
     if PAIRED:
@@ -34,7 +82,7 @@ def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED:
 
 @gluon.jit
 def in_every_row(x, TILE: gl.constexpr, layout: gl.constexpr):
-    """(64, TILE) registers with x, (TILE,), in every row; made here, so that a product may begin with them while another runs.
+    """(64, TILE) registers with x, (TILE,), in every row; made here, so that a product may start from them while another runs.
 
     Copied between the two products they would make ptxas wait for the first (C7517).
     """
@@ -43,52 +91,66 @@ def in_every_row(x, TILE: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def step(
-    sum_x, sum_y, a, b, x_ring, y_ring, stats, lse, delta, place, HIDE: gl.constexpr, seen, scale_log2,
-    COLUMNS: gl.constexpr, s_layout: gl.constexpr, sum_layout: gl.constexpr, LATE: gl.constexpr = False,
-    FIRST: gl.constexpr = True, LAST: gl.constexpr = True,
-):  # fmt: skip
-    """Add what the tile at a place gives; HIDE(p, seen, layout) makes p 0 where a query may not see the key.
+def operands_in_registers(kept, slot, s_layout: gl.constexpr):
+    """The kept tiles of a slot, loaded."""
+    operand: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
+    return Operands(kept.qk.index(slot).load(operand), kept.gv.index(slot).load(operand))
 
-    The sums of all but the LAST step are in flight on return, and waited for when the next one, not FIRST, has begun. Not
-    so after the last: ptxas serialises all products of a loop over whose closing one of them runs.
+
+@gluon.jit
+def operands_in_memory(kept, slot):
+    """The kept tiles of a slot, in shared memory; ask again in every step."""
+    return Operands(kept_tile(kept.qk, slot), kept_tile(kept.gv, slot))
+
+
+@gluon.jit
+def step(
+    sums, operands, streams, stats, place, mask, scale_log2, config, FIRST: gl.constexpr = True, LAST: gl.constexpr = True
+):  # fmt: skip
+    """Add the tile at a place of the streams; `mask.apply_mask(p, layout)` makes p 0 where a query may not see the key.
+
+    The sums of all but the LAST step are in flight on return, and waited for once the next one, not FIRST, has started. The
+    last one waits: ptxas serialises all products of a loop if one of them crosses its end.
     """
-    operand: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
-    dtype: gl.constexpr = a.dtype
-    lse_smem, delta_smem = stats
-    STAGES: gl.constexpr = x_ring[0].shape[0]
-    TILE: gl.constexpr = x_ring[0].shape[1]
-    x_tile = get_tile(x_ring, place)
-    if COLUMNS and not LATE:  # before the products: shared memory is read in the order of the instructions
-        lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    if COLUMNS and DELTA_FIRST:
+    DKDV: gl.constexpr = config.DKDV
+    s_layout: gl.constexpr = config.s_layout
+    operand: gl.constexpr = gl.DotOperandLayout(0, config.sum_layout, 2)
+    dtype: gl.constexpr = operands.qk.dtype
+    STAGES: gl.constexpr = streams.qk.tiles.shape[0]
+    TILE: gl.constexpr = streams.qk.tiles.shape[1]
+    lse, delta = stats.lse, stats.delta
+    sum_qk, sum_v = sums.qk, sums.v
+    qk_tile = streams.qk.consumer_wait(place)
+    if DKDV and not config.LATE_LSE:  # before the products: shared memory is read in program order
+        lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+    if DKDV and DELTA_FIRST:
         delta = in_every_row(
-            delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout)), TILE, s_layout
+            streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout)), TILE, s_layout
         )
-    s = scores(a, x_tile, TILE, s_layout)
+    s = scores(operands.qk, qk_tile, TILE, s_layout)
     if not FIRST:
-        if COLUMNS:
-            sum_x, sum_y = warpgroup_mma_wait(1, deps=[sum_x, sum_y])
+        if DKDV:
+            sum_qk, sum_v = warpgroup_mma_wait(1, deps=[sum_qk, sum_v])
         else:
-            sum_x = warpgroup_mma_wait(1, deps=[sum_x])
-        give_back(x_ring, place - 1)  # and y: they have one barrier
-    y_tile = get_tile(y_ring, place)
-    if COLUMNS and DELTA_FIRST:
-        dp = warpgroup_mma(b, y_tile.permute([1, 0]), delta, is_async=True)
+            sum_qk = warpgroup_mma_wait(1, deps=[sum_qk])
+        streams.qk.consumer_release(place - 1)  # gv too: they share a barrier
+    gv_tile = streams.gv.consumer_wait(place)
+    if DKDV and DELTA_FIRST:
+        dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
     else:
-        dp = scores(b, y_tile, TILE, s_layout)
-    if COLUMNS and LATE:
-        lse = lse_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+        dp = scores(operands.gv, gv_tile, TILE, s_layout)
+    if DKDV and config.LATE_LSE:
+        lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
     s = warpgroup_mma_wait(1, deps=[s])
-    if COLUMNS:
+    if DKDV:
         p = gl.exp2(s * scale_log2 - lse[None, :])
     else:
         p = gl.exp2(s * scale_log2 - lse[:, None])
-    p = HIDE(p, seen, s_layout)
-    if COLUMNS:
+    p = mask.apply_mask(p, s_layout)
+    if DKDV:
         if not DELTA_FIRST:
-            delta = delta_smem.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-        sum_y = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), y_tile, sum_y, is_async=True)
+            delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+        sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), gv_tile, sum_v, is_async=True)
         dp = warpgroup_mma_wait(1, deps=[dp])
         if not DELTA_FIRST:
             dp += delta[None, :]
@@ -96,45 +158,45 @@ def step(
     else:
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = p * (dp + delta[:, None])
-    sum_x = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), x_tile, sum_x, is_async=True)
+    sum_qk = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), qk_tile, sum_qk, is_async=True)
     if LAST:
-        if COLUMNS:
-            sum_x, sum_y = warpgroup_mma_wait(0, deps=[sum_x, sum_y])
+        if DKDV:
+            sum_qk, sum_v = warpgroup_mma_wait(0, deps=[sum_qk, sum_v])
         else:
-            sum_x = warpgroup_mma_wait(0, deps=[sum_x])
-        give_back(x_ring, place)
-    return sum_x, sum_y
+            sum_qk = warpgroup_mma_wait(0, deps=[sum_qk])
+        streams.qk.consumer_release(place)
+    return GradSums(sum_qk, sum_v)
 
 
 @gluon.jit
 def shared_memory(
     dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, FULLS: gl.constexpr,
-    COLUMNS: gl.constexpr,
+    DKDV: gl.constexpr,
 ):  # fmt: skip
-    """Places for tiles, lse, delta and what is told of a tile, and the barriers, ready: FULLS tell when a stage is full (ring.py)."""
+    """Kept tiles, streams and work queue, ready to use; FULLS barriers tell when a stage is full (pipeline.py)."""
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    STATS_STAGES: gl.constexpr = STAGES if COLUMNS else 1
-    a_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    b_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    x_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    y_smem = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    lse_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    delta_smem = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    tile_smem, tile_bars = tile_barriers()
-    own_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    own_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    x_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
-    y_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
+    STATS_STAGES: gl.constexpr = STAGES if DKDV else 1
+    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
+    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
+    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    lse = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
+    delta = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
+    queue = allocate_queue()
+    kept_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
+    kept_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
+    qk_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
+    gv_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(SLOTS * 2):
-        mbarrier.init(own_full.index(i), count=2)  # a, b
-        mbarrier.init(own_empty.index(i), count=1)
+        mbarrier.init(kept_full.index(i), count=2)  # qk, gv
+        mbarrier.init(kept_empty.index(i), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(empty.index(i), count=2)
     for i in gl.static_range(FULLS):
-        mbarrier.init(x_full.index(i), count=2 if COLUMNS else 1)  # x; lse and delta
-        mbarrier.init(y_full.index(i), count=1)
+        mbarrier.init(qk_full.index(i), count=2 if DKDV else 1)  # qk; lse and delta
+        mbarrier.init(gv_full.index(i), count=1)
     fence_async_shared()
-    bars = own_full, own_empty, x_full, y_full, empty, tile_bars
-    return (a_smem, b_smem, x_smem, y_smem), lse_smem, delta_smem, tile_smem, bars
+    kept = KeptTiles(kept_qk, kept_gv, kept_full, kept_empty)
+    return kept, Streams(Ring(qk, qk_full, empty), Ring(gv, gv_full, empty), lse, delta), queue

@@ -1,10 +1,9 @@
-"""The ring of tiles between the loading warp and the two warpgroups of a kernel: k and v forward, x and y backward.
+"""The pipeline of tiles between the loading warp and the two consumer warpgroups: k and v forward, streamed tiles backward.
 
-Place n of the ring lies in stage n % stages. A stage is filled again when both warpgroups have given it back; the
-loading warp gives back for a warpgroup that does not want the tile. A barrier tells only odd from even fillings, and
-a warpgroup that passes over tiles must not take another filling for its own. Where that happens there are LAPS times as
-many `full` barriers as stages: a warpgroup may pass over (LAPS - 1) * stages places at a time, and be as late for
-those that it passes over.
+Tile n of the pipeline lies in stage n % stages. A stage is filled again once both warpgroups have released it; the loading
+warp releases it for a warpgroup that does not want the tile. An mbarrier carries one phase bit, so a warpgroup that skips
+tiles could mistake a later fill of the stage for its own. Where warpgroups skip tiles there are PHASES times as many `full`
+barriers as stages: a warpgroup may then skip (PHASES - 1) * stages tiles in a row, and lag behind by as many.
 """
 
 from __future__ import annotations
@@ -13,50 +12,50 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-LAPS = gl.constexpr(4)
+from ..gluon_names import aggregate
+
+PHASES = gl.constexpr(4)
 
 
-@gluon.jit
-def full_at(full, place):
-    """The barrier that tells when the tile at a place is there."""
-    return full.index(place % full.shape[0])
+@aggregate
+class Ring:
+    """Stages for tiles, and the barriers that tell when a stage is full and when it is empty."""
 
+    tiles: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
 
-@gluon.jit
-def wait_full(full, place):
-    """Until the tile at `place` is there."""
-    mbarrier.wait(full_at(full, place), (place // full.shape[0]) & 1)
+    @gluon.jit
+    def full_barrier(self, place):
+        """The barrier that completes when tile `place` has arrived."""
+        return self.full.index(place % self.full.shape[0])
 
+    @gluon.jit
+    def wait_full(self, place):
+        """Wait until tile `place` has arrived."""
+        mbarrier.wait(self.full_barrier(place), (place // self.full.shape[0]) & 1)
 
-@gluon.jit
-def wait_past(ring, last, place):
-    """Keep up with a place that is far after the last one of which it is known that it was filled; returns the new last."""
-    tiles, full, empty = ring
-    while place - last > full.shape[0] - tiles.shape[0]:
-        last += full.shape[0] - tiles.shape[0]
-        wait_full(full, last)
-    return last
+    @gluon.jit
+    def consumer_wait(self, place):
+        """Wait for tile `place` and return it."""
+        self.wait_full(place)
+        return self.tiles.index(place % self.tiles.shape[0])
 
+    @gluon.jit
+    def consumer_release(self, place):
+        """Release the stage of tile `place`."""
+        mbarrier.arrive(self.empty.index(place % self.tiles.shape[0]), count=1)
 
-@gluon.jit
-def get_tile(ring, place):
-    """The tile at a place, when it is there."""
-    tiles, full, empty = ring
-    wait_full(full, place)
-    return tiles.index(place % tiles.shape[0])
+    @gluon.jit
+    def skip(self, place):
+        """Wait for tile `place` and release it unread."""
+        self.consumer_wait(place)
+        self.consumer_release(place)
 
-
-@gluon.jit
-def give_back(ring, place):
-    """Give the stage of a place back."""
-    tiles, full, empty = ring
-    mbarrier.arrive(empty.index(place % tiles.shape[0]), count=1)
-
-
-@gluon.jit
-def pass_over(k_ring, v_ring, place):
-    """Give back a tile of k and of v that was loaded although nothing of it is visible."""
-    get_tile(k_ring, place)
-    give_back(k_ring, place)
-    get_tile(v_ring, place)
-    give_back(v_ring, place)
+    @gluon.jit
+    def wait_past(self, last, place):
+        """Catch up with a tile far behind `last`, the last one known to have arrived; return the new last one."""
+        while place - last > self.full.shape[0] - self.tiles.shape[0]:
+            last += self.full.shape[0] - self.tiles.shape[0]
+            self.wait_full(last)
+        return last

@@ -1,11 +1,11 @@
-"""Online softmax of a tile of scores, in units of log2, every thread for what it holds of its two rows.
+"""Online softmax of a tile of scores, in units of log2; every thread works on what it holds of its two rows.
 
-A row lies in four threads. What is kept of it are tensors of (64, 4), of which a thread has its own numbers: m is the same in
-all four, l is to be added up. So nothing passes between threads in most tiles.
+A row is spread over four threads. m and l of the rows are tensors of (64, 4), of which every thread has its own element: m is
+equal in all four, l still has to be summed. So most tiles need no exchange between threads.
 
-m is the largest score but for SLACK: p may be 256, and in exchange sums seldom need a new scale (as in the kernels of
-FlashAttention-4). Nor are the maxima needed then: the sums of p, which are taken anyway, tell when a p is large. Only
-then, in a branch, m grows and p is computed again (`later_softmax`).
+m may stay up to RESCALE_THRESHOLD below the largest score: p then reaches 256, and in exchange sums are rarely rescaled (as in
+the kernels of FlashAttention-4). The maxima are not needed either: the sums of p, which are computed anyway, show when some p
+is large. Only then, in a branch, m grows and p is computed again (`softmax_unmasked`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 INFINITY = gl.constexpr(float("inf"))
-SLACK = gl.constexpr(8.0)  # in units of log2
-# Of a product's tile of 64 rows a thread has two, 8 apart, and every fourth pair of columns.
+RESCALE_THRESHOLD = gl.constexpr(8.0)  # in units of log2
+# A thread holds two rows of a product's tile of 64, 8 apart, and every fourth pair of columns.
 BY_THREAD = gl.constexpr(
     gl.DistributedLinearLayout(
         reg_bases=[[8, 0]],
@@ -32,25 +32,25 @@ BY_THREAD = gl.constexpr(
 
 @gluon.jit
 def in_pairs(x):
-    """(64, N) as (64, N / 8, 4, 2): the third number is that of the thread."""
+    """(64, N) as (64, N / 8, 4, 2), where the third axis is the thread."""
     return gl.reshape(x, [64, x.shape[1] // 8, 4, 2])
 
 
 @gluon.jit
 def max_by_thread(x):
-    """(64, 4): the largest number that a thread holds of a row of a tile."""
+    """(64, 4): the maximum of what each thread holds of a row of a tile."""
     return gl.convert_layout(gl.max(gl.max(in_pairs(x), 3), 1), BY_THREAD, assert_trivial=True)
 
 
 @gluon.jit
 def sum_by_thread(x):
-    """(64, 4): the sum of what a thread holds of a row of a tile."""
+    """(64, 4): the sum of what each thread holds of a row of a tile."""
     return gl.convert_layout(gl.sum(gl.sum(in_pairs(x), 3), 1), BY_THREAD, assert_trivial=True)
 
 
 @gluon.jit
 def over_tile(x, N: gl.constexpr, layout: gl.constexpr):
-    """(64, N): what every number of a tile has in a tensor of (64, 4)."""
+    """Broadcast a tensor of (64, 4) to a tile of (64, N)."""
     tile = in_pairs(gl.full([64, N], 0.0, gl.float32, layout=layout))
     parent: gl.constexpr = tile.type.layout
     x = gl.convert_layout(x, gl.SliceLayout(1, gl.SliceLayout(3, parent)), assert_trivial=True)
@@ -67,7 +67,7 @@ def nothing_seen():
 
 @gluon.jit
 def by_row(m, l, layout: gl.constexpr):
-    """m and l as (64,), l added up."""
+    """m and l of every row, (64,)."""
     rows: gl.constexpr = gl.SliceLayout(1, layout)
     return gl.convert_layout(gl.max(m, 1), rows, assert_trivial=True), gl.convert_layout(
         gl.sum(l, 1), rows, assert_trivial=True
@@ -76,24 +76,24 @@ def by_row(m, l, layout: gl.constexpr):
 
 @gluon.jit
 def softmax(s, m, l, scale_log2, dtype: gl.constexpr, MASKED: gl.constexpr, layout: gl.constexpr):
-    """p of a tile of scores, the factor of what came before, new m and l."""
+    """p of a tile of scores, the factor for earlier sums, the new m and l."""
     largest = gl.max(max_by_thread(s), 1)[:, None] * scale_log2
     m_new = gl.maximum(m, largest)
-    m_new = gl.where(m_new - m > SLACK, m_new, m)
+    m_new = gl.where(m_new - m > RESCALE_THRESHOLD, m_new, m)
     m_safe = m_new
     if MASKED:
-        m_safe = gl.where(m_new == -INFINITY, 0.0, m_new)  # a query that has seen nothing yet
+        m_safe = gl.where(m_new == -INFINITY, 0.0, m_new)  # a query that has seen no key yet
     p = gl.exp2(s * scale_log2 - over_tile(m_safe, s.shape[1], layout))
     alpha = gl.exp2(m - m_safe)
     return p.to(dtype), alpha, m_new, l * alpha + sum_by_thread(p)
 
 
-# What a thread holds of a tile of 64 x 64 is 32 numbers, in turns two of its upper and two of its lower row.
+# Of a tile of 64 x 64 a thread holds 32 elements: two of its upper row, two of its lower row, and so on.
 
 
 @gluon.jit
 def exponentials(t, upper, lower, N: gl.constexpr, PACK: gl.constexpr):
-    """exp2 of N numbers, less that of their row: packed in pairs, each pair with a 0 behind it; and the sums of both rows."""
+    """exp2 of N scores less the number of their row, packed in pairs with a 0 after each pair; and the sums of both rows."""
     p = ()
     sum_upper, sum_lower = 0.0, 0.0
     for i in gl.static_range(0, N, 4):
@@ -107,13 +107,13 @@ def exponentials(t, upper, lower, N: gl.constexpr, PACK: gl.constexpr):
 
 @gluon.jit
 def packed(first, second, PACK: gl.constexpr):
-    """Two numbers rounded into one register."""
+    """Two numbers, rounded into one register."""
     return gl.inline_asm_elementwise(PACK, "=r,f,f", [first, second], dtype=gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
 def largest_of_row(t, first: gl.constexpr, N: gl.constexpr):
-    """The largest of the numbers of a row in all of its four threads; `first`: the row's first in the list."""
+    """The maximum of a row over its four threads; `first` is the index of its first element."""
     largest = t[first]
     for i in gl.static_range(first, N, 4):
         largest = gl.maximum(largest, gl.maximum(t[i], t[i + 1]))
@@ -125,8 +125,8 @@ def largest_of_row(t, first: gl.constexpr, N: gl.constexpr):
 
 
 def large_code() -> str:
-    """PTX that looks for a sum above 2 ** SLACK, or no number, in the warp."""
-    most = "0f" + struct.pack(">f", 2.0**SLACK.value).hex()
+    """PTX that tells whether any sum in the warp is above 2 ** RESCALE_THRESHOLD, or NaN."""
+    most = "0f" + struct.pack(">f", 2.0**RESCALE_THRESHOLD.value).hex()
     return (
         f"{{ .reg .pred p, q; setp.gtu.f32 p, $1, {most}; setp.gtu.or.f32 q, $2, {most}, p;"
         " vote.sync.any.pred p, q, 0xffffffff; selp.b32 $0, 1, 0, p; }"
@@ -138,7 +138,7 @@ LARGE = gl.constexpr(large_code())
 
 @gluon.jit
 def any_is_large(upper, lower):
-    """1 where one of the sums of a warp is above 2 ** SLACK, or no number."""
+    """1 where any sum of the warp is above 2 ** RESCALE_THRESHOLD, or NaN."""
     return gl.inline_asm_elementwise(
         LARGE, "=r,f,f", [upper, lower], dtype=gl.int32, is_pure=True, pack=1,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def any_is_large(upper, lower):
 
 @gluon.jit
 def of_thread(t, N: gl.constexpr, PACK: gl.constexpr):
-    """p in pairs, by how much m is to grow, and the sums of the rows, for N numbers of a thread, less m."""
+    """From N scores of a thread, less m: p in pairs, by how much m must grow, and the sums of the rows."""
     p, sum_upper, sum_lower = exponentials(t, 0.0, 0.0, N, PACK)
     upper, lower = 0.0, 0.0
     if any_is_large(sum_upper, sum_lower) != 0:
@@ -160,7 +160,10 @@ def of_thread(t, N: gl.constexpr, PACK: gl.constexpr):
 
 
 def of_threads(pack: str) -> tuple[Any, Any]:
-    """`of_thread` with an instruction that packs, as functions of 32 and of 64 numbers: what `map_elementwise` takes."""
+    """`of_thread` with a packing instruction, as functions of 32 and of 64 numbers.
+
+    `map_elementwise` passes every number as a parameter of its own; Triton 3.6 compiles no `*args`.
+    """
     PACK = gl.constexpr(pack)
 
     @gluon.jit
@@ -192,12 +195,12 @@ def of_threads(pack: str) -> tuple[Any, Any]:
 
 BFLOAT16_32, BFLOAT16_64 = of_threads("cvt.rn.bf16x2.f32 $0, $2, $1;")
 FLOAT16_32, FLOAT16_64 = of_threads("cvt.rn.f16x2.f32 $0, $2, $1;")
-UNPACK = gl.constexpr("mov.b32 $0, $1;")  # a pair is a register already
+UNPACK = gl.constexpr("mov.b32 $0, $1;")  # a pair already is a register
 
 
 @gluon.jit
-def later_softmax(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.constexpr):
-    """As `softmax` for a tile of 64 or 128 keys without a mask, and queries that have seen one."""
+def softmax_unmasked(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.constexpr):
+    """`softmax` of a tile of 64 or 128 keys without a mask, for queries that have all seen a key."""
     KEYS: gl.constexpr = s.shape[1]
     t = s * scale_log2 - over_tile(m, KEYS, layout)
     gl.static_assert(KEYS == 64 or KEYS == 128)
@@ -219,15 +222,15 @@ def later_softmax(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.constexpr
 
 
 @gluon.jit
-def first_of_row(s, m, scale_log2, layout: gl.constexpr):
-    """m of queries that have seen nothing yet, from the scores of their first tile."""
+def first_max(s, m, scale_log2, layout: gl.constexpr):
+    """m of queries that have seen no key yet, from the scores of their first tile."""
     return gl.where(m == -INFINITY, gl.max(max_by_thread(s), 1)[:, None] * scale_log2, m)
 
 
 def rescale_code(n: int) -> tuple[str, str]:
-    """PTX that multiplies n numbers of a thread by their factors unless all factors of the warp are 1, and its operands.
+    """PTX, and its operands, that multiplies n numbers of a thread by their factors unless all factors of the warp are 1.
 
-    The numbers are those of two rows, in turns of two, as products leave them.
+    The numbers belong to two rows, two by two in turn, as a product leaves them.
     """
     one, factor = "0f3F800000", 2 * n
     lines = [
@@ -239,13 +242,13 @@ def rescale_code(n: int) -> tuple[str, str]:
     return " ".join(lines), ",".join(["=f"] * n + [str(i) for i in range(n)] + ["f"] * n)
 
 
-NUMBERS = gl.constexpr(32)  # that are looked at together
+NUMBERS = gl.constexpr(32)  # that one vote covers
 RESCALE, RESCALE_OPERANDS = (gl.constexpr(text) for text in rescale_code(NUMBERS.value))
 
 
 @gluon.jit
-def scaled(acc, alpha, layout: gl.constexpr):
-    """The sums of what came before, for the new m; most often it is the old one."""
+def rescale_acc(acc, alpha, layout: gl.constexpr):
+    """Rescale earlier sums to the new m; most often alpha is 1 everywhere, and nothing is multiplied."""
     return gl.inline_asm_elementwise(
         RESCALE, RESCALE_OPERANDS, [acc, over_tile(alpha, acc.shape[1], layout)], dtype=gl.float32, is_pure=True, pack=NUMBERS
     )  # fmt: skip
