@@ -23,7 +23,7 @@ from dilated_attention_pytorch.eager import CachedCall, EagerAttention, forward_
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-from dilated_attention_pytorch.backends.hopper import launch, launcher, raw_launch
+from dilated_attention_pytorch.backends.hopper import launch, launcher, passes, raw_launch
 
 CASE = Case(512, 4, 64, 128, 0.5)
 DILATED = dataclasses.replace(CASE, segment_lengths=(128, 256), dilation_rates=(1, 4))
@@ -165,7 +165,7 @@ class Driver:
 @pytest.mark.parametrize("case", [CASE, DILATED], ids=["plain", "dilated"])
 def test_bare_forward_launches_what_the_library_launches(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     driver, p = Driver(), problem_of(case)
-    monkeypatch.setattr(launch, "forward_kernel", driver)
+    monkeypatch.setattr(passes.ForwardPass, "kernel", driver)
     out, lse = launch.launch_forward(p)
     assert len(launcher.LAUNCHES) == 1
     bare = floor.bare_forward(p)

@@ -28,21 +28,21 @@ HANDED_OVER = report(
     ("Write", "backward.py", "gl.warp_specialize("),
 )
 PASSED_ON = report(
-    ("Write", "tile_scheduler.py", "tile_smem.index(place).store("),
-    ("Read", "tile_scheduler.py", "return gl.max(tile_smem"),
+    ("Write", "tile_scheduler.py", "queue.numbers.index(place).store("),
+    ("Read", "tile_scheduler.py", "return gl.max(queue.numbers"),
 )
 RACES = {
     "tiles": report(
-        ("Write", "backward_step.py", "lse = lse_smem.index("),
-        ("Read", "backward_step.py", "delta = delta_smem.index("),
+        ("Write", "backward_step.py", "lse = streams.lse.index("),
+        ("Read", "backward_step.py", "delta = streams.delta.index("),
     ),
-    "told_is_written": report(
-        ("Write", "tile_scheduler.py", "return gl.max(tile_smem"),
-        ("Read", "tile_scheduler.py", "tile_smem.index(place).store("),
+    "read_is_written": report(
+        ("Write", "tile_scheduler.py", "return gl.max(queue.numbers"),
+        ("Read", "tile_scheduler.py", "queue.numbers.index(place).store("),
     ),
     "start_and_loop": report(
         ("Read", "backward.py", "def backward_kernel("),
-        ("Write", "backward.py", "lse_smem.index(stage).store("),
+        ("Write", "backward.py", "streams.lse.index(stage).store("),
     ),
     "start_of_no_kernel": report(
         ("Read", "backward.py", "def consumer("), ("Write", "backward.py", "def consumer(")

@@ -19,12 +19,7 @@ from triton.experimental.gluon.language import NVMMASharedLayout
 from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.backends.hopper import HOPPER, arguments, launch, tuning
-from dilated_attention_pytorch.backends.hopper.gluon_names import NEW_PTXAS
-from dilated_attention_pytorch.backends.hopper.kernels.backward import backward_kernel
-from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dkdv import dilated_dkdv_kernel
-from dilated_attention_pytorch.backends.hopper.kernels.backward_dilated_dq import dilated_dq_kernel
-from dilated_attention_pytorch.backends.hopper.kernels.forward import forward_kernel
+from dilated_attention_pytorch.backends.hopper import HOPPER, passes, tuning
 from dilated_attention_pytorch.backends.hopper.launcher import box_layout
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
@@ -96,19 +91,17 @@ def problem_of(shape: Shape) -> AttentionProblem:
     return problem.prepared_by(HOPPER, layout)
 
 
-def arguments_of(shape: Shape) -> dict[str, Any]:
-    """The arguments of a launch, tensor descriptors as (tensor, rows, rate)."""
+def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
+    """Kernel, arguments (tensor descriptors as (tensor, rows, rate)), compile options, programs on a multiprocessor."""
     p = problem_of(shape)
-    if shape.kernel == "forward":
-        return arguments.forward_arguments(p, torch.empty_like(p.q), torch.empty(1, 2, p.q_len))
     out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
+    if shape.kernel == "forward":
+        one = passes.FORWARD
+        return one.kernel, one.arguments(p, out, lse), one.options(p), one.programs(p)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
-    call = arguments.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
-    stats = torch.empty(16)
-    if shape.rates:
-        dilated = {"dq": arguments.dilated_dq_arguments, "dkdv": arguments.dilated_dkdv_arguments}
-        return dilated[shape.kernel](call, stats)
-    return arguments.backward_arguments(call, stats, shape.kernel == "dkdv")
+    call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
+    of_backward = passes.backward_of(p).passes[("dq", "dkdv").index(shape.kernel)]
+    return of_backward.kernel, of_backward.arguments(call, torch.empty(16)), of_backward.options(p), 1
 
 
 def type_of(value: Any) -> str:
@@ -141,14 +134,8 @@ def source(kernel: Any, arguments: dict[str, Any]) -> Any:
 
 def compiled(shape: Shape) -> dict[str, Any]:
     """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
-    kernel, options, programs = backward_kernel, launch.options(tuning.BACKWARD_REGISTERS[NEW_PTXAS]), 1
-    if shape.rates:
-        kernel = {"dq": dilated_dq_kernel, "dkdv": dilated_dkdv_kernel}.get(shape.kernel)
-    if shape.kernel == "forward":
-        kernel = forward_kernel
-        programs = tuning.FORWARD[shape.head_dim, shape.block_size].programs
-        options = launch.options(tuning.FORWARD_REGISTERS[programs])
-    made = source(kernel, arguments_of(shape))
+    kernel, arguments, options, programs = launch_of(shape)
+    made = source(kernel, arguments)
     try:
         binary, registers, spills, warnings = compiled_with_report(made, 90, options)
     except Exception as error:

@@ -5,8 +5,8 @@
 WORDS choose calls, as in sanitize_hopper.py. racecheck does not follow
     hand-over   `barrier.sync 1` at the line of `gl.warp_specialize`, on either side of which the byte is written and read by
                 which triton tells the other warps what to do;
-    passing on  the barrier of a warpgroup that has read what it is told of a tile (tile_scheduler.py: `told`), after which one
-                thread arrives for all of them at the barrier that the writer (`keep`) waits for.
+    passing on  the barrier of a warpgroup that has read the numbers of a tile (tile_scheduler.py: `read_number`), after which
+                one thread arrives for all of them at the barrier that the writer (`write_number`) waits for.
 racecheck_control.py has both in kernels that do nothing else. They are run first, and a report is passed over only where its kind
 is reported there, too: with a racecheck that has learned to follow, nothing is passed over.
 """
@@ -32,7 +32,7 @@ ACCESS = re.compile(
 )
 HAND_OVER, PASSING_ON, UNKNOWN = "hand-over", "passing on", "unknown"
 # The functions that pass numbers on, in the kernels and in the control.
-PASSING = [{("Write", "keep"), ("Read", "told")}, {("Write", "writer"), ("Read", "reader")}]
+PASSING = [{("Write", "write_number"), ("Read", "read_number")}, {("Write", "writer"), ("Read", "reader")}]
 
 
 @dataclass(frozen=True)

@@ -258,14 +258,14 @@ def test_descriptors_are_the_same_by_name_and_box_never_by_the_tensors_of_one_ca
 @pytest.mark.parametrize(("num_heads", "head_dim"), [(16, 128), (8, 64), (1, 64)])
 def test_backward_takes_little_more_than_its_results(num_heads: int, head_dim: int) -> None:
     pytest.importorskip("triton.experimental.gluon")
-    from dilated_attention_pytorch.backends.hopper.launch import floats_between
+    from dilated_attention_pytorch.backends.hopper.passes import backward_of
 
     seqlen = 131_072
     layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.001, block_size=128), seqlen)
     q = torch.empty(1, seqlen, num_heads, head_dim, dtype=torch.bfloat16, device="meta")
     problem = make_problem(q, q, q, layout)
     per_head = seqlen * (2 * head_dim * 4 + 4)  # out, dq, dk, dv and lse
-    assert 4 * floats_between(problem) <= 0.02 * num_heads * per_head
+    assert 4 * backward_of(problem).n_floats(problem) <= 0.02 * num_heads * per_head
 
 
 # ---- through the public functions

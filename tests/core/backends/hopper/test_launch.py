@@ -24,7 +24,7 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 import triton
 from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 
-from dilated_attention_pytorch.backends.hopper import launch, launcher, raw_launch
+from dilated_attention_pytorch.backends.hopper import launch, launcher, passes, raw_launch
 
 LENGTH = 512
 CONFIG = SparsePatternConfig(block_size=128, sparsity_ratio=0.5)
@@ -101,8 +101,8 @@ def test_token_dilation_has_passes_of_its_own(made: list[Recorder]) -> None:
             backward(problem(segment_lengths=[128, 256][: len(rates)], dilation_rates=rates))
         dq, dkdv = made[-2:]
         assert (dq.function, dkdv.function) == (
-            launch.dilated_dq_kernel,
-            launch.dilated_dkdv_kernel,
+            passes.DILATED_DQ.kernel,
+            passes.DILATED_DKDV.kernel,
         )
         assert (dq.grid, dkdv.grid) == (4 * LENGTH // 128, n_tiles)
     assert [len(each.runs) for each in made] == [2] * 6
@@ -154,19 +154,14 @@ def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
     layout_ = BlockLayout.from_config(SparsePatternConfig(block_size=block_size, sparsity_ratio=0.5), LENGTH)
     p = problem(layout=layout_)
     out, lse = torch.empty_like(p.q), torch.empty(1, 4, LENGTH)
-    call = launch.BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None)
-    made = [
-        (launch.forward_kernel, launch.forward_arguments(p, out, lse)),
-        (launch.backward_kernel, launch.backward_arguments(call, lse, dkdv=False)),
-        (launch.backward_kernel, launch.backward_arguments(call, lse, dkdv=True)),
-    ]
+    call = passes.BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None)
+    made = [(passes.FORWARD.kernel, passes.FORWARD.arguments(p, out, lse))]
+    made += [(each.kernel, each.arguments(call, lse)) for each in passes.backward_of(p).passes]
     if block_size == 128:
         p = problem(layout=layout_, segment_lengths=[128, 256], dilation_rates=[1, 4])
         call = call._replace(problem=p)
-        made += [
-            (launch.dilated_dq_kernel, launch.dilated_dq_arguments(call, lse)),
-            (launch.dilated_dkdv_kernel, launch.dilated_dkdv_arguments(call, lse)),
-        ]
+        made += [(each.kernel, each.arguments(call, lse)) for each in passes.backward_of(p).passes]
+    assert len(made) == (5 if block_size == 128 else 3)
     for function, arguments in made:
         assert list(arguments) == list(inspect.signature(function.fn).parameters)
 
@@ -290,7 +285,7 @@ def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:
         backward(template.with_inputs(p.q, k, p.v, None))
     kernels = [each for each in made if each.arguments.get("DKDV")]
     assert [len(each.runs) for each in kernels] == [2, 1]
-    assert [each.arguments["desc_a"][0].stride() for each in kernels] == [p.k.stride(), turned.stride()]
+    assert [each.arguments["desc_kept_qk"][0].stride() for each in kernels] == [p.k.stride(), turned.stride()]
 
 
 def test_gradients_of_a_sum_are_copied(made: list[Recorder]) -> None:

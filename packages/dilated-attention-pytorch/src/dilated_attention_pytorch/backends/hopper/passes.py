@@ -1,0 +1,348 @@
+"""The passes of the Hopper backend: for every kernel its arguments and what a launch is given; no maths.
+
+Arguments are given by name, tensor descriptors as (tensor, rows, rate). Of the tensors that every launch is given anew, such
+as the tile counter, `arguments` holds one of the right type.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..problem import AttentionProblem, Gradients
+from . import tuning
+from .gluon_names import COMPILER_OPTIONS, NEW_PTXAS
+from .kernels.backward import backward_kernel
+from .kernels.backward_dilated_dkdv import dilated_dkdv_kernel
+from .kernels.backward_dilated_dq import dilated_dq_kernel
+from .kernels.forward import forward_kernel
+from .work_order import WorkOrder
+
+
+def work_order_of(problem: AttentionProblem) -> Tensor:
+    """What `HopperBackend.prepare` made for the problem."""
+    (work_order,) = problem.prepared
+    return work_order
+
+
+def offsets_of(problem: AttentionProblem) -> WorkOrder:
+    """Where the parts of the work order are."""
+    p = problem
+    return WorkOrder.of(p.n_rows, p.n_cols, p.layout_heads, p.rows.indices.numel(), p.block_size, p.dilation)
+
+
+def compile_options(registers: tuning.Registers) -> dict[str, Any]:
+    """How a warp-specialised kernel is compiled; fused multiply-adds are no longer the default in Triton 3.10."""
+    return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
+
+
+# ---- forward
+
+
+class ForwardPass:
+    """out and lse of a problem."""
+
+    kernel = forward_kernel
+
+    @staticmethod
+    def programs(problem: AttentionProblem) -> int:
+        """How many share a multiprocessor."""
+        return tuning.FORWARD[problem.head_dim, problem.block_size].programs
+
+    def options(self, problem: AttentionProblem) -> dict[str, Any]:
+        """How the kernel is compiled."""
+        return compile_options(tuning.FORWARD_REGISTERS[self.programs(problem)])
+
+    @staticmethod
+    def n_tiles(problem: AttentionProblem) -> int:
+        """Work tiles of all heads."""
+        return offsets_of(problem).rows.n_groups * problem.batch * problem.num_heads
+
+    @staticmethod
+    def arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
+        """Every argument of the kernel."""
+        p = problem
+        tiles = tuning.FORWARD[p.head_dim, p.block_size]
+        near, far = p.rates[0], p.rates[-1]
+        near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
+        registers = tuning.FORWARD_REGISTERS[tiles.programs]
+        n_groups = offsets_of(p).rows.n_groups
+        return {
+            "desc_q": (p.q, 64, 0),
+            "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
+            "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
+            "desc_out": (out, 64, 0),
+            "Lse": lse, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": work_order_of(p),
+            "Counter": p.rows.indptr,
+            "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
+            "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
+            "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
+            "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
+            "D": p.head_dim, "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
+            "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
+            "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0, "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
+            "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
+        }  # fmt: skip
+
+    @staticmethod
+    def lists(problem: AttentionProblem) -> tuple[int, int, int]:
+        """The addresses that only the layout decides; those of lse come before them, that of the counter after."""
+        p = problem
+        return p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
+
+
+FORWARD = ForwardPass()
+
+
+# ---- backward
+
+
+class BackwardCall(NamedTuple):
+    """A backward with everything as the kernels read it, its results, and the key under which its launches are kept."""
+
+    problem: AttentionProblem
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor  # lse where there is none: the kernel then does not read it
+    has_grad_lse: bool
+    grads: Gradients
+    key: Hashable
+
+
+Saved = tuple[int, int, int, int]  # addresses of stats, which the passes share, and of out, lse and grad_lse
+Tensors = tuple[
+    tuple[Tensor, ...], tuple[int, ...]
+]  # those with a descriptor, and the addresses but the counter's
+
+
+class BackwardPass(ABC):
+    """One kernel of a backward."""
+
+    kernel: Any
+
+    @abstractmethod
+    def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+        """Every argument of the kernel."""
+
+    @abstractmethod
+    def n_tiles(self, problem: AttentionProblem) -> int:
+        """Work tiles of all heads."""
+
+    @abstractmethod
+    def work_order_at(self, problem: AttentionProblem) -> int:
+        """Where in the work order the part of the pass begins, in numbers."""
+
+    @abstractmethod
+    def tensors(self, call: BackwardCall, saved: Saved, work_order: int) -> Tensors:
+        """What a launch is given, in the order of the arguments; work_order: the address of the part of the pass."""
+
+    def options(self, problem: AttentionProblem) -> dict[str, Any]:
+        """How the kernel is compiled."""
+        return compile_options(tuning.BACKWARD_REGISTERS[NEW_PTXAS])
+
+
+def saved_strides(call: BackwardCall) -> dict[str, int]:
+    """The strides of what a dq pass reads without a descriptor."""
+    return {f"stride_o{axis}": call.out.stride(i) for i, axis in enumerate("bsh")} | {
+        f"stride_l{axis}": call.grad_lse.stride(i) for i, axis in enumerate("bhs")
+    }
+
+
+def common_arguments(
+    call: BackwardCall, tiles: tuning.BackwardTiles, num_heads: int, *, dkdv: bool
+) -> dict[str, Any]:
+    """What the two passes without token dilation are given alike, but for the descriptors."""
+    p = call.problem
+    registers, offsets = tuning.BACKWARD_REGISTERS[NEW_PTXAS], offsets_of(p)
+    lists, n_lists, n_groups, start = p.rows, p.n_rows, offsets.rows.n_groups, 0
+    if dkdv:
+        lists, n_lists = p.cols, p.n_cols
+        n_groups, start = offsets.columns.n_groups, offsets.columns_at
+    return {
+        "Out": call.out, "Lse": call.lse, "GradLse": call.grad_lse,
+        "Offsets": lists.indptr, "Indices": lists.indices, "WorkOrder": work_order_of(p)[start:], "Counter": p.rows.indptr,
+        **saved_strides(call),
+        "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
+        "n_lists": n_lists, "n_rows": p.n_rows, "num_heads": num_heads, "n_batch_heads": p.batch * num_heads,
+        "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
+        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
+        "softmax_scale": p.softmax_scale,
+        "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
+        "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "LATE_LSE": tiles.late_lse,
+        "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "IS_CAUSAL": p.is_causal,
+        "EVEN_KV": p.kv_len % p.block_size == 0, "HAS_GRAD_LSE": call.has_grad_lse and not dkdv,
+        "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
+    }  # fmt: skip
+
+
+class DqPass(BackwardPass):
+    """dq by rows; leaves lse and delta to the dkdv pass."""
+
+    kernel = backward_kernel
+
+    def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+        p, dq = call.problem, call.grads.q
+        tiles = tuning.DQ[p.head_dim, p.block_size]
+        return {
+            "desc_kept_qk": (p.q, 64, 0), "desc_kept_gv": (call.grad_out, 64, 0),
+            "desc_qk": (p.k, tiles.tile, 0), "desc_gv": (p.v, tiles.tile, 0),
+            "desc_grad_qk": (dq, 64, 0), "desc_grad_v": (dq, 64, 0),
+            "Stats": stats, **common_arguments(call, tiles, p.num_heads, dkdv=False),
+        }  # fmt: skip
+
+    def n_tiles(self, problem: AttentionProblem) -> int:
+        return offsets_of(problem).rows.n_groups * problem.batch * problem.num_heads
+
+    def work_order_at(self, problem: AttentionProblem) -> int:
+        return 0
+
+    def tensors(self, call: BackwardCall, saved: Saved, work_order: int) -> Tensors:
+        p, dq = call.problem, call.grads.q
+        lists = p.rows.indptr.data_ptr(), p.rows.indices.data_ptr()
+        return (p.q, call.grad_out, p.k, p.v, dq, dq), (*saved, *lists, work_order)
+
+
+class DkdvPass(BackwardPass):
+    """dk and dv by columns, with the lse and delta of the dq pass."""
+
+    kernel = backward_kernel
+
+    def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+        p, grads = call.problem, call.grads
+        tiles = tuning.DKDV[p.head_dim, p.block_size]
+        return {
+            "desc_kept_qk": (p.k, 64, 0), "desc_kept_gv": (p.v, 64, 0),
+            "desc_qk": (p.q, tiles.tile, 0), "desc_gv": (call.grad_out, tiles.tile, 0),
+            "desc_grad_qk": (grads.k, 64, 0), "desc_grad_v": (grads.v, 64, 0),
+            "Stats": stats, **common_arguments(call, tiles, p.num_kv_heads, dkdv=True),
+        }  # fmt: skip
+
+    def n_tiles(self, problem: AttentionProblem) -> int:
+        return offsets_of(problem).columns.n_groups * problem.batch * problem.num_kv_heads
+
+    def work_order_at(self, problem: AttentionProblem) -> int:
+        return offsets_of(problem).columns_at
+
+    def tensors(self, call: BackwardCall, saved: Saved, work_order: int) -> Tensors:
+        p, grads = call.problem, call.grads
+        lists = p.cols.indptr.data_ptr(), p.cols.indices.data_ptr()
+        described = (p.k, p.v, p.q, call.grad_out, grads.k, grads.v)
+        return described, (*saved, *lists, work_order)
+
+
+class DilatedDqPass(DqPass):
+    """dq by rows with token dilation; leaves lse and delta to the dkdv pass."""
+
+    kernel = dilated_dq_kernel
+
+    def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+        p = call.problem
+        tiles, registers = tuning.DQ[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+        near, far = p.rates[0], p.rates[-1]
+        near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
+        return {
+            "desc_q": (p.q, 64, 0), "desc_grad_out": (call.grad_out, 64, 0),
+            "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
+            "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
+            "desc_dq": (call.grads.q, 64, 0),
+            "Stats": stats, "Out": call.out, "Lse": call.lse, "GradLse": call.grad_lse,
+            "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": work_order_of(p), "Counter": p.rows.indptr,
+            **saved_strides(call),
+            "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads,
+            "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
+            "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
+            "softmax_scale": p.softmax_scale,
+            "D": p.head_dim, "TILE": tiles.tile, "RATE": near, "FAR_RATE": far, "N_CLASSES": len(p.rates),
+            "STAGES": tiles.stages, "SLOTS": tiles.slots, "OPERANDS_IN_REGISTERS": tiles.operands_in_registers,
+            "IS_CAUSAL": p.is_causal, "HAS_GRAD_LSE": call.has_grad_lse,
+            "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
+        }  # fmt: skip
+
+    def tensors(self, call: BackwardCall, saved: Saved, work_order: int) -> Tensors:
+        p = call.problem
+        lists = p.rows.indptr.data_ptr(), p.rows.indices.data_ptr()
+        described = (p.q, call.grad_out, p.k, p.v, p.k, p.v, call.grads.q)
+        return described, (*saved, *lists, work_order)
+
+
+class DilatedDkdvPass(DkdvPass):
+    """dk and dv by column groups with token dilation, with the lse and delta of the dq pass."""
+
+    kernel = dilated_dkdv_kernel
+
+    def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
+        p, grads = call.problem, call.grads
+        offsets = offsets_of(p)
+        tiles, registers = tuning.DKDV[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+        group_size = max(p.rates)
+        kept = p.block_size // group_size
+        n_groups = offsets.columns.n_groups
+        return {
+            "desc_k": (p.k, kept, group_size), "desc_v": (p.v, kept, group_size),
+            "desc_q": (p.q, tiles.tile, 0), "desc_grad_out": (call.grad_out, tiles.tile, 0),
+            "desc_dk": (grads.k, kept, group_size), "desc_dv": (grads.v, kept, group_size),
+            "Stats": stats, "WorkOrder": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.indptr,
+            "n_groups": n_groups, "n_layout_groups": n_groups * p.layout_heads, "n_rows": p.n_rows,
+            "num_kv_heads": p.num_kv_heads, "n_batch_kv_heads": p.batch * p.num_kv_heads,
+            "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
+            "first_row": p.first_row, "q_offset": p.q_offset, "softmax_scale": p.softmax_scale,
+            "D": p.head_dim, "TILE": tiles.tile, "GROUP_SIZE": group_size, "RATE": p.rates[0], "FAR_RATE": p.rates[-1],
+            "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "SLOTS": tiles.slots,
+            "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "IS_CAUSAL": p.is_causal,
+            "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
+        }  # fmt: skip
+
+    def n_tiles(self, problem: AttentionProblem) -> int:
+        return max(problem.rates) * super().n_tiles(problem)
+
+    def tensors(self, call: BackwardCall, saved: Saved, work_order: int) -> Tensors:
+        p, grads = call.problem, call.grads
+        described = (p.k, p.v, p.q, call.grad_out, grads.k, grads.v)
+        stats, *_ = saved
+        return described, (stats, work_order)
+
+
+class Backward(NamedTuple):
+    """A way to compute gradients: passes, launched one after the other, with memory that they share."""
+
+    name: str
+    rejects: Callable[[AttentionProblem], str | None]  # why it does not serve a problem, or None
+    passes: tuple[BackwardPass, ...]
+    n_floats: Callable[[AttentionProblem], int]  # float32 numbers of that memory: stats
+
+
+def wants_no_dilation(problem: AttentionProblem) -> str | None:
+    return None if problem.dilation is None else f"tokens are dilated with rates {problem.rates}"
+
+
+def wants_dilation(problem: AttentionProblem) -> str | None:
+    return "tokens are not dilated" if problem.dilation is None else None
+
+
+def stats_floats(problem: AttentionProblem) -> int:
+    """lse and delta of every query."""
+    p = problem
+    return 2 * p.batch * p.num_heads * p.n_rows * p.block_size
+
+
+DQ, DKDV, DILATED_DQ, DILATED_DKDV = DqPass(), DkdvPass(), DilatedDqPass(), DilatedDkdvPass()
+# The first that does not refuse a problem serves it.
+BACKWARDS = [
+    Backward("two passes", wants_no_dilation, (DQ, DKDV), stats_floats),
+    Backward("two passes with token dilation", wants_dilation, (DILATED_DQ, DILATED_DKDV), stats_floats),
+]
+
+
+def backward_of(problem: AttentionProblem) -> Backward:
+    """The backward that serves a problem."""
+    reasons = []
+    for backward in BACKWARDS:
+        why_not = backward.rejects(problem)
+        if why_not is None:
+            return backward
+        reasons.append(f"{backward.name}: {why_not}")
+    raise NotImplementedError(f"no backward of backend 'hopper' serves the call ({'; '.join(reasons)})")
