@@ -16,12 +16,12 @@ from .strides import badly_strided
 
 
 def aligned(x: Tensor) -> Tensor:
-    """The tensor, or a copy where it does not begin at a multiple of 16 bytes, which a trace cannot see."""
+    """The tensor, or a copy if its address is no multiple of 16 bytes, which a trace cannot see."""
     return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.preserve_format)
 
 
 def readable(x: Tensor) -> Tensor:
-    """The tensor, or a contiguous copy where the tensor memory accelerator cannot read it."""
+    """The tensor, or a contiguous copy if the tensor memory accelerator cannot read it."""
     if x.data_ptr() % 16 == 0 and (x.is_contiguous() or badly_strided("x", x) is None):
         return x
     return x.clone(memory_format=torch.contiguous_format)
@@ -36,7 +36,7 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
         return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)))
     batch, q_len, num_heads, _ = q.shape
-    # of all ways to make a tensor these are the fastest
+    # the fastest ways to make a tensor
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty_strided(
         (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
@@ -55,9 +55,9 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
 
 
 def bind_forward(problem: AttentionProblem) -> Forward | None:
-    """`launch_forward` of problems like this one but for their q, k and v, with all else looked up once.
+    """`launch_forward` for problems that differ from this one in q, k and v only, with everything else looked up once.
 
-    None where no such problem was launched, as without queries.
+    None if no such problem was launched, for example without queries.
     """
     p, index, device = problem, problem.q.get_device(), problem.q.device
     launch = LAUNCHES.get(("forward", p.signature))
@@ -66,7 +66,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     batch, q_len, num_heads, _ = p.q.shape
     shape, steps = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1)
     lists = FORWARD.lists(p)
-    others = p.without_inputs()  # keeps what the addresses are of
+    static_problem = p.without_inputs()  # keeps the tensors of these addresses alive
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != _torch_internals.current_device():
@@ -82,10 +82,10 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
 def backward_call(
     problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> BackwardCall:
-    """The call with copies of what lies badly in memory."""
+    """The call, with copies of tensors that the kernels cannot read."""
     p = problem
     grad_out = readable(grad_out)
-    # all as they were in the forward, but for hooks on saved tensors
+    # all unchanged since the forward, unless a hook on saved tensors changed them
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
     q, k, v = readable(p.q), readable(p.k), readable(p.v)
     if q is not p.q or k is not p.k or v is not p.v:
@@ -132,7 +132,7 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
     """The launches of a call and of all others of its shapes and strides."""
     p = call.problem
     backward = backward_of(p)
-    # of the right type only: every call makes its own
+    # only its type counts: every call makes its own
     floats = torch.empty(1, dtype=torch.float32, device=p.q.device)
     made = []
     for each in backward.passes:

@@ -1,10 +1,9 @@
-"""Compiled kernels and tensor descriptors, kept between calls.
+"""Compiled kernels and tensor descriptors, cached between calls.
 
-A launch through triton's JIT with six tensor descriptors costs 50 us and more of Python. Here the compiled kernel is
-looked up by the few things that it depends on and launched by triton's own launcher function; descriptors, which hold
-an address, shape and strides but no reference to the tensor, are kept: a training loop meets the same addresses again
-and again. All caches have a bound, and `LAUNCHES.clear()` clears all that is kept here; a cached call (eager.py) has the
-launch that it was made with.
+A launch through Triton's JIT with six tensor descriptors costs over 50 us of Python. Here the compiled kernel is looked up
+by the few things that it depends on and launched by Triton's own launcher function. Descriptors are cached too: they hold an
+address, shape and strides but no reference to the tensor, and a training loop sees the same addresses again and again. All
+caches are bounded, and `LAUNCHES.clear()` clears everything cached here; a cached call (eager.py) keeps its own launch.
 """
 
 from __future__ import annotations
@@ -29,21 +28,21 @@ N_COUNTERS = 4096  # more launches than a stream can hold
 
 
 LAUNCHES = BoundedCache(256)
-N_ADDRESSES = 128  # for which a launch keeps descriptors
+N_ADDRESSES = 128  # for which a launch caches descriptors
 COUNTERS: dict[int, tuple[list[int], Iterator[int], Tensor]] = {}
 MAKING_COUNTERS = threading.Lock()
 MULTIPROCESSORS: dict[int, int] = {}
 
 
 def multiprocessors(index: int) -> int:
-    """How many there are on the device."""
+    """How many multiprocessors the device has."""
     if index not in MULTIPROCESSORS:
         MULTIPROCESSORS[index] = torch.cuda.get_device_properties(index).multi_processor_count
     return MULTIPROCESSORS[index]
 
 
 def tile_counter(index: int) -> int | Tensor:
-    """(The address of) a zero int32 that no other running kernel uses; kernels set it back to 0."""
+    """A zero int32 (its address, or a tensor) that no other running kernel uses; kernels reset it to 0."""
     # the default stream (0) is never captured
     if _torch_internals.current_raw_stream(index) and torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=f"cuda:{index}")  # a graph has its own
@@ -54,7 +53,7 @@ def tile_counter(index: int) -> int | Tensor:
 
 
 def make_counters(index: int) -> None:
-    """The counters of a device, once: another thread's would be freed while its kernels count."""
+    """Make the counters of a device, once: those of another thread would be freed while its kernels count."""
     with MAKING_COUNTERS:
         if index not in COUNTERS:
             device = torch.device("cuda", index)
@@ -80,21 +79,21 @@ def box_layout(x: Tensor, rows: int, rate: int) -> tuple[list[int], list[int], l
 
 
 def descriptor(x: Tensor, rows: int, rate: int = 0) -> TensorDescriptor:
-    """A tensor descriptor as triton takes it."""
+    """A tensor descriptor, as Triton takes it."""
     sizes, steps, box = box_layout(x, rows, rate)
     return TensorDescriptor(x, sizes, steps, box, NVMMASharedLayout(128, 16, rank=len(box)))
 
 
 def is_hooked() -> bool:
-    """Whether somebody (a profiler) wants to see every launch."""
+    """Whether a hook, such as a profiler's, wants to see every launch."""
     hook = triton.knobs.runtime.launch_enter_hook
     return bool(getattr(hook, "calls", hook))
 
 
 def same_descriptors(arguments: dict[str, Any]) -> list[int]:
-    """For every descriptor the place of one that is always equal: near and far keys are, without token dilation.
+    """For every descriptor the index of one that is always equal: near and far keys are, without token dilation.
 
-    By name: tensors that are the same in one call need not be in the next.
+    Decided by name: tensors that are the same in one call need not be the same in the next.
     """
     boxes = {name: x[1:] for name, x in arguments.items() if isinstance(x, tuple)}
     names = list(boxes)
@@ -106,19 +105,19 @@ def same_descriptors(arguments: dict[str, Any]) -> list[int]:
 
 
 class Launch:
-    """A kernel compiled for its constants, with all arguments but descriptors and addresses put in.
+    """A compiled kernel with all of its arguments but descriptors and addresses.
 
     `arguments` holds every argument by name and in order: tensor descriptors first, as (tensor, rows, rate), then
-    tensors, then numbers and constants. All that `run` is given later must have the same shapes, strides and types.
+    tensors, then numbers and constants. What `run` is given later must have the same shapes, strides and types.
     """
 
     def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, Any], grid: int) -> None:
         self.grid = grid
         self.boxes = [x[1:] for x in arguments.values() if isinstance(x, tuple)]
-        # by address, and with no reference to the tensor: whatever comes to lie there is described by it
+        # by address, without a reference to the tensor: they describe whatever tensor is there
         maps = [BoundedCache(N_ADDRESSES) for _ in self.boxes]
         self.maps = [maps[place] for place in same_descriptors(arguments)]
-        self.described = BoundedCache(N_ADDRESSES)  # what `describe` gives, by all addresses together
+        self.described = BoundedCache(N_ADDRESSES)  # the results of `describe`, by all addresses together
         n_tensors = sum(isinstance(x, Tensor) for x in arguments.values())
         self.numbers = list(arguments.values())[len(self.boxes) + n_tensors :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
@@ -130,7 +129,7 @@ class Launch:
         self.options = launch_options(self.launcher, self.compiled.packed_metadata)
 
     def describe(self, described: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        """The arguments that the descriptors become: of each the encoded map, the sizes and the strides."""
+        """The arguments that the descriptors expand to: for each the encoded map, the sizes and the strides."""
         made: list[Any] = []
         for place, (x, kept) in enumerate(zip(described, self.maps, strict=True)):
             address = x.data_ptr()
@@ -138,7 +137,7 @@ class Launch:
         return tuple(made)
 
     def expanded(self, place: int, x: Tensor) -> list[Any]:
-        """The arguments that one descriptor becomes."""
+        """The arguments that one descriptor expands to."""
         return encoded(descriptor(x, *self.boxes[place]), self.descriptors[place])
 
     def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]) -> None:
@@ -160,7 +159,7 @@ class Launch:
     def run_by_triton(
         self, stream: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]
     ) -> None:
-        """The same through triton's launcher, which calls the hooks."""
+        """`run` through Triton's launcher, which calls the hooks."""
         boxes = [descriptor(x, *box) for x, box in zip(described, self.boxes, strict=True)]
         made = (*boxes, *addresses, *self.numbers)
         compiled = self.compiled

@@ -1,6 +1,6 @@
-"""Triton's own launcher function, without the Python around it: what is private of Triton's host side, from 3.6 to 3.9.
+"""Triton's launcher function without the Python around it: everything private of Triton's host side, 3.6 to 3.9.
 
-Of what is not as expected here nothing is used: the launch then goes through Triton (`Launch.run_by_triton`), 50 us later.
+Where Triton is not as expected, nothing here is used: the launch goes through `Launch.run_by_triton`, which takes 50 us more.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from triton.backends.nvidia.driver import make_tensordesc_arg
 
 from ..installed import release
 
-# 3.6 compiles a launcher for every signature, which takes the arguments of the kernel one by one; since 3.7 there is one
-# for all, which takes them as a tuple.
+# 3.6 compiles a launcher for every signature, which takes the kernel's arguments one by one; since 3.7 one launcher takes
+# them all as a tuple.
 ARGUMENTS_APART = release(triton.__version__) == (3, 6)
-# Since 3.8 the function that encodes a descriptor wants the arguments of the launch as well, which it does not read.
+# Since 3.8 the function that encodes a descriptor also takes the arguments of the launch, which it does not read.
 ENCODER_ARGUMENTS = len(inspect.signature(make_tensordesc_arg).parameters) - 2
 
 
 def unwrapped(launcher: Any, n_descriptors: int) -> tuple[Callable[..., None] | None, list[Any]]:
-    """The function in C that launches a kernel, and for each of its descriptors what `encoded` is to know.
+    """The C function that launches a kernel, and for each descriptor the metadata that `encoded` takes.
 
-    Where a kernel has descriptors, `launcher.launch` is a function around it that encodes them in every call.
+    If a kernel has descriptors, `launcher.launch` is a wrapper that encodes them in every call.
     """
     if getattr(launcher, "gsan_enabled", False):  # a sanitizer (since 3.8) adds arguments
         return None, []
@@ -38,7 +38,7 @@ def unwrapped(launcher: Any, n_descriptors: int) -> tuple[Callable[..., None] | 
 
 
 def launch_options(launcher: Any, packed_metadata: Any) -> tuple[Any, ...]:
-    """What the function in C takes before the arguments of the kernel, and after grid, stream and kernel."""
+    """The arguments of the C function between grid, stream and kernel and the arguments of the kernel."""
     # neither cooperative nor dependent; no scratch memory, no hooks
     if ARGUMENTS_APART:
         return (False, False, None, None, packed_metadata, None, None, None)
@@ -47,6 +47,6 @@ def launch_options(launcher: Any, packed_metadata: Any) -> tuple[Any, ...]:
 
 
 def encoded(descriptor: Any, meta: Any) -> list[Any]:
-    """The arguments that a tensor descriptor becomes: its encoded map, the sizes and the strides."""
+    """The arguments that a tensor descriptor expands to: its encoded map, the sizes and the strides."""
     made: list[Any] = make_tensordesc_arg(descriptor, meta, *(None,) * ENCODER_ARGUMENTS)
     return made
