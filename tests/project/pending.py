@@ -24,12 +24,4 @@ PENDING: dict[str, set[str]] = {
         "rules.hier007 -> plan",
         "rules.module -> plan",
     },
-    "parameters": {
-        "backends/triton/kernels/backward.py dkdv_class",
-        "backends/triton/kernels/backward.py dkdv_step",
-        "backends/triton/kernels/backward.py dq_class",
-        "backends/triton/kernels/backward.py dq_step",
-        "backends/triton/kernels/forward.py attend_class",
-        "backends/triton/kernels/forward.py softmax_step",
-    },
 }

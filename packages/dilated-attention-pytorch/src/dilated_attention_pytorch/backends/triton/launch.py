@@ -1,4 +1,4 @@
-"""Grids and arguments of the kernels; no maths."""
+"""Grids and arguments of the portable kernels; no maths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
 from .kernels.forward import forward_kernel
 
-# The interpreter has no architecture: any will do, results do not depend on it.
+# The interpreter has no architecture; results do not depend on this one.
 INTERPRETER_CAPABILITY = (8, 0)
 DELTA_BLOCK = 64
 
@@ -55,7 +55,7 @@ def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
         sizes = zip(bias.shape[:2], bias.stride()[:2], strict=True)
         bias_strides = [*(0 if size == 1 else stride for size, stride in sizes), bias.stride(2)]
     padding_strides = (0, 0) if padding is None else padding.stride()
-    dummy = p.q  # never read: the flags beside it are off
+    dummy = p.q  # never read: the flags below are off
     return {
         "Q": p.q, "K": p.k, "V": p.v,
         "Bias": dummy if bias is None else bias,
@@ -80,7 +80,7 @@ def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
 
 
 def has_edge(problem: AttentionProblem) -> bool:
-    """Whether some active block may be seen in part only."""
+    """Whether some query may see only a part of an active block."""
     p = problem
     return (
         p.is_causal
@@ -119,53 +119,86 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward_launches(
+class BackwardCall(NamedTuple):
+    """A backward, with the memory that its kernels fill."""
+
+    problem: AttentionProblem
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor | None
+    delta: Tensor
+    grads: (
+        Gradients  # of block_bias every tile of every entry, to be summed: (batch, num_heads, entries, tiles)
+    )
+    capability: tuple[int, int]
+    common: dict[str, Any]  # arguments that the dq and dkdv kernels share
+
+
+def dq_tile(problem: AttentionProblem, capability: tuple[int, int]) -> tuning.Tiles:
+    """Tiles of the dq kernel."""
+    p = problem
+    padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
+    return tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability, max(p.rates))
+
+
+def backward_call(
     problem: AttentionProblem,
     out: Tensor,
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
     capability: tuple[int, int],
-) -> tuple[list[Launch], Gradients]:
-    """The kernels of a backward pass, in order, and what they fill."""
+) -> BackwardCall:
+    """The call, with memory for its results."""
     p = problem
-    common = common_arguments(p)
-    padded = max(common["BLOCK_D"], common["BLOCK_DV"])
-    delta = torch.empty_like(lse)
-    delta_arguments = {
-        "Out": out, "GradOut": grad_out, "GradLse": lse if grad_lse is None else grad_lse, "Delta": delta,
-        **strides(out, "o", "bshd"), **strides(grad_out, "g", "bshd"),
-        **strides(lse if grad_lse is None else grad_lse, "l", "bhs"),
-        "q_len": p.q_len, "num_heads": p.num_heads, "V_HEAD_DIM": p.v_head_dim, "BLOCK_DV": common["BLOCK_DV"],
-        "BLOCK_M": DELTA_BLOCK, "HAS_GRAD_LSE": grad_lse is not None,
-    }  # fmt: skip
-    n_delta = p.batch * p.num_heads * -(-p.q_len // DELTA_BLOCK)
-    launches = [Launch(delta_kernel, (n_delta,), delta_arguments, {"num_warps": 4})]
-    common |= {"GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd")}
-
-    tile = tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability, max(p.rates))
-    grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device=p.q.device)
-    n_entries, grad_bias, slots = p.rows.indices.numel(), None, None
-    tiles_m, parts_n = p.block_size // tile.block_m, max(1, p.block_size // tile.block_n)
+    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
+    slots = None
     if p.block_bias is not None:
-        # a tile that never runs (all of it masked) leaves its slot 0
-        slots = torch.zeros(
-            p.batch, p.num_heads, n_entries, tiles_m * parts_n, dtype=torch.float32, device=p.q.device
-        )
-        grad_bias = slots
-    arguments = {
-        **common, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Entries": p.rows.block_ids,
-        "GradQ": grad_q, "GradBias": lse if slots is None else slots, **strides(grad_q, "o", "bshd"),
-        "n_rows": p.n_rows, "n_entries": n_entries, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-        "HAS_EDGE": has_edge(p),
+        tile = dq_tile(p, capability)
+        n_tiles = p.block_size // tile.block_m * max(1, p.block_size // tile.block_n)
+        shape = p.batch, p.num_heads, p.rows.indices.numel(), n_tiles
+        # a tile that never runs, because all of it is masked, leaves its slot 0
+        slots = torch.zeros(shape, dtype=torch.float32, device=p.q.device)
+    grads, delta = Gradients(grad_q, grad_k, grad_v, slots), torch.empty_like(lse)
+    common = common_arguments(p) | {
+        "GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd"),
     }  # fmt: skip
-    grid = (p.batch * p.num_heads * p.n_rows * tiles_m,)
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    launches.append(Launch(dq_kernel, grid, arguments, options))
+    return BackwardCall(p, out, lse, grad_out, grad_lse, delta, grads, capability, common)
 
-    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, capability, max(p.rates))
-    grad_k = torch.empty(p.k.shape, dtype=p.k.dtype, device=p.k.device)
-    grad_v = torch.empty(p.v.shape, dtype=p.v.dtype, device=p.v.device)
+
+def delta_launch(call: BackwardCall) -> Launch:
+    """delta of every query."""
+    p, grad_lse = call.problem, call.lse if call.grad_lse is None else call.grad_lse
+    arguments = {
+        "Out": call.out, "GradOut": call.grad_out, "GradLse": grad_lse, "Delta": call.delta,
+        **strides(call.out, "o", "bshd"), **strides(call.grad_out, "g", "bshd"), **strides(grad_lse, "l", "bhs"),
+        "q_len": p.q_len, "num_heads": p.num_heads, "V_HEAD_DIM": p.v_head_dim, "BLOCK_DV": padded_dim(p.v_head_dim),
+        "BLOCK_M": DELTA_BLOCK, "HAS_GRAD_LSE": call.grad_lse is not None,
+    }  # fmt: skip
+    grid = (p.batch * p.num_heads * -(-p.q_len // DELTA_BLOCK),)
+    return Launch(delta_kernel, grid, arguments, {"num_warps": 4})
+
+
+def dq_launch(call: BackwardCall) -> Launch:
+    """dq by rows, and the gradient of the bias."""
+    p, grads = call.problem, call.grads
+    tile = dq_tile(p, call.capability)
+    arguments = {
+        **call.common, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Entries": p.rows.block_ids,
+        "GradQ": grads.q, "GradBias": call.lse if grads.block_bias is None else grads.block_bias,
+        **strides(grads.q, "o", "bshd"), "n_rows": p.n_rows, "n_entries": p.rows.indices.numel(),
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "HAS_EDGE": has_edge(p),
+    }  # fmt: skip
+    grid = (p.batch * p.num_heads * p.n_rows * (p.block_size // tile.block_m),)
+    return Launch(dq_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
+
+
+def dkdv_launch(call: BackwardCall) -> Launch:
+    """dk and dv by columns."""
+    p, grads = call.problem, call.grads
+    padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
+    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates))
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))
@@ -174,7 +207,7 @@ def backward_launches(
         block_n < 64 <= tile.block_m <= p.block_size
         and key_stride > 1
         and padded >= 64
-        and capability[0] == 9
+        and call.capability[0] == 9
     )
     has_key_mask = (
         p.kv_len % p.block_size != 0
@@ -183,16 +216,30 @@ def backward_launches(
         or p.key_padding_mask is not None
     )
     arguments = {
-        **common, "Offsets": p.cols.indptr, "Indices": p.cols.indices, "Entries": p.cols.block_ids,
-        "GradK": grad_k, "GradV": grad_v, **strides(grad_k, "x", "bshd"), **strides(grad_v, "y", "bshd"),
+        **call.common, "Offsets": p.cols.indptr, "Indices": p.cols.indices, "Entries": p.cols.block_ids,
+        "GradK": grads.k, "GradV": grads.v, **strides(grads.k, "x", "bshd"), **strides(grads.v, "y", "bshd"),
         "n_cols": p.n_cols, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
         "EVEN_Q": p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
         "HAS_KEY_MASK": has_key_mask, "QUERIES_FIRST": queries_first,
     }  # fmt: skip
     grid = (p.batch * p.num_kv_heads * p.n_cols * key_stride * -(-keys // block_n),)
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    launches.append(Launch(dkdv_kernel, grid, arguments, options))
-    return launches, Gradients(grad_q, grad_k, grad_v, grad_bias)
+    return Launch(dkdv_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
+
+
+PASSES = (delta_launch, dq_launch, dkdv_launch)  # of a backward, one after the other
+
+
+def backward_launches(
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    capability: tuple[int, int],
+) -> tuple[list[Launch], Gradients]:
+    """The kernels of a backward, in order, and what they fill."""
+    call = backward_call(problem, out, lse, grad_out, grad_lse, capability)
+    return [launch_of(call) for launch_of in PASSES], call.grads
 
 
 def launch_backward(

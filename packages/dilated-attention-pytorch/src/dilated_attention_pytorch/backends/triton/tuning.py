@@ -51,15 +51,15 @@ def default_tiles(
         largest = 32 if head_dim > 64 else 64
     if itemsize == 2 and head_dim > 128 and kernel != "forward":
         largest = 32 if shared_kib(capability) < 160 else 64
-    # One side is a row (or column) of the layout: it divides the block. The other may join small blocks.
-    own, other = min(block_size, largest), largest
+    # One side is a row (or column) of the layout: it divides the block. The other may gather small blocks.
+    kept, streamed = min(block_size, largest), largest
     if kernel == "forward":
-        block_m, block_n = own, min(other, max(block_size, 64), 64 if head_dim > 128 else 128)
+        block_m, block_n = kept, min(streamed, max(block_size, 64), 64 if head_dim > 128 else 128)
     elif kernel == "dq":
-        block_m, block_n = own, min(other, 64)
+        block_m, block_n = kept, min(streamed, 64)
     else:
-        block_m, block_n = min(other, 64), own
-    # Without warpgroup products the accumulators of head_dim 128 want the registers of 8 warps.
+        block_m, block_n = min(streamed, 64), kept
+    # Without warpgroup products the accumulators of head_dim 128 need the registers of 8 warps.
     wide = max(block_m, block_n) >= 128 or head_dim > (128 if capability[0] in (9, 10) else 64)
     num_warps = 8 if wide else 4
     tiles_held = {"forward": 1, "dq": 2, "dkdv": 2}[kernel]
@@ -69,7 +69,7 @@ def default_tiles(
     return Tiles(block_m, block_n, num_warps, num_stages)
 
 
-# With token dilation, which leaves few keys of a block: two programs fit on a multiprocessor and hide each other's loads.
+# With token dilation, which leaves few keys of a block: two programs share a multiprocessor and hide each other's loads.
 SM90_DILATED: dict[tuple[str, int, int], Tiles] = {
     ("dq", 64, 128): Tiles(64, 64, 4, 2),
     ("dq", 128, 128): Tiles(64, 64, 4, 2),

@@ -6,7 +6,7 @@ delta_kernel:  delta of every query.
 dq_kernel:     one program per query tile, over the row's list, as in the forward.
 dkdv_kernel:   one program per key tile, over the column's list (the transpose) and the heads that share the keys.
                With token dilation a program takes the keys of one residue, so that a head that drops them is
-               passed over whole.
+               skipped whole.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .masking import LOG2E, count_below, dropout_keep, joined_keys, not_padded, valid_keys
+from .masking import LOG2E, count_below, dropout_keep, gathered_keys, not_padded, valid_keys
 
 
 @triton.jit
@@ -163,7 +163,7 @@ def dq_class(
     else:
         # not pipelined: see forward.py
         for t in tl.range(0, tl.cdiv((hi - lo) * KEYS, BLOCK_N), num_stages=1):
-            entry, key, n_in = joined_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
+            entry, key, n_in = gathered_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
             listed = n_in
             n_in = n_in & (key < kv_valid)
             bias = 0.0
@@ -384,9 +384,9 @@ def dkdv_class(
                 query[None, :], batch_head, threshold, keep_scale, scale_log2, HAS_KEY_MASK or MASK_ALL, HAS_BIAS,
                 DROPOUT, PRECISION, BLOCK_M, BLOCK_N, QUERIES_FIRST,
             )  # fmt: skip
-    else:  # the queries of several small blocks side by side
+    else:  # a tile gathers the queries of several small blocks
         for t in tl.range(0, tl.cdiv((hi - lo) * BLOCK_SIZE, BLOCK_M), num_stages=1):
-            entry, place, m_in = joined_keys(Indices, lo, hi, t, 0, 1, BLOCK_SIZE, BLOCK_M)
+            entry, place, m_in = gathered_keys(Indices, lo, hi, t, 0, 1, BLOCK_SIZE, BLOCK_M)
             position = first_row * BLOCK_SIZE + place
             query = position - q_offset
             bias = 0.0

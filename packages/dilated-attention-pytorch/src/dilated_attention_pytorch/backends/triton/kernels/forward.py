@@ -4,8 +4,8 @@ Online softmax over the active blocks of the tile's row (Dao et al., FlashAttent
     for every tile of keys of the row's list:   s = q k^T;  m' = max(m, s);  p = exp(s - m')
                                                 acc = acc * exp(m - m') + p v;  l = l * exp(m - m') + sum(p)
     out = acc / l;  lse = m + log(l)
-Blocks that every query sees whole go first, without a mask; those at an edge (diagonal, ragged end) after.
-Entries of small or token-dilated blocks are joined until a tile of keys is full: dropped keys are never loaded.
+Blocks that every query sees whole come first, without a mask; those at an edge (diagonal, ragged end) follow.
+A tile gathers the keys of several small or token-dilated blocks: dropped keys are never loaded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .masking import LN2, LOG2E, count_below, dropout_keep, joined_keys, not_padded, valid_keys
+from .masking import LN2, LOG2E, count_below, dropout_keep, gathered_keys, not_padded, valid_keys
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def softmax_step(
         if MASKED:
             s = tl.where(visible, s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1))
-        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # a query that has seen nothing yet
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # a query that has seen no key yet
         p = tl.exp2(s - m_safe[:, None])
         alpha = tl.exp2(m - m_safe)
     else:
@@ -56,7 +56,7 @@ def attend_class(
     BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add the keys of one distance class of the row's list."""
+    """Add the keys of one distance class of the row's list to the sums."""
     d, dv, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_N)
     k_offsets = n[None, :] * stride_ks + d[:, None] * stride_kd  # (BLOCK_D, BLOCK_N): k transposed
     v_offsets = n[:, None] * stride_vs + dv[None, :] * stride_vd
@@ -122,7 +122,7 @@ def attend_class(
     else:
         # not pipelined: Triton 3.6 then reads the wrong keys for the causal mask
         for t in tl.range(0, tl.cdiv((hi - lo) * (BLOCK_SIZE // RATE), BLOCK_N), num_stages=1):
-            entry, key, n_in = joined_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
+            entry, key, n_in = gathered_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
             n_in = n_in & (key < kv_valid)
             bias = 0.0
             if HAS_BIAS:

@@ -1,4 +1,4 @@
-"""What the forward and backward kernels share: keys of a list entry, what a query may see, dropout."""
+"""Masks, shared by the forward and backward kernels: which keys exist, are visible or padding, and which weights dropout keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNT_LANES = tl.constexpr(128)
 
 @triton.jit
 def valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS: tl.constexpr):
-    """Keys from this index on are padding."""
+    """The number of keys of a batch entry that are no padding at the end."""
     if HAS_KV_LENGTHS:
         return tl.minimum(kv_len, tl.load(KvLengths + i_batch))
     else:
@@ -21,7 +21,7 @@ def valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS: tl.constexpr):
 
 @triton.jit
 def count_below(Indices, lo, hi, bound):
-    """How many entries of the sorted list are below `bound`: they are its first ones."""
+    """How many entries of a sorted list are below `bound`: they are its first ones."""
     n = 0
     for e in range(lo, hi, COUNT_LANES):
         lanes = e + tl.arange(0, COUNT_LANES)
@@ -31,10 +31,10 @@ def count_below(Indices, lo, hi, bound):
 
 
 @triton.jit
-def joined_keys(
+def gathered_keys(
     Indices, lo, hi, t, head, RATE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Entry, key and validity of every lane of tile t when the kept keys of list entries are laid side by side."""
+    """Entry, key and validity of every lane of tile t, which gathers the kept keys of list entries."""
     KEYS: tl.constexpr = BLOCK_SIZE // RATE
     lanes = t * BLOCK_N + tl.arange(0, BLOCK_N)
     entry = lo + lanes // KEYS
@@ -45,7 +45,7 @@ def joined_keys(
 
 @triton.jit
 def not_padded(Padding, i_batch, stride_pb, stride_ps, key, inside):
-    """Of the lanes `inside` those whose key is not padding."""
+    """The lanes of `inside` whose key is not padding."""
     padded = tl.load(
         Padding + i_batch.to(tl.int64) * stride_pb + key.to(tl.int64) * stride_ps, mask=inside, other=1
     )
@@ -54,7 +54,7 @@ def not_padded(Padding, i_batch, stride_pb, stride_ps, key, inside):
 
 @triton.jit
 def dropout_keep(Seed, key, query, batch_head, threshold, M: tl.constexpr, N: tl.constexpr):
-    """Bool (M, N): weights that dropout keeps; `key` and `query` broadcast to (M, N). See backends/dropout.py."""
+    """Bool (M, N): the weights that dropout keeps; `key` and `query` broadcast to (M, N). See backends/dropout.py."""
     zero = tl.zeros([M, N], tl.uint32)
     bits, _, _, _ = tl.philox(
         tl.load(Seed),
