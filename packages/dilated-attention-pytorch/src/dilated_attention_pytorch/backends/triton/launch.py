@@ -128,9 +128,8 @@ class BackwardCall(NamedTuple):
     grad_out: Tensor
     grad_lse: Tensor | None
     delta: Tensor
-    grads: (
-        Gradients  # of block_bias every tile of every entry, to be summed: (batch, num_heads, entries, tiles)
-    )
+    # block_bias: of every tile of every entry, to be summed: (batch, num_heads, entries, tiles)
+    grads: Gradients
     capability: tuple[int, int]
     common: dict[str, Any]  # arguments that the dq and dkdv kernels share
 
