@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+import textwrap
 from pathlib import Path
 
 import bars
 
 from attention_bench import breakeven, documents, host, report
+from attention_bench.cases import Case
 from attention_bench.measure import Row
 
 RESULTS = Path(__file__).resolve().parents[2] / "tools" / "attention-bench" / "results"
@@ -16,23 +19,23 @@ PARTS = [
     (
         "h200-0.3.0",
         "Release 0.3.0, with dense attention",
-        "The release before the kernels for Hopper, beside dense attention through cuDNN.",
+        "The release before the Hopper kernels, compared with dense attention through cuDNN.",
     ),
     (
         "*-features*",
         "Masks, heads and token dilation",
-        "Every feature beside the same case without it. Active blocks count whole: with token dilation the rate stands "
-        "for the time, not for products that were computed.",
+        "Each feature compared with the same case without it. Active blocks count in full: with token dilation the rate "
+        "measures time, not the products that were computed.",
     ),
     (
         "*-breakeven*",
         "When dense attention is as fast",
-        "The same case from few blocks to all of them, beside dense attention through cuDNN.",
+        "The same case from few blocks to all of them, compared with dense attention through cuDNN.",
     ),
     (
         "*-long*",
         "One very long sequence",
-        "Without a peer. The output is compared with the definition at a few queries.",
+        "No peers. The output of a few queries is compared with the definition.",
     ),
     (
         "cpu-small",
@@ -47,24 +50,26 @@ PARTS = [
     (
         "cpu-decode",
         "Decoding on a CPU",
-        "One thread. Dense attention reads a cache whose heads lie apart, this library one with a token after the other.",
+        "One thread. Dense attention reads a cache stored head by head, this library one stored token by token.",
     ),
     (
         "*-host*",
         "Python time of a call",
-        "On a problem so small that the GPU has nothing to do, by the clock of the host, without waiting for the GPU.",
+        "Measured on a problem so small that the GPU has almost nothing to do, with the host's clock and without waiting "
+        "for the GPU.",
     ),
 ]
-# What to know of a run that has it.
+# Explains a column that some runs have.
 OF_PYTHON = (
-    "Of Python: what a call takes above two allocations, the launch and, with gradients, a node of autograd around "
-    "them."
+    '"Of Python" is the time of a call minus that of two allocations, the launch and, with gradients, an autograd node '
+    "around them."
 )
+FOLDED = 12  # longer tables are folded
 
 
 def write(markdown: Path, assets: Path) -> None:
     for path in sorted(RESULTS.glob("*.json")):
-        (markdown / f"benchmark-{path.stem}.md").write_text(documents.markdown(str(path)), "utf-8")
+        (markdown / f"benchmark-{path.stem}.md").write_text(table(path), "utf-8")
     rows, where = report.read_json(str(RESULTS / "h200.json"))
     peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
     plots(markdown, rows, peers, where["device"])
@@ -73,6 +78,25 @@ def write(markdown: Path, assets: Path) -> None:
     cpu_rows, _ = report.read_json(str(RESULTS / "cpu.json"))
     (markdown / "benchmark-behind-cpu.md").write_text(behind(cpu_rows), "utf-8")
     (markdown / "benchmark-more.md").write_text("\n".join(parts()), "utf-8")
+
+
+def table(path: Path) -> str:
+    """The figures of a file; a line breaks between measurements, not inside them."""
+    return re.sub(r"(?<=\d) (?:ms|GiB)\b(?: (?=\())?", unbroken, documents.markdown(str(path)))
+
+
+def unbroken(found: re.Match[str]) -> str:
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def folded(text: str) -> str:
+    """A long table behind a line that unfolds it; its source stays visible."""
+    lines = text.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    if len(rows) <= FOLDED + 2:
+        return text
+    rest = "\n".join(lines[len(rows) :])
+    return f'??? info "All {len(rows) - 2} cases"\n\n' + textwrap.indent("\n".join(rows), "    ") + f"\n{rest}\n"
 
 
 def plots(markdown: Path, rows: list[Row], peers: list[str], device: str) -> None:
@@ -88,15 +112,19 @@ def plots(markdown: Path, rows: list[Row], peers: list[str], device: str) -> Non
 
 
 def memory(rows: list[Row]) -> str:
-    """Also of the run that is about memory, if there is one."""
+    """A row per case, those of the run that is about memory included, and a column per peer."""
     found = {(row.case, row.peer): row for row in rows}
     for path in sorted(RESULTS.glob("*-memory*.json")):
         found.update({(row.case, row.peer): row for row in report.read_json(str(path))[0]})
-    lines = ["| case | library | above q, k, v and the gradient |", "|---|---|---|"]
+    cases: dict[Case, dict[str, str]] = {}
+    for row in found.values():
+        if row.peak_bytes is not None and not row.dense:
+            cases.setdefault(row.case, {})[row.peer] = f"{row.peak_bytes / 2**20:,.0f} MiB"
+    peers = list(dict.fromkeys(peer for cells in cases.values() for peer in cells))
+    lines = [f"| case | {' | '.join(peers)} |", "|---" * (1 + len(peers)) + "|"]
     lines += [
-        f"| {row.case.label} | {row.peer} | {row.peak_bytes / 2**20:,.0f} MiB |"
-        for row in found.values()
-        if row.peak_bytes is not None and not row.dense
+        f"| {case.label} | {' | '.join(cells.get(peer, 'not measured') for peer in peers)} |"
+        for case, cells in cases.items()
     ]
     return "\n".join(lines) + "\n"
 
@@ -112,11 +140,11 @@ def behind(rows: list[Row]) -> str:
         for theirs in [value(rows, row.case, row.peer, f"{direction}_ms")]
         if ours is not None and theirs is not None and theirs < ours
     ]
-    return "\n".join(lines or ["Nowhere in these cases."]) + "\n"
+    return "\n".join(lines or ["None of these cases."]) + "\n"
 
 
 def parts() -> list[str]:
-    """Sections of the page; none for what has not been measured."""
+    """The sections of the page; what has not been measured has none."""
     made = []
     for name, heading, text in PARTS:
         paths = sorted(RESULTS.glob(f"{name}.json"))
@@ -132,12 +160,12 @@ def parts() -> list[str]:
                 )
             if "cpu" in name:
                 made.append("\n".join(shares(report.read_json(str(path))[0])) + "\n")
-            made.append(documents.markdown(str(path)))
+            made.append(folded(table(path)))
     return made
 
 
 def shares(rows: list[Row]) -> list[str]:
-    """How the times compare, a line per peer and direction."""
+    """One line per peer and direction that compares the times."""
     names, lines = report.labels(rows), []
     for peer in ("sdpa", "flex"):
         for direction in ("forward", "backward"):
@@ -145,7 +173,7 @@ def shares(rows: list[Row]) -> list[str]:
             if found:
                 middle = statistics.median(share for share, _ in found)
                 lines.append(
-                    f"- {direction}, time over that of `{peer}`: median {middle:.2f}, at most {found[0][0]:.2f} "
+                    f"- {direction}, our time divided by that of `{peer}`: median {middle:.2f}, at most {found[0][0]:.2f} "
                     f"({names[found[0][1]]})."
                 )
     return lines

@@ -1,8 +1,8 @@
-// On a phone, tables that do not fit become a list of rows, every cell with the heading of its column.
-// Attributes, not classes: the theme's tables are those without a class.
+// On a phone, a table that does not fit becomes a list of rows, and every cell repeats the heading of its column.
+// This uses attributes instead of classes, because the theme styles only tables without a class.
 (function () {
   const phone = matchMedia("(max-width: 44.9375em)");
-  const SHORT = 28; // characters of a cell that is not to be broken: a measurement, a name, a type
+  const SHORT = 28; // a cell of at most so many characters does not wrap: a measurement, a name, a type
 
   function fits(table) {
     const place = table.closest(".md-typeset__scrollwrap") ?? table.parentElement;
@@ -15,7 +15,7 @@
   function stack(table) {
     const headings = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
     table.dataset.stacked = "";
-    table.setAttribute("role", "table"); // its display takes the roles away
+    table.setAttribute("role", "table"); // display: block removes the roles
     for (const row of table.tBodies[0].rows) {
       row.setAttribute("role", "row");
       [...row.cells].forEach((cell, i) => {
@@ -45,5 +45,6 @@
   document$.subscribe(() => {
     requestAnimationFrame(arrange); // after the theme has put the tables into their places
     phone.addEventListener("change", arrange);
+    document.addEventListener("toggle", arrange, true); // a folded table has no width
   });
 })();
