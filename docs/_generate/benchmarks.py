@@ -95,8 +95,8 @@ def folded(text: str) -> str:
     rows = [line for line in lines if line.startswith("|")]
     if len(rows) <= FOLDED + 2:
         return text
-    rest = "\n".join(lines[len(rows) :])
-    return f'??? info "All {len(rows) - 2} cases"\n\n' + textwrap.indent("\n".join(rows), "    ") + f"\n{rest}\n"
+    inner, rest = textwrap.indent("\n".join(rows), "    "), "\n".join(lines[len(rows) :])
+    return f'??? info "All {len(rows) - 2} cases"\n\n{inner}\n{rest}\n'
 
 
 def plots(markdown: Path, rows: list[Row], peers: list[str], device: str) -> None:

@@ -27,9 +27,14 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     return found
 
 
+def program(name: str) -> int:
+    """The place of a command on the page: the library's, the codemod's, the benchmark's."""
+    return next(i for i, start in enumerate(("python", "migrate", "attention")) if name.startswith(start))
+
+
 def write(markdown: Path, assets: Path) -> None:
     parts = [
         f"## {name}\n\n```text\n{parser.format_help().rstrip()}\n```\n"
-        for name, parser in sorted(parsers().items())
+        for name, parser in sorted(parsers().items(), key=lambda item: (program(item[0]), item[0]))
     ]
     (markdown / "commands.md").write_text("\n".join(parts), "utf-8")

@@ -55,16 +55,16 @@ def rule_page(rule: Rule) -> str:
         tab("Before", rule.before),
         tab("After", rule.after),
         "## What may change\n",
-        f"**Stays as it was.** {rule.safe}",
+        f"**Unchanged.** {rule.safe}",
     ]
     if rule.changes:
         parts.append("**Changes results.**\n")
         parts += [f"- {textwrap.indent(text, '  ').lstrip()}" for text in rule.changes]
     skip = (
-        f"A comment `# noqa: {rule.id}` on the line of the use leaves it as it is, with its import; a `# noqa` "
-        "without ids does not. A file that contains `migrate-hierarchical: skip-file` stays as it is."
+        f"A comment `# noqa: {rule.id}` on the line of the use leaves the use and its import unchanged; a `# noqa` "
+        "without ids does not. A file that contains `migrate-hierarchical: skip-file` stays unchanged."
     )
-    return "\n".join([*parts, silence("Leave it out", rule.id, skip)])
+    return "\n".join([*parts, silence("Skip this rule", rule.id, skip)])
 
 
 def marked(explanation: Explanation) -> str:
@@ -77,7 +77,7 @@ def reason_page(name: str) -> str:
     explanation = EXPLANATIONS[name]
     parts = [
         head(name, "explanations.py", reason(name)),
-        f"A report: the use is left to a person, and the exit status is 2. {OTHERS}\n",
+        f"A report: you have to finish this use by hand, and the exit status is 2. {OTHERS}\n",
         f"## Why it is left\n\n{explanation.why}",
         f"## What to do\n\n{explanation.todo}",
         "## Example\n",
@@ -91,9 +91,9 @@ def reason_page(name: str) -> str:
         path, content = explanation.beside
         if path:
             parts.append(
-                f'A file beside it, which the run is not given:\n\n```py title="{path}"\n{content}```\n'
+                f'Another file of the project, which the run is not given:\n\n```py title="{path}"\n{content}```\n'
             )
-    comment = f"A comment `# noqa: {name}` on the line of the use keeps it from being reported."
+    comment = f"A comment `# noqa: {name}` on the line of the use silences the report."
     return "\n".join([*parts, silence("Silence it", name, comment)])
 
 
@@ -102,8 +102,8 @@ def index() -> str:
     lines = [
         "---\nsource: docs/_generate/rule_pages.py\n---\n",
         "# Rules and reports of the codemod\n",
-        "[`migrate-hierarchical`](../migrate.md) rewrites with the rules, and marks what needs a person with the",
-        "reports. `--list-rules` prints this table, `--select` and `--ignore` take the ids.\n",
+        "[`migrate-hierarchical`](../migrate.md) rewrites code by its rules. What you have to finish by hand, it marks",
+        "with a report. `--list-rules` prints this table; `--select` and `--ignore` take the ids.\n",
         "## Rules\n",
         "| id | what it rewrites | results |",
         "|---|---|---|",
