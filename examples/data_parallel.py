@@ -1,8 +1,8 @@
 """Data parallel training with DDP, and with FSDP, which also shards the weights.
 
-The attention has no weights, so both wrap the model around it as any other. It runs two processes
+The attention has no weights, so both wrap the model like any other. The script runs two processes
 with gloo on the CPU; on GPUs use nccl, one process per GPU and torchrun. It prints the losses,
-which agree with those of one process.
+which agree with those of a single process.
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """Decoding with a KV cache: a prompt in two chunks, then token by token.
 
-Causal patterns do not change when the sequence grows, so every step gives the numbers of the full
-forward. It prints the largest difference.
+Causal patterns do not change when the sequence grows, so every step gives the same result as one
+full forward pass. The script prints the largest difference.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from dilated_attention_pytorch import SparsePatternConfig, create_block_sparse_attention
 
-HEADS, KV_HEADS, HEAD_DIM = 8, 2, 64  # grouped queries: four query heads share a key-value head
+HEADS, KV_HEADS, HEAD_DIM = 8, 2, 64  # grouped-query attention: four query heads share a key-value head
 PROMPT, STEPS = 3000, 40
 
 
 class KVCache:
-    """Room for the keys and values of one layer; `append` returns all that were written."""
+    """Buffers for the keys and values of one layer; `append` returns everything written so far."""
 
     def __init__(self, capacity: int) -> None:
         self.k = torch.empty(1, capacity, KV_HEADS, HEAD_DIM)

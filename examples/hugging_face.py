@@ -1,7 +1,7 @@
 """Block-sparse attention in a Hugging Face model, through the registries of transformers 5.
 
-A small Llama with fresh weights: at ratio 1 it gives the logits of its dense attention, padding and
-generation included; then a sparse one generates. It prints the difference and the density.
+A small, untrained Llama: at ratio 1 it gives the same logits as with its dense attention, also with
+padding and in generation; then a sparse one generates. It prints the difference and the density.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""A long sequence: what a pattern costs before it runs, and a run on the CPU.
+"""A long sequence: the cost of a pattern, computed in advance, and a run on the CPU.
 
 It prints blocks, density and layers to full coverage for growing lengths, then the time of one
 causal forward.
@@ -28,7 +28,7 @@ def main() -> None:
     out = block_sparse_attention(q, k, v, layout, is_causal=True)
     seconds = time.perf_counter() - start
     scores = HEADS * tokens**2 * 4 / 2**30
-    print(f"{tokens:,} tokens on the CPU: {seconds:.2f} s; a matrix of scores would be {scores:.0f} GiB")
+    print(f"{tokens:,} tokens on the CPU: {seconds:.2f} s; the score matrix would be {scores:.0f} GiB")
     assert out.shape == q.shape
     assert out.isfinite().all()
 

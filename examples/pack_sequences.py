@@ -1,8 +1,7 @@
 """Packing (varlen): sequences of different lengths in one call, with no attention between them.
 
-Every document starts on a block of its own, and its blocks are those of the pattern for its length.
-So each gets the numbers that it gets alone. It prints the share of tokens that are padding and the
-largest difference.
+Each document starts on a new block and has the blocks that the pattern gives for its length, so its
+results are the same as on its own. It prints the share of padding tokens and the largest difference.
 """
 
 import torch
@@ -56,7 +55,7 @@ def main() -> None:
     difference = (out - torch.cat(alone)).abs().max().item()
     padding = 1 - sum(LENGTHS) / packing.padded_len
     print(
-        f"{len(LENGTHS)} documents, {padding:.0%} padding, largest difference to each alone {difference:.1e}"
+        f"{len(LENGTHS)} documents, {padding:.0%} padding, largest difference from each document alone {difference:.1e}"
     )
     assert difference < 1e-5
 

@@ -1,8 +1,8 @@
-"""Saving and loading: the weights, the pattern as JSON, and a layout of your own.
+"""Saving and loading: the weights, the pattern as JSON, and a custom layout.
 
 The attention has no weights and adds nothing to a state dict, so checkpoints made with dense
-attention load as they are. It prints what was saved and checks that a loaded model gives the same
-numbers.
+attention load unchanged. It prints what was saved and checks that a loaded model gives the same
+results.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     x = torch.randn(1, 500, DIM)
 
-    # The weights as ever; the pattern is data, so it goes into your configuration file.
+    # Save the weights as usual; the pattern is data, so it goes into your configuration file.
     config = SparsePatternConfig(sparsity_ratio=0.1, dilation_rates=[1, 2, 4, 8])
     model = Attention(config).eval()
     torch.save(model.state_dict(), folder / "weights.pt")
@@ -56,7 +56,7 @@ def main() -> None:
     loaded.load_state_dict(torch.load(folder / "weights.pt"))
     assert torch.equal(loaded(x), model(x))
 
-    # A layout of your own: save the mask, which torch.load reads without running code from the file.
+    # A custom layout: save the mask, which torch.load reads without running code from the file.
     mask = torch.rand(8, 8) < 0.3
     mask.fill_diagonal_(True)
     torch.save({"mask": mask, "block_size": 64}, folder / "layout.pt")
@@ -65,7 +65,7 @@ def main() -> None:
     q, k, v = (torch.randn(1, 512, HEADS, 16) for _ in range(3))
     original = BlockLayout.from_dense(mask, 64)
     assert torch.equal(block_sparse_attention(q, k, v, layout), block_sparse_attention(q, k, v, original))
-    print("loaded: the same numbers from the weights and the pattern, and from the layout")
+    print("loaded: same results from the weights and the pattern, and from the layout")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """One sequence over several processes: each holds some tokens, and attends with some heads.
 
-There is no distributed attention in the library yet. This is what can be written today: two all-to-
-alls around the call (as in DeepSpeed-Ulysses, arXiv:2309.14509). Weights would be handled by DDP or
-FSDP as in any model. It runs two processes with gloo on the CPU; on GPUs use nccl and torchrun. It
-prints the largest differences to one process.
+The library has no distributed attention yet. This is what you can write today: two all-to-alls
+around the call (as in DeepSpeed-Ulysses, arXiv:2309.14509). Weights would be handled by DDP or FSDP,
+as in any model. The script runs two processes with gloo on the CPU; on GPUs use nccl and torchrun.
+It prints the largest differences from a single process.
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """A training loop with mixed precision (AMP), torch.compile and activation checkpointing.
 
 Two causal layers learn to continue a text, on the CPU or on the GPU. It prints the loss before and
-after.
+after training.
 """
 
 import torch
