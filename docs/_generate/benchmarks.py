@@ -81,8 +81,9 @@ def write(markdown: Path, assets: Path) -> None:
 
 
 def table(path: Path) -> str:
-    """The figures of a file; a line breaks between measurements, not inside them."""
-    return re.sub(r"(?<=\d) (?:ms|GiB)\b(?: (?=\())?", unbroken, documents.markdown(str(path)))
+    """The figures of a file; a line breaks between measurements and sizes, not inside them."""
+    units = r"(?<=\d) (?:(?:ms|GiB)\b(?: (?=\())?|x (?=\d))"
+    return re.sub(units, unbroken, documents.markdown(str(path)))
 
 
 def unbroken(found: re.Match[str]) -> str:

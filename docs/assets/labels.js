@@ -1,5 +1,16 @@
-// Names and keyboard access that the stock theme leaves out: screen readers tell these parts apart by them.
+// Accessible names and keyboard access that the stock theme leaves out, and places where long names may wrap.
 (function () {
+  function wrapNames() {
+    for (const place of document.querySelectorAll(".md-nav__link, .md-typeset :is(h1, h2, h3, h4)")) {
+      const texts = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
+      const long = [];
+      while (texts.nextNode()) if (/\w[_(]\w/.test(texts.currentNode.data)) long.push(texts.currentNode);
+      for (const text of long) {
+        text.replaceWith(...text.data.split(/(?<=[_(])/).flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part])));
+      }
+    }
+  }
+
   function label() {
     document.querySelector(".md-search[role=dialog]")?.setAttribute("aria-label", "Search");
     document.querySelectorAll("nav.md-code__nav").forEach((nav, i) => {
@@ -11,6 +22,7 @@
     });
   }
   document$.subscribe(() => {
+    wrapNames();
     label();
     new MutationObserver(label).observe(document.body, { childList: true, subtree: true });
   });
