@@ -1,4 +1,4 @@
-"""The codemod's rules as tabs under the names that they replace, and its reasons as a table."""
+"""The codemod's rules as tabs under the names that they replace, and its reports as a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from migrate_hierarchical.rules import RULES
 from migrate_hierarchical.rules.reasons import REASONS
 
-# What people look for, in the place of the id of a rule: the heading of its section.
+# The heading of each rule's section: the name that people look for, instead of the rule's id.
 HEADINGS = {
     "HIER001": "`BlockSparseHierarchical`",
     "HIER002": "`HierarchicalConfig` and `get_hierarchical_presets`",
@@ -27,8 +27,13 @@ def heading(rule_id: str) -> str:
     return f"### {HEADINGS.get(rule_id, rule_id)} {{ #{rule_id.lower()} }}"
 
 
+def link(name: str) -> str:
+    """The id of a rule or report, which leads to its page."""
+    return f"[{name}](rules/{name}.md)"
+
+
 def tab(title: str, code: str, style: str = "") -> str:
-    """A tab with code of which it is the title; `style` is a class such as ".wrap"."""
+    """A tab that shows code under a title; `style` is a class such as ".wrap"."""
     language = f"{{.python {style}" if style else "python"
     fence = f'```{language} title="{title}"{"}" if style else ""}\n{code}```\n'
     return f'=== "{title}"\n\n' + textwrap.indent(fence, "    ")
@@ -37,10 +42,10 @@ def tab(title: str, code: str, style: str = "") -> str:
 def write(markdown: Path, assets: Path) -> None:
     parts = []
     for rule in RULES:
-        parts.append(f"{heading(rule.id)}\n\n{rule.summary[0].upper()}{rule.summary[1:]} ({rule.id}).\n")
+        parts.append(f"{heading(rule.id)}\n\n{rule.summary[0].upper()}{rule.summary[1:]} ({link(rule.id)}).\n")
         parts.append(tab("Before", rule.before))
         parts.append(tab("After", rule.after))
     (markdown / "rules.md").write_text("\n".join(parts), "utf-8")
     table = ["| id | why, and what to do |", "|---|---|"]
-    table += [f"| {reason} | {text} |" for reason, text in REASONS.items()]
+    table += [f"| {link(reason)} | {text} |" for reason, text in REASONS.items()]
     (markdown / "reasons.md").write_text("\n".join(table) + "\n", "utf-8")
