@@ -36,7 +36,12 @@ def test_sentence_of_the_readme_has_the_figures_of_the_table() -> None:
     words = " ".join(sentence.split())
     assert f"keeps {ours[0][:-1]} % of the blocks and its answers' loss is {ours[1]}" in words
     means = [cells[1].split()[0] for cells in (dense, own_block, window)]
-    assert "beside {} for dense, {} for the own block and {} for the local window".format(*means) in words
+    assert (
+        "compared with {} for dense attention, {} for the own block and {} for the local window".format(
+            *means
+        )
+        in words
+    )
     assert (
         f"{SUMMARY['training']['context']:,} tokens of context, {SUMMARY['training']['steps']} steps" in words
     )
