@@ -4,9 +4,10 @@
     for (const place of document.querySelectorAll(".md-nav__link, .md-typeset :is(h1, h2, h3, h4)")) {
       const texts = document.createTreeWalker(place, NodeFilter.SHOW_TEXT);
       const long = [];
-      while (texts.nextNode()) if (/\w[_(]\w/.test(texts.currentNode.data)) long.push(texts.currentNode);
+      while (texts.nextNode()) if (/\w[_(]\w|[a-z][A-Z]/.test(texts.currentNode.data)) long.push(texts.currentNode);
       for (const text of long) {
-        text.replaceWith(...text.data.split(/(?<=[_(])/).flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part])));
+        const parts = text.data.split(/(?<=[_(])|(?<=[a-z])(?=[A-Z])/);
+        text.replaceWith(...parts.flatMap((part, i) => (i ? [document.createElement("wbr"), part] : [part])));
       }
     }
   }

@@ -96,6 +96,14 @@ def test_every_page_has_the_version_and_a_link_to_the_repository() -> None:
         assert f"version {version} " in footer, source
 
 
+def test_a_wrong_address_shows_pages_to_start_from() -> None:
+    html = (SITE / "404.html").read_text("utf-8")
+    content = re.search(r"<article.*?</article>", html, re.DOTALL)[0]
+    links = re.findall(r'href="/([\w-]+)/"', content)
+    assert {"get-started", "migrate"} <= set(links)
+    assert all((SITE / link / "index.html").exists() for link in links)
+
+
 def test_no_script_asks_the_host_of_the_repository_for_figures() -> None:
     """Material's does so for the link that carries this attribute."""
     assert not any('data-md-component="source"' in built_page(source) for source in sources())
