@@ -69,7 +69,7 @@ FOLDED = 12  # longer tables are folded
 
 def write(markdown: Path, assets: Path) -> None:
     for path in sorted(RESULTS.glob("*.json")):
-        (markdown / f"benchmark-{path.stem}.md").write_text(table(path), "utf-8")
+        (markdown / f"benchmark-{path.stem}.md").write_text(unbroken_table(path), "utf-8")
     rows, where = report.read_json(str(RESULTS / "h200.json"))
     peers = list(dict.fromkeys(row.peer for row in rows if not row.dense))
     plots(markdown, rows, peers, where["device"])
@@ -80,7 +80,7 @@ def write(markdown: Path, assets: Path) -> None:
     (markdown / "benchmark-more.md").write_text("\n".join(parts()), "utf-8")
 
 
-def table(path: Path) -> str:
+def unbroken_table(path: Path) -> str:
     """The figures of a file; a line breaks between measurements and sizes, not inside them."""
     units = r"(?<=\d) (?:(?:ms|GiB)\b(?: (?=\())?|x (?=\d))"
     return re.sub(units, unbroken, documents.markdown(str(path)))
@@ -161,7 +161,7 @@ def parts() -> list[str]:
                 )
             if "cpu" in name:
                 made.append("\n".join(shares(report.read_json(str(path))[0])) + "\n")
-            made.append(folded(table(path)))
+            made.append(folded(unbroken_table(path)))
     return made
 
 

@@ -42,7 +42,9 @@ def tab(title: str, code: str, style: str = "") -> str:
 def write(markdown: Path, assets: Path) -> None:
     parts = []
     for rule in RULES:
-        parts.append(f"{heading(rule.id)}\n\n{rule.summary[0].upper()}{rule.summary[1:]} ({link(rule.id)}).\n")
+        parts.append(
+            f"{heading(rule.id)}\n\n{rule.summary[0].upper()}{rule.summary[1:]} ({link(rule.id)}).\n"
+        )
         parts.append(tab("Before", rule.before))
         parts.append(tab("After", rule.after))
     (markdown / "rules.md").write_text("\n".join(parts), "utf-8")
