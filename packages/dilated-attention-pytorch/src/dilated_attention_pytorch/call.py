@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .backends.problem import AttentionProblem, Backend
+from .backends.problem import AttentionProblem, Backend, Sequences
 from .backends.registry import choose_backend
 from .config import TokenDilation
 from .layout.layout import BlockLayout
@@ -32,11 +32,11 @@ class Call(NamedTuple):
         c, grid, on_device = self, layout.grid, layout.to(self.q.device)
         rows, cols = on_device.lists(c.dilation)
         return AttentionProblem.made_of(
-            q=c.q, k=c.k, v=c.v, rows=rows, cols=cols, prepared=(), block_bias=c.block_bias, kv_lengths=c.kv_lengths,
-            key_padding_mask=c.key_padding_mask, seed=c.seed, block_size=grid.block_size, first_row=grid.first_row,
-            q_offset=grid.q_offset, layout_heads=layout.num_heads, is_causal=c.is_causal, softmax_scale=c.softmax_scale,
-            dropout_p=c.dropout_p, dilation=c.dilation, undilated=(on_device.row_lists, on_device.col_lists),
-            causal_layout=grid.causal, entries=None,
+            q=c.q, k=c.k, v=c.v, grid=grid, layout_batch=1, layout_heads=layout.num_heads, rows=rows, cols=cols,
+            undilated=(on_device.row_lists, on_device.col_lists), block_masks=None, prepared=(), entries=None,
+            q_offset=grid.q_offset, is_causal=c.is_causal, softmax_scale=c.softmax_scale, dropout_p=c.dropout_p,
+            dilation=c.dilation, block_bias=c.block_bias, key_padding_mask=c.key_padding_mask, seed=c.seed,
+            sequences=Sequences(kv_lengths=c.kv_lengths),
         )  # fmt: skip
 
     def served(self, layout: BlockLayout, requested: str | None) -> tuple[AttentionProblem, Backend]:

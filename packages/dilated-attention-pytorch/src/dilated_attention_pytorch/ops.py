@@ -157,7 +157,7 @@ N_DIFFERENTIABLE = OpArgs._fields.index("block_bias") + 1  # the first tensors
 def op_args(problem: AttentionProblem, backend: str) -> OpArgs:
     """The arguments of a problem."""
     p = problem
-    geometry = geometry_of(p.block_size, p.layout_heads, p.causal_layout, p.is_causal)
+    geometry = geometry_of(p.block_size, p.layout_heads, p.grid.causal, p.is_causal)
     rows, cols = p.undilated
     return _op_args(p, (*rows.tensors(), *cols.tensors()), "", geometry, backend)
 

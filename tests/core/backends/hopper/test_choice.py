@@ -21,9 +21,10 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.backends import hopper, registry
 from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.hopper.strides import badly_strided
-from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.backends.problem import AttentionProblem, Sequences
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
+from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout import BlockLists
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.backends.hopper.cases import ALL, label, refusals
@@ -108,9 +109,13 @@ def refused(**changes: Any) -> str | None:
 
 
 def of_shape(
-    dtype: torch.dtype = torch.bfloat16, dim: int = 128, v_dim: int = 128, device: str = "cuda:0"
+    dtype: torch.dtype = torch.bfloat16,
+    dim: int = 128,
+    v_dim: int = 128,
+    device: str = "cuda:0",
+    q_len: int = 512,
 ) -> dict[str, Tensor]:
-    shapes = {"q": (1, 512, 4, dim), "k": (1, 512, 2, dim), "v": (1, 512, 2, v_dim)}
+    shapes = {"q": (1, q_len, 4, dim), "k": (1, 512, 2, dim), "v": (1, 512, 2, v_dim)}
     mode = FakeTensorMode()
     return {name: fake(torch.empty(shape, dtype=dtype), mode, device) for name, shape in shapes.items()}
 
@@ -121,19 +126,19 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "float32": (of_shape(torch.float32), "q has dtype torch.float32, needs float16 or bfloat16"),
     "head_dim": (of_shape(dim=80, v_dim=80), "head_dim 80 and v head_dim 80 are not both 64 or both 128"),
     "v_head_dim": (of_shape(v_dim=64), "head_dim 128 and v head_dim 64 are not both 64 or both 128"),
-    "block_size": ({"block_size": 256}, "block_size 256 is not 64 or 128"),
+    "block_size": ({"grid": BlockGrid(512, 512, 256, True)}, "block_size 256 is not 64 or 128"),
     "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias is given"),
-    "kv_lengths": ({"kv_lengths": torch.zeros(1)}, "kv_lengths is given"),
+    "kv_lengths": ({"sequences": Sequences(kv_lengths=torch.zeros(1))}, "kv_lengths is given"),
     "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask is given"),
     "dropout_p": ({"dropout_p": 0.25}, "dropout_p is 0.25, needs 0"),
     "scale_zero": ({"softmax_scale": 0.0}, "softmax_scale 0.0 is not positive"),
     "scale_negative": ({"softmax_scale": -1.5}, "softmax_scale -1.5 is not positive"),
     "offset": (
-        {"q_offset": 64},
+        {**of_shape(q_len=448), "q_offset": 64, "grid": BlockGrid(448, 512, 128, True)},
         "the first query sits in the middle of a block (kv_len - q_len = 64 is no multiple of 128)",
     ),
     "dilation_block": (
-        {"block_size": 64, "dilation": TokenDilation((64,), (2,))},
+        {"grid": BlockGrid(512, 512, 64, True), "dilation": TokenDilation((64,), (2,))},
         "token dilation needs block_size 128, got 64",
     ),
     "dilation_rates": (

@@ -12,48 +12,82 @@ import torch
 from torch import Tensor
 
 from ..config import TokenDilation
+from ..grid import BlockGrid
 from ..layout.layout import BlockLayout
-from ..layout.lists import BlockLists
+from ..layout.lists import BlockLists, BlockMasks
+
+
+class Sequences(NamedTuple):
+    """The table of sequences: a row for every batch element, int32 (batch,) on the device of q.
+
+    A column that is None has the same number in all rows.
+    """
+
+    q_positions: Tensor | None = None
+    """The position of the first query. None: `q_offset` of the problem."""
+    kv_starts: Tensor | None = None
+    """The first valid key, which is at position 0. None: 0."""
+    kv_lengths: Tensor | None = None
+    """The end of the valid keys. None: kv_len."""
+
+
+ALL_ALIKE = Sequences()
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionProblem:
     """One attention call.
 
-    Query i sits at position ``i + q_offset``; layout row r holds the positions of block ``first_row + r``.
-    Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head
-    ``h // (num_heads // num_kv_heads)``. List x of `rows` is (layout head, row, dilation class) in this order.
-    `prepared` is what the backend that serves the call has made of the layout (`Backend.prepare`). `undilated` are the
-    row and column lists without distance classes and `causal_layout` the alignment of the layout: what the operators
-    take, from which the lists are found again. `entries`, where it is given, says for the reference what the lists say
-    (`block_entries` in reference.py).
+    A layout is over positions. Query i of batch element b is at position ``i + q_offset``, or ``i + q_positions[b]``, and
+    key j at ``j - kv_starts[b]``. Row r of the layout holds the positions of block ``grid.first_row + r``, column c those
+    of block c; a query or key that is at none of them sees nothing, or is seen by none. Head h uses the lists of layout
+    head ``h // (num_heads // layout_heads)`` and kv head ``h // (num_heads // num_kv_heads)``.
 
-    Shapes: q (batch, q_len, num_heads, head_dim), k (batch, kv_len, num_kv_heads, head_dim), v (batch, kv_len,
-    num_kv_heads, v_head_dim), any strides; block_bias (batch or 1, num_heads or 1, num_entries), added to the
-    scaled scores of each block; kv_lengths int32 (batch,), keys from there on are padding; key_padding_mask
-    bool (batch, kv_len), True is padding; seed int64 (1,), for dropout.
+    Attributes:
+        q: (batch, q_len, num_heads, head_dim), any strides, as of k and v.
+        k: (batch, kv_len, num_kv_heads, head_dim).
+        v: (batch, kv_len, num_kv_heads, v_head_dim).
+        grid: the rows and columns of the layout.
+        layout_batch: 1, or batch: then every element has lists of its own.
+        layout_heads: 1, num_kv_heads or num_heads.
+        rows: the row lists, one for every (layout batch, layout head, row, distance class).
+        cols: the column lists, likewise.
+        undilated: row and column lists without distance classes: what the operators take.
+        block_masks: masks inside blocks, None where every active block counts as a whole.
+        prepared: what the backend that serves the call has made of the layout, see `Backend.prepare`.
+        entries: for the reference, where a trace cannot read the lists: int64 (layout_batch * layout_heads, grid.n_rows,
+            grid.n_cols), the block id of every active pair, else -1.
+        q_offset: the position of query 0.
+        sequences: what differs from one batch element to the next.
+        key_padding_mask: bool (batch, kv_len), True is padding.
+        block_bias: (batch or 1, num_heads or 1, num_active_blocks), added to the scaled scores of each block.
+        is_causal: no query sees a key at a later position.
+        softmax_scale: multiplies q k^T.
+        dropout_p: probability with which a weight is dropped.
+        seed: int64 (1,), for dropout.
+        dilation: token dilation by distance.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
+    grid: BlockGrid
+    layout_heads: int
     rows: BlockLists
     cols: BlockLists
-    prepared: tuple[Tensor, ...]
-    block_bias: Tensor | None
-    kv_lengths: Tensor | None
-    key_padding_mask: Tensor | None
-    seed: Tensor | None
-    block_size: int
-    first_row: int
+    undilated: tuple[BlockLists, BlockLists]
     q_offset: int
-    layout_heads: int
     is_causal: bool
     softmax_scale: float
     dropout_p: float
     dilation: TokenDilation | None
-    undilated: tuple[BlockLists, BlockLists]
-    causal_layout: bool
+    block_bias: Tensor | None
+    key_padding_mask: Tensor | None
+    seed: Tensor | None
+    sequences: Sequences = ALL_ALIKE
+    layout_batch: int = 1
+    block_masks: BlockMasks | None = None
+    prepared: tuple[Tensor, ...] = ()
     entries: Tensor | None = None
 
     def without_inputs(self) -> AttentionProblem:
@@ -117,11 +151,26 @@ class AttentionProblem:
         return self.v.shape[3]
 
     @property
+    def kv_lengths(self) -> Tensor | None:
+        return self.sequences.kv_lengths
+
+    @property
+    def block_size(self) -> int:
+        return self.grid.block_size
+
+    @property
+    def first_row(self) -> int:
+        """The block of the first query."""
+        return self.q_offset // self.block_size
+
+    @property
     def n_rows(self) -> int:
+        """Block rows of the call; those of the layout are `grid.n_rows`."""
         return -(-(self.q_len + self.q_offset) // self.block_size) - self.first_row
 
     @property
     def n_cols(self) -> int:
+        """Block columns of the call; those of the layout are `grid.n_cols`."""
         return -(-self.kv_len // self.block_size)
 
     @property
@@ -144,6 +193,28 @@ class AttentionProblem:
 def interned(key: Hashable) -> object:
     """One object for equal keys: it is hashed and compared faster than the key."""
     return object()
+
+
+def beyond_plain_batch(problem: AttentionProblem) -> str | None:
+    """What a problem asks for beyond one layout for exactly its positions, the same for all batch elements.
+
+    For `Backend.rejects`: kernels that know of no more have to refuse it. None where there is nothing.
+    """
+    p, grid = problem, problem.grid
+    if p.layout_batch != 1:
+        return f"the layout has {p.layout_batch} batch elements, needs one for all"
+    if p.block_masks is not None:
+        return "the layout has masks inside blocks"
+    if p.sequences.q_positions is not None:
+        return "the queries of each batch element have positions of their own"
+    if p.sequences.kv_starts is not None:
+        return "kv_starts is given"
+    default = p.kv_len - p.q_len if p.is_causal else 0
+    if p.q_offset != default:
+        return f"q_offset is {p.q_offset}, needs {default}"
+    if (p.first_row, p.n_rows, p.n_cols) != (grid.first_row, grid.n_rows, grid.n_cols):
+        return f"the layout is for q_len {grid.q_len} and kv_len {grid.kv_len}, needs the call's {p.q_len} and {p.kv_len}"
+    return None
 
 
 class Gradients(NamedTuple):

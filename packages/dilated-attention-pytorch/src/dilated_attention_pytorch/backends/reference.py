@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 from torch import Tensor
@@ -12,58 +13,83 @@ from .problem import AttentionProblem
 
 
 def block_entries(problem: AttentionProblem) -> Tensor:
-    """Place in the row lists of every block pair, -1 where inactive; int64 (layout_heads, n_rows, n_cols)."""
-    if problem.entries is not None:
-        return problem.entries
-    lists, n_classes = problem.rows, len(problem.rates)
-    owner = lists.owners() // n_classes
-    shape = (problem.layout_heads, problem.n_rows, problem.n_cols)
-    entries = torch.full(shape, -1, dtype=torch.int64, device=problem.q.device)
-    entries[owner // problem.n_rows, owner % problem.n_rows, lists.indices.long()] = lists.block_ids.long()
-    return entries
+    """Block id of every block pair, -1 where inactive; int64 (layout_batch, layout_heads, n_rows, n_cols) of the layout."""
+    p, n_rows, n_cols = problem, problem.grid.n_rows, problem.grid.n_cols
+    shape = (p.layout_batch, p.layout_heads, n_rows, n_cols)
+    if p.entries is not None:
+        return p.entries.view(shape)
+    owner = p.rows.owners() // len(p.rates)
+    entries = torch.full(
+        (p.layout_batch * p.layout_heads, n_rows, n_cols), -1, dtype=torch.int64, device=p.q.device
+    )
+    entries[owner // n_rows, owner % n_rows, p.rows.indices.long()] = p.rows.block_ids.long()
+    return entries.view(shape)
+
+
+def positions(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+    """Positions of the queries and of the keys, int64 (batch or 1, q_len) and (batch or 1, kv_len)."""
+    p, device = problem, problem.q.device
+    query, key = torch.arange(p.q_len, device=device)[None], torch.arange(p.kv_len, device=device)[None]
+    of_sequences = p.sequences
+    query = query + (p.q_offset if of_sequences.q_positions is None else of_sequences.q_positions[:, None])
+    return query, key if of_sequences.kv_starts is None else key - of_sequences.kv_starts[:, None]
 
 
 def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
     """Bool mask, broadcastable to (batch, num_heads, q_len, kv_len), and the bias of every token pair."""
-    device, block_size = problem.q.device, problem.block_size
-    head = torch.arange(problem.num_heads, device=device)
-    position = torch.arange(problem.q_len, device=device) + problem.q_offset
-    key = torch.arange(problem.kv_len, device=device)
-    row, col = position // block_size - problem.first_row, key // block_size
+    p, device, block_size = problem, problem.q.device, problem.block_size
+    head = torch.arange(p.num_heads, device=device)[:, None, None]
+    query, key = (x[:, None] for x in positions(p))  # (batch or 1, 1, tokens)
+    query, key = query[..., None], key[..., None, :]
+    row, col = query // block_size - p.grid.first_row, key // block_size
+    inside = (row >= 0) & (row < p.grid.n_rows) & (col >= 0) & (col < p.grid.n_cols)
 
-    of_layout = head // (problem.num_heads // problem.layout_heads)
-    entries = block_entries(problem)[of_layout][:, row][:, :, col]  # (num_heads, q_len, kv_len)
+    # (layout_batch or batch or 1, num_heads, q_len, kv_len)
+    element = torch.arange(p.layout_batch, device=device)[:, None, None, None]
+    of_layout = head // (p.num_heads // p.layout_heads)
+    row, col = row.clamp(0, p.grid.n_rows - 1), col.clamp(0, p.grid.n_cols - 1)
+    entries = block_entries(p)[element, of_layout, row, col].masked_fill(~inside, -1)
     visible = entries >= 0
-    if problem.is_causal:
-        visible = visible & (key <= position[:, None])
-    if problem.dilation is not None:
-        distance = (position[:, None] // block_size - col).abs() * block_size
-        segments = torch.tensor(problem.dilation.segment_lengths[:-1], device=device, dtype=torch.int64)
-        rate = torch.tensor(problem.rates, device=device)[torch.bucketize(distance, segments, right=True)]
-        visible = visible & (key % rate == head[:, None, None] % rate)
-    visible = visible[None]
-    if problem.kv_lengths is not None:
-        visible = visible & (key < problem.kv_lengths[:, None, None, None])
-    if problem.key_padding_mask is not None:
-        visible = visible & ~problem.key_padding_mask[:, None, None, :]
+    if p.block_masks is not None:
+        mask_id = p.block_masks.ids[entries.clamp(min=0)].long()
+        counts = p.block_masks.table[mask_id.clamp(min=0), query % block_size, key % block_size]
+        visible = visible & (counts | (mask_id < 0))
+    if p.is_causal:
+        visible = visible & (key <= query)
+    if p.dilation is not None:
+        distance = (query // block_size - key // block_size).abs() * block_size
+        segments = torch.tensor(p.dilation.segment_lengths[:-1], device=device, dtype=torch.int64)
+        rate = torch.tensor(p.rates, device=device)[torch.bucketize(distance, segments, right=True)]
+        visible = visible & (key % rate == head % rate)
+    padded = padding(p)
+    if padded is not None:
+        visible = visible & ~padded[:, None, None, :]
 
-    if problem.block_bias is None:
+    if p.block_bias is None:
         return visible, None
-    bias = problem.block_bias.expand(-1, problem.num_heads, -1)
-    place = entries.clamp(min=0).flatten(1).expand(bias.shape[0], -1, -1)
-    bias = bias.gather(2, place).unflatten(2, (problem.q_len, problem.kv_len))
+    n_elements = max(p.block_bias.shape[0], entries.shape[0])
+    bias = p.block_bias.expand(n_elements, p.num_heads, -1)
+    place = entries.clamp(min=0).flatten(2).expand(n_elements, -1, -1)
+    bias = bias.gather(2, place).unflatten(2, (p.q_len, p.kv_len))
     hides = bias == -torch.inf
     return visible & ~hides, bias.masked_fill(hides, 0.0)
 
 
+def padding(problem: AttentionProblem) -> Tensor | None:
+    """Bool (batch, kv_len), True where a key is none; None where all are."""
+    p, place = problem, torch.arange(problem.kv_len, device=problem.q.device)
+    parts = [] if p.key_padding_mask is None else [p.key_padding_mask]
+    if p.sequences.kv_lengths is not None:
+        parts.append(place >= p.sequences.kv_lengths[:, None])
+    if p.sequences.kv_starts is not None:
+        parts.append(place < p.sequences.kv_starts[:, None])
+    return functools.reduce(torch.logical_or, parts) if parts else None
+
+
 def without_padding(problem: AttentionProblem, x: Tensor) -> Tensor:
     """k or v with zeros for the padded keys: a cache may hold anything behind its end, and 0 * NaN is NaN."""
-    padded = torch.zeros(problem.batch, problem.kv_len, dtype=torch.bool, device=x.device)
-    if problem.kv_lengths is not None:
-        padded = torch.arange(problem.kv_len, device=x.device) >= problem.kv_lengths[:, None]
-    if problem.key_padding_mask is not None:
-        padded = padded | problem.key_padding_mask
-    return x.masked_fill(padded[:, :, None, None], 0.0)
+    padded = padding(problem)
+    return x if padded is None else x.masked_fill(padded[:, :, None, None], 0.0)
 
 
 def exact_products(device: torch.device) -> contextlib.AbstractContextManager[object]:

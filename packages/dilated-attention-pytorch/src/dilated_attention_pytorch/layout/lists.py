@@ -1,8 +1,9 @@
-"""BlockLists: lists of blocks in compressed form, the rows or the columns of a layout."""
+"""BlockLists: lists of blocks in compressed form, the rows or the columns of a layout; the masks inside them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 class BlockLists:
     """Compressed lists (CSR): list x holds ``indices[indptr[x]:indptr[x + 1]]``, sorted.
 
-    All tensors are int32. There is a list for every (head, row or column, distance class), in this order; one distance
-    class without token dilation.
+    All tensors are int32. There is a list for every (batch element, head, row or column, distance class), in this order;
+    one batch element where all share the lists, and one distance class without token dilation.
 
     Attributes:
         indptr: (n_lists + 1,), where each list begins, and the end of the last.
@@ -48,6 +49,15 @@ class BlockLists:
             return self
         with torch.inference_mode(False):
             return BlockLists(*(tensor.clone() for tensor in self.tensors()))
+
+
+class BlockMasks(NamedTuple):
+    """Which elements of the active blocks count. Blocks share masks, so the memory stays small."""
+
+    ids: Tensor
+    """int32 (num_active_blocks,), the mask of each block in the order of the row lists, or -1: the whole block counts."""
+    table: Tensor
+    """bool (n_masks, block_size, block_size), the distinct masks by query and key, True where the pair counts."""
 
 
 def build_csr(keys: Tensor, n_lists: int, n_inner: int, indices: Tensor, block_ids: Tensor) -> BlockLists:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, values
-from ..backends.problem import AttentionProblem
+from ..backends.problem import AttentionProblem, Sequences
 from ..backends.reference import attention_reference, attention_weights
 from ..call import Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
@@ -314,8 +314,11 @@ def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
     q_len, kv_len, size = call.q.shape[1], call.k.shape[1], pattern.block_size
     q_offset = kv_len - q_len if call.is_causal else 0
     none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
-    return AttentionProblem.made_of(
-        **call._asdict(), rows=none, cols=none, prepared=(), block_size=size, first_row=q_offset // size,
-        q_offset=q_offset, layout_heads=pattern.num_heads, undilated=(none, none), causal_layout=call.is_causal,
+    return AttentionProblem(
+        q=call.q, k=call.k, v=call.v, grid=BlockGrid(q_len, kv_len, size, call.is_causal, q_offset),
+        layout_heads=pattern.num_heads, rows=none, cols=none, undilated=(none, none),
         entries=ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
+        q_offset=q_offset, is_causal=call.is_causal, softmax_scale=call.softmax_scale, dropout_p=call.dropout_p,
+        dilation=call.dilation, block_bias=call.block_bias, key_padding_mask=call.key_padding_mask, seed=call.seed,
+        sequences=Sequences(kv_lengths=call.kv_lengths),
     )  # fmt: skip

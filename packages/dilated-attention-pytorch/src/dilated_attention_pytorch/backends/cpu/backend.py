@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..problem import AttentionProblem, Backend, Gradients
+from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch
 from . import batches, decode, small, unfused, window
 from .scratch import kept_buffers
 
@@ -25,6 +25,9 @@ class CpuBackend(Backend):
 
     def rejects(self, problem: AttentionProblem) -> str | None:
         """Why this backend cannot serve the call, with the argument and its value; None if it can."""
+        beyond = beyond_plain_batch(problem)
+        if beyond is not None:
+            return beyond
         for name in ("q", "k", "v"):
             tensor: Tensor = getattr(problem, name)
             if tensor.device.type != "cpu":

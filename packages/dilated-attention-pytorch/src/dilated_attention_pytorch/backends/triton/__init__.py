@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Backend, Gradients
+from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch
 
 HALF = (torch.float16, torch.bfloat16)
 HAS_TRITON = is_installed("triton")
@@ -39,6 +39,9 @@ class TritonBackend(Backend):
 
     def rejects(self, problem: AttentionProblem) -> str | None:
         q = problem.q
+        beyond = beyond_plain_batch(problem)
+        if beyond is not None:
+            return beyond
         if not HAS_TRITON:
             return "triton is not installed (pip install triton, on Linux)"
         if q.device.type == "cpu" and not INTERPRETED:

@@ -1,0 +1,168 @@
+"""What a problem says beyond a plain batch: the reference serves it, the other backends refuse it by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.problem import AttentionProblem, Sequences
+from dilated_attention_pytorch.backends.reference import attention_reference
+from dilated_attention_pytorch.backends.registry import BACKENDS, reasons
+from dilated_attention_pytorch.config import TokenDilation
+from dilated_attention_pytorch.grid import BlockGrid
+from dilated_attention_pytorch.layout.lists import BlockLists, BlockMasks
+
+BLOCK, BATCH, HEADS, Q_LEN, KV_LEN = 16, 3, 2, 21, 50
+POSITIONS = 64  # of the layout
+
+
+def int32(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+def lists_of(mask: Tensor) -> tuple[BlockLists, BlockLists]:
+    """The lists of a block mask (batch, heads, n_rows, n_cols): those of as many heads."""
+    layout = BlockLayout.from_dense(mask.flatten(0, 1), BLOCK)
+    return layout.row_lists, layout.col_lists
+
+
+def block_mask(*batch_and_heads: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    size = POSITIONS // BLOCK
+    return torch.rand(*batch_and_heads, size, size, generator=generator) < 0.6
+
+
+def problem(mask: Tensor, **changes: Any) -> AttentionProblem:
+    """Queries 0 to 20 and keys 0 to 49 of a layout over 64 positions."""
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(BATCH, Q_LEN, HEADS, 8, generator=generator, dtype=torch.float64)
+    k, v = (torch.randn(BATCH, KV_LEN, HEADS, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    rows, cols = lists_of(mask)
+    made = AttentionProblem(
+        q=q, k=k, v=v, grid=BlockGrid(POSITIONS, POSITIONS, BLOCK, False), layout_batch=mask.shape[0],
+        layout_heads=mask.shape[1], rows=rows, cols=cols, undilated=(rows, cols), q_offset=0, is_causal=False,
+        softmax_scale=0.5, dropout_p=0.0, dilation=None, block_bias=None, key_padding_mask=None, seed=None,
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def dense(p: AttentionProblem, mask: Tensor) -> Tensor:
+    """out by the definition, one pair of tokens after the other."""
+    active = mask.expand(BATCH, HEADS, -1, -1)
+    ids = torch.full(mask.shape, -1)
+    ids[mask] = torch.arange(int(mask.sum()))
+    ids = ids.expand(BATCH, HEADS, -1, -1)
+    out = torch.zeros_like(p.q)
+    columns = [None if x is None else x.tolist() for x in p.sequences]
+    for b in range(BATCH):
+        q_position, start, end = (
+            default if column is None else column[b]
+            for column, default in zip(columns, (p.q_offset, 0, KV_LEN), strict=True)
+        )
+        for h in range(HEADS):
+            for i in range(Q_LEN):
+                scores = {}
+                for j in range(start, end):
+                    query, key = q_position + i, j - start
+                    if not (0 <= query < POSITIONS and active[b, h, query // BLOCK, key // BLOCK]):
+                        continue
+                    if p.is_causal and key > query:
+                        continue
+                    block = int(ids[b, h, query // BLOCK, key // BLOCK])
+                    if p.block_masks is not None and p.block_masks.ids[block] >= 0:
+                        inside = p.block_masks.table[p.block_masks.ids[block]]
+                        if not inside[query % BLOCK, key % BLOCK]:
+                            continue
+                    if p.dilation is not None:
+                        near, rates = p.dilation.segment_lengths[0], p.dilation.dilation_rates
+                        distance = abs(query // BLOCK - key // BLOCK) * BLOCK
+                        rate = rates[0] if near > distance else rates[1]
+                        if key % rate != h % rate:
+                            continue
+                    scores[j] = 0.5 * float(p.q[b, i, h] @ p.k[b, j, h])
+                    if p.block_bias is not None:
+                        scores[j] += float(p.block_bias.expand(BATCH, HEADS, -1)[b, h, block])
+                total = sum(map(math.exp, scores.values()))
+                for j, score in scores.items():
+                    out[b, i, h] += math.exp(score) / total * p.v[b, j, h]
+    return out
+
+
+def some_masks(mask: Tensor) -> BlockMasks:
+    generator = torch.Generator().manual_seed(2)
+    n_blocks = int(mask.sum())
+    ids = torch.randint(-1, 3, (n_blocks,), generator=generator, dtype=torch.int32)
+    return BlockMasks(ids, torch.rand(3, BLOCK, BLOCK, generator=generator) < 0.5)
+
+
+SHARED, PER_HEAD, PER_ELEMENT = block_mask(1, 1), block_mask(1, HEADS), block_mask(BATCH, HEADS)
+STARTS, ENDS, OFFSETS = int32(0, 9, 21), int32(50, 44, 30), int32(29, 7, -2)
+BIAS = torch.linspace(-2, 2, int(PER_ELEMENT.sum()), dtype=torch.float64)
+# (block mask, fields, what the other backends say of it)
+BEYOND: dict[str, tuple[Tensor, dict[str, Any], str]] = {
+    "layout_of_more_positions": (
+        SHARED, {}, "the layout is for q_len 64 and kv_len 64, needs the call's 21 and 50",
+    ),
+    "chunk_of_a_sequence": (PER_HEAD, {"q_offset": 9, "is_causal": True}, "q_offset is 9, needs 29"),
+    "causal_at_the_end": (
+        SHARED, {"q_offset": 29, "is_causal": True}, "the layout is for q_len 64 and kv_len 64, needs the call's 21 and 50",
+    ),
+    "positions_of_elements": (
+        PER_HEAD, {"sequences": Sequences(q_positions=OFFSETS), "is_causal": True},
+        "the queries of each batch element have positions of their own",
+    ),
+    "padding_on_the_left": (
+        SHARED, {"sequences": Sequences(kv_starts=STARTS, kv_lengths=ENDS)}, "kv_starts is given",
+    ),
+    "lists_of_elements": (PER_ELEMENT, {}, "the layout has 3 batch elements, needs one for all"),
+    "lists_and_bias_of_elements": (
+        PER_ELEMENT, {"block_bias": BIAS[None, None]}, "the layout has 3 batch elements, needs one for all",
+    ),
+    "masks_inside_blocks": (PER_HEAD, {"block_masks": some_masks(PER_HEAD)}, "the layout has masks inside blocks"),
+    "all_together": (
+        PER_ELEMENT,
+        {
+            "block_masks": some_masks(PER_ELEMENT), "sequences": Sequences(OFFSETS, STARTS, ENDS), "is_causal": True,
+            "block_bias": BIAS[None, None],
+        },
+        "the layout has 3 batch elements, needs one for all",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_reference_is_the_dense_definition(name: str) -> None:
+    mask, fields, _ = BEYOND[name]
+    p = problem(mask, **fields)
+    # float64 over 50 keys
+    torch.testing.assert_close(attention_reference(p)[0], dense(p, mask), rtol=0.0, atol=1e-13)
+
+
+def test_positions_decide_which_keys_token_dilation_keeps() -> None:
+    sequences, dilation = Sequences(OFFSETS, STARTS, ENDS), TokenDilation((32, 64), (1, 2))
+    p = problem(SHARED, sequences=sequences)
+    split = BlockLayout.from_dense(SHARED[0, 0], BLOCK)._split_by_distance(dilation)
+    p = dataclasses.replace(p, dilation=dilation, rows=split[0], cols=split[1])
+    torch.testing.assert_close(attention_reference(p)[0], dense(p, SHARED), rtol=0.0, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_other_backends_refuse_it_by_name(name: str) -> None:
+    mask, fields, reason = BEYOND[name]
+    found = reasons(problem(mask, **fields))
+    assert found["cpu"] == reason
+    assert found["triton"] == reason
+    assert all(found[backend.name] is not None for backend in BACKENDS)
+
+
+def test_a_plain_batch_is_not_refused() -> None:
+    grid = BlockGrid(Q_LEN, KV_LEN, BLOCK, False)
+    mask = block_mask(1, 1)[:, :, : grid.n_rows, : grid.n_cols]
+    plain = problem(mask, grid=grid, sequences=Sequences(kv_lengths=ENDS))
+    assert reasons(plain)["cpu"] is None
