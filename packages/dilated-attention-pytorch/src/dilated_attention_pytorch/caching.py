@@ -1,11 +1,9 @@
-"""What is made at first use and kept for later calls.
+"""Caches. There are three kinds:
 
-Three kinds, and no others:
-
-- a function of hashable arguments has `functools.lru_cache`;
-- what belongs to an object (a layout, a launch, a list of blocks) or is dropped by a call is in a BoundedCache; values
-  made on a device by `make_once`, which orders them with the streams that use them;
-- layouts of patterns are in layout/cache.py, which counts bytes and knows what CUDA graphs read.
+- pure functions of hashable arguments use `functools.lru_cache`;
+- what belongs to an object (a layout, a launch, a list of blocks) is in a BoundedCache; tensors are computed by
+  `make_once`, which orders them with the streams that use them;
+- layouts of patterns are in layout/cache.py, which also bounds their bytes and keeps what CUDA graphs read.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ class ForkSafeLock:
         self._lock.release()
 
 
-LOCK = ForkSafeLock()  # of all caches: taken to add and to drop, not to look up
+LOCK = ForkSafeLock()  # of all caches: taken to add and to drop, not for lookups
 
 
 class BoundedCache(dict[Any, Any]):
@@ -67,7 +65,7 @@ class BoundedCache(dict[Any, Any]):
 
 
 class CacheEntry(NamedTuple):
-    """A value that was made on a device; on a GPU the raw stream on which, and the event after which it is there."""
+    """A value; on a GPU also the raw stream that computes it, and an event recorded there when it is ready."""
 
     value: Any
     stream: int
@@ -75,13 +73,13 @@ class CacheEntry(NamedTuple):
 
 
 def make_once(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
-    """The value of the key, made first if it is not there; the current stream waits until it is."""
+    """The value of the key, computed if it is missing; the current stream waits until it is ready."""
     found: CacheEntry | None = cache.get(key)
     if found is None:
         return make_and_keep(cache, key, device, make)
     value: Made
     value, stream, event = found
-    # a capture begins with everything there, and may not wait for events from before it
+    # a stream capture starts after all earlier work, and must not wait for events recorded before it
     if (
         event is not None
         and _torch_internals.current_raw_stream(device.index) != stream
@@ -92,14 +90,14 @@ def make_once(cache: BoundedCache, key: Hashable, device: torch.device, make: Ca
 
 
 def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
-    """Make the value so that every later call can use it, whatever surrounds this one."""
+    """Compute and cache the value so that later calls can use it, whatever mode this call runs in."""
     with LOCK:
         if key in cache:  # another thread was faster
             return make_once(cache, key, device, make)
         on_gpu = device.type == "cuda" and torch.cuda.is_initialized()
         if on_gpu and torch.cuda.is_current_stream_capturing():
             with without_modes():
-                return make()  # it is empty until the graph is replayed
+                return make()  # not cached: it has no values before the graph is replayed
         value = make_to_stay(device, make)
         stream, event = 0, None
         if on_gpu:
@@ -111,7 +109,7 @@ def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make
 
 
 def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:
-    """Make plain tensors that outlive the call, on a GPU in memory that belongs to no CUDA graph.
+    """Compute plain tensors that outlive the call, on a GPU in memory that belongs to no CUDA graph.
 
     torch.compile with `mode="reduce-overhead"` lets a thread allocate from the pool of a graph, which takes its memory
     back: another thread does not.
@@ -134,7 +132,7 @@ def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:
 
 
 def in_another_thread(function: Callable[[], Made]) -> Made:
-    """The result of the function, called by a thread without modes, transforms and memory pools."""
+    """The result of the function, run in a thread without modes, transforms and memory pools."""
     results: list[Made] = []
     errors: list[BaseException] = []
 

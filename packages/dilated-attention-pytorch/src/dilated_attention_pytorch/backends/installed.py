@@ -13,13 +13,13 @@ TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton", "pytorch-triton-rocm", "trit
 
 
 def release(text: str | None) -> tuple[int, int] | None:
-    """(3, 10) of "3.10.0", "3.10", "3.10.0a1" and "3.10.0+git123"; None where nothing such is said."""
+    """(3, 10) of "3.10.0", "3.10", "3.10.0a1" and "3.10.0+git123"; None for any other text."""
     found = re.match(r"v?(\d+)\.(\d+)", text or "")
     return (int(found[1]), int(found[2])) if found else None
 
 
 def is_installed(name: str) -> bool:
-    """Whether an import would find the package; a mere folder of that name is none."""
+    """Whether the package can be imported; a namespace folder of that name does not count."""
     if name in sys.modules:
         return sys.modules[name] is not None
     spec = importlib.util.find_spec(name)
@@ -27,7 +27,7 @@ def is_installed(name: str) -> bool:
 
 
 def installed_versions(name: str, *distributions: str) -> list[str]:
-    """What is said of the version of a package: by metadata, and by the package itself; mostly one and the same.
+    """The versions that the metadata and the package itself give; usually one and the same.
 
     Two where a copy on PYTHONPATH hides an installed one. None where it is not installed, or does not say.
 
@@ -52,7 +52,7 @@ def by_metadata(*distributions: str) -> str | None:
 
 
 def by_package(name: str) -> str | None:
-    """`__version__` of a package that was imported, or what the source of one that was not sets it to."""
+    """`__version__` of an imported package, or the one that its source sets."""
     if name in sys.modules:
         said = getattr(sys.modules[name], "__version__", None)
         return said if isinstance(said, str) else None

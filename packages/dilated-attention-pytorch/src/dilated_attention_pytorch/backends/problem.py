@@ -1,4 +1,4 @@
-"""The contract of the backends: AttentionProblem, what they are given, and Backend, what they do."""
+"""The contract of the backends: AttentionProblem is what they compute, Backend what they implement."""
 
 from __future__ import annotations
 
@@ -105,20 +105,20 @@ class AttentionProblem:
         return made
 
     def prepared_by(self, backend: Backend, layout: BlockLayout) -> AttentionProblem:
-        """The problem with what a backend needs of its layout, which is on the device of q."""
+        """The problem with what a backend derives from its layout, which is on the device of q."""
         prepared = backend.prepare(layout, self.dilation)
         return self.made_of(**{**self.__dict__, "prepared": prepared}) if prepared else self
 
     @staticmethod
     def made_of(**fields: Any) -> AttentionProblem:
-        """The problem with all of these fields; a frozen dataclass takes three times as long to fill them."""
+        """The problem with these fields, three times as fast as the constructor of a frozen dataclass."""
         made = object.__new__(AttentionProblem)
         object.__setattr__(made, "__dict__", fields)
         return made
 
     @property
     def needs_grad(self) -> bool:
-        """Whether autograd will ask for a backward."""
+        """Whether autograd will call backward."""
         inputs = (self.q, self.k, self.v, self.block_bias)
         return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
@@ -232,8 +232,8 @@ Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # out and l
 class Backend(ABC):
     """One way to compute a problem.
 
-    A call goes through `rejects`, `prepare` and `forward`; calls like it that follow need the last alone, or what `bind`
-    returns. `backward` is given the problem that `forward` was given.
+    The first call runs `rejects`, `prepare` and `forward`; a repeated one runs only `forward`, or what `bind` returned.
+    `backward` gets the problem of the forward.
     """
 
     name: str
@@ -243,9 +243,9 @@ class Backend(ABC):
         """Why this backend cannot serve the call, with the argument and its value; None if it can."""
 
     def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
-        """What the backend needs of a layout beside its lists; it becomes the `prepared` of the problem.
+        """What the backend derives from a layout beside its lists; it becomes `prepared` of the problem.
 
-        Depends on the rows and columns of the layout, not on its lengths. Kept with the layout: use `BlockLayout.keep`.
+        It may depend on the rows and columns of the layout, not on its lengths. Cache it with `BlockLayout.keep`.
         """
         return ()
 
@@ -254,9 +254,9 @@ class Backend(ABC):
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype and lse (batch, num_heads, q_len), float32 (float64 for float64 inputs)."""
 
     def bind(self, problem: AttentionProblem) -> Forward | None:
-        """The forward of all problems that differ from one that was served in nothing but q, k and v.
+        """A forward for problems that differ from one that was served only in q, k and v.
 
-        For what can be looked up once; it must not keep q, k and v of the problem. None where that saves nothing.
+        It looks up once what does not change, and must not hold q, k and v of this problem. None if that saves nothing.
         """
         return None
 

@@ -7,7 +7,7 @@ from .hopper import HOPPER, note_other_backend
 from .problem import AttentionProblem, Backend
 from .triton import TRITON
 
-# In order of choice. `reference` is never chosen: dense attention in disguise must be asked for by name.
+# In order of choice. `reference` is never chosen automatically, because it is dense.
 BACKENDS: tuple[Backend, ...] = (CPU, HOPPER, TRITON)
 BACKEND_NAMES = ("auto", *(backend.name for backend in BACKENDS), "reference")
 
@@ -21,7 +21,7 @@ def backend_named(name: str) -> Backend:
 
 
 def reasons(problem: AttentionProblem) -> dict[str, str | None]:
-    """For every backend None, or why it cannot serve the call."""
+    """Per backend, None or why it cannot serve the call."""
     return {backend.name: backend.rejects(problem) for backend in BACKENDS}
 
 

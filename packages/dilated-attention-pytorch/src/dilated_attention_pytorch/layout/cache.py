@@ -1,4 +1,4 @@
-"""Layouts of patterns, built once for all modules that ask for the same.
+"""Cache of the layouts of patterns, shared by all modules.
 
 The lists of a layout depend on its block rows and columns alone, so 64 consecutive lengths at block size 64 share them.
 A layout for other lengths with the same lists is a small object beside them: decoding builds lists once per block of keys.
@@ -21,15 +21,15 @@ from ..config import SparsePatternConfig, check_same_block_size
 from ..grid import BlockGrid
 from .layout import BlockLayout
 
-MAX_LISTS = 128  # sets of lists that are kept
-MAX_BYTES = 2**30  # of all lists together; the newest are kept whatever they take
-MAX_LENGTHS = 1024  # layouts that are kept, over all lists
+MAX_LISTS = 128  # sets of lists
+MAX_BYTES = 2**30  # of all lists together; the newest stay, whatever their size
+MAX_LENGTHS = 1024  # layouts over all lists
 
 
 class Pattern(NamedTuple):
-    """The pattern of all heads, or of each, as a constant that a compiled graph can hold."""
+    """The pattern of all heads, or of each, as a constant of a compiled graph."""
 
-    text: str  # the configs as JSON, from which they are made again
+    text: str  # the configs as JSON
     block_size: int
     num_heads: int  # of the layout
 
@@ -57,12 +57,12 @@ class Pattern(NamedTuple):
 
 
 def as_pair(value: Fraction) -> list[int]:
-    """A ratio that no float writes."""
+    """A Fraction for JSON."""
     return [value.numerator, value.denominator]
 
 
 class Lists:
-    """The first layout with its lists, and when they were used last."""
+    """A set of lists: the first layout with them, and when they were last used."""
 
     def __init__(self, key: tuple[Hashable, ...], layout: BlockLayout) -> None:
         self.key = key
@@ -72,7 +72,7 @@ class Lists:
         self.may_be_captured = layout.device.type == "cuda"
 
     def tensors(self) -> list[Tensor]:
-        """All that this layout keeps."""
+        """The lists, and what is cached with them."""
         layout = self.layout
         tensors = [tensor for entry in list(layout._prepared.values()) for tensor in entry.value]
         for rows, cols in [
@@ -86,14 +86,14 @@ class Lists:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
     def drop(self) -> None:
-        """Let kernels that were launched finish before the memory serves others."""
+        """Tell the allocator that launched kernels may still read the memory."""
         if self.layout.device.type == "cuda":
             for tensor in self.tensors():
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
 class Found:
-    """A layout, the lists that it shares, and when it was used last."""
+    """A layout, its set of lists, and when it was last used."""
 
     __slots__ = ("layout", "lists", "used")
 
@@ -129,7 +129,7 @@ class LayoutCache:
         if lists.may_be_captured and torch.cuda.is_current_stream_capturing():
             with LOCK:
                 lists.captured, lists.may_be_captured = True, False
-                self._by_blocks[lists.key] = lists  # another thread may have dropped it just now
+                self._by_blocks[lists.key] = lists  # another thread may just have dropped it
         return found.layout
 
     def _add(self, pattern: Pattern, key: tuple[str, int, int, bool, torch.device]) -> Found:
@@ -160,7 +160,7 @@ class LayoutCache:
             return found
 
     def _shrink(self, added: Lists) -> None:
-        """Drop the least recently used lists until there is room for more; not those of CUDA graphs."""
+        """Drop the least recently used lists until `added` fits; never those of CUDA graphs."""
         by_use = sorted(
             (lists for lists in self._by_blocks.values() if not lists.captured), key=lambda x: x.used
         )

@@ -1,4 +1,4 @@
-"""How far information travels through stacked layers of a layout.
+"""Coverage: which block pairs stacked layers of a layout connect.
 
 What each block row reaches is a row of bits, 64 columns to an int64, and a layer more is an OR over the row's blocks.
 """
@@ -15,7 +15,7 @@ from .. import values
 from ..grid import BlockGrid
 
 WORD = 64  # columns to an int64
-# Of the bits that a layer gathers: bounds the working memory, columns are followed in groups.
+# Bound of the bits that a layer gathers: columns are processed in groups.
 MAX_GATHERED_BYTES = 2**26
 
 
@@ -77,7 +77,7 @@ def layer_more(links: Links, seen: Tensor) -> Tensor:
 
 
 def groups(grid: BlockGrid, links: Links) -> Iterator[tuple[Tensor, Tensor]]:
-    """Group by group of columns the bits of one layer and those of all allowed pairs, each (n_rows, words)."""
+    """For each group of columns, the bits of one layer and those of all allowed pairs, (n_rows, words) each."""
     n_words = -(-grid.n_cols // WORD)
     size = max(1, min(n_words, MAX_GATHERED_BYTES // (16 * links.sources.shape[0])))
     for first in range(0, n_words, size):
@@ -91,7 +91,7 @@ def one_layer(grid: BlockGrid, links: Links, first: int, n_words: int) -> Tensor
     word = links.cols // WORD - first
     here = (word >= 0) & (word < n_words)
     bits = torch.ones_like(links.cols[here]) << links.cols[here] % WORD
-    # no pair is there twice, so that a sum of bits is their OR
+    # pairs are distinct, so the sum of their bits is their OR
     return seen.index_add_(0, links.rows[here] * n_words + word[here], bits).view(-1, n_words)
 
 
@@ -106,7 +106,7 @@ def allowed(grid: BlockGrid, first: int, n_words: int, device: torch.device) -> 
 
 
 def count_bits(words: Tensor) -> int:
-    """How many bits are set."""
+    """The number of bits that are set."""
     of_byte = sum((torch.arange(256, device=words.device) >> bit) & 1 for bit in range(8))
     found = torch.bincount(words.contiguous().view(torch.uint8).flatten(), minlength=256)
     return int((found * of_byte).sum())
@@ -120,7 +120,7 @@ def check_square(grid: BlockGrid) -> None:
 
 
 def coverage(grid: BlockGrid, rows: Tensor, cols: Tensor, layers: int) -> float:
-    """Share of allowed block pairs connected within `layers` layers; rows and cols as for `make_links`."""
+    """Fraction of allowed block pairs connected within `layers` layers; rows and cols as for `make_links`."""
     given, layers = layers, values.integer(layers) or 0
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {values.shown(given)}")

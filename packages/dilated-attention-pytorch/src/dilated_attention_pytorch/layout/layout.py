@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayoutStats:
-    """Figures of a layout, for people."""
+    """Statistics of a layout."""
 
     num_rows: int
     num_cols: int
@@ -46,7 +46,7 @@ class LayoutStats:
     asked_density: float | None
     """`sparsity_ratio`, the mean over the heads; None for a window in tokens and for layouts of your own."""
     rows_at_floor: int | None
-    """Rows, over all heads, that keep more than the ratio pays for, because of `min_blocks` or of global blocks."""
+    """Rows of all heads that keep more than the ratio pays for, because of `min_blocks` or global blocks."""
     min_blocks_per_row: int
     mean_blocks_per_row: float
     max_blocks_per_row: int
@@ -56,7 +56,7 @@ class LayoutStats:
 
 
 def check_block_mask(mask: Any) -> None:
-    """Raise unless `mask` is a bool tensor (n_rows, n_cols) or (heads, n_rows, n_cols) with a block at least."""
+    """Raise unless `mask` is a non-empty bool tensor (n_rows, n_cols) or (heads, n_rows, n_cols)."""
     if not isinstance(mask, Tensor):
         raise TypeError(
             f"mask must be a bool tensor, got {type(mask).__name__}; use torch.as_tensor(mask, dtype=torch.bool)"
@@ -73,7 +73,7 @@ def check_block_mask(mask: Any) -> None:
 
 
 def checked_device(device: Any) -> torch.device:
-    """The device, default the CPU; ValueError where a layout cannot live."""
+    """The device, default the CPU; ValueError for one whose tensors hold no values."""
     target = values.device(device)
     if target.type == "meta":
         raise ValueError(
@@ -83,14 +83,14 @@ def checked_device(device: Any) -> torch.device:
 
 
 def check_head(head: Any, num_heads: int) -> int:
-    """The number of a layout's head; ValueError if it has none of that number."""
+    """The index of a head; ValueError if the layout has no such head."""
     found = values.integer(head)
     if found is None or not 0 <= found < num_heads:
         raise ValueError(f"head must be 0 to {num_heads - 1}, got {values.shown(head)}")
     return found
 
 
-# Layouts by their row lists and lengths: an operator is given tensors, and finds here what was made from them.
+# Living layouts by their row lists and lengths: an operator is given the lists as tensors, and finds their layout here.
 ALIVE: weakref.WeakValueDictionary[tuple[int, int, int], BlockLayout] = weakref.WeakValueDictionary()
 
 
@@ -117,7 +117,7 @@ class BlockLayout:
     row_lists: BlockLists
     col_lists: BlockLists
     configs: tuple[SparsePatternConfig, ...] | None = None
-    # what is made at first use; no copy has it
+    # made at first use; copies and pickles have none of it
     _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     # of eager.py
@@ -142,7 +142,7 @@ class BlockLayout:
     def _of_lists(
         cls, grid: BlockGrid, num_heads: int, row_lists: BlockLists, col_lists: BlockLists
     ) -> BlockLayout:
-        """The layout that has these lists, with what it keeps; a new one where none is alive."""
+        """The living layout with these lists, and so with its caches; a new one if there is none."""
         found = ALIVE.get((id(row_lists.indices), grid.q_len, grid.kv_len))
         if found is not None and found.grid == grid and found.num_heads == num_heads:
             theirs = (*found.row_lists.tensors(), *found.col_lists.tensors())
@@ -151,7 +151,7 @@ class BlockLayout:
         return cls(grid, num_heads, row_lists, col_lists)
 
     def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
-        """The layout of other lengths with the same rows and columns: it shares the lists, and what is made from them."""
+        """The layout for other lengths with the same rows and columns; it shares the lists and their caches."""
         made = BlockLayout(
             self.grid.with_lengths(q_len, kv_len),
             self.num_heads,
@@ -163,7 +163,7 @@ class BlockLayout:
         object.__setattr__(made, "_prepared", self._prepared)
         return made
 
-    # ---- making one
+    # ---- constructors
 
     @classmethod
     def from_config(
@@ -198,7 +198,7 @@ class BlockLayout:
         grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, configs[0].block_size, causal)
         target = checked_device(device)
         made: dict[SparsePatternConfig, tuple[Tensor, Tensor]] = {}
-        with without_modes():  # a layout that is made in inference mode serves training later
+        with without_modes():  # a layout built in inference mode may be used in training later
             for item in configs:
                 if item not in made:
                     check_connected(item, grid)
@@ -307,7 +307,7 @@ class BlockLayout:
         col_lists = build_csr(col_key, n_heads * grid.n_cols, grid.n_rows, rows, block_ids)
         return cls(grid, n_heads, row_lists, col_lists, configs)
 
-    # ---- what it is
+    # ---- properties
 
     @property
     def q_len(self) -> int:
@@ -331,7 +331,7 @@ class BlockLayout:
 
     @property
     def num_active_blocks(self) -> int:
-        """Active block pairs, summed over the heads of the layout."""
+        """Active block pairs, over all heads of the layout."""
         return self.row_lists.indices.numel()
 
     @property
@@ -360,7 +360,7 @@ class BlockLayout:
         return owner // self.grid.n_rows, owner % self.grid.n_rows, self.row_lists.indices.long()
 
     def rows(self, head: int = 0) -> list[list[int]]:
-        """The active columns of every row of one head, for people and tests."""
+        """The active columns of every row of one head, as Python lists."""
         first = check_head(head, self.num_heads) * self.grid.n_rows
         offsets = self.row_lists.indptr[first : first + self.grid.n_rows + 1].tolist()
         columns = self.row_lists.indices.tolist()
@@ -385,7 +385,7 @@ class BlockLayout:
         return block_mask_of(self.grid, dense if dense.dim() == 3 else dense[None])
 
     def stats(self) -> LayoutStats:
-        """Counts, the density asked and real, how far a query sees, and memory."""
+        """Block counts, the density requested and real, the reach of a query, and memory."""
         counts = self.row_lists.indptr.diff()
         tensors = (*self.row_lists.tensors(), *self.col_lists.tensors())
         return LayoutStats(
@@ -427,12 +427,12 @@ class BlockLayout:
         return int(distance.max()) * self.block_size
 
     def coverage(self, layers: int = 1) -> float:
-        """Share of the (query, key) block pairs that information crosses within so many stacked layers."""
+        """Fraction of the allowed (query, key) block pairs connected within `layers` stacked layers."""
         _, rows, cols = self.coo()
         return coverage(self.grid, rows, cols, layers)
 
     def hops_to_full_coverage(self) -> int | None:
-        """The fewest layers after which every allowed (query, key) pair is connected; None if that never is."""
+        """The fewest layers that connect every allowed (query, key) block pair; None if no number does."""
         _, rows, cols = self.coo()
         return hops_to_full_coverage(self.grid, rows, cols)
 
@@ -449,7 +449,7 @@ class BlockLayout:
     # ---- what backends take
 
     def lists(self, dilation: TokenDilation | None = None) -> tuple[BlockLists, BlockLists]:
-        """Row and column lists; with a token dilation every list is split into its distance classes."""
+        """Row and column lists; with token dilation each list is split into distance classes."""
         if dilation is None:
             return self.row_lists, self.col_lists
         return make_once(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
@@ -457,27 +457,27 @@ class BlockLayout:
     def keep(
         self, owner: str, dilation: TokenDilation | None, make: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """What `owner`, a backend, has made of the rows and columns; made at its first use.
+        """What a backend derives from the rows and columns: computed once, then returned from the cache.
 
-        Layouts of other lengths with the same rows and columns share it. On a GPU the current stream waits for it.
+        Layouts for other lengths with the same rows and columns share it. On a GPU the current stream waits for it.
 
         Args:
             owner: the name of the backend.
-            dilation: the token dilation for which it is made.
-            make: makes it. It may run in another thread, which must take nothing that layouts keep.
+            dilation: the token dilation that it depends on.
+            make: computes it, maybe in another thread, which must not call `lists` or `keep` of a layout.
         """
         made: tuple[Tensor, ...] = make_once(self._prepared, (owner, dilation), self.device, make)
         return made
 
     def _entries(self) -> Tensor:
-        """Place in the row lists of every block pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""
+        """The block id of every pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""
         shape = (self.num_heads, self.grid.n_rows, self.grid.n_cols)
         entries = torch.full(shape, -1, dtype=torch.int64, device=self.device)
         entries[self.coo()] = torch.arange(self.num_active_blocks, device=self.device)
         return entries
 
     def _num_pairs(self, dilation: TokenDilation | None = None) -> int:
-        """(query, key) pairs in the active blocks of all heads, within the lengths."""
+        """The number of (query, key) pairs in the active blocks of all heads."""
         rows, _ = self.lists(dilation)
         rates = (1,) if dilation is None else dilation.dilation_rates
         grid, size, device = self.grid, self.grid.block_size, self.device

@@ -1,4 +1,4 @@
-"""How many blocks each row keeps, so that the density is exact as a running total."""
+"""Budget: how many blocks each row keeps; as a running total the density is exact."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ class Budget(NamedTuple):
 
 
 def ratio_budget(config: SparsePatternConfig, grid: BlockGrid) -> Budget:
-    """The budget of a pattern whose rows are all alike."""
+    """The budget of a pattern that treats all rows alike."""
     share = floor_share(written_ratio(config.sparsity_ratio), available_per_row(grid).cumsum(0))
     return Budget(least_per_row(config, grid), share)

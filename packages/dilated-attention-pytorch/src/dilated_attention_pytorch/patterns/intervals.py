@@ -1,4 +1,4 @@
-"""Rows that keep runs of neighbouring columns, expanded to (row, column) pairs."""
+"""Runs of neighbouring columns, expanded to (row, column) pairs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def budget_of(config: SparsePatternConfig, grid: BlockGrid) -> Budget | None:
 
 @functools.lru_cache(maxsize=1024)
 def warn_of_lonely_rows(config: SparsePatternConfig) -> None:
-    """Once per config: rows that see their own block only are reached by nothing, however many layers there are."""
+    """Warn once per config that some rows see only their own block, so no other position ever reaches them."""
     warnings.warn(
         f"with sparsity_ratio {config.sparsity_ratio} and min_blocks {config.min_blocks} some rows keep their own block "
         "only, so through this pattern nothing reaches them from elsewhere, however many layers there are; leave "
@@ -62,7 +62,7 @@ def warn_of_lonely_rows(config: SparsePatternConfig) -> None:
 
 
 def check_connected(config: SparsePatternConfig, grid: BlockGrid) -> None:
-    """Warn if a row keeps its own block only, though there are others."""
+    """Warn if a row keeps only its own block although there are others."""
     if config.min_blocks != 1 or takes(config.pattern_type, "global_tokens"):
         return  # more blocks, or a global one
     budget = budget_of(config, grid)

@@ -20,8 +20,8 @@ from .work_order import make_work_order
 
 HEAD_DIMS = (64, 128)
 BLOCK_SIZES = (64, 128)
-OLDEST_TRITON = (3, 6)  # with Gluon as the kernels use it
-# Gluon is experimental, and its names change from release to release: the newest that the kernels were run with.
+OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
+# The newest tested release: Gluon is experimental, and its names change from release to release.
 NEWEST_TRITON = (3, 9)
 NOT_INSTALLED = "triton is not installed (pip install 'triton>=3.6', on Linux)"
 
@@ -42,7 +42,7 @@ def refused_triton(versions: list[str]) -> str | None:
 
 
 def untested_triton(versions: list[str]) -> str | None:
-    """Why nobody knows whether the kernels run with an installed triton of these versions, or None."""
+    """Why the kernels are untested with an installed triton of these versions, or None."""
     for text in versions:
         if (release(text) or (0, 0)) > NEWEST_TRITON:
             return (
@@ -61,7 +61,7 @@ WARNED: list[bool] = []
 
 @functools.lru_cache(maxsize=64)
 def capability(index: int | None) -> tuple[int, int]:
-    """The compute capability of a device (None: the current one); asking torch takes longer."""
+    """The compute capability of a device (None: the current one), cached because torch takes longer."""
     return torch.cuda.get_device_capability(index)
 
 
@@ -69,14 +69,14 @@ def is_hopper(index: int | None) -> bool:
     """Whether the device (None: the current one) has compute capability 9.0, as some GPUs of AMD have too."""
     if torch.version.hip is not None:
         return False
-    if torch.compiler.is_compiling():  # Dynamo warns of every cache
+    if torch.compiler.is_compiling():  # Dynamo warns about caches
         return torch.cuda.get_device_capability(index) == (9, 0)
     return capability(index) == (9, 0)
 
 
 @functools.cache
 def launches() -> ModuleType:
-    """launch.py, which imports triton; an import statement in every call would take 1 us."""
+    """launch.py, imported late because it needs triton; an import statement per call would take 1 us."""
     from . import launch
 
     return launch
@@ -130,7 +130,7 @@ def rejected_call(problem: AttentionProblem) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled call warns when it is traced
 def warn_of_untested_triton() -> None:
-    """Say, once per process, why the Hopper kernels do not serve a call."""
+    """Warn once per process that an untested triton keeps the Hopper kernels from serving calls."""
     if not WARNED:
         WARNED.append(True)
         warnings.warn(
@@ -140,7 +140,7 @@ def warn_of_untested_triton() -> None:
 
 
 def note_other_backend(problem: AttentionProblem) -> None:
-    """Warn once where nothing but a triton that is too new keeps the kernels from a call that another backend serves."""
+    """Warn if a triton that is too new is the only reason why another backend serves the call."""
     if UNTESTED_TRITON is not None and rejected_call(problem) is None:
         warn_of_untested_triton()
 
@@ -157,7 +157,7 @@ class HopperBackend(Backend):
 
     def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
         """The work order (work_order.py)."""
-        # here: the thread that makes what is kept must not wait for this one
+        # outside the closure, which may run in a thread that must not wait for this one
         rows, cols = layout.lists(dilation)
         grid, n_heads = layout.grid, layout.num_heads
         return layout.keep(
@@ -169,7 +169,7 @@ class HopperBackend(Backend):
         return made
 
     def bind(self, problem: AttentionProblem) -> Forward | None:
-        """The forward of problems like one that was served but for their q, k and v, faster."""
+        """A forward that launches directly, with everything but q, k and v looked up once."""
         bound: Forward | None = launches().bind_forward(problem)
         return bound
 
