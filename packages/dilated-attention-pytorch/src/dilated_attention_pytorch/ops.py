@@ -35,12 +35,8 @@ ARGUMENTS = (
     "Tensor? col_indptr, Tensor? col_indices, Tensor? col_block_ids, "
     "str pattern, SymInt[] geometry, SymInt[] segment_lengths, SymInt[] dilation_rates, float[] numbers, str backend"
 )
-RESULTS = (
-    "out",
-    "lse",
-    "grad_out",
-    "grad_lse",
-)  # what attention_backward takes before the arguments of attention
+# What attention_backward takes before the arguments of attention.
+RESULTS = ("out", "lse", "grad_out", "grad_lse")
 
 LIBRARY.define(f"attention({ARGUMENTS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define(
