@@ -9,8 +9,9 @@ from pathlib import Path
 
 import bars
 
-from attention_bench import breakeven, documents, host, report
+from attention_bench import breakeven, host, report
 from attention_bench.cases import Case
+from attention_bench.markdown import table
 from attention_bench.measure import Row
 
 RESULTS = Path(__file__).resolve().parents[2] / "tools" / "attention-bench" / "results"
@@ -83,7 +84,7 @@ def write(markdown: Path, assets: Path) -> None:
 def unbroken_table(path: Path) -> str:
     """The figures of a file; a line breaks between measurements and sizes, not inside them."""
     units = r"(?<=\d) (?:(?:ms|GiB)\b(?: (?=\())?|x (?=\d))"
-    return re.sub(units, unbroken, documents.markdown(str(path)))
+    return re.sub(units, unbroken, table(str(path)))
 
 
 def unbroken(found: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention_bench import cli, documents, files, floor, host
+from attention_bench import cli, files, host, host_overhead, markdown
 from attention_bench.cases import Case
 from attention_bench.peers import PEERS
 from dilated_attention_pytorch import BlockLayout
@@ -43,7 +43,7 @@ def test_command_times_three_kinds_of_call(tmp_path: Path, capsys: pytest.Captur
     assert "refused: needs a CUDA device" in shown
     assert "of Python" not in shown
     assert where["command"].startswith("attention-bench host ")
-    assert documents.markdown(file).startswith("| case | library |")
+    assert markdown.table(file).startswith("| case | library |")
 
 
 def test_call_us_is_the_median_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,14 +98,14 @@ def test_files_of_before_have_no_floors(tmp_path: Path) -> None:
     (row,), _ = host.read_json(str(file))
     assert row.forward_us == content["rows"][0]["forward_us"]
     assert row.forward_python_us is None
-    assert "of Python" not in documents.markdown(str(file))
+    assert "of Python" not in markdown.table(str(file))
 
 
 def test_floor_is_measured_of_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Case] = []
     with_grad: list[bool] = []  # of every call of the bare forward
 
-    def prepare(case: Case, layout: BlockLayout, *inputs: torch.Tensor) -> floor.Forward:
+    def prepare(case: Case, layout: BlockLayout, *inputs: torch.Tensor) -> host_overhead.Forward:
         asked.append(case)
 
         def bare() -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,7 +114,7 @@ def test_floor_is_measured_of_ours_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return bare
 
-    monkeypatch.setattr(host.floor, "prepare", prepare)
+    monkeypatch.setattr(host.host_overhead, "prepare", prepare)
     row = host.measure(PEERS["ours"], CASE, "cpu", 2, 3)
     assert row.refused is None
     assert row.forward_floor_us

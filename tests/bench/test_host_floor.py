@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from attention_bench import floor
+from attention_bench import host_overhead
 from attention_bench.cases import Case
 from dilated_attention_pytorch import _torch_internals
 from dilated_attention_pytorch.backends.hopper import HOPPER
@@ -70,9 +70,9 @@ class FakeLaunch:
         self.launched.append(arguments)
 
 
-def bare_of(p: AttentionProblem, made: object) -> floor.Forward:
+def bare_of(p: AttentionProblem, made: object) -> host_overhead.Forward:
     launcher.LAUNCHES.keep(("forward", p.signature), made)
-    bare = floor.bare_forward(p)
+    bare = host_overhead.bare_forward(p)
     assert bare is not None
     return bare
 
@@ -168,7 +168,7 @@ def test_bare_forward_launches_what_the_library_launches(case: Case, monkeypatch
     monkeypatch.setattr(passes.ForwardPass, "kernel", driver)
     out, lse = launch.launch_forward(p)
     assert len(launcher.LAUNCHES) == 1
-    bare = floor.bare_forward(p)
+    bare = host_overhead.bare_forward(p)
     assert bare is not None
     bare()
     theirs, ours = driver.flat()
@@ -178,7 +178,7 @@ def test_bare_forward_launches_what_the_library_launches(case: Case, monkeypatch
 
 def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
     p, fake = problem_of(), FakeLaunch()
-    call = floor.with_gradients(bare_of(p, fake), *(x.requires_grad_() for x in (p.q, p.k, p.v)))
+    call = host_overhead.with_gradients(bare_of(p, fake), *(x.requires_grad_() for x in (p.q, p.k, p.v)))
     out, lse = call()
     assert len(fake.launched) == 1
     node = out.grad_fn
@@ -195,12 +195,12 @@ def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
 
 def test_no_floor_without_a_launch_that_can_be_called() -> None:
     p, fake = problem_of(), FakeLaunch()
-    assert floor.bare_forward(p) is None  # nothing was launched
+    assert host_overhead.bare_forward(p) is None  # nothing was launched
     launcher.LAUNCHES.keep(("forward", problem_of(DILATED).signature), fake)
-    assert floor.bare_forward(p) is None  # nor by another call
+    assert host_overhead.bare_forward(p) is None  # nor by another call
     fake.raw_launch = None  # type: ignore[method-assign, assignment]
     launcher.LAUNCHES.keep(("forward", p.signature), fake)
-    assert floor.bare_forward(p) is None  # a triton with another launcher
+    assert host_overhead.bare_forward(p) is None  # a triton with another launcher
 
 
 @pytest.mark.parametrize("case", [CASE, DILATED, dataclasses.replace(CASE, causal=True)], ids=str)
@@ -208,12 +208,12 @@ def test_floor_is_that_of_the_case_where_hopper_serves_it(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[AttentionProblem] = []
-    monkeypatch.setattr(floor, "bare_forward", lambda problem: (seen.append(problem), "bare")[1])
+    monkeypatch.setattr(host_overhead, "bare_forward", lambda problem: (seen.append(problem), "bare")[1])
     layout, inputs = case.layout("cpu"), case.inputs("cpu")
-    assert floor.prepare(case, layout, *inputs) is None  # backend `cpu`
+    assert host_overhead.prepare(case, layout, *inputs) is None  # backend `cpu`
     assert not seen
-    monkeypatch.setattr(floor, "choose_backend", lambda problem: HOPPER)
-    assert floor.prepare(case, layout, *inputs) == "bare"
+    monkeypatch.setattr(host_overhead, "choose_backend", lambda problem: HOPPER)
+    assert host_overhead.prepare(case, layout, *inputs) == "bare"
     (p,) = seen
     assert (p.q, p.k, p.v) == inputs
     assert p.is_causal == case.causal

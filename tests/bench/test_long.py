@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention_bench import cli, documents, long, sample, timing
+from attention_bench import cli, large, markdown, spot_check, timing
 from attention_bench.cases import Case
 from dilated_attention_pytorch import block_sparse_attention
 
@@ -19,7 +19,7 @@ SMALL += ["--device", "cpu", "--repeats", "1"]
 def test_command_measures_checks_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(tmp_path / "long.json")
     assert cli.main(["long", *SMALL, "--json", file]) == 0
-    (row,), where = long.read_json(file)
+    (row,), where = large.read_json(file)
     assert row.forward_ms
     assert row.both_ms
     assert row.layout_ms
@@ -34,13 +34,13 @@ def test_command_measures_checks_and_writes(tmp_path: Path, capsys: pytest.Captu
     assert row.case.pattern_rates is None
     assert where["command"].endswith("--json long.json")
     assert "gradients: finite" in capsys.readouterr().out
-    assert "| 1,000 tokens, 4 x 16, block 32, 20.00%, rates 1 2 4 and on |" in documents.markdown(file)
+    assert "| 1,000 tokens, 4 x 16, block 32, 20.00%, rates 1 2 4 and on |" in markdown.table(file)
 
 
 def test_forward_only_has_no_gradients(tmp_path: Path) -> None:
     file = str(tmp_path / "long.json")
     assert cli.main(["long", *SMALL, "--forward-only", "--dilation-rates", "1,2,4,8", "--json", file]) == 0
-    (row,), _ = long.read_json(file)
+    (row,), _ = large.read_json(file)
     assert row.both_ms is None
     assert row.gradients_finite is None
     assert row.case.pattern_rates == (1, 2, 4, 8)
@@ -53,18 +53,18 @@ def test_expected_output_is_that_of_the_reference(causal: bool, dilation: dict) 
     layout = case.layout("cpu")
     q, k, v = case.inputs("cpu")
     out = block_sparse_attention(q, k, v, layout, is_causal=causal, backend="reference", **dilation)
-    for query in sample.query_errors(case, layout, q, k, v, out):
+    for query in spot_check.query_errors(case, layout, q, k, v, out):
         assert query.error < 1e-5, query
 
 
 def test_wrong_output_and_infinite_gradients_fail() -> None:
     case = Case(300, 2, 16, 32, 0.4, dtype="float32")
-    layout, row = long.prepare(case, "cpu")
+    layout, row = large.prepare(case, "cpu")
     q, k, v = case.inputs("cpu")
-    row.queries = sample.query_errors(case, layout, q, k, v, q)
+    row.queries = spot_check.query_errors(case, layout, q, k, v, q)
     assert row.failure() is not None
     assert "out is off by" in str(row.failure())
-    row.queries = [sample.QueryError(0, 0, math.nan)]
+    row.queries = [spot_check.QueryError(0, 0, math.nan)]
     assert "out is off by nan" in str(row.failure())
     row.queries = []
     assert row.failure() is None
@@ -73,11 +73,11 @@ def test_wrong_output_and_infinite_gradients_fail() -> None:
 
 
 def test_all_finite_looks_at_every_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "PIECE", 8)
+    monkeypatch.setattr(spot_check, "PIECE", 8)
     x = torch.zeros(1, 5, 2, 2)
-    assert sample.all_finite(x)
+    assert spot_check.all_finite(x)
     x[0, 4, 1, 1] = torch.inf
-    assert not sample.all_finite(x)
+    assert not spot_check.all_finite(x)
 
 
 def test_no_two_results_of_a_timed_call_are_there_at_once() -> None:
@@ -100,9 +100,9 @@ def test_failure_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_pa
     def out_of_memory(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(long, "measure_both", out_of_memory)
+    monkeypatch.setattr(large, "measure_both", out_of_memory)
     file = str(tmp_path / "long.json")
     assert cli.main(["long", *SMALL, "--json", file]) == 1
-    (row,), _ = long.read_json(file)
+    (row,), _ = large.read_json(file)
     assert row.forward_ms
     assert row.refused == "backward: OutOfMemoryError: CUDA out of memory"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from attention_bench import documents, files, report
+from attention_bench import files, markdown, report
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tools/attention-bench/results"
@@ -18,7 +18,7 @@ IN_README = [FOLDER / "cpu.json", FOLDER / "h200.json"]
 def test_run_names_device_versions_and_date(path: Path) -> None:
     _, rows, where = files.read(str(path))
     assert rows
-    assert documents.markdown(str(path))
+    assert markdown.table(str(path))
     assert where["device"]
     assert where["date"]
     assert where["versions"]["torch"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attention_bench import cli, host, long, measure, report, run
+from attention_bench import cli, host, large, measure, report, run
 from attention_bench.cases import Case
 from attention_bench.measure import Row
 from attention_bench.peers import PEERS
@@ -285,11 +285,11 @@ def test_interrupted_host_keeps_the_peers_before(tmp_path: Path, monkeypatch: py
 
 
 def test_interrupted_long_keeps_the_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(long, "measure_both", interrupt)
+    monkeypatch.setattr(large, "measure_both", interrupt)
     file = str(tmp_path / "long.json")
     small = SMALL[: SMALL.index("--repeat-ms")]
     assert cli.main(["long", *small, "--repeats", "1", "--json", file]) == 130
-    (row,), _ = long.read_json(file)
+    (row,), _ = large.read_json(file)
     assert row.forward_ms
     assert row.both_ms is None
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from dilated_attention_pytorch.cli.arguments import did_you_mean
 
-from . import breakeven, determinism, documents, host, long, plots, report, run, tune
+from . import breakeven, determinism, host, large, markdown, plots, report, run, tune
 from .options import Unusable, make_parser
 from .outcome import INTERRUPTED
 
@@ -53,7 +53,7 @@ def build_breakeven_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def plot(arguments: list[str]) -> int:
+def draw_plots(arguments: list[str]) -> int:
     given = build_plot_parser().parse_args(arguments)
     rows, where = read(given.file, report.read_json)
     try:
@@ -67,9 +67,9 @@ def plot(arguments: list[str]) -> int:
     return 0
 
 
-def markdown(arguments: list[str]) -> int:
+def print_markdown(arguments: list[str]) -> int:
     given = build_markdown_parser().parse_args(arguments)
-    print(read(given.file, documents.markdown), end="")
+    print(read(given.file, markdown.table), end="")
     return 0
 
 
@@ -95,10 +95,10 @@ def find_breakeven(arguments: list[str]) -> int:
 Command = tuple[Callable[[], argparse.ArgumentParser], Callable[[list[str]], int]]
 COMMANDS: dict[str, Command] = {
     "run": (run.build_parser, run.main),
-    "plot": (build_plot_parser, plot),
-    "markdown": (build_markdown_parser, markdown),
+    "plot": (build_plot_parser, draw_plots),
+    "markdown": (build_markdown_parser, print_markdown),
     "breakeven": (build_breakeven_parser, find_breakeven),
-    "long": (long.build_parser, long.main),
+    "long": (large.build_parser, large.main),
     "host": (host.build_parser, host.main),
     "determinism": (determinism.build_parser, determinism.main),
     "tune": (tune.build_parser, tune.main),

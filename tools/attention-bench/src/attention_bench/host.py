@@ -17,7 +17,7 @@ import torch
 
 from dilated_attention_pytorch.cli.arguments import positive_int
 
-from . import files, floor, options, outcome
+from . import files, host_overhead, options, outcome
 from .cases import Case
 from .environment import environment, footnote
 from .measure import build, free, one_line, synchronize
@@ -31,7 +31,7 @@ BASE = Case(1024, 4, 64, 64, 0.1)
 class HostRow:
     """Time per call in microseconds, each the median of several repeats; None where it was not measured.
 
-    A floor is what the same call takes without the Python of the library (floor.py): of `ours` where the backend
+    A floor is what the same call takes without the Python of the library (host_overhead.py): of `ours` where the backend
     `hopper` serves it.
     """
 
@@ -101,14 +101,16 @@ def fill_in(row: HostRow, peer: Peer, device: str) -> None:
         attend = peer.prepare(case, layout)
         with torch.no_grad():
             row.forward_us = call_us(lambda: attend(q, k, v), device, calls, repeats)
-            bare = floor.prepare(case, layout, q, k, v) if peer.name == "ours" else None
+            bare = host_overhead.prepare(case, layout, q, k, v) if peer.name == "ours" else None
             if bare is not None:
                 row.forward_floor_us = call_us(bare, device, calls, repeats)
         for tensor in (q, k, v):
             tensor.requires_grad_()
         row.forward_grad_us = call_us(lambda: attend(q, k, v), device, calls, repeats)
         if bare is not None:
-            row.forward_grad_floor_us = call_us(floor.with_gradients(bare, q, k, v), device, calls, repeats)
+            row.forward_grad_floor_us = call_us(
+                host_overhead.with_gradients(bare, q, k, v), device, calls, repeats
+            )
         out = attend(q, k, v)
         row.backward_us = call_us(
             lambda: torch.autograd.grad(out, (q, k, v), grad, retain_graph=True), device, calls, repeats

@@ -24,7 +24,7 @@ from .environment import environment, footnote
 from .measure import build, free, one_line
 from .peers.ours import Ours
 from .report import milliseconds, rate
-from .sample import QueryError, all_finite, query_errors
+from .spot_check import QueryError, all_finite, query_errors
 from .timing import timed
 
 KIND = "long"
@@ -37,7 +37,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
 
 
 @dataclass
-class LongRow:
+class LargeRow:
     """What was measured and checked; None where it was not. Times in ms, memory in bytes.
 
     `peak_bytes` is the most memory in use above the inputs (q, k, v, the layout and, with a backward, the gradient of
@@ -77,7 +77,7 @@ class LongRow:
 
 
 def measure_forward(
-    row: LongRow, attend: Callable[[], Tensor], flops: int, device: str, repeats: int
+    row: LargeRow, attend: Callable[[], Tensor], flops: int, device: str, repeats: int
 ) -> Tensor:
     """Fills in the figures of the forward; returns its output."""
     with torch.no_grad():
@@ -88,7 +88,7 @@ def measure_forward(
 
 
 def measure_both(
-    row: LongRow,
+    row: LargeRow,
     attend: Callable[[], Tensor],
     inputs: tuple[Tensor, ...],
     flops: int,
@@ -109,13 +109,13 @@ def measure_both(
     row.gradients_finite = all(all_finite(x) for x in grads)
 
 
-def prepare(case: Case, device: str) -> tuple[BlockLayout, LongRow]:
+def prepare(case: Case, device: str) -> tuple[BlockLayout, LargeRow]:
     layout, layout_ms = build(case, device)
-    return layout, LongRow(case, layout.num_active_blocks, layout_ms, layout.stats().num_bytes)
+    return layout, LargeRow(case, layout.num_active_blocks, layout_ms, layout.stats().num_bytes)
 
 
 def measure(
-    layout: BlockLayout, row: LongRow, device: str, repeats: int, with_backward: bool, backend: str | None,
+    layout: BlockLayout, row: LargeRow, device: str, repeats: int, with_backward: bool, backend: str | None,
     keep: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Fills in a row; `keep` is called whenever there is something new in it."""
@@ -140,12 +140,12 @@ def measure(
         row.refused = f"backward: {one_line(error)}"
 
 
-def read_json(path: str) -> tuple[list[LongRow], dict[str, Any]]:
+def read_json(path: str) -> tuple[list[LargeRow], dict[str, Any]]:
     rows, where = files.read_kind(path, KIND)
     made = []
     for row in rows:
         queries = [QueryError(**query) for query in row["queries"]]
-        made.append(LongRow(**{**row, "case": Case(**row["case"]), "queries": queries}))
+        made.append(LargeRow(**{**row, "case": Case(**row["case"]), "queries": queries}))
     return made, where
 
 
@@ -157,7 +157,7 @@ def time_and_rate(ms: float | None, tflops: float | None) -> str:
     return "none" if ms is None else f"{milliseconds(ms)} ms ({rate(tflops)})"
 
 
-def cells(row: LongRow) -> list[str]:
+def cells(row: LargeRow) -> list[str]:
     both = row.both_ms is not None
     return [
         row.case.label,
@@ -172,14 +172,14 @@ def cells(row: LongRow) -> list[str]:
 HEADINGS = ["case", "layout", "forward", "forward and backward", "memory above the inputs", "memory in all"]
 
 
-def markdown(rows: list[LongRow], where: dict[str, Any]) -> str:
+def markdown(rows: list[LargeRow], where: dict[str, Any]) -> str:
     """A table for a document."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + footnote(where)
 
 
-def text(row: LongRow) -> str:
+def text(row: LargeRow) -> str:
     """A row for the terminal, one figure a line."""
     shown = [f"{heading}: {cell}" for heading, cell in zip(HEADINGS, cells(row), strict=True)]
     if row.queries:

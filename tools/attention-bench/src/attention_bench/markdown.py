@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from . import files, host, long, report
+from . import files, host, large, report
 
 KINDS = {
     files.RUN: lambda path: report.markdown(*report.read_json(path)),
-    long.KIND: lambda path: long.markdown(*long.read_json(path)),
+    large.KIND: lambda path: large.markdown(*large.read_json(path)),
     host.KIND: lambda path: host.markdown(*host.read_json(path)),
 }
 
 
-def markdown(path: str) -> str:
+def table(path: str) -> str:
     """The table of a file, with its source in a last line."""
     kind, _, _ = files.read(path)
     if kind not in KINDS:
