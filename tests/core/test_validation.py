@@ -511,7 +511,9 @@ def test_layout_of_a_module_names_bad_arguments(arguments: tuple[object, ...], w
 
 def test_ratio_beside_a_window_is_warned_of() -> None:
     config = SparsePatternConfig("local_window", window_size=256)
-    with pytest.warns(UserWarning, match=r"sparsity_ratio 0.5 does nothing where window_size is given"):
+    with pytest.warns(
+        UserWarning, match=r"sparsity_ratio 0.5 has no effect because the config has window_size"
+    ):
         BlockSparseAttention(config, sparsity_ratio=0.5)
 
 

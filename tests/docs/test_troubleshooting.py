@@ -86,7 +86,7 @@ WARNINGS: dict[str, Callable[[], object]] = {
     "with sparsity_ratio": lambda: BlockLayout.from_config(
         SparsePatternConfig(sparsity_ratio=0.01, min_blocks=1), 4096, causal=True
     ),
-    "sparsity_ratio 0.1 does nothing": lambda: dilated_attention_pytorch.get_block_sparse_preset(
+    "sparsity_ratio 0.1 has no effect": lambda: dilated_attention_pytorch.get_block_sparse_preset(
         "local", sparsity_ratio=0.1
     ),
 }

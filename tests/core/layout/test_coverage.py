@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.patterns.registry import warn_of_lonely_rows
+from dilated_attention_pytorch.patterns.registry import warn_about_isolated_rows
 
 LENGTHS = [256, 320, 1000, 2048, 4096, 5000, 8192, 16384, 32768, 65536]
 RATES: list[Any] = [None, [1, 2, 4, 8]]
@@ -143,9 +143,9 @@ def test_reach_is_the_farthest_block_that_a_query_sees() -> None:
 @pytest.mark.parametrize("kind", ["dilated_sparse", "local_window"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_rows_that_see_only_their_own_block_are_warned_of_once(kind: Any, causal: bool) -> None:
-    warn_of_lonely_rows.cache_clear()
+    warn_about_isolated_rows.cache_clear()
     config = SparsePatternConfig(kind, sparsity_ratio=0.01, min_blocks=1)
-    with pytest.warns(UserWarning, match=r"keep their own block only.*leave min_blocks out, or raise"):
+    with pytest.warns(UserWarning, match=r"keep only their diagonal block.*leave min_blocks out, or raise"):
         layout = BlockLayout.from_config(config, 4096, causal=causal)
     assert layout.hops_to_full_coverage() is None
     with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def test_rows_that_see_only_their_own_block_are_warned_of_once(kind: Any, causal
 
 
 def test_no_warning_where_every_row_has_a_second_block_or_there_is_none() -> None:
-    warn_of_lonely_rows.cache_clear()
+    warn_about_isolated_rows.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.5, min_blocks=1), 4096)
@@ -188,7 +188,7 @@ def test_rotation_belongs_to_dilated_sparse() -> None:
 
 def test_least_of_a_row_beside_a_window_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"min_blocks does not apply where window_size is given.*leave one of them out"
+        ValueError, match=r"min_blocks cannot be combined with window_size.*leave one of them out"
     ):
         SparsePatternConfig("local_window", window_size=100, min_blocks=9)
 

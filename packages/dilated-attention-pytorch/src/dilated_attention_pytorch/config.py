@@ -1,4 +1,4 @@
-"""What a user may ask for: the sparse pattern and the token dilation."""
+"""User settings: the sparse pattern and the token dilation, validated when they are made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def check_block_size(block_size: Any) -> int:
-    """The block size as an int; ValueError unless it is a power of two from 16 to 256."""
+    """Return the block size as an int; raise ValueError unless it is a power of two from 16 to 256."""
     size = values.integer(block_size)
     if size not in BLOCK_SIZES:
         raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {shown(block_size)}")
@@ -35,7 +35,7 @@ def check_block_size(block_size: Any) -> int:
 
 
 def closest(name: str, choices: Iterable[str], what: str) -> str:
-    """The end of a message about a misspelt name: the nearest of the choices, if one is near, and all of them."""
+    """End of an error message about an unknown name: the closest choice, if there is one, and all choices."""
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     return (f"; did you mean {near[0]!r}? The " if near else "; the ") + f"{what} are {', '.join(choices)}"
@@ -51,32 +51,33 @@ class SparsePatternConfig:
     """Which blocks of the attention matrix are kept.
 
     Args:
-        pattern_type: ``"dilated_sparse"`` (the own block, a link to the next, blocks at multiples of `dilation_rates`),
-            ``"local_window"`` (the nearest blocks) or ``"global_local"`` (a few blocks that see and are seen
-            by all, and a local window).
-        block_size: tokens per block side, a power of two from 16 to 256.
-        sparsity_ratio: the fraction of block pairs **kept**, 0 < ratio <= 1, of those that dense attention
-            with the same lengths and causality computes. 0.01 is 99 % sparse. Honoured exactly, as a running
-            total over the rows, wherever it pays for `min_blocks` in every row. A float is read as the decimal that
-            was written, `fractions.Fraction` and `decimal.Decimal` as what they are.
-        window_size: tokens, for ``local_window`` and ``global_local``, whatever the ratio; rounded up to blocks.
-            Causal: every query sees at least so many past tokens. Else half of them to each side. None: the ratio
-            decides.
-        global_tokens: tokens at the start of the sequence that attend to all and are attended by all, rounded
-            up to blocks. Only for ``global_local``, which has one such block at least.
-        dilation_rates: in blocks, for ``dilated_sparse``. None: the powers of two up to the sequence. Of causal
-            layouts with at least 3 blocks a row each of them up to half the sequence occurs.
-        min_blocks: the least that a row keeps, as far as it has so many, whatever the ratio: a ratio alone leaves
-            short and causal sequences with their own blocks only. Not beside window_size, which decides alone. None: 3 for causal ``dilated_sparse``, else 2.
-            `BlockLayout.stats` says the density that results. 1: the ratio alone.
-        rotation: for ``dilated_sparse``: every row begins so many offsets later in its round of scales. Heads with
-            rotations 0, 1, 2, ... see other scales each, where a row keeps some of its round but not all, and cover a
-            sequence together in fewer layers; `sparse_config` is then a list with a config for each head.
+        pattern_type: ``"dilated_sparse"`` (the diagonal block, a link to the next one and blocks at multiples of
+            `dilation_rates`), ``"local_window"`` (the nearest blocks) or ``"global_local"`` (a local window and a
+            few global blocks, which attend to every block and are attended to by every block).
+        block_size: side of a block in tokens, a power of two from 16 to 256.
+        sparsity_ratio: the fraction of block pairs **kept**, 0 < ratio <= 1, relative to dense attention with the
+            same lengths and causality; 0.01 is 99 % sparse. The density is exact as a running total over the rows,
+            except where `min_blocks` requires more. A float is read as the decimal it prints as (0.29 is 29/100);
+            `fractions.Fraction` and `decimal.Decimal` are taken exactly.
+        window_size: width of the window in tokens, rounded up to blocks, for ``local_window`` and ``global_local``;
+            it replaces the ratio. With a causal layout every query sees at least this many past tokens, otherwise
+            half of them on each side. None: the ratio sets the width.
+        global_tokens: number of tokens at the start of the sequence that are global, rounded up to blocks. Only for
+            ``global_local``, which always has at least one global block.
+        dilation_rates: distances in blocks, for ``dilated_sparse``. None: all powers of two below the sequence
+            length. In a causal layout with at least 3 blocks per row, every rate up to half the sequence occurs.
+        min_blocks: the fewest blocks a row keeps, whatever the ratio (a row with fewer visible blocks keeps them
+            all). Without it, short and causal sequences would keep little more than their diagonal. 1: the ratio
+            alone decides. Cannot be combined with `window_size`. None: 3 for causal ``dilated_sparse``, otherwise 2.
+            `BlockLayout.stats` reports the resulting density.
+        rotation: for ``dilated_sparse``: how many places every row starts later in its cycle of offsets. Give the
+            heads rotations 0, 1, 2, ... (one config per head) to spread the scales over the heads: where a row has
+            room for only part of the cycle, the heads together then cover a sequence in fewer layers.
 
-    Numbers may be of NumPy, lists one-dimensional arrays.
+    Numbers may be NumPy scalars, and lists may be one-dimensional arrays.
 
     Raises:
-        ValueError: an argument is out of its range, or does not belong to the pattern; the message names it.
+        ValueError: an argument is out of range or does not apply to the pattern; the message names it.
 
     Examples:
         >>> config = SparsePatternConfig(sparsity_ratio=0.01, dilation_rates=[1, 2, 4, 8])
@@ -114,20 +115,20 @@ class SparsePatternConfig:
                 )
             if self.window_size is not None:
                 raise ValueError(
-                    f"min_blocks does not apply where window_size is given, which decides alone, got min_blocks {blocks} "
-                    f"and window_size {self.window_size}; leave one of them out"
+                    f"min_blocks cannot be combined with window_size, got min_blocks {blocks} and "
+                    f"window_size {self.window_size}; leave one of them out"
                 )
             self._set("min_blocks", blocks)
 
-        turns = values.integer(self.rotation)
-        if turns is None or not 0 <= turns <= values.MAX_TOKENS:
+        rotation = values.integer(self.rotation)
+        if rotation is None or not 0 <= rotation <= values.MAX_TOKENS:
             raise ValueError(f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}")
-        if turns:
-            self._check_taken("rotation", str(turns))
-        self._set("rotation", turns)
+        if rotation:
+            self._check_taken("rotation", str(rotation))
+        self._set("rotation", rotation)
 
     def least_blocks(self, causal: bool) -> int:
-        """`min_blocks`, or its default: 3 for causal ``dilated_sparse``, else 2."""
+        """`min_blocks`, or its default: 3 for causal ``dilated_sparse``, otherwise 2."""
         if self.min_blocks is not None:
             return self.min_blocks
         return 3 if causal and self.pattern_type == "dilated_sparse" else 2
@@ -162,18 +163,18 @@ class SparsePatternConfig:
 
     def _check_dilation_rates(self, dilation_rates: Any) -> None:
         given = values.items(dilation_rates)
-        as_given = shown(dilation_rates if given is None else given)
-        self._check_taken("dilation_rates", as_given)
+        printed = shown(dilation_rates if given is None else given)
+        self._check_taken("dilation_rates", printed)
         rates = tuple(map(values.tokens, given or ()))
         if not rates or None in rates:
             raise ValueError(
-                f"dilation_rates must be positive numbers of blocks, got {as_given}; use e.g. [1, 2, 4, 8]"
+                f"dilation_rates must be positive numbers of blocks, got {printed}; use e.g. [1, 2, 4, 8]"
             )
         self._set("dilation_rates", rates)
 
 
 def checked_ratio(ratio: Any) -> float:
-    """The ratio as the float of the decimal that was written; a fraction that no float writes stays one."""
+    """The ratio as a float; a Fraction or Decimal that no float prints as is returned unchanged."""
     exact = values.written(ratio)
     if exact is None or not 0 < exact <= 1:
         raise ValueError(
@@ -187,7 +188,7 @@ def checked_ratio(ratio: Any) -> float:
 def checked_configs(
     given: Any, name: str = "sparse_config"
 ) -> SparsePatternConfig | tuple[SparsePatternConfig, ...]:
-    """A config, or a tuple with one per head, of what a user passed; a dict stands for a config of its items."""
+    """Validate a config or a sequence with one per head; a dict holds the fields of a config."""
     if isinstance(given, SparsePatternConfig):
         return given
     if isinstance(given, Mapping):
@@ -202,11 +203,12 @@ def checked_configs(
 
 
 def check_same_block_size(configs: Sequence[SparsePatternConfig]) -> None:
-    """Raise ValueError unless the blocks of all heads have one size."""
+    """Raise ValueError unless all configs have the same block size."""
     sizes = sorted({config.block_size for config in configs})
     if len(sizes) > 1:
         raise ValueError(
-            f"all heads need the same block_size, got {sizes}; give every config the same one, or block_size beside them"
+            f"all heads need the same block_size, got {sizes}; use one size in every config, "
+            "or pass block_size as an argument"
         )
 
 
@@ -221,7 +223,7 @@ def config_of_dict(given: Mapping[Any, Any], name: str) -> SparsePatternConfig:
 def with_shorthands(
     sparse_config: Any, sparsity_ratio: float | None, block_size: int | None
 ) -> SparsePatternConfig | tuple[SparsePatternConfig, ...]:
-    """The config, default ``SparsePatternConfig()``, with the fields replaced that were given beside it."""
+    """`sparse_config` (default ``SparsePatternConfig()``) with the fields that were also passed as arguments."""
     given = {"sparsity_ratio": sparsity_ratio, "block_size": block_size}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     configs = checked_configs({} if sparse_config is None else sparse_config)
@@ -229,8 +231,8 @@ def with_shorthands(
     if sparsity_ratio is not None and any(config.window_size is not None for config in one):
         windows = sorted({config.window_size for config in one if config.window_size is not None})
         warnings.warn(
-            f"sparsity_ratio {sparsity_ratio} does nothing where window_size is given, which decides alone, got "
-            f"window_size {windows}; leave sparsity_ratio out, or use a config without window_size",
+            f"sparsity_ratio {sparsity_ratio} has no effect because the config has window_size {windows}; "
+            "leave sparsity_ratio out, or use a config without window_size",
             stacklevel=3,
         )
     if isinstance(configs, SparsePatternConfig):
@@ -240,13 +242,13 @@ def with_shorthands(
 
 @dataclass(frozen=True)
 class TokenDilation:
-    """Which keys of an active block take part, by the distance of the block (LongNet's idea, on keys).
+    """Token dilation: which keys of an active block take part, depending on the distance of the block.
 
-    Pairs ``(segment_lengths[k], dilation_rates[k])``: for an active block pair at distance
-    ``d = |I - J| * block_size`` the first pair with ``segment_lengths[k] > d`` rules, the last one covers
-    everything farther; only the keys ``j`` with ``j mod rate == head mod rate`` take part.
+    An active pair of blocks I, J at distance ``d = |I - J| * block_size`` tokens uses the rate of the first pair
+    ``(segment_lengths[k], dilation_rates[k])`` with ``segment_lengths[k] > d``, or of the last pair if there is none.
+    Only the keys ``j`` with ``j mod rate == head mod rate`` take part.
 
-    Source: LongNet, arXiv:2307.02486.
+    Source: LongNet, arXiv:2307.02486, whose dilation is applied here to keys only.
     """
 
     segment_lengths: tuple[int, ...]
@@ -256,11 +258,12 @@ class TokenDilation:
     def from_user(
         cls, segment_lengths: Sequence[int] | None, dilation_rates: Sequence[int] | None, block_size: int
     ) -> TokenDilation | None:
-        """Check what a user passed; None when every key of an active block takes part.
+        """Validate the arguments of a user; None if every key of an active block takes part.
 
         Raises:
-            ValueError: lengths differ or are not ascending, a segment length is no multiple of `block_size`, or
-                a rate does not divide `block_size`.
+            TypeError: an argument is not a sequence.
+            ValueError: the lists differ in length, the segment lengths are not ascending or not multiples of
+                `block_size`, or a rate does not divide `block_size`.
         """
         if segment_lengths is None and dilation_rates is None:
             return None
@@ -295,6 +298,7 @@ class TokenDilation:
 
 
 def listed(name: str, given: Any) -> tuple[Any, ...]:
+    """The items of a sequence that a user passed as the argument `name`."""
     items = values.items(given)
     if items is None:
         raise TypeError(f"{name} must be a list or tuple of int, got {shown(given)}")

@@ -14,7 +14,7 @@ from .config import check_block_size
 
 @dataclass(frozen=True)
 class BlockGrid:
-    """Block rows and columns for `q_len` queries at their positions and `kv_len` keys.
+    """Block rows for `q_len` queries and block columns for `kv_len` keys.
 
     Key j is at position j, query i at position ``i + q_offset``. Row r of the grid holds the positions of block
     ``first_row + r``, column c those of block c.
@@ -22,14 +22,14 @@ class BlockGrid:
     Attributes:
         q_len: number of queries.
         kv_len: number of keys.
-        block_size: positions of a block.
-        causal: whether no query sees a later key.
-        q_offset: the position of the first query. Default: ``kv_len - q_len`` when causal (the last query is at the last
-            key), else 0. Another one is 0 or more, and when causal ``kv_len - q_len`` at most.
+        block_size: positions per block.
+        causal: whether queries see no later keys.
+        q_offset: position of the first query. Default: ``kv_len - q_len`` if causal (the last query is at the position
+            of the last key), otherwise 0. Must be at least 0, and if causal at most ``kv_len - q_len``.
 
     Raises:
-        ValueError: a number is out of its range.
-        TypeError: `causal` is no bool.
+        ValueError: a number is out of range.
+        TypeError: `causal` is not a bool.
     """
 
     q_len: int
@@ -84,11 +84,11 @@ class BlockGrid:
 
     @property
     def n_budget_rows(self) -> int:
-        """Rows that the running total counts: all those of the square matrix when causal."""
+        """Rows of the running total; if causal, those of the whole square matrix, whatever `q_len` is."""
         return self.n_cols if self.causal else self.n_rows
 
     def visible_rows(self, values: Tensor) -> Tensor:
-        """The values of this grid's rows, of values of all budget rows; 0 for rows before the first key."""
+        """Select this grid's rows from one value per budget row; 0 for rows before the first key."""
         if not self.causal:
             return values
         if self.first_row >= 0:
@@ -96,7 +96,7 @@ class BlockGrid:
         return torch.cat([values.new_zeros(-self.first_row), values])
 
     def diagonal(self, device: torch.device | None = None) -> Tensor:
-        """Column of each row's diagonal block, int64 (n_rows,); negative before the first key."""
+        """Column of each row's diagonal block, int64 (n_rows,); negative for rows before the first key."""
         rows = torch.arange(self.n_rows, device=device)
         return rows + self.first_row if self.causal else rows * self.n_cols // self.n_rows
 

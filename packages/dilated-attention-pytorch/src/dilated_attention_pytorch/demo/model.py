@@ -216,5 +216,5 @@ def autocast(device: torch.device) -> AbstractContextManager[object]:
 def own_blocks_on_purpose() -> Iterator[None]:
     """Without the warning that rows keep their own block only: one of the attentions is there to show just that."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*some rows keep their own block only")
+        warnings.filterwarnings("ignore", message=".*some rows keep only their diagonal block")
         yield

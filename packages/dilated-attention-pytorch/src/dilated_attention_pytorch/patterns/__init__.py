@@ -1,8 +1,8 @@
-"""Patterns: config and lengths -> pairs of blocks. Index arithmetic only."""
+"""Patterns: from a config and lengths to the active block pairs, with index arithmetic only."""
 
 from importlib import import_module
 
 from ..config import PATTERN_TYPES
 
 for name in PATTERN_TYPES:
-    import_module(f".{name}", __name__)  # the file of a pattern bears its name and registers it
+    import_module(f".{name}", __name__)  # a pattern's file has its name, and registers it

@@ -1,15 +1,16 @@
-"""dilated_sparse: the own block, a link to the next one, then blocks at every scale, shared out over the rows.
+"""dilated_sparse: the diagonal block, a link to another block, and blocks at every scale, distributed over the rows.
 
-A row takes, as far as its budget goes, of the columns inside the matrix (causal: not in the future):
+Each row takes columns in this order until its budget is used up, skipping those outside the matrix (causal: those in
+the future):
 
-1. its own block, the diagonal;
-2. its link: causal the previous block, else that of `links`, a cycle through all blocks;
-3. round 1: the offsets -r and +r of the rates r (causal: -r), beginning at another one than the rows beside it, see
-   `first_of_round`, and `rotation` later;
-4. rounds t = 2, 3, ...: the offsets -t * r and +t * r of the rates in their order;
-5. the nearest blocks not yet taken.
+1. the diagonal block;
+2. its link: the previous block if causal, otherwise the one given by `links`, which form a cycle through all blocks;
+3. round 1: the offsets -r and +r for every rate r (causal: -r), where each row starts at a different offset, see
+   `start_of_round`, shifted by `rotation`;
+4. rounds t = 2, 3, ...: the offsets -t * r and +t * r, with the rates in the given order;
+5. the nearest blocks not taken yet.
 
-Steps 1 and 2 connect the sequence, step 3 shortens the way: tools/pattern-rules compares the rules that were tried.
+Steps 1 and 2 connect the sequence, step 3 shortens the paths. tools/pattern-rules compares this rule with others.
 """
 
 from __future__ import annotations
@@ -25,20 +26,23 @@ from ..grid import BlockGrid
 from .budget import ratio_budget
 from .registry import register
 
-# Rows are taken in groups of at most this many (row, offset) candidates, to bound the working memory.
+# Rows are processed in groups of at most this many (row, offset) candidates, to bound the memory in use.
 CANDIDATES_PER_GROUP = 2**22
-BITS = 32  # of the mirrored row number
+BITS = 32  # number of bits that are reversed in a row number
 
 
 def scales_of(rates: Sequence[int] | None, n_cols: int) -> list[int]:
-    """The rates of a sequence, each once, in the order given; powers of two where none are. At least one."""
+    """The distinct rates in the given order; None stands for all powers of two below n_cols, at least 1."""
     if rates is None:
         return [2**power for power in range(max(1, (n_cols - 1).bit_length()))]
     return list(dict.fromkeys(rates))
 
 
 def ruler(scales: Sequence[int], n_cols: int) -> Iterator[int]:
-    """The scales from 2 to half the sequence by size: the first every second time, the next every fourth, and on."""
+    """The scales from 2 to half the sequence in the order of the ruler sequence.
+
+    The smallest scale is every second item, the next one every fourth, and so on (2 4 2 8 2 4 2 16 ...).
+    """
     longer = sorted(scale for scale in scales if 1 < scale <= n_cols // 2) or [2]
     for step in itertools.count(1):
         trailing_zeros = (step & -step).bit_length() - 1
@@ -46,11 +50,11 @@ def ruler(scales: Sequence[int], n_cols: int) -> Iterator[int]:
 
 
 def links(scales: Sequence[int], n_cols: int) -> Tensor:
-    """Offset of the block that block j links to, int64 (n_cols,), on the CPU: one cycle through all blocks.
+    """Offset from each block to the one it links to, int64 (n_cols,) on the CPU; the links form one cycle.
 
-    Runs of blocks look ahead and back in turn. A block links to the nearest one that way which looks the same way; the
-    last that looks ahead links to the last that looks back, and the first of these to the first of those. A run has
-    one block less than the scale of `ruler`, so the link over it has that length.
+    The sequence is divided into runs of blocks that link alternately ahead and back. A block links to the nearest
+    block in its direction that has the same direction; at the two ends the directions are joined. A run is one block
+    shorter than its scale in `ruler`, so that the link across the run has the length of the scale.
     """
     lengths, total = [], 0
     for scale in ruler(scales, n_cols):
@@ -66,26 +70,26 @@ def links(scales: Sequence[int], n_cols: int) -> Tensor:
     return link
 
 
-def mirrored(rows: Tensor) -> Tensor:
-    """The lowest BITS bits of a number in reverse order: 2**BITS times the van der Corput sequence."""
+def bit_reversed(rows: Tensor) -> Tensor:
+    """The lowest BITS bits of each number in reverse order: 2**BITS times the van der Corput sequence."""
     result = torch.zeros_like(rows)
     for bit in range(BITS):
         result |= (rows >> bit & 1) << (BITS - 1 - bit)
     return result
 
 
-def first_of_round(row: Tensor, n_offsets: Tensor) -> Tensor:
-    """At which of its offsets of round 1 a row begins: floor(n_offsets * v(row)), v the van der Corput sequence."""
-    return mirrored(row) * n_offsets >> BITS
+def start_of_round(row: Tensor, n_offsets: Tensor) -> Tensor:
+    """Index of the offset at which a row starts round 1: floor(n_offsets * v(row)), v the van der Corput sequence."""
+    return bit_reversed(row) * n_offsets >> BITS
 
 
 def with_signs(offsets: Tensor, causal: bool) -> Tensor:
-    """-x, +x of every offset, or -x alone when causal."""
+    """-x and +x for every offset x, or only -x if causal."""
     return -offsets if causal else torch.stack([-offsets, offsets], 1).flatten()
 
 
 def later_offsets(scales: Sequence[int], n_cols: int, causal: bool) -> Tensor:
-    """The offsets of rounds 2, 3, ... and then the nearest ones, each once; none of the own block and round 1."""
+    """The distinct offsets of rounds 2, 3, ..., then the nearest ones; without 0 and those of round 1."""
     rates = torch.tensor(scales, dtype=torch.int64, device="cpu")
     rounds = torch.arange(2, max(2, (n_cols - 1) // int(rates.min()) + 1), device="cpu")
     multiples = (rounds[:, None] * rates).flatten()
@@ -98,14 +102,14 @@ def later_offsets(scales: Sequence[int], n_cols: int, causal: bool) -> Tensor:
     return with_signs(ordered[once], causal)
 
 
-class Orders:
-    """In which order every row takes its offsets, as far as it is made: (rows, offsets) at a time."""
+class ColumnOrder:
+    """The order in which each row takes its columns, computed for a slice of rows and as many offsets as needed."""
 
     def __init__(self, config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> None:
         scales = scales_of(config.dilation_rates, grid.n_cols)
         self.n_cols, self.rotation = grid.n_cols, config.rotation
         self.diagonal = grid.diagonal(device)
-        self.number = self.diagonal if grid.causal else torch.arange(grid.n_rows, device=device)
+        self.row_number = self.diagonal if grid.causal else torch.arange(grid.n_rows, device=device)
         if grid.causal:
             self.link = -torch.ones_like(self.diagonal)
         else:
@@ -120,46 +124,46 @@ class Orders:
         return 2 + self.round_1.numel() + self.later.numel()
 
     def columns(self, rows: slice, n_offsets: int) -> tuple[Tensor, Tensor]:
-        """The columns of the first `n_offsets`, (rows, offsets), and which of them count."""
+        """Columns (rows, >= n_offsets) in the order in which they are taken, and a bool mask of the valid ones."""
         diagonal, link = self.diagonal[rows, None], self.link[rows, None]
         linked = diagonal + link
-        round_1 = self._turned(rows, diagonal, link)
+        round_1 = self._round_1(rows, diagonal, link)
         later = self.later[: max(0, n_offsets - 2 - self.round_1.numel())]
         columns = torch.cat([diagonal, linked, round_1, diagonal + later], 1)
-        inside = (columns >= 0) & (columns < self.n_cols)
-        inside[:, 1] &= link[:, 0] != 0
-        inside[:, 2 + self.round_1.numel() :] &= later != link
-        return columns, inside
+        valid = (columns >= 0) & (columns < self.n_cols)
+        valid[:, 1] &= link[:, 0] != 0
+        valid[:, 2 + self.round_1.numel() :] &= later != link
+        return columns, valid
 
-    def _turned(self, rows: slice, diagonal: Tensor, link: Tensor) -> Tensor:
-        """The columns of round 1 in the order of each row, then -1 in place of those outside."""
+    def _round_1(self, rows: slice, diagonal: Tensor, link: Tensor) -> Tensor:
+        """The columns of round 1, rotated to each row's start; the invalid ones are replaced by -1 at the end."""
         columns = diagonal + self.round_1
-        inside = (columns >= 0) & (columns < self.n_cols) & (self.round_1 != link)
-        count = inside.sum(1, keepdim=True)
-        begin = first_of_round(self.number[rows, None], count) + self.rotation
-        place = (inside.cumsum(1) - 1 - begin) % count.clamp(min=1)
-        turned = torch.full_like(torch.nn.functional.pad(columns, (0, 1)), -1)
-        turned.scatter_(1, torch.where(inside, place, columns.shape[1]), columns)
-        return turned[:, :-1]
+        valid = (columns >= 0) & (columns < self.n_cols) & (self.round_1 != link)
+        count = valid.sum(1, keepdim=True)
+        start = start_of_round(self.row_number[rows, None], count) + self.rotation
+        target = (valid.cumsum(1) - 1 - start) % count.clamp(min=1)
+        rotated = torch.full_like(torch.nn.functional.pad(columns, (0, 1)), -1)
+        rotated.scatter_(1, torch.where(valid, target, columns.shape[1]), columns)
+        return rotated[:, :-1]
 
 
-def take_first(orders: Orders, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every row the first `counts` of its columns inside the matrix, as (rows, columns)."""
-    most = orders.n_offsets
-    n_offsets = min(most, orders.round_1.numel() + 2 * int(counts.max()) + 32)
+def take_first(order: ColumnOrder, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The first counts[i] valid columns of every row i, as (rows, columns)."""
+    max_offsets = order.n_offsets
+    n_offsets = min(max_offsets, order.round_1.numel() + 2 * int(counts.max()) + 32)
     taken_rows, taken_cols = [], []
     start = 0
     while start < counts.numel():
         stop = start + max(1, CANDIDATES_PER_GROUP // n_offsets)
         wanted = counts[start:stop, None]
-        columns, inside = orders.columns(slice(start, stop), n_offsets)
-        rank = inside.cumsum(1, dtype=torch.int32)
-        if n_offsets < most and bool((rank[:, -1:] < wanted).any()):
-            n_offsets = min(most, 2 * n_offsets)
+        columns, valid = order.columns(slice(start, stop), n_offsets)
+        rank = valid.cumsum(1, dtype=torch.int32)
+        if n_offsets < max_offsets and bool((rank[:, -1:] < wanted).any()):
+            n_offsets = min(max_offsets, 2 * n_offsets)  # too many were invalid: retry with more
             continue
-        row, place = (inside & (rank <= wanted)).nonzero(as_tuple=True)
+        row, index = (valid & (rank <= wanted)).nonzero(as_tuple=True)
         taken_rows.append(row + start)
-        taken_cols.append(columns[row, place])
+        taken_cols.append(columns[row, index])
         start = stop
     return torch.cat(taken_rows), torch.cat(taken_cols)
 
@@ -168,6 +172,6 @@ def take_first(orders: Orders, counts: Tensor) -> tuple[Tensor, Tensor]:
 def dilated_sparse(
     config: SparsePatternConfig, grid: BlockGrid, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Active (rows, columns) of the pattern."""
+    """Active (rows, columns) of the pattern, int64 (n_active,) each."""
     counts = grid.visible_rows(ratio_budget(config, grid).blocks()).to(device)
-    return take_first(Orders(config, grid, device), counts)
+    return take_first(ColumnOrder(config, grid, device), counts)

@@ -1,4 +1,4 @@
-"""Runs of neighbouring columns, expanded to (row, column) pairs."""
+"""Intervals of columns, expanded to (row, column) pairs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from torch import Tensor
 
 
 def expand(rows: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs (rows[x], starts[x] + 0 ... lengths[x] - 1) for all x, in order of x."""
-    owners = torch.repeat_interleave(lengths)
+    """The pairs (rows[i], starts[i] + 0 ... starts[i] + lengths[i] - 1) for all i, in order of i."""
+    interval = torch.repeat_interleave(lengths)
     first = lengths.cumsum(0) - lengths
-    steps = torch.arange(owners.numel(), device=owners.device) - first[owners]
-    return rows[owners], starts[owners] + steps
+    steps = torch.arange(interval.numel(), device=interval.device) - first[interval]
+    return rows[interval], starts[interval] + steps
 
 
 def nearest(centre: Tensor, count: Tensor, lowest: int, highest: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Start and length of the `count` columns nearest to `centre` within [lowest, highest], the lower one first."""
+    """Start and length of the interval of the `count` columns nearest to `centre` within [lowest, highest].
+
+    Of two columns at the same distance the lower one is taken first.
+    """
     others = (count - 1).clamp(min=0)
     below, above = (centre - lowest).clamp(min=0), (highest - centre).clamp(min=0)
     right = torch.minimum(above, others // 2)

@@ -15,19 +15,19 @@ from .registry import register
 def window_interval(
     window_size: int, diagonal: Tensor, grid: BlockGrid, lowest: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Start and length of the columns of a window in tokens, rounded up to blocks.
+    """Start and length of each row's interval of columns for a window in tokens, rounded up to blocks.
 
-    Causal: so many tokens of the past, beside the own block. Else half of them to each side.
+    Causal: `window_size` past tokens besides the diagonal block. Otherwise half of them on each side.
     """
-    reach = -(-window_size // (grid.block_size if grid.causal else 2 * grid.block_size))
-    start = (diagonal - reach).clamp(min=lowest)
-    stop = (diagonal if grid.causal else diagonal + reach).clamp(max=grid.n_cols - 1) + 1
+    radius = -(-window_size // (grid.block_size if grid.causal else 2 * grid.block_size))
+    start = (diagonal - radius).clamp(min=lowest)
+    stop = (diagonal if grid.causal else diagonal + radius).clamp(max=grid.n_cols - 1) + 1
     return start, (stop - start).clamp(min=0)
 
 
 @register("local_window")
 def local_window(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Active (rows, columns) of the pattern."""
+    """Active (rows, columns) of the pattern, int64 (n_active,) each."""
     diagonal = grid.diagonal(device)
     if config.window_size is not None:
         start, length = window_interval(config.window_size, diagonal, grid)

@@ -1,4 +1,4 @@
-"""The patterns by name. The file of a pattern joins with `@register`; nothing else names the patterns one by one."""
+"""The patterns by name. A pattern's file registers it with `@register`; nothing else lists the patterns."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ def register(name: PatternType, budget: Budgeting = ratio_budget) -> Callable[[P
 
 
 def active_pairs(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Active (rows, columns) of one config, int64 on `device`, in no particular order."""
+    """Active (rows, columns) of a config, int64 (n_active,) each on `device`, in no particular order."""
     return PATTERNS[config.pattern_type].pairs(config, grid, device)
 
 
 def budget_of(config: SparsePatternConfig, grid: BlockGrid) -> Budget | None:
-    """How many blocks the rows keep; None where a window decides."""
+    """How many blocks each row keeps; None if `window_size` decides instead of the ratio."""
     if config.window_size is not None:
         return None
     return PATTERNS[config.pattern_type].budget(config, grid)
 
 
 @functools.lru_cache(maxsize=1024)
-def warn_of_lonely_rows(config: SparsePatternConfig) -> None:
-    """Warn once per config that some rows see only their own block, so no other position ever reaches them."""
+def warn_about_isolated_rows(config: SparsePatternConfig) -> None:
+    """Warn that some rows keep only their diagonal block; the cache limits this to once per config."""
     warnings.warn(
-        f"with sparsity_ratio {config.sparsity_ratio} and min_blocks {config.min_blocks} some rows keep their own block "
-        "only, so through this pattern nothing reaches them from elsewhere, however many layers there are; leave "
+        f"with sparsity_ratio {config.sparsity_ratio} and min_blocks {config.min_blocks} some rows keep only their "
+        "diagonal block, so no information from other blocks reaches them, however many layers there are; leave "
         "min_blocks out, or raise min_blocks or sparsity_ratio",
         stacklevel=4,
     )
 
 
 def check_connected(config: SparsePatternConfig, grid: BlockGrid) -> None:
-    """Warn if a row keeps only its own block although there are others."""
+    """Warn if a row that could see several blocks keeps only its diagonal block."""
     if config.min_blocks != 1 or takes(config.pattern_type, "global_tokens"):
-        return  # more blocks, or a global one
+        return  # every row keeps a second block
     budget = budget_of(config, grid)
     if budget is not None and bool(((budget.blocks() == 1) & (available_per_row(grid) > 1)).any()):
-        warn_of_lonely_rows(config)
+        warn_about_isolated_rows(config)
