@@ -19,18 +19,18 @@ PROG = "python -m dilated_attention_pytorch"
 COMMANDS = {
     "demo": (
         demo,
-        "Compare four attentions in a small language model that looks for a passkey in real text.",
+        "Compare four kinds of attention in a small language model that retrieves a passkey from real text.",
     ),
     "doctor": (
         doctor,
-        "Print versions, devices and, per backend, whether it serves a typical call or why not.",
+        "Print versions, devices and, for every backend, whether it serves a typical call or why not.",
     ),
-    "plot": (plot, "Draw a pattern and print its figures."),
+    "plot": (plot, "Draw a pattern and print its statistics."),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the command line."""
+    """Build the argument parser with one subparser per command."""
     parser = OneLineParser(PROG, description="Block-sparse attention for PyTorch.")
     parser.add_argument("--version", action="version", version=f"dilated-attention-pytorch {__version__}")
     subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
@@ -42,7 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 2 with a line on the standard error for bad input."""
+    """Run a command and return its exit status.
+
+    0: success; 2: bad input, with one line on standard error; 130: interrupted; 141: the reader of a pipe closed it.
+    """
     args = build_parser().parse_args(argv)
     try:
         status: int = args.run(args)
@@ -51,24 +54,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(args.command, str(error))
     except KeyboardInterrupt:
         return fail(args.command, "interrupted", 130)
-    except BrokenPipeError:  # whoever read the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet
+    except BrokenPipeError:  # e.g. `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python's final flush quiet
         return 141
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return fail(args.command, "out of memory; ask for less")
+        return fail(args.command, "out of memory; use smaller sizes")
     return status
 
 
 def fail(command: str, message: str, status: int = 2) -> int:
-    """Say in one line what is wrong."""
+    """Print an error in one line and return the exit status."""
     print(f"{PROG} {command}: error: {' '.join(message.split())}", file=sys.stderr)
     return status
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Python's, CUDA's or the CPU allocator's way to say so."""
+    """Whether Python, CUDA or the CPU allocator ran out of memory."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 

@@ -1,4 +1,4 @@
-"""Variant and preset names -> modules."""
+"""Attention modules by the name of a variant or a preset."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
 
     Args:
         name: the preset.
-        overrides: arguments of `create_block_sparse_attention` that replace or complete the preset's.
+        overrides: arguments of `create_block_sparse_attention`, which take precedence over those of the preset.
 
     Raises:
-        ValueError: an unknown or removed preset, or an override out of its range.
-        TypeError: an override that the module does not take.
+        ValueError: the preset is unknown or removed, or an override is out of range.
+        TypeError: the module does not take an override.
 
     Examples:
         >>> get_block_sparse_preset("ultra_sparse", sparsity_ratio=0.02).sparse_config.sparsity_ratio
@@ -58,18 +58,18 @@ def create_block_sparse_attention(
     """Make a block-sparse attention module.
 
     Args:
-        variant: ``"base"``, or ``"auto"``, which picks the variant from the other arguments.
-        segment_lengths: tokens up to which each of `dilation_rates` rules; default none.
-        dilation_rates: token dilation by distance, as many as `segment_lengths`; default none.
-        sparse_config: the pattern, or one per head or kv head; default ``SparsePatternConfig()``. A dict stands for a
-            config of its items.
-        sparsity_ratio: replaces the field of that name in `sparse_config`.
-        block_size: replaces the field of that name in `sparse_config`.
+        variant: ``"base"``, or ``"auto"``, which chooses the variant from the other arguments.
+        segment_lengths: distances in tokens below which the corresponding `dilation_rates` apply. Default: none.
+        dilation_rates: token dilation by distance, one per segment length. Default: none.
+        sparse_config: the pattern, or one per head or kv head. Default: ``SparsePatternConfig()``. A dict with the
+            fields of a config may be given instead of it.
+        sparsity_ratio: overrides the field of `sparse_config`.
+        block_size: overrides the field of `sparse_config`.
         kwargs: `dropout`, `softmax_scale`, `backend`, `device`, `dtype` of `BlockSparseAttention`.
 
     Raises:
-        ValueError: an unknown or removed variant, or an argument out of its range.
-        TypeError: an argument that the variant does not have.
+        ValueError: the variant is unknown or removed, or an argument is out of range.
+        TypeError: the variant does not take an argument.
 
     Examples:
         >>> model = create_block_sparse_attention(
@@ -85,22 +85,22 @@ def create_block_sparse_attention(
         >>> type(model).__name__
         'BlockSparseAttention'
     """
-    named = isinstance(variant, str)
-    if (named and variant == "hierarchical") or "hierarchical_config" in kwargs:
+    is_name = isinstance(variant, str)
+    if (is_name and variant == "hierarchical") or "hierarchical_config" in kwargs:
         raise_removed_variant()
-    if not named or variant not in VARIANTS:
+    if not is_name or variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, got {shown(variant)}")
-    taken = inspect.signature(BlockSparseAttention).parameters
+    parameters = inspect.signature(BlockSparseAttention).parameters
     config_fields = {field.name for field in dataclasses.fields(SparsePatternConfig)}
     for name in kwargs:
-        if name in config_fields - taken.keys():
+        if name in config_fields - parameters.keys():
             raise TypeError(
-                f"variant={variant!r} takes no argument {name!r}, which is a field of SparsePatternConfig; "
+                f"variant={variant!r} takes no argument {name!r}, it is a field of SparsePatternConfig; "
                 f"use sparse_config=SparsePatternConfig({name}={shown(kwargs[name])})"
             )
-        if name not in taken:
+        if name not in parameters:
             raise TypeError(
-                f"variant={variant!r} takes no argument {name!r}{closest(name, taken, 'arguments')}"
+                f"variant={variant!r} takes no argument {name!r}{closest(name, parameters, 'arguments')}"
             )
     return BlockSparseAttention(
         sparse_config,

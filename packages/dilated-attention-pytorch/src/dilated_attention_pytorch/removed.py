@@ -1,11 +1,11 @@
-"""The names removed on 2025-07-07 and what each of them says when it is used."""
+"""The names removed on 2025-07-07, and the errors raised when one of them is used."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import NoReturn
 
-# The wording is fixed: users search for it.
+# Users search for this text: do not change it.
 REMOVED_VARIANT_MESSAGE = (
     "Hierarchical variant has been removed due to poor memory efficiency. "
     "Use 'base' variant with pattern_type='dilated_sparse' and sparsity_ratio=0.01-0.05 (95-99% sparse) "
@@ -41,7 +41,7 @@ from dilated_attention_pytorch import get_block_sparse_preset
 attention = get_block_sparse_preset("dilated")  # or "local", "global_local", "ultra_sparse"
 """
 
-# A program for every removed name. Each one runs as it is.
+# For every removed name, a program that replaces it and runs unchanged.
 REPLACEMENTS = {
     "BlockSparseHierarchical": ATTENTION,
     "HierarchicalConfig": CONFIG,
@@ -55,12 +55,12 @@ REMOVED_PRESETS = ("hierarchical_standard", "hierarchical_fine", "hierarchical_l
 
 
 def raise_removed_variant() -> NoReturn:
-    """Raise the ValueError of the removed variant, pattern type, presets and keyword."""
+    """Raise ValueError for a removed variant, pattern type, preset or keyword argument."""
     raise ValueError(REMOVED_VARIANT_MESSAGE)
 
 
 def raise_removed_name(name: str) -> NoReturn:
-    """Raise ImportError for a removed public name: what replaces it, and how to rewrite the code."""
+    """Raise ImportError for a removed public name, with its replacement and how to rewrite existing code."""
     raise ImportError(
         f"`dilated_attention_pytorch.{name}` was removed on 2025-07-07, with the hierarchical variant. "
         f"Write instead:\n\n{textwrap.indent(REPLACEMENTS[name], '    ')}\n"

@@ -86,14 +86,14 @@ def padding(problem: AttentionProblem) -> Tensor | None:
     return functools.reduce(torch.logical_or, parts) if parts else None
 
 
-def without_padding(problem: AttentionProblem, x: Tensor) -> Tensor:
-    """k or v with zeros for the padded keys: a cache may hold anything behind its end, and 0 * NaN is NaN."""
+def zero_padding(problem: AttentionProblem, x: Tensor) -> Tensor:
+    """k or v with zeros for the padded keys: memory past the end of a cache may hold NaN, and 0 * NaN is NaN."""
     padded = padding(problem)
     return x if padded is None else x.masked_fill(padded[:, :, None, None], 0.0)
 
 
-def exact_products(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Autocast would compute the products in half precision."""
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Disable autocast, which would compute the matrix products in half precision."""
     return contextlib.nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -122,7 +122,7 @@ def weighted_values(problem: AttentionProblem, weights: Tensor, visible: Tensor,
 
 def attention_weights(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Weights after dropout (batch, num_heads, q_len, kv_len) and lse (batch, num_heads, q_len), at least float32."""
-    with exact_products(problem.q.device):
+    with without_autocast(problem.q.device):
         weights, lse, _ = weights_lse_and_visible(problem)
     return weights, lse
 
@@ -130,7 +130,7 @@ def attention_weights(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
 def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(problem.q.dtype, torch.float32)
     visible, bias = visible_and_bias(problem)
-    scores = scores_of(problem, problem.q.to(dtype), without_padding(problem, problem.k).to(dtype))
+    scores = scores_of(problem, problem.q.to(dtype), zero_padding(problem, problem.k).to(dtype))
     if bias is not None:
         scores = scores + bias.to(dtype)
     sees_none = ~visible.any(-1, keepdim=True)
@@ -150,7 +150,7 @@ def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, 
 
 def attention_reference(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """out (batch, q_len, num_heads, v_head_dim) in q's dtype, and lse."""
-    with exact_products(problem.q.device):
+    with without_autocast(problem.q.device):
         weights, lse, visible = weights_lse_and_visible(problem)
-        v = without_padding(problem, problem.v).to(weights.dtype)
+        v = zero_padding(problem, problem.v).to(weights.dtype)
         return weighted_values(problem, weights, visible, v).to(problem.q.dtype), lse
