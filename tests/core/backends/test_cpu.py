@@ -16,14 +16,16 @@ from torch import Tensor
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
 from dilated_attention_pytorch.backends.cpu import (
     backend,
-    batches,
     decode,
-    flash,
-    kept,
+    fused_kernel,
+    list_cache,
+    one_call,
+    one_call_plan,
+    row_batches,
+    row_by_row,
+    row_schedule,
     scratch,
-    small,
     unfused,
-    window,
 )
 from tests.core.attention_cases import CASES, FLOAT64, LIMITS, Case
 from tests.core.backends.test_attention_grid import check
@@ -52,16 +54,16 @@ def is_padded(case: Case) -> bool:
 WAYS: dict[str, tuple[ModuleType, Callable[[Case], bool]]] = {
     "decode": (decode, lambda case: is_fused(case) and n_rows(case) == 1 and not case.empty_rows),
     "rows at once": (
-        small,
+        one_call,
         lambda case: is_fused(case) and not is_padded(case) and case.layout_heads == 1 and not case.strided
         and case.q_len * case.keys <= 2**22 and not case.q_len % case.block_size and not (case.keys - case.q_len) % case.block_size,
     ),
     "all keys": (
-        small,
+        one_call,
         lambda case: is_fused(case) and not is_padded(case) and case.layout_heads == 1 and case.keys <= 1100,
     ),
-    "window": (window, lambda case: is_fused(case) and case.layout_heads == 1),
-    "batches": (batches, is_fused),
+    "row by row": (row_by_row, lambda case: is_fused(case) and case.layout_heads == 1),
+    "row batches": (row_batches, is_fused),
     "unfused": (unfused, lambda case: True),
 }  # fmt: skip
 
@@ -79,17 +81,17 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
                 monkeypatch.setattr(module, name, counted(original, name, used))
         if way != "decode":
             monkeypatch.setattr(decode, "suits", lambda problem: False)
-        monkeypatch.setattr(backend, "suits_window", lambda problem: way == "window")
+        monkeypatch.setattr(backend, "suits_row_by_row", lambda problem: way == "row by row")
         if way == "unfused":
-            monkeypatch.setattr(backend, "is_fused", lambda problem: False)
-        if module is small:
+            monkeypatch.setattr(backend, "fits_fused_kernel", lambda problem: False)
+        if module is one_call:
             # a call for every row costs endless time, hence is never chosen
-            monkeypatch.setattr(small, "ROW", 10**9)
-            monkeypatch.setattr(small, "MOST_ELEMENTS", 2**40)
-            monkeypatch.setattr(small, "MOST_PAIRS", 2**40)
-            monkeypatch.setattr(small, "DENSE_RATE", 1e-9 if way == "rows at once" else 1e9)
+            monkeypatch.setattr(one_call_plan, "ROW_US", 10**9)
+            monkeypatch.setattr(one_call_plan, "MAX_GATHERED_ELEMENTS", 2**40)
+            monkeypatch.setattr(one_call_plan, "MAX_MASK_ELEMENTS", 2**40)
+            monkeypatch.setattr(one_call_plan, "DENSE_RATE", 1e-9 if way == "rows at once" else 1e9)
         else:
-            monkeypatch.setattr(small, "plan_of", lambda problem: None)
+            monkeypatch.setattr(backend, "plan_of", lambda problem: None)
         return used
 
     return use
@@ -120,13 +122,13 @@ def test_every_way_computes_the_definition(way: str, name: str, force: Callable[
 
 @pytest.mark.parametrize(
     "name",
-    [case.name for case in CASES if WAYS["window"][1](case) and not (case.is_long or case.lse_gradient)],
+    [case.name for case in CASES if WAYS["row by row"][1](case) and not (case.is_long or case.lse_gradient)],
 )
 def test_a_backward_in_pieces_computes_the_definition(
     name: str, force: Callable[[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(window, "MOST_ELEMENTS", 1)  # a block each
-    used = force("window")
+    monkeypatch.setattr(row_by_row, "MAX_BACKWARD_ELEMENTS", 1)  # a block each
+    used = force("row by row")
     check(name, "cpu", torch.float64, FLOAT64)
     assert used.count("backward") == 1
 
@@ -335,7 +337,7 @@ def test_a_thread_keeps_a_bounded_amount_of_memory() -> None:
             inputs = [x.to(dtype).requires_grad_() for x in qkv(length, heads=heads)]
             block_sparse_attention(*inputs, layout_of(length), is_causal=True).sum().backward()
     held = sum(buffer.nbytes for buffer in scratch.KEPT.buffers.values())
-    assert 0 < held <= scratch.MOST_BYTES
+    assert 0 < held <= scratch.MAX_KEPT_BYTES
 
 
 # ---- strides
@@ -372,7 +374,7 @@ def test_expanded_tensors_give_the_same_as_their_copies(shape: tuple[int, int, i
 def test_rows_apart_give_the_same_from_any_strides(
     rows: tuple[int, ...], force: Callable[[str], list[str]]
 ) -> None:
-    used = force("batches")
+    used = force("row batches")
     active = torch.zeros(8, 8, dtype=torch.bool)
     for row in rows:  # the others are empty
         active[row, [row, (3 * row + 1) % 8]] = True
@@ -392,15 +394,16 @@ def test_rows_apart_give_the_same_from_any_strides(
     assert "backward" in used
 
 
-# ---- the order of the rows in a window
+# ---- the order of the rows of row_by_row
 
 
 def test_rows_follow_those_that_they_share_blocks_with() -> None:
     rows = [[row % 4, 10 + row % 4, 20 + row % 4, 30 + row] for row in range(16)]
-    ordered = window.order_by_sharing(rows, list(range(16)))
+    ordered = row_schedule.order_by_sharing(rows, list(range(16)))
     assert sorted(ordered) == list(range(16))
     copies = [
-        sum(len(step.copies) for step in window.steps_of(rows, order, 0)) for order in (range(16), ordered)
+        sum(len(step.copies) for step in row_schedule.steps_of(rows, order, 0))
+        for order in (range(16), ordered)
     ]
     assert copies == [64, 4 * 3 + 16]  # three blocks for each of four kinds of rows, and one for every row
 
@@ -409,21 +412,21 @@ def test_the_first_slots_hold_the_blocks_of_the_row() -> None:
     generator = torch.Generator().manual_seed(1)
     active = torch.rand(40, 30, generator=generator) < 0.2
     rows = [row.nonzero().flatten().tolist() for row in active]
-    numbers = window.order_by_sharing(rows, [number for number in range(40) if rows[number]])
+    numbers = row_schedule.order_by_sharing(rows, [number for number in range(40) if rows[number]])
     held: dict[int, int] = {}
-    for step in window.steps_of(rows, numbers, first_row=2):
+    for step in row_schedule.steps_of(rows, numbers, first_row=2):
         held.update(step.copies)
-        n = len(rows[step.number])
+        n = len(rows[step.row])
         assert step.blocks == [held[slot] for slot in range(n)]
-        assert sorted(step.blocks) == rows[step.number]
-        own = step.number + 2
+        assert sorted(step.blocks) == rows[step.row]
+        own = step.row + 2
         assert step.diagonal == (step.blocks.index(own) if own in step.blocks else n)
 
 
 # ---- padding
 
 
-@pytest.mark.parametrize("way", ["decode", "window", "batches", "unfused"])
+@pytest.mark.parametrize("way", ["decode", "row by row", "row batches", "unfused"])
 def test_what_lies_behind_the_end_is_never_read(way: str, force: Callable[[str], list[str]]) -> None:
     used = force(way)
     q_len = 1 if way == "decode" else 300
@@ -447,20 +450,20 @@ def test_what_lies_behind_the_end_is_never_read(way: str, force: Callable[[str],
 
 def test_what_is_kept_goes_with_the_layout() -> None:
     gc.collect()
-    before = len(kept.KEPT)
+    before = len(list_cache.CACHE)
     layout = layout_of(512)
     block_sparse_attention(*qkv(512, heads=1), layout, is_causal=True)
-    assert len(kept.KEPT) == before + 1
+    assert len(list_cache.CACHE) == before + 1
     del layout
     gc.collect()
-    assert len(kept.KEPT) == before
+    assert len(list_cache.CACHE) == before
 
 
 def test_a_bounded_number_of_things_is_kept_for_a_layout() -> None:
     layout = layout_of(512)
-    for heads in range(1, 2 * kept.MAX_PER_LIST):
+    for heads in range(1, 2 * list_cache.MAX_PER_LIST):
         block_sparse_attention(*qkv(512, heads=heads, dim=8), layout, is_causal=True)
-    assert len(kept.KEPT[layout.row_lists.indices]) <= kept.MAX_PER_LIST
+    assert len(list_cache.CACHE[layout.row_lists.indices]) <= list_cache.MAX_PER_LIST
 
 
 # ---- the kernel
@@ -469,10 +472,10 @@ def test_a_bounded_number_of_things_is_kept_for_a_layout() -> None:
 def test_parts_of_a_softmax_have_gradients_of_their_own() -> None:
     # what the ways rely on: with out and lse of all keys, the kernel gives each part's share of the gradients
     q, k, v, grad = (torch.randn(1, 2, 48, 16, dtype=torch.float64) for _ in range(4))
-    out, lse = flash.attention(q, k, v, None, 0.3)
-    wanted = flash.attention_backward(grad, q, k, v, out, lse, None, 0.3)
+    out, lse = fused_kernel.attention(q, k, v, None, 0.3)
+    wanted = fused_kernel.attention_backward(grad, q, k, v, out, lse, None, 0.3)
     parts = [
-        flash.attention_backward(grad, q, k[:, :, part], v[:, :, part], out, lse, None, 0.3)
+        fused_kernel.attention_backward(grad, q, k[:, :, part], v[:, :, part], out, lse, None, 0.3)
         for part in (slice(0, 20), slice(20, 48))
     ]
     torch.testing.assert_close(parts[0][0] + parts[1][0], wanted[0])
@@ -484,7 +487,7 @@ def test_a_query_without_keys_gets_zero_and_lse_zero_from_the_kernel() -> None:
     q, k, v = (torch.randn(1, 1, 40, 16) for _ in range(3))
     mask = torch.zeros(40, 40)
     mask[7] = -math.inf
-    out, lse = flash.attention(q, k, v, mask, 0.3)
+    out, lse = fused_kernel.attention(q, k, v, mask, 0.3)
     assert not out[0, 0, 7].any()
     assert lse[0, 0, 7] == 0.0
 

@@ -1,15 +1,15 @@
 """The CPU backend, in plain PyTorch.
 
-Five ways compute the same; `backend.py` chooses:
+Five methods compute the same result; `backend.py` chooses one of them per call:
 
-    decode.py   one row of the layout, as in decoding: its keys are gathered once, head by head
-    small.py    little work in all: one call of the kernel, with a mask that is kept with the layout
-    window.py   rows with enough work to be computed one after the other: gathered blocks stay for the next rows
-    batches.py  rows with little work, and layouts per head: rows with as many keys are computed as one batch
-    unfused.py  block_bias, dropout, token dilation, a v of another head_dim, gradients of lse
+    decode.py       one layout row, as in decoding: its keys are gathered once, head by head
+    one_call.py     small problems: all rows in one kernel call, or a few, with a mask that is cached with the layout
+    row_by_row.py   one kernel call per row: gathered blocks stay in place for the next rows
+    row_batches.py  short rows and layouts per head: rows with equally many keys are computed as one batch
+    unfused.py      block_bias, dropout, token dilation, v_head_dim other than head_dim, and gradients of lse
 
-All but the last call the kernel behind `scaled_dot_product_attention` (flash.py) on gathered keys. None copies
-more of k and v than the blocks that are active, at most all.
+All but `unfused` call PyTorch's fused kernel (fused_kernel.py) on gathered keys. None of them copies more of k and v
+than the active blocks.
 """
 
 from __future__ import annotations

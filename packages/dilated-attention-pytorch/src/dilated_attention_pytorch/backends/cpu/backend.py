@@ -1,4 +1,4 @@
-"""CpuBackend: chooses between the ways in which a call can be computed."""
+"""CpuBackend: chooses the method that computes a call."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch
-from . import batches, decode, small, unfused, window
+from . import decode, one_call, row_batches, row_by_row, unfused
+from .one_call_plan import CallPlan, plan_of
 from .scratch import kept_buffers
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Elements of k that a row sees: with fewer a row is not worth a call of the kernel (measured on blocks of 64 by 64).
-LEAST_KEYS = 48 * 1024
+# Mean elements of k per row: with fewer, a kernel call per row does not pay off (measured with blocks of 64 x 64).
+MIN_ROW_ELEMENTS = 48 * 1024
 
 
 class CpuBackend(Backend):
@@ -39,30 +40,30 @@ class CpuBackend(Backend):
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         """out (batch, q_len, num_heads, v_head_dim) in q's dtype; lse (batch, num_heads, q_len), float32 or float64."""
         with plain_arithmetic(), kept_buffers() as buffers:
-            if not is_fused(problem):
+            if not fits_fused_kernel(problem):
                 return unfused.forward(problem, buffers)
             if decode.suits(problem):
                 return decode.forward(problem, buffers)
-            plan = small_plan(problem, problem.k, problem.v)
+            plan = one_call_plan(problem, problem.k, problem.v)
             if plan is not None:
-                return small.forward(problem, plan, buffers)
-            if suits_window(problem):
-                return window.forward(problem, buffers)
-            return batches.forward(problem, buffers)
+                return one_call.forward(problem, plan, buffers)
+            if suits_row_by_row(problem):
+                return row_by_row.forward(problem, buffers)
+            return row_batches.forward(problem, buffers)
 
     def backward(
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:
         """Gradients in the inputs' dtypes, given the gradients of out and lse."""
         with plain_arithmetic(), kept_buffers() as buffers:
-            if not is_fused(problem) or grad_lse is not None:
+            if not fits_fused_kernel(problem) or grad_lse is not None:
                 return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers)
-            plan = small_plan(problem, problem.q, problem.k, problem.v, grad_out)
+            plan = one_call_plan(problem, problem.q, problem.k, problem.v, grad_out)
             if plan is not None:
-                return small.backward(problem, plan, out, lse, grad_out, buffers)
-            if suits_window(problem):
-                return window.backward(problem, out, lse, grad_out, buffers)
-            return batches.backward(problem, out, lse, grad_out, buffers)
+                return one_call.backward(problem, plan, out, lse, grad_out, buffers)
+            if suits_row_by_row(problem):
+                return row_by_row.backward(problem, out, lse, grad_out, buffers)
+            return row_batches.backward(problem, out, lse, grad_out, buffers)
 
 
 CPU = CpuBackend()
@@ -70,7 +71,7 @@ CPU = CpuBackend()
 
 @contextlib.contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """No graph and no autocast, which takes ten times as long to switch off as to look for."""
+    """Disable autograd and autocast; testing for autocast takes a tenth of the time of disabling it."""
     with torch.no_grad():
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
@@ -79,26 +80,27 @@ def plain_arithmetic() -> Iterator[None]:
             yield
 
 
-def small_plan(problem: AttentionProblem, *multiplied: Tensor) -> small.Plan | None:
-    """The plan of a small call. None too where its mask would multiply NaN or infinities of other blocks with 0.
+def one_call_plan(problem: AttentionProblem, *multiplied: Tensor) -> CallPlan | None:
+    """The plan of a problem that is computed in one kernel call, or None.
 
-    Of the forward that are k and v: a row of q is multiplied in its own row alone.
+    None also if the plan masks whole blocks and `multiplied` (tensors of which masked rows enter a product) holds NaN
+    or infinities, because 0 * NaN is NaN. In the forward these are k and v: a row of q only affects itself.
     """
-    plan = small.plan_of(problem)
+    plan = plan_of(problem)
     if plan is None or not plan.hides_blocks:
         return plan
     return plan if are_finite(*multiplied) else None
 
 
 def are_finite(*tensors: Tensor) -> bool:
-    """Whether no number is NaN or infinite; False too where their sum overflows."""
+    """False if an element is NaN or infinite, or if the sum of the elements overflows."""
     return all(
         math.isfinite(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()) for x in tensors
     )
 
 
-def is_fused(problem: AttentionProblem) -> bool:
-    """Whether PyTorch's fused kernel knows all that the problem asks for."""
+def fits_fused_kernel(problem: AttentionProblem) -> bool:
+    """Whether PyTorch's fused kernel supports everything that the problem uses."""
     p = problem
     return (
         p.block_bias is None
@@ -109,13 +111,13 @@ def is_fused(problem: AttentionProblem) -> bool:
     )
 
 
-def suits_window(problem: AttentionProblem) -> bool:
-    """Whether the rows of the layout are worth a call of the kernel each, and keep all threads busy."""
+def suits_row_by_row(problem: AttentionProblem) -> bool:
+    """Whether a row has enough work for a kernel call of its own, and enough kv heads to keep all threads busy."""
     p = problem
     n_elements = p.rows.indices.numel() * p.block_size * p.num_kv_heads * p.head_dim
     return (
         p.layout_heads == 1
         and p.n_rows > 1
         and p.num_kv_heads >= 2 * torch.get_num_threads() - 1
-        and n_elements >= LEAST_KEYS * p.n_rows
+        and n_elements >= MIN_ROW_ELEMENTS * p.n_rows
     )

@@ -1,7 +1,7 @@
-"""The way of decoding: one row of the layout, its keys gathered head by head for all batch elements at once.
+"""Decoding: one layout row, its keys gathered head by head for all batch elements at once.
 
-With few queries the time goes into reading the keys, and those of one head are read much faster where they lie
-together. Nothing but the active blocks of k and v is touched.
+With few queries most time is spent on reading keys, and the keys of a head are read much faster if they are
+contiguous. Only the active blocks of k and v are read.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem
-from . import flash
+from . import fused_kernel
 from .padding import padded_keys
 from .scratch import Buffers, Scratch
 
-MOST_ELEMENTS = 2**19  # of k gathered at a time, per thread
+MAX_ELEMENTS = 2**19  # of k gathered at a time, per thread
 
 
 @lru_cache(maxsize=64)
-def counting(n: int) -> Tensor:
+def cached_arange(n: int) -> Tensor:
     """0 to n - 1, int64."""
     with torch.inference_mode(False):
         return torch.arange(n, device="cpu")
 
 
 def suits(problem: AttentionProblem) -> bool:
-    """Whether there is one row, in which all heads see as many keys."""
+    """Whether the layout has one row, in which all heads see equally many keys."""
     p = problem
     n_blocks = p.rows.indices.numel()
     if p.n_rows != 1 or len(p.rates) != 1 or n_blocks == 0:
@@ -44,10 +44,10 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
     p, height = problem, problem.q_len
     n_heads = max(
         p.num_kv_heads, p.layout_heads
-    )  # lists of keys: more than kv heads if query heads have own layouts
-    n_pairs = p.batch * n_heads  # of a batch element and a list of keys
+    )  # key lists: one per kv head, or per query head with a layout
+    n_pairs = p.batch * n_heads  # of a batch element and a key list
     wide = torch.promote_types(p.q.dtype, torch.float32)
-    # The kernel multiplies bfloat16 well but for single queries, and float16 badly.
+    # The kernel is slow in float16, and in bfloat16 with a single query.
     is_single = height * p.num_heads == n_heads
     dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
     tokens = keys_of(p)
@@ -59,23 +59,22 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
     if padded is not None:
         hidden = padded[:, tokens].expand(-1, n_heads, -1).reshape(n_pairs, 1, n_keys)
         padding = torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill_(hidden, -torch.inf)
-        mask = (
-            padding.unsqueeze(2) if mask is None else padding.unsqueeze(2) + mask
-        )  # (n_pairs, 1, 1 or queries, n_keys)
+        padding = padding.unsqueeze(2)
+        mask = padding if mask is None else padding + mask  # (n_pairs, 1, 1 or n_queries, n_keys)
     q = p.q if height == 1 else p.q.unflatten(2, (n_heads, -1)).permute(0, 2, 3, 1, 4)
-    q = q.reshape(n_pairs, 1, -1, p.head_dim).to(dtype)  # the heads of a list one after the other
+    q = q.reshape(n_pairs, 1, -1, p.head_dim).to(dtype)  # query heads of a key list follow each other
     if q.stride(3) != 1:
         q = q.contiguous()
     outs, lses = [], []
-    together = max(1, MOST_ELEMENTS * torch.get_num_threads() // (n_keys * p.head_dim))
-    for start in range(0, n_pairs, together):
-        pairs = slice(start, start + together)
+    pairs_per_call = max(1, MAX_ELEMENTS * torch.get_num_threads() // (n_keys * p.head_dim))
+    for start in range(0, n_pairs, pairs_per_call):
+        pairs = slice(start, start + pairs_per_call)
         part_k, part_v = k.gather(pairs), v.gather(pairs)
         if padded is not None:
-            for x in (part_k, part_v):  # a cache may hold anything behind its end, and 0 * NaN is NaN
+            for x in (part_k, part_v):  # memory past the end of a cache may hold NaN, and 0 * NaN is NaN
                 x.masked_fill_(hidden[pairs].unsqueeze(-1), 0.0)
         part_mask = mask if padded is None or mask is None else mask[pairs]
-        out, lse = flash.attention(q[pairs], part_k, part_v, part_mask, p.softmax_scale)
+        out, lse = fused_kernel.attention(q[pairs], part_k, part_v, part_mask, p.softmax_scale)
         if padded is not None and part_mask is not None:
             lse = lse.masked_fill((part_mask == -torch.inf).all(-1), -torch.inf)  # sees no key
         outs.append(out)
@@ -86,25 +85,28 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
 
 
 def keys_of(problem: AttentionProblem) -> Tensor:
-    """Tokens of k and v that some query sees, int64 (layout_heads, n_keys), ascending."""
+    """Tokens of k and v that a query sees, int64 (layout_heads, n_keys), ascending."""
     p = problem
     blocks = p.rows.indices.view(p.layout_heads, -1, 1)
-    tokens = torch.add(counting(p.block_size), blocks, alpha=p.block_size).flatten(1)
+    tokens = torch.add(cached_arange(p.block_size), blocks, alpha=p.block_size).flatten(1)
     end = min(p.kv_len, p.q_offset + p.q_len) if p.is_causal else p.kv_len
-    behind = (int(p.rows.indices[-1]) + 1) * p.block_size - end
-    return tokens if behind <= 0 else tokens[:, :-behind]
+    n_past_end = (int(p.rows.indices[-1]) + 1) * p.block_size - end
+    return tokens if n_past_end <= 0 else tokens[:, :-n_past_end]
 
 
 def kv_heads(problem: AttentionProblem) -> Tensor:
-    """The kv head of every list of keys, (n_heads, 1)."""
+    """The kv head of every key list, int64 (n_heads, 1)."""
     p = problem
     if p.layout_heads <= p.num_kv_heads:
-        return counting(p.num_kv_heads).view(-1, 1)
-    return counting(p.num_heads).view(-1, 1) // (p.num_heads // p.num_kv_heads)
+        return cached_arange(p.num_kv_heads).view(-1, 1)
+    return cached_arange(p.num_heads).view(-1, 1) // (p.num_heads // p.num_kv_heads)
 
 
 class Keys:
-    """k or v, gathered for pairs of a batch element and a list of keys."""
+    """Gathers k or v for pairs of a batch element and a key list.
+
+    `like`: Keys whose index is reused if the strides are equal.
+    """
 
     def __init__(
         self,
@@ -118,9 +120,8 @@ class Keys:
         p, dim = problem, x.shape[3]
         self.name, self.x, self.scratch = name, x, scratch
         self.tokens, self.heads = tokens, kv_heads(p)
-        self.index: Tensor | None = (
-            None  # the row of each (batch element, list, token) in rows of dim in memory
-        )
+        # Row of each (batch element, key list, token) in `self.rows`; None if the strides allow no such matrix.
+        self.index: Tensor | None = None
         batch_step, token_step, head_step, step = x.stride()
         if step != 1 or batch_step % dim or token_step % dim or head_step % dim:
             return
@@ -133,17 +134,17 @@ class Keys:
         index = tokens if token_step == dim else tokens * (token_step // dim)
         index = torch.add(index, self.heads, alpha=head_step // dim)
         if p.batch > 1:
-            index = torch.add(index, counting(p.batch).view(-1, 1, 1), alpha=batch_step // dim)
+            index = torch.add(index, cached_arange(p.batch).view(-1, 1, 1), alpha=batch_step // dim)
         self.index = index.view(-1, tokens.shape[1])
 
     def gather(self, pairs: slice) -> Tensor:
-        """(pairs, 1, n_keys, dim), in the scratch."""
+        """(pairs, 1, n_keys, dim), in scratch memory."""
         n_keys, dim = self.tokens.shape[1], self.x.shape[3]
         if self.index is not None:
             rows = self.scratch.gather(self.name, self.rows, self.index[pairs])
         else:
             n_heads = self.heads.shape[0]
-            pair = counting(self.x.shape[0] * n_heads)[pairs, None]
+            pair = cached_arange(self.x.shape[0] * n_heads)[pairs, None]
             tokens = self.tokens.expand(n_heads, -1)[pair.squeeze(1) % n_heads]
             rows = self.x[pair // n_heads, tokens, self.heads[pair.squeeze(1) % n_heads]].to(
                 self.scratch.dtype
@@ -152,12 +153,12 @@ class Keys:
 
 
 def causal_mask(problem: AttentionProblem, n_keys: int, n_heads: int, dtype: torch.dtype) -> Tensor | None:
-    """0 or -inf (n_heads * q_len, n_keys), for the queries of as many heads one after the other."""
+    """0 or -inf (n_heads * q_len, n_keys), for the queries of `n_heads` heads, one head after the other."""
     p = problem
     if not p.is_causal or p.q_len == 1 or int(p.rows.indices[-1]) < p.first_row:
         return None
     mask = torch.zeros(n_heads, p.q_len, n_keys, dtype=dtype, device="cpu")
-    # the last key is at the last query's position
+    # the last key has the position of the last query
     after = torch.ones(p.q_len, p.q_len, dtype=torch.bool, device="cpu").triu_(1)
     mask[:, :, n_keys - p.q_len :].masked_fill_(after, -torch.inf)
     return mask.flatten(0, 1)

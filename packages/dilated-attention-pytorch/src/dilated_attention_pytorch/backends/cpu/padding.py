@@ -1,4 +1,4 @@
-"""Keys that no query sees: padding."""
+"""Masks of the keys that no query of a batch element sees."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from ..problem import AttentionProblem
 
 
 def padded_keys(problem: AttentionProblem) -> Tensor | None:
-    """Bool (batch, kv_len), or None if there are none."""
+    """Padding, bool (batch, kv_len); None if the call has neither `kv_lengths` nor a `key_padding_mask`."""
     p, padded = problem, problem.key_padding_mask
     if p.kv_lengths is not None:
-        behind = torch.arange(p.kv_len, device="cpu") >= p.kv_lengths[:, None]
-        padded = behind if padded is None else padded | behind
+        past_end = torch.arange(p.kv_len, device="cpu") >= p.kv_lengths[:, None]
+        padded = past_end if padded is None else padded | past_end
     return padded
 
 
 def hidden_keys(problem: AttentionProblem) -> Tensor | None:
-    """Padding and what is missing of the last block, bool (batch, n_cols, block_size); None if there are none."""
+    """Padding and the positions of the last block past kv_len, bool (batch, n_cols, block_size); None if none."""
     p, padded = problem, padded_keys(problem)
     n_missing = p.n_cols * p.block_size - p.kv_len
     if padded is None:

@@ -1,5 +1,7 @@
-"""Scratch: memory that is used again and again. Fresh memory costs a page fault per 4 KiB, each time, as long as the
-kernel may take for a small call."""
+"""Scratch memory that is reused between calls.
+
+Fresh memory costs a page fault per 4 KiB, which can take as long as the kernel itself in a small call.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,21 @@ from torch import Tensor
 
 from ..._torch_internals import without_modes
 
-MOST_BYTES = 2**24  # that a thread keeps from one call to the next
+MAX_KEPT_BYTES = 2**24  # per thread, between calls
 
 Buffers = dict[tuple[str, torch.dtype], Tensor]
 KEPT = threading.local()
 
 
 class Scratch:
-    """Buffers by name, of `dtype` where none is given."""
+    """Buffers by name, with a default dtype."""
 
     def __init__(self, dtype: torch.dtype, buffers: Buffers) -> None:
         self.dtype = dtype
         self.buffers = buffers
 
     def take(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory, valid until the name is taken again or the call ends."""
+        """Uninitialised memory, valid until the same name is taken again or the call ends."""
         key = (name, dtype or self.dtype)
         n_elements = torch.Size(shape).numel()
         buffer = self.buffers.get(key)
@@ -36,7 +38,7 @@ class Scratch:
         return buffer[:n_elements].view(shape)
 
     def gather(self, name: str, matrix: Tensor, index: Tensor) -> Tensor:
-        """Rows `index`, flattened, of a matrix, in the scratch's own dtype."""
+        """Gather rows of a matrix by the flattened `index`, converted to the default dtype."""
         shape = (index.numel(), matrix.shape[1])
         rows = self.take(name, *shape, dtype=matrix.dtype)
         torch.index_select(matrix, 0, index.flatten(), out=rows)
@@ -45,7 +47,7 @@ class Scratch:
 
 @contextlib.contextmanager
 def kept_buffers() -> Iterator[Buffers]:
-    """What this thread has kept, for one call; a call within a call gets fresh memory."""
+    """The buffers that this thread kept, for one call; a nested call gets fresh memory."""
     buffers: Buffers = KEPT.__dict__.pop("buffers", {})
     try:
         yield buffers
@@ -53,7 +55,7 @@ def kept_buffers() -> Iterator[Buffers]:
         n_bytes = 0
         for key, buffer in reversed(list(buffers.items())):
             n_bytes += buffer.nbytes
-            if n_bytes > MOST_BYTES:
+            if n_bytes > MAX_KEPT_BYTES:
                 n_bytes -= buffer.nbytes
                 del buffers[key]
         KEPT.buffers = buffers

@@ -1,4 +1,4 @@
-"""TokenRows: a tensor of any strides, gathered and scattered token by token without a copy of the whole."""
+"""TokenRows: gathers and scatters tokens of a tensor with any strides, without copying the whole tensor."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .scratch import Scratch
 
 
 class TokenRows:
-    """A (batch, tokens, heads, dim) tensor as a matrix in its own memory.
+    """A view of a (batch, tokens, heads, dim) tensor as a matrix.
 
-    A row holds one token with all of its heads if `is_wide`, else one head of one token. `matrix` is None where the
-    strides allow neither; gathering such a tensor gives the same, but is slower.
+    If `is_wide`, a matrix row holds all heads of a token, otherwise one head of a token. `matrix` is None if the
+    strides allow no such view; gathering then works too, but is slower.
 
-    Tokens are given as (tiles, n), heads as (1 or tiles, n_heads); heads are ignored where rows are wide.
+    The methods take tokens as (tiles, n) and heads as (1 or tiles, n_heads); heads are ignored if rows are wide.
     """
 
     def __init__(self, x: Tensor, is_wide: bool, scratch: Scratch) -> None:
@@ -38,12 +38,12 @@ class TokenRows:
         self.matrix = x.as_strided((last + 1, width), (width, 1))
 
     def index(self, tokens: Tensor, batches: range, heads: Tensor, by_head: bool) -> Tensor:
-        """Rows of the matrix, int64, flat: by batch element, tile, token and head, or by head and token."""
+        """Matrix rows, int64, flat, ordered by (batch, tile, token, head), or (batch, tile, head, token) if `by_head`."""
         index = tokens if self.token_step == 1 else tokens * self.token_step
         if not self.is_wide:
-            places = heads * self.head_step
+            start = heads * self.head_step
             index = (
-                index[:, None, :] + places[:, :, None] if by_head else index[:, :, None] + places[:, None, :]
+                index[:, None, :] + start[:, :, None] if by_head else index[:, :, None] + start[:, None, :]
             )
         if len(batches) > 1:
             starts = torch.arange(batches.start, batches.stop, device="cpu") * self.batch_step
@@ -53,7 +53,7 @@ class TokenRows:
         return index.flatten()
 
     def gather(self, name: str, tokens: Tensor, batches: range, heads: Tensor) -> Tensor:
-        """A copy of the tokens in the scratch of that name and its dtype: (batches * tiles, n_heads, n, dim)."""
+        """Copy the tokens to the scratch buffer `name`, in its dtype: (batches * tiles, n_heads, n, dim)."""
         n, n_heads, dim = tokens.shape[1], heads.shape[1], self.x.shape[3]
         if self.matrix is None:
             batch = torch.arange(batches.start, batches.stop, device="cpu").view(-1, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""The way of short calls: gather the active keys of a few tiles and give them to PyTorch's fused kernel as a batch."""
+"""Short rows: the active keys of several tiles are gathered and go to PyTorch's fused kernel as one batch."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
-from . import flash
+from . import fused_kernel
 from .padding import padded_keys
 from .scratch import Buffers, Scratch
-from .tiles import Tiles, Tiling, batch_parts, tiling_of
+from .tiles import Tiles, Tiling, batch_ranges, tiling_of
 from .token_rows import TokenRows
 
-# Elements of k gathered at a time, per thread: with v 1 MiB of float32, which stays in the cache until it is read.
+# Elements of k gathered per thread and kernel call: 1 MiB of float32 with v, which stays in the cache until it is read.
 ELEMENTS_PER_THREAD = 2**18
-FEW_QUERIES = 16  # with fewer per kv head, the keys of a head are read faster where they lie together
+FEW_QUERIES = 16  # per kv head; up to here the kernel is faster if the keys of a head are contiguous
 
 
 class Part(NamedTuple):
-    """Some tiles of some batch elements, T of them together, and which of their keys are padding."""
+    """One kernel call: the tiles of some batch elements, T in total, with their keys and padding."""
 
     tiles: Tiles
     batches: range
-    keys: Tensor  # (R, n_keys)
-    padded: Tensor | None  # bool (T, n_keys)
+    keys: Tensor  # (R, n_keys) token of k and v
+    padded: Tensor | None  # bool (T, n_keys); None if no key is padding
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """0 or -inf, broadcastable to (T, n_kv_heads, group * height, n_keys)."""
@@ -38,19 +38,19 @@ class Part(NamedTuple):
         return padding if mask is None else padding + mask
 
 
-class Walk:
-    """What forward and backward share: the parts of a problem in turn, and what is gathered for each."""
+class BatchedRows:
+    """Iterates over the parts of a problem and gathers their tensors; shared by forward and backward."""
 
     def __init__(self, problem: AttentionProblem, dtype: torch.dtype, buffers: Buffers) -> None:
         p = self.problem = problem
-        self.most = ELEMENTS_PER_THREAD * torch.get_num_threads()
-        self.heads_together = p.num_kv_heads if p.layout_heads == 1 else 1
-        self.width = self.heads_together * p.head_dim
-        self.tiling: Tiling = tiling_of(problem, self.most // self.width)
+        self.max_elements = ELEMENTS_PER_THREAD * torch.get_num_threads()
+        heads_per_tile = p.num_kv_heads if p.layout_heads == 1 else 1
+        self.width = heads_per_tile * p.head_dim
+        self.tiling: Tiling = tiling_of(problem, self.max_elements // self.width)
         group = p.num_heads // (p.num_kv_heads if p.layout_heads in (1, p.num_kv_heads) else p.num_heads)
         height = min(p.q_len, p.block_size)
         self.is_wide = p.layout_heads == 1 and group * height > FEW_QUERIES
-        # heads of a group follow each other in a tile, which they do when q is gathered head by head
+        # with groups, q is gathered head by head: the queries of a group follow each other in a tile
         self.q_is_wide = self.is_wide and group == 1
         self.scratch = Scratch(dtype, buffers)
         self.k, self.v = (TokenRows(x, self.is_wide, self.scratch) for x in (p.k, p.v))
@@ -60,15 +60,16 @@ class Walk:
         return TokenRows(x, self.q_is_wide, self.scratch)
 
     def results(self, x: Tensor) -> TokenRows:
-        """A contiguous tensor of q's or k's tokens that is written to."""
+        """A contiguous tensor with the tokens of q or k, for writing."""
         return TokenRows(x, self.problem.layout_heads == 1, self.scratch)
 
     def parts(self) -> Iterator[Part]:
+        """The tiles, for as many batch elements at a time as the limit on gathered elements allows."""
         for tiles in self.tiling.tiles:
             n_tiles = tiles.queries.shape[0]
             keys = tiles.keys()
-            together = max(1, self.most // (n_tiles * tiles.n_keys * self.width))
-            for batches in batch_parts(self.problem.batch, together):
+            max_batches = max(1, self.max_elements // (n_tiles * tiles.n_keys * self.width))
+            for batches in batch_ranges(self.problem.batch, max_batches):
                 yield Part(tiles, batches, keys, self.padding_of(keys, batches))
 
     def padding_of(self, keys: Tensor, batches: range) -> Tensor | None:
@@ -78,7 +79,7 @@ class Walk:
         return padded if bool(padded.any()) else None
 
     def gather_queries(self, name: str, rows: TokenRows, part: Part) -> Tensor:
-        """(T, n_kv_heads, group * height, dim); not a copy where the queries can be read where they are."""
+        """(T, n_kv_heads, group * height, dim); a view where the strides allow it."""
         tiles = part.tiles
         in_place = tiles.in_place(rows.x, part.batches)
         if in_place is not None and in_place.stride(4) == 1 and in_place.stride(3) >= in_place.shape[4]:
@@ -87,7 +88,7 @@ class Walk:
         return x if tiles.group == 1 else x.unflatten(1, (-1, tiles.group)).flatten(2, 3)
 
     def put_queries(self, rows: TokenRows, part: Part, values: Tensor) -> None:
-        """Values (T, n_kv_heads, group * height, dim) to their place."""
+        """Write values (T, n_kv_heads, group * height, dim) to the tokens of the tiles."""
         tiles = part.tiles
         in_place = tiles.in_place(rows.x, part.batches)
         if in_place is not None:
@@ -99,7 +100,7 @@ class Walk:
     def gather_keys(self, name: str, rows: TokenRows, part: Part) -> Tensor:
         """(T, n_kv_heads, n_keys, dim)"""
         x = rows.gather(name, part.keys, part.batches, part.tiles.kv_heads)
-        if part.padded is not None:  # a cache may hold anything behind its end, and 0 * NaN is NaN
+        if part.padded is not None:  # memory past the end of a cache may hold NaN, and 0 * NaN is NaN
             x.masked_fill_(part.padded[:, None, :, None], 0.0)
         return x
 
@@ -107,24 +108,24 @@ class Walk:
 def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
     p = problem
     wide = torch.promote_types(p.q.dtype, torch.float32)
-    # The kernel multiplies bfloat16 well but for single queries, and float16 badly.
+    # The kernel is slow in float16, and in bfloat16 with a single query.
     is_single = p.q_len * p.num_heads == p.num_kv_heads
     dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
-    walk = Walk(p, dtype, buffers)
+    rows = BatchedRows(p, dtype, buffers)
     out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
     lse = torch.empty(p.batch, p.q_len, p.num_heads, 1, dtype=wide, device="cpu")
-    if not walk.tiling.is_whole:
+    if not rows.tiling.is_complete:
         out.zero_()
         lse.fill_(-torch.inf)
-    q_rows, out_rows, lse_rows = walk.queries(p.q), walk.results(out), walk.results(lse)
-    for part in walk.parts():
-        q, mask = walk.gather_queries("q", q_rows, part), part.mask(dtype)
-        k, v = walk.gather_keys("k", walk.k, part), walk.gather_keys("v", walk.v, part)
-        part_out, part_lse = flash.attention(q, k, v, mask, p.softmax_scale)
+    q_rows, out_rows, lse_rows = rows.queries(p.q), rows.results(out), rows.results(lse)
+    for part in rows.parts():
+        q, mask = rows.gather_queries("q", q_rows, part), part.mask(dtype)
+        k, v = rows.gather_keys("k", rows.k, part), rows.gather_keys("v", rows.v, part)
+        part_out, part_lse = fused_kernel.attention(q, k, v, mask, p.softmax_scale)
         if mask is not None and part.padded is not None:
             part_lse = part_lse.masked_fill((mask == -torch.inf).all(-1), -torch.inf)  # sees no key
-        walk.put_queries(out_rows, part, part_out.to(p.q.dtype))
-        walk.put_queries(lse_rows, part, part_lse.unsqueeze(-1))
+        rows.put_queries(out_rows, part, part_out.to(p.q.dtype))
+        rows.put_queries(lse_rows, part, part_lse.unsqueeze(-1))
     return out, lse.squeeze(-1).transpose(1, 2).contiguous()
 
 
@@ -132,28 +133,26 @@ def backward(
     problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, buffers: Buffers
 ) -> Gradients:
     p, dtype = problem, lse.dtype
-    walk = Walk(p, dtype, buffers)
+    rows = BatchedRows(p, dtype, buffers)
     sees_none = (lse == -torch.inf).transpose(1, 2).unsqueeze(-1)  # (batch, q_len, heads, 1)
     lse_by_token = lse.transpose(1, 2).unsqueeze(-1).contiguous()
-    if bool(sees_none.any()):  # nothing comes of such a query, whatever gradient arrives
+    if bool(sees_none.any()):  # such a query contributes nothing, whatever its gradient
         lse_by_token = lse_by_token.masked_fill(sees_none, 0.0)
         grad_out = grad_out.masked_fill(sees_none, 0.0)
     grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device="cpu")
-    if not walk.tiling.is_whole:
+    if not rows.tiling.is_complete:
         grad_q.zero_()
     grad_k, grad_v = (torch.zeros(x.shape, dtype=dtype, device="cpu") for x in (p.k, p.v))
-    grad_q_rows, grad_k_rows, grad_v_rows = (walk.results(x) for x in (grad_q, grad_k, grad_v))
+    grad_q_rows, grad_k_rows, grad_v_rows = (rows.results(x) for x in (grad_q, grad_k, grad_v))
     sources = {"d out": grad_out, "q": p.q, "out": out, "lse": lse_by_token}
-    rows_of = {name: walk.queries(x) for name, x in sources.items()}
-    for part in walk.parts():
-        d_out, q, part_out, part_lse = (
-            walk.gather_queries(name, rows, part) for name, rows in rows_of.items()
-        )
-        k, v = walk.gather_keys("k", walk.k, part), walk.gather_keys("v", walk.v, part)
-        d_q, d_k, d_v = flash.attention_backward(
+    rows_of = {name: rows.queries(x) for name, x in sources.items()}
+    for part in rows.parts():
+        d_out, q, part_out, part_lse = (rows.gather_queries(name, x, part) for name, x in rows_of.items())
+        k, v = rows.gather_keys("k", rows.k, part), rows.gather_keys("v", rows.v, part)
+        d_q, d_k, d_v = fused_kernel.attention_backward(
             d_out, q, k, v, part_out, part_lse.squeeze(-1), part.mask(dtype), p.softmax_scale
         )
-        walk.put_queries(grad_q_rows, part, d_q.to(p.q.dtype))
-        for rows, values in ((grad_k_rows, d_k), (grad_v_rows, d_v)):
-            rows.add(part.keys, part.batches, part.tiles.kv_heads, values.transpose(1, 2))
+        rows.put_queries(grad_q_rows, part, d_q.to(p.q.dtype))
+        for grad_rows, values in ((grad_k_rows, d_k), (grad_v_rows, d_v)):
+            grad_rows.add(part.keys, part.batches, part.tiles.kv_heads, values.transpose(1, 2))
     return Gradients(grad_q, grad_k.to(p.k.dtype), grad_v.to(p.v.dtype), None)
