@@ -73,7 +73,7 @@ BAD_ARGUMENTS = {
     "plot --seq-len 1048576 --block-size 16": "plot draws at most 8,388,608 of each",
     "plot --seq-len 99999999999999999999": "--seq-len: must be at most 2**63 - 1",
     "plot --q-len 64 --kv-len 9000000000000000000 --sparsity-ratio 1e-18": "plot draws at most",
-    "plot --seq-len 1048576 --sparsity-ratio 0.01 --hops": "--hops follows at most 1,073,741,824 rows times blocks",
+    "plot --seq-len 1048576 --sparsity-ratio 0.01 --hops": "--hops works up to 1,073,741,824 rows times blocks",
     "plot --pattern-type local_window --window-size 500000 --seq-len 1048576": "plot draws at most",
     "demo --backend cpuu": "--backend: invalid choice: 'cpuu'; did you mean 'cpu'?",
     "demo --device cudda": "got 'cudda'; did you mean 'cuda'?",
@@ -107,7 +107,7 @@ BAD_ARGUMENTS = {
     "plot --pattern-type hierarchical": "invalid choice: 'hierarchical'",
     "plot --output pattern.bmp": "--output must end in .png, .svg, .pdf, got 'pattern.bmp'",
     "plot --output no-such-folder/pattern.png": "cannot write no-such-folder",
-    "plot --hops --q-len 64 --kv-len 128": "--hops needs as many keys as queries, got 64 and 128",
+    "plot --hops --q-len 64 --kv-len 128": "--hops needs as many keys as queries, got 64 queries and 128 keys",
 }
 
 
@@ -166,7 +166,7 @@ def test_doctor_tells_versions_devices_and_backends(capsys: pytest.CaptureFixtur
         torch.__version__,
         "threads",
         "float32 q, k, v of shape",
-        "on request only",
+        "only on request",
     ):
         assert expected in out
 
@@ -233,7 +233,7 @@ def test_plot_writes_a_picture(name: str, tmp_path: Path, capsys: pytest.Capture
 def test_plot_says_what_a_pixel_stands_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "pattern.png"
     assert main(["plot", "-o", str(file), "--seq-len", "131072", "--sparsity-ratio", "0.01"]) == 0
-    assert f"wrote {file}; a pixel stands for 4 x 4 blocks" in capsys.readouterr().out
+    assert f"wrote {file}; one pixel shows 4 x 4 blocks" in capsys.readouterr().out
     assert main(["plot", "-o", str(file), "--seq-len", "32768", "--sparsity-ratio", "0.01"]) == 0
     assert capsys.readouterr().out.endswith(f"wrote {file}\n")
 

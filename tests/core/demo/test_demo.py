@@ -19,9 +19,9 @@ from dilated_attention_pytorch.demo.model import (
     KINDS,
     KeyValueCache,
     ModelSettings,
+    isolated_rows_allowed,
     load_model,
     make_model,
-    own_blocks_on_purpose,
 )
 from dilated_attention_pytorch.demo.task import (
     FIRST_PASSKEY,
@@ -100,7 +100,7 @@ def test_too_short_text_says_how_much_is_needed(tmp_path: Path, capsys: pytest.C
     file.write_bytes(b"x" * 300)
     message = error_of(capsys, "demo", str(file), *TINY)
     assert "too short" in message
-    assert "--context 256 needs 257 to learn from and as many to hold out" in message
+    assert "--context 256 needs 257 to train on and as many to hold out" in message
 
 
 # The task.
@@ -233,12 +233,14 @@ def test_file_that_is_no_model_is_one_line(
 ) -> None:
     file = tmp_path / "model.pt"
     torch.save({"weights": 1}, file) if content is None else file.write_bytes(content)
-    assert "is no model of this demo" in error_of(capsys, "demo", "--generate", str(file), "--device", "cpu")
+    assert "is not a model of this demo" in error_of(
+        capsys, "demo", "--generate", str(file), "--device", "cpu"
+    )
 
 
 def test_window_has_as_many_blocks_as_ours_and_own_blocks_are_the_diagonal() -> None:
     plan = command.make_plan(build_parser().parse_args(["demo", "--device", "cpu"]))
-    with own_blocks_on_purpose():
+    with isolated_rows_allowed():
         layouts = command.make_layouts(plan)
     assert layouts["local_window"].num_active_blocks == layouts["dilated_sparse"].num_active_blocks
     assert layouts["own_block"].rows() == [[row] for row in range(64)]
@@ -246,7 +248,7 @@ def test_window_has_as_many_blocks_as_ours_and_own_blocks_are_the_diagonal() -> 
 
 def test_what_the_introduction_says_of_the_default_run_holds() -> None:
     plan = command.make_plan(build_parser().parse_args(["demo", "--device", "cpu"]))
-    with own_blocks_on_purpose():
+    with isolated_rows_allowed():
         layouts = command.make_layouts(plan)
     ours, window = layouts["dilated_sparse"], layouts["local_window"]
     assert ours.hops_to_full_coverage() <= plan.settings.layers + 1
@@ -389,8 +391,14 @@ def test_ours_is_ahead_only_if_the_gap_is_more_than_the_spread() -> None:
         "local_window": result(0.3, 0.35),
     }
     own, window = report.verdicts(results)
-    assert own == "dilated_sparse is 2.55 nats ahead of own block only, more than the seeds spread (0.20)"
-    assert window == "dilated_sparse is 0.12 nats ahead of local window, no more than the seeds spread (0.20)"
+    assert (
+        own
+        == "dilated_sparse is 2.55 nats ahead of own block only, more than the spread over the seeds (0.20)"
+    )
+    assert (
+        window
+        == "dilated_sparse is 0.12 nats ahead of local window, no more than the spread over the seeds (0.20)"
+    )
 
 
 # Bad input.

@@ -16,7 +16,7 @@ from .values import shown
 
 PatternType = Literal["dilated_sparse", "local_window", "global_local"]
 PATTERN_TYPES: tuple[str, ...] = get_args(PatternType)
-# The fields that only some patterns have, and which those are.
+# Fields that apply only to some patterns.
 TAKEN_BY: dict[str, tuple[PatternType, ...]] = {
     "window_size": ("local_window", "global_local"),
     "global_tokens": ("global_local",),
@@ -42,7 +42,7 @@ def closest(name: str, choices: Iterable[str], what: str) -> str:
 
 
 def takes(pattern_type: str, field: str) -> bool:
-    """Whether a pattern has this field of TAKEN_BY."""
+    """Whether a field of TAKEN_BY applies to a pattern."""
     return pattern_type in TAKEN_BY[field]
 
 
@@ -136,11 +136,11 @@ class SparsePatternConfig:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_taken(self, field: str, as_given: str) -> None:
+    def _check_taken(self, field: str, given: str) -> None:
         if not takes(self.pattern_type, field):
             patterns = " or ".join(map(repr, TAKEN_BY[field]))
             raise ValueError(
-                f"{field} does not apply to pattern_type={self.pattern_type!r}, got {as_given}; "
+                f"{field} does not apply to pattern_type={self.pattern_type!r}, got {given}; "
                 f"use {patterns}, or leave it out"
             )
 

@@ -1,1 +1,1 @@
-"""The commands of `python -m dilated_attention_pytorch`, one file each, and what they share."""
+"""The commands of `python -m dilated_attention_pytorch`, one file each, and what they have in common."""

@@ -1,4 +1,4 @@
-"""The parser and the kinds of values that the commands take."""
+"""The argument parser of the commands, and the types of their arguments."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, NoReturn
 
 from ..config import BLOCK_SIZES
 
-MAX_INT = 2**63 - 1  # that a tensor holds
+MAX_INT = 2**63 - 1  # of an int64 tensor
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the nearest name, or nothing if none is near."""
-    cutoff = 0.6 if len(word) > 3 else 0.7  # two letters of three are not near: gpu is no cpu
+    """End of an error message about an unknown word: the closest name, or nothing if none is close."""
+    cutoff = 0.6 if len(word) > 3 else 0.7  # two of three letters are not enough: gpu is not cpu
     near = difflib.get_close_matches(word, list(names), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with the word that was meant if one is near; `--help` has the rest."""
+    """Reports errors in one line, without the usage, and suggests the closest option or choice."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
@@ -29,7 +29,7 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Refuses unknown words itself: of a subcommand only its own parser knows what is near."""
+        """Reject unknown words here: only a subcommand's own parser knows its options."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].partition("=")[0]
@@ -38,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """As argparse's, with a suggestion (argparse has one from Python 3.14 on)."""
+        """As in argparse, with a suggestion (which argparse adds in Python 3.14)."""
         if action.choices is not None and value not in action.choices:
             choices = [str(choice) for choice in action.choices]
             raise argparse.ArgumentError(
@@ -48,7 +48,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """An int from 1 to 2**63 - 1; underscores and commas between the digits are fine."""
+    """An int from 1 to 2**63 - 1, with or without underscores and commas between the digits."""
     try:
         value = int(text.replace(",", ""))
     except ValueError:
@@ -64,7 +64,7 @@ MAX_THREADS = 1024
 
 
 def thread_count(text: str) -> int:
-    """A number of threads: an int from 1 to 1,024."""
+    """A number of threads, an int from 1 to 1,024."""
     value = positive_int(text)
     if value > MAX_THREADS:
         raise argparse.ArgumentTypeError(f"must be at most {MAX_THREADS:,}, got {text!r}")
@@ -80,7 +80,7 @@ def natural_int(text: str) -> int:
 
 
 def kept_ratio(text: str) -> float:
-    """A fraction of blocks kept: 0 < ratio <= 1."""
+    """The fraction of blocks kept, 0 < ratio <= 1."""
     try:
         value = float(text)
     except ValueError:
@@ -93,7 +93,7 @@ def kept_ratio(text: str) -> float:
 
 
 def int_list(text: str) -> list[int]:
-    """Positive ints, separated by commas."""
+    """Positive ints separated by commas."""
     try:
         return [positive_int(part.strip()) for part in text.split(",")]
     except argparse.ArgumentTypeError:
@@ -103,14 +103,14 @@ def int_list(text: str) -> list[int]:
 
 
 def block_size(text: str) -> int:
-    """One of the block sizes that a pattern may have."""
+    """One of the supported block sizes."""
     if text not in map(str, BLOCK_SIZES):
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(map(str, BLOCK_SIZES))}, got {text!r}")
     return int(text)
 
 
 def path(text: str) -> Path:
-    """A path that may be opened."""
+    """A path; not empty and without null characters."""
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"must be a path, got {text!r}")
     return Path(text)

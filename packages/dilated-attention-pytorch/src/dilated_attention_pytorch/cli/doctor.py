@@ -1,4 +1,4 @@
-"""`doctor`: versions, devices, which backend serves a typical call or why not, and how far the presets reach."""
+"""`doctor`: versions, devices, the backends that serve a typical call, and the coverage of the presets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .plot import layers_to_cover
 SHAPE = (1, 4096, 8, 64)  # (batch, seq_len, num_heads, head_dim)
 SPARSITY_RATIO = 0.05
 ON_REQUEST = "reference"
-PATTERN_TOKENS = 16_384  # at which the presets are described
+PATTERN_TOKENS = 16_384  # sequence length for which the presets are described
 
 OPTIONAL = {
     "triton": "the backends for GPUs (a hard dependency on Linux)",
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the findings; always exit status 0."""
+    """Print the findings; the exit status is always 0."""
     findings = examine()
     print(json.dumps(findings, indent=2) if args.json else as_text(findings))
     return 0
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices and backends, fit for JSON."""
+    """Versions, devices, backends and presets, as JSON values."""
     return {
         "versions": {
             "dilated-attention-pytorch": __version__,
@@ -66,7 +66,7 @@ def examine() -> dict[str, Any]:
 
 
 def examine_pattern(config: SparsePatternConfig) -> dict[str, Any]:
-    """What a causal pattern keeps, and how far it reaches."""
+    """Density, reach and layers to full coverage of a causal pattern."""
     layout = BlockLayout.from_config(config, PATTERN_TOKENS, causal=True)
     return {
         "density": layout.density,
@@ -76,7 +76,7 @@ def examine_pattern(config: SparsePatternConfig) -> dict[str, Any]:
 
 
 def examine_package(name: str) -> dict[str, str | None]:
-    """The version of an installed package, or why it cannot be imported."""
+    """The version of a package, or the error of importing it."""
     try:
         importlib.import_module(name)
     except Exception as error:  # a broken installation may raise anything
@@ -88,7 +88,7 @@ def examine_package(name: str) -> dict[str, str | None]:
 
 
 def examine_cpu() -> dict[str, Any]:
-    """The CPU as torch sees it."""
+    """Architecture, instruction set and threads of the CPU, as torch reports them."""
     capability = torch.backends.cpu.get_cpu_capability()
     return {
         "device": "cpu",
@@ -98,7 +98,7 @@ def examine_cpu() -> dict[str, Any]:
 
 
 def examine_cuda_devices() -> list[dict[str, Any]]:
-    """Every CUDA device, or what is wrong with it."""
+    """Every CUDA device, with its problem if it is not usable."""
     if not torch.cuda.is_available():
         return []
     return [examine_cuda_device(index) for index in range(torch.cuda.device_count())]
@@ -124,7 +124,7 @@ def typical_calls() -> list[tuple[str, torch.dtype]]:
 
 
 def examine_call(device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """For every backend None or why it does not serve the typical call, and the first that does."""
+    """For every backend None or why it cannot serve a typical call, and the first that can."""
     found: dict[str, Any] = {
         "device": device,
         "dtype": str(dtype).removeprefix("torch."),
@@ -146,15 +146,16 @@ def examine_call(device: str, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of the message, or the type of the error if there is no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def as_text(findings: dict[str, Any]) -> str:
-    """The findings for people."""
+    """The findings as readable text."""
     lines = ["Versions"]
     lines += [f"  {name:<26}{value or 'none'}" for name, value in findings["versions"].items()]
     for name, package in findings["optional"].items():
-        why_not = f"not available, {package['problem']}; for {OPTIONAL[name]}"
+        why_not = f"not available, {package['problem']}; needed for {OPTIONAL[name]}"
         if name == "triton" and sys.platform != "linux":
             why_not = "not available: it is installed on Linux only"
         lines.append(f"  {name:<26}{package['version'] or why_not}")
@@ -162,10 +163,10 @@ def as_text(findings: dict[str, Any]) -> str:
     lines += ["", "Devices"]
     lines += [f"  {device['device']:<26}{describe_device(device)}" for device in findings["devices"]]
     if len(findings["devices"]) == 1:
-        lines.append(f"  {'cuda':<26}none that torch {torch.__version__} can use")
+        lines.append(f"  {'cuda':<26}torch {torch.__version__} finds no usable device")
 
     for call in findings["calls"]:
-        lines += ["", f"Backends on the {call['device']}, for {describe_call(call)}"]
+        lines += ["", f"Backends on {call['device']} for {describe_call(call)}"]
         for name, why_not in call["backends"].items():
             lines.append(f"  {name:<26}{describe_backend(call, name, why_not)}")
         if "problem" in call:
@@ -177,13 +178,13 @@ def as_text(findings: dict[str, Any]) -> str:
 
 
 def describe_pattern(pattern: dict[str, Any]) -> str:
-    """Density and reach of a pattern in a line."""
+    """Density, reach and coverage of a pattern in one line."""
     when = layers_to_cover(pattern["layers_to_full_coverage"])
     return f"{pattern['density']:.1%} of the blocks, reach {pattern['reach']:,} tokens, full coverage {when}"
 
 
 def describe_device(device: dict[str, Any]) -> str:
-    """One device in a line."""
+    """A device in one line."""
     if "problem" in device:
         return f"not usable: {device['problem']}"
     if device["device"] == "cpu":
@@ -195,7 +196,7 @@ def describe_device(device: dict[str, Any]) -> str:
 
 
 def describe_call(call: dict[str, Any]) -> str:
-    """A call in a line."""
+    """The inputs of a call in one line."""
     batch, seq_len, num_heads, head_dim = call["shape"]
     return (
         f"{call['dtype']} q, k, v of shape ({batch}, {seq_len}, {num_heads}, {head_dim}), causal, "
@@ -204,9 +205,9 @@ def describe_call(call: dict[str, Any]) -> str:
 
 
 def describe_backend(call: dict[str, Any], name: str, why_not: str | None) -> str:
-    """Whether a backend serves a call, in a line."""
+    """Whether a backend serves a call, in one line."""
     if why_not is not None:
         return f"no: {why_not}"
     if name == ON_REQUEST:
-        return "yes, on request only: dense and slow"
-    return "yes, and it is chosen" if name == call["chosen"] else "yes"
+        return "yes, only on request: dense and slow"
+    return "yes, chosen by default" if name == call["chosen"] else "yes"

@@ -1,7 +1,7 @@
-"""What the user can put right."""
+"""Errors that the user can fix."""
 
 from __future__ import annotations
 
 
 class CommandError(Exception):
-    """Bad input or a missing extra: printed as one line, exit status 2."""
+    """Bad input or a missing package: printed in one line, exit status 2."""

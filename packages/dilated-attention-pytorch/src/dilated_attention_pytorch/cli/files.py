@@ -1,4 +1,4 @@
-"""Files that a command writes: told at once where they cannot be, and never half there."""
+"""Output files: checked before the work begins, and written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def check_file(file: Path) -> None:
-    """Raise OSError unless a file of this name can be written; its folder must exist."""
+    """Raise OSError unless the file can be written. Its folder must exist."""
     try:
         mode = os.stat(file).st_mode
     except FileNotFoundError:
@@ -25,11 +25,10 @@ def check_file(file: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file so that it is whole or as it was before, whatever happens; a link stays one."""
+    """Write a file atomically: it has either the new content or the old. A link is followed, not replaced."""
     target = Path(os.path.realpath(file))
-    scratch = target.with_name(
-        f".{secrets.token_hex(8)}.partial"
-    )  # known before it is there, so that none is left
+    # Named before it is created, so that an interruption never leaves it behind.
+    scratch = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         scratch.write_bytes(content)
         if target.exists():

@@ -1,4 +1,4 @@
-"""`plot`: draw a pattern and print the figures of its layout."""
+"""`plot`: draw a pattern and print the statistics of its layout."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from .errors import CommandError
 from .files import check_file, write_whole
 
 FORMATS = (".png", ".svg", ".pdf")
-# What is drawn at most, of blocks, rows and columns: about 10 s and 1.5 GB on one core of a CPU.
+# Limit on blocks, rows and columns, each: about 10 s and 1.5 GB on one CPU core.
 MAX_BLOCKS = 2**23
-# Of --hops, rows times blocks, which is what a layer costs: about 10 s on one core.
+# Limit on rows times blocks with --hops, the cost of one layer: about 10 s on one CPU core.
 MAX_HOPS_WORK = 2**30
-# Of how many layers the coverage is printed.
-MOST_LAYERS = 8
+MAX_LAYERS = 8  # for which the coverage is printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=kept_ratio,
         default=defaults.sparsity_ratio,
         metavar="RATIO",
-        help="fraction of the blocks that are kept (default %(default)s)",
+        help="fraction of the blocks kept (default %(default)s)",
     )
     parser.add_argument(
         "--block-size",
@@ -43,33 +42,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens per block side (default %(default)s)",
     )
     parser.add_argument(
-        "--window-size", type=positive_int, metavar="N", help="tokens, for local_window and global_local"
+        "--window-size",
+        type=positive_int,
+        metavar="N",
+        help="width of the window in tokens, for local_window and global_local",
     )
     parser.add_argument(
         "--global-tokens",
         type=natural_int,
         default=defaults.global_tokens,
         metavar="N",
-        help="tokens that all attend to, for global_local (default %(default)s)",
+        help="number of global tokens, for global_local (default %(default)s)",
     )
     parser.add_argument(
         "--dilation-rates",
         type=int_list,
         metavar="R,R,...",
-        help="in blocks, for dilated_sparse, such as 1,2,4,8 (default: the powers of two)",
+        help="distances in blocks, for dilated_sparse, such as 1,2,4,8 (default: the powers of two)",
     )
     parser.add_argument(
         "--min-blocks",
         type=positive_int,
         metavar="N",
-        help="the least that a row keeps (default: 3 for causal dilated_sparse, else 2)",
+        help="the fewest blocks a row keeps (default: 3 for causal dilated_sparse, otherwise 2)",
     )
     parser.add_argument(
         "--rotation",
         type=natural_int,
         default=defaults.rotation,
         metavar="N",
-        help="offsets by which every row of dilated_sparse begins later (default %(default)s)",
+        help="places by which every row of dilated_sparse starts later in its offsets (default %(default)s)",
     )
     parser.add_argument(
         "--q-len",
@@ -77,10 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=4096,
         metavar="N",
-        help="queries (default %(default)s)",
+        help="number of queries (default %(default)s)",
     )
-    parser.add_argument("--kv-len", type=positive_int, metavar="N", help="keys (default: as many as queries)")
-    parser.add_argument("--causal", action="store_true", help="no block of the future")
+    parser.add_argument(
+        "--kv-len", type=positive_int, metavar="N", help="number of keys (default: the number of queries)"
+    )
+    parser.add_argument("--causal", action="store_true", help="keep no blocks in the future")
     parser.add_argument(
         "--hops", action="store_true", help="also print how many layers connect every pair of tokens"
     )
@@ -90,15 +94,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path,
         default=Path("pattern.png"),
         metavar="FILE",
-        help=f"the picture, {', '.join(FORMATS)} (default %(default)s)",
+        help=f"image file, {', '.join(FORMATS)} (default %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw and print; returns the exit status."""
+    """Draw the pattern and print its statistics; returns the exit status."""
     check_output(args.output)
     if args.hops and args.kv_len not in (None, args.q_len):
-        raise CommandError(f"--hops needs as many keys as queries, got {args.q_len} and {args.kv_len}")
+        raise CommandError(
+            f"--hops needs as many keys as queries, got {args.q_len} queries and {args.kv_len} keys; "
+            "leave --kv-len or --hops out"
+        )
     config = make_config(args)
     check_size(config, args.q_len, args.kv_len or args.q_len, args.causal, args.hops)
     layout = make_layout(config, args)
@@ -111,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_output(file: Path) -> None:
-    """Raise CommandError unless a picture of this name can be written."""
+    """Raise CommandError unless the image file can be written."""
     suffix = file.suffix.lower()
     if suffix not in FORMATS:
         near = did_you_mean(suffix, FORMATS) if suffix else ""
@@ -123,12 +130,12 @@ def check_output(file: Path) -> None:
 
 
 def n_blocks(tokens: int, block_size: int) -> int:
-    """Blocks that hold so many tokens."""
+    """The number of blocks that hold this many tokens."""
     return -(-tokens // block_size)
 
 
 def expected_blocks(config: SparsePatternConfig, q_len: int, kv_len: int, causal: bool) -> int:
-    """About how many blocks a layout has, without making it: what the ratio asks for, or the least of its rows."""
+    """Approximate number of blocks of a layout, computed from the config without building the layout."""
     size = config.block_size
     n_rows, n_cols = n_blocks(q_len, size), n_blocks(kv_len, size)
     available = n_rows * n_cols - (n_rows * (n_rows - 1) // 2 if causal else 0)
@@ -144,22 +151,22 @@ def expected_blocks(config: SparsePatternConfig, q_len: int, kv_len: int, causal
 
 
 def check_size(config: SparsePatternConfig, q_len: int, kv_len: int, causal: bool, hops: bool) -> None:
-    """Raise CommandError if the layout, or the hops, would take minutes or much memory."""
+    """Raise CommandError if the layout or the hops would take minutes or gigabytes."""
     n_rows, n_cols = n_blocks(q_len, config.block_size), n_blocks(kv_len, config.block_size)
     kept = expected_blocks(config, q_len, kv_len, causal)
     matrix = f"{n_rows:,} rows by {n_cols:,} columns of blocks, of which about {kept:,} are kept"
-    fix = "take a smaller --seq-len, --sparsity-ratio or window, or a larger --block-size"
+    fix = "use a smaller --seq-len, --sparsity-ratio or window, or a larger --block-size"
     if max(kept, n_rows, n_cols) > MAX_BLOCKS:
         raise CommandError(f"{matrix}: plot draws at most {MAX_BLOCKS:,} of each; {fix}")
     if hops and n_rows * kept > MAX_HOPS_WORK:
         raise CommandError(
-            f"{matrix}: --hops follows at most {MAX_HOPS_WORK:,} rows times blocks, got {n_rows * kept:,}; "
+            f"{matrix}: --hops works up to {MAX_HOPS_WORK:,} rows times blocks, got {n_rows * kept:,}; "
             f"leave --hops out, or {fix}"
         )
 
 
 def make_config(args: argparse.Namespace) -> SparsePatternConfig:
-    """The pattern that the options ask for."""
+    """The pattern given by the options."""
     try:
         return SparsePatternConfig(
             pattern_type=args.pattern_type,
@@ -176,7 +183,7 @@ def make_config(args: argparse.Namespace) -> SparsePatternConfig:
 
 
 def make_layout(config: SparsePatternConfig, args: argparse.Namespace) -> BlockLayout:
-    """The layout that the options ask for."""
+    """The layout given by the options."""
     try:
         return BlockLayout.from_config(config, args.q_len, args.kv_len, causal=args.causal)
     except ValueError as error:
@@ -184,7 +191,7 @@ def make_layout(config: SparsePatternConfig, args: argparse.Namespace) -> BlockL
 
 
 def save(layout: BlockLayout, file: Path) -> None:
-    """Draw the layout into a file."""
+    """Draw the layout to an image file."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -200,13 +207,13 @@ def save(layout: BlockLayout, file: Path) -> None:
 
 
 def describe_bins(layout: BlockLayout) -> str:
-    """How many blocks share a pixel, where they do."""
+    """How many blocks share a pixel; empty if none do."""
     size = bin_size(layout.grid)
-    return "" if size == 1 else f"; a pixel stands for {size} x {size} blocks, darker where more are kept"
+    return "" if size == 1 else f"; one pixel shows {size} x {size} blocks, darker where more are kept"
 
 
 def describe(layout: BlockLayout) -> str:
-    """The figures of a layout, one in a line."""
+    """The statistics of a layout, one per line."""
     stats = layout.stats()
     causal = ", causal" if layout.causal else ""
     asked = "" if stats.asked_density is None else f", asked {stats.asked_density:.3%}"
@@ -225,15 +232,16 @@ def describe(layout: BlockLayout) -> str:
 
 
 def layers_to_cover(hops: int | None) -> str:
-    """When a stack of layers connects every allowed pair."""
+    """The number of layers after which every allowed pair of blocks is connected."""
     return "never, however many layers" if hops is None else f"with {hops} layers"
 
 
 def describe_hops(layout: BlockLayout) -> str:
-    """How far information travels through stacked layers."""
+    """How far information travels through a stack of layers."""
     hops = layout.hops_to_full_coverage()
     lines = [f"full coverage   {layers_to_cover(hops)}"]
-    for layers in range(1, min(hops or MOST_LAYERS, MOST_LAYERS) + 1):
+    for layers in range(1, min(hops or MAX_LAYERS, MAX_LAYERS) + 1):
         name = f"{layers} layer{'s' if layers > 1 else ''}"
-        lines.append(f"{name:<16}connect {layout.coverage(layers):.1%} of the block pairs")
+        connects = "connects" if layers == 1 else "connect"
+        lines.append(f"{name:<16}{connects} {layout.coverage(layers):.1%} of the block pairs")
     return "\n".join(lines)

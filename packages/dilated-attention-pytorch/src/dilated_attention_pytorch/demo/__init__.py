@@ -1,1 +1,1 @@
-"""The demo: four attentions in the same small model, on a task that needs the far blocks."""
+"""The demo: the same small model with four kinds of attention, on a task that needs distant blocks."""

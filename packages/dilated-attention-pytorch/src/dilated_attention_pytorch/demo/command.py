@@ -1,4 +1,4 @@
-"""`demo`: four attentions in the same small model, on real text that hides a passkey far away."""
+"""`demo`: compare four kinds of attention in the same small model, on real text with a distant passkey."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from .model import (
     LanguageModel,
     ModelSettings,
     autocast,
+    isolated_rows_allowed,
     load_model,
     make_attention,
     make_model,
-    own_blocks_on_purpose,
 )
 from .task import FIRST_PASSKEY, QUESTION, SHORTEST_CONTEXT, Batch, make_batch, readable, to_tokens
 from .text import Text, load_text
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from .report import Result
 
-# What is left open on the command line. On a GPU there is time for more.
+# Defaults of the options; a GPU has time for larger ones.
 CPU_DEFAULTS = {
     "context": 1024,
     "batch_size": 1,
@@ -71,12 +71,12 @@ CUDA_DEFAULTS = {
     "min_blocks": 6,
 }
 SAMPLE_BYTES = 120
-MOST_ANSWERS = 64
+MAX_ANSWERS = 64  # in the passkey sample
 PROMPT_BYTES = 100
 HELD_OUT_BATCHES = 32
 HELD_OUT_SEED = 1_000_003
 MODEL_FILE = "model.pt"
-# More than this is a slip of the keyboard, told before anything is made of it.
+# Larger values are typing errors, reported before any work is done.
 MAX_SEEDS = 1000
 MAX_STEP_TOKENS = 2**30
 MAX_WEIGHTS = 2**33
@@ -84,7 +84,7 @@ MAX_WEIGHTS = 2**33
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     settings: ModelSettings
     kinds: tuple[AttentionKind, ...]
@@ -112,17 +112,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         type=path,
         metavar="FILE",
-        help="text to learn; its last tenth is held out (default: the standard library's own .py files)",
+        help="text to train on; its last tenth is held out (default: the .py files of the standard library)",
     )
-    sized("--context", "tokens that the model sees at once")
+    sized("--context", "context length in tokens")
     sized("--block-size", "tokens per block side", block_size)
-    sized("--min-blocks", "blocks that a row of dilated_sparse and of the local window keeps at least")
+    sized("--min-blocks", "fewest blocks per row of dilated_sparse and of the local window")
     parser.add_argument(
         "--sparsity-ratio",
         type=kept_ratio,
         default=0.01,
         metavar="RATIO",
-        help="fraction of the attention's blocks that both keep where it is more (default %(default)s)",
+        help="fraction of the blocks that both keep, if that is more than --min-blocks (default %(default)s)",
     )
     sized("--steps", "training steps")
     sized("--batch-size", "contexts per step")
@@ -135,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=thread_count,
         default=1,
         metavar="N",
-        help="on the CPU (default %(default)s: the steps are too small for more)",
+        help="CPU threads (default %(default)s: the steps are too small for more)",
     )
     parser.add_argument(
         "--backend",
@@ -148,14 +148,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=3,
         metavar="N",
-        help="how often everything is trained (default %(default)s)",
+        help="number of seeds; every model is trained once per seed (default %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=natural_int,
         default=0,
         metavar="N",
-        help="the first seed of weights, batches and sample (default %(default)s)",
+        help="first seed of weights, batches and sample (default %(default)s)",
     )
     parser.add_argument("--no-dense", action="store_true", help="leave out dense attention")
     parser.add_argument(
@@ -163,17 +163,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path,
         default=Path("demo-output"),
         metavar="FOLDER",
-        help="where the table, the figures, the pictures, the sample and the model go (default %(default)s)",
+        help="folder for the table, figures, images, sample and model (default %(default)s)",
     )
     parser.add_argument(
         "--generate",
         type=path,
         metavar="MODEL",
-        help=f"train nothing; a model that was saved ({MODEL_FILE} of an earlier run) continues the prompt",
+        help=f"do not train; continue the prompt with a saved model ({MODEL_FILE} of an earlier run)",
     )
     parser.add_argument(
         "--prompt",
-        help="what the sample continues (default: the start of the held-out text); "
+        help="text that the sample continues (default: the start of the held-out text); "
         "<key=H> is the passkey H, <key?> asks for it",
     )
     parser.add_argument(
@@ -181,14 +181,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=SAMPLE_BYTES,
         metavar="N",
-        help="length of the sample (default %(default)s)",
+        help="length of the sample in bytes (default %(default)s)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check all input, then train, compare and write, or generate; returns the exit status."""
+    """Check all input, then train and compare the models, or generate text; returns the exit status."""
     if args.prompt == "":
-        raise CommandError("--prompt must not be empty")
+        raise CommandError("--prompt must not be empty; leave it out for the start of the held-out text")
     if args.generate is not None:
         return generate(args)
     check_extras()
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
     try:
-        with own_blocks_on_purpose():
+        with isolated_rows_allowed():
             check_attention(plan)
             text = load_text(args.files, plan.context)
             check_writable(plan.output)
@@ -206,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Print what a saved model writes."""
+    """Print a prompt and its continuation by a saved model."""
     model = load_model(args.generate, find_device(args.device))
     prompt = args.prompt or default_prompt(load_text(args.files, SHORTEST_CONTEXT))
     written = model.generate(to_tokens(prompt), args.sample_bytes, seed=args.seed)
@@ -215,7 +215,7 @@ def generate(args: argparse.Namespace) -> int:
 
 
 def run_plan(plan: Plan, text: Text) -> int:
-    """The run itself, once all input is known to be good; returns the exit status."""
+    """Run the comparison, after all input has been checked; returns the exit status."""
     from . import report
 
     started = time.perf_counter()
@@ -232,7 +232,7 @@ def run_plan(plan: Plan, text: Text) -> int:
         if OURS not in models:
             raise
         status = 130
-        console.print("interrupted; what follows is what there is so far")
+        console.print("interrupted; these are the results so far")
 
     complete = all(result.held_out for result in results.values())
     sample = passkey_sample(plan, text, models[OURS]) + text_sample(plan, text, models[OURS])
@@ -244,12 +244,12 @@ def run_plan(plan: Plan, text: Text) -> int:
         for line in report.verdicts(results):
             console.print(f"- {line}")
     console.print(f"wrote {', '.join(files)} to {plan.output}", soft_wrap=False)
-    console.print(f"{report.duration(time.perf_counter() - started)} minutes in all")
+    console.print(f"total time: {report.duration(time.perf_counter() - started)} minutes")
     return status
 
 
 def make_layouts(plan: Plan) -> dict[AttentionKind, BlockLayout]:
-    """The layouts of the sparse kinds, for the whole context."""
+    """The layouts of the sparse kinds for the full context."""
     return {
         kind: BlockLayout.from_config(
             plan.settings.config(kind), plan.context, causal=True, device=plan.device
@@ -260,7 +260,7 @@ def make_layouts(plan: Plan) -> dict[AttentionKind, BlockLayout]:
 
 
 def make_results(plan: Plan, layouts: dict[AttentionKind, BlockLayout]) -> dict[AttentionKind, Result]:
-    """A result per kind, with what the layouts say."""
+    """A result per kind, with the density and coverage of its layout."""
     from .report import Result
 
     tokens = plan.context * plan.batch_size
@@ -273,7 +273,7 @@ def make_results(plan: Plan, layouts: dict[AttentionKind, BlockLayout]) -> dict[
 
 
 def measure_memory(plan: Plan, results: dict[AttentionKind, Result]) -> None:
-    """Fill in the peak memory of a training step."""
+    """Set the peak memory of a training step in every result."""
     device, threads = str(plan.device), torch.get_num_threads()
     runs = [
         Run(plan.settings, kind, plan.context, plan.batch_size, device, threads)
@@ -290,16 +290,16 @@ def train_seeds(
     models: dict[AttentionKind, LanguageModel],
     console: Console,
 ) -> None:
-    """Train every kind with every seed, step by step in turn, and fill in the results.
+    """Train every kind with every seed and fill in the results; the kinds take turns, step by step.
 
-    `models` holds those in training; in the end those of the last seed.
+    `models` is updated with the models in training; at the end it holds those of the last seed.
     """
     from . import report
 
     lengths = context_lengths(plan.context, plan.steps)
     held_out = held_out_batches(plan, text)
     time_left = TimeLeft([*lengths, "held out"] * len(plan.seeds))
-    with console.status("timing a step of every length"):
+    with console.status("timing a step of every context length"):
         try_out(plan, text, held_out, lengths, time_left)
     with report.make_progress(console) as progress:
         task = progress.add_task("training", total=plan.steps * len(plan.seeds), left="")
@@ -315,7 +315,7 @@ def train_seeds(
                 for kind, learner in learners.items():
                     loss, seconds = learner.step(batch)
                     losses[kind].append(loss)
-                    # The first step of a seed has more to do than the others.
+                    # The first step of a seed is slower because it builds layouts and allocates memory.
                     if length == plan.context and i_step > 0:
                         results[kind].step_seconds.append(seconds)
                 time_left.done(length, time.perf_counter() - began)
@@ -334,7 +334,7 @@ def train_seeds(
 
 
 def try_out(plan: Plan, text: Text, held_out: list[Batch], lengths: list[int], time_left: TimeLeft) -> None:
-    """Time the work of every kind, with models that are thrown away, so that the time left is known at once."""
+    """Time a step of every context length with throwaway models, so that the time left is known from the start."""
     models = {kind: make_model(plan.settings, kind, 0, plan.device) for kind in plan.kinds}
     learners = {kind: Learner(model, 2) for kind, model in models.items()}
     generator = torch.Generator().manual_seed(0)
@@ -353,7 +353,7 @@ def try_out(plan: Plan, text: Text, held_out: list[Batch], lengths: list[int], t
 
 
 def step_batch(plan: Plan, text: Text, length: int, generator: torch.Generator) -> Batch:
-    """A batch with as many tokens whatever the length of its contexts."""
+    """A training batch; the number of tokens does not depend on the context length."""
     batch_size = plan.batch_size * plan.context // length
     return make_batch(text.train, length, batch_size, generator).to(plan.device)
 
@@ -367,33 +367,33 @@ def held_out_batches(plan: Plan, text: Text) -> list[Batch]:
     ]
 
 
-# What is written.
+# Output files and samples.
 
 
 @torch.no_grad()
 def passkey_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
-    """A held-out passkey and what the model answers to the questions, from the nearest to the farthest."""
+    """A held-out passkey and the answers of the model, from the nearest question to the farthest."""
     generator = torch.Generator().manual_seed(HELD_OUT_SEED + 1)
     batch = make_batch(text.held_out, plan.context, 1, generator)
     with autocast(plan.device):
         answers = model(batch.tokens.to(plan.device)).argmax(-1).cpu()[batch.is_answer].tolist()
     tokens = batch.tokens[0].tolist()
-    place = next(place for place, token in enumerate(tokens) if FIRST_PASSKEY <= token < QUESTION)
-    questions = [place for place, token in enumerate(tokens) if token == QUESTION]
-    shown = answers[:: -(-len(answers) // MOST_ANSWERS)]
-    around = " ".join(readable(tokens[max(0, place - 24) : place + 24]).split())
+    passkey = next(i for i, token in enumerate(tokens) if FIRST_PASSKEY <= token < QUESTION)
+    questions = [i for i, token in enumerate(tokens) if token == QUESTION]
+    shown = answers[:: -(-len(answers) // MAX_ANSWERS)]
+    around = " ".join(readable(tokens[max(0, passkey - 24) : passkey + 24]).split())
     return (
-        f"Held out: ... {around} ...\nAsked {questions[0] - place:,} to {questions[-1] - place:,} tokens on, the "
-        f"model answers {readable(shown)}\n"
+        f"Held-out text: ... {around} ...\nAnswers of the model {questions[0] - passkey:,} to "
+        f"{questions[-1] - passkey:,} tokens later: {readable(shown)}\n"
     )
 
 
 def text_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
-    """A prompt and what the model writes after it."""
+    """A prompt and its continuation by the model."""
     prompt = plan.prompt or default_prompt(text)
     tokens = to_tokens(prompt)[-max(1, plan.context - plan.sample_bytes) :]
     written = readable(model.generate(tokens, plan.sample_bytes, seed=plan.seeds[0]))
-    return f"It continues a prompt after the mark |:\n{prompt}|{written}\n"
+    return f"A prompt and, after the mark |, its continuation:\n{prompt}|{written}\n"
 
 
 def write_files(
@@ -405,7 +405,7 @@ def write_files(
     sample: str,
     seconds: float,
 ) -> list[str]:
-    """Write the model, the sample, the figures and the pictures; returns their names."""
+    """Write the model, the sample, the figures and the images; returns the file names."""
     from . import report
 
     summary = {
@@ -453,15 +453,15 @@ def write_files(
 
 
 def mean_curve(curves: list[list[float]]) -> list[float]:
-    """The mean over the seeds, step by step."""
+    """The mean over the seeds at every step."""
     return [math.fsum(losses) / len(losses) for losses in zip(*curves)]
 
 
-# Checks of the input, before any work.
+# Input checks.
 
 
 def check_extras() -> None:
-    """Raise CommandError unless what the demo shows and draws with is installed."""
+    """Raise CommandError unless rich and matplotlib are installed."""
     try:
         import matplotlib  # noqa: F401
         import rich  # noqa: F401
@@ -470,7 +470,7 @@ def check_extras() -> None:
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
-    """The options, completed by the defaults of the device."""
+    """The plan given by the options and the defaults of the device."""
     device = find_device(args.device)
     defaults = CUDA_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS
     sizes = {name: getattr(args, name) or default for name, default in defaults.items()}
@@ -480,13 +480,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
         )
     if sizes["context"] < SHORTEST_CONTEXT:
         raise CommandError(f"--context must be at least {SHORTEST_CONTEXT}, got {sizes['context']}")
-    for what, number, most in (
+    for what, number, limit in (
         ("--seeds", args.seeds, MAX_SEEDS),
         ("--context times --batch-size", sizes["context"] * sizes["batch_size"], MAX_STEP_TOKENS),
         ("weights, 12 * --layers * --dim**2,", 12 * sizes["layers"] * sizes["dim"] ** 2, MAX_WEIGHTS),
     ):
-        if number > most:
-            raise CommandError(f"{what} must be at most {most:,}, got {number:,}")
+        if number > limit:
+            raise CommandError(f"{what} must be at most {limit:,}, got {number:,}")
     settings = ModelSettings(
         layers=sizes["layers"],
         dim=sizes["dim"],
@@ -511,7 +511,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the GPU if there is one."""
+    """The device with this name; "auto" is the GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -530,7 +530,7 @@ def find_device(name: str) -> torch.device:
 
 
 def check_attention(plan: Plan) -> None:
-    """Raise CommandError with the backend's reason if it cannot serve the model."""
+    """Raise CommandError with the reason of the backend if it cannot serve the model."""
     settings = plan.settings
     q = torch.zeros(
         1, 2 * settings.block_size, settings.heads, settings.dim // settings.heads, device=plan.device
@@ -543,7 +543,7 @@ def check_attention(plan: Plan) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder; raise CommandError if nothing can be written there."""
+    """Create the folder; raise CommandError if files cannot be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -552,33 +552,33 @@ def check_writable(folder: Path) -> None:
         raise CommandError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
-# What is said.
+# Printed text.
 
 
 def introduction(plan: Plan, text: Text, layouts: dict[AttentionKind, BlockLayout]) -> str:
-    """The task, and what will be trained on what."""
+    """Describe the task, the text, the model and the patterns."""
     settings, ours = plan.settings, layouts[OURS]
     hops = ours.hops_to_full_coverage()
     return "\n".join(
         [
-            "Task: real text hides a passkey, one of 16 letters, at a random place in the first quarter of the "
-            "context; at random places of the rest it is asked for.",
-            f"Text: {text.name}, {len(text.train):,} bytes to learn and {len(text.held_out):,} held out.",
+            "Task: a passkey, one of 16 letters, is hidden at a random position in the first quarter of a context of "
+            "real text; questions at random positions of the rest ask for it.",
+            f"Text: {text.name}, {len(text.train):,} bytes to train on and {len(text.held_out):,} held out.",
             f"Model: {settings.layers} layers, width {settings.dim}, {settings.heads} heads, context "
             f"{plan.context:,}, on {device_name(plan.device)}; {plan.steps:,} steps of "
             f"{plan.context * plan.batch_size:,} tokens, {len(plan.seeds)} seeds.",
             f"dilated_sparse keeps {ours.num_active_blocks:,} of {ours.stats().num_available_blocks:,} causal "
             f"blocks of {settings.block_size} tokens, the local window "
-            f"{layouts['local_window'].num_active_blocks:,}, own blocks are "
+            f"{layouts['local_window'].num_active_blocks:,}, the own block only "
             f"{layouts['own_block'].num_active_blocks:,}. dilated_sparse connects "
-            f"{ours.coverage(settings.layers):.0%} of all blocks in {settings.layers} layers (all in {hops}), "
+            f"{ours.coverage(settings.layers):.0%} of all block pairs in {settings.layers} layers (all in {hops}), "
             f"the local window {layouts['local_window'].coverage(settings.layers):.0%}.",
         ]
     )
 
 
 def default_prompt(text: Text) -> str:
-    """The start of the held-out text, up to the end of a line if there is one."""
+    """The start of the held-out text, up to the end of a line if possible."""
     start = bytes(text.held_out[:PROMPT_BYTES].tolist())
     return readable([*(start[: start.rfind(b"\n") + 1] or start)])
 
@@ -588,7 +588,7 @@ def count_weights(model: LanguageModel) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a GPU, or the CPU and its threads."""
+    """The name of the GPU, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

@@ -1,9 +1,9 @@
-"""Peak memory of a training step of each attention, as the median of interleaved rounds.
+"""Peak memory of a training step with each attention, as the median of interleaved rounds.
 
-On a GPU: CUDA's own peak of allocated memory. On the CPU every measurement has a fresh process, and the figure is
-how far its resident memory (VmHWM of /proc/self/status on Linux, else ru_maxrss) rises above what it was just
-before the model was made, after a tiny training step that has loaded every library. Either figure holds the
-weights, their gradients, the optimizer's state and the activations.
+GPU: the peak of the memory allocated through torch. CPU: every measurement runs in a fresh process and reports how far
+its peak resident memory (VmHWM of /proc/self/status on Linux, otherwise ru_maxrss) rises above the resident memory just
+before the model is made, after a tiny training step that loads all libraries. Both include the weights, gradients,
+optimizer state and activations.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pathlib import Path
 
 import torch
 
-from .model import AttentionKind, ModelSettings, make_model, own_blocks_on_purpose
+from .model import AttentionKind, ModelSettings, isolated_rows_allowed, make_model
 from .task import make_batch
 from .training import make_optimizer, training_step
 
 ROUNDS = 3
-STEPS = 2  # the second has the optimizer's state from the start
+STEPS = 2  # only the second step starts with the optimizer state
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured."""
+    """The training step to measure."""
 
     settings: ModelSettings
     kind: AttentionKind
@@ -43,7 +43,7 @@ class Run:
 
 
 def median_peaks(runs: Sequence[Run], rounds: int = ROUNDS) -> list[int | None]:
-    """Bytes of each run, the runs in turn, `rounds` times; None where the system does not tell."""
+    """Peak bytes of each run, the median of `rounds` rounds over all runs; None if the system does not report it."""
     peaks: list[list[int]] = [[] for _ in runs]
     for _ in range(rounds):
         for found, run in zip(peaks, runs):
@@ -61,18 +61,18 @@ def measure(run: Run) -> int | None:
         with ProcessPoolExecutor(1, process_context()) as executor:
             return executor.submit(measure_here, run).result()
     except BrokenProcessPool:
-        raise MemoryError(f"the process that measured {run.kind} was ended") from None
+        raise MemoryError(f"the process that measured {run.kind} was killed") from None
 
 
 def process_context() -> BaseContext:
-    """Where fresh processes come from: a server that has imported torch, if the system has one."""
+    """The start method of the processes: a fork server that has imported torch, if the system supports it."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    # Started while Ctrl-C is ignored, the server and its processes leave it to this one.
+    # The server and its processes inherit that Ctrl-C is ignored, so only this process handles it.
     is_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if is_main else None
     try:
@@ -88,8 +88,8 @@ def measure_here(run: Run) -> int | None:
     device = torch.device(run.device)
     if run.threads:
         torch.set_num_threads(run.threads)
-    with own_blocks_on_purpose():
-        # A tiny model first: it loads what every training step loads.
+    with isolated_rows_allowed():
+        # A tiny step first, which loads all libraries.
         take_steps(replace(run, settings=replace(run.settings, layers=1), batch_size=1, context=64), device)
         peak = peak_counter(device)
         take_steps(run, device)
@@ -97,6 +97,7 @@ def measure_here(run: Run) -> int | None:
 
 
 def take_steps(run: Run, device: torch.device) -> None:
+    """Make the model of a run and train it for STEPS steps."""
     model = make_model(run.settings, run.kind, 0, device)
     optimizer = make_optimizer(model)
     text = torch.zeros(run.context + 1, dtype=torch.uint8)
@@ -106,7 +107,7 @@ def take_steps(run: Run, device: torch.device) -> None:
 
 
 def peak_counter(device: torch.device) -> Callable[[], int | None]:
-    """Start to count; the result says the highest number of bytes above what is in use now."""
+    """Start counting; the returned function gives the peak number of bytes above those in use now."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -119,7 +120,7 @@ def peak_counter(device: torch.device) -> Callable[[], int | None]:
 
 
 def resident_bytes(name: str) -> int | None:
-    """Resident memory of this process, now (VmRSS) or at most (VmHWM); where there is no /proc, always the most."""
+    """Current (VmRSS) or peak (VmHWM) resident memory of this process; always the peak if there is no /proc."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text("utf-8").splitlines():
@@ -129,5 +130,5 @@ def resident_bytes(name: str) -> int | None:
         import resource
     except ImportError:  # Windows
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere

@@ -1,4 +1,4 @@
-"""A small causal language model over bytes and marks whose attention can be exchanged."""
+"""A small causal language model over bytes and passkey tokens, with interchangeable attention."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from ..factory import create_block_sparse_attention
 from .task import FIRST_PASSKEY, VOCABULARY
 
 ROTARY_BASE = 10_000.0
-ROTATED_SHARE = (
-    2  # one in so many dimensions of a head knows positions; the others find content at any distance
-)
-TINY_RATIO = 1e-9  # pays for no block
-INITIAL_STD = 0.15  # at width 32; it shrinks with the root of the width
+# One in this many dimensions of a head is rotated; the others match content at any distance.
+ROTATED_SHARE = 2
+TINY_RATIO = 1e-9  # keeps no block beyond min_blocks
+INITIAL_STD = 0.15  # at width 32; inversely proportional to the square root of the width
 
 AttentionKind = Literal["dense", "dilated_sparse", "own_block", "local_window"]
 KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
@@ -32,7 +31,7 @@ OURS: AttentionKind = "dilated_sparse"
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The shape of the model and of its pattern."""
+    """Sizes of the model and of its pattern."""
 
     layers: int
     dim: int
@@ -43,16 +42,16 @@ class ModelSettings:
     backend: str = "auto"
 
     def config(self, kind: AttentionKind) -> SparsePatternConfig:
-        """The pattern of a sparse kind; the local window keeps as many blocks in every row as dilated_sparse."""
+        """The pattern of a sparse kind; local_window and dilated_sparse keep equally many blocks in every row."""
         if kind == "own_block":
             return SparsePatternConfig("dilated_sparse", self.block_size, TINY_RATIO, min_blocks=1)
         if kind == "dense":
-            raise ValueError("kind must be a sparse one, got 'dense'; dense attention has no pattern")
+            raise ValueError("kind must be a sparse attention, got 'dense', which has no pattern")
         return SparsePatternConfig(kind, self.block_size, self.sparsity_ratio, min_blocks=self.min_blocks)
 
 
 class DenseAttention(nn.Module):
-    """What ours is compared with: `scaled_dot_product_attention`, called as ours is."""
+    """The baseline: `scaled_dot_product_attention` with the interface of BlockSparseAttention."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
         out = F.scaled_dot_product_attention(
@@ -62,7 +61,7 @@ class DenseAttention(nn.Module):
 
 
 def make_attention(settings: ModelSettings, kind: AttentionKind) -> nn.Module:
-    """The attention of this kind."""
+    """The attention module of a kind."""
     if kind == "dense":
         return DenseAttention()
     return create_block_sparse_attention(
@@ -71,7 +70,7 @@ def make_attention(settings: ModelSettings, kind: AttentionKind) -> nn.Module:
 
 
 class KeyValueCache:
-    """Keys and values of the tokens so far, per layer (batch, max_len, heads, head_dim)."""
+    """Keys and values of the previous tokens, per layer (batch, max_len, heads, head_dim)."""
 
     def __init__(self, max_len: int) -> None:
         self.max_len = max_len
@@ -79,7 +78,7 @@ class KeyValueCache:
         self.layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, i_layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new keys and values of a layer; returns all of them. The model moves `length` on."""
+        """Append the new keys and values of a layer and return all of them. The model advances `length`."""
         if i_layer not in self.layers:
             shape = (k.shape[0], self.max_len, *k.shape[2:])
             self.layers[i_layer] = (k.new_empty(shape), v.new_empty(shape))
@@ -91,7 +90,7 @@ class KeyValueCache:
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and MLP. The attention has no weights, so that all layers share it and its layouts."""
+    """Pre-norm attention and MLP. The attention has no weights, so all layers share it and its layouts."""
 
     def __init__(self, settings: ModelSettings, i_layer: int, attention: nn.Module) -> None:
         super().__init__()
@@ -119,7 +118,7 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Tokens so far -> logits of the next. Rotary positions; the output layer shares the embedding's weight."""
+    """Causal language model with rotary positions; the output layer shares the weight of the embedding."""
 
     def __init__(self, settings: ModelSettings, attention: nn.Module) -> None:
         super().__init__()
@@ -134,13 +133,16 @@ class LanguageModel(nn.Module):
         self.frequency: Tensor
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
-                # Layers that write to the residual stream start smaller, the deeper the model (GPT-2).
+                # As in GPT-2, layers that write to the residual stream start smaller in deeper models.
                 writes = name.endswith(("from_heads.weight", "narrow.weight"))
                 std = INITIAL_STD * (32 / settings.dim) ** 0.5
                 nn.init.normal_(weight, std=std / (2 * settings.layers) ** 0.5 if writes else std)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """tokens: int (batch, seq_len) -> (batch, seq_len, VOCABULARY). With a cache the tokens follow those in it."""
+        """Logits of the next token: int (batch, seq_len) -> (batch, seq_len, VOCABULARY).
+
+        With a cache, the tokens follow those in the cache.
+        """
         start = 0 if cache is None else cache.length
         positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         angle = positions[:, None] * self.frequency
@@ -154,7 +156,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, prompt: list[int], n_bytes: int, temperature: float = 0.7, seed: int = 0) -> list[int]:
-        """Continue a prompt of tokens, one byte at a time, from a cache of keys and values."""
+        """Continue a prompt byte by byte, with a cache of keys and values; returns the new tokens."""
         device = self.embedding.weight.device
         generator = torch.Generator().manual_seed(seed)
         cache = KeyValueCache(len(prompt) + n_bytes)
@@ -174,7 +176,7 @@ class LanguageModel(nn.Module):
 
 
 def load_model(file: Path, device: torch.device) -> LanguageModel:
-    """The model that `LanguageModel.save` wrote.
+    """Load a model written by `LanguageModel.save`.
 
     Raises:
         CommandError: the file cannot be read, or holds something else.
@@ -185,14 +187,17 @@ def load_model(file: Path, device: torch.device) -> LanguageModel:
         model.load_state_dict(saved["weights"])
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror or error}") from None
-    except Exception as error:  # torch.load raises what the bytes of a file that is no model lead to
+    except Exception as error:  # torch.load may raise anything for a file of another kind
         reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise CommandError(f"{file} is no model of this demo: it cannot be loaded ({reason})") from None
+        raise CommandError(f"{file} is not a model of this demo: it cannot be loaded ({reason})") from None
     return model
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Rotary positions (RoFormer, arXiv:2104.09864) in the first dimensions. x: (batch, seq_len, heads, head_dim)."""
+    """Rotary positions in the first dimensions of x (batch, seq_len, heads, head_dim).
+
+    Source: RoFormer, arXiv:2104.09864.
+    """
     cos, sin = rotation[:, :, None]  # each (seq_len, 1, n_rotated)
     n_rotated = cos.shape[-1]
     a, b, rest = x.split([n_rotated, n_rotated, x.shape[-1] - 2 * n_rotated], dim=-1)
@@ -202,19 +207,19 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def make_model(
     settings: ModelSettings, kind: AttentionKind, seed: int, device: torch.device
 ) -> LanguageModel:
-    """The model; the same seed gives the same weights with every attention."""
+    """A new model; the same seed gives the same weights with every kind of attention."""
     torch.manual_seed(seed)
     return LanguageModel(settings, make_attention(settings, kind)).to(device)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """bfloat16 on a GPU, nothing on the CPU."""
+    """Autocast to bfloat16 on a GPU; no autocast on the CPU."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
-def own_blocks_on_purpose() -> Iterator[None]:
-    """Without the warning that rows keep their own block only: one of the attentions is there to show just that."""
+def isolated_rows_allowed() -> Iterator[None]:
+    """Suppress the warning about rows that keep only their diagonal block: `own_block` is such a pattern."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*some rows keep only their diagonal block")
         yield

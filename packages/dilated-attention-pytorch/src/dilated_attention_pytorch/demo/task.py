@@ -1,9 +1,9 @@
 """The task: passkey retrieval in real text, after Mohtashami and Jaggi (arXiv:2305.16300).
 
-A context is a piece of real text. At a random place in its first quarter a mark stands for a byte: the passkey, one of
-16 letters. At random places of the rest other marks ask for it, one in 16 tokens. There the model has to answer with
-the letter, everywhere else with the next byte of the text. The answers are not part of the context, so that
-every way to one begins at the passkey; questions on the way may pass it on.
+A context is a piece of real text. At a random position in its first quarter a byte is replaced by the passkey, one of
+16 letters; in the rest, random bytes (one in 16 tokens) are replaced by questions. After a question the model has to
+predict the passkey, everywhere else the next byte of the text. The answers are not part of the context, so every path
+of information to an answer starts at the passkey; questions in between may relay it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST_PASSKEY = 256  # tokens below are bytes
 QUESTION = FIRST_PASSKEY + len(PASSKEYS)
 VOCABULARY = QUESTION + 1
 TOKENS_PER_QUESTION = 16
-PASSKEY_SHARE = 4  # the passkey is in the first such part of the context
+PASSKEY_SHARE = 4  # the passkey is in the first quarter of the context
 SHORTEST_CONTEXT = 64
 
 MARK = re.compile(r"<key=([A-P])>|<key\?>")
@@ -27,9 +27,9 @@ MARK = re.compile(r"<key=([A-P])>|<key\?>")
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts and what is to be said after each token.
+    """Contexts and their targets.
 
-    tokens, targets: int64 (batch, context); is_answer: bool (batch, context), True where a passkey is asked for.
+    tokens, targets: int64 (batch, context). is_answer: bool (batch, context), True where the target is the passkey.
     """
 
     tokens: Tensor
@@ -41,7 +41,7 @@ class Batch:
 
 
 def make_batch(text: Tensor, context: int, batch_size: int, generator: torch.Generator) -> Batch:
-    """Contexts from random places of the text, a uint8 tensor longer than the context."""
+    """Contexts from random positions of the text, a uint8 tensor longer than the context."""
     starts = torch.randint(len(text) - context, (batch_size, 1), generator=generator)
     pieces = text[starts + torch.arange(context + 1)].long()
     tokens, targets = pieces[:, :-1].clone(), pieces[:, 1:].clone()
@@ -61,7 +61,7 @@ def make_batch(text: Tensor, context: int, batch_size: int, generator: torch.Gen
 
 
 def to_tokens(text: str) -> list[int]:
-    """The tokens of a text in which `<key=H>` is the passkey H and `<key?>` asks for it."""
+    """Tokens of a text; `<key=H>` stands for the passkey H and `<key?>` for a question."""
     tokens: list[int] = []
     end = 0
     for mark in MARK.finditer(text):
@@ -72,7 +72,7 @@ def to_tokens(text: str) -> list[int]:
 
 
 def readable(tokens: list[int]) -> str:
-    """Tokens as text that is safe to print: marks as in `to_tokens`, no control characters but tabs and line ends."""
+    """Tokens as printable text, with marks as in `to_tokens` and no control characters except tabs and newlines."""
     pieces, run = [], bytearray()
     for token in [*tokens, None]:
         if token is not None and token < FIRST_PASSKEY:
@@ -88,6 +88,7 @@ def readable(tokens: list[int]) -> str:
 
 
 def printable(text: bytes) -> str:
+    """Decode text and replace unprintable characters."""
     decoded = text.decode("utf-8", errors="replace").replace("\r\n", "\n")
     return "".join(
         char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in decoded

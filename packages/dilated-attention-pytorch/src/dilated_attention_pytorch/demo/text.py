@@ -1,4 +1,4 @@
-"""Which text the demo learns, and which part of it is held out."""
+"""The text that the demo trains on, and the held-out part."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from torch import Tensor
 
 from ..cli.errors import CommandError
 
-# Of the standard library: at most so much, no tests, no tables, nothing that was installed beside it.
+# Limits on the text of the standard library: no tests, no data tables, no installed packages.
 MAX_LIBRARY_BYTES = 16 * 2**20
-LEFT_OUT_FOLDERS = {
+EXCLUDED_FOLDERS = {
     *("site-packages", "dist-packages", "__pycache__"),
     *("test", "tests", "idle_test", "encodings", "pydoc_data"),
 }
-# Every so many files of the standard library are held out; of the user's text, the last part of this size.
-HELD_OUT_EVERY = 16
-HELD_OUT_SHARE = 0.1
+HELD_OUT_EVERY = 16  # one in this many files of the standard library is held out
+HELD_OUT_SHARE = 0.1  # share of the user's text that is held out, at its end
 
 
 @dataclass(frozen=True)
 class Text:
-    """What is learnt and what is held out, as uint8 tensors; the model never trains on `held_out`."""
+    """Training text and held-out text, uint8 (n_bytes,) each; the model never trains on `held_out`."""
 
     name: str
     train: Tensor
@@ -34,25 +33,24 @@ class Text:
 
 
 def load_text(files: Sequence[Path], context: int) -> Text:
-    """The files' text, or the standard library's own sources when there are none.
+    """Load the files, or the sources of the standard library if no files are given.
 
     Raises:
-        CommandError: a file cannot be read, or there is too little text for one context to learn and one to hold
-            out.
+        CommandError: a file cannot be read, or the text is too short for one context to train on and one held out.
     """
     name, train, held_out = split_files(files, context) if files else split_library()
-    for part, role in ((train, "learn from"), (held_out, "hold out")):
+    for part, role in ((train, "train on"), (held_out, "hold out")):
         if len(part) <= context:
             raise CommandError(
-                f"the text is too short: {len(part):,} bytes to {role} of {len(train) + len(held_out):,} in all, "
-                f"--context {context} needs {context + 1:,} to learn from and as many to hold out; "
-                "give more text or a smaller --context"
+                f"the text is too short: {len(part):,} bytes to {role} of {len(train) + len(held_out):,} in total, "
+                f"--context {context} needs {context + 1:,} to train on and as many to hold out; "
+                "use more text or a smaller --context"
             )
     return Text(name, as_tensor(train), as_tensor(held_out))
 
 
 def split_files(files: Sequence[Path], context: int) -> tuple[str, bytes, bytes]:
-    """Name, text to learn and the last part, held out, of the files one after the other."""
+    """Name, training text and held-out text (the last part) of the concatenated files."""
     text = b"".join(read(file) for file in files)
     n_held_out = max(int(len(text) * HELD_OUT_SHARE), context + 1)
     n_train = max(len(text) - n_held_out, 0)
@@ -61,7 +59,7 @@ def split_files(files: Sequence[Path], context: int) -> tuple[str, bytes, bytes]
 
 
 def split_library() -> tuple[str, bytes, bytes]:
-    """Name, text to learn and held-out files of the standard library."""
+    """Name, training text and held-out text of the standard library."""
     train: list[bytes] = []
     held_out: list[bytes] = []
     n_files = n_bytes = 0
@@ -72,16 +70,16 @@ def split_library() -> tuple[str, bytes, bytes]:
         (held_out if n_files % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else train).append(source)
         n_files, n_bytes = n_files + 1, n_bytes + len(source)
     if not n_files:
-        raise CommandError("this Python has no sources of its standard library to learn from; give a FILE")
-    return f"the standard library's own {n_files:,} source files", b"".join(train), b"".join(held_out)
+        raise CommandError("this Python has no sources of its standard library to train on; give a FILE")
+    return f"{n_files:,} source files of the standard library", b"".join(train), b"".join(held_out)
 
 
 def library_files() -> list[Path]:
-    """The standard library's .py files, always in the same order."""
+    """The .py files of the standard library, in a fixed order."""
     root = Path(sysconfig.get_path("stdlib"))
     found = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in LEFT_OUT_FOLDERS]
+        subfolders[:] = [name for name in subfolders if name not in EXCLUDED_FOLDERS]
         found += [Path(folder, name) for name in names if name.endswith(".py")]
     return sorted(found, key=lambda file: file.relative_to(root).as_posix())
 

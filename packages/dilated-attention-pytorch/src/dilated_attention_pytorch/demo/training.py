@@ -1,4 +1,4 @@
-"""Training steps, how contexts and learning rate change over them, and the held-out loss."""
+"""Training steps, the schedules of context length and learning rate, and the held-out losses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from .model import LanguageModel, autocast
 from .task import SHORTEST_CONTEXT, Batch
 
-LEARNING_RATE = 5e-3  # at width 32; it shrinks with the root of the width
-WARM_UP_SHARE = 0.05
+LEARNING_RATE = 5e-3  # at width 32; inversely proportional to the square root of the width
+WARM_UP_SHARE = 0.05  # of the steps
 DECAY_SHARE = 0.4  # of the steps, at the end
 LAST_SHARE = 0.02  # of the learning rate, at the end
-# Of the steps: with the shortest contexts, and with the whole context. Those between share the rest.
+# Shares of the steps with the shortest and with the full context; the lengths in between divide the rest equally.
 SHORTEST_SHARE, WHOLE_SHARE = 0.15, 0.45
 
 
 def make_optimizer(model: LanguageModel) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, gains do not."""
+    """AdamW with weight decay on matrices, but not on the gains of the norms."""
     matrices = [weight for weight in model.parameters() if weight.dim() == 2]
     others = [weight for weight in model.parameters() if weight.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
@@ -32,16 +32,16 @@ def make_optimizer(model: LanguageModel) -> torch.optim.Optimizer:
 
 
 def learning_rate_share(step: int, steps: int) -> float:
-    """Linear warm-up, then constant, then linear down to a fiftieth."""
+    """Learning rate relative to its maximum: linear warm-up, constant, linear decay to LAST_SHARE."""
     warm_up = (step + 1) / max(1, round(WARM_UP_SHARE * steps))
     decay = (steps - step) / max(1, round(DECAY_SHARE * steps))
     return min(1.0, warm_up, max(LAST_SHARE, decay))
 
 
 def context_lengths(context: int, steps: int) -> list[int]:
-    """The context of every step: it doubles from 64 tokens or a little more to `context`.
+    """Context length of every step, doubling from 64 tokens or a little more to `context`.
 
-    In a short context attention learns what a passkey is, within a few hundred steps; in a long one it takes thousands.
+    With short contexts the attention learns the task within a few hundred steps, with long ones it takes thousands.
     """
     lengths = [context]
     while lengths[0] // 2 >= SHORTEST_CONTEXT:
@@ -57,7 +57,7 @@ def context_lengths(context: int, steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Losses:
-    """Mean loss in nats, of the text's bytes and of the answers, and the share of right answers."""
+    """Mean losses in nats over text bytes and over answers, and the share of correct answers."""
 
     text: Tensor
     answer: Tensor
@@ -65,7 +65,7 @@ class Losses:
 
 
 def losses_of(model: LanguageModel, batch: Batch) -> Losses:
-    """The model's losses on a batch that is on its device."""
+    """The losses of a model on a batch on the same device."""
     with autocast(batch.tokens.device):
         logits = model(batch.tokens)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
@@ -76,7 +76,7 @@ def losses_of(model: LanguageModel, batch: Batch) -> Losses:
 
 
 def training_step(model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Batch) -> Losses:
-    """One step of the optimizer on the sum of both losses; returns the losses before it."""
+    """One optimizer step on the sum of both losses; returns the losses before the step."""
     optimizer.zero_grad(set_to_none=True)
     losses = losses_of(model, batch)
     (losses.text + losses.answer).backward()
@@ -86,7 +86,7 @@ def training_step(model: LanguageModel, optimizer: torch.optim.Optimizer, batch:
 
 
 class Learner:
-    """A model in training."""
+    """A model with its optimizer and learning rate schedule."""
 
     def __init__(self, model: LanguageModel, steps: int) -> None:
         self.model = model
@@ -96,7 +96,7 @@ class Learner:
         )
 
     def step(self, batch: Batch) -> tuple[float, float]:
-        """Learn from a batch; returns the answers' loss before and the seconds that it took."""
+        """Train on a batch; returns the answer loss before the step and the seconds taken."""
         started = time.perf_counter()
         loss = float(training_step(self.model, self.optimizer, batch).answer.detach())
         if batch.tokens.is_cuda:
@@ -107,7 +107,7 @@ class Learner:
 
 @torch.no_grad()
 def held_out_losses(model: LanguageModel, batches: Iterable[Batch]) -> dict[str, float]:
-    """Mean over the batches of the text's loss, the answers' loss and the share of right answers."""
+    """Means over the batches: text loss, answer loss and share of correct answers."""
     found = [losses_of(model, batch) for batch in batches]
     return {
         name: sum(float(getattr(losses, name)) for losses in found) / len(found)
@@ -116,25 +116,25 @@ def held_out_losses(model: LanguageModel, batches: Iterable[Batch]) -> dict[str,
 
 
 class TimeLeft:
-    """Seconds that the work to come takes: a piece of a kind costs the mean of those of its kind so far."""
+    """Estimates the remaining seconds: each remaining item of a kind takes the mean time of that kind so far."""
 
-    def __init__(self, to_come: Iterable[Hashable]) -> None:
-        self.to_come = Counter(to_come)
+    def __init__(self, remaining: Iterable[Hashable]) -> None:
+        self.remaining = Counter(remaining)
         self.seconds: dict[Hashable, list[float]] = {}
 
     def tried(self, kind: Hashable, seconds: float) -> None:
-        """A piece that does not count as work was timed; it stands for its kind until the first that counts."""
+        """Add the time of a trial run, which is not one of the remaining items."""
         self.seconds.setdefault(kind, []).append(seconds)
 
     def done(self, kind: Hashable, seconds: float) -> None:
-        """A piece of work was done."""
-        self.to_come[kind] -= 1
+        """Add the time of a remaining item that is done."""
+        self.remaining[kind] -= 1
         self.seconds.setdefault(kind, []).append(seconds)
 
     def left(self) -> float:
-        """The estimate, in seconds; every kind to come was tried or done."""
+        """The estimate in seconds; every remaining kind must have been tried or done once."""
         return sum(
             count * sum(self.seconds[kind]) / len(self.seconds[kind])
-            for kind, count in self.to_come.items()
+            for kind, count in self.remaining.items()
             if count > 0
         )

@@ -19,10 +19,10 @@ Budgeting = Callable[[SparsePatternConfig, BlockGrid], Budget]
 
 
 class Pattern(NamedTuple):
-    """How the pairs of a pattern are found."""
+    """The functions of a pattern."""
 
-    pairs: Pairs  # active (rows, columns), int64 on the device, in no particular order
-    budget: Budgeting  # how many blocks the rows keep where the ratio decides
+    pairs: Pairs  # active (rows, columns), int64 (n_active,) each on the device, in no particular order
+    budget: Budgeting  # blocks per row if the ratio decides
 
 
 PATTERNS: dict[str, Pattern] = {}
