@@ -84,7 +84,7 @@ def test_file_of_before_token_dilation_is_read(tmp_path: Path) -> None:
 def test_file_of_another_command_is_refused(tmp_path: Path) -> None:
     file = str(tmp_path / "host.json")
     files.write(file, "host", [], {})
-    with pytest.raises(ValueError, match="kind 'host', needs 'run'"):
+    with pytest.raises(ValueError, match="kind 'host', expected 'run'"):
         report.read_json(file)
 
 

@@ -67,7 +67,7 @@ BAD_USAGE = {
     "long --backend tritn": "--backend: invalid choice: 'tritn'; did you mean 'triton'?",
     "host --segment-lengths 64 --device cpu": "segment_lengths and dilation_rates go together",
     "host --calls 0": "--calls: must be a whole number of at least 1",
-    "determinism --runs 1": "--runs: must be at least 2: one run has nothing to be compared with",
+    "determinism --runs 1": "--runs: must be at least 2, got '1': a single run cannot be compared",
     "determinism --runs 0": "--runs: must be a whole number of at least 1",
     "tune --backend hoper": "--backend: invalid choice: 'hoper'; did you mean 'hopper'?",
     "tune --kernels forwrd": "--kernels: invalid choice: 'forwrd'; did you mean 'forward'?",
@@ -173,7 +173,7 @@ def test_plot_without_a_time_and_without_a_parent_folder(
     file, case = str(tmp_path / "run.json"), Case(64, 1, 16, 16, 0.5)
     report.write_json(file, [Row("fa4", case, refused="not installed")], {})
     output = ["--output", str(tmp_path / "a" / "b")]
-    assert "no time to draw" in error_of(capsys, "plot", file, *output)
+    assert "no times to draw" in error_of(capsys, "plot", file, *output)
     where = {"device": "a GPU", "versions": {"torch": "2"}, "date": "today"}
     report.write_json(file, [Row("ours", case, forward_ms=1.0)], where)
     assert "cannot write to" in error_of(capsys, "plot", file, *output)

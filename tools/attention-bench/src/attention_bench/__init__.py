@@ -1,1 +1,1 @@
-"""Times dilated-attention-pytorch beside other attention libraries, in one run and on one mask."""
+"""Benchmark of dilated-attention-pytorch and other attention libraries, in one run and with one mask."""

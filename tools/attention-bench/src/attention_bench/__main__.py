@@ -1,4 +1,4 @@
-"""python -m attention_bench"""
+"""Entry point; checks that the library to be timed is installed before it is imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ INSTALL = "in a clone of the repository: pip install ./packages/dilated-attentio
 
 
 def library_problem() -> str | None:
-    """Why the library that is installed cannot be timed, and what to do; None if it can."""
+    """Why the installed library cannot be timed, and how to fix it; None if it can."""
     try:
         import dilated_attention_pytorch as library
     except ModuleNotFoundError as error:
@@ -19,13 +19,13 @@ def library_problem() -> str | None:
     if missing:
         return (
             f"dilated_attention_pytorch in {getattr(library, '__file__', None)} has no {' and no '.join(missing)}: "
-            f"it is another project's package of that name, or too old; replace it, {INSTALL}"
+            f"it is a package of another project with the same name, or too old; replace it, {INSTALL}"
         )
     return None
 
 
 def main() -> int:
-    """The command line, unless there is no library to time."""
+    """Run the command line; exit status 2 if there is no library to time."""
     try:
         problem = library_problem()
         if problem is not None:

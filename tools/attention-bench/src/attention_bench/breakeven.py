@@ -1,4 +1,4 @@
-"""Up to which density a sparse call is faster than a dense one, from a run of both."""
+"""The density up to which a sparse call is faster than a dense one, from the figures of a run of both."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .cases import Case
 from .measure import Row
 
 Curve = list[tuple[float, float]]  # (density, ms), by density
-WHAT = ("forward", "forward and backward")
+PASSES = ("forward", "forward and backward")
 
 
 def crossing(curve: Curve, level: float) -> float | None:
-    """The density at which a time first reaches `level`, linear between the measured ones; None if it never does."""
+    """The density at which the time reaches `level`, by linear interpolation; None if it never does."""
     if curve[0][1] >= level:
         return curve[0][0]
     for (below, before), (above, after) in itertools.pairwise(curve):
@@ -24,13 +24,13 @@ def crossing(curve: Curve, level: float) -> float | None:
 
 
 def times(row: Row) -> tuple[float | None, float | None]:
-    """ms of the forward, and of forward and backward together."""
+    """Milliseconds of the forward, and of forward and backward together; None if not measured."""
     both = None if row.forward_ms is None or row.backward_ms is None else row.forward_ms + row.backward_ms
     return row.forward_ms, both
 
 
 def curves(rows: list[Row], peer: str) -> dict[Case, tuple[Curve, Curve]]:
-    """The times of a peer over the density, of every case that differs in nothing else."""
+    """The times of a peer by density, for every group of cases that differ only in density."""
     found: dict[Case, tuple[Curve, Curve]] = {}
     for row in sorted(rows, key=lambda row: row.case.density):
         if row.peer == peer:
@@ -42,6 +42,7 @@ def curves(rows: list[Row], peer: str) -> dict[Case, tuple[Curve, Curve]]:
 
 
 def in_words(curve: Curve, level: float) -> str:
+    """Where the curve crosses the level, as the end of a sentence."""
     density = crossing(curve, level)
     if density is None:
         return f"at every density up to {curve[-1][0]:.0%}"
@@ -51,19 +52,19 @@ def in_words(curve: Curve, level: float) -> str:
 
 
 def lines(rows: list[Row], peer: str, dense: str) -> list[str]:
-    """One list item of Markdown per case; the time of the dense peer is its median over the densities."""
-    made = []
+    """One Markdown list item per case; the dense time is the median over the densities."""
+    items = []
     levels = curves(rows, dense)
     for case, sparse in curves(rows, peer).items():
         parts = []
-        for what, curve, at_dense in zip(WHAT, sparse, levels.get(case, ([], [])), strict=True):
+        for name, curve, at_dense in zip(PASSES, sparse, levels.get(case, ([], [])), strict=True):
             if len(curve) > 1 and at_dense:
                 found = [ms for _, ms in at_dense]
                 level = statistics.median(found)
                 span = f"{min(found):.3g} to {max(found):.3g} ms, median {level:.3g}"
-                parts.append(f"{what} {in_words(curve, level)} ({dense}: {span})")
+                parts.append(f"{name} {in_words(curve, level)} ({dense}: {span})")
         if parts:
-            made.append(
+            items.append(
                 f"- {case.label_without_density}: {peer} takes less time than dense {dense}: {'; '.join(parts)}."
             )
-    return made
+    return items

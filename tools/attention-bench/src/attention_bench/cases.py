@@ -1,4 +1,4 @@
-"""What is timed: shapes, pattern and dtype of one attention call."""
+"""Case: the shapes, pattern and dtype of an attention call to be timed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ PATTERN_RATES = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class Case:
-    """One attention call; `density` is the share of blocks kept.
+    """An attention call.
 
-    `pattern_rates` are those of dilated_sparse, in blocks; None: the powers of two. `segment_lengths` and
-    `dilation_rates` are the token dilation of `block_sparse_attention`; None: every key of a block takes part.
-    `decode`: one causal query, behind `seqlen` keys.
+    density: fraction of blocks kept.
+    pattern_rates: `dilation_rates` of dilated_sparse, in blocks. None: the powers of two.
+    segment_lengths, dilation_rates: token dilation of `block_sparse_attention`. None: no token dilation.
+    decode: a single causal query at the end of `seqlen` keys.
     """
 
     seqlen: int
@@ -46,10 +47,10 @@ class Case:
             raise ValueError(f"kv_heads must divide heads {self.heads}, got {self.kv_heads}")
         if self.decode and not self.causal:
             raise ValueError(
-                "decode needs causal=True: its query is the last of the sequence, got causal=False"
+                "decode needs causal=True, got causal=False; its query is the last of the sequence"
             )
         for name in ("segment_lengths", "dilation_rates", "pattern_rates"):
-            if isinstance(getattr(self, name), list):  # as JSON has them
+            if isinstance(getattr(self, name), list):  # as read from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         TokenDilation.from_user(self.segment_lengths, self.dilation_rates, self.block)
 
@@ -106,7 +107,7 @@ class Case:
         )
 
     def inputs(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, (batch, seqlen, heads, head_dim), the same for every peer."""
+        """q, k and v, (batch, tokens, heads, head_dim) each; the same values for every peer."""
         generator = torch.Generator(device).manual_seed(0)
         return (
             self._random(self.q_len, self.heads, device, generator),
@@ -115,7 +116,7 @@ class Case:
         )
 
     def grad_out(self, device: str) -> Tensor:
-        """The gradient of out."""
+        """The gradient of the output."""
         return self._random(self.q_len, self.heads, device, torch.Generator(device).manual_seed(1))
 
     def _random(self, tokens: int, heads: int, device: str, generator: torch.Generator) -> Tensor:
@@ -123,7 +124,7 @@ class Case:
         return torch.randn(shape, generator=generator, device=device, dtype=DTYPES[self.dtype])
 
     def token_pairs(self, layout: BlockLayout) -> int:
-        """Query-key pairs in active blocks of one head; the diagonal blocks of a causal case count half."""
+        """Query-key pairs in the active blocks of a head; in a causal case, diagonal blocks count only pairs up to the diagonal."""
         if self.decode:
             return sum(min(self.block, self.seqlen - block * self.block) for block in layout.rows()[0])
         if not self.causal:
@@ -135,15 +136,15 @@ class Case:
         ) // 2
 
     def dense_pairs(self) -> int:
+        """Query-key pairs of dense attention per head."""
         if self.decode:
             return self.seqlen
         return self.seqlen * (self.seqlen + 1) // 2 if self.causal else self.seqlen**2
 
     def flops(self, pairs: int) -> int:
-        """Of the forward; the backward counts 2.5 times as many.
+        """FLOPs of the forward; the backward counts as 2.5 times as many.
 
-        Active blocks count whole: keys that a token dilation drops count all the same, so that the rate of a case
-        with token dilation stands for the time it saves and not for products that were computed.
+        Keys dropped by token dilation count too, so that the TFLOP/s with and without it compare like the times.
         """
         return 4 * self.batch * self.heads * pairs * self.head_dim
 

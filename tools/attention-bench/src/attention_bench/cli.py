@@ -18,7 +18,7 @@ Read = TypeVar("Read")
 
 
 def read(file: str, reader: Callable[[str], Read]) -> Read:
-    """What `reader` makes of a file."""
+    """Apply `reader` to a file; raise Unusable if that fails."""
     try:
         return reader(file)
     except OSError as error:
@@ -35,15 +35,15 @@ def file_parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def build_plot_parser() -> argparse.ArgumentParser:
-    parser = file_parser("plot", "Draw the figures of a run.")
+    parser = file_parser("plot", "Draw the figures of a run as bar charts.")
     parser.add_argument(
-        "--output", default="benchmark-plots", help="folder for the pictures; the one it lies in must exist"
+        "--output", default="benchmark-plots", help="folder for the images; its parent folder must exist"
     )
     return parser
 
 
 def build_markdown_parser() -> argparse.ArgumentParser:
-    return file_parser("markdown", "Print the figures of run, long or host as a table.")
+    return file_parser("markdown", "Print the figures of run, long or host as a Markdown table.")
 
 
 def build_breakeven_parser() -> argparse.ArgumentParser:
@@ -61,7 +61,7 @@ def draw_plots(arguments: list[str]) -> int:
     except OSError as error:
         raise Unusable(f"cannot write to {given.output}: {error.strerror or error}") from error
     if not written:
-        raise Unusable(f"{given.file} has no time to draw: every peer was refused in every case")
+        raise Unusable(f"{given.file} has no times to draw: every case of every peer was refused")
     for path in written:
         print(path)
     return 0
@@ -106,13 +106,13 @@ COMMANDS: dict[str, Command] = {
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of every command, by how it is called."""
-    made = [build() for build, _ in COMMANDS.values()]
-    return {parser.prog: parser for parser in made}
+    """The parser of every command, by its program name."""
+    parsers = [build() for build, _ in COMMANDS.values()]
+    return {parser.prog: parser for parser in parsers}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0; 1 when a check fails or a peer measured nothing; 2 on bad usage; 130 when interrupted."""
+    """Exit status 0; 1 if a check fails or a peer has no figures; 2 for bad usage; 130 if interrupted."""
     given: list[Any] = sys.argv[1:] if arguments is None else arguments
     is_named = bool(given) and not given[0].startswith("-")
     name, others = (given[0], given[1:]) if is_named else ("run", given)
@@ -125,8 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         status = command(others)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's last flush is quiet
+    except BrokenPipeError:  # e.g. `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python's final flush quiet
         return 141
     except (Unusable, OSError) as error:
         return fail(f"{build().prog}: {error}")
@@ -136,6 +136,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fail(message: str, status: int = 2) -> int:
-    """Say in one line what is wrong."""
+    """Print an error in one line and return the exit status."""
     print(" ".join(message.split()), file=sys.stderr)
     return status

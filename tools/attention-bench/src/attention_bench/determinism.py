@@ -1,4 +1,4 @@
-"""Runs one call again and again and compares everything bit by bit: `attention-bench determinism`."""
+"""Repeats a call and compares all results bit by bit: `attention-bench determinism`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def bits(x: Tensor) -> Tensor:
+    """The tensor viewed as integers, so that NaN equals NaN and 0 differs from -0."""
     return x.view(INTEGERS[x.element_size()])
 
 
 def first_difference(name: str, first: Tensor, other: Tensor) -> str | None:
-    """Where two results differ, in words; None if they are equal to the bit."""
+    """A description of where two results differ; None if they are bit-identical."""
     differs = bits(first) != bits(other)
     count = int(differs.sum())
     if not count:
         return None
-    place = tuple(differs.nonzero()[0].tolist())
+    index = tuple(differs.nonzero()[0].tolist())
     return (
-        f"{name} differs in {count:,} of {differs.numel():,} elements, first at {list(place)}: "
-        f"{first[place].item()!r} and {other[place].item()!r}"
+        f"{name} differs in {count:,} of {differs.numel():,} elements, first at {list(index)}: "
+        f"{first[index].item()!r} and {other[index].item()!r}"
     )
 
 
 def results(case: Case, layout: BlockLayout, device: str, backend: str | None) -> tuple[Tensor, ...]:
-    """out, lse and the gradients of one run."""
+    """out, lse and the gradients of a run."""
     q, k, v = (x.requires_grad_() for x in case.inputs(device))
     out, lse = block_sparse_attention(
         q, k, v, layout, is_causal=case.causal, segment_lengths=case.segment_lengths,
@@ -48,7 +49,7 @@ def results(case: Case, layout: BlockLayout, device: str, backend: str | None) -
 
 
 def compare(case: Case, device: str, runs: int, backend: str | None) -> str | None:
-    """What differs first between the first run and a later one; None if nothing does."""
+    """The first difference between the first run and a later one; None if there is none."""
     layout = case.layout(device)
     first = results(case, layout, device, backend)
     for run in range(2, runs + 1):
@@ -61,26 +62,28 @@ def compare(case: Case, device: str, runs: int, backend: str | None) -> str | No
 
 
 def at_least_two(text: str) -> int:
-    """Runs that can be compared."""
+    """A number of runs, at least 2."""
     runs = positive_int(text)
     if runs < 2:
-        raise argparse.ArgumentTypeError("must be at least 2: one run has nothing to be compared with")
+        raise argparse.ArgumentTypeError(f"must be at least 2, got {text!r}: a single run cannot be compared")
     return runs
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = options.make_parser(
-        "attention-bench determinism", f"{__doc__} Exit status 1 when something differs."
+        "attention-bench determinism", f"{__doc__} The exit status is 1 if something differs."
     )
     options.add_device(parser)
     options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
-    parser.add_argument("--runs", type=at_least_two, default=20, help="forward and backward (default 20)")
+    parser.add_argument(
+        "--runs", type=at_least_two, default=20, help="number of forward and backward passes (default 20)"
+    )
     options.add_backend(parser)
     return parser
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, or 1 when something differs."""
+    """Exit status 0, or 1 if something differs."""
     given = build_parser().parse_args(arguments)
     device = options.device_of(given)
     case = options.case_of(given, BASE[device])
@@ -90,6 +93,6 @@ def main(arguments: list[str]) -> int:
         raise options.Unusable(str(error)) from error
     except (RuntimeError, MemoryError) as error:
         raise options.Unusable(one_line(error)) from error
-    equal = f"ok, {given.runs} runs of {', '.join(NAMES)} are equal to the bit"
+    equal = f"ok, {', '.join(NAMES)} of {given.runs} runs are bit-identical"
     print(f"{case.label}: {equal if found is None else found}")
     return 0 if found is None else 1

@@ -1,4 +1,4 @@
-"""Where and when figures were measured."""
+"""The environment of a measurement: device, versions, date and command."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ PACKAGES = ("torch", "triton", "flash-attn-4", "nvidia-cudnn-cu13", "numpy")
 
 
 def installed(package: str) -> str | None:
+    """The version of a distribution, None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -24,7 +25,7 @@ def installed(package: str) -> str | None:
 
 
 def driver() -> str | None:
-    """Version of the NVIDIA driver."""
+    """Version of the NVIDIA driver, None if there is none."""
     if shutil.which("nvidia-smi") is None:
         return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -64,7 +65,7 @@ def environment(device: str, command: str) -> dict[str, Any]:
 
 
 def footnote(where: dict[str, Any]) -> str:
-    """The environment in a line of Markdown, for under a table."""
+    """The environment as a line of Markdown below a table."""
     versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items() if value)
     threads = f", {where['threads']} threads" if where.get("threads") else ""
     return f"*{where['device']}{threads}, {where['date']}; {versions}; `{where['command']}`.*\n"

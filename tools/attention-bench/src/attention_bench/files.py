@@ -1,4 +1,4 @@
-"""JSON files of figures: an environment and rows, and which command measured them."""
+"""JSON files of figures: the rows, the environment, and the kind of command that measured them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from dilated_attention_pytorch.cli.files import write_whole
 
-RUN = "run"  # what a file that names no kind holds
+RUN = "run"  # also the kind of files that name none
 
 
 def write(path: str, kind: str, rows: Sequence[Any], where: dict[str, Any]) -> None:
-    """Write rows, which are dataclasses; the file is whole or as it was before. Its folder must exist."""
+    """Write rows (dataclasses) atomically. The folder of the file must exist."""
     write_json(path, {"environment": where, "kind": kind, "rows": [asdict(row) for row in rows]})
 
 
@@ -23,10 +23,10 @@ def write_json(path: str, content: object) -> None:
 
 
 def read(path: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Kind, rows and environment; ValueError if it is another file."""
+    """Kind, rows and environment; ValueError if the file is of another format."""
     content = json.loads(Path(path).read_text())
     if not isinstance(content, dict) or not {"rows", "environment"} <= content.keys():
-        raise ValueError("it is no file of figures, which has rows and an environment")
+        raise ValueError("it is not a file of figures: it has no rows or no environment")
     return content.get("kind", RUN), content["rows"], content["environment"]
 
 
@@ -34,7 +34,7 @@ def read_kind(path: str, wanted: str) -> tuple[list[dict[str, Any]], dict[str, A
     """Rows and environment of a file of one kind."""
     kind, rows, where = read(path)
     if kind != wanted:
-        raise ValueError(f"it holds figures of kind {kind!r}, needs {wanted!r}")
+        raise ValueError(f"it has figures of kind {kind!r}, expected {wanted!r}")
     if not rows:
-        raise ValueError("it holds no figures")
+        raise ValueError("it has no figures")
     return rows, where

@@ -1,7 +1,7 @@
-"""Python time of a call, on a problem so small that the GPU has nothing to do: `attention-bench host`.
+"""Host time of a call, with a problem so small that the GPU hardly matters: `attention-bench host`.
 
-A thousand calls are timed by the clock of the host, without waiting for the GPU in between. Of ours on the Hopper
-backend also the Python alone: less two allocations, the launch and, with gradients, a node of autograd.
+A thousand calls are timed with the host clock, without waiting for the GPU in between. For ours on the Hopper backend,
+the time in Python is also given: the host time minus two allocations, the launch and, with gradients, an autograd node.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BASE = Case(1024, 4, 64, 64, 0.1)
 
 @dataclass
 class HostRow:
-    """Time per call in microseconds, each the median of several repeats; None where it was not measured.
+    """Times per call in microseconds, medians of several repeats; None if not measured.
 
-    A floor is what the same call takes without the Python of the library (host_overhead.py): of `ours` where the backend
-    `hopper` serves it.
+    A floor is the time of the same call without the Python code of the library (host_overhead.py). It is measured for
+    `ours` on the backend `hopper`.
     """
 
     peer: str
@@ -40,7 +40,7 @@ class HostRow:
     calls: int
     repeats: int
     forward_us: float | None = None  # without gradients
-    forward_grad_us: float | None = None  # of inputs that will need a backward
+    forward_grad_us: float | None = None  # with inputs that require gradients
     backward_us: float | None = None
     forward_floor_us: float | None = None
     forward_grad_floor_us: float | None = None
@@ -60,12 +60,12 @@ class HostRow:
 
 
 def above(total: float | None, least: float | None) -> float | None:
-    """What a total has above its floor."""
+    """The part of the total above the floor; None if either is unknown."""
     return None if total is None or least is None else total - least
 
 
 def call_us(call: Callable[[], object], device: str, calls: int, repeats: int) -> float:
-    """Median over the repeats of the time per call."""
+    """Microseconds per call, the median over the repeats."""
     for _ in range(min(calls, 10)):
         call()
     synchronize(device)
@@ -91,7 +91,7 @@ def measure(peer: Peer, case: Case, device: str, calls: int, repeats: int) -> Ho
 
 
 def fill_in(row: HostRow, peer: Peer, device: str) -> None:
-    """Time the calls of a row."""
+    """Measure the times of a row."""
     case, calls, repeats = row.case, row.calls, row.repeats
     try:
         layout, _ = build(case, device)
@@ -129,7 +129,7 @@ def microseconds(value: float | None) -> str:
 
 
 def times(row: HostRow) -> tuple[str, str, str]:
-    """Forward, forward with gradients and backward, with how much of it is Python where that is known."""
+    """Forward, forward with gradients and backward, with the time in Python if it is known."""
 
     def shown(total: float | None, python: float | None) -> str:
         return microseconds(total) + ("" if python is None else f" ({microseconds(python)} of Python)")
@@ -142,7 +142,7 @@ def times(row: HostRow) -> tuple[str, str, str]:
 
 
 def markdown(rows: list[HostRow], where: dict[str, Any]) -> str:
-    """A table for a document."""
+    """The rows as a Markdown table."""
     lines = ["| case | library | forward | forward with gradients | backward |", "|---|---|---|---|---|"]
     lines += [f"| {row.case.label} | {row.peer} | " + " | ".join(times(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + footnote(where)
@@ -163,9 +163,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, metavar="PEER", default=["ours"], help="default: ours"
     )
-    parser.add_argument("--calls", type=positive_int, default=1000, help="in a repeat (default 1000)")
+    parser.add_argument("--calls", type=positive_int, default=1000, help="calls per repeat (default 1000)")
     parser.add_argument(
-        "--repeats", type=positive_int, default=5, help="of which the median counts (default 5)"
+        "--repeats", type=positive_int, default=5, help="repeats, of which the median is taken (default 5)"
     )
     options.add_json(parser, "the figures with device, versions and date")
     return parser

@@ -1,7 +1,7 @@
-"""What a call of ours costs when all Python of the library is taken away.
+"""The cost of a call of ours without the Python code of the library, to tell how much of a call is Python.
 
-Two allocations (out and lse), the launch of the kernel by the driver and, with gradients, a node of autograd: no Python
-avoids these, so only what a call takes above them is the library's to save.
+It consists of two allocations (out and lse), the kernel launch by the driver and, with gradients, an autograd node. None
+of these can be avoided from Python, so the library can only save the time above this floor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Forward = Callable[[], tuple[Tensor, Tensor]]
 
 
 def prepare(case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor) -> Forward | None:
-    """The bare forward of a call that was made before; None where another backend than `hopper` serves it."""
+    """The bare forward of a call that has been made before; None unless the backend `hopper` serves it."""
     problem = make_problem(
         q, k, v, layout, is_causal=case.causal, segment_lengths=case.segment_lengths,
         dilation_rates=case.dilation_rates,
@@ -33,12 +33,12 @@ def prepare(case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor) ->
 
 
 def bare_forward(problem: AttentionProblem) -> Forward | None:
-    """The allocations and the launch of `launch_forward`, with everything else done once and here.
+    """The allocations and the launch of `launch_forward`; everything else is done once, here.
 
-    None where no launch was kept or triton's launcher function is unknown. The launch always writes to the same out
-    and lse: to tell it new addresses would be Python.
+    None if no launch is cached or the launcher function of this Triton is unknown. The launch always writes to the same
+    out and lse, because passing new addresses would take Python code.
     """
-    # not every triton has what these import
+    # imported late: not every Triton provides what these files import
     from dilated_attention_pytorch.backends.hopper import launcher, raw_launch
 
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
@@ -53,15 +53,15 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     made = (
         *launch.describe((q, k, v, k, v, out)),
         lse.data_ptr(), p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order.data_ptr(),
-        launcher.tile_counter(index),  # one for all launches: they follow each other on a stream
+        launcher.tile_counter(index),  # shared by all launches, which run one after the other
         *launch.numbers,
     )  # fmt: skip
     stream = _torch_internals.current_raw_stream(index)
     before = (launch.grid, 1, 1, stream, launch.function, *launch.options)
     launch_in_c, arguments = launch.raw_launch, (*before, *(made if raw_launch.ARGUMENTS_APART else (made,)))
 
-    # the launch knows addresses only: `kept` holds what lies there
-    def forward(kept: object = (problem, out, lse)) -> tuple[Tensor, Tensor]:
+    # `alive` holds the tensors, of which the launch only has the addresses
+    def forward(alive: object = (problem, out, lse)) -> tuple[Tensor, Tensor]:
         new_out = torch.empty_like(q, memory_format=torch.contiguous_format)
         new_lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
         launch_in_c(*arguments)
@@ -71,7 +71,7 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
 
 
 class BareNode(torch.autograd.Function):
-    """A node that is given and saves what `EagerAttention` is and does, around a bare forward. It has no backward."""
+    """An autograd node with the arguments and saved tensors of `EagerAttention`, around a bare forward; no backward."""
 
     @staticmethod
     def forward(
@@ -90,5 +90,5 @@ class BareNode(torch.autograd.Function):
 
 
 def with_gradients(bare: Forward, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
-    """The bare forward of inputs that will need a backward."""
+    """The bare forward for inputs that require gradients."""
     return lambda: BareNode.apply(q, k, v, None, bare)  # type: ignore[no-untyped-call]

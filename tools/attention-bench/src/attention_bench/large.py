@@ -1,7 +1,7 @@
-"""One problem as large as the device holds, without peers: `attention-bench long`.
+"""A problem as large as the device memory allows, without peers: `attention-bench long`.
 
-At 16.8 million tokens q, k, v, out and each gradient take 16 GiB, so nothing is copied: a result is dropped before the
-next call, and outputs are checked at a few queries, gradients in pieces.
+At 16.8 million tokens q, k, v, out and each gradient take 16 GiB, so nothing is copied: results are freed before the next
+call, outputs are checked at a few queries, and gradients in pieces.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ BASE = {
     "cuda": Case(16777216, 8, 64, 128, 0.0005, pattern_rates=None),
     "cpu": Case(65536, 2, 64, 128, 0.01, pattern_rates=None, dtype="float32"),
 }
-# Of a query's output, relative: what rounding the weights and the output to the dtype may cost, several times over.
+# Relative error of the output of a query: several times the rounding of the weights and the output to the dtype.
 TOLERANCE = {"float32": 1e-4, "float16": 3e-3, "bfloat16": 2e-2}
 
 
 @dataclass
 class LargeRow:
-    """What was measured and checked; None where it was not. Times in ms, memory in bytes.
+    """Figures and checks; None if not measured. Times in ms, memory in bytes.
 
-    `peak_bytes` is the most memory in use above the inputs (q, k, v, the layout and, with a backward, the gradient of
-    out), `total_bytes` the most in all.
+    peak_bytes: peak memory above the inputs (q, k, v, the layout and, with a backward, the gradient of out).
+    total_bytes: peak memory in total.
     """
 
     case: Case
@@ -65,7 +65,7 @@ class LargeRow:
         return max((query.error for query in self.queries), default=None)
 
     def failure(self) -> str | None:
-        """Why the row is no good, or None."""
+        """Why the measurement or a check failed; None if all is well."""
         if self.refused is not None:
             return self.refused
         limit = TOLERANCE[self.case.dtype]
@@ -79,7 +79,7 @@ class LargeRow:
 def measure_forward(
     row: LargeRow, attend: Callable[[], Tensor], flops: int, device: str, repeats: int
 ) -> Tensor:
-    """Fills in the figures of the forward; returns its output."""
+    """Measure the forward and return its output."""
     with torch.no_grad():
         out, figures = timed(attend, device, repeats)
     row.forward_ms, row.forward_tflops = figures.ms, flops / figures.ms / 1e9
@@ -95,7 +95,7 @@ def measure_both(
     device: str,
     repeats: int,
 ) -> None:
-    """Fills in the figures of forward and backward."""
+    """Measure forward and backward."""
     grad = row.case.grad_out(device)
     for x in inputs:
         x.requires_grad_()
@@ -110,15 +110,16 @@ def measure_both(
 
 
 def prepare(case: Case, device: str) -> tuple[BlockLayout, LargeRow]:
+    """The layout of a case, and a row with its figures."""
     layout, layout_ms = build(case, device)
     return layout, LargeRow(case, layout.num_active_blocks, layout_ms, layout.stats().num_bytes)
 
 
 def measure(
     layout: BlockLayout, row: LargeRow, device: str, repeats: int, with_backward: bool, backend: str | None,
-    keep: Callable[[], None] = lambda: None,
+    save: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Fills in a row; `keep` is called whenever there is something new in it."""
+    """Measure a row; `save` is called after the forward."""
     case = row.case
     flops = case.flops(case.token_pairs(layout))
     try:
@@ -130,13 +131,13 @@ def measure(
     except Exception as error:
         row.refused = one_line(error)
         return
-    keep()
+    save()
     if not with_backward:
         return
     free(device)
     try:
         measure_both(row, lambda: call(q, k, v), (q, k, v), flops, device, repeats)
-    except Exception as error:  # the figures of the forward stay
+    except Exception as error:  # the figures of the forward remain valid
         row.refused = f"backward: {one_line(error)}"
 
 
@@ -173,14 +174,14 @@ HEADINGS = ["case", "layout", "forward", "forward and backward", "memory above t
 
 
 def markdown(rows: list[LargeRow], where: dict[str, Any]) -> str:
-    """A table for a document."""
+    """The rows as a Markdown table."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + footnote(where)
 
 
 def text(row: LargeRow) -> str:
-    """A row for the terminal, one figure a line."""
+    """A row for the terminal, one figure per line."""
     shown = [f"{heading}: {cell}" for heading, cell in zip(HEADINGS, cells(row), strict=True)]
     if row.queries:
         shown.append(f"largest error at {len(row.queries)} queries: {row.largest_error:.1e}")
@@ -195,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
     parser.add_argument("--forward-only", action="store_true")
     parser.add_argument(
-        "--repeats", type=positive_int, default=2, help="timed calls after one to warm up (default 2)"
+        "--repeats", type=positive_int, default=2, help="timed calls after a warm-up call (default 2)"
     )
     options.add_backend(parser)
     options.add_json(parser, "the figures with device, versions and date")
@@ -203,7 +204,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, 1 when something failed or a check did, 130 when interrupted: the forward is kept."""
+    """Exit status 0; 1 if a call or a check fails; 130 if interrupted, with the figures of the forward saved."""
     parser = build_parser()
     given = parser.parse_args(arguments)
     device = options.device_of(given)
@@ -214,20 +215,20 @@ def main(arguments: list[str]) -> int:
     except (RuntimeError, MemoryError) as error:
         raise options.Unusable(f"the layout cannot be made: {one_line(error)}") from error
 
-    def keep() -> None:
+    def save() -> None:
         if given.json:
             files.write(given.json, KIND, [row], environment(device, command))
 
     try:
-        measure(layout, row, device, given.repeats, not given.forward_only, given.backend, keep)
+        measure(layout, row, device, given.repeats, not given.forward_only, given.backend, save)
     except KeyboardInterrupt:
         if row.forward_ms is None:
             raise
-        keep()
+        save()
         print(text(row))
         print(f"{parser.prog}: interrupted; the figures of the forward are kept", file=sys.stderr)
         return outcome.INTERRUPTED
-    keep()
+    save()
     print(text(row))
     failure = row.failure()
     if failure is not None:

@@ -1,4 +1,4 @@
-"""A file of figures as Markdown, whichever command wrote it: `attention-bench markdown`."""
+"""Figures as a Markdown table, whichever command wrote them: `attention-bench markdown`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ KINDS = {
 
 
 def table(path: str) -> str:
-    """The table of a file, with its source in a last line."""
+    """The table of a file, with the environment in the last line."""
     kind, _, _ = files.read(path)
     if kind not in KINDS:
-        raise ValueError(f"it holds figures of kind {kind!r}, needs one of {tuple(KINDS)}")
+        raise ValueError(f"it has figures of kind {kind!r}, expected one of {tuple(KINDS)}")
     return KINDS[kind](path)

@@ -1,4 +1,4 @@
-"""Time and memory of one peer on one case."""
+"""Time and memory of a peer on a case."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .peers import Peer
 
 @dataclass
 class Row:
-    """What was measured of one peer on one case; None where it was not. Times in ms, memory in bytes."""
+    """The figures of a peer on a case; None if not measured. Times in ms, memory in bytes."""
 
     peer: str
     case: Case
@@ -31,9 +31,9 @@ class Row:
     backward_ms: float | None = None
     forward_tflops: float | None = None
     backward_tflops: float | None = None
-    peak_bytes: int | None = None  # forward and backward, above inputs and the gradient of out
-    mask_ms: float | None = None  # layout or mask build
-    error: float | None = None  # relative to the first peer of a round that computes the same
+    peak_bytes: int | None = None  # of forward and backward, above the inputs and the gradient of out
+    mask_ms: float | None = None  # to build the layout or the mask of the peer
+    error: float | None = None  # relative to the output of the first sparse peer in a round
     refused: str | None = None
 
     @property
@@ -42,7 +42,7 @@ class Row:
 
 
 def median_row(rows: list[Row]) -> Row:
-    """One row for those of one peer and case from several rounds: medians, the most memory, any refusal."""
+    """Merge the rows of a peer and case from several rounds: medians, peak memory, the first refusal."""
 
     def figures(name: str) -> list[float]:
         return [value for row in rows if (value := getattr(row, name)) is not None]
@@ -57,7 +57,7 @@ def median_row(rows: list[Row]) -> Row:
 
 
 def median_ms(call: Callable[[], object], device: str, repeat_ms: float) -> float:
-    """Median time of a call: CUDA events on a GPU, the wall clock on a CPU."""
+    """Median milliseconds of a call: CUDA events on a GPU, the wall clock on a CPU."""
     if device == "cuda":
         from triton.testing import do_bench
 
@@ -77,14 +77,14 @@ def synchronize(device: str) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """The beginning of a message, without the folders of this machine."""
+    """The type and the first line of an error, without folder names."""
     text = str(error).strip().splitlines()
     first = re.sub(r"(?<![\w.])(?:/[\w.+-]+)+/", "", text[0]) if text else ""
     return f"{type(error).__name__}: {first[:160]}"
 
 
 def build(case: Case, device: str) -> tuple[BlockLayout, float]:
-    """Our layout of a case, and the time that a second build of it takes."""
+    """Our layout of a case, and the milliseconds of building it a second time."""
     case.layout(device)
     synchronize(device)
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def measure(
     repeat_ms: float,
     with_backward: bool,
 ) -> tuple[Row, Tensor | None]:
-    """The row of one peer, and its output when it is the first that follows the pattern."""
+    """The row of a peer; and `expected`, or the output of this peer if it is the first sparse one."""
     row, call, expected = prepared(peer, case, layout, layout_ms, device, expected)
     if call is not None:
         with interruptible([row]):
@@ -112,7 +112,7 @@ def measure(
 
 
 def time_both(row: Row, call: Call, device: str, repeat_ms: float, with_backward: bool) -> None:
-    """Fill in the times of the forward and then of the backward."""
+    """Measure the times of the forward and then of the backward."""
     try:
         row.forward_ms = median_ms(call.forward, device, repeat_ms)
         row.forward_tflops = call.flops / row.forward_ms / 1e9
@@ -122,17 +122,17 @@ def time_both(row: Row, call: Call, device: str, repeat_ms: float, with_backward
     if with_backward:
         try:
             for tensor in call.inputs:
-                tensor.requires_grad_()  # only now: some peers refuse inputs that will need a backward
+                tensor.requires_grad_()  # not earlier: some peers refuse inputs that require gradients
             time_backward(
                 row, lambda: call.attend(*call.inputs), call.inputs, call.grad, call.flops, device, repeat_ms
             )
-        except Exception as error:  # the figures of the forward stay
+        except Exception as error:  # the figures of the forward remain valid
             row.refused = f"backward: {one_line(error)}"
 
 
 @dataclass
 class Call:
-    """What is timed of a peer."""
+    """A call of a peer to be timed."""
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     inputs: tuple[Tensor, Tensor, Tensor]
@@ -144,7 +144,7 @@ class Call:
             return self.attend(*self.inputs)
 
     def backward(self) -> Callable[[], None]:
-        """The backward of one forward, of inputs of its own."""
+        """A function that runs the backward, for one forward with copies of the inputs."""
         q, k, v = (x.clone().requires_grad_() for x in self.inputs)
         out = self.attend(q, k, v)
 
@@ -158,7 +158,7 @@ class Call:
 def prepared(
     peer: Peer, case: Case, layout: BlockLayout, layout_ms: float, device: str, expected: Tensor | None
 ) -> tuple[Row, Call | None, Tensor | None]:
-    """A row without times and what is to be timed, None if the peer refuses; `expected` as in `measure`."""
+    """A row without times and the call to be timed, None if the peer refuses; `expected` as in `measure`."""
     row = Row(peer.name, case, dense=peer.dense)
     row.refused = peer.rejects(case, device)
     if row.refused is not None:
@@ -199,7 +199,7 @@ def measure_in_turn(
     repeat_ms: float,
     with_backward: bool,
 ) -> list[Row]:
-    """The rows of all peers on a CPU, whose speed changes with what else it does: the peers take turns, call by call."""
+    """The rows of all peers on a CPU. They take turns, call by call, because the load of a CPU varies over time."""
     rows: list[Row] = []
     calls: list[tuple[Row, Call]] = []
     expected: Tensor | None = None
@@ -214,7 +214,7 @@ def measure_in_turn(
 
 
 def time_in_turn(calls: list[tuple[Row, Call]], repeat_ms: float, with_backward: bool) -> None:
-    """Fill in the times of all forwards and then of all backwards."""
+    """Measure the times of all forwards and then of all backwards."""
     for (row, call), ms in zip(calls, turns([call.forward for _, call in calls], repeat_ms), strict=True):
         row.forward_ms, row.forward_tflops = ms, call.flops / ms / 1e9
     if with_backward:
@@ -222,7 +222,7 @@ def time_in_turn(calls: list[tuple[Row, Call]], repeat_ms: float, with_backward:
         for row, call in calls:
             try:
                 backward.append((row, call.flops, call.backward()))
-            except Exception as error:  # the figures of the forward stay
+            except Exception as error:  # the figures of the forward remain valid
                 row.refused = f"backward: {one_line(error)}"
         for (row, flops, _), ms in zip(
             backward, turns([each[2] for each in backward], repeat_ms), strict=True
@@ -231,7 +231,7 @@ def time_in_turn(calls: list[tuple[Row, Call]], repeat_ms: float, with_backward:
 
 
 def turns(calls: Sequence[Callable[[], object]], repeat_ms: float) -> list[float]:
-    """Median ms of calls that are made in turn, at least 7 times each."""
+    """Median milliseconds of calls made in turn, at least 7 times each."""
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + len(calls) * repeat_ms / 1000
     n_turns = 0
@@ -257,7 +257,7 @@ def time_backward(
         for tensor in inputs:
             tensor.grad = None
 
-    forward().backward(grad)  # compiles
+    forward().backward(grad)  # warm-up: peers may compile
     clear()
     gc.collect()
     if device == "cuda":
@@ -279,7 +279,7 @@ def time_backward(
 
 
 def free(device: str) -> None:
-    """Give everything back before the next peer."""
+    """Free cached memory before the next peer."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()

@@ -31,16 +31,16 @@ CASE_FIELDS = (
 
 
 class Unusable(ValueError):
-    """What a user asked for cannot be done; the message says why. Exit status 2."""
+    """A request of the user that cannot be served; the message says why. Exit status 2."""
 
 
 def numbers(text: str) -> tuple[int, ...] | None:
-    """1,2,4,8 or none."""
+    """Positive ints separated by commas, or None for "none"."""
     return None if text == "none" else tuple(int_list(text))
 
 
 def milliseconds(text: str) -> float:
-    """A time above 0, in ms."""
+    """A positive number of milliseconds."""
     try:
         value = float(text)
     except ValueError:
@@ -51,7 +51,7 @@ def milliseconds(text: str) -> float:
 
 
 def json_file(text: str) -> str:
-    """A file that can be written; its folder must exist, for none is made."""
+    """A file that can be written; its folder must exist."""
     try:
         check_file(Path(text))
     except (OSError, ValueError) as error:
@@ -61,7 +61,7 @@ def json_file(text: str) -> str:
 
 
 def make_parser(prog: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser that says in one line what is wrong and suggests the word that was meant."""
+    """A parser that reports errors in one line and suggests the closest option."""
     return OneLineParser(prog=prog, description=description, epilog=epilog)
 
 
@@ -78,15 +78,15 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU, if there is one")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is a GPU")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=thread_count, help="of a CPU; default: as many as torch takes")
+    parser.add_argument("--threads", type=thread_count, help="CPU threads (default: the choice of torch)")
 
 
 def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """The fields of a Case; those that are not given are not in the namespace."""
+    """Options for the fields of a Case; options that are not given are missing in the namespace."""
 
     def add(flag: str, help: str | None = None, **others: object) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
@@ -97,23 +97,23 @@ def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     add("--kv-heads", type=positive_int)
     add("--head-dim", type=positive_int)
     add("--block", "tokens per block side", type=block_size)
-    add("--density", "share of blocks kept", type=kept_ratio)
+    add("--density", "fraction of blocks kept", type=kept_ratio)
     add("--pattern", choices=PATTERN_TYPES)
     add(
         "--dilation-rates",
-        "of dilated_sparse, in blocks, such as 1,2,4,8; none: the powers of two",
+        "of dilated_sparse, in blocks, such as 1,2,4,8; none for the powers of two",
         type=numbers, dest="pattern_rates", metavar="RATES",
     )  # fmt: skip
     add("--dtype", choices=DTYPES)
     add("--causal", action="store_true")
     add(
         "--segment-lengths",
-        "token dilation: in tokens, such as 2048,4096",
+        "of token dilation, in tokens, such as 2048,4096",
         type=numbers, metavar="LENGTHS",
     )  # fmt: skip
     add(
         "--token-rates",
-        "token dilation: one rate for every segment length, such as 1,4",
+        "of token dilation, one rate per segment length, such as 1,4",
         type=numbers, dest="dilation_rates", metavar="RATES",
     )  # fmt: skip
 
@@ -123,7 +123,7 @@ def has_case(options: argparse.Namespace) -> bool:
 
 
 def case_of(options: argparse.Namespace, base: Case) -> Case:
-    """`base` with the options given."""
+    """`base` with the given options."""
     given = {name: getattr(options, name) for name in CASE_FIELDS if hasattr(options, name)}
     try:
         case = replace(base, **given)
@@ -134,18 +134,18 @@ def case_of(options: argparse.Namespace, base: Case) -> Case:
 
 
 def for_device(case: Case, device: str) -> Case:
-    """The case in float32 on a CPU."""
+    """The case, in float32 on a CPU."""
     return case if device == "cuda" else replace(case, dtype="float32")
 
 
 def device_of(options: argparse.Namespace) -> str:
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise Unusable("--device cuda, but torch sees no GPU; use --device cpu")
+        raise Unusable("--device cuda needs a GPU, but torch finds none; use --device cpu")
     return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def command_line(prog: str, arguments: list[str], file: str | None) -> str:
-    """What was typed, without the folder of the file that is written."""
+    """The command as typed, without the folder of the output file."""
     name = "" if file is None else Path(file).name
     shown = [
         name if each == file else f"--json={name}" if each == f"--json={file}" else each for each in arguments

@@ -1,4 +1,4 @@
-"""How a command that measures peers ends: what was not measured, and the exit status."""
+"""How a command that measures peers ends: messages and exit status."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-INTERRUPTED = 130  # the exit status of a command that Ctrl-C ends
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class PeerRow(Protocol):
-    """What was measured of a peer, or why nothing was."""
+    """The figures of a peer, or why there are none."""
 
     peer: str
     refused: str | None
@@ -20,7 +20,7 @@ class PeerRow(Protocol):
     def has_figures(self) -> bool: ...
 
 
-Kept = TypeVar("Kept", bound=PeerRow)
+RowType = TypeVar("RowType", bound=PeerRow)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -31,8 +31,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def interruptible(rows: list[Kept]) -> Iterator[None]:
-    """Ctrl-C inside becomes `Interrupted` with the rows that have figures by then."""
+def interruptible(rows: list[RowType]) -> Iterator[None]:
+    """Turn Ctrl-C into `Interrupted` with the rows that have figures so far."""
     try:
         yield
     except KeyboardInterrupt:
@@ -40,7 +40,7 @@ def interruptible(rows: list[Kept]) -> Iterator[None]:
 
 
 def interrupted(prog: str, rows: Sequence[PeerRow], file: str | None) -> int:
-    """Say where the figures are that were measured before Ctrl-C; returns the exit status."""
+    """Report what was measured before Ctrl-C; returns the exit status."""
     where = (
         "nothing was measured"
         if not rows
@@ -51,7 +51,7 @@ def interrupted(prog: str, rows: Sequence[PeerRow], file: str | None) -> int:
 
 
 def without_figures(rows: Sequence[PeerRow]) -> dict[str, str]:
-    """The peers of which nothing was measured, with the first reason."""
+    """The peers without any figures, with the first reason."""
     measured = {row.peer for row in rows if row.has_figures}
     reasons: dict[str, str] = {}
     for row in rows:
@@ -61,7 +61,7 @@ def without_figures(rows: Sequence[PeerRow]) -> dict[str, str]:
 
 
 def finished(prog: str, rows: Sequence[PeerRow]) -> int:
-    """Name the peers of which nothing was measured; returns the exit status, 1 if there is one."""
+    """Report the peers without any figures; returns the exit status, 1 if there are any."""
     missing = without_figures(rows)
     for peer, reason in missing.items():
         print(f"{prog}: {peer} measured nothing: {reason}", file=sys.stderr)

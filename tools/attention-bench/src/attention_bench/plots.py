@@ -1,4 +1,4 @@
-"""Bar charts of a JSON file."""
+"""Bar charts of the figures of a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .measure import Row
 
 
 def plot(rows: list[Row], where: dict[str, Any], folder: str) -> list[Path]:
-    """Write forward.png and backward.png with a group of bars per case; returns the paths written.
+    """Write forward.png and backward.png with a group of bars per case; returns the paths.
 
-    The folder is made if it does not exist; the one it lies in must.
+    The folder is created if needed; its parent must exist.
     """
     import matplotlib
 
@@ -35,9 +35,9 @@ def plot(rows: list[Row], where: dict[str, Any], folder: str) -> list[Path]:
         )
         height = 0.8 / len(peers)
         for i_peer, peer in enumerate(peers):
-            places = [i for i, case in enumerate(cases) if (case, peer) in known]
-            values = [known[cases[i], peer] for i in places]
-            bars = ax.barh([i + i_peer * height for i in places], values, height, label=peer)
+            i_cases = [i for i, case in enumerate(cases) if (case, peer) in known]
+            values = [known[cases[i], peer] for i in i_cases]
+            bars = ax.barh([i + i_peer * height for i in i_cases], values, height, label=peer)
             ax.bar_label(bars, fmt="%.3g", padding=2, fontsize=8)
         ax.set_yticks(
             [i + 0.4 - height / 2 for i in range(len(cases))], [case.label for case in cases], fontsize=8
@@ -47,11 +47,11 @@ def plot(rows: list[Row], where: dict[str, Any], folder: str) -> list[Path]:
         ax.set_xlabel(f"{direction}, ms (log scale), lower is better")
         ax.set_title(f"{where['device']}, torch {where['versions']['torch']}, {where['date']}", fontsize=9)
         ax.legend(fontsize=8)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=150)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=150)
         plt.close(figure)
         Path(folder).mkdir(exist_ok=True)
         path = Path(folder, f"{direction}.png")
-        write_whole(path, picture.getvalue())
+        write_whole(path, image.getvalue())
         written.append(path)
     return written

@@ -19,7 +19,7 @@ KERNELS = [
     Case(16384, 16, 128, 128, 0.01),
 ]
 BASE, SPARSE, MANY_HEADS = KERNELS[0], KERNELS[1], Case(131072, 32, 128, 128, 0.05)
-# Sizes at which the time of a call is not only that of its products, on one thread.
+# For one CPU thread: sizes at which a call spends much of its time outside the matrix products.
 SMALL = [
     Case(tokens, 4, 64, 64, density, causal=causal, dtype=dtype, pattern_rates=None)
     for dtype in ("float32", "bfloat16")
@@ -33,14 +33,14 @@ SMALL_SHAPES = [
     if case.seqlen in (256, 1024, 4096) and case.density in (0.1, 0.5) and not case.causal
     for fields in ({"head_dim": 128}, {"heads": 8, "kv_heads": 2}, {"block": 32}, {"block": 128})
 ]
-FAR = replace(BASE, pattern_rates=(16, 32))  # 98 % of the blocks are 2,048 tokens and more away
+FAR = replace(BASE, pattern_rates=(16, 32))  # 98 % of the blocks are at least 2,048 tokens away
 DENSITIES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 
 PRESETS = {
     "kernels": KERNELS,
-    # The kernel table without its 8 x 64 row.
+    # The kernel table without the 8 x 64 row.
     "goals": [case for case in KERNELS if case.heads != 8],
-    # Every feature beside the same case without it.
+    # Every feature next to the same case without it.
     "features": [
         BASE,
         replace(BASE, causal=True),
@@ -53,7 +53,7 @@ PRESETS = {
         replace(FAR, segment_lengths=(2048, 4096), dilation_rates=(1, 4)),
     ],
     "memory": [Case(131072, 8, 64, 128, 0.01), SPARSE],
-    # For `attention-bench breakeven`, with the peers ours and cudnn.
+    # For `attention-bench breakeven` with the peers ours and cudnn.
     "breakeven": [Case(16384, 16, 128, block, density) for block in (128, 64) for density in DENSITIES],
     "cpu": [Case(16384, 4, 64, 64, 0.02, dtype="float32")],
     "cpu-small": SMALL,

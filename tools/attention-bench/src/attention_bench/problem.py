@@ -1,4 +1,4 @@
-"""The attention problem on which tiles are timed."""
+"""The attention problem with which `attention-bench tune` times tiles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as a table on the terminal and as JSON."""
+"""Rows as a table for the terminal, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .measure import Row
 
 
 def write_json(path: str, rows: list[Row], where: dict[str, Any]) -> None:
-    """Write all figures; the file is whole or not there."""
+    """Write all figures atomically."""
     files.write(path, files.RUN, rows, where)
 
 
@@ -28,7 +28,7 @@ def number(value: float | None, form: str) -> str:
 
 
 def rate(value: float | None) -> str:
-    """TFLOP/s: whole ones on a GPU, enough digits on a CPU."""
+    """TFLOP/s, with enough digits for a CPU."""
     return "-" if value is None else format(value, ".0f" if value >= 10 else ".2g")
 
 
@@ -37,14 +37,14 @@ def milliseconds(value: float) -> str:
 
 
 def labels(rows: list[Row]) -> dict[Case, str]:
-    """What the cases are called; with their type where there are several."""
+    """Labels of the cases, with the dtype if there are several."""
     cases = list(dict.fromkeys(row.case for row in rows))
     several = len({case.dtype for case in cases}) > 1
     return {case: f"{case.label}, {case.dtype}" if several else case.label for case in cases}
 
 
 def share(rows: list[Row], of: str, direction: str) -> list[tuple[float, Case]]:
-    """Times of `ours` over those of another peer, with the case, the largest first."""
+    """Times of `ours` divided by those of the peer `of`, with the case, the largest first."""
     name = f"{direction}_ms"
     times = {(row.case, row.peer): getattr(row, name) for row in rows if getattr(row, name) is not None}
     found = [
@@ -56,7 +56,7 @@ def share(rows: list[Row], of: str, direction: str) -> list[tuple[float, Case]]:
 
 
 def markdown(rows: list[Row], where: dict[str, Any]) -> str:
-    """A table for a document: one line per case, the peers beside each other."""
+    """A Markdown table with one line per case and one column per peer."""
     peers = list(dict.fromkeys(row.peer for row in rows))
     names = {row.peer: row.peer + (", dense" if row.dense else "") for row in rows}
     lines = [
@@ -83,8 +83,10 @@ def markdown(rows: list[Row], where: dict[str, Any]) -> str:
 
 
 def table(rows: list[Row]) -> Table:
-    """One line per peer and case."""
-    made = Table(title="TFLOP/s count active blocks only, backward 2.5 forward; dense peers count every pair")
+    """A terminal table with one line per peer and case."""
+    made = Table(
+        title="TFLOP/s: active blocks only, backward counts 2.5 times the forward; dense peers count every pair"
+    )
     for name in (
         "case",
         "peer",
@@ -120,7 +122,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def line(row: Row) -> str:
-    """One row as plain text, printed as soon as it is known."""
+    """A row as plain text, printed as soon as it is measured."""
     return (
         f"{row.case.label}: {row.peer} fwd {number(row.forward_ms, '.3f')} ms {rate(row.forward_tflops)} "
         f"TFLOP/s, bwd {number(row.backward_ms, '.3f')} ms {rate(row.backward_tflops)} TFLOP/s, "

@@ -1,4 +1,4 @@
-"""Times peers on cases: `attention-bench [run]`."""
+"""Times the peers on the cases: `attention-bench [run]`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .presets import PRESETS
 DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
 EPILOG = """\
 other commands: plot and markdown show the figures of a file; breakeven finds the density at which dense attention
-is as fast; long times one problem as large as the GPU holds; host times the Python of a call; determinism compares
-runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
+is as fast; long times a problem as large as the GPU memory allows; host times a call on the host; determinism
+compares runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = options.make_parser(
-        "attention-bench", "Time block-sparse attention libraries in one run and on one mask.", EPILOG
+        "attention-bench", "Time block-sparse attention libraries in one run and with one mask.", EPILOG
     )
     parser.add_argument(
         "--preset",
@@ -43,12 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PEERS,
         metavar="PEER",
-        help=f"of {', '.join(PEERS)} (default: ours, flex and, where it is installed, fa4; on a CPU ours, flex and sdpa)",
+        help=f"one or more of {', '.join(PEERS)} (default: ours, flex and, if installed, fa4; on a CPU ours, flex and sdpa)",
     )
     options.add_device(parser)
     options.add_threads(parser)
-    options.add_case(parser, "this and the following make one case of their own, from the preset's first one")
-    parser.add_argument("--forward-only", action="store_true", help="no backward, no memory")
+    options.add_case(
+        parser, "this and the following options replace the preset with its first case, changed accordingly"
+    )
+    parser.add_argument("--forward-only", action="store_true", help="measure no backward and no memory")
     parser.add_argument(
         "--repeat-ms", type=options.milliseconds, default=60.0, help="time spent on each figure (default 60)"
     )
@@ -56,22 +58,22 @@ def build_parser() -> argparse.ArgumentParser:
         "--rounds",
         type=positive_int,
         default=1,
-        help="times to go through all cases, of which the medians count: a card that grows warm in a run slows down the "
-        "later ones; in every other round the last peer comes first (default 1)",
+        help="rounds over all cases, of which the medians are taken, because a GPU slows down as it gets warm; every other "
+        "round takes the peers in reverse order (default 1)",
     )
     options.add_json(parser, "all figures with device, versions and date")
     return parser
 
 
 def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
-    """The cases of the presets; with a shape option one case, the first of them with the options given."""
+    """The cases of the presets; if case options are given, only the first case with these options."""
     names = given.preset or ["kernels" if device == "cuda" else "cpu"]
     cases = list(dict.fromkeys(case for name in names for case in PRESETS[name]))
     return [options.case_of(given, cases[0])] if options.has_case(given) else cases
 
 
 def chosen_peers(given: argparse.Namespace, cases: list[Case], device: str) -> list[str]:
-    """The peers that were asked for, or the default ones without those that can serve none of the cases."""
+    """The requested peers, or the default ones without those that support none of the cases."""
     if given.peers:
         return list(dict.fromkeys(given.peers))
     names = []
@@ -87,10 +89,10 @@ def chosen_peers(given: argparse.Namespace, cases: list[Case], device: str) -> l
 def measured(
     case: Case, names: list[str], device: str, repeat_ms: float, with_backward: bool
 ) -> Iterator[Row]:
-    """The rows of a case, as they come."""
+    """The rows of a case, as they are measured."""
     try:
         layout, layout_ms = measure.build(case, device)
-    except Exception as error:  # a case that cannot be built is refused for every peer
+    except Exception as error:  # no peer can run a case whose layout cannot be built
         yield from (Row(name, case, PEERS[name].dense, refused=measure.one_line(error)) for name in names)
         return
     peers = [PEERS[name] for name in names]
@@ -107,7 +109,7 @@ def measured(
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0, 1 when a peer measured nothing, 130 when interrupted: then what was measured is kept."""
+    """Exit status 0; 1 if a peer has no figures; 130 if interrupted, with the figures so far saved."""
     parser = build_parser()
     given = parser.parse_args(arguments)
     device = options.device_of(given)
@@ -121,23 +123,23 @@ def main(arguments: list[str]) -> int:
     def medians() -> list[Row]:
         return [measure.median_row(tries) for tries in found.values()]
 
-    def keep() -> None:
+    def save() -> None:
         if given.json and found:
             report.write_json(given.json, medians(), environment(device, command))
 
     was_interrupted = False
     try:
-        for place, case in itertools.product(range(given.rounds), cases):
-            in_order = names[::-1] if place % 2 else names
+        for i_round, case in itertools.product(range(given.rounds), cases):
+            in_order = names[::-1] if i_round % 2 else names
             for row in measured(case, in_order, device, given.repeat_ms, not given.forward_only):
                 found.setdefault((case, row.peer), []).append(row)
                 print(report.line(row), flush=True)
-            keep()
+            save()
     except KeyboardInterrupt as stopped:
         was_interrupted = True
         for row in getattr(stopped, "rows", []):
             found.setdefault((row.case, row.peer), []).append(row)
-        keep()
+        save()
     rows = medians()
     if rows:
         Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))

@@ -1,4 +1,4 @@
-"""Checks of results that are too large to compare with anything whole."""
+"""Spot checks of results that are too large to be compared as a whole."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dilated_attention_pytorch.config import TokenDilation
 
 from .cases import Case
 
-PIECE = 2**26  # elements looked at together
+PIECE = 2**26  # elements checked at a time
 
 
 @dataclass
 class QueryError:
-    """How far the output of one query is from the definition, relative."""
+    """Relative error of the output of one query."""
 
     position: int
     head: int
@@ -25,7 +25,7 @@ class QueryError:
 
 
 def visible_keys(case: Case, layout: BlockLayout, position: int, head: int) -> list[slice]:
-    """The keys that a query may see, block by block."""
+    """The keys that a query sees, one slice per block."""
     dilation = TokenDilation.from_user(case.segment_lengths, case.dilation_rates, case.block)
     row = position // case.block
     first, last = layout.row_lists.indptr[row : row + 2].tolist()
@@ -44,7 +44,7 @@ def visible_keys(case: Case, layout: BlockLayout, position: int, head: int) -> l
 def expected_output(
     case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, position: int, head: int
 ) -> Tensor:
-    """The output of one query of the first batch element, in float64: one softmax over its keys."""
+    """The output of a query of the first batch element: one softmax over its keys, in float64."""
     keys = visible_keys(case, layout, position, head)
     kv_head = head // (case.heads // case.num_kv_heads)
     seen_k = torch.cat([k[0, part, kv_head] for part in keys]).double()
@@ -57,7 +57,7 @@ def expected_output(
 def query_errors(
     case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor, out: Tensor
 ) -> list[QueryError]:
-    """Of the first and the last query and two in between, for the first and the last head."""
+    """Errors of the first and the last query and two in between, for the first and the last head."""
     last = case.seqlen - 1
     errors = []
     for head in sorted({0, case.heads - 1}):
@@ -69,5 +69,5 @@ def query_errors(
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether there is neither an infinity nor a NaN; needs little memory beside x, which is contiguous."""
+    """Whether a contiguous tensor has neither infinities nor NaN; takes little extra memory."""
     return all(bool(piece.isfinite().all()) for piece in x.detach().view(-1).split(PIECE))

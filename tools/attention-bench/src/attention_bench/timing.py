@@ -1,4 +1,4 @@
-"""Time and memory of calls so long that a few of them are enough."""
+"""Time and memory of long calls, of which a few suffice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Result = TypeVar("Result")
 
 
 class Timed(NamedTuple):
-    """ms: median of the timed calls. peak_bytes: most memory in use above what there was before; total_bytes: in all."""
+    """Figures of a call; memory is None on a CPU.
+
+    ms: median time. peak_bytes: peak memory above the memory in use before. total_bytes: peak memory.
+    """
 
     ms: float
     peak_bytes: int | None
@@ -23,7 +26,7 @@ class Timed(NamedTuple):
 
 
 def call_ms(call: Callable[[], Result], device: str) -> tuple[Result, float]:
-    """One call and its time: CUDA events on a GPU, the wall clock on a CPU."""
+    """The result of a call and its milliseconds: CUDA events on a GPU, the wall clock on a CPU."""
     if device != "cuda":
         begin = time.perf_counter()
         return call(), (time.perf_counter() - begin) * 1000
@@ -36,7 +39,7 @@ def call_ms(call: Callable[[], Result], device: str) -> tuple[Result, float]:
 
 
 def timed(call: Callable[[], Result], device: str, repeats: int) -> tuple[Result, Timed]:
-    """The last result and the figures of a call, after one to warm up. No two results are there at a time."""
+    """The last result and the figures of a call, after a warm-up call; holds one result at a time."""
     free(device)
     before = 0
     if device == "cuda":

@@ -1,7 +1,7 @@
 """Find the fastest tiles of the kernels on this GPU: `attention-bench tune`.
 
-Candidates are compiled by several processes at once, then timed one after the other by this one. Prints the
-winners as lines for the tuning.py of the backend.
+Several processes compile the candidates, then this one times them one after the other. The fastest are printed as lines
+for the tuning.py of the backend.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0; after Ctrl-C the file has the kernels that were timed."""
+    """Exit status 0. After Ctrl-C the file has the kernels timed so far."""
     given = build_parser().parse_args(arguments)
     module = BACKENDS[given.backend]
     kernels = given.kernels or list(module.KERNELS)
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
             f"--kernels {unknown[0]} is not one of the backend {given.backend}: {', '.join(module.KERNELS)}"
         )
     if not torch.cuda.is_available():
-        raise Unusable("needs a CUDA GPU")
+        raise Unusable("tune needs a CUDA GPU")
     shapes = list(itertools.product(kernels, given.head_dim, given.block))
     results: list[dict[str, Any]] = []
     for result in module.tune(shapes, given.seqlen, given.density, given.processes):
@@ -53,5 +53,5 @@ def main(arguments: list[str]) -> int:
         if given.json:
             files.write_json(given.json, results)
     if not any(result["timed"] for result in results):
-        raise Unusable("no candidate was timed; the lines above say why")
+        raise Unusable("no candidate could be timed; the lines above say why")
     return 0

@@ -1,7 +1,7 @@
-"""Candidates for the tiles of the Hopper kernels, and their times; lines for `backends/hopper/tuning.py`.
+"""Times candidate tiles of the Hopper kernels and prints lines for `backends/hopper/tuning.py`.
 
-A candidate takes the place of the table's entry while it is compiled and timed. One whose result is not that of the
-entry is not timed.
+A candidate replaces the table's entry while it is compiled and timed. It is not timed if its result differs from that of
+the entry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from .measure import one_line
 from .problem import Shape, make
 from .tune_triton import ignore_interrupts
 
-# The backward has two passes.
 TABLES: dict[str, dict[tuple[int, int], Any]] = {
     "forward": tuning.FORWARD,
     "dq": tuning.DQ,
@@ -33,9 +32,9 @@ TABLES: dict[str, dict[tuple[int, int], Any]] = {
 }
 KERNELS = tuple(TABLES)
 STAGES = tuple(range(2, 13))
-SHARED_KIB = 227  # that a program may use
-RESERVED = 512  # bytes of each of two programs, beside what they ask for
-BARRIERS = 1024  # bytes, about what all small allocations of a kernel take
+SHARED_KIB = 227  # shared memory that a program can use
+RESERVED = 512  # bytes that two programs lose each, in addition to what they allocate
+BARRIERS = 1024  # bytes, about the size of all small allocations of a kernel
 # Per pair and element of head_dim. Of a pass the whole backward is timed, with the other pass as it is.
 FLOPS = {"forward": 4, "dq": 10, "dkdv": 10}
 TOLERANCE = 0.01  # relative; results differ in rounding only
@@ -47,7 +46,7 @@ def table_of(shape: Shape) -> dict[tuple[int, int], Any]:
 
 
 def choices(name: str, block: int) -> tuple[Any, ...]:
-    """Values worth trying of one field of the tiles; none of an unknown field, which keeps its default."""
+    """The values to try for a field of the tiles; none for an unknown field, which keeps its default."""
     flags: tuple[Any, ...] = (True, False)
     return {
         "stages": STAGES,
@@ -65,7 +64,7 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
 
 
 def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
-    """Shared memory of a program."""
+    """Shared memory of a program, in bytes."""
     if isinstance(tiles, ForwardTiles):
         places = tiles.slots * 128 + (tiles.k_stages + tiles.v_stages) * tiles.tile
         return places * head_dim * 2 + BARRIERS
@@ -75,7 +74,7 @@ def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
 
 
 def fits(kernel: str, tiles: Tiles, shared: int, block: int) -> bool:
-    """Whether the tiles have room, use most of it, and say nothing twice."""
+    """Whether the tiles fit in shared memory, use most of it, and no option is redundant."""
     if isinstance(tiles, BackwardTiles):
         # the dq pass reads no lse from shared memory, and only steps of one block overlap
         says_more = (kernel == "dq" and tiles.late_lse) or (tiles.tile == block and tiles.overlap_steps)
@@ -91,7 +90,7 @@ def fits(kernel: str, tiles: Tiles, shared: int, block: int) -> bool:
 
 
 def candidates(shape: Shape) -> list[Tiles]:
-    """Tiles worth timing for one kernel, the table's entry first."""
+    """The tiles to be timed for a kernel, the table's entry first."""
     kernel, head_dim, block = shape
     kind: Any = ForwardTiles if kernel == "forward" else BackwardTiles
     names = [field.name for field in fields(kind) if choices(field.name, block)]
@@ -105,7 +104,7 @@ def candidates(shape: Shape) -> list[Tiles]:
 
 
 def written(tiles: Tiles) -> str:
-    """As in the table: by place, and by name what has a default and is not it."""
+    """As written in the table: positional arguments, then keyword arguments that differ from their defaults."""
     parts = []
     for field in fields(tiles):
         value = getattr(tiles, field.name)
@@ -118,7 +117,7 @@ def written(tiles: Tiles) -> str:
 
 @contextlib.contextmanager
 def replaced(shape: Shape, tiles: Tiles) -> Iterator[None]:
-    """The table holds `tiles` for as long as this lasts."""
+    """Replace the table's entry by `tiles` within the context."""
     from dilated_attention_pytorch.backends.hopper.launcher import LAUNCHES
 
     table, key = table_of(shape), shape[1:]
@@ -136,7 +135,7 @@ def replaced(shape: Shape, tiles: Tiles) -> Iterator[None]:
 
 
 def call_of(kernel: str, problem: AttentionProblem) -> Callable[[], tuple[Tensor, ...]]:
-    """What is timed, and compared with the result of other tiles."""
+    """The call to be timed; its results are compared with those of other tiles."""
     if kernel == "forward":
         return lambda: HOPPER.forward(problem)
     out, lse = HOPPER.forward(problem)
@@ -149,7 +148,7 @@ def call_of(kernel: str, problem: AttentionProblem) -> Callable[[], tuple[Tensor
 
 
 def compile_one(work: tuple[Shape, Tiles]) -> str | None:
-    """Run a candidate once on a small problem, so that what it compiles to is on the disk; why that fails, or None."""
+    """Run a candidate on a small problem, which compiles it to the disk cache; returns the error, or None."""
     shape, tiles = work
     try:
         problem = make(shape, 16 * shape[2], 0.2, HOPPER)
@@ -169,7 +168,7 @@ def check(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
 
 
 def time_one(shape: Shape, call: Callable[[], tuple[Tensor, ...]], tiles: Tiles, expected: Any) -> float:
-    """ms of a candidate."""
+    """Milliseconds of a candidate, after its result has been checked."""
     from triton.testing import do_bench
 
     with replaced(shape, tiles):
@@ -181,7 +180,7 @@ def time_one(shape: Shape, call: Callable[[], tuple[Tensor, ...]], tiles: Tiles,
 def search(
     shape: Shape, tried: list[Tiles], failures: dict[Tiles, str], time: Callable[[Tiles], float]
 ) -> list[tuple[float, Tiles]]:
-    """Times of the candidates that run, the fastest first; prints why the others do not."""
+    """Times of the candidates that run, the fastest first; prints why the others fail."""
     timed = []
     for tiles in tried:
         failure = failures.get(tiles)
@@ -196,7 +195,7 @@ def search(
 
 
 def tune_shape(shape: Shape, problem: AttentionProblem, failures: dict[Tiles, str]) -> dict[str, Any]:
-    """Time the candidates of one kernel and print the fastest, ready for the table."""
+    """Time the candidates of a kernel and print the fastest as lines for the table."""
     tried = candidates(shape)
     call = call_of(shape[0], problem)
     expected = None if tried[0] in failures else call()
@@ -212,7 +211,7 @@ def tune_shape(shape: Shape, problem: AttentionProblem, failures: dict[Tiles, st
 
 
 def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> Iterator[dict[str, Any]]:
-    """The timings of each kernel, as they come; prints the fastest."""
+    """The timings of each kernel, as they are measured; prints the fastest."""
     for shape in shapes:
         if shape[1:] not in table_of(shape):
             print(f"{shape}: not in the table, the portable kernels serve it", flush=True)

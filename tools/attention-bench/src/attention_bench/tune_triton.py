@@ -1,4 +1,4 @@
-"""Candidates for the tiles of the Triton kernels, and their times; lines for `backends/triton/tuning.py`."""
+"""Times candidate tiles of the Triton kernels and prints lines for `backends/triton/tuning.py`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KERNELS = ("forward", "dq", "dkdv")
 
 
 def candidates(shape: Shape, capability: tuple[int, int]) -> Iterator[Tiles]:
-    """Tiles worth timing for one kernel, the default first."""
+    """The tiles to be timed for a kernel, the default first."""
     kernel, head_dim, block_size = shape
     first = default_tiles(kernel, head_dim, block_size, 2, capability)
     yield first
@@ -41,7 +41,7 @@ def candidates(shape: Shape, capability: tuple[int, int]) -> Iterator[Tiles]:
 
 
 def prepared(shape: Shape, problem: AttentionProblem, tiles: Tiles) -> launches.Launch:
-    """The launch of one kernel with the given tiles, on uninitialised statistics."""
+    """The launch of a kernel with the given tiles; out and lse hold arbitrary values."""
     original = tuning.tiles
     tuning.tiles = lambda kernel, *others: tiles if kernel == shape[0] else original(kernel, *others)
     try:
@@ -67,12 +67,12 @@ def compile_one(work: tuple[Shape, Tiles]) -> str | None:
 
 
 def ignore_interrupts() -> None:
-    """Ctrl-C is for the process that waits for the workers."""
+    """Leave Ctrl-C to the process that waits for the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> Iterator[dict[str, Any]]:
-    """The timings of each kernel, as they come; prints the fastest."""
+    """The timings of each kernel, as they are measured; prints the fastest."""
     from triton.testing import do_bench
 
     capability = torch.cuda.get_device_capability()

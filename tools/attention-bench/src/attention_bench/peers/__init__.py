@@ -1,4 +1,4 @@
-"""The libraries beside ours, one file each, behind one small interface."""
+"""The libraries that are compared, one file each, behind a small interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a peer must offer."""
+"""Peer: the interface of a library to be timed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Peer(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called on the command line and in tables."""
+        """Name on the command line and in tables."""
 
     @property
     def heads_first(self) -> bool:
-        """Takes (batch, heads, seqlen, head_dim), else (batch, seqlen, heads, head_dim)."""
+        """Whether inputs are (batch, heads, seqlen, head_dim) instead of (batch, seqlen, heads, head_dim)."""
 
     @property
     def dense(self) -> bool:
-        """Ignores the pattern: its figures count every pair."""
+        """Whether the pattern is ignored; the figures then count every pair."""
 
     def rejects(self, case: Case, device: str) -> str | None:
-        """Why the case cannot be tried at all; None if it can."""
+        """Why the case is not supported; None if it is."""
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
-        """The call that is timed."""
+        """The call to be timed."""

@@ -1,4 +1,4 @@
-"""Dense attention through torch's scaled_dot_product_attention: every pair, for the break-even density."""
+"""Dense attention with torch's scaled_dot_product_attention, for the break-even density."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Dense:
             chosen = contextlib.nullcontext() if self.backend is None else sdpa_kernel(self.backend)
             with chosen:
                 gqa = case.num_kv_heads != case.heads
-                is_causal = case.causal and not case.decode  # its query sees all keys
+                is_causal = case.causal and not case.decode  # the query of a decoding step sees all keys
                 return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=gqa)
 
         return attend

@@ -14,7 +14,7 @@ from .base import Attend
 
 
 def lists(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, 1, n) counts and (1, 1, n, n) left-packed columns of a dense block mask."""
+    """Counts (1, 1, n) and left-packed columns (1, 1, n, n) of a dense block mask."""
     counts = mask.sum(-1).to(torch.int32)
     columns = torch.argsort(mask.to(torch.int8), dim=-1, descending=True, stable=True).to(torch.int32)
     return counts[None, None].contiguous(), columns[None, None].contiguous()
@@ -31,7 +31,7 @@ class FlashAttention4:
         if case.segment_lengths is not None:
             return "no token dilation: its lists hold whole blocks"
         if case.causal:
-            return "its causal flag and a block-sparse mask are not combined here"
+            return "its causal flag is not combined with a block-sparse mask here"
         try:
             import flash_attn.cute.interface  # noqa: F401
         except ImportError as error:

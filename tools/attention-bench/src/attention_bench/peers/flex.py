@@ -1,4 +1,4 @@
-"""FlexAttention, compiled, on the BlockMask of our layout."""
+"""Compiled FlexAttention with the BlockMask of our layout."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Flex:
         import torch._functorch.config
         from torch.nn.attention.flex_attention import flex_attention
 
-        # past its limit, and after a backward that did not compile, dynamo would silently run the dense eager version
+        # beyond the limit, or after a failed compilation, dynamo would silently run the dense eager version
         torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = 1000
-        torch._functorch.config.donated_buffer = False  # the backward is timed again and again on one graph
+        torch._functorch.config.donated_buffer = False  # the backward is repeated on the same graph
         block_mask = layout.to_block_mask()
         small = case.block < 128 and layout.device.type == "cuda"
         options: Any = {"fwd_BLOCK_M": case.block, "fwd_BLOCK_N": case.block} if small else {}

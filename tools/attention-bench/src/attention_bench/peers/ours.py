@@ -1,4 +1,4 @@
-"""dilated-attention-pytorch: the backend of its choice, or one by name."""
+"""dilated-attention-pytorch with the backend that it chooses, or with a given one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ours:
         return None
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
-        # no defaults spelled out: `attention-bench host` times what a plain call costs
+        # defaults are left out: `attention-bench host` times a plain call
         options: dict[str, Any] = {}
         if case.causal:
             options["is_causal"] = True
