@@ -1,14 +1,14 @@
-"""racecheck of compute-sanitizer on every Hopper kernel: fails for any report but two that are none.
+"""Run racecheck of compute-sanitizer on every Hopper kernel; fail for any report except two kinds of false ones.
 
     python tools/kernel-checks/racecheck.py [WORDS]
 
-WORDS choose calls, as in sanitize_hopper.py. racecheck does not follow
-    hand-over   `barrier.sync 1` at the line of `gl.warp_specialize`, on either side of which the byte is written and read by
-                which triton tells the other warps what to do;
+WORDS select calls, as in sanitize_hopper.py. racecheck does not understand
+    hand-over   `barrier.sync 1` at the line of `gl.warp_specialize`, which separates the write and the read of the byte by
+                which Triton tells the other warps their partition;
     passing on  the barrier of a warpgroup that has read the numbers of a tile (tile_scheduler.py: `read_number`), after which
                 one thread arrives for all of them at the barrier that the writer (`write_number`) waits for.
-racecheck_control.py has both in kernels that do nothing else. They are run first, and a report is passed over only where its kind
-is reported there, too: with a racecheck that has learned to follow, nothing is passed over.
+racecheck_control.py has both in kernels that do nothing else. They run first, and a report is ignored only if its kind is
+reported there too: a racecheck that understands them has nothing to ignore.
 """
 
 from __future__ import annotations
