@@ -191,26 +191,34 @@ def reads_by_number(node: ast.AST) -> bool:
     return any(map(is_number, bounds))
 
 
-def test_functions_have_few_positional_parameters() -> None:
-    found = set()
-    for name, function in functions():
-        is_launched = is_device_code(function) and function.name.endswith("_kernel")
-        if len(function.args.posonlyargs + function.args.args) > MOST_PARAMETERS and not is_launched:
-            found.add(name)
-    check("parameters", found - set(FOR_GOOD))
+def with_many_parameters() -> set[str]:
+    """Functions with more than 12 positional parameters, except kernels, which a launch gives all that they take."""
+    return {
+        name
+        for name, function in functions()
+        if len(function.args.posonlyargs + function.args.args) > MOST_PARAMETERS
+        and not (is_device_code(function) and function.name.endswith("_kernel"))
+    }
 
 
-def test_kernels_read_no_tuple_by_number() -> None:
-    found = {
+def with_tuples_by_number() -> set[str]:
+    return {
         name
         for name, function in functions()
         if is_device_code(function) and any(map(reads_by_number, ast.walk(function)))
     }
-    check("tuples", found - set(FOR_GOOD))
 
 
-def test_exceptions_for_good_are_functions_that_exist() -> None:
-    assert set(FOR_GOOD) <= {name for name, _ in functions()}
+def test_functions_have_few_positional_parameters() -> None:
+    check("parameters", with_many_parameters() - set(FOR_GOOD))
+
+
+def test_kernels_read_no_tuple_by_number() -> None:
+    check("tuples", with_tuples_by_number() - set(FOR_GOOD))
+
+
+def test_exceptions_for_good_are_still_needed() -> None:
+    assert set(FOR_GOOD) <= with_many_parameters() | with_tuples_by_number()
 
 
 def package_of(folder: Path, files: dict[str, str]) -> Package:
