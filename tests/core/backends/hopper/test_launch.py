@@ -149,6 +149,24 @@ def test_gradients_of_outputs_make_another_launch_where_they_lie_otherwise(made:
     assert [each.arguments["HAS_GRAD_LSE"] for each in made] == [False, False, False, False, True, False]
 
 
+def test_another_backward_is_one_more_entry(made: list[Recorder], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = passes.Backward(
+        "dq alone", lambda p: None if p.is_causal else "not causal", (passes.DQ,), lambda _: 1
+    )
+    monkeypatch.setattr(passes, "BACKWARDS", [one, *passes.BACKWARDS])
+    causal = BlockLayout.from_config(CONFIG, LENGTH, causal=True)
+    for p, n_passes in ((problem(), 2), (problem(layout=causal, is_causal=True), 1)):
+        before = len(made)
+        backward(p)
+        assert len(made) - before == n_passes
+
+
+def test_problem_that_no_backward_serves_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "BACKWARDS", passes.BACKWARDS[1:])
+    with pytest.raises(NotImplementedError, match="two passes with token dilation: tokens are not dilated"):
+        passes.backward_of(problem())
+
+
 @pytest.mark.parametrize("block_size", [64, 128])
 def test_arguments_come_in_the_order_of_the_parameters(block_size: int) -> None:
     layout_ = BlockLayout.from_config(SparsePatternConfig(block_size=block_size, sparsity_ratio=0.5), LENGTH)
