@@ -71,7 +71,7 @@ BAD_USAGE = {
     "determinism --runs 0": "--runs: must be a whole number of at least 1",
     "tune --backend hoper": "--backend: invalid choice: 'hoper'; did you mean 'hopper'?",
     "tune --kernels forwrd": "--kernels: invalid choice: 'forwrd'; did you mean 'forward'?",
-    "tune --backend hopper --kernels dq": "--kernels dq is not one of the backend hopper: forward, rows, columns",
+    "tune --backend hopper --kernels rows": "--kernels: invalid choice: 'rows'",
     "tune --processes -1": "--processes: must be a whole number of at least 1",
     "tune --head-dim 0": "--head-dim: must be a whole number of at least 1",
 }

@@ -30,7 +30,6 @@ TABLES: dict[str, dict[tuple[int, int], Any]] = {
     "dq": tuning.DQ,
     "dkdv": tuning.DKDV,
 }
-KERNELS = tuple(TABLES)
 STAGES = tuple(range(2, 13))
 SHARED_KIB = 227  # shared memory that a program can use
 RESERVED = 512  # bytes that two programs lose each, in addition to what they allocate

@@ -18,8 +18,6 @@ from dilated_attention_pytorch.backends.triton.tuning import Tiles, default_tile
 
 from .problem import Shape, make
 
-KERNELS = ("forward", "dq", "dkdv")
-
 
 def candidates(shape: Shape, capability: tuple[int, int]) -> Iterator[Tiles]:
     """The tiles to be timed for a kernel, the default first."""
