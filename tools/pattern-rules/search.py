@@ -1,8 +1,8 @@
-"""Compare fixed rules by which the rows of dilated_sparse share the scales out.
+"""Compare fixed rules that distribute the scales of dilated_sparse over the rows.
 
-Every row keeps its own block. A rule says which block it links to, and at which of the offsets of round 1 it begins. The
-tables give the layers to full coverage, the share of the allowed pairs connected after 2, 4 and 8 layers ("reach"), and
-how many different columns two neighbouring rows load for each block that they compute ("loads"; 1: nothing is shared).
+Every row keeps its diagonal block. A rule says which block a row links to, and at which offset it starts round 1. The
+tables show the layers to full coverage, the share of allowed pairs connected after 2, 4 and 8 layers ("coverage"), and
+the different columns that two neighbouring rows load per block that they compute ("loads"; 1: they share none).
 
     python search.py > RESULTS.md          # half a minute
 """
@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 GOLDEN = 0.6180339887498949
-CAUSAL_BLOCKS = (3, 4, 5, 6, 8)  # a row
-OTHER_BLOCKS = (2, 2.56, 3, 4, 6, 8)  # 2.56: 1 % of 256 blocks
-SIZES = (64, 256, 1024, 2048)  # blocks in the sequence
+CAUSAL_BLOCKS = (3, 4, 5, 6, 8)  # per row
+OTHER_BLOCKS = (2, 2.56, 3, 4, 6, 8)  # per row; 2.56 is 1 % of 256 blocks
+SIZES = (64, 256, 1024, 2048)  # blocks per sequence
 RATES: tuple[tuple[int, ...] | None, ...] = (None, (1, 2, 4, 8), (1, 4, 16, 64), (2, 3, 5))
 
-# ---- at which of n offsets a row begins
+# ---- the index, of n offsets, at which a row starts round 1
 
 
 def nearest(row: int, n: int) -> int:
-    """Every row alike, as in 0.3.0."""
+    """All rows start alike, as in version 0.3.0."""
     return 0
 
 
@@ -38,7 +38,7 @@ def by_pair_of_rows(row: int, n: int) -> int:
 
 
 def by_ruler(row: int, n: int) -> int:
-    """Half the rows begin at the first offset, a quarter at the second, and on."""
+    """Half of the rows start at the first offset, a quarter at the second, and so on."""
     return min(((row + 1) & -(row + 1)).bit_length() - 1, n - 1)
 
 
@@ -47,13 +47,13 @@ def by_golden_ratio(row: int, n: int) -> int:
 
 
 def by_van_der_corput(row: int, n: int) -> int:
-    """The binary digits of the row mirrored at the point: 6 = 110 gives 0.011."""
+    """The van der Corput sequence: the binary digits of the row mirrored at the point, 6 = 110 becomes 0.011."""
     return int(f"{row:032b}"[::-1], 2) * n >> 32
 
 
 STARTS = (nearest, by_row, by_pair_of_rows, by_ruler, by_golden_ratio, by_van_der_corput)
 
-# ---- the block that every row takes after its own, as an offset; not causal
+# ---- the offset of the block that a row links to, if not causal
 
 
 def previous(n: int, rates: Sequence[int]) -> list[int]:
@@ -65,7 +65,7 @@ def alternating(n: int, rates: Sequence[int]) -> list[int]:
 
 
 def runs(lengths: Iterable[int], n: int) -> list[int]:
-    """One cycle: runs of rows look ahead and back in turn, each to the next row that looks as it does."""
+    """Links in one cycle: runs of rows link ahead and back in turn, each to the next row of the same direction."""
     ahead = [flag for i_run, length in zip(itertools.count(), lengths) for flag in [i_run % 2 == 0] * length]
     forward = [row for row in range(n) if ahead[row]]
     cycle = forward + [row for row in reversed(range(n)) if not ahead[row]]
@@ -80,7 +80,7 @@ def even_ahead_odd_back(n: int, rates: Sequence[int]) -> list[int]:
 
 
 def runs_by_ruler(n: int, rates: Sequence[int]) -> list[int]:
-    """Runs of r - 1 rows, so that the links over them have the length r: 2 4 2 8 2 4 2 16 ..."""
+    """Runs of r - 1 rows, so that the links across them have length r: 2 4 2 8 2 4 2 16 ..."""
     longer = sorted({rate for rate in rates if 1 < rate <= n // 2}) or [2]
     return runs(
         (longer[min((step & -step).bit_length(), len(longer)) - 1] - 1 for step in range(1, n + 1)), n
@@ -98,7 +98,7 @@ def signs_in_turn(rates: Sequence[int], link: int) -> list[int]:
 
 
 def other_way_first(rates: Sequence[int], link: int) -> list[int]:
-    """Against the link, with it, against it: -r1 +r2 -r3 ..., then the others."""
+    """Signs against the link, with it, against it, ... (-r1 +r2 -r3 ...), then the opposite ones."""
     sign = -1 if link > 0 else 1
     first = [sign * (1, -1)[i % 2] * rate for i, rate in enumerate(rates)]
     return first + [-offset for offset in first]
@@ -109,7 +109,7 @@ ORDERS = (signs_in_turn, other_way_first)
 
 def take(n: int, blocks: Sequence[int], causal: bool, rates: tuple[int, ...] | None, start: Callable[[int, int], int],
          links: Sequence[int], order: Callable[[Sequence[int], int], list[int]]) -> list[list[int]]:  # fmt: skip
-    """The columns of every row."""
+    """The columns of every row under a rule."""
     scales = rates or tuple(2**power for power in range(max(1, (n - 1).bit_length())))
     later = [sign * t * rate for t in range(2, n) for rate in scales if t * rate < n for sign in (-1, 1)]
     later += [sign * step for step in range(1, n) for sign in (-1, 1)]
@@ -130,19 +130,23 @@ def take(n: int, blocks: Sequence[int], causal: bool, rates: tuple[int, ...] | N
 
 
 def budgets(n: int, per_row: float, causal: bool) -> list[int]:
+    """The number of blocks of every row."""
     if causal:
         return [min(int(per_row), row + 1) for row in range(n)]
     totals = [max(int(per_row * (row + 1) + 1e-9), 2 * (row + 1)) for row in range(n)]
     return [b - a for a, b in zip([0, *totals], totals, strict=False)]
 
 
-# ---- what they are worth
+# ---- figures of a layout
 
 
 def coverage(
-    heads: Sequence[list[list[int]]], causal: bool, most: int = 4096
+    heads: Sequence[list[list[int]]], causal: bool, max_layers: int = 4096
 ) -> tuple[int | None, list[float]]:
-    """Layers to full coverage, and the share of the pairs after 2, 4 and 8; of the heads together. Rows of bits."""
+    """Layers to full coverage by all heads together, and the share of pairs connected after 2, 4 and 8 layers.
+
+    Connected columns are stored as one bit each.
+    """
     n = len(heads[0])
     rows = [sorted(set().union(*(head[row] for head in heads))) for row in range(n)]
     width = max(map(len, rows))
@@ -150,7 +154,7 @@ def coverage(
     seen = np.zeros((n, -(-n // 8)), dtype=np.uint8)
     np.bitwise_or.at(seen, (np.arange(n)[:, None], columns // 8), (128 >> columns % 8).astype(np.uint8))
     allowed, shares = (n * (n + 1) // 2 if causal else n * n), []
-    for layers in range(1, most):
+    for layers in range(1, max_layers):
         connected = int(np.bitwise_count(seen).sum())
         if layers in (2, 4, 8):
             shares.append(connected / allowed)
@@ -163,6 +167,7 @@ def coverage(
 
 
 def loads(rows: list[list[int]]) -> float:
+    """Different columns of two neighbouring rows, per block."""
     pairs = list(zip(rows[::2], rows[1::2], strict=False))
     return sum(len({*a, *b}) for a, b in pairs) / sum(len(a) + len(b) for a, b in pairs)
 
@@ -179,7 +184,7 @@ def print_table(
     causal: bool,
 ) -> None:
     middle = per_row[2 if per_row[0] == 2 else 1]
-    heads = [*(f"{blocks:g} a row" for blocks in per_row), f"reach at {middle:g} a row", "loads"]
+    heads = [*(f"{blocks:g} per row" for blocks in per_row), f"coverage at {middle:g} per row", "loads"]
     print(f"\n### {title}\n\n| rule | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|")
     for name, make in candidates:
         cells = [
@@ -209,7 +214,7 @@ def other_rows(
     return take(n, budgets(n, per_row, False), False, rates, by_van_der_corput, links, order)
 
 
-def turned_by(head: int) -> Callable[[int, int], int]:
+def rotated_by(head: int) -> Callable[[int, int], int]:
     return lambda row, n: (by_van_der_corput(row, n) + head) % n
 
 
@@ -219,14 +224,16 @@ def words(*functions: Callable[..., object]) -> str:
 
 def main() -> None:
     print(
-        "# How the rows of dilated_sparse share the scales out\n\nMade by `search.py`, which says what the columns are."
+        "# How the scales of dilated_sparse are distributed over the rows\n\nWritten by `search.py`, which explains the columns."
     )
-    print(f"Layers to full coverage of {' / '.join(map(str, SIZES))} blocks; reach and loads at 256 blocks.")
-    print("Chosen: causal, by van der corput; not causal, runs by ruler with signs in turn.")
+    print(
+        f"Layers to full coverage of {' / '.join(map(str, SIZES))} blocks; coverage and loads at 256 blocks."
+    )
+    print("The chosen rules: causal, by van der corput; not causal, runs by ruler with signs in turn.")
     names = {rates: "powers of two" if rates is None else " ".join(map(str, rates)) for rates in RATES}
     for rates in RATES:
         causal = [(words(start), functools.partial(causal_rows, start, rates)) for start in STARTS]
-        title = f"Causal, rates {names[rates]}: at which offset a row begins"
+        title = f"Causal, rates {names[rates]}: where a row starts round 1"
         print_table(title, causal, CAUSAL_BLOCKS, SIZES if rates is None else SIZES[:3], True)
     for rates in RATES[:3]:
         other = [
@@ -234,15 +241,15 @@ def main() -> None:
             for link in LINKS
             for order in ORDERS
         ]
-        title = f"Not causal, rates {names[rates]}: links, and the order of round 1"
+        title = f"Not causal, rates {names[rates]}: links and order of round 1"
         print_table(title, other, OTHER_BLOCKS, SIZES[:2], False)
-    print("\n### Heads that begin at different offsets (`rotation`), causal, powers of two, 3 blocks a row\n")
+    print("\n### Heads with different `rotation`, causal, powers of two, 3 blocks per row\n")
     print(
-        "| heads | layers of 256 blocks | of 2,048 | reach after 2, 4, 8 layers of 2,048 |\n|---|---|---|---|"
+        "| heads | layers, 256 blocks | layers, 2,048 blocks | coverage of 2,048 blocks after 2, 4, 8 layers |\n|---|---|---|---|"
     )
     for n_heads in (1, 2, 4, 8):
         found = [
-            coverage([causal_rows(turned_by(head), None, n, 3) for head in range(n_heads)], True)
+            coverage([causal_rows(rotated_by(head), None, n, 3) for head in range(n_heads)], True)
             for n in (256, 2048)
         ]
         shares = " ".join(f"{share:.2f}" for share in found[1][1])

@@ -383,8 +383,8 @@ def passkey_sample(plan: Plan, text: Text, model: LanguageModel) -> str:
     shown = answers[:: -(-len(answers) // MAX_ANSWERS)]
     around = " ".join(readable(tokens[max(0, passkey - 24) : passkey + 24]).split())
     return (
-        f"Held-out text: ... {around} ...\nAnswers of the model {questions[0] - passkey:,} to "
-        f"{questions[-1] - passkey:,} tokens later: {readable(shown)}\n"
+        f"Held-out text: ... {around} ...\n{questions[0] - passkey:,} to {questions[-1] - passkey:,} tokens later "
+        f"the model answers {readable(shown)}\n"
     )
 
 
