@@ -177,7 +177,7 @@ def key_of(
 ) -> Hashable:
     """Everything but the layout and values that a call without options depends on; None for one that is not cached.
 
-    `needs_grad` is asked of the tensors where it is None.
+    With `needs_grad` None the tensors decide.
     """
     try:
         if (
