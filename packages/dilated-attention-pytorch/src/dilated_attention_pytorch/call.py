@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .backends.problem import AttentionProblem, Backend, Sequences
 from .backends.registry import choose_backend
 from .config import TokenDilation
 from .layout.layout import BlockLayout
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter)  # no subclass, which would see the operators
 
 
 class Call(NamedTuple):

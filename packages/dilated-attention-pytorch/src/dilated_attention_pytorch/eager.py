@@ -16,11 +16,10 @@ from torch import Tensor
 from . import _torch_internals, ops
 from ._torch_internals import without_function_modes
 from .backends.problem import AttentionProblem, Backend, Forward
-from .call import Call
+from .call import PLAIN_TYPES, Call
 from .layout.layout import BlockLayout
 
-TENSORS = (Tensor, torch.nn.Parameter)
-OPTIONAL_TENSORS = (*TENSORS, type(None))
+OPTIONAL_TYPES = (*PLAIN_TYPES, type(None))
 SEQUENCES = (list, tuple)
 
 
@@ -42,12 +41,12 @@ def can_bypass_dispatcher(call: Call | AttentionProblem) -> bool:
     c = call
     return (
         is_plain_eager()
-        and type(c.q) in OPTIONAL_TENSORS
-        and type(c.k) in OPTIONAL_TENSORS
-        and type(c.v) in OPTIONAL_TENSORS
-        and type(c.block_bias) in OPTIONAL_TENSORS
-        and type(c.kv_lengths) in OPTIONAL_TENSORS
-        and type(c.key_padding_mask) in OPTIONAL_TENSORS
+        and type(c.q) in OPTIONAL_TYPES
+        and type(c.k) in OPTIONAL_TYPES
+        and type(c.v) in OPTIONAL_TYPES
+        and type(c.block_bias) in OPTIONAL_TYPES
+        and type(c.kv_lengths) in OPTIONAL_TYPES
+        and type(c.key_padding_mask) in OPTIONAL_TYPES
         and not is_negated(c.q, c.k, c.v, c.block_bias)
     )
 
@@ -181,9 +180,9 @@ def key_of(
     """
     try:
         if (
-            type(q) not in TENSORS
-            or type(k) not in TENSORS
-            or type(v) not in TENSORS
+            type(q) not in PLAIN_TYPES
+            or type(k) not in PLAIN_TYPES
+            or type(v) not in PLAIN_TYPES
             or type(is_causal) is not bool
             or (softmax_scale is not None and type(softmax_scale) is not float)
             or (backend is not None and (type(backend) is not str or backend == "reference"))

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from . import _torch_internals
 from ._torch_internals import apply_at_this_level, call_below_autograd, without_modes
 from .backends.problem import AttentionProblem
-from .call import Call
+from .call import PLAIN_TYPES, Call
 from .config import TokenDilation
 from .grid import BlockGrid
 from .layout.cache import LAYOUTS, Pattern
@@ -27,7 +27,6 @@ from .layout.lists import BlockLists
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 # Tensors one by one: torch.jit.trace takes no list with optional tensors, is_grads_batched no list of tensors.
 ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? block_bias, Tensor? kv_lengths, Tensor? key_padding_mask, Tensor? seed, "

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from . import values
 from .backends.registry import BACKEND_NAMES
-from .call import Call
+from .call import PLAIN_TYPES, Call
 from .config import TokenDilation
 from .eager import is_plain_eager
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
 from .values import shown
 
-PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 INT_TYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # Few models have more kv heads than this; a sequence length in their place often is.
 MANY_HEADS = 32

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from .. import ops, values
 from ..backends.problem import AttentionProblem, Sequences
 from ..backends.reference import attention_reference, attention_weights
-from ..call import Call
+from ..call import PLAIN_TYPES, Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
-from ..eager import TENSORS, CachedCall, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
+from ..eager import CachedCall, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
 from ..functional import attend, block_sparse_attention, run_operator
 from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
@@ -252,7 +252,7 @@ class BlockSparseAttention(nn.Module):
         dropout_p = self._dropout if self.training else 0.0
         backend, scale = self._backend, self._softmax_scale
         segment_lengths, dilation_rates = self._dilation
-        if layout is None and type(q) in TENSORS and type(k) in TENSORS and type(is_causal) is bool:
+        if layout is None and type(q) in PLAIN_TYPES and type(k) in PLAIN_TYPES and type(is_causal) is bool:
             try:
                 of_q, of_k = q.shape, k.shape
                 if len(of_q) == len(of_k) == 4 and is_plain_eager():
