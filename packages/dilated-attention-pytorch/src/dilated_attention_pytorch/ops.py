@@ -8,6 +8,7 @@ tensors is looked up when the operator runs, and a graph serves every length. Th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -136,17 +137,23 @@ class OpArgs(NamedTuple):
         if self.pattern:
             pattern = Pattern(self.pattern, geometry.block_size, geometry.layout_heads)
             return LAYOUTS.find(pattern, q_len, kv_len, causal, device)
-        grid = BlockGrid(q_len, kv_len, geometry.block_size, causal)
+        grid = grid_of(q_len, kv_len, geometry.block_size, causal)
         return BlockLayout._of_lists(
             grid, geometry.layout_heads, BlockLists(*self.rows()), BlockLists(*self.cols())
         )
+
+
+@lru_cache(maxsize=256)
+def grid_of(q_len: int, kv_len: int, block_size: int, causal: bool) -> BlockGrid:
+    """The grid of lengths; its checks take longer than finding it."""
+    return BlockGrid(q_len, kv_len, block_size, causal)
 
 
 # The row and column lists of a layout, or none with a pattern.
 ListTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 NO_LISTS: ListTensors = (None, None, None, None, None, None)
 N_TENSORS = OpArgs._fields.index("pattern")
-N_DIFFERENTIABLE = OpArgs._fields.index("block_bias") + 1  # the first tensors
+DIFFERENTIABLE = ("q", "k", "v", "block_bias")  # the first arguments
 
 
 def op_args(problem: AttentionProblem, backend: str) -> OpArgs:
@@ -253,7 +260,7 @@ class AttentionFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         out, lse, *tensors = ctx.saved_tensors
         args = OpArgs(*tensors, *ctx.constants)
-        of_others = (None,) * (len(args) - N_DIFFERENTIABLE)
+        of_others = (None,) * (len(args) - len(DIFFERENTIABLE))
         if grad_out is None and grad_lse is None:
             return (None, None, *(None,) * len(args))
         if grad_out is None:
@@ -281,12 +288,17 @@ class RefusedSecondDerivative(torch.autograd.Function):
 def autograd_kernel(
     op: Any, function: type[torch.autograd.Function], names: tuple[str, ...]
 ) -> Callable[..., Any]:
-    """What the dispatcher calls at the key Autograd; once for every nested gradient of torch.func."""
+    """What the dispatcher calls at the key Autograd; once for every nested gradient of torch.func.
+
+    `names` are those of the first arguments, which can have gradients; the others hold integers and booleans.
+    """
 
     def kernel(keyset: Any, *args: Any) -> Any:
         if _torch_internals.is_forward_mode():
-            check_no_tangents(zip(names, args, strict=True))
-        if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            check_no_tangents(zip(names, args))
+        if not torch.is_grad_enabled() or not any(
+            x is not None and x.requires_grad for x in args[: len(names)]
+        ):
             return call_below_autograd(op, keyset, args)
         if not _torch_internals.are_functorch_transforms_active():
             return function.apply(op, keyset, *args)
@@ -295,10 +307,10 @@ def autograd_kernel(
     return kernel
 
 
-def check_no_tangents(named: Iterable[tuple[str, Any]]) -> None:
+def check_no_tangents(named: Iterable[tuple[str, Tensor | None]]) -> None:
     """Raise if a tensor has a tangent, which would be lost: the operators have no rule for it."""
     for name, x in named:
-        if isinstance(x, Tensor) and x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None:
+        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
             raise RuntimeError(
                 "block_sparse_attention differentiates once, in reverse mode: forward-mode AD is not supported, and "
                 f"{name} has a tangent; use reverse mode (backward, torch.func.grad, jacrev), or backend='reference', "
@@ -307,11 +319,11 @@ def check_no_tangents(named: Iterable[tuple[str, Any]]) -> None:
 
 
 LIBRARY.impl(
-    "attention", autograd_kernel(attention, AttentionFunction, OpArgs._fields), "Autograd", with_keyset=True
+    "attention", autograd_kernel(attention, AttentionFunction, DIFFERENTIABLE), "Autograd", with_keyset=True
 )
 LIBRARY.impl(
     "attention_backward",
-    autograd_kernel(attention_backward, RefusedSecondDerivative, (*RESULTS, *OpArgs._fields)),
+    autograd_kernel(attention_backward, RefusedSecondDerivative, (*RESULTS, *DIFFERENTIABLE)),
     "Autograd",
     with_keyset=True,
 )
