@@ -322,14 +322,14 @@ def test_names_that_cannot_be_printed(form: str, encoding: str, tmp_path: Path) 
 
 
 def test_an_error_of_the_tool_does_not_stop_the_other_files(tmp_path: Path, monkeypatch, capsys) -> None:
-    from migrate_hierarchical.plan import Planner
+    from migrate_hierarchical.planner import Planner
 
     for name in ("a.py", "b.py"):
         (tmp_path / name).write_bytes(USE if name == "b.py" else b"# first\n" + USE)
     run = Planner.run
 
     def fail(self: Planner) -> None:
-        if self.module.header:
+        if self.context.module.header:
             raise KeyError("something unforeseen")
         run(self)
 

@@ -22,17 +22,14 @@ RULE = '''\
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left, Rewrite
+from ..context import Context
 from ..names import LEVEL_NAMES
-from .base import Decision, Left, Rewrite, Rule
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
+from .base import Decision, Rule
 
 RULE = Rule(
     "HIER010",
@@ -51,7 +48,7 @@ names = []
 )
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if arguments.named:
         return Left("HIER117", f"{LEVEL_NAMES} of some levels")
     return Rewrite(RULE.id, lambda old: cst.List([]))

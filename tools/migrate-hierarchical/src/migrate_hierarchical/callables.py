@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from .module_index import ModuleIndex
 from .names import CHOOSE
-
-if TYPE_CHECKING:
-    from .module_index import ModuleIndex
-    from .project import Project
 
 Names = set[tuple[str, str]]  # of modules, by their stems
 
 
-def leading(project: Project, key: str, names: Iterable[str]) -> set[str]:
+class Modules(Protocol):
+    """What is asked of a project about its modules."""
+
+    stems: dict[str, list[str]]
+    index: dict[str, ModuleIndex]
+
+    def resolve(self, path: str, module: str) -> str | None: ...
+
+    def below(self, path: str, module: str) -> str | None: ...
+
+    def api_names(self, key: str) -> dict[str, str]: ...
+
+
+def leading(project: Modules, key: str, names: Iterable[str]) -> set[str]:
     """Those names of a module that are, wrap or hold a callable that is told a variant, a preset or a pattern."""
     others: Names = set()  # which are known not to
     found = set()
@@ -27,7 +37,7 @@ def leading(project: Project, key: str, names: Iterable[str]) -> set[str]:
     return found
 
 
-def leads(project: Project, key: str, name: str, seen: Names, others: Names) -> bool:
+def leads(project: Modules, key: str, name: str, seen: Names, others: Names) -> bool:
     """Whether a name of a module does; notes in `seen` what was asked about."""
     pending = [(key, name)]
     while pending:
@@ -45,7 +55,7 @@ def leads(project: Project, key: str, name: str, seen: Names, others: Names) -> 
     return False
 
 
-def next_names(project: Project, key: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
+def next_names(project: Modules, key: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
     """What a name, or what is below it, may be instead."""
     for path in project.stems.get(key, ()):
         index = project.index.get(path)
@@ -68,7 +78,7 @@ def last_part(path: str) -> str:
     return path.rpartition(".")[2]
 
 
-def callables(project: Project, path: str) -> frozenset[str]:
+def callables(project: Modules, path: str) -> frozenset[str]:
     """Those that a file takes from modules of the project: by their dotted paths as the file writes them."""
     index = project.index[path]
     found: set[str] = set()

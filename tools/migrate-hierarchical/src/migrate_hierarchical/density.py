@@ -172,6 +172,24 @@ def new_figures(
 
 
 @dataclass(frozen=True)
+class OldPattern:
+    """A removed configuration, as far as it is literal."""
+
+    name: str
+    levels: Levels
+    guessed: tuple[str, ...] = ()  # what is not literal, where the default stands for it
+
+
+def preset_pattern(name: str) -> OldPattern:
+    return OldPattern(name, levels_of(LEVELS[name]))
+
+
+def default_pattern(*guessed: str) -> OldPattern:
+    """The configuration of a call without one, which also stands for what is not literal."""
+    return OldPattern("default", levels_of(LEVELS["standard"]), guessed)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """An old configuration and the pattern that is written in its place."""
 

@@ -104,6 +104,10 @@ def import_name(alias: cst.ImportAlias) -> str:
     return dotted(alias.name) or ""
 
 
+def local_name(alias: cst.ImportAlias) -> str:
+    return (dotted(alias.asname.name) if alias.asname else dotted(alias.name)) or ""
+
+
 def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
     """The plain names that an assignment target binds, each with its place in an outer tuple."""
     if isinstance(target, cst.Name):

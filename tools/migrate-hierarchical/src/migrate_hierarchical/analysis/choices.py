@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import libcst as cst
 
 from ..constants import files_of, imported_strings
-from ..edit.arguments import literal_mapping, string_value
+from .arguments import literal_mapping, string_value
 from .binding import Binding, Scope, dotted, import_name, is_import_from
 from .origins import Origins, item_of
 from .roles import Roles

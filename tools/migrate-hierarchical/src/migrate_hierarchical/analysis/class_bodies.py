@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import libcst as cst
 
 from .binding import Binding, Scope
 
-if TYPE_CHECKING:
-    from .scopes import Walk
-
 WORD = re.compile(r"[A-Za-z_]\w*")
 
 
-def look_before_binding(walk: Walk) -> None:
+class Walked(Protocol):
+    """What is needed of a walk over a module."""
+
+    names: list[cst.Name]
+    strings: list[cst.SimpleString]
+    parents: dict[cst.CSTNode, cst.CSTNode]
+    scope_of: dict[cst.CSTNode, Scope]
+
+
+def look_before_binding(walk: Walked) -> None:
     """Give such reads a scope of their own, where the name has its meaning at that place."""
     for index, node in enumerate(walk.names):
         scope = walk.scope_of[node]
@@ -36,7 +42,7 @@ def look_before_binding(walk: Walk) -> None:
                 walk.scope_of[string] = with_meanings(scope, both)
 
 
-def meanings(walk: Walk, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
+def meanings(walk: Walked, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
     """The bindings that a read may see; None: those of the class, as everywhere."""
     outside = around(scope).lookup(node.value)
     if not outside or scope.elsewhere.get(node.value):
@@ -54,7 +60,7 @@ def meanings(walk: Walk, node: cst.Name, index: int, scope: Scope) -> list[Bindi
     return [*above, *outside]
 
 
-def held_by(walk: Walk, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+def held_by(walk: Walked, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """What a node stands in."""
     parent = walk.parents.get(node)
     while parent is not None:
@@ -62,7 +68,7 @@ def held_by(walk: Walk, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
         parent = walk.parents.get(parent)
 
 
-def block_of(walk: Walk, binding: Binding) -> cst.CSTNode | None:
+def block_of(walk: Walked, binding: Binding) -> cst.CSTNode | None:
     """The block in which a name surely has its value after a binding."""
     if isinstance(binding.node, cst.For | cst.ExceptHandler):
         return binding.node.body

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import libcst as cst
 
 from .binding import dotted
-from .context import Parents
+from .placement import Parents
 
 RAISES = frozenset({"raises", "assertRaises", "assertRaisesRegex", "assertRaisesRegexp", "xfail"})
 # What an import of a removed name, or a look at it, may raise.

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from ..density import LEVELS
-from ..edit.arguments import is_none, string_value
+from .arguments import is_none, string_value
 from .binding import Binding, Scope, dotted
 from .scopes import Walk
 

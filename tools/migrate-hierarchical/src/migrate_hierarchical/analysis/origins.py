@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..edit.arguments import is_none, string_value
 from ..names import CLASS, CONFIG, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, PATTERN, PRESETS
+from .arguments import is_none, string_value
 from .binding import Binding, Scope, dotted, written_path
 from .scopes import Walk
 from .uses import Resolver

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import libcst as cst
 
-from ..edit.arguments import string_value
+from .arguments import string_value
 from .binding import Scope
 from .scopes import Walk
 

@@ -9,6 +9,7 @@ import libcst as cst
 
 from ..names import KEPT, PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone, strip_source
 from .binding import Binding, Scope, is_import
+from .roles import leftmost
 from .scopes import Walk
 
 
@@ -36,6 +37,11 @@ def api_path(target: str | None) -> str | None:
     if target is None:
         return None
     return "" if target == "src" else below_package(strip_source(target))
+
+
+def is_ours(target: str | None) -> bool:
+    """Whether a dotted path leads below our package."""
+    return (target or "").removeprefix("src.").startswith(PACKAGE + ".")
 
 
 class Resolver:
@@ -111,3 +117,17 @@ class Resolver:
             and binding.alias.asname is not None
             and is_gone(api_path(binding.target) or "")
         )
+
+
+def is_foreign(walk: Walk, node: cst.BaseExpression, through_values: bool = False) -> bool:
+    """Whether an expression begins with a name of another package; or, where asked, with a value of one."""
+    root = leftmost(node)
+    if not isinstance(root, cst.Name) or root not in walk.scope_of:
+        return False
+    bindings = walk.scope_of[root].lookup(root.value)
+    if through_values and len(bindings) == 1 and bindings[0].kind == "value" and bindings[0].value:
+        inner = leftmost(bindings[0].value)
+        return inner is not bindings[0].value and is_foreign(walk, inner)
+    return bool(bindings) and all(
+        b.kind == "import" and not is_ours(b.target) and b.target != PACKAGE for b in bindings
+    )

@@ -2,61 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import string_value
 from ..analysis.binding import Binding, Scope, dotted, written_path
-from ..edit.arguments import string_value
+from ..changes import Changes
+from ..context import Context
 from ..names import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
-
-if TYPE_CHECKING:
-    from ..plan import Planner
 
 DEPTH = 8
 
 
-def check_aliases(planner: Planner) -> None:
+def check_aliases(context: Context, changes: Changes) -> None:
     """Mark removed names that such a call is given."""
-    aliases = Aliases(planner)
+    aliases = Aliases(context)
     if not aliases.are_made:
         return
-    for call in planner.walk.calls:
-        scope = planner.walk.scope_of[call]
-        found = [(arg.value, reason) for arg in call.args if (reason := reason_of(planner, arg, scope))]
-        if not found or call.func in planner.resolver.by_node or not aliases.lead(call.func, scope):
+    for call in context.walk.calls:
+        scope = context.walk.scope_of[call]
+        found = [(arg.value, reason) for arg in call.args if (reason := reason_of(context, arg, scope))]
+        if not found or call.func in context.resolver.by_node or not aliases.lead(call.func, scope):
             continue
         for value, reason in found:
-            if not planner.is_spoken(value):
-                planner.leave(value, reason, planner.module.code_for_node(value))
-                planner.spoken.add(value)
+            if not changes.is_spoken(value):
+                changes.leave(value, reason, context.module.code_for_node(value))
+                changes.spoken.add(value)
 
 
-def reason_of(planner: Planner, arg: cst.Arg, scope: Scope) -> str | None:
+def reason_of(context: Context, arg: cst.Arg, scope: Scope) -> str | None:
     """Why an argument may ask for something removed; None if it does not."""
     if arg.keyword is not None and arg.keyword.value == KEYWORD:
         return "HIER113"
     if (text := string_value(arg.value)) is not None:
         return "HIER113" if text in HIERARCHICAL_STRINGS else None
-    chooser = planner.chooser
+    chooser = context.chooser
     choices = chooser.inside(arg.value, scope) if arg.star else chooser.of(arg.value, scope)
     return "HIER105" if choices.values & HIERARCHICAL_STRINGS else None
 
 
 class Aliases:
-    def __init__(self, planner: Planner) -> None:
-        self.planner, self.walk = planner, planner.walk
-        parents = planner.walk.parents
-        self.of_project = planner.walk.facts.callables
+    def __init__(self, context: Context) -> None:
+        self.context, self.walk = context, context.walk
+        parents = context.walk.parents
+        self.of_project = context.walk.facts.callables
         self.are_made = bool(self.of_project) or any(
             use.name in CHOOSE
             and not (isinstance(call := parents[use.node], cst.Call) and call.func is use.node)
-            for use in planner.resolver
+            for use in context.resolver
         )
 
     def lead(self, node: cst.CSTNode | None, scope: Scope, depth: int = 0) -> bool:
         """Whether an expression may be, wrap or hold a callable of the package."""
-        use = self.planner.resolver.by_node.get(node) if node is not None else None
+        use = self.context.resolver.by_node.get(node) if node is not None else None
         if use is not None or depth > DEPTH:
             return use is not None and use.name in CHOOSE
         if self.of_project and self.comes_from_project(node, scope):
@@ -64,7 +61,7 @@ class Aliases:
         if isinstance(node, cst.Name):
             return any(self.bound(each, depth + 1) for each in scope.lookup(node.value))
         if isinstance(node, cst.Attribute):
-            owner = self.planner.origins.class_body(node.value, scope)
+            owner = self.context.origins.class_body(node.value, scope)
             bindings = owner.bindings.get(node.attr.value, []) if owner is not None else []
             set_to = self.walk.members.get(dotted(node) or "", [])
             return (
@@ -92,7 +89,7 @@ class Aliases:
     def bound(self, binding: Binding, depth: int) -> bool:
         if isinstance(binding.node, cst.Param):
             function = binding.scope.node
-            given = self.planner.chooser.calls_of(function) if isinstance(function, cst.FunctionDef) else []
+            given = self.context.chooser.calls_of(function) if isinstance(function, cst.FunctionDef) else []
             return self.lead(binding.node.default, binding.scope, depth) or any(
                 self.lead(arg.value, where, depth) for call, where in given for arg in call.args
             )

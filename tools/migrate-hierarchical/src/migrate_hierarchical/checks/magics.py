@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.binding import Binding
+from ..changes import Changes
+from ..context import Context
 from ..names import (
     FACTORY,
     HIERARCHICAL_STRINGS,
@@ -17,30 +18,26 @@ from ..names import (
     is_gone,
 )
 
-if TYPE_CHECKING:
-    from ..analysis.binding import Binding
-    from ..plan import Planner
-
 NAMES = REMOVED | {REMOVED_MODULE}
 TAKE_STRINGS = frozenset({FACTORY, PRESET, PATTERN})
 
 
-def check_magics(planner: Planner) -> None:
-    for node, (words, scope) in planner.walk.magics.items():
-        reached = {word: reached_by(planner, node, scope.lookup(word)) for word in words}
+def check_magics(context: Context, changes: Changes) -> None:
+    for node, (words, scope) in context.walk.magics.items():
+        reached = {word: reached_by(context, changes, node, scope.lookup(word)) for word in words}
         apis = words.union(*reached.values())
         removed = [word for word, found in reached.items() if found - TAKE_STRINGS]
         if words & NAMES:
             continue  # reported with the text of the line
         if removed:
-            planner.leave(node, "HIER103", f"{min(removed)} in a magic or a shell line")
+            changes.leave(node, "HIER103", f"{min(removed)} in a magic or a shell line")
         elif apis & TAKE_STRINGS and words & HIERARCHICAL_STRINGS:
-            planner.leave(
+            changes.leave(
                 node, "HIER103", f"{min(words & HIERARCHICAL_STRINGS)!r} in a magic or a shell line"
             )
 
 
-def reached_by(planner: Planner, node: cst.CSTNode, bindings: list[Binding]) -> set[str]:
+def reached_by(context: Context, changes: Changes, node: cst.CSTNode, bindings: list[Binding]) -> set[str]:
     """What of the API a word leads to; its imports stay, in a page those of its block if there are any."""
     found: dict[Binding, str] = {}
     for binding in bindings:
@@ -50,7 +47,7 @@ def reached_by(planner: Planner, node: cst.CSTNode, bindings: list[Binding]) -> 
         last = (below or "").split(".")[-1]
         if last in NAMES | TAKE_STRINGS or is_gone(below or ""):
             found[binding] = last
-    walk = planner.walk
+    walk = context.walk
     here = [each for each in found if each.statement and walk.group(each.statement) == walk.group(node)]
-    planner.kept.update(here or found)
+    changes.kept.update(here or found)
     return {last for last in found.values() if last in NAMES | TAKE_STRINGS}

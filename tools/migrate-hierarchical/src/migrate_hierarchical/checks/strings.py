@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import string_value
 from ..analysis.binding import dotted
 from ..analysis.roles import ALL, ARGUMENT, DOCSTRING, KEY, LITERAL, TYPE, leftmost
 from ..analysis.text import GAP, text_of
-from ..edit.arguments import string_value
+from ..analysis.uses import is_foreign, is_ours
+from ..changes import Changes
+from ..context import Context
 from ..names import PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone
-from .members import is_foreign
-
-if TYPE_CHECKING:
-    from ..plan import Planner
 
 NAMES = (*REMOVED, REMOVED_MODULE)
 # Functions that look up the name of a member.
@@ -49,20 +46,20 @@ REGISTRIES = frozenset(["build", "create", "make", "register", "registry", "reso
 TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name", "class_path"})
 
 
-def check_strings(planner: Planner) -> None:
-    walk = planner.walk
-    ours = planner.is_concerned
+def check_strings(context: Context, changes: Changes) -> None:
+    walk = context.walk
+    ours = context.is_concerned
     reflects = ours and (
-        any(looks_up(planner, call) for call in walk.calls)
-        or any(lists_package(planner, node) for node in [*walk.calls, *walk.attributes])
-        or any(each.target == f"{PACKAGE}.__all__" for each in planner.import_bindings())
+        any(looks_up(context, call) for call in walk.calls)
+        or any(lists_package(context, node) for node in [*walk.calls, *walk.attributes])
+        or any(each.target == f"{PACKAGE}.__all__" for each in context.import_bindings())
     )
     for node in (*walk.strings, *walk.composed):
         value = text_of(node, walk, walk.scope_of[node])
-        if value is None or not may_be_removed_name(value) or planner.is_spoken(node):
+        if value is None or not may_be_removed_name(value) or changes.is_spoken(node):
             continue
-        if is_removed_name(planner, node, value, ours, reflects):
-            planner.leave(node, "HIER103", repr(value.replace(GAP, "...")))
+        if is_removed_name(context, changes, node, value, ours, reflects):
+            changes.leave(node, "HIER103", repr(value.replace(GAP, "...")))
 
 
 def may_be_removed_name(value: str) -> bool:
@@ -70,45 +67,45 @@ def may_be_removed_name(value: str) -> bool:
 
 
 def is_removed_name(
-    planner: Planner, node: cst.BaseExpression, value: str, ours: bool, reflects: bool
+    context: Context, changes: Changes, node: cst.BaseExpression, value: str, ours: bool, reflects: bool
 ) -> bool:
     """Whether a string leads to something that is gone."""
-    role = planner.roles.of(node)
+    role = context.roles.of(node)
     if role in (DOCSTRING, ALL):
         return False
-    call = called_with(planner, node)
+    call = called_with(context, node)
     function = (dotted(call.func) or "").split(".")[-1] if call is not None else ""
     if (
         call is not None
         and function == "__import__"
         and value in NAMES
-        and PACKAGE in planner.module.code_for_node(call)
+        and PACKAGE in context.module.code_for_node(call)
     ):
         return True
-    if function in LOADERS and leads_to_gone(value, package_given(planner, call)):
+    if function in LOADERS and leads_to_gone(value, package_given(context, call)):
         return True
     if is_path(value) and PACKAGE in value and any(name in value for name in NAMES):
         return True
     if value not in NAMES or not ours or role == LITERAL:
         return False
     if role == TYPE:
-        bindings = planner.walk.scope_of[node].lookup(value)
-        planner.kept.update(bindings)
+        bindings = context.walk.scope_of[node].lookup(value)
+        changes.kept.update(bindings)
         return (
-            any(planner.is_ours(each.target) for each in bindings)
+            any(is_ours(each.target) for each in bindings)
             if bindings
-            else bool(planner.walk.stars or planner.walk.group(node))
+            else bool(context.walk.stars or context.walk.group(node))
         )
-    if beside_package(planner, node):
+    if beside_package(context, node):
         return True
     if role == KEY:
-        return in_namespace(planner, node)
-    if is_sought(planner, node, call):
+        return in_namespace(context, node)
+    if is_sought(context, node, call):
         return True
     if call is not None and function in BY_NAME:
         first = call.args[0].value
-        return means_package(planner, first) or not is_foreign(planner, first)
-    return reflects or names_class(planner, node, function)
+        return means_package(context, first) or not is_foreign(context.walk, first)
+    return reflects or names_class(context, node, function)
 
 
 def is_path(value: str) -> bool:
@@ -130,22 +127,22 @@ def leads_to_gone(value: str, package: str) -> bool:
     return is_gone(below) or below.split(".")[-1] in NAMES
 
 
-def package_given(planner: Planner, call: cst.Call | None) -> str:
+def package_given(context: Context, call: cst.Call | None) -> str:
     """The package to which a call of import_module resolves a relative path."""
-    walk = planner.walk
+    walk = context.walk
     for position, arg in enumerate(call.args if call is not None else ()):
         if (arg.keyword is None and position == 1) or (arg.keyword and arg.keyword.value == "package"):
             if dotted(arg.value) in ("__package__", "__name__", "__spec__.parent"):
                 return walk.package or ""
             if isinstance(arg.value, cst.Attribute) and arg.value.attr.value in ("__name__", "__package__"):
-                return planner.roles.path(arg.value.value) or ""
+                return context.roles.path(arg.value.value) or ""
             return text_of(arg.value, walk, walk.module_scope) or ""
     return ""
 
 
-def called_with(planner: Planner, node: cst.BaseExpression) -> cst.Call | None:
+def called_with(context: Context, node: cst.BaseExpression) -> cst.Call | None:
     """The call that an expression is an argument of, also in a list of names."""
-    parents = planner.walk.parents
+    parents = context.walk.parents
     parent = parents[node]
     while isinstance(
         parent, cst.Element | cst.List | cst.Tuple | cst.BinaryOperation | cst.ConcatenatedString
@@ -155,31 +152,31 @@ def called_with(planner: Planner, node: cst.BaseExpression) -> cst.Call | None:
     return call if isinstance(parent, cst.Arg) and isinstance(call, cst.Call) else None
 
 
-def looks_up(planner: Planner, call: cst.Call) -> bool:
+def looks_up(context: Context, call: cst.Call) -> bool:
     """Whether a call reads a member of the package, or a module, whose name is not a literal."""
     function = (dotted(call.func) or "").split(".")[-1]
     if function in ("getattr", "hasattr", "setattr", "delattr") and len(call.args) > 1:
-        name = text_of(call.args[1].value, planner.walk, planner.walk.scope_of[call])
+        name = text_of(call.args[1].value, context.walk, context.walk.scope_of[call])
         owner = call.args[0].value
         return (name is None or GAP in name) and (
-            means_package(planner, owner) or is_set_to_package(planner, owner)
+            means_package(context, owner) or is_set_to_package(context, owner)
         )
     return False
 
 
-def means_package(planner: Planner, node: cst.BaseExpression) -> bool:
-    return planner.roles.path(node) == PACKAGE or PACKAGE in planner.module.code_for_node(node)
+def means_package(context: Context, node: cst.BaseExpression) -> bool:
+    return context.roles.path(node) == PACKAGE or PACKAGE in context.module.code_for_node(node)
 
 
-def is_set_to_package(planner: Planner, node: cst.BaseExpression) -> bool:
+def is_set_to_package(context: Context, node: cst.BaseExpression) -> bool:
     """Whether a name is set to what means the package: `d = import_module("dilated_attention_pytorch")`."""
-    bindings = planner.walk.scope_of[node].lookup(node.value) if isinstance(node, cst.Name) else []
-    return any(each.value is not None and means_package(planner, each.value) for each in bindings)
+    bindings = context.walk.scope_of[node].lookup(node.value) if isinstance(node, cst.Name) else []
+    return any(each.value is not None and means_package(context, each.value) for each in bindings)
 
 
-def beside_package(planner: Planner, node: cst.BaseExpression) -> bool:
+def beside_package(context: Context, node: cst.BaseExpression) -> bool:
     """A registry: `{"X": "dilated_attention_pytorch"}`, `("dilated_attention_pytorch", "X")`, `{"dil...": ["X"]}`."""
-    walk, scope = planner.walk, planner.walk.scope_of[node]
+    walk, scope = context.walk, context.walk.scope_of[node]
 
     def is_ours(other: cst.BaseExpression) -> bool:
         if isinstance(other, cst.Tuple | cst.List | cst.Set):
@@ -200,9 +197,9 @@ def beside_package(planner: Planner, node: cst.BaseExpression) -> bool:
         child, parent = container, walk.parents[container]
 
 
-def in_namespace(planner: Planner, node: cst.BaseExpression) -> bool:
+def in_namespace(context: Context, node: cst.BaseExpression) -> bool:
     """`globals()["X"]`, `vars(package)["X"]`, `package.__dict__["X"]`."""
-    parents = planner.walk.parents
+    parents = context.walk.parents
     index = parents[node]
     if not isinstance(index, cst.Index):
         return False
@@ -217,48 +214,48 @@ def is_namespace(node: cst.BaseExpression) -> bool:
     return isinstance(node, cst.Attribute) and node.attr.value in ("__dict__", "__all__")
 
 
-def is_sought(planner: Planner, node: cst.BaseExpression, call: cst.Call | None) -> bool:
+def is_sought(context: Context, node: cst.BaseExpression, call: cst.Call | None) -> bool:
     """`"X" in globals()`, `locals().get("X")`."""
     if call is not None and isinstance(call.func, cst.Attribute) and is_namespace(call.func.value):
         return True
-    comparison = planner.walk.parents[node]
+    comparison = context.walk.parents[node]
     return isinstance(comparison, cst.Comparison) and any(
         isinstance(each.operator, cst.In | cst.NotIn) and is_namespace(each.comparator)
         for each in comparison.comparisons
     )
 
 
-def lists_package(planner: Planner, node: cst.BaseExpression) -> bool:
+def lists_package(context: Context, node: cst.BaseExpression) -> bool:
     """`dir(package)`, `package.__all__` and the like where the names that are sought stand elsewhere."""
     if isinstance(node, cst.Attribute):
-        lists = node.attr.value in ("__all__", "__dict__") and means_package(planner, node.value)
+        lists = node.attr.value in ("__all__", "__dict__") and means_package(context, node.value)
     else:
         lists = (
             isinstance(node, cst.Call)
             and dotted(node.func) in ("dir", "vars", "getmembers", "inspect.getmembers")
             and bool(node.args)
-            and means_package(planner, node.args[0].value)
+            and means_package(context, node.args[0].value)
         )
     if not lists:
         return False
-    parent = planner.walk.parents[node]
+    parent = context.walk.parents[node]
     if isinstance(parent, cst.ComparisonTarget):
-        comparison = planner.walk.parents[parent]
+        comparison = context.walk.parents[parent]
         return not (isinstance(comparison, cst.Comparison) and isinstance(comparison.left, cst.BaseString))
     is_asked = isinstance(parent, cst.Attribute) and parent.attr.value in ("get", "pop", "index", "count")
     return not is_asked and not (isinstance(parent, cst.Subscript) and parent.value is node)
 
 
-def names_class(planner: Planner, node: cst.BaseExpression, function: str) -> bool:
+def names_class(context: Context, node: cst.BaseExpression, function: str) -> bool:
     """`build("X")`, `registry.get("X")`, `{"type": "X"}`, `dict(_target_="X")`."""
-    parent = planner.walk.parents[node]
+    parent = context.walk.parents[node]
     if isinstance(parent, cst.DictElement):
         return string_value(parent.key) in TARGETS
-    if planner.roles.of(node) != ARGUMENT or not isinstance(parent, cst.Arg):
+    if context.roles.of(node) != ARGUMENT or not isinstance(parent, cst.Arg):
         return False
     if parent.keyword is not None and parent.keyword.value in TARGETS:
         return True
-    call = planner.walk.parents[parent]
+    call = context.walk.parents[parent]
     assert isinstance(call, cst.Call)
     words = set(function.lower().split("_"))
     if words & REGISTRIES:

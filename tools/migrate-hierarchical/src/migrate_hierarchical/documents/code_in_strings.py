@@ -7,17 +7,16 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import libcst as cst
 
 from ..analysis.binding import dotted
 from ..analysis.roles import DOCSTRING
 from ..analysis.text import GAP, text_of
+from ..analysis.uses import is_ours
+from ..changes import Changes
+from ..context import Context
 from ..names import NEEDLE, PACKAGE, REMOVED
-
-if TYPE_CHECKING:
-    from ..plan import Planner
 
 # Functions that run a string, in the names of the file that calls them.
 RUNS = frozenset({"exec", "eval", "compile", "timeit", "repeat", "Timer", "runctx", "run"})
@@ -26,21 +25,23 @@ COMMAND = re.compile(r"""-c\s+(?P<quote>["'])(?P<code>.*?)(?<!\\)(?P=quote)""", 
 PLACEHOLDER = re.compile(r"%\(\w+\)[sdrfi]|%[sdrfi]|\$\{?\w+\}?|\0")
 
 
-def find_code(planner: Planner, has_use: Callable[[str], bool]) -> Iterator[cst.BaseExpression]:
+def find_code(
+    context: Context, changes: Changes, has_use: Callable[[str], bool]
+) -> Iterator[cst.BaseExpression]:
     """Strings with code that uses the removed API; `has_use` says so of a source that imports the package."""
-    walk = planner.walk
+    walk = context.walk
     found: set[cst.CSTNode] = set()
     runs_any = any(map(runs, walk.calls))
-    run = names_that_run(planner)
+    run = names_that_run(context)
     for node in (*walk.composed, *walk.strings):
         text = text_of(node, walk, walk.scope_of[node])
         if text is None or not (runs_any or NEEDLE.decode() in text):
             continue
-        if planner.is_spoken(node) or planner.climb(node, found):
+        if changes.is_spoken(node) or context.is_inside(node, found):
             continue
-        imports = NEEDLE.decode() in text and planner.roles.of(node) != DOCSTRING
+        imports = NEEDLE.decode() in text and context.roles.of(node) != DOCSTRING
         if (imports and any(has_use(source) for source in sources(text))) or (
-            runs_any and is_run(planner, node, run) and uses_name(planner, node, text)
+            runs_any and is_run(context, node, run) and uses_name(context, changes, node, text)
         ):
             found.add(node)
             yield node
@@ -79,19 +80,19 @@ def runs(call: cst.Call) -> bool:
     return (dotted(call.func) or "").split(".")[-1] in RUNS
 
 
-def names_that_run(planner: Planner) -> set[str]:
+def names_that_run(context: Context) -> set[str]:
     """The variables whose text a call runs."""
     return {
         arg.value.value
-        for call in planner.walk.calls
+        for call in context.walk.calls
         if runs(call)
         for arg in call.args
         if isinstance(arg.value, cst.Name)
     }
 
 
-def is_run(planner: Planner, node: cst.BaseExpression, names: set[str]) -> bool:
-    parents = planner.walk.parents
+def is_run(context: Context, node: cst.BaseExpression, names: set[str]) -> bool:
+    parents = context.walk.parents
     current = parents[node]
     while not isinstance(current, cst.BaseSmallStatement | cst.BaseCompoundStatement | cst.Module):
         if isinstance(current, cst.Call) and runs(current):
@@ -100,20 +101,20 @@ def is_run(planner: Planner, node: cst.BaseExpression, names: set[str]) -> bool:
     return isinstance(current, cst.Assign) and any(dotted(each.target) in names for each in current.targets)
 
 
-def uses_name(planner: Planner, node: cst.BaseExpression, text: str) -> bool:
+def uses_name(context: Context, changes: Changes, node: cst.BaseExpression, text: str) -> bool:
     """Whether code without an import of its own names what the file around it imports."""
     tree = parse(textwrap.dedent(text.strip("\n")).replace(GAP, "_").strip())
     if tree is None:
         return False
-    scope = planner.walk.scope_of[node]
+    scope = context.walk.scope_of[node]
     for each in ast.walk(tree):
         if isinstance(each, ast.Name):
             bindings = scope.lookup(each.id)
             targets = [binding.target or "" for binding in bindings]
-            if any(planner.is_ours(target) and target.split(".")[-1] in REMOVED for target in targets):
-                planner.kept.update(bindings)
+            if any(is_ours(target) and target.split(".")[-1] in REMOVED for target in targets):
+                changes.kept.update(bindings)
                 return True
-            if not targets and each.id in REMOVED and planner.is_concerned:
+            if not targets and each.id in REMOVED and context.is_concerned:
                 return True
         elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
             targets = [binding.target or "" for binding in scope.lookup(each.value.id)]

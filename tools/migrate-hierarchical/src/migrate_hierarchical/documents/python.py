@@ -6,17 +6,18 @@ from dataclasses import replace
 
 import libcst as cst
 
-from ..analysis.binding import ImportStatement, is_import_from
-from ..analysis.context import line_of
+from ..analysis.binding import ImportStatement, is_import_from, local_name
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
+from ..analysis.placement import line_of
 from ..analysis.scopes import Walk
+from ..changes import Changes, Left
+from ..context import Context
 from ..discovery import PROSE
 from ..edit.apply import Apply
-from ..edit.imports import Edit, ImportEditor, local_name
+from ..edit.imports import Edit, ImportEditor
 from ..edit.places import Places
 from ..names import PACKAGE, TODO, below_package, is_gone
-from ..plan import Planner
-from ..rules.base import Left
+from ..planner import Planner
 from ..rules.reasons import REASONS
 from ..settings import Settings, is_reason
 from ..silence import Silence
@@ -86,14 +87,14 @@ def migrate_module(
     own_home = imports_of_own_init(walk, is_init)
     imports: dict[ImportStatement, Edit] = {}
     if own_home:  # the package's own __init__ cannot import from the package
-        planner = Planner(module, walk, settings, is_init, silence)
+        changes = Changes(Context(module, walk, settings, is_init, silence))
         for statement in own_home:
-            planner.leave(statement, "HIER114", "by the package's own __init__")
+            changes.leave(statement, "HIER114", "by the package's own __init__")
     else:
-        planner, imports = plan(module, walk, settings, is_init, silence)
+        changes, imports = plan(module, walk, settings, is_init, silence)
     result = Migrated()
     found: list[tuple[Entry, cst.CSTNode]] = []  # what stands where
-    for outcome in planner.rewritten:
+    for outcome in changes.rewritten:
         entry = Entry(walk.lines[outcome.node], outcome.rule, outcome.detail, patterns=outcome.patterns)
         result.rewritten.append(entry)
         found.append((entry, outcome.node))
@@ -104,7 +105,7 @@ def migrate_module(
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     known: set[tuple[int, str, str]] = set()
-    for node, left in planner.todos:
+    for node, left in changes.todos:
         entry = Entry(walk.line_of(node), left.reason, left.detail, text=left.text)
         line = line_of(node, walk.parents)
         marks = marks_above(line, module, walk, left.reason)
@@ -120,7 +121,7 @@ def migrate_module(
             continue  # it goes with the run on the other file
         if node in walk.magics:
             continue  # nothing can stand above the first line of a cell
-        if planner.whole is not None and (node, left.reason) not in planner.whole.left_nodes:
+        if changes.whole is not None and (node, left.reason) not in changes.whole.left_nodes:
             continue  # it goes with the other rules, and would leave its mark behind
         text = mark_text(left, lines[walk.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
@@ -128,7 +129,7 @@ def migrate_module(
     for edited, edit in imports.items():
         if not edit:
             seen.update(marks_above(walk.parents[edited], module, walk))
-    stale = stale_marks(imports, planner, seen)
+    stale = stale_marks(imports, changes, seen)
     seen.update(stale)
     for mark, (number, reason) in walk.marks.items():
         if mark not in seen and reason in REASONS:
@@ -136,55 +137,56 @@ def migrate_module(
             found.append((result.left[-1], mark))
     for entries in (result.rewritten, result.left):
         entries.sort(key=lambda entry: entry.line)
-    if not (imports or todos or planner.replacements or planner.renames or planner.strings):
+    if not (imports or todos or changes.replacements or changes.renames or changes.strings):
         return source, result
-    apply = Apply(planner, imports, todos, stale)
+    apply = Apply(changes.context, changes, imports, todos, stale)
     changed = module.visit(apply)
     codes: dict[cst.CSTNode, str] = {}
     new = render(module, changed, source, codes)
-    places = Places(walk, module, changed, codes, apply.now | planner.moved)
+    places = Places(walk, module, changed, codes, apply.now | changes.moved)
     for entry, node in found:
         entry.new_line = places.line(node)
     return new, result
 
 
 def stale_marks(
-    imports: dict[ImportStatement, Edit], planner: Planner, seen: set[cst.CSTNode]
+    imports: dict[ImportStatement, Edit], changes: Changes, seen: set[cst.CSTNode]
 ) -> set[cst.CSTNode]:
     """The marks above imports that change whose reason is gone: the file that took the name from here no longer does."""
-    module, walk = planner.module, planner.walk
+    module, walk = changes.context.module, changes.context.walk
     held = set(seen)
-    for node, left in planner.whole.todos if planner.whole is not None else ():
+    for node, left in changes.whole.todos if changes.whole is not None else ():
         held.update(marks_above(line_of(node, walk.parents), module, walk, left.reason))
     return {mark for each in imports for mark in marks_above(walk.parents[each], module, walk)} - held
 
 
 def plan(
     module: cst.Module, walk: Walk, settings: Settings, is_init: bool, silence: Silence
-) -> tuple[Planner, dict[ImportStatement, Edit]]:
+) -> tuple[Changes, dict[ImportStatement, Edit]]:
     """What happens to the uses and to the imports of a file."""
 
-    def run(planner: Planner) -> tuple[ImportEditor, dict[ImportStatement, Edit]]:
-        planner.run()
-        for code in find_code(planner, lambda text: has_use(text, walk.path, settings)):
-            planner.leave(code, "HIER103", "code in a string")
-        editor = ImportEditor(planner)
+    def run(changes: Changes) -> tuple[ImportEditor, dict[ImportStatement, Edit]]:
+        context = changes.context
+        Planner(context, changes).run()
+        for code in find_code(context, changes, lambda text: has_use(text, walk.path, settings)):
+            changes.leave(code, "HIER103", "code in a string")
+        editor = ImportEditor(context, changes)
         return editor, editor.edits()
 
-    whole: Planner | None = None
+    whole: Changes | None = None
     if not settings.wants_all:
         everything = replace(settings, select=(), ignore=tuple(filter(is_reason, settings.ignore)))
-        whole = Planner(module, walk, everything, is_init, silence)
+        whole = Changes(Context(module, walk, everything, is_init, silence))
         run(whole)
-    planner = Planner(module, walk, settings, is_init, silence, whole)
-    editor, imports = run(planner)
+    changes = Changes(Context(module, walk, settings, is_init, silence), whole)
+    editor, imports = run(changes)
     if editor.waiting and whole is not None:
-        planner = Planner(module, walk, settings, is_init, silence, whole)
-        planner.waiting.update(editor.waiting.values())
-        _, imports = run(planner)
+        waiting = list(editor.waiting.values())
+        changes = Changes(Context(module, walk, settings, is_init, silence, waiting), whole)
+        _, imports = run(changes)
         for alias in editor.waiting:
-            planner.leave(alias, "HIER115", walk.facts.taken(local_name(alias)))
-    return planner, imports
+            changes.leave(alias, "HIER115", walk.facts.taken(local_name(alias)))
+    return changes, imports
 
 
 def has_use(source: str, path: str, settings: Settings) -> bool:

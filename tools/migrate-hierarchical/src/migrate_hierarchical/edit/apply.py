@@ -4,37 +4,37 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import libcst as cst
 
 from ..analysis.binding import ImportStatement, is_import, is_import_from
-from ..analysis.context import line_of
+from ..analysis.comments import comments_in
+from ..analysis.placement import line_of
+from ..changes import Changes
+from ..context import Context
 from ..silence import NOQA
-from .build import comments_in
 from .imports import Edit
-
-if TYPE_CHECKING:
-    from ..plan import Planner
 
 
 class Apply(cst.CSTTransformer):
     def __init__(
         self,
-        planner: Planner,
+        context: Context,
+        changes: Changes,
         imports: dict[ImportStatement, Edit],
         todos: dict[cst.CSTNode, list[str]],
         stale: set[cst.CSTNode],
     ) -> None:
         super().__init__()
-        self.planner, self.imports = planner, imports
-        self.parents = planner.walk.parents
+        self.context, self.changes, self.imports = context, changes, imports
+        self.parents = context.walk.parents
         self.above = todos  # statement -> comments to put above it
         self.stale = stale  # marks above imports that go
         self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
         self.concerned: set[cst.CSTNode] = set()  # nodes with a change at or below them
         self.now: dict[cst.CSTNode, cst.CSTNode] = {}  # what took the place of these
-        for changed in (planner.replacements, planner.renames, planner.strings, imports, todos):
+        for changed in (changes.replacements, changes.renames, changes.strings, imports, todos):
             for node in changed:
                 self.concern(node)
 
@@ -57,10 +57,10 @@ class Apply(cst.CSTTransformer):
 
     def changed(self, node: Any, updated_node: Any) -> Any:
         new = updated_node
-        rewrite = self.planner.replacements.get(node)
+        rewrite = self.changes.replacements.get(node)
         if rewrite is not None:
             new = rewrite.make(updated_node)
-            if "#" not in self.planner.module.code_for_node(updated_node):
+            if "#" not in self.context.module.code_for_node(updated_node):
                 return new  # no comment, which takes longer to see in the tree
             lost = Counter(comments_in(updated_node)) - Counter(comments_in(new))
             for comment in comments_in(updated_node):
@@ -69,10 +69,10 @@ class Apply(cst.CSTTransformer):
                     line = line_of(node, self.parents)
                     self.above.setdefault(line, []).append(comment)
             return new
-        if node in self.planner.renames:
-            return self.planner.renames[node]
-        if node in self.planner.strings:
-            return updated_node.with_changes(value=self.planner.strings[node])
+        if node in self.changes.renames:
+            return self.changes.renames[node]
+        if node in self.changes.strings:
+            return updated_node.with_changes(value=self.changes.strings[node])
         if isinstance(node, cst.SimpleStatementLine):
             return self.line(node, updated_node)
         if isinstance(node, cst.SimpleStatementSuite):
@@ -102,7 +102,7 @@ class Apply(cst.CSTTransformer):
         body = self.small_statements(node, updated)
         if not body:
             # not an empty line: libcst would drop that, with the comments above it
-            above = [each for each in updated.leading_lines if each not in self.planner.walk.marks]
+            above = [each for each in updated.leading_lines if each not in self.context.walk.marks]
             gone = updated.with_changes(body=[cst.Pass()], leading_lines=above)  # its marks go with it
             self.emptied.add(gone)
             return gone
@@ -168,7 +168,7 @@ class Apply(cst.CSTTransformer):
         if isinstance(block, cst.Module):
             header = list(block.header)
             if block.body and block.body[0] in self.emptied:
-                header = [each for each in header if each not in self.planner.walk.marks]
+                header = [each for each in header if each not in self.context.walk.marks]
         for line in block.body:
             if line in self.emptied:
                 self.emptied.discard(line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -191,11 +191,3 @@ def in_parentheses(node: cst.BaseExpression) -> cst.BaseExpression:
     if node.lpar or (simple and not isinstance(node, cst.Tuple)):
         return node
     return node.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
-
-
-def comments_in(node: cst.CSTNode) -> Iterator[str]:
-    """The comments inside an expression, in order."""
-    if isinstance(node, cst.Comment):
-        yield node.value
-    for child in node.children:
-        yield from comments_in(child)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import libcst as cst
 
-from ..analysis.binding import Binding, ImportStatement, dotted, import_name, is_import, is_import_from
+from ..analysis.binding import (
+    Binding,
+    ImportStatement,
+    dotted,
+    import_name,
+    is_import,
+    is_import_from,
+    local_name,
+)
+from ..analysis.comments import is_meant_for_others
 from ..analysis.failures import expects_failure
 from ..analysis.scopes import Walk
 from ..analysis.uses import api_path
+from ..changes import Changes
+from ..context import Context
 from ..names import (
     CLASS,
     CONFIG,
@@ -27,10 +37,6 @@ from ..names import (
     is_gone,
 )
 from ..rules.reasons import AWAITED, EXPORTED, TAKEN
-from .build import comments_in
-
-if TYPE_CHECKING:
-    from ..plan import Planner
 
 # What a removed name turns into, best first.
 SUCCESSORS = {
@@ -40,11 +46,6 @@ SUCCESSORS = {
 }
 ANY = (FACTORY, PATTERN, TYPES[CLASS])
 
-# What linters take as a sign that an import is meant to be there unused.
-UNUSED = re.compile(
-    r"#\s*noqa(?!\s*:)|#\s*noqa\s*:[^#]*\bF401\b|pylint:\s*disable=[^#]*\bunused-import\b", re.IGNORECASE
-)
-
 # Stands for a module of the user's own that imported removed names: it is left as one that is gone is.
 OWN_MODULE = "block_sparse_elsewhere"
 
@@ -53,10 +54,10 @@ Edit = list[cst.Import | cst.ImportFrom]
 
 
 class ImportEditor:
-    def __init__(self, planner: Planner) -> None:
-        self.planner, self.walk = planner, planner.walk
+    def __init__(self, context: Context, changes: Changes) -> None:
+        self.context, self.changes, self.walk = context, changes, context.walk
         self.bindings: dict[cst.ImportAlias, Binding] = {}
-        for binding in planner.import_bindings():
+        for binding in context.import_bindings():
             if binding.alias is not None:
                 self.bindings[binding.alias] = binding
         # with a part of the rules: not used any more, imported elsewhere, and later the comment would keep them
@@ -65,7 +66,7 @@ class ImportEditor:
         self.read = self.still_read()
         self.rewritten = {
             binding
-            for node in planner.used
+            for node in changes.used
             if node in self.walk.scope_of
             for binding in self.walk.scope_of[node].lookup(node.value)
         }
@@ -96,16 +97,16 @@ class ImportEditor:
         below = [api_path(".".join(filter(None, (module, import_name(alias))))) or "" for alias in aliases]
         gone = sorted(path for path in below if is_gone(path) or path.split(".")[-1] in REMOVED)
         if gone:
-            self.planner.leave(statement, "HIER116", ", ".join(gone))
+            self.changes.leave(statement, "HIER116", ", ".join(gone))
         return bool(gone)
 
     # ---- what the file still reads
 
     def still_read(self) -> set[Binding]:
         """Import bindings whose names are read by something that stays."""
-        read: set[Binding] = set(self.planner.kept)
+        read: set[Binding] = set(self.changes.kept)
         for node in self.walk.names:
-            if node not in self.planner.used:
+            if node not in self.changes.used:
                 read.update(self.walk.scope_of[node].lookup(node.value))
         for binding in self.bindings.values():
             local = (binding.alias and binding.alias.evaluated_alias) or (binding.target or "").split(".")[-1]
@@ -116,7 +117,7 @@ class ImportEditor:
 
     def is_passed(self, binding: Binding) -> bool:
         """Whether a use that stays as it is, because a rule is not wanted there, needs an import."""
-        passed = self.planner.passed - self.planner.used
+        passed = self.changes.passed - self.changes.used
         return any(binding in self.walk.scope_of[node].lookup(node.value) for node in passed)
 
     def is_wanted(self, alias: cst.ImportAlias, binding: Binding | None) -> bool:
@@ -129,7 +130,7 @@ class ImportEditor:
             return False
         local = local_name(alias)
         same = alias.asname is not None and dotted(alias.name) == local
-        return same or self.planner.is_init or local in self.planner.exported
+        return same or self.context.is_init or local in self.context.exported
 
     # ---- import package.module as x
 
@@ -138,8 +139,8 @@ class ImportEditor:
         for alias in statement.names:
             path = dotted(alias.name) or ""
             below = api_path(path)
-            wanted = self.planner.wants("HIER009", alias) and not self.is_passed(self.bindings[alias])
-            wanted = wanted or statement in self.planner.to_root
+            wanted = self.context.wants("HIER009", alias) and not self.is_passed(self.bindings[alias])
+            wanted = wanted or statement in self.changes.to_root
             if below and is_gone(below) and wanted:
                 changed = True
                 root = cst.Name(PACKAGE)
@@ -148,7 +149,7 @@ class ImportEditor:
                 unread = alias.asname is not None and self.bindings[alias] not in self.read
                 unread = unread and not self.is_wanted(alias, self.bindings[alias])
                 unread = unread and not is_tried(statement, self.walk)
-                if unread and statement not in self.planner.to_root:
+                if unread and statement not in self.changes.to_root:
                     continue
                 self.check_members(alias)
                 alias = alias.with_changes(name=root)
@@ -165,7 +166,7 @@ class ImportEditor:
         binding = self.bindings[alias]
         named = is_import_from(self.walk.parents[alias]) or alias.asname is not None
         for node in self.walk.names:
-            if node in self.planner.used or binding not in self.walk.scope_of[node].lookup(node.value):
+            if node in self.changes.used or binding not in self.walk.scope_of[node].lookup(node.value):
                 continue
             parent = self.walk.parents[node]
             if not isinstance(parent, cst.Attribute):
@@ -177,21 +178,21 @@ class ImportEditor:
                 kept = isinstance(above, cst.Attribute) and above.attr.value in REMOVED | KEPT
                 gone = is_gone(parent.attr.value) and not kept
             if gone:
-                self.planner.leave(node, "HIER114", f"{dotted(alias.name)} is used")
+                self.changes.leave(node, "HIER114", f"{dotted(alias.name)} is used")
 
     # ---- from package.module import x
 
     def check_star(self, statement: cst.ImportFrom) -> None:
         below = api_path(self.walk.absolute(statement))
         if below and below.split(".")[-1] == REMOVED_MODULE:
-            self.planner.leave(statement, "HIER108", f"* of {REMOVED_MODULE}")
+            self.changes.leave(statement, "HIER108", f"* of {REMOVED_MODULE}")
         elif below and is_gone(below) and not statement.relative:
-            self.planner.leave(statement, "HIER114", f"* of {PACKAGE}.{below}")
+            self.changes.leave(statement, "HIER114", f"* of {PACKAGE}.{below}")
 
     def edit_star(self, statement: cst.ImportFrom) -> Edit | None:
         """New names beside the star of a module of the user's own."""
         aliases: list[cst.ImportAlias] = []
-        for name, local in self.planner.needs.get(statement, {}).items():
+        for name, local in self.changes.needs.get(statement, {}).items():
             self.add(aliases, name, local)
         if not aliases:
             return None
@@ -199,7 +200,7 @@ class ImportEditor:
 
     def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
         """Names that a module which is gone does not leave behind."""
-        silence = self.planner.silence
+        silence = self.context.silence
         others = [
             name
             for alias in aliases
@@ -209,7 +210,7 @@ class ImportEditor:
         if not others or below == OWN_MODULE or not below or not is_gone(below):
             return
         if below.split(".")[-1] == REMOVED_MODULE or not statement.relative:
-            self.planner.leave(statement, "HIER114", f"{', '.join(others)} of {PACKAGE}.{below}")
+            self.changes.leave(statement, "HIER114", f"{', '.join(others)} of {PACKAGE}.{below}")
 
     def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
         assert not isinstance(statement.names, cst.ImportStar)
@@ -217,14 +218,14 @@ class ImportEditor:
         below = OWN_MODULE if statement in self.walk.again else api_path(module) if module else None
         if below is None:
             return None
-        needed = dict(self.planner.needs.get(statement, {}))
+        needed = dict(self.changes.needs.get(statement, {}))
         aliases: list[cst.ImportAlias] = []
         for alias in statement.names:
             binding = self.bindings.get(alias)
             imported = self.api_name(statement, alias)
             is_module = not below and is_gone(imported)
             rewritten = binding in self.rewritten
-            wanted = self.planner.wants("HIER009", alias)
+            wanted = self.context.wants("HIER009", alias)
             finished = (imported == PRESET and rewritten) or (is_module and (rewritten or wanted))
             if is_module and finished:
                 self.check_members(alias)
@@ -239,7 +240,7 @@ class ImportEditor:
             elif what == "kept":
                 aliases.append(alias)
                 if is_module and not self.is_passed(binding):
-                    self.planner.leave(alias, "HIER114", imported)
+                    self.changes.leave(alias, "HIER114", imported)
             else:
                 successor = next((n for n in SUCCESSORS.get(imported, ANY) if n in needed), None)
                 if successor is not None:
@@ -263,15 +264,15 @@ class ImportEditor:
         self, statement: cst.ImportFrom, alias: cst.ImportAlias, binding: Binding, imported: str
     ) -> Literal["renamed", "kept", "gone"]:
         """What becomes of the import of a removed name."""
-        wants, detail, text = self.planner.wants, "", ""
+        wants, detail, text = self.context.wants, "", ""
         in_use = binding in self.read
         rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
         if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
-            self.planner.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
+            self.changes.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
             return "kept"
         awaited = self.walk.facts.awaited.get(local_name(alias)) if binding.scope.kind == "module" else None
         if not in_use and awaited is not None:
-            self.planner.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here", AWAITED)
+            self.changes.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here", AWAITED)
             return "kept"
         if not in_use and self.is_wanted(alias, binding):
             detail, text = self.walk.facts.taken(local_name(alias)), TAKEN
@@ -287,8 +288,8 @@ class ImportEditor:
         elif not in_use:
             return "gone" if binding in self.rewritten or wants("HIER009", alias) else "kept"
         is_quiet = local_name(alias) in self.walk.facts.quiet and not self.is_re_export(alias, binding)
-        if detail and self.planner.settings.wants_all and not is_quiet:
-            self.planner.leave(alias, "HIER109", detail, text)
+        if detail and self.context.settings.wants_all and not is_quiet:
+            self.changes.leave(alias, "HIER109", detail, text)
         return "kept"
 
     def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
@@ -310,14 +311,14 @@ class ImportEditor:
 
     def given_by(self, statement: ImportStatement) -> set[str]:
         """The names of the package that a statement imports, or will."""
-        given = set(self.planner.needs.get(statement, {}))
+        given = set(self.changes.needs.get(statement, {}))
         if is_import_from(statement) and not isinstance(statement.names, cst.ImportStar):
             given.update(map(import_name, statement.names))
         return given
 
     def has_only_imports(self, statement: cst.ImportFrom) -> bool:
         """Whether the block of a page that holds a statement is nothing but imports."""
-        block = self.planner.block(statement)
+        block = self.context.block(statement)
         header = list(block.header) if isinstance(block, cst.Module) else []
         group = ""
         for line in getattr(block, "body", ()):
@@ -343,7 +344,7 @@ class ImportEditor:
         assert not isinstance(statement.names, cst.ImportStar)
         here, root = aliases, []
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
-        touched = self.planner.wants("HIER009", statement) or list(aliases) != list(statement.names)
+        touched = self.context.wants("HIER009", statement) or list(aliases) != list(statement.names)
         if ((below and is_gone(below)) or foreign_root) and touched:
             old = set() if below != OWN_MODULE else {names_of(alias) for alias in statement.names}
             root = [alias for alias in aliases if import_name(alias) in KEPT and names_of(alias) not in old]
@@ -441,24 +442,8 @@ class ImportEditor:
         return aliases
 
 
-def local_name(alias: cst.ImportAlias) -> str:
-    return (dotted(alias.asname.name) if alias.asname else dotted(alias.name)) or ""
-
-
 def names_of(alias: cst.ImportAlias) -> tuple[str, str]:
     return import_name(alias), local_name(alias)
-
-
-def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, walk: Walk) -> bool:
-    """Whether a comment says that an import is there although the file does not use it."""
-    line = walk.parents[statement]
-    comments = list(comments_in(alias))
-    if isinstance(statement.lpar, cst.LeftParen):
-        space = statement.lpar.whitespace_after
-        comments += comments_in(space.first_line) if isinstance(space, cst.ParenthesizedWhitespace) else []
-    if isinstance(line, cst.SimpleStatementLine):
-        comments += comments_in(line.trailing_whitespace)
-    return any(UNUSED.search(comment) for comment in comments)
 
 
 def is_tried(statement: ImportStatement, walk: Walk) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes
+from ..context import Context
 from ..names import CLASS, PARAMETERS
 from .base import ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
 from .module import Old, module_call
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
 
 RULE = Rule(
     "HIER001",
@@ -49,7 +46,7 @@ so does the `block_size` of a `sparse_config`, its only field that had an effect
 )
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if "segment_lengths" not in arguments.named and not arguments.stars:
         arguments.problem = arguments.problem or "segment_lengths is missing"
-    return module_call(planner, use, call, arguments, Old(RULE.id, PARAMETERS[CLASS]))
+    return module_call(context, changes, use, call, arguments, Old(RULE.id, PARAMETERS[CLASS]))

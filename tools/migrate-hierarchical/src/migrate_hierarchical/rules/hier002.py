@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
-from ..density import LEVELS
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left, Rewrite
+from ..context import Context
+from ..density import LEVELS, preset_pattern
 from ..edit.build import Style, pattern_config, string
 from ..names import CONFIG, PARAMETERS, PATTERN, PRESETS
-from .base import Decision, Left, Rewrite, Rule, preset_pattern
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
+from .base import Decision, Rule
 
 RULE = Rule(
     "HIER002",
@@ -60,42 +57,42 @@ presets kept all blocks.
 )
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
-    style = planner.style(call)
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    style = context.style(call)
     if style is None:
         return Left("HIER112", "inside nested f-strings")
-    function = planner.name(use, PATTERN)
+    function = changes.name(use, PATTERN)
     if use.name == CONFIG:
         misfit = config_misfit(arguments)
         if misfit is not None:
             return misfit
         return Rewrite(
             RULE.id,
-            lambda old: pattern_config(function, planner.settings, style, lpar=old.lpar, rpar=old.rpar),
-            old=[planner.old_pattern(call)],
+            lambda old: pattern_config(function, context.settings, style, lpar=old.lpar, rpar=old.rpar),
+            old=[context.old_pattern(call)],
         )
     assert use.name == PRESETS
     if arguments.named or arguments.stars or arguments.problem:
         return Left("HIER111", f"{PRESETS} takes no arguments")
-    parent = planner.walk.parents[call]
+    parent = context.walk.parents[call]
     if isinstance(parent, cst.Subscript) and parent.value is call:
         return Rewrite(
             RULE.id,
-            lambda old: pattern_config(function, planner.settings, style, lpar=old.lpar, rpar=old.rpar),
-            old=[planner.old_pattern(parent)],
+            lambda old: pattern_config(function, context.settings, style, lpar=old.lpar, rpar=old.rpar),
+            old=[context.old_pattern(parent)],
         )
     presets = [preset_pattern(name) for name in LEVELS]
-    return Rewrite(RULE.id, lambda old: every_preset(function, planner, style), old=presets)
+    return Rewrite(RULE.id, lambda old: every_preset(function, context, style), old=presets)
 
 
-def config_factory(planner: Planner, use: Use) -> Rewrite:
+def config_factory(context: Context, changes: Changes, use: Use) -> Rewrite:
     """`default_factory=HierarchicalConfig` needs a function of its own."""
-    function = planner.name(use, PATTERN)
-    style = planner.style(use.root) or Style(indent=None)
+    function = changes.name(use, PATTERN)
+    style = context.style(use.root) or Style(indent=None)
     return Rewrite(
         RULE.id,
-        lambda old: cst.Lambda(cst.Parameters(), pattern_config(function, planner.settings, style)),
-        old=[planner.old_pattern(None)],
+        lambda old: cst.Lambda(cst.Parameters(), pattern_config(function, context.settings, style)),
+        old=[context.old_pattern(None)],
     )
 
 
@@ -107,7 +104,7 @@ def config_misfit(arguments: Arguments) -> Left | None:
     return Left("HIER111", arguments.problem) if arguments.problem else None
 
 
-def every_preset(function: cst.BaseExpression, planner: Planner, style: Style) -> cst.BaseExpression:
+def every_preset(function: cst.BaseExpression, context: Context, style: Style) -> cst.BaseExpression:
     """A dictionary with the names of the old presets."""
     names = [
         cst.Element(string(name, style), cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")))
@@ -116,6 +113,6 @@ def every_preset(function: cst.BaseExpression, planner: Planner, style: Style) -
     names[-1] = names[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
     return cst.DictComp(
         cst.Name("name"),
-        pattern_config(function, planner.settings, style),
+        pattern_config(function, context.settings, style),
         cst.CompFor(cst.Name("name"), cst.Tuple(names)),
     )

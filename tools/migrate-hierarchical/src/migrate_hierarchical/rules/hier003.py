@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left
+from ..context import Context
 from ..density import LEVELS
 from ..names import FACTORY_PARAMETERS
-from .base import ONE_SEGMENT, OTHER_BLOCKS, SAME_PRESETS, Decision, Left, Rule
+from .base import ONE_SEGMENT, OTHER_BLOCKS, SAME_PRESETS, Decision, Rule
 from .hier005 import IGNORED
 from .module import Old, module_call
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
 
 RULE = Rule(
     "HIER003",
@@ -49,13 +46,13 @@ The arguments that had an effect pass on, as with [HIER001](HIER001.md).
 )
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     preset = arguments.literal("preset") if "preset" in arguments.named else "standard"
     if preset is None:
-        return Left("HIER105", "preset=" + planner.module.code_for_node(arguments.named["preset"]))
+        return Left("HIER105", "preset=" + context.module.code_for_node(arguments.named["preset"]))
     if preset not in LEVELS:
         return Left("HIER111", f"there was no preset {preset!r}")
     if "hierarchical_config" in arguments.named or "variant" in arguments.named:
         return Left("HIER111", "hierarchical_config and variant were given twice")
     old = Old(RULE.id, ("preset", *FACTORY_PARAMETERS[1:]), IGNORED, True, preset, ("preset",))
-    return module_call(planner, use, call, arguments, old)
+    return module_call(context, changes, use, call, arguments, old)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes
+from ..context import Context
 from ..names import CREATE_ATTENTION, PARAMETERS
 from .base import ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
 from .module import Old, module_call
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
 
 RULE = Rule(
     "HIER004",
@@ -53,5 +50,7 @@ IGNORED = {
 }
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
-    return module_call(planner, use, call, arguments, Old(RULE.id, PARAMETERS[CREATE_ATTENTION], IGNORED))
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+    return module_call(
+        context, changes, use, call, arguments, Old(RULE.id, PARAMETERS[CREATE_ATTENTION], IGNORED)
+    )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
-from ..edit.arguments import is_none, read_arguments
+from ..analysis.arguments import Arguments, is_none, read_arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left, Rewrite
+from ..context import Context
 from ..edit.build import Item
 from ..edit.build import call as new_call
 from ..names import FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
-from .base import KEPT_RATIOS, ONE_SEGMENT, OTHER_BLOCKS, Decision, Left, Rewrite, Rule
+from .base import KEPT_RATIOS, ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
 from .module import Old, module_call
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
 
 RULE = Rule(
     "HIER005",
@@ -58,49 +54,49 @@ IGNORED = {
 OLD = Old(RULE.id, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     named = arguments.named
     variant = arguments.literal("variant") if "variant" in named else "auto"
     if variant == HIERARCHICAL:
-        return module_call(planner, use, call, arguments, OLD)
+        return module_call(context, changes, use, call, arguments, OLD)
     given = "hierarchical_config" in named
     if variant is None:
-        code = planner.module.code_for_node(named["variant"])
-        may_be = given or planner.may_be_hierarchical(named["variant"], use.scope)
+        code = context.module.code_for_node(named["variant"])
+        may_be = given or context.may_be_hierarchical(named["variant"], use.scope)
         return Left("HIER105", f"variant={code}") if may_be else None
     if not given:
         if (
             arguments.stars
             and variant == "auto"
-            and planner.may_hold_hierarchical(arguments.stars, use.scope)
+            and context.may_hold_hierarchical(arguments.stars, use.scope)
         ):
-            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+            return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
         return None
     if arguments.problem:
         return Left("HIER111", arguments.problem)
     if variant == "auto" and arguments.stars:
-        return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
     if variant == "auto" and not is_none(named["hierarchical_config"]):
         others = {name for name in named if not is_none(named[name])}
         if (
             not others & {"distributed_config", "adaptive_config"}
             and not {"embed_dim", "num_heads"} <= others
         ):
-            return module_call(planner, use, call, arguments, OLD)
-    return without_keyword(planner, use, call, arguments, RULE.id, f"variant {variant!r}")
+            return module_call(context, changes, use, call, arguments, OLD)
+    return without_keyword(context, changes, use, call, arguments, RULE.id, f"variant {variant!r}")
 
 
 def without_keyword(
-    planner: Planner, use: Use, call: cst.Call, arguments: Arguments, rule: str, form: str
+    context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, rule: str, form: str
 ) -> Decision:
     """Another variant never looked at hierarchical_config: only the argument goes."""
     keeps_name = isinstance(use.node, cst.Name)
     # a member of a module: that may be one which is gone
-    function = call.func if keeps_name else planner.name(use, use.name)
+    function = call.func if keeps_name else changes.name(use, use.name)
     notes = [f"hierarchical_config had no effect on {form} and goes"]
     positional = [arg for arg in call.args if arg.keyword is None and not arg.star]
     if len(positional) > FACTORY_PARAMETERS.index("hierarchical_config"):
-        style = planner.style(call)
+        style = context.style(call)
         if style is None or arguments.stars:
             return Left("HIER112", "hierarchical_config is a positional argument")
 

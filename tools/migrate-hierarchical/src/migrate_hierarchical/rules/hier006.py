@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left
+from ..context import Context
 from ..names import FACTORY_PARAMETERS, KEYWORD, REMOVED_PRESETS
-from .base import KEPT_RATIOS, OTHER_BLOCKS, SAME_PRESETS, Decision, Left, Rule
+from .base import KEPT_RATIOS, OTHER_BLOCKS, SAME_PRESETS, Decision, Rule
 from .hier005 import IGNORED, without_keyword
 from .module import Old, module_call
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
 
 RULE = Rule(
     "HIER006",
@@ -51,16 +48,16 @@ it had no effect and goes.
 OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never looked at hierarchical_config
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     keyword = "name" if "name" in arguments.named else "preset_name"
     if keyword not in arguments.named:
-        if arguments.stars and planner.may_hold_hierarchical(arguments.stars, use.scope):
-            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        if arguments.stars and context.may_hold_hierarchical(arguments.stars, use.scope):
+            return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
         return None
     preset = arguments.literal(keyword)
     if preset is None:
-        code = planner.module.code_for_node(arguments.named[keyword])
-        may_be = KEYWORD in arguments.named or planner.may_be_hierarchical(
+        code = context.module.code_for_node(arguments.named[keyword])
+        may_be = KEYWORD in arguments.named or context.may_be_hierarchical(
             arguments.named[keyword], use.scope
         )
         return Left("HIER105", f"{keyword}={code}") if may_be else None
@@ -72,11 +69,11 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
         if "variant" in arguments.named and arguments.literal("variant") not in OTHER_VARIANTS:
             return Left("HIER111", "variant is overridden")
         if arguments.stars:
-            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
-        return without_keyword(planner, use, call, arguments, RULE.id, f"preset {preset!r}")
+            return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
+        return without_keyword(context, changes, use, call, arguments, RULE.id, f"preset {preset!r}")
     if "variant" in arguments.named:
         return Left("HIER111", "variant is overridden")
     levels = None if "hierarchical_config" in arguments.named else REMOVED_PRESETS[preset]
     parameters = ("preset_name", *FACTORY_PARAMETERS[1:])
     old = Old(RULE.id, parameters, IGNORED, True, levels, ("preset_name", "name"))
-    return module_call(planner, use, call, arguments, old)
+    return module_call(context, changes, use, call, arguments, old)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import libcst as cst
 
-from ..edit.arguments import read_arguments
+from ..analysis.arguments import Arguments, read_arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left, Rewrite
+from ..context import Context
+from ..density import default_pattern
 from ..edit.build import pattern_config
 from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
-from .base import KEPT_RATIOS, OTHER_BLOCKS, Decision, Left, Rewrite, Rule, default_pattern
+from .base import KEPT_RATIOS, OTHER_BLOCKS, Decision, Rule
 from .module import block_sizes_of, ratio_of
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..edit.arguments import Arguments
-    from ..plan import Planner
 
 RULE = Rule(
     "HIER007",
@@ -48,24 +45,24 @@ A `block_size` that is a power of two from 16 to 256 passes on, another becomes 
 NO_EFFECT = ("window_size", "global_tokens", "dilation_rates")
 
 
-def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
+def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     named = arguments.named
     if "pattern_type" not in named:
-        if arguments.stars and planner.may_hold_hierarchical(arguments.stars, use.scope):
-            return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
+        if arguments.stars and context.may_hold_hierarchical(arguments.stars, use.scope):
+            return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
         return None
     pattern = arguments.literal("pattern_type")
     if pattern is None:
-        code = planner.module.code_for_node(named["pattern_type"])
-        may_be = planner.may_be_hierarchical(named["pattern_type"], use.scope)
+        code = context.module.code_for_node(named["pattern_type"])
+        may_be = context.may_be_hierarchical(named["pattern_type"], use.scope)
         return Left("HIER105", f"pattern_type={code}") if may_be else None
     if pattern != HIERARCHICAL:
         return None
     if arguments.problem:
         return Left("HIER111", arguments.problem)
     if arguments.stars:
-        return Left("HIER104", planner.module.code_for_node(arguments.stars[0].value))
-    style = planner.style(call)
+        return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
+    style = context.style(call)
     if style is None:
         return Left("HIER112", "inside nested f-strings")
     notes = [
@@ -75,13 +72,13 @@ def decide(planner: Planner, use: Use, call: cst.Call, arguments: Arguments) -> 
     if "sparsity_ratio" in named and ratio is None:
         notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")
     notes += [f"{name} is no argument and goes" for name in named if name not in PATTERN_PARAMETERS]
-    function = planner.name(use, PATTERN)
+    function = changes.name(use, PATTERN)
     block_sizes, other = block_sizes_of(named.get("block_size"), notes)
 
     def make(updated: cst.Call) -> cst.BaseExpression:
         block_size = other or read_arguments(updated.args, PATTERN_PARAMETERS).named.get("block_size")
         return pattern_config(
-            function, planner.settings, style, block_size, ratio, updated.lpar, updated.rpar
+            function, context.settings, style, block_size, ratio, updated.lpar, updated.rpar
         )
 
     return Rewrite(RULE.id, make, notes, old=[default_pattern()], block_sizes=block_sizes, ratio=ratio)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import libcst as cst
 
-from ..edit.arguments import Arguments, is_none, read_arguments
+from ..analysis.arguments import Arguments, is_none, read_arguments
+from ..analysis.uses import Use
+from ..changes import BlockSizes, Changes, Left, Rewrite
+from ..context import Context
+from ..density import OldPattern, preset_pattern
 from ..edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
 from ..edit.build import call as new_call
 from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
-from .base import BlockSizes, Decision, Left, OldPattern, Rewrite, preset_pattern
+from .base import Decision
 from .hier002 import config_misfit
-
-if TYPE_CHECKING:
-    from ..analysis.uses import Use
-    from ..plan import Planner
 
 HANDLED = {"segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"}
 DEFAULT_SEGMENT = 2048
@@ -75,27 +74,29 @@ def ratio_of(node: cst.CSTNode | None) -> float | None:
     return None
 
 
-def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments, old: Old) -> Decision:
+def module_call(
+    context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, old: Old
+) -> Decision:
     """Rewrite a call that made a hierarchical module, or say why not."""
     if arguments.problem:
         return Left("HIER111", arguments.problem)
     named = arguments.named
     hidden = [arg for arg in arguments.stars if arg.star == "*" or not set(named) >= HANDLED]
     if hidden:
-        return Left("HIER104", f"{hidden[0].star}{planner.module.code_for_node(hidden[0].value)}")
-    style = planner.style(call)
+        return Left("HIER104", f"{hidden[0].star}{context.module.code_for_node(hidden[0].value)}")
+    style = context.style(call)
     if style is None:
         return Left("HIER112", "inside nested f-strings")
     notes = [note for name, note in old.ignored.items() if name in named]
-    config = read_config(planner, use, named, old, notes)
+    config = read_config(context, use, named, old, notes)
     if isinstance(config, Left):
         return config
-    read_sparse = read_sparse_config(planner, use, named, config, notes)
+    read_sparse = read_sparse_config(context, use, named, config, notes)
     if isinstance(read_sparse, Left):
         return read_sparse
     if old.has_shorthands:
         read_shorthands(named, config, notes)
-    segment = segment_lengths(planner, use, named, config, notes)
+    segment = segment_lengths(context, use, named, config, notes)
 
     rest = [
         name
@@ -106,16 +107,16 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
         and not (old.has_shorthands and name in ("sparsity_ratio", "block_size"))
     ]
     foreign = [name for name in rest if name not in PASSED_ON]
-    function = planner.name(use, FACTORY)
+    function = changes.name(use, FACTORY)
     given = named.get("hierarchical_config")
     # what was None had the default configuration; sparse_config=None would mean another density
-    or_default = config.expression and given is not None and planner.may_be_none(given, use.scope)
-    pattern = planner.name(use, PATTERN) if or_default or not config.expression else None
+    or_default = config.expression and given is not None and context.may_be_none(given, use.scope)
+    pattern = changes.name(use, PATTERN) if or_default or not config.expression else None
 
     def make(updated: cst.Call) -> cst.BaseExpression:
         new_line = style.deeper()
         args = [
-            moved(new, planner.walk.indents[each], new_line, planner.moved)
+            moved(new, context.walk.indents[each], new_line, changes.moved)
             for new, each in zip(updated.args, call.args)
         ]
         now = read_arguments(args, old.parameters)
@@ -128,14 +129,14 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
         if config.expression:
             value = now.named["hierarchical_config"]
             if pattern is not None:
-                default = pattern_config(pattern, planner.settings, style.deeper())
+                default = pattern_config(pattern, context.settings, style.deeper())
                 value = cst.BooleanOperation(in_parentheses(value), cst.Or(), default)
             items.append(Item("sparse_config", value))
             if block_size is not None:
                 items.append(Item("block_size", block_size))
         else:
             assert pattern is not None
-            new = pattern_config(pattern, planner.settings, style.deeper(), block_size, config.ratio)
+            new = pattern_config(pattern, context.settings, style.deeper(), block_size, config.ratio)
             items.append(Item("sparse_config", new))
         items += [Item(name, now.named[name]) for name in rest]
         items += [Item("", arg.value, star=arg.star) for arg in now.stars]
@@ -143,7 +144,7 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
 
     before: OldPattern | None = None
     if pattern is not None:
-        before = planner.old_pattern(None if config.expression else given)
+        before = context.old_pattern(None if config.expression else given)
         if old.preset is not None:
             before = preset_pattern(old.preset)
     todo = Left("HIER110", ", ".join(foreign)) if foreign else None
@@ -160,7 +161,7 @@ def module_call(planner: Planner, use: Use, call: cst.Call, arguments: Arguments
 
 
 def read_config(
-    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], old: Old, notes: list[str]
+    context: Context, use: Use, named: dict[str, cst.BaseExpression], old: Old, notes: list[str]
 ) -> Config | Left:
     """What hierarchical_config holds."""
     value = named.get("hierarchical_config")
@@ -168,32 +169,32 @@ def read_config(
     if value is None or is_none(value):
         return config
     if isinstance(value, cst.Call):
-        inner = planner.resolver.by_node.get(value.func)
+        inner = context.resolver.by_node.get(value.func)
         if inner is not None and inner.name == CONFIG and inner.agrees:
             config.absorbs = [value]
             return config_misfit(read_arguments(value.args, PARAMETERS[CONFIG])) or config
-        if inner is not None and inner.name == PATTERN and is_written(planner, value):
+        if inner is not None and inner.name == PATTERN and is_written(context, value):
             config.absorbs = [value]
             return config
-    if isinstance(value, cst.Subscript) and planner.is_presets_call(value.value):
+    if isinstance(value, cst.Subscript) and context.is_presets_call(value.value):
         config.absorbs = [value, value.value]
         return config
-    kind = planner.origins.kind(value, use.scope)
+    kind = context.origins.kind(value, use.scope)
     if kind == "none":
         return config
     if kind not in ("config", "pattern"):  # a pattern: an earlier run, with other rules, wrote it
-        code = planner.module.code_for_node(value)
+        code = context.module.code_for_node(value)
         return Left("HIER106", f"hierarchical_config={code}")
     config.expression = True
     return config
 
 
-def is_written(planner: Planner, call: cst.Call) -> bool:
+def is_written(context: Context, call: cst.Call) -> bool:
     """Whether a pattern is what the codemod writes for a configuration."""
-    new = pattern_config(call.func, planner.settings, Style(indent=None))
+    new = pattern_config(call.func, context.settings, Style(indent=None))
     given = read_arguments(call.args, PATTERN_PARAMETERS).named
     wanted = read_arguments(new.args, PATTERN_PARAMETERS).named
-    code = planner.module.code_for_node
+    code = context.module.code_for_node
     return given.keys() == wanted.keys() and all(
         "".join(code(given[name]).split()).replace("'", '"') == "".join(code(wanted[name]).split())
         for name in wanted
@@ -201,29 +202,29 @@ def is_written(planner: Planner, call: cst.Call) -> bool:
 
 
 def read_sparse_config(
-    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
+    context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
 ) -> Left | None:
     """Only the block size of an old sparse_config had an effect."""
     value = named.get("sparse_config")
     if value is None or is_none(value):
         return None
     if isinstance(value, cst.Call):
-        inner = planner.resolver.by_node.get(value.func)
+        inner = context.resolver.by_node.get(value.func)
         if inner is not None and inner.name == PATTERN and inner.agrees:
             given = read_arguments(value.args, PATTERN_PARAMETERS)
             if given.stars or given.problem:
-                return Left("HIER104", "sparse_config=" + planner.module.code_for_node(value))
+                return Left("HIER104", "sparse_config=" + context.module.code_for_node(value))
             config.absorbs.append(value)
             if "block_size" in given.named:
                 config.block_sizes, other = block_sizes_of(given.named["block_size"], notes)
                 config.block_size = inner_block_size if other is None else lambda now: other
             return None
-    kind = planner.origins.kind(value, use.scope)
+    kind = context.origins.kind(value, use.scope)
     if kind == "none":
         return None
     if kind != "pattern":
-        return Left("HIER106", f"sparse_config={planner.module.code_for_node(value)}")
-    may_be_none = planner.may_be_none(value, use.scope)
+        return Left("HIER106", f"sparse_config={context.module.code_for_node(value)}")
+    may_be_none = context.may_be_none(value, use.scope)
     config.block_size = block_size_or_default if may_be_none else attribute_block_size
     config.block_sizes = BlockSizes(literal=False)
     return None
@@ -260,7 +261,7 @@ def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes:
 
 
 def segment_lengths(
-    planner: Planner, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
+    context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
 ) -> Callable[[cst.BaseExpression | None], cst.BaseExpression]:
     """How the new segment_lengths are made of the old ones."""
     value = named.get("segment_lengths")
@@ -273,7 +274,7 @@ def segment_lengths(
             rounded = -(-first // block) * block
             notes.append(f"segment length {first} is no multiple of the block size {block}: {rounded}")
             return lambda now: integers([rounded])
-    if planner.may_be_none(value, use.scope):
+    if context.may_be_none(value, use.scope):
         default = integers([DEFAULT_SEGMENT])
 
         def with_default(now: cst.BaseExpression | None) -> cst.BaseExpression:

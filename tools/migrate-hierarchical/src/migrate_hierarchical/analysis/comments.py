@@ -1,0 +1,35 @@
+"""Comments in a tree, and what they say of an import."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import libcst as cst
+
+from .scopes import Walk
+
+# What linters take as a sign that an import is meant to be there unused.
+UNUSED = re.compile(
+    r"#\s*noqa(?!\s*:)|#\s*noqa\s*:[^#]*\bF401\b|pylint:\s*disable=[^#]*\bunused-import\b", re.IGNORECASE
+)
+
+
+def comments_in(node: cst.CSTNode) -> Iterator[str]:
+    """The comments inside an expression, in order."""
+    if isinstance(node, cst.Comment):
+        yield node.value
+    for child in node.children:
+        yield from comments_in(child)
+
+
+def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, walk: Walk) -> bool:
+    """Whether a comment says that an import is there although the file does not use it."""
+    line = walk.parents[statement]
+    comments = list(comments_in(alias))
+    if isinstance(statement.lpar, cst.LeftParen):
+        space = statement.lpar.whitespace_after
+        comments += comments_in(space.first_line) if isinstance(space, cst.ParenthesizedWhitespace) else []
+    if isinstance(line, cst.SimpleStatementLine):
+        comments += comments_in(line.trailing_whitespace)
+    return any(UNUSED.search(comment) for comment in comments)

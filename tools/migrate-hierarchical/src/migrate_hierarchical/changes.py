@@ -1,0 +1,231 @@
+"""What is to be changed in one file, and what the report says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import libcst as cst
+
+from .analysis.binding import Binding, ImportStatement, is_import, is_import_from
+from .analysis.uses import Use, api_path
+from .context import Context
+from .density import Comparison, OldPattern
+
+
+@dataclass(frozen=True)
+class Left:
+    """A use that needs a person: a reason of rules/reasons.py and what is special about this one."""
+
+    reason: str
+    detail: str
+    text: str = ""  # what is said in place of the reason's own line
+
+
+@dataclass(frozen=True)
+class BlockSizes:
+    """Tokens per block, before and after."""
+
+    old: int = 64
+    new: int = 64
+    literal: bool = True  # False: not known, the default stands for it
+
+
+@dataclass
+class Rewrite:
+    """A use that is rewritten. `make` gets the call with its arguments already rewritten."""
+
+    rule: str
+    make: Callable[[Any], cst.BaseExpression]
+    notes: list[str] = field(default_factory=list)
+    absorbs: list[cst.CSTNode] = field(
+        default_factory=list
+    )  # calls inside that are not rewritten on their own
+    old: Sequence[OldPattern] = ()  # of each pattern that is written, what stood there
+    block_sizes: BlockSizes = BlockSizes()
+    ratio: float | None = None  # of the new pattern; None: that of the settings
+    keeps_name: bool = False  # the new call is of the same function
+    todo: Left | None = None  # rewritten, and still something for a person
+
+
+@dataclass
+class Outcome:
+    """One entry of the report."""
+
+    node: cst.CSTNode
+    rule: str
+    detail: str = ""
+    patterns: tuple[Comparison, ...] = ()
+
+
+@dataclass
+class Demand:
+    """A name of the package that a new expression needs."""
+
+    use: Use
+    name: str
+    local: str
+    statements: list[ImportStatement]  # what the use was imported by
+
+    def order(self, context: Context) -> tuple[bool, int]:
+        """Imports of the module first, from top to bottom."""
+        first = self.statements[0]
+        return not isinstance(context.block(first), cst.Module), context.walk.lines[first]
+
+
+class Changes:
+    """The changes of one file, as far as they are decided.
+
+    With a part of the rules, `whole` holds those that all of them would make: an import is put where they have it, so
+    that what one rule leaves is what the others expect, in whatever order they are run.
+    """
+
+    def __init__(self, context: Context, whole: Changes | None = None) -> None:
+        self.context, self.whole = context, whole
+        self.replacements: dict[cst.CSTNode, Rewrite] = {}
+        self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
+        self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
+        # node of a rewritten argument -> the same, indented anew
+        self.moved: dict[cst.CSTNode, cst.CSTNode] = {}
+        self.demands: list[Demand] = []
+        self.needs: dict[ImportStatement, dict[str, str]] = {}  # what an import has to give, and as what
+        self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
+        self.used: set[cst.Name] = set()  # leftmost names of uses that go
+        self.passed: set[cst.Name] = set()  # of uses that stay, because a rule is not wanted there
+        self.todos: list[tuple[cst.CSTNode, Left]] = []
+        self.rewritten: list[Outcome] = []
+        self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
+        self.kept: set[Binding] = set()  # imports that a string or a comment left to a person needs
+        self.spoken: set[cst.CSTNode] = set()  # strings that were reported
+
+    def name(self, use: Use, name: str) -> cst.BaseExpression:
+        """How a name of the package is written where `use` stands; notes what must be imported for it."""
+        if use.base is not None:
+            for binding in use.bindings:
+                if binding.statement is not None:
+                    self.to_root.add(binding.statement)
+            return cst.Attribute(bare(use.base), cst.Name(name))
+        if use.is_star and (self.context.walk.stars or use.root.value not in self.context.walk.star_of):
+            return cst.Name(name)
+        statements = [binding.statement for binding in use.bindings if binding.statement is not None]
+        if use.is_star:  # of a module of the user's own, which need not have the name
+            statements = [self.context.walk.star_of[use.root.value]]
+        if self.context.walk.groups:  # a block of a page stays complete
+            group = self.context.walk.group(use.root)
+            statements = [each for each in statements if self.context.walk.group(each) == group] or statements
+        there = self.visible(use, name, statements)
+        if there is not None:
+            return cst.Name(there)
+        taken = [b for b in use.scope.lookup(name) if not self.context.is_name(b, name)]
+        local = f"dilated_{name}" if taken else name
+        if statements:
+            self.demands.append(Demand(use, name, local, statements))
+        return cst.Name(local)
+
+    def place(self) -> None:
+        """Put what is needed into import statements, once where one serves several uses."""
+        planned = self.whole.needs if self.whole is not None else {}
+        for demand in sorted(self.demands, key=lambda each: each.order(self.context)):
+            there = self.served(demand, planned) or self.served(demand, self.needs)
+            for statement in [there] if there is not None else demand.statements:
+                self.needs.setdefault(self.home(statement), {})[demand.name] = demand.local
+
+    def served(self, demand: Demand, needs: dict[ImportStatement, dict[str, str]]) -> ImportStatement | None:
+        """The statement among those with needs that gives a use what it needs."""
+        for statement, names in needs.items():
+            same_block = all(
+                self.context.block(each) is self.context.block(statement) for each in demand.statements
+            )
+            if (
+                names.get(demand.name) == demand.local
+                and (same_block or isinstance(self.context.block(statement), cst.Module))
+                and self.context.runs_before(statement, demand.use, demand.statements)
+            ):
+                return statement
+        return None
+
+    def home(self, statement: ImportStatement) -> ImportStatement:
+        """Where new names go that a star cannot give: an import from the package below it, if there is one."""
+        if is_import(statement) or not isinstance(statement.names, cst.ImportStar):
+            return statement
+        line = self.context.walk.parents[statement]
+        body = getattr(self.context.walk.parents[line], "body", ())
+        if not isinstance(line, cst.SimpleStatementLine) or not isinstance(body, Sequence):
+            return statement
+        place = next(i for i, each in enumerate(body) if each is line)
+        after = body[place + 1] if place + 1 < len(body) else None
+        found = after.body[0] if isinstance(after, cst.SimpleStatementLine) else None
+        if not is_import_from(found) or isinstance(found.names, cst.ImportStar):
+            return statement
+        is_root = api_path(self.context.walk.absolute(found)) == ""
+        return (
+            found
+            if is_root and self.context.walk.group(found) == self.context.walk.group(statement)
+            else statement
+        )
+
+    def visible(self, use: Use, name: str, statements: list[ImportStatement]) -> str | None:
+        """The local name of an import that surely runs before the use."""
+        for scope in use.scope.ancestors():
+            for local, bindings in self.context.imported_as(scope, name):
+                if use.scope.lookup(local) is not bindings or (
+                    local != name and self.context.is_for_others(local, bindings)
+                ):
+                    continue
+                if any(self.context.runs_before(b.statement, use, statements) for b in bindings):
+                    return local
+        return None
+
+    def apply(self, use: Use, target: cst.CSTNode, rewrite: Rewrite) -> None:
+        self.replacements[target] = rewrite
+        if not rewrite.keeps_name:
+            self.used.add(use.root)
+        self.explained.add(target)
+        self.note(use.node, rewrite.rule, "; ".join(rewrite.notes), self.comparisons(rewrite))
+        if rewrite.todo is not None:
+            self.leave(target, rewrite.todo.reason, rewrite.todo.detail)
+
+    def comparisons(self, rewrite: Rewrite) -> tuple[Comparison, ...]:
+        """The patterns that a rewrite writes, beside those that they replace."""
+        sizes = rewrite.block_sizes
+        ratio = float(self.context.settings.sparsity_ratio if rewrite.ratio is None else rewrite.ratio)
+        unknown = () if sizes.literal else ("block_size",)
+        return tuple(
+            Comparison(
+                old.name,
+                old.levels,
+                sizes.old,
+                ratio,
+                self.context.settings.dilation_rates,
+                sizes.new,
+                old.guessed + unknown,
+            )
+            for old in rewrite.old
+        )
+
+    def note(
+        self, node: cst.CSTNode, rule: str, detail: str = "", patterns: tuple[Comparison, ...] = ()
+    ) -> None:
+        self.rewritten.append(Outcome(node, rule, detail, patterns))
+
+    def leave(self, node: cst.CSTNode, reason: str, detail: str, text: str = "") -> None:
+        self.todos.append((node, Left(reason, detail, text)))
+
+    def is_spoken(self, node: cst.CSTNode) -> bool:
+        """Whether a call that is rewritten or reported holds a node."""
+        return node in self.spoken or self.context.is_inside(node, self.explained)
+
+    @cached_property
+    def left_nodes(self) -> set[tuple[cst.CSTNode, str]]:
+        """What is left to a person, by node and reason, once the plan is complete."""
+        return {(node, left.reason) for node, left in self.todos}
+
+    @property
+    def has_use(self) -> bool:
+        return bool(self.replacements or self.renames or self.todos)
+
+
+def bare(node: cst.BaseExpression) -> cst.BaseExpression:
+    return node.deep_clone()

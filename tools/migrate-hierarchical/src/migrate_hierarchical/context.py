@@ -1,0 +1,225 @@
+"""What is known of one file, and the questions that rules ask about it; changes nothing."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from functools import cached_property
+
+import libcst as cst
+
+from .analysis.arguments import is_none, read_arguments, string_value
+from .analysis.binding import Binding, ImportStatement, Scope, is_import_from
+from .analysis.branches import Branches
+from .analysis.choices import UNKNOWN, Choices, Chooser, union
+from .analysis.comments import is_meant_for_others
+from .analysis.nones import Nones
+from .analysis.origins import Origins
+from .analysis.placement import fstring_quotes
+from .analysis.reach import Reach
+from .analysis.roles import ALL, DOCSTRING, KEY, Roles
+from .analysis.scopes import Walk
+from .analysis.uses import Resolver, Use, is_ours
+from .density import LEVELS, OldPattern, default_pattern, levels_of, preset_pattern
+from .edit.build import Style
+from .names import CONFIG, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, PARAMETERS, PRESETS
+from .settings import Settings
+from .silence import Silence
+
+UNPACKED = Choices(complete=False, names=frozenset({"variant", "pattern_type", "preset_name"}))
+
+
+class Context:
+    """One file as the rules see it."""
+
+    def __init__(
+        self,
+        module: cst.Module,
+        walk: Walk,
+        settings: Settings,
+        is_init: bool,
+        silence: Silence | None = None,
+        waiting: Sequence[Binding] = (),
+    ) -> None:
+        self.module, self.walk, self.settings, self.is_init = module, walk, settings, is_init
+        self.silence = silence or Silence(b"", bare=False, is_python=True)
+        self.waiting = set(waiting)  # imports whose uses wait for the rest of the project
+        self.resolver = Resolver(walk)
+        self.origins = Origins(walk, self.resolver)
+        self.roles = Roles(walk)
+        self.chooser = Chooser(walk, self.origins, self.roles)
+        self.nones = Nones(walk, self.origins.class_body)
+        self.read_names = {node.value for node in walk.names}
+        self.importing: dict[tuple[Scope, str], list[tuple[str, list[Binding]]]] = {}
+
+    @cached_property
+    def branches(self) -> Branches:
+        return Branches(self.module, self.walk, self.resolver, self.roles)
+
+    @cached_property
+    def reach(self) -> Reach:
+        return Reach(self.walk, self.resolver, self.origins, self.roles, self.chooser)
+
+    def wants(self, rule: str, node: cst.CSTNode) -> bool:
+        """Whether a rule rewrites a node: the settings want it, and no comment there names it."""
+        return self.settings.wants(rule) and not (
+            self.silence.rules and any(self.silence.names(line, rule) for line in self.lines_of(node))
+        )
+
+    def waits(self, bindings: list[Binding]) -> bool:
+        """Whether what an import gives stays as it is, because other files still take it from here."""
+        return bool(self.waiting.intersection(bindings))
+
+    def lines_of(self, node: cst.CSTNode) -> tuple[int, ...]:
+        """First and last line of a node, and of the call that it is the function of."""
+        first = self.walk.line_of(node)
+        parent = self.walk.parents.get(node)
+        whole = parent if isinstance(parent, cst.Call) and parent.func is node else node
+        return first, first + self.module.code_for_node(whole).count("\n")
+
+    def style(self, node: cst.CSTNode) -> Style | None:
+        """Layout of a new call in place of a node; None if it cannot be written there."""
+        quotes = fstring_quotes(node, self.walk.parents)
+        if quotes is not None:
+            free = [quote for quote in ('"', "'") if quote not in quotes]
+            return Style(quote=free[0], indent=None) if free else None
+        from_block, indent = self.walk.indents.get(node, (True, ""))
+        return Style(indent=indent, from_block=from_block, unit=self.module.default_indent)
+
+    def is_inside(self, node: cst.CSTNode, targets: set[cst.CSTNode]) -> bool:
+        """Whether a node is one of the targets or inside one."""
+        current: cst.CSTNode | None = node if targets else None
+        while current is not None:
+            if current in targets:
+                return True
+            current = self.walk.parents.get(current)
+        return False
+
+    def block(self, node: cst.CSTNode) -> cst.CSTNode:
+        line = self.walk.parents[node]
+        return self.walk.parents[line]
+
+    def runs_before(
+        self, statement: ImportStatement | None, use: Use, statements: list[ImportStatement]
+    ) -> bool:
+        """Whether an import stands above a use, in a block that surely runs: the module or that of the old import."""
+        if statement is None or self.walk.lines[statement] > self.walk.lines[use.root]:
+            return False
+        if self.walk.groups and self.walk.group(statement) not in map(self.walk.group, statements):
+            return False
+        blocks = [self.block(each) for each in statements]
+        return isinstance(self.block(statement), cst.Module) or self.block(statement) in blocks
+
+    def is_for_others(self, local: str, bindings: list[Binding]) -> bool:
+        """Whether an import that nothing here reads is there for other files; it may be a removed one, renamed."""
+        if local in self.read_names:
+            return False
+        return self.is_init or any(
+            is_import_from(each.statement)
+            and each.alias is not None
+            and (is_meant_for_others(each.statement, each.alias, self.walk) or local in self.exported)
+            for each in bindings
+        )
+
+    @cached_property
+    def exported(self) -> set[str]:
+        """The names in `__all__`."""
+        return {string_value(node) or "" for node in self.walk.strings if self.roles.of(node) == ALL}
+
+    def imported_as(self, scope: Scope, name: str) -> list[tuple[str, list[Binding]]]:
+        """The local names of a scope that are nothing but imports of a name of the package."""
+        if (scope, name) not in self.importing:
+            found = [
+                (local, bindings)
+                for local, bindings in scope.bindings.items()
+                if all(self.is_name(b, name) for b in bindings)
+            ]
+            self.importing[scope, name] = sorted(
+                found, key=lambda each: each[0] != name
+            )  # its own name first
+        return self.importing[scope, name]
+
+    def is_name(self, binding: Binding, name: str) -> bool:
+        """Whether a binding imports a name of the package."""
+        target = binding.target or ""
+        return binding.kind == "import" and is_ours(target) and target.endswith("." + name)
+
+    def import_bindings(self) -> list[Binding]:
+        seen: list[Binding] = []
+        for scope in {*self.walk.scope_of.values(), *self.walk.scopes}:
+            for bindings in scope.bindings.values():
+                seen.extend(binding for binding in bindings if binding.kind == "import")
+        return seen
+
+    @cached_property
+    def is_concerned(self) -> bool:
+        """Whether the file reaches the package at all."""
+        if any(is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings()):
+            return True
+        return bool(self.walk.stars) or any(string_value(node) == PACKAGE for node in self.walk.strings)
+
+    def old_pattern(self, node: cst.BaseExpression | None) -> OldPattern:
+        """What an expression configured: a call, an entry of the presets, or nothing."""
+        use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
+        if isinstance(node, cst.Call) and use is not None and use.name == CONFIG:
+            given = read_arguments(node.args, PARAMETERS[CONFIG])
+            levels = given.named.get("level_configs")
+            if given.stars:
+                return default_pattern("level_configs")
+            return default_pattern() if levels is None or is_none(levels) else self.custom_pattern(levels)
+        if isinstance(node, cst.Subscript) and self.is_presets_call(node.value):
+            index = node.slice[0].slice
+            name = string_value(index.value) if isinstance(index, cst.Index) else None
+            return preset_pattern(name) if name in LEVELS else default_pattern("name of the preset")
+        return default_pattern()
+
+    def custom_pattern(self, node: cst.BaseExpression) -> OldPattern:
+        try:
+            value = ast.literal_eval(self.module.code_for_node(node).strip())
+            levels = levels_of(value)
+        except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError):
+            return default_pattern("level_configs")
+        if not all(type(number) is int for level in levels for number in level):
+            return default_pattern("level_configs")
+        return OldPattern("custom", levels)
+
+    def may_be_none(self, node: cst.BaseExpression, scope: Scope) -> bool:
+        """Whether an expression is None on one of its ways."""
+        return self.nones.may_be_none(node, scope)
+
+    def is_presets_call(self, node: cst.CSTNode) -> bool:
+        use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
+        return use is not None and use.name == PRESETS and use.agrees
+
+    def may_be_hierarchical(self, node: cst.BaseExpression, scope: Scope) -> bool:
+        """Whether a name that is no literal may be that of a removed variant or preset."""
+        return self.is_hierarchical(self.chooser.of(node, scope))
+
+    def may_hold_hierarchical(self, stars: Sequence[cst.Arg], scope: Scope) -> bool:
+        """Whether unpacked arguments may hold one."""
+        held = [self.chooser.inside(arg.value, scope) if arg.star == "**" else UNKNOWN for arg in stars]
+        named = [UNPACKED for each in held if not each.complete]
+        return self.is_hierarchical(union([*held, *named]))
+
+    def is_hierarchical(self, choices: Choices) -> bool:
+        if choices.values & HIERARCHICAL_STRINGS:
+            return True
+        if self.walk.facts.carried.intersection(map(str.lower, choices.names)):
+            return True
+        return not choices.complete and self.mentions_hierarchical
+
+    @cached_property
+    def mentions_hierarchical(self) -> bool:
+        """Whether the file holds the name of a removed variant or preset that may go to a call of the package."""
+        return any(
+            string_value(node) in HIERARCHICAL_STRINGS and self.may_travel(node) for node in self.walk.strings
+        )
+
+    def may_travel(self, node: cst.SimpleString) -> bool:
+        """Whether a string may be used in another place than its own."""
+        if self.roles.of(node) in (DOCSTRING, ALL, KEY):
+            return False
+        parent = self.walk.parents[node]
+        if isinstance(parent, cst.DictElement) and string_value(parent.key) == "name":
+            return string_value(node) != HIERARCHICAL
+        return self.reach.travels(node)

@@ -1,0 +1,195 @@
+"""Asks the rules and checks about every use of the removed API in one file, in their order."""
+
+from __future__ import annotations
+
+import re
+
+import libcst as cst
+
+from .analysis.arguments import read_arguments
+from .analysis.failures import expects_failure
+from .analysis.roles import CLASS, TYPE
+from .analysis.uses import Use
+from .changes import Changes, Left, Rewrite
+from .checks.aliases import check_aliases
+from .checks.annotations import check_type_comments, check_types
+from .checks.by_name import check_by_name
+from .checks.magics import check_magics
+from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
+from .checks.strings import check_strings
+from .context import Context
+from .names import CONFIG, FACTORY, KEPT, PARAMETERS, PRESET, PRESETS, REMOVED, REMOVED_MODULE, TYPES
+from .rules import DECIDERS, RULE_OF
+from .rules.hier002 import config_factory
+from .rules.hier008 import repeats, without_repeats
+
+EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside its arguments
+
+
+class Planner:
+    """The loop over the uses of one file."""
+
+    def __init__(self, context: Context, changes: Changes) -> None:
+        self.context, self.changes = context, changes
+
+    def run(self) -> None:
+        absorbed: set[cst.CSTNode] = set()  # parts of rewritten calls that go
+        for use in self.context.resolver:  # in source order: a call before the calls inside it
+            if self.context.is_inside(use.node, absorbed):
+                self.changes.used.add(use.root)
+                if use.name in REMOVED:
+                    self.changes.note(use.node, "HIER002")
+                continue
+            n_demands, to_root = len(self.changes.demands), set(self.changes.to_root)
+            decision = self.decide(use)
+            if decision is None:
+                if use.node not in self.changes.renames:
+                    del self.changes.demands[n_demands:]
+                    self.changes.to_root = to_root
+                continue
+            self.changes.apply(use, *decision)
+            absorbed.update(decision[1].absorbs)
+        self.move_to_root(absorbed)
+        check_members(self.context, self.changes)
+        check_modules(self.context, self.changes)
+        check_own_imports(self.context, self.changes)
+        check_unresolved(self.context, self.changes)
+        check_types(self.context, self.changes)
+        if self.context.is_concerned or self.context.walk.facts.callables:
+            check_aliases(self.context, self.changes)
+        if self.context.is_concerned:
+            check_by_name(self.context, self.changes)
+        check_strings(self.context, self.changes)
+        check_magics(self.context, self.changes)
+        check_type_comments(self.context, self.changes)
+        self.changes.place()
+
+    def move_to_root(self, absorbed: set[cst.CSTNode]) -> None:
+        """What the package kept, where it is reached through a module that is gone."""
+        for use in self.context.resolver:
+            through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
+            if use.name not in KEPT or not through_module or not use.agrees or use.is_star:
+                continue
+            if (
+                self.context.is_inside(use.node, absorbed)
+                or self.context.walk.parents[use.node] in self.changes.replacements
+            ):
+                continue
+            statements = [each.statement for each in use.bindings if each.statement is not None]
+            if not all(self.context.wants("HIER009", each) for each in (use.node, *statements)):
+                continue
+            self.changes.renames[use.node] = self.changes.name(use, use.name)
+            self.changes.used.add(use.root)
+
+    def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
+        """The node to replace and how; None if nothing changes here."""
+        parents = self.context.walk.parents
+        parent = parents[use.node]
+        if isinstance(parent, cst.Del) or use.name == REMOVED_MODULE:
+            if use.name == REMOVED_MODULE:
+                self.changes.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
+            return None
+        called = isinstance(parent, cst.Call) and parent.func is use.node
+        if use.name in REMOVED and expects_failure(use.node, parents, of_name=True):
+            self.changes.leave(use.node, "HIER116", use.name)
+            return None
+        stays = self.context.waits(use.bindings) or not self.context.wants(
+            RULE_OF.get(use.name, ""), use.node
+        )
+        if called and use.name in RULE_OF and stays:
+            self.changes.explained.add(parent)
+            self.changes.passed.add(use.root)
+            return None
+        if use.name in REMOVED:
+            if not use.agrees:
+                self.changes.leave(use.node, "HIER107", f"{use.root.value} is bound in several ways")
+                return None
+            if use.is_star:
+                self.changes.leave(use.node, "HIER108", use.name)
+                return None
+        if called and use.name in DECIDERS:
+            assert isinstance(parent, cst.Call)
+            return self.decide_call(use, parent)
+        return self.decide_value(use, parent) if use.name in REMOVED else None
+
+    def decide_call(self, use: Use, call: cst.Call) -> tuple[cst.CSTNode, Rewrite] | None:
+        arguments = read_arguments(call.args, PARAMETERS[use.name])
+        decision = DECIDERS[use.name](self.context, self.changes, use, call, arguments)
+        if decision is None:
+            return None
+        if isinstance(decision, Left):
+            self.changes.leave(call, decision.reason, decision.detail)
+            self.changes.explained.add(call)
+            return None
+        if use.name in KEPT and expects_failure(call, self.context.walk.parents, of_name=False):
+            self.changes.leave(call, "HIER116", f"{use.name} of what is gone")
+            self.changes.explained.add(call)
+            return None
+        if not use.agrees:
+            self.changes.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
+            return None
+        if use.is_star and not self.context.walk.stars and use.root.value not in self.context.walk.star_of:
+            self.changes.leave(call, "HIER108", use.name)
+            self.changes.explained.add(call)
+            return None
+        if EFFECT.search(self.context.module.code_for_node(call)) and loses_effect(call, decision):
+            self.changes.leave(call, "HIER112", "an argument that goes binds a name or awaits")
+            self.changes.explained.add(call)
+            return None
+        if use.name in (FACTORY, PRESET):
+            self.context.origins.instances.add(call)
+        target: cst.CSTNode = call
+        if use.name == PRESETS:
+            parent = self.context.walk.parents[call]
+            if isinstance(parent, cst.Subscript) and parent.value is call:
+                target = parent
+        return target, decision
+
+    def decide_value(self, use: Use, parent: cst.CSTNode) -> tuple[cst.CSTNode, Rewrite] | None:
+        """A removed name that is not called: a type, a base class, or a value."""
+        parents = self.context.walk.parents
+        if isinstance(parent, cst.Arg) and isinstance(parents[parent], cst.ClassDef):
+            self.changes.leave(use.node, "HIER101", f"subclass of {use.name}")
+        elif isinstance(parent, cst.Attribute) and parent.value is use.node:
+            self.changes.leave(use.node, "HIER102", f"{use.name}.{parent.attr.value}")
+        elif use.name in TYPES and self.context.roles.of(use.node) in (TYPE, CLASS):
+            wanted = self.context.wants("HIER008", use.node) and not self.context.waits(use.bindings)
+            if wanted and self.context.branches.are_told_apart(use):
+                new = TYPES[use.name]
+                self.changes.leave(
+                    use.node, "HIER109", f"{use.name} and {new} are told apart, and become one class"
+                )
+            elif wanted:
+                if (
+                    self.context.roles.of(use.node) == CLASS
+                    and (classes := repeats(self.context, use)) is not None
+                ):
+                    self.changes.replacements[classes] = Rewrite("HIER008", without_repeats)
+                self.changes.renames[use.node] = self.changes.name(use, TYPES[use.name])
+                self.changes.used.add(use.root)
+                self.changes.note(use.node, "HIER008")
+            else:
+                self.changes.passed.add(use.root)
+        elif use.name == CONFIG and is_keyword(parent, "default_factory"):
+            if self.context.wants("HIER002", use.node) and not self.context.waits(use.bindings):
+                return use.node, config_factory(self.context, self.changes, use)
+            self.changes.passed.add(use.root)
+        else:
+            self.changes.leave(use.node, "HIER109", f"{use.name} is used as a value")
+        return None
+
+
+def is_keyword(node: cst.CSTNode, name: str) -> bool:
+    return isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value == name
+
+
+def loses_effect(call: cst.Call, rewrite: Rewrite) -> bool:
+    """Whether something that other code may rely on would go with an argument."""
+    old = n_effects(call)
+    return old > 0 and n_effects(rewrite.make(call)) < old
+
+
+def n_effects(node: cst.CSTNode) -> int:
+    """How many walruses, awaits and yields an expression holds."""
+    own = isinstance(node, cst.NamedExpr | cst.Await | cst.Yield)
+    return own + sum(n_effects(child) for child in node.children)
