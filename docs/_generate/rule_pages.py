@@ -7,16 +7,15 @@ from pathlib import Path
 
 from rules import tab
 
+from migrate_hierarchical.catalogue import RULES, Rule
+from migrate_hierarchical.catalogue.explanations import EXPLANATIONS, Explanation
+from migrate_hierarchical.catalogue.reasons import REASONS
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.rules import RULES
-from migrate_hierarchical.rules.base import Rule
-from migrate_hierarchical.rules.explanations import EXPLANATIONS, Explanation
-from migrate_hierarchical.rules.reasons import REASONS
 from migrate_hierarchical.settings import Settings
 
 PAGES = Path(__file__).resolve().parents[1] / "rules"
 OTHERS = "[All rules and reports](index.md)"
-SOURCES = "tools/migrate-hierarchical/src/migrate_hierarchical/rules"
+SOURCES = "tools/migrate-hierarchical/src/migrate_hierarchical/catalogue"
 
 
 def head(name: str, source: str, summary: str) -> str:

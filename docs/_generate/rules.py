@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from migrate_hierarchical.rules import RULES
-from migrate_hierarchical.rules.reasons import REASONS
+from migrate_hierarchical.catalogue import RULES
+from migrate_hierarchical.catalogue.reasons import REASONS
 
 # The heading of each rule's section: the name that people look for, instead of the rule's id.
 HEADINGS = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from migrate_hierarchical.catalogue import RULES
 from migrate_hierarchical.cli import main
-from migrate_hierarchical.rules import RULES
 
 OLD = (
     "from dilated_attention_pytorch import BlockSparseHierarchical\n"

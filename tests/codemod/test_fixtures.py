@@ -10,10 +10,10 @@ from collections import Counter
 
 import pytest
 
+from migrate_hierarchical.catalogue import RULES
+from migrate_hierarchical.catalogue.markdown import rules_as_markdown
+from migrate_hierarchical.catalogue.reasons import REASONS
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.rules import RULES
-from migrate_hierarchical.rules.markdown import rules_as_markdown
-from migrate_hierarchical.rules.reasons import REASONS
 from migrate_hierarchical.settings import Settings
 from tests.codemod.cases import CASES, FIXTURES, Case
 
@@ -96,7 +96,7 @@ def test_readme_shows_the_rules() -> None:
     text = readme.read_text("utf-8")
     begin = text.index("<!-- rules:begin")
     shown = text[text.index("\n", begin) + 1 : text.index("<!-- rules:end")]
-    assert shown == rules_as_markdown(), "write it again: python -m migrate_hierarchical.rules.markdown"
+    assert shown == rules_as_markdown(), "write it again: python -m migrate_hierarchical.catalogue.markdown"
 
 
 def test_removal_notice_becomes_its_own_replacement() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from migrate_hierarchical.catalogue import RULES
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.engine import migrate_bytes
 from migrate_hierarchical.names import KEPT, REMOVED
-from migrate_hierarchical.rules import RULES
 from migrate_hierarchical.settings import Settings
 from tests.codemod.cases import CASES, Case
 from tests.codemod.trees import make

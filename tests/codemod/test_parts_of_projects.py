@@ -16,10 +16,10 @@ from unittest import mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from migrate_hierarchical.catalogue import RULES
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.documents.result import Result
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.rules import RULES
 
 PACKAGE = "dilated_attention_pytorch"
 OLD = ["BlockSparseHierarchical", "HierarchicalConfig", "create_hierarchical_attention"]

@@ -16,20 +16,13 @@ ROOT = Path(__file__).parents[2]
 SOURCE = "tools/migrate-hierarchical/src"
 COPIED = (SOURCE, "docs/_generate")
 
-# The file of the rule.
-RULE = '''\
+# The texts of the rule.
+TEXTS = '''\
 """HIER010: the levels by name."""
 
 from __future__ import annotations
 
-import libcst as cst
-
-from ..analysis.arguments import Arguments
-from ..analysis.uses import Use
-from ..changes import Changes, Left, Rewrite
-from ..context import Context
-from ..names import LEVEL_NAMES
-from .base import Decision, Rule
+from .rule import Rule
 
 RULE = Rule(
     "HIER010",
@@ -46,13 +39,32 @@ names = []
     safe="Nothing else.\\n",
     changes=(),
 )
+'''
+
+# What it does.
+RULE = '''\
+"""HIER010: the levels by name."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from ..analysis.arguments import Arguments
+from ..analysis.uses import Use
+from ..changes import Changes, Left, Rewrite
+from ..context import Context
+from ..names import LEVEL_NAMES
+from .base import Decision, rewrites
 
 
+@rewrites("HIER010", LEVEL_NAMES)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if arguments.named:
         return Left("HIER117", f"{LEVEL_NAMES} of some levels")
-    return Rewrite(RULE.id, lambda old: cst.List([]))
+    return Rewrite("HIER010", lambda old: cst.List([]))
 '''
+
+FILES = {"catalogue/hier010.py": TEXTS, "rules/hier010.py": RULE}
 
 # Text in a file of the package, and what the recipe makes of it.
 EDITS = {
@@ -63,18 +75,10 @@ EDITS = {
         ),
         ("PARAMETERS = {\n", 'PARAMETERS = {\n    LEVEL_NAMES: ("kind",),\n'),
     ],
-    "rules/__init__.py": [
-        ("from ..names import ", "from ..names import LEVEL_NAMES, "),
-        ("from . import hier001", "from . import hier010, hier001"),
-        ("hier008, hier009)\n)", "hier008, hier009, hier010)\n)"),
-        (
-            "DECIDERS: dict[str, Decide] = {\n",
-            "DECIDERS: dict[str, Decide] = {\n    LEVEL_NAMES: hier010.decide,\n",
-        ),
-        ("RULE_OF: dict[str, str] = {\n", "RULE_OF: dict[str, str] = {\n    LEVEL_NAMES: hier010.RULE.id,\n"),
+    "catalogue/reasons.py": [
+        ("REASONS = {\n", 'REASONS = {\n    "HIER117": "some levels: there are none",\n')
     ],
-    "rules/reasons.py": [("REASONS = {\n", 'REASONS = {\n    "HIER117": "some levels: there are none",\n')],
-    "rules/explanations.py": [
+    "catalogue/explanations.py": [
         (
             "EXPLANATIONS = {\n",
             'EXPLANATIONS = {\n    "HIER117": Explanation(\n        "Levels are gone.\\n",\n        "Nothing.\\n",\n'
@@ -92,8 +96,8 @@ folder = Path(sys.argv[1])
 sys.path.insert(0, str(folder / "docs/_generate"))
 import rule_pages
 import rules
-from migrate_hierarchical.rules import RULES
-from migrate_hierarchical.rules.markdown import rules_as_markdown
+from migrate_hierarchical.catalogue import RULES
+from migrate_hierarchical.catalogue.markdown import rules_as_markdown
 
 rule_pages.PAGES = folder / "rules"
 for page in (rules, rule_pages):
@@ -119,7 +123,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in COPIED:
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     package = folder / SOURCE / "migrate_hierarchical"
-    (package / "rules" / "hier010.py").write_text(RULE, "utf-8")
+    for name, text in FILES.items():
+        (package / name).write_text(text, "utf-8")
     for name, edits in EDITS.items():
         text = (package / name).read_text("utf-8")
         for old, new in edits:

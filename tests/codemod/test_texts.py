@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from migrate_hierarchical.catalogue import RULES
+from migrate_hierarchical.catalogue.explanations import EXPLANATIONS
+from migrate_hierarchical.catalogue.reasons import REASONS
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.rules import RULES
-from migrate_hierarchical.rules.explanations import EXPLANATIONS
-from migrate_hierarchical.rules.reasons import REASONS
 from migrate_hierarchical.settings import Settings
 
 
@@ -21,7 +21,7 @@ def test_rule_has_texts(rule) -> None:
 
 
 def test_every_reason_has_an_explanation() -> None:
-    assert list(EXPLANATIONS) == list(REASONS), "rules/explanations.py follows the order of rules/reasons.py"
+    assert list(EXPLANATIONS) == list(REASONS), "explanations.py follows the order of reasons.py"
 
 
 @pytest.mark.parametrize("name", EXPLANATIONS)

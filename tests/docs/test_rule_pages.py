@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 
+from migrate_hierarchical.catalogue import RULES
+from migrate_hierarchical.catalogue.explanations import EXPLANATIONS
+from migrate_hierarchical.catalogue.reasons import REASONS
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.rules import RULES
-from migrate_hierarchical.rules.explanations import EXPLANATIONS
-from migrate_hierarchical.rules.reasons import REASONS
 from migrate_hierarchical.settings import Settings
 from tests.docs.fences import ROOT, Fence, find_python_fences
 

@@ -53,7 +53,7 @@ LATE = {
         "__main__": "Ctrl-C during the imports",
         "cli": "--help and --version without libcst",
         "engine": "files without a removed name need no libcst",
-        "report": "the summaries of the rules need libcst",
+        "report": "a run without a finding needs no texts of rules",
         "rounds": "a project without name lookups needs no libcst",
         "workers": "imported before the fork, so that all workers share them",
     },

@@ -8,20 +8,18 @@ import libcst as cst
 
 from .analysis.arguments import read_arguments
 from .analysis.failures import expects_failure
-from .analysis.roles import CLASS, TYPE
 from .analysis.uses import Use
 from .changes import Changes, Left, Rewrite
-from .checks.aliases import check_aliases
-from .checks.annotations import check_type_comments, check_types
-from .checks.by_name import check_by_name
-from .checks.magics import check_magics
-from .checks.members import check_members, check_modules, check_own_imports, check_unresolved
-from .checks.strings import check_strings
 from .context import Context
-from .names import CONFIG, FACTORY, KEPT, PARAMETERS, PRESET, PRESETS, REMOVED, REMOVED_MODULE, TYPES
+from .names import FACTORY, KEPT, PARAMETERS, PRESET, PRESETS, REMOVED, REMOVED_MODULE
 from .rules import DECIDERS, RULE_OF
-from .rules.hier002 import config_factory
-from .rules.hier008 import repeats, without_repeats
+from .rules.aliases import check_aliases
+from .rules.by_name import check_by_name
+from .rules.hier008 import check_types, decide_value
+from .rules.magics import check_magics
+from .rules.members import check_members, check_modules, check_own_imports, check_unresolved
+from .rules.strings import check_strings
+from .rules.type_comments import check_type_comments
 
 EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside its arguments
 
@@ -110,7 +108,7 @@ class Planner:
         if called and use.name in DECIDERS:
             assert isinstance(parent, cst.Call)
             return self.decide_call(use, parent)
-        return self.decide_value(use, parent) if use.name in REMOVED else None
+        return decide_value(self.context, self.changes, use, parent) if use.name in REMOVED else None
 
     def decide_call(self, use: Use, call: cst.Call) -> tuple[cst.CSTNode, Rewrite] | None:
         arguments = read_arguments(call.args, PARAMETERS[use.name])
@@ -144,43 +142,6 @@ class Planner:
             if isinstance(parent, cst.Subscript) and parent.value is call:
                 target = parent
         return target, decision
-
-    def decide_value(self, use: Use, parent: cst.CSTNode) -> tuple[cst.CSTNode, Rewrite] | None:
-        """A removed name that is not called: a type, a base class, or a value."""
-        parents = self.context.walk.parents
-        if isinstance(parent, cst.Arg) and isinstance(parents[parent], cst.ClassDef):
-            self.changes.leave(use.node, "HIER101", f"subclass of {use.name}")
-        elif isinstance(parent, cst.Attribute) and parent.value is use.node:
-            self.changes.leave(use.node, "HIER102", f"{use.name}.{parent.attr.value}")
-        elif use.name in TYPES and self.context.roles.of(use.node) in (TYPE, CLASS):
-            wanted = self.context.wants("HIER008", use.node) and not self.context.waits(use.bindings)
-            if wanted and self.context.branches.are_told_apart(use):
-                new = TYPES[use.name]
-                self.changes.leave(
-                    use.node, "HIER109", f"{use.name} and {new} are told apart, and become one class"
-                )
-            elif wanted:
-                if (
-                    self.context.roles.of(use.node) == CLASS
-                    and (classes := repeats(self.context, use)) is not None
-                ):
-                    self.changes.replacements[classes] = Rewrite("HIER008", without_repeats)
-                self.changes.renames[use.node] = self.changes.name(use, TYPES[use.name])
-                self.changes.used.add(use.root)
-                self.changes.note(use.node, "HIER008")
-            else:
-                self.changes.passed.add(use.root)
-        elif use.name == CONFIG and is_keyword(parent, "default_factory"):
-            if self.context.wants("HIER002", use.node) and not self.context.waits(use.bindings):
-                return use.node, config_factory(self.context, self.changes, use)
-            self.changes.passed.add(use.root)
-        else:
-            self.changes.leave(use.node, "HIER109", f"{use.name} is used as a value")
-        return None
-
-
-def is_keyword(node: cst.CSTNode, name: str) -> bool:
-    return isinstance(node, cst.Arg) and node.keyword is not None and node.keyword.value == name
 
 
 def loses_effect(call: cst.Call, rewrite: Rewrite) -> bool:

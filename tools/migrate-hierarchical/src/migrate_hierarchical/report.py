@@ -70,8 +70,7 @@ class Run:
 
 def summaries() -> dict[str, str]:
     """One line for every id."""
-    from .rules import RULES
-    from .rules.reasons import REASONS
+    from .catalogue import REASONS, RULES
 
     return {**{rule.id: rule.summary for rule in RULES}, **REASONS, **EXTRA_REASONS}
 

@@ -10,15 +10,15 @@ from ..analysis.binding import ImportStatement, is_import_from, local_name
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.placement import line_of
 from ..analysis.scopes import Walk
-from ..changes import Changes, Left
+from ..catalogue.reasons import REASONS
+from ..changes import Changes, Edit, Left
 from ..context import Context
 from ..discovery import PROSE
 from ..edit.apply import Apply
-from ..edit.imports import Edit, ImportEditor
 from ..edit.places import Places
 from ..names import PACKAGE, TODO, below_package, is_gone
 from ..planner import Planner
-from ..rules.reasons import REASONS
+from ..rules.hier009 import ImportEditor
 from ..settings import Settings, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code

@@ -11,10 +11,9 @@ import libcst as cst
 from ..analysis.binding import ImportStatement, is_import, is_import_from
 from ..analysis.comments import comments_in
 from ..analysis.placement import line_of
-from ..changes import Changes
+from ..changes import Changes, Edit
 from ..context import Context
 from ..silence import NOQA
-from .imports import Edit
 
 
 class Apply(cst.CSTTransformer):

@@ -9,44 +9,14 @@ from ..analysis.uses import Use
 from ..changes import Changes
 from ..context import Context
 from ..names import CLASS, PARAMETERS
-from .base import ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
+from .base import Decision, rewrites
 from .module import Old, module_call
 
-RULE = Rule(
-    "HIER001",
-    "`BlockSparseHierarchical(...)` becomes `create_block_sparse_attention(...)`",
-    """\
-from dilated_attention_pytorch import BlockSparseHierarchical
-
-model = BlockSparseHierarchical([2048, 4096], [1, 2], dropout=0.1)
-""",
-    """\
-from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
-
-model = create_block_sparse_attention(
-    variant="base",
-    segment_lengths=[2048],
-    dilation_rates=[1],
-    sparse_config=SparsePatternConfig(
-        pattern_type="dilated_sparse",
-        sparsity_ratio=0.01,
-        dilation_rates=[1, 2, 4, 8],
-    ),
-    dropout=0.1,
-)
-""",
-    why="""\
-The class is gone; the factory makes the module that replaces it.
-""",
-    safe="""\
-`q`, `k`, `v` and the output keep their shapes, `is_causal` its meaning. `device`, `dtype` and `dropout` pass on, and
-so does the `block_size` of a `sparse_config`, its only field that had an effect.
-""",
-    changes=(OTHER_BLOCKS, ONE_SEGMENT),
-)
+RULE = "HIER001"
 
 
+@rewrites(RULE, CLASS)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if "segment_lengths" not in arguments.named and not arguments.stars:
         arguments.problem = arguments.problem or "segment_lengths is missing"
-    return module_call(context, changes, use, call, arguments, Old(RULE.id, PARAMETERS[CLASS]))
+    return module_call(context, changes, use, call, arguments, Old(RULE, PARAMETERS[CLASS]))

@@ -11,52 +11,12 @@ from ..context import Context
 from ..density import LEVELS, preset_pattern
 from ..edit.build import Style, pattern_config, string
 from ..names import CONFIG, PARAMETERS, PATTERN, PRESETS
-from .base import Decision, Rule
+from .base import Decision, rewrites
 
-RULE = Rule(
-    "HIER002",
-    "`HierarchicalConfig(...)` and `get_hierarchical_presets()` become `SparsePatternConfig`",
-    """\
-from dilated_attention_pytorch import BlockSparseHierarchical, HierarchicalConfig
-
-config = HierarchicalConfig()
-model = BlockSparseHierarchical([2048], [1], hierarchical_config=config)
-""",
-    """\
-from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
-
-config = SparsePatternConfig(
-    pattern_type="dilated_sparse",
-    sparsity_ratio=0.01,
-    dilation_rates=[1, 2, 4, 8],
-)
-model = create_block_sparse_attention(
-    variant="base",
-    segment_lengths=[2048],
-    dilation_rates=[1],
-    sparse_config=config,
-)
-""",
-    why="""\
-The pattern of a module is a `SparsePatternConfig` now. It takes a ratio and rates in place of levels.
-""",
-    safe="""\
-The variable keeps its name, and `hierarchical_config=config` becomes `sparse_config=config`. A comment beside a level
-moves above the statement.
-""",
-    changes=(
-        """\
-The levels are dropped, whatever they were: every configuration becomes `--sparsity-ratio` and `--dilation-rates`. For
-each literal configuration the report says the density that it really had and the one that it has now; two of the four
-presets kept all blocks.
-""",
-        """\
-`get_hierarchical_presets()` becomes a dictionary with the old names and equal values.
-""",
-    ),
-)
+RULE = "HIER002"
 
 
+@rewrites(RULE, CONFIG, PRESETS)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     style = context.style(call)
     if style is None:
@@ -67,7 +27,7 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
         if misfit is not None:
             return misfit
         return Rewrite(
-            RULE.id,
+            RULE,
             lambda old: pattern_config(function, context.settings, style, lpar=old.lpar, rpar=old.rpar),
             old=[context.old_pattern(call)],
         )
@@ -77,12 +37,12 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
     parent = context.walk.parents[call]
     if isinstance(parent, cst.Subscript) and parent.value is call:
         return Rewrite(
-            RULE.id,
+            RULE,
             lambda old: pattern_config(function, context.settings, style, lpar=old.lpar, rpar=old.rpar),
             old=[context.old_pattern(parent)],
         )
     presets = [preset_pattern(name) for name in LEVELS]
-    return Rewrite(RULE.id, lambda old: every_preset(function, context, style), old=presets)
+    return Rewrite(RULE, lambda old: every_preset(function, context, style), old=presets)
 
 
 def config_factory(context: Context, changes: Changes, use: Use) -> Rewrite:
@@ -90,7 +50,7 @@ def config_factory(context: Context, changes: Changes, use: Use) -> Rewrite:
     function = changes.name(use, PATTERN)
     style = context.style(use.root) or Style(indent=None)
     return Rewrite(
-        RULE.id,
+        RULE,
         lambda old: cst.Lambda(cst.Parameters(), pattern_config(function, context.settings, style)),
         old=[context.old_pattern(None)],
     )

@@ -10,50 +10,20 @@ from ..changes import Changes, Left, Rewrite
 from ..context import Context
 from ..edit.build import Item
 from ..edit.build import call as new_call
-from ..names import FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
-from .base import KEPT_RATIOS, ONE_SEGMENT, OTHER_BLOCKS, Decision, Rule
+from ..names import FACTORY, FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
+from .base import Decision, rewrites
 from .module import Old, module_call
 
-RULE = Rule(
-    "HIER005",
-    '`create_block_sparse_attention("hierarchical", ...)` asks for the base variant',
-    """\
-from dilated_attention_pytorch import create_block_sparse_attention
-
-model = create_block_sparse_attention("hierarchical", segment_lengths=[2048, 4096], block_size=128)
-""",
-    """\
-from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
-
-model = create_block_sparse_attention(
-    variant="base",
-    segment_lengths=[2048],
-    dilation_rates=[1],
-    sparse_config=SparsePatternConfig(
-        pattern_type="dilated_sparse",
-        block_size=128,
-        sparsity_ratio=0.01,
-        dilation_rates=[1, 2, 4, 8],
-    ),
-)
-""",
-    why="""\
-The factory has no hierarchical variant any more, and refuses `hierarchical_config`.
-""",
-    safe="""\
-A call that asked for another variant and passed `hierarchical_config` beside it did not use it: only the argument
-goes, with a note. So it is with `"auto"` beside `embed_dim` and `num_heads`, which meant the multi-head variant.
-""",
-    changes=(OTHER_BLOCKS, ONE_SEGMENT, KEPT_RATIOS),
-)
+RULE = "HIER005"
 
 IGNORED = {
     name: f"{name} had no effect on the hierarchical variant and goes"
     for name in ("embed_dim", "num_heads", "adaptive_config", "distributed_config")
 }
-OLD = Old(RULE.id, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
+OLD = Old(RULE, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
 
 
+@rewrites(RULE, FACTORY)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     named = arguments.named
     variant = arguments.literal("variant") if "variant" in named else "auto"
@@ -83,7 +53,7 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
             and not {"embed_dim", "num_heads"} <= others
         ):
             return module_call(context, changes, use, call, arguments, OLD)
-    return without_keyword(context, changes, use, call, arguments, RULE.id, f"variant {variant!r}")
+    return without_keyword(context, changes, use, call, arguments, RULE, f"variant {variant!r}")
 
 
 def without_keyword(

@@ -8,46 +8,17 @@ from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
 from ..changes import Changes, Left
 from ..context import Context
-from ..names import FACTORY_PARAMETERS, KEYWORD, REMOVED_PRESETS
-from .base import KEPT_RATIOS, OTHER_BLOCKS, SAME_PRESETS, Decision, Rule
+from ..names import FACTORY_PARAMETERS, KEYWORD, PRESET, REMOVED_PRESETS
+from .base import Decision, rewrites
 from .hier005 import IGNORED, without_keyword
 from .module import Old, module_call
 
-RULE = Rule(
-    "HIER006",
-    '`get_block_sparse_preset("hierarchical_*")` becomes `create_block_sparse_attention(...)`',
-    """\
-from dilated_attention_pytorch import get_block_sparse_preset
-
-model = get_block_sparse_preset("hierarchical_long")
-""",
-    """\
-from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
-
-model = create_block_sparse_attention(
-    variant="base",
-    segment_lengths=[2048],
-    dilation_rates=[1],
-    sparse_config=SparsePatternConfig(
-        pattern_type="dilated_sparse",
-        sparsity_ratio=0.01,
-        dilation_rates=[1, 2, 4, 8],
-    ),
-)
-""",
-    why="""\
-The presets `hierarchical_standard`, `hierarchical_fine` and `hierarchical_long` are gone.
-""",
-    safe="""\
-Keywords that override the preset pass on. A preset that still exists keeps its name; a `hierarchical_config` beside
-it had no effect and goes.
-""",
-    changes=(OTHER_BLOCKS, SAME_PRESETS, KEPT_RATIOS),
-)
+RULE = "HIER006"
 
 OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never looked at hierarchical_config
 
 
+@rewrites(RULE, PRESET)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     keyword = "name" if "name" in arguments.named else "preset_name"
     if keyword not in arguments.named:
@@ -70,10 +41,10 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
             return Left("HIER111", "variant is overridden")
         if arguments.stars:
             return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
-        return without_keyword(context, changes, use, call, arguments, RULE.id, f"preset {preset!r}")
+        return without_keyword(context, changes, use, call, arguments, RULE, f"preset {preset!r}")
     if "variant" in arguments.named:
         return Left("HIER111", "variant is overridden")
     levels = None if "hierarchical_config" in arguments.named else REMOVED_PRESETS[preset]
     parameters = ("preset_name", *FACTORY_PARAMETERS[1:])
-    old = Old(RULE.id, parameters, IGNORED, True, levels, ("preset_name", "name"))
+    old = Old(RULE, parameters, IGNORED, True, levels, ("preset_name", "name"))
     return module_call(context, changes, use, call, arguments, old)

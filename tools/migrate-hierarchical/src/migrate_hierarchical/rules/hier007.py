@@ -11,40 +11,15 @@ from ..context import Context
 from ..density import default_pattern
 from ..edit.build import pattern_config
 from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
-from .base import KEPT_RATIOS, OTHER_BLOCKS, Decision, Rule
+from .base import Decision, rewrites
 from .module import block_sizes_of, ratio_of
 
-RULE = Rule(
-    "HIER007",
-    '`SparsePatternConfig(pattern_type="hierarchical", ...)` becomes the dilated_sparse pattern',
-    """\
-from dilated_attention_pytorch import SparsePatternConfig
-
-config = SparsePatternConfig(pattern_type="hierarchical", sparsity_ratio=0.25, block_size=128)
-""",
-    """\
-from dilated_attention_pytorch import SparsePatternConfig
-
-config = SparsePatternConfig(
-    pattern_type="dilated_sparse",
-    block_size=128,
-    sparsity_ratio=0.01,
-    dilation_rates=[1, 2, 4, 8],
-)
-""",
-    why="""\
-`pattern_type="hierarchical"` is refused.
-""",
-    safe="""\
-A `block_size` that is a power of two from 16 to 256 passes on, another becomes the nearest one, with a note.
-`window_size`, `global_tokens` and `dilation_rates` had no effect and go, with a note.
-""",
-    changes=(OTHER_BLOCKS, KEPT_RATIOS),
-)
+RULE = "HIER007"
 
 NO_EFFECT = ("window_size", "global_tokens", "dilation_rates")
 
 
+@rewrites(RULE, PATTERN)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     named = arguments.named
     if "pattern_type" not in named:
@@ -81,4 +56,4 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
             function, context.settings, style, block_size, ratio, updated.lpar, updated.rpar
         )
 
-    return Rewrite(RULE.id, make, notes, old=[default_pattern()], block_sizes=block_sizes, ratio=ratio)
+    return Rewrite(RULE, make, notes, old=[default_pattern()], block_sizes=block_sizes, ratio=ratio)

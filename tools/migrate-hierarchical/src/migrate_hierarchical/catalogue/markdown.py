@@ -1,9 +1,8 @@
-"""The rules as the documentation shows them: `python -m migrate_hierarchical.rules.markdown`."""
+"""The rules as the documentation shows them: `python -m migrate_hierarchical.catalogue.markdown`."""
 
 from __future__ import annotations
 
-from . import RULES
-from .reasons import REASONS
+from . import REASONS, RULES
 
 
 def rules_as_markdown() -> str:

@@ -1,0 +1,17 @@
+"""The ids of all rules and reasons with their texts, from one file for each rule; none needs libcst."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from .reasons import REASONS
+from .rule import Rule
+
+RULES: tuple[Rule, ...] = tuple(
+    import_module(f"{__name__}.{name}").RULE
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name.startswith("hier")
+)
+
+__all__ = ["REASONS", "RULES", "Rule"]
