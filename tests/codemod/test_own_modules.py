@@ -13,7 +13,7 @@ import pytest
 from migrate_hierarchical.catalogue import RULES
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.names import KEPT, REMOVED
+from migrate_hierarchical.removed_api import KEPT_NAMES, REMOVED_NAMES
 from migrate_hierarchical.settings import Settings
 from tests.codemod.cases import CASES, Case
 from tests.codemod.trees import make
@@ -346,7 +346,7 @@ def unbound(source: bytes) -> set[str]:
     bound |= {node.id for node in given if isinstance(node, ast.Name)}
     bound |= {node.name for node in nodes if isinstance(node, ast.ClassDef)}
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    return set() if "*" in bound else (read & (REMOVED | KEPT)) - bound
+    return set() if "*" in bound else (read & (REMOVED_NAMES | KEPT_NAMES)) - bound
 
 
 def whole_and_parts(files: dict[str, str], folder: Path, runs: list[tuple[str, list[str]]]) -> None:

@@ -53,7 +53,7 @@ from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
 from ..changes import Changes, Left, Rewrite
 from ..context import Context
-from ..names import LEVEL_NAMES
+from ..removed_api import LEVEL_NAMES
 from .base import Decision, rewrites
 
 
@@ -68,10 +68,10 @@ FILES = {"catalogue/hier010.py": TEXTS, "rules/hier010.py": RULE}
 
 # Text in a file of the package, and what the recipe makes of it.
 EDITS = {
-    "names.py": [
+    "removed_api.py": [
         (
-            "REMOVED = frozenset({",
-            'LEVEL_NAMES = "list_hierarchical_levels"\nREMOVED = frozenset({LEVEL_NAMES, ',
+            "REMOVED_NAMES = frozenset(\n    {\n",
+            'LEVEL_NAMES = "list_hierarchical_levels"\nREMOVED_NAMES = frozenset(\n    {\n        LEVEL_NAMES,\n',
         ),
         ("PARAMETERS = {\n", 'PARAMETERS = {\n    LEVEL_NAMES: ("kind",),\n'),
     ],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from migrate_hierarchical.analysis.known import KNOWN
 from migrate_hierarchical.analysis.order import ORDERS, order_of
-from migrate_hierarchical.analysis.scopes import LINE_ENDS, PLAIN, Walk
+from migrate_hierarchical.analysis.source_index import LINE_ENDS, PLAIN, SourceIndex
 from migrate_hierarchical.engine import migrate_bytes
 from migrate_hierarchical.settings import Settings
 
@@ -171,14 +171,14 @@ def parse(source: str) -> cst.Module | None:
 PARSED = {name: module for name, source in PROGRAMS.items() if (module := parse(source)) is not None}
 
 
-def walked(module: cst.Module) -> Walk:
+def walked(module: cst.Module) -> SourceIndex:
     ORDERS.setdefault(cst.Module, order_of(module))
-    walk = Walk(None)
+    walk = SourceIndex(None)
     walk.visit(module)
     return walk
 
 
-def skipped(walk: Walk, node: cst.CSTNode, top: dict[cst.CSTNode, cst.CSTNode]) -> bool:
+def skipped(walk: SourceIndex, node: cst.CSTNode, top: dict[cst.CSTNode, cst.CSTNode]) -> bool:
     """Whether a node stands below one whose inside holds nothing but blanks, which the walk does not enter."""
     outer: cst.CSTNode | None = top.get(node)
     while outer is not None:

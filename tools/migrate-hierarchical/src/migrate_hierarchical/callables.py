@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from .module_index import ModuleIndex
-from .names import CHOOSE
+from .removed_api import CHOOSE
 
 Names = set[tuple[str, str]]  # of modules, by their stems
 

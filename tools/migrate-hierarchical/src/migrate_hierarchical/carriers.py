@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 
 from .discovery import NOTEBOOK, PYTHON
 from .module_index import Import, dotted, index_of, source_of
-from .names import CHOOSE, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, SKIP_FILE
 from .project import Project, joined
+from .removed_api import CHOOSE, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, SKIP_FILE
 from .syntax import parse
 
 CHOSEN_BY = frozenset({"variant", "preset_name", "pattern_type"})

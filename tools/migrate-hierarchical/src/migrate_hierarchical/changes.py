@@ -75,7 +75,7 @@ class Demand:
     def order(self, context: Context) -> tuple[bool, int]:
         """Imports of the module first, from top to bottom."""
         first = self.statements[0]
-        return not isinstance(context.block(first), cst.Module), context.walk.lines[first]
+        return not isinstance(context.block(first), cst.Module), context.source.lines[first]
 
 
 class Changes:
@@ -99,9 +99,9 @@ class Changes:
         self.passed: set[cst.Name] = set()  # of uses that stay, because a rule is not wanted there
         self.todos: list[tuple[cst.CSTNode, Left]] = []
         self.rewritten: list[Outcome] = []
-        self.explained: set[cst.CSTNode] = set()  # calls whose strings need nothing more
+        self.handled: set[cst.CSTNode] = set()  # calls whose strings need nothing more
         self.kept: set[Binding] = set()  # imports that a string or a comment left to a person needs
-        self.spoken: set[cst.CSTNode] = set()  # strings that were reported
+        self.reported: set[cst.CSTNode] = set()  # strings that were reported
 
     def name(self, use: Use, name: str) -> cst.BaseExpression:
         """How a name of the package is written where `use` stands; notes what must be imported for it."""
@@ -110,14 +110,16 @@ class Changes:
                 if binding.statement is not None:
                     self.to_root.add(binding.statement)
             return cst.Attribute(bare(use.base), cst.Name(name))
-        if use.is_star and (self.context.walk.stars or use.root.value not in self.context.walk.star_of):
+        if use.is_star and (self.context.source.stars or use.root.value not in self.context.source.star_of):
             return cst.Name(name)
         statements = [binding.statement for binding in use.bindings if binding.statement is not None]
         if use.is_star:  # of a module of the user's own, which need not have the name
-            statements = [self.context.walk.star_of[use.root.value]]
-        if self.context.walk.groups:  # a block of a page stays complete
-            group = self.context.walk.group(use.root)
-            statements = [each for each in statements if self.context.walk.group(each) == group] or statements
+            statements = [self.context.source.star_of[use.root.value]]
+        if self.context.source.groups:  # a block of a page stays complete
+            group = self.context.source.group(use.root)
+            statements = [
+                each for each in statements if self.context.source.group(each) == group
+            ] or statements
         there = self.visible(use, name, statements)
         if there is not None:
             return cst.Name(there)
@@ -153,8 +155,8 @@ class Changes:
         """Where new names go that a star cannot give: an import from the package below it, if there is one."""
         if is_import(statement) or not isinstance(statement.names, cst.ImportStar):
             return statement
-        line = self.context.walk.parents[statement]
-        body = getattr(self.context.walk.parents[line], "body", ())
+        line = self.context.source.parents[statement]
+        body = getattr(self.context.source.parents[line], "body", ())
         if not isinstance(line, cst.SimpleStatementLine) or not isinstance(body, Sequence):
             return statement
         place = next(i for i, each in enumerate(body) if each is line)
@@ -162,10 +164,10 @@ class Changes:
         found = after.body[0] if isinstance(after, cst.SimpleStatementLine) else None
         if not is_import_from(found) or isinstance(found.names, cst.ImportStar):
             return statement
-        is_root = api_path(self.context.walk.absolute(found)) == ""
+        is_root = api_path(self.context.source.absolute(found)) == ""
         return (
             found
-            if is_root and self.context.walk.group(found) == self.context.walk.group(statement)
+            if is_root and self.context.source.group(found) == self.context.source.group(statement)
             else statement
         )
 
@@ -185,7 +187,7 @@ class Changes:
         self.replacements[target] = rewrite
         if not rewrite.keeps_name:
             self.used.add(use.root)
-        self.explained.add(target)
+        self.handled.add(target)
         self.note(use.node, rewrite.rule, "; ".join(rewrite.notes), self.comparisons(rewrite))
         if rewrite.todo is not None:
             self.leave(target, rewrite.todo.reason, rewrite.todo.detail)
@@ -216,9 +218,9 @@ class Changes:
     def leave(self, node: cst.CSTNode, reason: str, detail: str, text: str = "") -> None:
         self.todos.append((node, Left(reason, detail, text)))
 
-    def is_spoken(self, node: cst.CSTNode) -> bool:
+    def is_handled(self, node: cst.CSTNode) -> bool:
         """Whether a call that is rewritten or reported holds a node."""
-        return node in self.spoken or self.context.is_inside(node, self.explained)
+        return node in self.reported or self.context.is_inside(node, self.handled)
 
     @cached_property
     def left_nodes(self) -> set[tuple[cst.CSTNode, str]]:

@@ -382,7 +382,7 @@ def migrate_hits(
 
 
 def write(result: Result) -> None:
-    from .writing import write_atomically
+    from .atomic_write import write_atomically
 
     assert result.new is not None
     try:

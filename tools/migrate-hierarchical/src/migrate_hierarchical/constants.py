@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from .module_index import places_of
-from .names import FACTORY, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN, PRESET
+from .removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN
 from .syntax import LARGEST, parse
 
 HIGHEST = 12  # folders above a file in which its project may begin
 DEEPEST = 6  # from-imports that are followed
-SINKS = (FACTORY, PRESET, PATTERN)
+SINKS = (FACTORY, GET_PRESET, PATTERN)
 
 
 def imported_strings(path: str, module: str, names: tuple[str, ...]) -> frozenset[str] | None:

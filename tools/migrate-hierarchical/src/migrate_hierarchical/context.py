@@ -18,11 +18,18 @@ from .analysis.origins import Origins
 from .analysis.placement import fstring_quotes
 from .analysis.reach import Reach
 from .analysis.roles import ALL, DOCSTRING, KEY, Roles
-from .analysis.scopes import Walk
+from .analysis.source_index import SourceIndex
 from .analysis.uses import Resolver, Use, is_ours
 from .density import LEVELS, OldPattern, default_pattern, levels_of, preset_pattern
 from .edit.build import Style
-from .names import CONFIG, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, PARAMETERS, PRESETS
+from .removed_api import (
+    HIERARCHICAL,
+    HIERARCHICAL_STRINGS,
+    PACKAGE,
+    PARAMETERS,
+    REMOVED_CONFIG,
+    REMOVED_GET_PRESETS,
+)
 from .settings import Settings
 from .silence import Silence
 
@@ -35,30 +42,30 @@ class Context:
     def __init__(
         self,
         module: cst.Module,
-        walk: Walk,
+        source: SourceIndex,
         settings: Settings,
         is_init: bool,
         silence: Silence | None = None,
         waiting: Sequence[Binding] = (),
     ) -> None:
-        self.module, self.walk, self.settings, self.is_init = module, walk, settings, is_init
+        self.module, self.source, self.settings, self.is_init = module, source, settings, is_init
         self.silence = silence or Silence(b"", bare=False, is_python=True)
         self.waiting = set(waiting)  # imports whose uses wait for the rest of the project
-        self.resolver = Resolver(walk)
-        self.origins = Origins(walk, self.resolver)
-        self.roles = Roles(walk)
-        self.chooser = Chooser(walk, self.origins, self.roles)
-        self.nones = Nones(walk, self.origins.class_body)
-        self.read_names = {node.value for node in walk.names}
+        self.resolver = Resolver(source)
+        self.origins = Origins(source, self.resolver)
+        self.roles = Roles(source)
+        self.chooser = Chooser(source, self.origins, self.roles)
+        self.nones = Nones(source, self.origins.class_body)
+        self.read_names = {node.value for node in source.names}
         self.importing: dict[tuple[Scope, str], list[tuple[str, list[Binding]]]] = {}
 
     @cached_property
     def branches(self) -> Branches:
-        return Branches(self.module, self.walk, self.resolver, self.roles)
+        return Branches(self.module, self.source, self.resolver, self.roles)
 
     @cached_property
     def reach(self) -> Reach:
-        return Reach(self.walk, self.resolver, self.origins, self.roles, self.chooser)
+        return Reach(self.source, self.resolver, self.origins, self.roles, self.chooser)
 
     def wants(self, rule: str, node: cst.CSTNode) -> bool:
         """Whether a rule rewrites a node: the settings want it, and no comment there names it."""
@@ -72,18 +79,18 @@ class Context:
 
     def lines_of(self, node: cst.CSTNode) -> tuple[int, ...]:
         """First and last line of a node, and of the call that it is the function of."""
-        first = self.walk.line_of(node)
-        parent = self.walk.parents.get(node)
+        first = self.source.line_of(node)
+        parent = self.source.parents.get(node)
         whole = parent if isinstance(parent, cst.Call) and parent.func is node else node
         return first, first + self.module.code_for_node(whole).count("\n")
 
     def style(self, node: cst.CSTNode) -> Style | None:
         """Layout of a new call in place of a node; None if it cannot be written there."""
-        quotes = fstring_quotes(node, self.walk.parents)
+        quotes = fstring_quotes(node, self.source.parents)
         if quotes is not None:
             free = [quote for quote in ('"', "'") if quote not in quotes]
             return Style(quote=free[0], indent=None) if free else None
-        from_block, indent = self.walk.indents.get(node, (True, ""))
+        from_block, indent = self.source.indents.get(node, (True, ""))
         return Style(indent=indent, from_block=from_block, unit=self.module.default_indent)
 
     def is_inside(self, node: cst.CSTNode, targets: set[cst.CSTNode]) -> bool:
@@ -92,20 +99,20 @@ class Context:
         while current is not None:
             if current in targets:
                 return True
-            current = self.walk.parents.get(current)
+            current = self.source.parents.get(current)
         return False
 
     def block(self, node: cst.CSTNode) -> cst.CSTNode:
-        line = self.walk.parents[node]
-        return self.walk.parents[line]
+        line = self.source.parents[node]
+        return self.source.parents[line]
 
     def runs_before(
         self, statement: ImportStatement | None, use: Use, statements: list[ImportStatement]
     ) -> bool:
         """Whether an import stands above a use, in a block that surely runs: the module or that of the old import."""
-        if statement is None or self.walk.lines[statement] > self.walk.lines[use.root]:
+        if statement is None or self.source.lines[statement] > self.source.lines[use.root]:
             return False
-        if self.walk.groups and self.walk.group(statement) not in map(self.walk.group, statements):
+        if self.source.groups and self.source.group(statement) not in map(self.source.group, statements):
             return False
         blocks = [self.block(each) for each in statements]
         return isinstance(self.block(statement), cst.Module) or self.block(statement) in blocks
@@ -117,14 +124,14 @@ class Context:
         return self.is_init or any(
             is_import_from(each.statement)
             and each.alias is not None
-            and (is_meant_for_others(each.statement, each.alias, self.walk) or local in self.exported)
+            and (is_meant_for_others(each.statement, each.alias, self.source) or local in self.exported)
             for each in bindings
         )
 
     @cached_property
     def exported(self) -> set[str]:
         """The names in `__all__`."""
-        return {string_value(node) or "" for node in self.walk.strings if self.roles.of(node) == ALL}
+        return {string_value(node) or "" for node in self.source.strings if self.roles.of(node) == ALL}
 
     def imported_as(self, scope: Scope, name: str) -> list[tuple[str, list[Binding]]]:
         """The local names of a scope that are nothing but imports of a name of the package."""
@@ -146,7 +153,7 @@ class Context:
 
     def import_bindings(self) -> list[Binding]:
         seen: list[Binding] = []
-        for scope in {*self.walk.scope_of.values(), *self.walk.scopes}:
+        for scope in {*self.source.scope_of.values(), *self.source.scopes}:
             for bindings in scope.bindings.values():
                 seen.extend(binding for binding in bindings if binding.kind == "import")
         return seen
@@ -156,13 +163,13 @@ class Context:
         """Whether the file reaches the package at all."""
         if any(is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings()):
             return True
-        return bool(self.walk.stars) or any(string_value(node) == PACKAGE for node in self.walk.strings)
+        return bool(self.source.stars) or any(string_value(node) == PACKAGE for node in self.source.strings)
 
     def old_pattern(self, node: cst.BaseExpression | None) -> OldPattern:
         """What an expression configured: a call, an entry of the presets, or nothing."""
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
-        if isinstance(node, cst.Call) and use is not None and use.name == CONFIG:
-            given = read_arguments(node.args, PARAMETERS[CONFIG])
+        if isinstance(node, cst.Call) and use is not None and use.name == REMOVED_CONFIG:
+            given = read_arguments(node.args, PARAMETERS[REMOVED_CONFIG])
             levels = given.named.get("level_configs")
             if given.stars:
                 return default_pattern("level_configs")
@@ -189,7 +196,7 @@ class Context:
 
     def is_presets_call(self, node: cst.CSTNode) -> bool:
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
-        return use is not None and use.name == PRESETS and use.agrees
+        return use is not None and use.name == REMOVED_GET_PRESETS and use.agrees
 
     def may_be_hierarchical(self, node: cst.BaseExpression, scope: Scope) -> bool:
         """Whether a name that is no literal may be that of a removed variant or preset."""
@@ -204,7 +211,7 @@ class Context:
     def is_hierarchical(self, choices: Choices) -> bool:
         if choices.values & HIERARCHICAL_STRINGS:
             return True
-        if self.walk.facts.carried.intersection(map(str.lower, choices.names)):
+        if self.source.facts.carried.intersection(map(str.lower, choices.names)):
             return True
         return not choices.complete and self.mentions_hierarchical
 
@@ -212,14 +219,15 @@ class Context:
     def mentions_hierarchical(self) -> bool:
         """Whether the file holds the name of a removed variant or preset that may go to a call of the package."""
         return any(
-            string_value(node) in HIERARCHICAL_STRINGS and self.may_travel(node) for node in self.walk.strings
+            string_value(node) in HIERARCHICAL_STRINGS and self.may_travel(node)
+            for node in self.source.strings
         )
 
     def may_travel(self, node: cst.SimpleString) -> bool:
         """Whether a string may be used in another place than its own."""
         if self.roles.of(node) in (DOCSTRING, ALL, KEY):
             return False
-        parent = self.walk.parents[node]
+        parent = self.source.parents[node]
         if isinstance(parent, cst.DictElement) and string_value(parent.key) == "name":
             return string_value(node) != HIERARCHICAL
         return self.reach.travels(node)

@@ -10,7 +10,7 @@ from .constants import takes_constant
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
 from .documents.result import Entry, Result
 from .lines import opcodes
-from .names import GONE, NEEDLE, PACKAGE, REMOVED, SKIP_FILE, TODO
+from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SKIP_FILE, TODO
 from .settings import Settings
 from .silence import Silence
 
@@ -41,7 +41,9 @@ def may_hand_on(path: str, data: bytes) -> bool:
     """Whether a file without a use may give names of the package to another one, or lack some that were taken."""
     if path.endswith(PLAIN):
         return False
-    return PACKAGE.encode() in data or (NEEDLE in data and any(name.encode() in data for name in REMOVED))
+    return PACKAGE.encode() in data or (
+        NEEDLE in data and any(name.encode() in data for name in REMOVED_NAMES)
+    )
 
 
 def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:

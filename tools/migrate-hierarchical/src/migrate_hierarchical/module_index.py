@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .names import below_package
+from .removed_api import below_package
 from .syntax import parse
 
 LARGEST = 2**22  # characters of code that is looked into

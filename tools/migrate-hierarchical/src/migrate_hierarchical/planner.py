@@ -11,7 +11,15 @@ from .analysis.failures import expects_failure
 from .analysis.uses import Use
 from .changes import Changes, Left, Rewrite
 from .context import Context
-from .names import FACTORY, KEPT, PARAMETERS, PRESET, PRESETS, REMOVED, REMOVED_MODULE
+from .removed_api import (
+    FACTORY,
+    GET_PRESET,
+    KEPT_NAMES,
+    PARAMETERS,
+    REMOVED_GET_PRESETS,
+    REMOVED_MODULE,
+    REMOVED_NAMES,
+)
 from .rules import DECIDERS, RULE_OF
 from .rules.aliases import check_aliases
 from .rules.by_name import check_by_name
@@ -35,7 +43,7 @@ class Planner:
         for use in self.context.resolver:  # in source order: a call before the calls inside it
             if self.context.is_inside(use.node, absorbed):
                 self.changes.used.add(use.root)
-                if use.name in REMOVED:
+                if use.name in REMOVED_NAMES:
                     self.changes.note(use.node, "HIER002")
                 continue
             n_demands, to_root = len(self.changes.demands), set(self.changes.to_root)
@@ -53,7 +61,7 @@ class Planner:
         check_own_imports(self.context, self.changes)
         check_unresolved(self.context, self.changes)
         check_types(self.context, self.changes)
-        if self.context.is_concerned or self.context.walk.facts.callables:
+        if self.context.is_concerned or self.context.source.facts.callables:
             check_aliases(self.context, self.changes)
         if self.context.is_concerned:
             check_by_name(self.context, self.changes)
@@ -66,11 +74,11 @@ class Planner:
         """What the package kept, where it is reached through a module that is gone."""
         for use in self.context.resolver:
             through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
-            if use.name not in KEPT or not through_module or not use.agrees or use.is_star:
+            if use.name not in KEPT_NAMES or not through_module or not use.agrees or use.is_star:
                 continue
             if (
                 self.context.is_inside(use.node, absorbed)
-                or self.context.walk.parents[use.node] in self.changes.replacements
+                or self.context.source.parents[use.node] in self.changes.replacements
             ):
                 continue
             statements = [each.statement for each in use.bindings if each.statement is not None]
@@ -81,24 +89,24 @@ class Planner:
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
         """The node to replace and how; None if nothing changes here."""
-        parents = self.context.walk.parents
+        parents = self.context.source.parents
         parent = parents[use.node]
         if isinstance(parent, cst.Del) or use.name == REMOVED_MODULE:
             if use.name == REMOVED_MODULE:
                 self.changes.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
             return None
         called = isinstance(parent, cst.Call) and parent.func is use.node
-        if use.name in REMOVED and expects_failure(use.node, parents, of_name=True):
+        if use.name in REMOVED_NAMES and expects_failure(use.node, parents, of_name=True):
             self.changes.leave(use.node, "HIER116", use.name)
             return None
         stays = self.context.waits(use.bindings) or not self.context.wants(
             RULE_OF.get(use.name, ""), use.node
         )
         if called and use.name in RULE_OF and stays:
-            self.changes.explained.add(parent)
+            self.changes.handled.add(parent)
             self.changes.passed.add(use.root)
             return None
-        if use.name in REMOVED:
+        if use.name in REMOVED_NAMES:
             if not use.agrees:
                 self.changes.leave(use.node, "HIER107", f"{use.root.value} is bound in several ways")
                 return None
@@ -108,7 +116,7 @@ class Planner:
         if called and use.name in DECIDERS:
             assert isinstance(parent, cst.Call)
             return self.decide_call(use, parent)
-        return decide_value(self.context, self.changes, use, parent) if use.name in REMOVED else None
+        return decide_value(self.context, self.changes, use, parent) if use.name in REMOVED_NAMES else None
 
     def decide_call(self, use: Use, call: cst.Call) -> tuple[cst.CSTNode, Rewrite] | None:
         arguments = read_arguments(call.args, PARAMETERS[use.name])
@@ -117,28 +125,32 @@ class Planner:
             return None
         if isinstance(decision, Left):
             self.changes.leave(call, decision.reason, decision.detail)
-            self.changes.explained.add(call)
+            self.changes.handled.add(call)
             return None
-        if use.name in KEPT and expects_failure(call, self.context.walk.parents, of_name=False):
+        if use.name in KEPT_NAMES and expects_failure(call, self.context.source.parents, of_name=False):
             self.changes.leave(call, "HIER116", f"{use.name} of what is gone")
-            self.changes.explained.add(call)
+            self.changes.handled.add(call)
             return None
         if not use.agrees:
             self.changes.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
             return None
-        if use.is_star and not self.context.walk.stars and use.root.value not in self.context.walk.star_of:
+        if (
+            use.is_star
+            and not self.context.source.stars
+            and use.root.value not in self.context.source.star_of
+        ):
             self.changes.leave(call, "HIER108", use.name)
-            self.changes.explained.add(call)
+            self.changes.handled.add(call)
             return None
         if EFFECT.search(self.context.module.code_for_node(call)) and loses_effect(call, decision):
             self.changes.leave(call, "HIER112", "an argument that goes binds a name or awaits")
-            self.changes.explained.add(call)
+            self.changes.handled.add(call)
             return None
-        if use.name in (FACTORY, PRESET):
+        if use.name in (FACTORY, GET_PRESET):
             self.context.origins.instances.add(call)
         target: cst.CSTNode = call
-        if use.name == PRESETS:
-            parent = self.context.walk.parents[call]
+        if use.name == REMOVED_GET_PRESETS:
+            parent = self.context.source.parents[call]
             if isinstance(parent, cst.Subscript) and parent.value is call:
                 target = parent
         return target, decision

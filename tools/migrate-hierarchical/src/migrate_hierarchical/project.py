@@ -29,42 +29,45 @@ from .callables import leading
 from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import LAZY, MISSING, SEVERAL
 from .module_index import ModuleIndex, index_of, places_of
-from .names import (
-    CLASS,
-    CONFIG,
-    CREATE_ATTENTION,
-    CREATE_BLOCK_SPARSE,
+from .removed_api import (
     FACTORY,
-    KEPT,
+    GET_PRESET,
+    KEPT_NAMES,
     KEYWORD,
-    MEMBERS,
     MODULE,
     NEEDLE,
     PACKAGE,
     PATTERN,
-    PRESET,
-    PRESETS,
-    REMOVED,
+    REMOVED_CLASS,
+    REMOVED_CONFIG,
+    REMOVED_CREATE_ATTENTION,
+    REMOVED_CREATE_BLOCK_SPARSE,
+    REMOVED_GET_PRESETS,
+    REMOVED_MEMBERS,
     REMOVED_MODULE,
+    REMOVED_NAMES,
     below_package,
     strip_source,
 )
 from .settings import Settings
 
 MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commit-config.yaml")
-API = REMOVED | KEPT | {REMOVED_MODULE}
+API = REMOVED_NAMES | KEPT_NAMES | {REMOVED_MODULE}
 MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
 DEEPEST = 20  # times that the names of a module change, as they do where modules import from one another
 KINDS = {
-    CONFIG: "config",
+    REMOVED_CONFIG: "config",
     PATTERN: "pattern",
-    PRESETS: "presets",
-    **dict.fromkeys((CLASS, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, FACTORY, PRESET, MODULE), "instance"),
+    REMOVED_GET_PRESETS: "presets",
+    **dict.fromkeys(
+        (REMOVED_CLASS, REMOVED_CREATE_ATTENTION, REMOVED_CREATE_BLOCK_SPARSE, FACTORY, GET_PRESET, MODULE),
+        "instance",
+    ),
 }
-READS = re.compile("|".join(sorted(MEMBERS | {KEYWORD})).encode())
-NAMES = re.compile("|".join(sorted(REMOVED)).encode())
+READS = re.compile("|".join(sorted(REMOVED_MEMBERS | {KEYWORD})).encode())
+NAMES = re.compile("|".join(sorted(REMOVED_NAMES)).encode())
 DEFINES = re.compile(
-    rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED)).encode() + rb")\b", re.MULTILINE
+    rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED_NAMES)).encode() + rb")\b", re.MULTILINE
 )
 
 
@@ -333,7 +336,7 @@ class Project:
     def of_module(self, key: str, name: str) -> str | None:
         """What `from module import name` gives: a name of the API, SEVERAL, MISSING, or None for anything else."""
         found = self.api_names(key).get(name)
-        if found is not None or name not in REMOVED or f"{key}/{name}" in self.stems:
+        if found is not None or name not in REMOVED_NAMES or f"{key}/{name}" in self.stems:
             return found
         bound = any(name in self.index[path].bindings for path in self.stems[key] if path in self.index)
         return MISSING if not bound and self.is_closed(key) else None
@@ -345,7 +348,7 @@ class Project:
             if index is None:
                 data = self.read(path)
                 index = index_of(path, data)
-                if any(name in index.bindings for name in REMOVED):
+                if any(name in index.bindings for name in REMOVED_NAMES):
                     return False
             if index.is_open or index.stars:
                 return False
@@ -392,7 +395,11 @@ class Project:
             for module in index.stars:
                 below, inner = self.below(path, module), self.resolve(path, module)
                 if below is not None:
-                    found.update((name, name) for name in REMOVED | KEPT if api_name(below, name) is not None)
+                    found.update(
+                        (name, name)
+                        for name in REMOVED_NAMES | KEPT_NAMES
+                        if api_name(below, name) is not None
+                    )
                 elif inner is not None and inner != key:
                     found.update(self.given_by_star(inner, tables.get(inner, {})))
             for name, ways in index.bindings.items():
@@ -411,7 +418,7 @@ class Project:
         index, data = self.index[path], self.data[path]
         if "__getattr__" not in index.bindings or PACKAGE.encode() not in data:
             return set()
-        named = {name for name in REMOVED if name.encode() in data} or REMOVED
+        named = {name for name in REMOVED_NAMES if name.encode() in data} or REMOVED_NAMES
         own = {
             name for other in self.index.values() for name in named if None in other.bindings.get(name, ())
         }

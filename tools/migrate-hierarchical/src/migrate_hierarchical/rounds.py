@@ -12,8 +12,8 @@ from .discovery import PROSE, PYTHON
 from .documents.result import Entry, Result
 from .facts import MISSING, Facts
 from .module_index import ModuleIndex, index_of
-from .names import NEEDLE, SKIP_FILE
 from .project import MOST_FILES, Project, fork_of, stem
+from .removed_api import NEEDLE, SKIP_FILE
 from .settings import Settings, is_reason
 from .silence import Silence
 

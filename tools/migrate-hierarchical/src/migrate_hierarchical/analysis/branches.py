@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..names import TYPES
+from ..removed_api import NEW_TYPES
 from .binding import dotted
 from .roles import CLASS, Roles
-from .scopes import Walk
+from .source_index import SourceIndex
 from .uses import Resolver, Use
 
 
 class Branches:
     """The questions of a file after the classes that take the place of removed ones."""
 
-    def __init__(self, module: cst.Module, walk: Walk, resolver: Resolver, roles: Roles) -> None:
-        self.module, self.walk, self.roles, self.parents = module, walk, roles, walk.parents
+    def __init__(self, module: cst.Module, source: SourceIndex, resolver: Resolver, roles: Roles) -> None:
+        self.module, self.source, self.roles, self.parents = module, source, roles, source.parents
         self.asked: dict[tuple[str, object], list[cst.CSTNode]] = {}
         for use in resolver:
-            question = self.question(use) if use.name in TYPES.values() else None
+            question = self.question(use) if use.name in NEW_TYPES.values() else None
             if question is not None:
                 key, place = question
                 self.asked.setdefault((use.name, key), []).append(place)
@@ -29,7 +29,7 @@ class Branches:
         if question is None:
             return False
         key, place = question
-        return any(other is not place for other in self.asked.get((TYPES[use.name], key), ()))
+        return any(other is not place for other in self.asked.get((NEW_TYPES[use.name], key), ()))
 
     def question(self, use: Use) -> tuple[object, cst.CSTNode] | None:
         """What is asked about, and the whole question: `isinstance(x, (A, B)) or isinstance(x, C)` is one."""
@@ -43,7 +43,7 @@ class Branches:
         if not isinstance(node, cst.Call) or self.roles.of(use.node) != CLASS:
             return None
         subject = self.module.code_for_node(node.args[0].value)
-        key = (self.walk.scope_of[node], subject)
+        key = (self.source.scope_of[node], subject)
         while isinstance(outer := self.parents[node], cst.BooleanOperation) and isinstance(
             outer.operator, cst.Or
         ):

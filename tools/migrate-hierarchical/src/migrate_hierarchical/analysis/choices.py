@@ -12,7 +12,7 @@ from .arguments import literal_mapping, string_value
 from .binding import Binding, Scope, dotted, import_name, is_import_from
 from .origins import Origins, item_of
 from .roles import Roles
-from .scopes import Walk
+from .source_index import SourceIndex
 from .text import GAP, text_of
 
 DEPTH = 12
@@ -46,8 +46,8 @@ def union(parts: Iterable[Choices]) -> Choices:
 class Chooser:
     """Follows values through the file, and constants into other files of the project."""
 
-    def __init__(self, walk: Walk, origins: Origins, roles: Roles) -> None:
-        self.walk, self.origins, self.roles = walk, origins, roles
+    def __init__(self, source: SourceIndex, origins: Origins, roles: Roles) -> None:
+        self.source, self.origins, self.roles = source, origins, roles
         self.steps = 0  # of one question
         self.calls: dict[cst.FunctionDef, list[tuple[cst.Call, Scope]]] = {}
 
@@ -84,7 +84,7 @@ class Chooser:
             return self.inside(node.value, scope, depth, key_of(node))
         if isinstance(node, cst.Call):
             return self.of_call(node, scope, depth)
-        text = text_of(node, self.walk, scope)
+        text = text_of(node, self.source, scope)
         if text is None:
             return UNKNOWN
         # f"hierarchical_{size}": whatever the rest is
@@ -153,14 +153,14 @@ class Chooser:
             return self.calls[function]
         calls: list[tuple[cst.Call, Scope]] = []
         self.calls[function] = []
-        for node in self.walk.names:
+        for node in self.source.names:
             if node.value != function.name.value:
                 continue
-            scope = self.walk.scope_of[node]
+            scope = self.source.scope_of[node]
             bindings = scope.lookup(node.value)
             if [each.node for each in bindings] != [function]:
                 continue
-            parent = self.walk.parents[node]
+            parent = self.source.parents[node]
             if not isinstance(parent, cst.Call) or parent.func is not node:
                 return []
             calls.append((parent, scope))
@@ -173,7 +173,7 @@ class Chooser:
             if member.complete or member.values:
                 return member
         parts = [
-            self.of(value, where, depth) for value, where in self.walk.members.get(dotted(node) or "", [])
+            self.of(value, where, depth) for value, where in self.source.members.get(dotted(node) or "", [])
         ]
         owner = self.origins.class_body(node.value, scope)
         if owner is not None:
@@ -198,11 +198,11 @@ class Chooser:
         else:
             module = import_name(alias) if alias.asname is not None else (binding.target or "")
             names = rest.split(".") if rest else []
-        found = imported_strings(self.walk.path, module, tuple(names)) if names else None
+        found = imported_strings(self.source.path, module, tuple(names)) if names else None
         if found is not None:
             return Choices(found)
         # what another package gives has nothing to do with a file that uses the same name
-        is_own = any(True for _ in files_of(self.walk.path, module, tuple(names)))
+        is_own = any(True for _ in files_of(self.source.path, module, tuple(names)))
         return Choices(complete=False, names=frozenset({names[-1] if names and is_own else ""}))
 
     def of_call(self, node: cst.Call, scope: Scope, depth: int) -> Choices:
@@ -225,7 +225,7 @@ class Chooser:
             return self.of(first, scope, depth)
         function = bindings[0].node if len(bindings) == 1 else None
         if isinstance(function, cst.FunctionDef):
-            given = self.walk.given.get(self.walk.opens[function.body], [])
+            given = self.source.given.get(self.source.opens[function.body], [])
             return union(self.of(value, where, depth) for value, where in given) if given else UNKNOWN
         return UNKNOWN
 
@@ -264,7 +264,7 @@ class Chooser:
                 held = self.each_inside(binding, depth, key)
             else:
                 return UNKNOWN
-            fills = self.walk.filled.get(node.value, [])[:MOST_BINDINGS]
+            fills = self.source.filled.get(node.value, [])[:MOST_BINDINGS]
             return union([held, *(self.of(value, where, depth) for value, where in fills)])
         if isinstance(node, cst.Call) and node.args:
             function = dotted(node.func)

@@ -13,7 +13,7 @@ from .binding import Binding, Scope
 WORD = re.compile(r"[A-Za-z_]\w*")
 
 
-class Walked(Protocol):
+class Source(Protocol):
     """What is needed of a walk over a module."""
 
     names: list[cst.Name]
@@ -22,16 +22,16 @@ class Walked(Protocol):
     scope_of: dict[cst.CSTNode, Scope]
 
 
-def look_before_binding(walk: Walked) -> None:
+def look_before_binding(source: Source) -> None:
     """Give such reads a scope of their own, where the name has its meaning at that place."""
-    for index, node in enumerate(walk.names):
-        scope = walk.scope_of[node]
+    for index, node in enumerate(source.names):
+        scope = source.scope_of[node]
         if scope.kind == "class" and node.value in scope.bindings:
-            meant = meanings(walk, node, index, scope)
+            meant = meanings(source, node, index, scope)
             if meant is not None:
-                walk.scope_of[node] = with_meanings(scope, {node.value: meant})
-    for string in walk.strings:
-        scope = walk.scope_of[string]
+                source.scope_of[node] = with_meanings(scope, {node.value: meant})
+    for string in source.strings:
+        scope = source.scope_of[string]
         if scope.kind == "class":
             both = {}
             for word in set(WORD.findall(string.raw_value)) & scope.bindings.keys():
@@ -39,40 +39,40 @@ def look_before_binding(walk: Walked) -> None:
                 if outside and any(each.kind not in ("class", "import") for each in own):
                     both[word] = [*own, *outside]  # typing.get_type_hints looks outside, type checkers do not
             if both:
-                walk.scope_of[string] = with_meanings(scope, both)
+                source.scope_of[string] = with_meanings(scope, both)
 
 
-def meanings(walk: Walked, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
+def meanings(source: Source, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
     """The bindings that a read may see; None: those of the class, as everywhere."""
     outside = around(scope).lookup(node.value)
     if not outside or scope.elsewhere.get(node.value):
         return None
     above = [each for each in scope.bindings[node.value] if each.at <= index and not each.is_declaration]
-    held = set(held_by(walk, node))
+    held = set(held_by(source, node))
     bodies = (cst.For, cst.ExceptHandler)
     above = [
         each
         for each in above
         if each.node not in held or (isinstance(each.node, bodies) and each.node.body in held)
     ]
-    if any(block_of(walk, each) in held for each in above):
+    if any(block_of(source, each) in held for each in above):
         return None
     return [*above, *outside]
 
 
-def held_by(walk: Walked, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
+def held_by(source: Source, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
     """What a node stands in."""
-    parent = walk.parents.get(node)
+    parent = source.parents.get(node)
     while parent is not None:
         yield parent
-        parent = walk.parents.get(parent)
+        parent = source.parents.get(parent)
 
 
-def block_of(walk: Walked, binding: Binding) -> cst.CSTNode | None:
+def block_of(source: Source, binding: Binding) -> cst.CSTNode | None:
     """The block in which a name surely has its value after a binding."""
     if isinstance(binding.node, cst.For | cst.ExceptHandler):
         return binding.node.body
-    for each in held_by(walk, binding.node):
+    for each in held_by(source, binding.node):
         if isinstance(each, cst.IfExp | cst.BooleanOperation) or isinstance(binding.node, cst.Del):
             return None
         if isinstance(each, cst.BaseSuite):

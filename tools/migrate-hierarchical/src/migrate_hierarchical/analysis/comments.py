@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 
-from .scopes import Walk
+from .source_index import SourceIndex
 
 # What linters take as a sign that an import is meant to be there unused.
 UNUSED = re.compile(
@@ -23,9 +23,9 @@ def comments_in(node: cst.CSTNode) -> Iterator[str]:
         yield from comments_in(child)
 
 
-def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, walk: Walk) -> bool:
+def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, source: SourceIndex) -> bool:
     """Whether a comment says that an import is there although the file does not use it."""
-    line = walk.parents[statement]
+    line = source.parents[statement]
     comments = list(comments_in(alias))
     if isinstance(statement.lpar, cst.LeftParen):
         space = statement.lpar.whitespace_after

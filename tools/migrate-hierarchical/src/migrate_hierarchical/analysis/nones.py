@@ -11,14 +11,16 @@ import libcst as cst
 from ..density import LEVELS
 from .arguments import is_none, string_value
 from .binding import Binding, Scope, dotted
-from .scopes import Walk
+from .source_index import SourceIndex
 
 DEPTH = 12
 
 
 class Nones:
-    def __init__(self, walk: Walk, class_body: Callable[[cst.BaseExpression, Scope], Scope | None]) -> None:
-        self.walk, self.class_body = walk, class_body
+    def __init__(
+        self, source: SourceIndex, class_body: Callable[[cst.BaseExpression, Scope], Scope | None]
+    ) -> None:
+        self.source, self.class_body = source, class_body
         self.known: dict[Binding | str, dict[cst.CSTNode, list[int]]] = {}
         self.positions: dict[cst.CSTNode, dict[cst.CSTNode, int]] = {}
 
@@ -47,7 +49,7 @@ class Nones:
             if self.is_filled_before(node):
                 return False
         if isinstance(node, cst.Attribute):
-            values = self.walk.members.get(dotted(node) or "", [])
+            values = self.source.members.get(dotted(node) or "", [])
             owner = self.class_body(node.value, scope)
             bindings = owner.bindings.get(node.attr.value, []) if owner is not None else []
             return any(self.may_be_none(value, where, depth + 1) for value, where in values) or any(
@@ -81,7 +83,7 @@ class Nones:
                 returns = binding.node.returns
                 if returns is not None and names_none(returns.annotation):
                     return True
-                given = self.walk.given.get(self.walk.opens[binding.node.body], [])
+                given = self.source.given.get(self.source.opens[binding.node.body], [])
                 if any(self.may_be_none(value, where, depth + 1) for value, where in given):
                     return True
         return False
@@ -109,7 +111,7 @@ class Nones:
     def last_setter(self, node: cst.Name | cst.Attribute) -> Any:
         """The nearest statement above a place, in its block or an outer one, that sets a name."""
         child: cst.CSTNode = node
-        parent: Any = self.walk.parents.get(child)
+        parent: Any = self.source.parents.get(child)
         places = self.places(node)
         while places and parent is not None:
             if parent in places:
@@ -118,12 +120,12 @@ class Nones:
                     return parent.body[places[parent][position - 1]]
             if isinstance(parent, cst.FunctionDef | cst.Lambda | cst.ClassDef | cst.For | cst.While):
                 return None
-            child, parent = parent, self.walk.parents.get(parent)
+            child, parent = parent, self.source.parents.get(parent)
         return None
 
     def places(self, node: cst.Name | cst.Attribute) -> dict[cst.CSTNode, list[int]]:
         """For every block, which of its statements set a name somewhere inside them."""
-        scope = self.walk.scope_of.get(node)
+        scope = self.source.scope_of.get(node)
         name = dotted(node)
         if scope is None or name is None:
             return {}
@@ -132,16 +134,16 @@ class Nones:
         if key not in self.known:
             setters = [each.node for each in bindings if not isinstance(each.node, cst.Param)]
             if not bindings:
-                setters = [self.walk.parents[value] for value, _ in self.walk.members.get(name, [])]
+                setters = [self.source.parents[value] for value, _ in self.source.members.get(name, [])]
             found: dict[cst.CSTNode, set[int]] = {}
             for setter in setters:
-                child, parent = setter, self.walk.parents.get(setter)
+                child, parent = setter, self.source.parents.get(setter)
                 while parent is not None:
                     if isinstance(parent, cst.IndentedBlock | cst.Module):
                         found.setdefault(parent, set()).add(self.position(parent, child))
                     if isinstance(parent, cst.FunctionDef | cst.ClassDef | cst.Lambda):
                         break
-                    child, parent = parent, self.walk.parents.get(parent)
+                    child, parent = parent, self.source.parents.get(parent)
             self.known[key] = {block: sorted(indices) for block, indices in found.items()}
         return self.known[key]
 

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..names import CLASS, CONFIG, CREATE_ATTENTION, CREATE_BLOCK_SPARSE, PATTERN, PRESETS
+from ..removed_api import (
+    PATTERN,
+    REMOVED_CLASS,
+    REMOVED_CONFIG,
+    REMOVED_CREATE_ATTENTION,
+    REMOVED_CREATE_BLOCK_SPARSE,
+    REMOVED_GET_PRESETS,
+)
 from .arguments import is_none, string_value
 from .binding import Binding, Scope, dotted, written_path
-from .scopes import Walk
+from .source_index import SourceIndex
 from .uses import Resolver
 
 # Kinds: config (HierarchicalConfig), configs (a collection of them), presets (dictionary of them), items
 # (its .items()), pattern (SparsePatternConfig), instance (of the removed class), none, other (something else).
 CALLS = {
-    CONFIG: "config",
-    PRESETS: "presets",
-    CLASS: "instance",
-    CREATE_ATTENTION: "instance",
-    CREATE_BLOCK_SPARSE: "instance",
+    REMOVED_CONFIG: "config",
+    REMOVED_GET_PRESETS: "presets",
+    REMOVED_CLASS: "instance",
+    REMOVED_CREATE_ATTENTION: "instance",
+    REMOVED_CREATE_BLOCK_SPARSE: "instance",
     PATTERN: "pattern",
 }
-TYPES = {CONFIG: "config", CLASS: "instance", PATTERN: "pattern"}
+TYPES = {REMOVED_CONFIG: "config", REMOVED_CLASS: "instance", PATTERN: "pattern"}
 COPIES = frozenset({"copy.copy", "copy.deepcopy", "copy", "deepcopy"})
 # What a container holds that is one of configurations: patterns where an earlier run, with other rules, wrote them.
 CONFIGS = ({"config"}, {"pattern"})
@@ -28,8 +35,8 @@ DEPTH = 12
 
 
 class Origins:
-    def __init__(self, walk: Walk, resolver: Resolver) -> None:
-        self.walk, self.resolver = walk, resolver
+    def __init__(self, source: SourceIndex, resolver: Resolver) -> None:
+        self.source, self.resolver = source, resolver
         self.asked: list[list[Binding]] = []  # of the names that are being looked up
         self.unset: dict[tuple[Scope, str], bool] = {}
         self.instances: set[cst.CSTNode] = set()  # further calls that made an instance of the removed class
@@ -78,7 +85,7 @@ class Origins:
 
     def of_project(self, node: cst.BaseExpression, scope: Scope) -> str | None:
         """What another file of the project says: of a name, a member of a module or a class, or the result of a call."""
-        known = self.walk.facts.kinds
+        known = self.source.facts.kinds
         call = isinstance(node, cst.Call)
         path = dotted(node.func if isinstance(node, cst.Call) else node) if known else None
         if path is None:
@@ -107,7 +114,7 @@ class Origins:
 
     def of_attribute(self, node: cst.Attribute, scope: Scope, depth: int) -> str | None:
         """From every assignment to `self.x` in the file, and from the body of the class."""
-        values = self.walk.members.get(dotted(node) or "", [])
+        values = self.source.members.get(dotted(node) or "", [])
         several = len(values) > 1
         kinds = [
             "none" if several and self.is_unset(value, where) else self.kind(value, where, depth + 1)
@@ -126,11 +133,11 @@ class Origins:
             return next((each for each in scope.ancestors() if each.kind == "class"), None)
         bindings = scope.lookup(node.value)
         if len(bindings) == 1 and isinstance(bindings[0].node, cst.ClassDef):
-            return self.walk.opens.get(bindings[0].node.body)
+            return self.source.opens.get(bindings[0].node.body)
         return None
 
     def inner(self, node: cst.BaseExpression, scope: Scope) -> Scope:
-        return self.walk.opens.get(node, scope)
+        return self.source.opens.get(node, scope)
 
     def of_call(self, node: cst.Call, scope: Scope, depth: int) -> str | None:
         if node in self.instances:
@@ -176,7 +183,7 @@ class Origins:
         """From the annotation, or else from what is returned or yielded."""
         if function.returns is not None:
             return self.of_annotation(function.returns.annotation, scope)
-        given = self.walk.given.get(self.walk.opens[function.body], [])
+        given = self.source.given.get(self.source.opens[function.body], [])
         return agreed([self.kind(value, where, depth + 1) for value, where in given])
 
     def of_name(self, name: str, scope: Scope, depth: int) -> str | None:
@@ -190,8 +197,8 @@ class Origins:
             self.asked.pop()
 
     def of_bindings(self, name: str, bindings: list[Binding], depth: int) -> str | None:
-        if len(bindings) == 1 and is_empty(bindings[0].value) and name in self.walk.filled:
-            kinds = {self.kind(value, where, depth + 1) for value, where in self.walk.filled[name]}
+        if len(bindings) == 1 and is_empty(bindings[0].value) and name in self.source.filled:
+            kinds = {self.kind(value, where, depth + 1) for value, where in self.source.filled[name]}
             if kinds in CONFIGS:
                 return "configs" if isinstance(bindings[0].value, cst.List) else "presets"
         several = len(bindings) > 1

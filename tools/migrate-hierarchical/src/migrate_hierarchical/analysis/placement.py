@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from .scopes import LINES
+from .source_index import LINES
 
 Parents = dict[cst.CSTNode, cst.CSTNode]
 

@@ -7,16 +7,16 @@ from functools import cached_property
 
 import libcst as cst
 
-from ..names import FACTORY, HIERARCHICAL_STRINGS, KEPT, PACKAGE, PARAMETERS, PATTERN, PRESET
+from ..removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, KEPT_NAMES, PACKAGE, PARAMETERS, PATTERN
 from .arguments import read_arguments, string_value
 from .binding import Scope, dotted
 from .choices import UNKNOWN, Chooser, union
 from .origins import Origins
 from .roles import Roles
-from .scopes import Walk
+from .source_index import SourceIndex
 from .uses import Resolver, Use, is_foreign, is_ours
 
-CHOSEN_BY = {FACTORY: ("variant",), PRESET: ("preset_name", "name"), PATTERN: ("pattern_type",)}
+CHOSEN_BY = {FACTORY: ("variant",), GET_PRESET: ("preset_name", "name"), PATTERN: ("pattern_type",)}
 COLLECTORS = frozenset({"dict", "update", "setdefault", "OrderedDict"})
 OPTIONS = frozenset({"default", "choices", "options", "value"})
 COPIERS = ("dataclasses.replace", "replace", "copy.replace")
@@ -24,11 +24,11 @@ COPIERS = ("dataclasses.replace", "replace", "copy.replace")
 
 class Reach:
     def __init__(
-        self, walk: Walk, resolver: Resolver, origins: Origins, roles: Roles, chooser: Chooser
+        self, source: SourceIndex, resolver: Resolver, origins: Origins, roles: Roles, chooser: Chooser
     ) -> None:
-        self.walk, self.resolver, self.origins = walk, resolver, origins
+        self.source, self.resolver, self.origins = source, resolver, origins
         self.roles, self.chooser = roles, chooser
-        self.parents = walk.parents
+        self.parents = source.parents
         self.open_calls = [use for use in self.calls() if self.is_open(use)]
 
     def calls(self) -> list[Use]:
@@ -62,7 +62,7 @@ class Reach:
     def is_partial(self, call: cst.Call) -> bool:
         """Whether a call is given a callable of the package, as `partial` and `pytest.raises` are."""
         given = (self.resolver.by_node.get(arg.value) for arg in call.args)
-        return any(use is not None and use.name in KEPT for use in given)
+        return any(use is not None and use.name in KEPT_NAMES for use in given)
 
     def reaches(self, call: cst.Call) -> bool:
         """Whether what a call is given may reach the package."""
@@ -74,8 +74,8 @@ class Reach:
             return True
         function = (dotted(call.func) or "").split(".")[-1]
         if path in COPIERS:
-            return not (call.args and is_foreign(self.walk, call.args[0].value))
-        if function in COLLECTORS and not is_foreign(self.walk, call.func):
+            return not (call.args and is_foreign(self.source, call.args[0].value))
+        if function in COLLECTORS and not is_foreign(self.source, call.func):
             return self.may_reach()
         return self.definition(call.func) in self.leading
 
@@ -94,7 +94,7 @@ class Reach:
             return False
         if self.definition(call.func) is not None:
             return self.reaches(call)
-        if not is_foreign(self.walk, call.func):
+        if not is_foreign(self.source, call.func):
             return True
         # the default of an option, say
         return keyword in OPTIONS or isinstance(self.parents[call], cst.Decorator | cst.Param)
@@ -106,7 +106,7 @@ class Reach:
     def leading(self) -> set[cst.CSTNode]:
         """The functions and classes of the file that call the package with a name from elsewhere."""
         callers: dict[cst.CSTNode, set[cst.CSTNode]] = {}
-        for call in self.walk.calls:
+        for call in self.source.calls:
             called = self.definition(call.func)
             if called is not None:
                 callers.setdefault(called, set()).update(self.around(call))
@@ -131,7 +131,7 @@ class Reach:
 
     def definition(self, function: cst.BaseExpression) -> cst.FunctionDef | cst.ClassDef | None:
         """What a name, or a method of self, means in the file."""
-        scope = self.walk.scope_of.get(function)
+        scope = self.source.scope_of.get(function)
         if scope is None:
             return None
         if isinstance(function, cst.Attribute):
@@ -152,5 +152,5 @@ class Reach:
 
     def holds_data(self, node: cst.ClassDef) -> bool:
         """Whether a class only declares fields, as a dataclass does."""
-        scope = self.walk.opens[node.body]
+        scope = self.source.opens[node.body]
         return not any(each.kind == "def" for bindings in scope.bindings.values() for each in bindings)

@@ -12,7 +12,7 @@ from typing import Any
 import libcst as cst
 
 from .binding import Binding, dotted, syntax
-from .scopes import Walk
+from .source_index import SourceIndex
 
 # Roles.
 TYPE = "type"  # a type checker reads it
@@ -113,8 +113,8 @@ def leftmost(node: cst.BaseExpression) -> cst.BaseExpression:
 class Roles:
     """The roles of the nodes of one walk."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk, self.parents = walk, walk.parents
+    def __init__(self, source: SourceIndex) -> None:
+        self.source, self.parents = source, source.parents
         self.known: dict[cst.CSTNode, str] = {}
 
     def of(self, node: cst.CSTNode) -> str:
@@ -136,9 +136,9 @@ class Roles:
         """The dotted path that a name or attribute means by its import; as it is written if nothing binds it."""
         written = dotted(node)
         root = leftmost(node)
-        if written is None or root not in self.walk.scope_of:
+        if written is None or root not in self.source.scope_of:
             return written if isinstance(node, cst.Name) else None
-        bindings = self.walk.scope_of[root].lookup(written.split(".")[0])
+        bindings = self.source.scope_of[root].lookup(written.split(".")[0])
         targets = {each.target for each in bindings}
         if not bindings:
             return written
@@ -221,9 +221,9 @@ class Roles:
 
     def is_generic_name(self, node: cst.BaseExpression) -> bool:
         """Whether a name is that of a generic class or alias in the file; an enumeration, say, is none."""
-        if not isinstance(node, cst.Name) or node not in self.walk.scope_of:
+        if not isinstance(node, cst.Name) or node not in self.source.scope_of:
             return False
-        bindings = self.walk.scope_of[node].lookup(node.value)
+        bindings = self.source.scope_of[node].lookup(node.value)
         return bool(bindings) and all(map(self.is_generic, bindings))
 
     def is_generic(self, binding: Binding) -> bool:

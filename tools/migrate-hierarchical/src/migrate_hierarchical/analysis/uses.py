@@ -7,10 +7,18 @@ from dataclasses import dataclass
 
 import libcst as cst
 
-from ..names import KEPT, PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone, strip_source
+from ..removed_api import (
+    KEPT_NAMES,
+    PACKAGE,
+    REMOVED_MODULE,
+    REMOVED_NAMES,
+    below_package,
+    is_gone,
+    strip_source,
+)
 from .binding import Binding, Scope, is_import
 from .roles import leftmost
-from .scopes import Walk
+from .source_index import SourceIndex
 
 
 @dataclass(eq=False)
@@ -47,10 +55,10 @@ def is_ours(target: str | None) -> bool:
 class Resolver:
     """Finds uses with the bindings of one walk."""
 
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
+    def __init__(self, source: SourceIndex) -> None:
+        self.source = source
         self.by_node: dict[cst.CSTNode, Use] = {}
-        for node in walk.names:
+        for node in source.names:
             use = self.resolve(node)
             if use is not None:
                 self.by_node[use.node] = use
@@ -59,18 +67,18 @@ class Resolver:
         return iter(self.by_node.values())
 
     def resolve(self, root: cst.Name) -> Use | None:
-        scope = self.walk.scope_of[root]
+        scope = self.source.scope_of[root]
         bindings = scope.lookup(root.value)
         if not bindings:
-            if root.value in REMOVED | KEPT and (self.walk.stars or self.walk.group(root)):
+            if root.value in REMOVED_NAMES | KEPT_NAMES and (self.source.stars or self.source.group(root)):
                 return Use(root.value, root, root, scope, [], None, True)
-            api = self.walk.again_by_star.get(root.value, "")
-            return Use(api, root, root, scope, [], None, True) if api in REMOVED | KEPT else None
+            api = self.source.again_by_star.get(root.value, "")
+            return Use(api, root, root, scope, [], None, True) if api in REMOVED_NAMES | KEPT_NAMES else None
         found = [self.follow(root, binding) for binding in bindings]
         ours = [each for each in found if each is not None]
         if not ours:
             return None
-        name, node, base = next((each for each in ours if each[0] in REMOVED), ours[0])
+        name, node, base = next((each for each in ours if each[0] in REMOVED_NAMES), ours[0])
         agrees = len(ours) == len(found) and all(each[:2] == ours[0][:2] for each in ours)
         # an import under `global` cannot bind another name
         agrees = agrees and not any(binding.scope.elsewhere.get(root.value) for binding in bindings)
@@ -89,9 +97,9 @@ class Resolver:
         while True:
             below = None if path == "src" else below_package(path)
             last = "" if below is None else below.split(".")[-1]
-            if last in REMOVED | KEPT:
+            if last in REMOVED_NAMES | KEPT_NAMES:
                 return last, node, base
-            parent = self.walk.parents.get(node)
+            parent = self.source.parents.get(node)
             if not isinstance(parent, cst.Attribute) or parent.value is not node:
                 return (REMOVED_MODULE, node, base) if last == REMOVED_MODULE else None
             step = parent.attr.value
@@ -99,7 +107,9 @@ class Resolver:
                 if step != PACKAGE:
                     return None
                 path = PACKAGE
-            elif step in REMOVED | KEPT or below is None or is_gone(f"{below}.{step}".lstrip(".")):
+            elif (
+                step in REMOVED_NAMES | KEPT_NAMES or below is None or is_gone(f"{below}.{step}".lstrip("."))
+            ):
                 path = f"{path}.{step}"
             else:
                 return (REMOVED_MODULE, node, base) if last == REMOVED_MODULE else None
@@ -119,15 +129,15 @@ class Resolver:
         )
 
 
-def is_foreign(walk: Walk, node: cst.BaseExpression, through_values: bool = False) -> bool:
+def is_foreign(source: SourceIndex, node: cst.BaseExpression, through_values: bool = False) -> bool:
     """Whether an expression begins with a name of another package; or, where asked, with a value of one."""
     root = leftmost(node)
-    if not isinstance(root, cst.Name) or root not in walk.scope_of:
+    if not isinstance(root, cst.Name) or root not in source.scope_of:
         return False
-    bindings = walk.scope_of[root].lookup(root.value)
+    bindings = source.scope_of[root].lookup(root.value)
     if through_values and len(bindings) == 1 and bindings[0].kind == "value" and bindings[0].value:
         inner = leftmost(bindings[0].value)
-        return inner is not bindings[0].value and is_foreign(walk, inner)
+        return inner is not bindings[0].value and is_foreign(source, inner)
     return bool(bindings) and all(
         b.kind == "import" and not is_ours(b.target) and b.target != PACKAGE for b in bindings
     )

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 
 import libcst as cst
 
-from ..names import MAGIC_LINE, NEEDLE, PIECE, REMOVED, REMOVED_MODULE
+from ..removed_api import MAGIC_LINE, NEEDLE, PIECE, REMOVED_MODULE, REMOVED_NAMES
 from ..settings import Settings
 from .python import Migrated, Unreadable, migrate_source
 from .result import Entry
 
-NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED, REMOVED_MODULE}))})\b")
+NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED_NAMES, REMOVED_MODULE}))})\b")
 MAGIC = f"pass  {MAGIC_LINE} "
 MAGICS = re.compile(
     r"^([ \t]*)(?=\S)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE

@@ -16,7 +16,7 @@ from ..analysis.text import GAP, text_of
 from ..analysis.uses import is_ours
 from ..changes import Changes
 from ..context import Context
-from ..names import NEEDLE, PACKAGE, REMOVED
+from ..removed_api import NEEDLE, PACKAGE, REMOVED_NAMES
 
 # Functions that run a string, in the names of the file that calls them.
 RUNS = frozenset({"exec", "eval", "compile", "timeit", "repeat", "Timer", "runctx", "run"})
@@ -29,15 +29,15 @@ def find_code(
     context: Context, changes: Changes, has_use: Callable[[str], bool]
 ) -> Iterator[cst.BaseExpression]:
     """Strings with code that uses the removed API; `has_use` says so of a source that imports the package."""
-    walk = context.walk
+    source = context.source
     found: set[cst.CSTNode] = set()
-    runs_any = any(map(runs, walk.calls))
+    runs_any = any(map(runs, source.calls))
     run = names_that_run(context)
-    for node in (*walk.composed, *walk.strings):
-        text = text_of(node, walk, walk.scope_of[node])
+    for node in (*source.composed, *source.strings):
+        text = text_of(node, source, source.scope_of[node])
         if text is None or not (runs_any or NEEDLE.decode() in text):
             continue
-        if changes.is_spoken(node) or context.is_inside(node, found):
+        if changes.is_handled(node) or context.is_inside(node, found):
             continue
         imports = NEEDLE.decode() in text and context.roles.of(node) != DOCSTRING
         if (imports and any(has_use(source) for source in sources(text))) or (
@@ -84,7 +84,7 @@ def names_that_run(context: Context) -> set[str]:
     """The variables whose text a call runs."""
     return {
         arg.value.value
-        for call in context.walk.calls
+        for call in context.source.calls
         if runs(call)
         for arg in call.args
         if isinstance(arg.value, cst.Name)
@@ -92,7 +92,7 @@ def names_that_run(context: Context) -> set[str]:
 
 
 def is_run(context: Context, node: cst.BaseExpression, names: set[str]) -> bool:
-    parents = context.walk.parents
+    parents = context.source.parents
     current = parents[node]
     while not isinstance(current, cst.BaseSmallStatement | cst.BaseCompoundStatement | cst.Module):
         if isinstance(current, cst.Call) and runs(current):
@@ -106,18 +106,18 @@ def uses_name(context: Context, changes: Changes, node: cst.BaseExpression, text
     tree = parse(textwrap.dedent(text.strip("\n")).replace(GAP, "_").strip())
     if tree is None:
         return False
-    scope = context.walk.scope_of[node]
+    scope = context.source.scope_of[node]
     for each in ast.walk(tree):
         if isinstance(each, ast.Name):
             bindings = scope.lookup(each.id)
             targets = [binding.target or "" for binding in bindings]
-            if any(is_ours(target) and target.split(".")[-1] in REMOVED for target in targets):
+            if any(is_ours(target) and target.split(".")[-1] in REMOVED_NAMES for target in targets):
                 changes.kept.update(bindings)
                 return True
-            if not targets and each.id in REMOVED and context.is_concerned:
+            if not targets and each.id in REMOVED_NAMES and context.is_concerned:
                 return True
         elif isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name):
             targets = [binding.target or "" for binding in scope.lookup(each.value.id)]
-            if each.attr in REMOVED and PACKAGE in targets:
+            if each.attr in REMOVED_NAMES and PACKAGE in targets:
                 return True
     return False

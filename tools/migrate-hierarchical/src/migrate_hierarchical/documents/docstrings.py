@@ -15,7 +15,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from ..names import NEEDLE, PIECE, REMOVED
+from ..removed_api import NEEDLE, PIECE, REMOVED_NAMES
 from ..settings import Settings
 from .blocks import is_python
 from .prose import Piece, find_pieces, is_code, mentions, put_back
@@ -107,7 +107,7 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[En
 
 def hidden_use(piece: Piece, why: str) -> list[Entry]:
     """What is said of an example that cannot be changed."""
-    names = [name for name in sorted(REMOVED) if name in piece.text]
+    names = [name for name in sorted(REMOVED_NAMES) if name in piece.text]
     return [Entry(piece.first + 1, "HIER103", f"{names[0]} {why}")] if names else []
 
 

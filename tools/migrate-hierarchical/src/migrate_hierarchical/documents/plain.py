@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from ..names import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED, REMOVED_MODULE
+from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED_MODULE, REMOVED_NAMES
 from .result import Entry
 
-NAMES = "|".join(sorted({*REMOVED, REMOVED_MODULE, KEYWORD}, key=len, reverse=True)).encode()
+NAMES = "|".join(sorted({*REMOVED_NAMES, REMOVED_MODULE, KEYWORD}, key=len, reverse=True)).encode()
 VALUES = "|".join(sorted(HIERARCHICAL_STRINGS, key=len, reverse=True)).encode()
 KEYS = rb"(?:\w+[_.-])?(?:variants?|pattern_types?|presets?|preset_names?)"
 # Names that no other library has.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..lines import opcodes
-from ..names import NEEDLE
+from ..removed_api import NEEDLE
 from ..settings import Settings
 from .blocks import NAMES, Blocks, is_python
 from .python import Migrated, Unreadable

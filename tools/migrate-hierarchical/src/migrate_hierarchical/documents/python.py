@@ -9,15 +9,15 @@ import libcst as cst
 from ..analysis.binding import ImportStatement, is_import_from, local_name
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.placement import line_of
-from ..analysis.scopes import Walk
+from ..analysis.source_index import SourceIndex
 from ..catalogue.reasons import REASONS
 from ..changes import Changes, Edit, Left
 from ..context import Context
 from ..discovery import PROSE
 from ..edit.apply import Apply
 from ..edit.places import Places
-from ..names import PACKAGE, TODO, below_package, is_gone
 from ..planner import Planner
+from ..removed_api import PACKAGE, TODO, below_package, is_gone
 from ..rules.hier009 import ImportEditor
 from ..settings import Settings, is_reason
 from ..silence import Silence
@@ -80,35 +80,35 @@ def migrate_module(
     module: cst.Module, source: bytes, path: str, settings: Settings
 ) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
-    walk = Walk(package, path, settings.facts)
+    index = SourceIndex(package, path, settings.facts)
     ORDERS[cst.Module] = order_of(module)
-    walk.visit(module)
+    index.visit(module)
     silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)
-    own_home = imports_of_own_init(walk, is_init)
+    own_home = imports_of_own_init(index, is_init)
     imports: dict[ImportStatement, Edit] = {}
     if own_home:  # the package's own __init__ cannot import from the package
-        changes = Changes(Context(module, walk, settings, is_init, silence))
+        changes = Changes(Context(module, index, settings, is_init, silence))
         for statement in own_home:
             changes.leave(statement, "HIER114", "by the package's own __init__")
     else:
-        changes, imports = plan(module, walk, settings, is_init, silence)
+        changes, imports = plan(module, index, settings, is_init, silence)
     result = Migrated()
     found: list[tuple[Entry, cst.CSTNode]] = []  # what stands where
     for outcome in changes.rewritten:
-        entry = Entry(walk.lines[outcome.node], outcome.rule, outcome.detail, patterns=outcome.patterns)
+        entry = Entry(index.lines[outcome.node], outcome.rule, outcome.detail, patterns=outcome.patterns)
         result.rewritten.append(entry)
         found.append((entry, outcome.node))
     for edited in imports:
-        result.rewritten.append(Entry(walk.lines[edited], "HIER009"))
+        result.rewritten.append(Entry(index.lines[edited], "HIER009"))
         found.append((result.rewritten[-1], edited))
     lines = source.splitlines()
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     known: set[tuple[int, str, str]] = set()
     for node, left in changes.todos:
-        entry = Entry(walk.line_of(node), left.reason, left.detail, text=left.text)
-        line = line_of(node, walk.parents)
-        marks = marks_above(line, module, walk, left.reason)
+        entry = Entry(index.line_of(node), left.reason, left.detail, text=left.text)
+        line = line_of(node, index.parents)
+        marks = marks_above(line, module, index, left.reason)
         seen.update(marks)
         if not settings.wants(entry.rule) or silence.covers(entry.line, entry.rule):
             continue
@@ -119,19 +119,19 @@ def migrate_module(
         found.append((entry, node))
         if left.reason == "HIER115":
             continue  # it goes with the run on the other file
-        if node in walk.magics:
+        if node in index.magics:
             continue  # nothing can stand above the first line of a cell
         if changes.whole is not None and (node, left.reason) not in changes.whole.left_nodes:
             continue  # it goes with the other rules, and would leave its mark behind
-        text = mark_text(left, lines[walk.line_of(line) - 1], settings)
+        text = mark_text(left, lines[index.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
     for edited, edit in imports.items():
         if not edit:
-            seen.update(marks_above(walk.parents[edited], module, walk))
+            seen.update(marks_above(index.parents[edited], module, index))
     stale = stale_marks(imports, changes, seen)
     seen.update(stale)
-    for mark, (number, reason) in walk.marks.items():
+    for mark, (number, reason) in index.marks.items():
         if mark not in seen and reason in REASONS:
             result.left.append(Entry(number, reason, "marked by an earlier run"))
             found.append((result.left[-1], mark))
@@ -143,7 +143,7 @@ def migrate_module(
     changed = module.visit(apply)
     codes: dict[cst.CSTNode, str] = {}
     new = render(module, changed, source, codes)
-    places = Places(walk, module, changed, codes, apply.now | changes.moved)
+    places = Places(index, module, changed, codes, apply.now | changes.moved)
     for entry, node in found:
         entry.new_line = places.line(node)
     return new, result
@@ -153,22 +153,22 @@ def stale_marks(
     imports: dict[ImportStatement, Edit], changes: Changes, seen: set[cst.CSTNode]
 ) -> set[cst.CSTNode]:
     """The marks above imports that change whose reason is gone: the file that took the name from here no longer does."""
-    module, walk = changes.context.module, changes.context.walk
+    module, index = changes.context.module, changes.context.source
     held = set(seen)
     for node, left in changes.whole.todos if changes.whole is not None else ():
-        held.update(marks_above(line_of(node, walk.parents), module, walk, left.reason))
-    return {mark for each in imports for mark in marks_above(walk.parents[each], module, walk)} - held
+        held.update(marks_above(line_of(node, index.parents), module, index, left.reason))
+    return {mark for each in imports for mark in marks_above(index.parents[each], module, index)} - held
 
 
 def plan(
-    module: cst.Module, walk: Walk, settings: Settings, is_init: bool, silence: Silence
+    module: cst.Module, index: SourceIndex, settings: Settings, is_init: bool, silence: Silence
 ) -> tuple[Changes, dict[ImportStatement, Edit]]:
     """What happens to the uses and to the imports of a file."""
 
     def run(changes: Changes) -> tuple[ImportEditor, dict[ImportStatement, Edit]]:
         context = changes.context
         Planner(context, changes).run()
-        for code in find_code(context, changes, lambda text: has_use(text, walk.path, settings)):
+        for code in find_code(context, changes, lambda text: has_use(text, index.path, settings)):
             changes.leave(code, "HIER103", "code in a string")
         editor = ImportEditor(context, changes)
         return editor, editor.edits()
@@ -176,16 +176,16 @@ def plan(
     whole: Changes | None = None
     if not settings.wants_all:
         everything = replace(settings, select=(), ignore=tuple(filter(is_reason, settings.ignore)))
-        whole = Changes(Context(module, walk, everything, is_init, silence))
+        whole = Changes(Context(module, index, everything, is_init, silence))
         run(whole)
-    changes = Changes(Context(module, walk, settings, is_init, silence), whole)
+    changes = Changes(Context(module, index, settings, is_init, silence), whole)
     editor, imports = run(changes)
     if editor.waiting and whole is not None:
         waiting = list(editor.waiting.values())
-        changes = Changes(Context(module, walk, settings, is_init, silence, waiting), whole)
+        changes = Changes(Context(module, index, settings, is_init, silence, waiting), whole)
         _, imports = run(changes)
         for alias in editor.waiting:
-            changes.leave(alias, "HIER115", walk.facts.taken(local_name(alias)))
+            changes.leave(alias, "HIER115", index.facts.taken(local_name(alias)))
     return changes, imports
 
 
@@ -198,16 +198,16 @@ def has_use(source: str, path: str, settings: Settings) -> bool:
     return bool(report.rewritten or report.left)
 
 
-def imports_of_own_init(walk: Walk, is_init: bool) -> list[cst.ImportFrom]:
+def imports_of_own_init(index: SourceIndex, is_init: bool) -> list[cst.ImportFrom]:
     """What the `__init__` of a package of our name imports from its own modules that are gone."""
-    if not (is_init and walk.package == PACKAGE):
+    if not (is_init and index.package == PACKAGE):
         return []
     return [
         statement
-        for statement in walk.imports
+        for statement in index.imports
         if is_import_from(statement)
         and statement.relative
-        and is_gone(below_package(walk.absolute(statement) or "") or "")
+        and is_gone(below_package(index.absolute(statement) or "") or "")
     ]
 
 
@@ -244,10 +244,10 @@ def mark_text(left: Left, line: bytes, settings: Settings) -> str:
 
 
 def marks_above(
-    line: cst.CSTNode, module: cst.Module, walk: Walk, reason: str | None = None
+    line: cst.CSTNode, module: cst.Module, index: SourceIndex, reason: str | None = None
 ) -> list[cst.CSTNode]:
     """The marks, for this reason or any, that an earlier run put above the statement."""
     above = list(getattr(line, "leading_lines", ()))
     if module.body and module.body[0] is line:
         above += module.header
-    return [each for each in above if each in walk.marks and reason in (None, walk.marks[each][1])]
+    return [each for each in above if each in index.marks and reason in (None, index.marks[each][1])]

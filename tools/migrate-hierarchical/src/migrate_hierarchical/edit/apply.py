@@ -27,7 +27,7 @@ class Apply(cst.CSTTransformer):
     ) -> None:
         super().__init__()
         self.context, self.changes, self.imports = context, changes, imports
-        self.parents = context.walk.parents
+        self.parents = context.source.parents
         self.above = todos  # statement -> comments to put above it
         self.stale = stale  # marks above imports that go
         self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
@@ -101,7 +101,7 @@ class Apply(cst.CSTTransformer):
         body = self.small_statements(node, updated)
         if not body:
             # not an empty line: libcst would drop that, with the comments above it
-            above = [each for each in updated.leading_lines if each not in self.context.walk.marks]
+            above = [each for each in updated.leading_lines if each not in self.context.source.marks]
             gone = updated.with_changes(body=[cst.Pass()], leading_lines=above)  # its marks go with it
             self.emptied.add(gone)
             return gone
@@ -167,7 +167,7 @@ class Apply(cst.CSTTransformer):
         if isinstance(block, cst.Module):
             header = list(block.header)
             if block.body and block.body[0] in self.emptied:
-                header = [each for each in header if each not in self.context.walk.marks]
+                header = [each for each in header if each not in self.context.source.marks]
         for line in block.body:
             if line in self.emptied:
                 self.emptied.discard(line)

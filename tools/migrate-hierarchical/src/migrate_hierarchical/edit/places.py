@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 
-from ..analysis.scopes import Walk
+from ..analysis.source_index import SourceIndex
 
 Top = cst.EmptyLine | cst.SimpleStatementLine | cst.BaseCompoundStatement
 
@@ -20,13 +20,13 @@ class Places:
 
     def __init__(
         self,
-        walk: Walk,
+        source: SourceIndex,
         old: cst.Module,
         new: cst.Module,
         known: dict[cst.CSTNode, str],
         now: dict[cst.CSTNode, cst.CSTNode],
     ) -> None:
-        self.walk, self.now = walk, now
+        self.source, self.now = source, now
         self.moved: dict[cst.CSTNode, int] = {}  # statement that did not change -> how many lines down
         self.lines: dict[cst.CSTNode, int] = {}  # of the others
         begins = dict(begins_of(old, known))
@@ -36,7 +36,7 @@ class Places:
             elif isinstance(statement, cst.EmptyLine):
                 self.lines[statement] = line
             else:
-                again = Walk(walk.package, walk.path)
+                again = SourceIndex(source.package, source.path)
                 again.line = line
                 again.visit(cst.Module([statement]))
                 self.lines.update(again.lines)
@@ -45,11 +45,11 @@ class Places:
     def line(self, node: cst.CSTNode) -> int | None:
         """The line on which a node begins now; None where it is gone."""
         chain = [node]
-        while chain[-1] in self.walk.parents and not isinstance(self.walk.parents[chain[-1]], cst.Module):
-            chain.append(self.walk.parents[chain[-1]])
+        while chain[-1] in self.source.parents and not isinstance(self.source.parents[chain[-1]], cst.Module):
+            chain.append(self.source.parents[chain[-1]])
         if chain[-1] in self.moved:
-            mark = self.walk.marks.get(node)
-            return (mark[0] if mark else self.walk.line_of(node)) + self.moved[chain[-1]]
+            mark = self.source.marks.get(node)
+            return (mark[0] if mark else self.source.line_of(node)) + self.moved[chain[-1]]
         for each in chain:
             while each not in self.lines and self.now.get(each, each) is not each:
                 each = self.now[each]

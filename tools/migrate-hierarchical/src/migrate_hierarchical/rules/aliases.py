@@ -8,7 +8,7 @@ from ..analysis.arguments import string_value
 from ..analysis.binding import Binding, Scope, dotted, written_path
 from ..changes import Changes
 from ..context import Context
-from ..names import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
+from ..removed_api import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
 
 DEPTH = 8
 
@@ -18,15 +18,15 @@ def check_aliases(context: Context, changes: Changes) -> None:
     aliases = Aliases(context)
     if not aliases.are_made:
         return
-    for call in context.walk.calls:
-        scope = context.walk.scope_of[call]
+    for call in context.source.calls:
+        scope = context.source.scope_of[call]
         found = [(arg.value, reason) for arg in call.args if (reason := reason_of(context, arg, scope))]
         if not found or call.func in context.resolver.by_node or not aliases.lead(call.func, scope):
             continue
         for value, reason in found:
-            if not changes.is_spoken(value):
+            if not changes.is_handled(value):
                 changes.leave(value, reason, context.module.code_for_node(value))
-                changes.spoken.add(value)
+                changes.reported.add(value)
 
 
 def reason_of(context: Context, arg: cst.Arg, scope: Scope) -> str | None:
@@ -42,9 +42,9 @@ def reason_of(context: Context, arg: cst.Arg, scope: Scope) -> str | None:
 
 class Aliases:
     def __init__(self, context: Context) -> None:
-        self.context, self.walk = context, context.walk
-        parents = context.walk.parents
-        self.of_project = context.walk.facts.callables
+        self.context, self.source = context, context.source
+        parents = context.source.parents
+        self.of_project = context.source.facts.callables
         self.are_made = bool(self.of_project) or any(
             use.name in CHOOSE
             and not (isinstance(call := parents[use.node], cst.Call) and call.func is use.node)
@@ -63,7 +63,7 @@ class Aliases:
         if isinstance(node, cst.Attribute):
             owner = self.context.origins.class_body(node.value, scope)
             bindings = owner.bindings.get(node.attr.value, []) if owner is not None else []
-            set_to = self.walk.members.get(dotted(node) or "", [])
+            set_to = self.source.members.get(dotted(node) or "", [])
             return (
                 any(self.bound(each, depth + 1) for each in bindings)
                 or any(self.lead(value, where, depth + 1) for value, where in set_to)
@@ -100,7 +100,7 @@ class Aliases:
         bindings = scope.lookup(call.func.value) if isinstance(call.func, cst.Name) else []
         for function in (each.node for each in bindings):
             if isinstance(function, cst.FunctionDef):
-                given = self.walk.given.get(self.walk.opens[function.body], [])
+                given = self.source.given.get(self.source.opens[function.body], [])
                 if any(self.lead(value, where, depth) for value, where in given):
                     return True
         return False

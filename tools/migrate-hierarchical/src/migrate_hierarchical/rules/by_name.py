@@ -11,7 +11,7 @@ from ..analysis.roles import DOCSTRING, LITERAL
 from ..analysis.uses import is_foreign
 from ..changes import Changes
 from ..context import Context
-from ..names import FACTORY, HIERARCHICAL_STRINGS, KEYWORD, PRESET, REMOVED, REMOVED_PRESETS
+from ..removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, KEYWORD, REMOVED_NAMES, REMOVED_PRESETS
 
 NAMED_BY = frozenset({"variant", "pattern_type", "preset", "preset_name"})
 
@@ -22,15 +22,15 @@ def check_by_name(context: Context, changes: Changes) -> None:
 
 class ByName:
     def __init__(self, context: Context, changes: Changes) -> None:
-        self.context, self.changes, self.walk = context, changes, context.walk
-        self.parents, self.reach = context.walk.parents, context.reach
+        self.context, self.changes, self.source = context, changes, context.source
+        self.parents, self.reach = context.source.parents, context.reach
 
     def check(self) -> None:
-        for node in self.walk.strings:
+        for node in self.source.strings:
             value = string_value(node)
             if value not in HIERARCHICAL_STRINGS and value != KEYWORD:
                 continue
-            if self.changes.is_spoken(node) or self.context.roles.of(node) in (DOCSTRING, LITERAL):
+            if self.changes.is_handled(node) or self.context.roles.of(node) in (DOCSTRING, LITERAL):
                 continue
             found = self.is_key(node) if value == KEYWORD else self.is_given(node, value)
             if found:
@@ -64,12 +64,12 @@ class ByName:
             return key_of(target) in names and self.reach.may_reach()
         if not isinstance(target, cst.Attribute) or target.attr.value not in names:
             return False
-        kind = self.context.origins.kind(target.value, self.walk.scope_of[target])
+        kind = self.context.origins.kind(target.value, self.source.scope_of[target])
         if kind is not None:
             return kind == "pattern"
         # other libraries have variants too
         may_reach = target.attr.value == "pattern_type" or self.reach.may_reach()
-        return may_reach and not is_foreign(self.walk, target, through_values=True)
+        return may_reach and not is_foreign(self.source, target, through_values=True)
 
     def mapping_reaches(self, mapping: cst.CSTNode) -> bool:
         """Whether a dictionary may be the arguments of a call of the package."""
@@ -81,13 +81,13 @@ class ByName:
 
     def check_keywords(self) -> None:
         """`dict(hierarchical_config=...)` and `partial(create_block_sparse_attention, hierarchical_config=...)`."""
-        for arg in self.walk.keywords:
+        for arg in self.source.keywords:
             call = self.parents[arg]
             if not isinstance(call, cst.Call):
                 continue
             function = (dotted(call.func) or "").split(".")[-1]
             collects = function in ("dict", "update") and self.is_collected(arg.value)
-            if (collects or self.reach.is_partial(call)) and not self.changes.is_spoken(arg):
+            if (collects or self.reach.is_partial(call)) and not self.changes.is_handled(arg):
                 self.changes.leave(arg.value, "HIER113", KEYWORD)
 
     def is_key(self, node: cst.SimpleString) -> bool:
@@ -106,12 +106,13 @@ class ByName:
     def is_collected(self, value: cst.BaseExpression) -> bool:
         """Whether a value that has this key is an old configuration, or the file unpacks arguments into the factory."""
         use = self.context.resolver.by_node.get(value.func) if isinstance(value, cst.Call) else None
-        if use is not None and use.name in REMOVED:
+        if use is not None and use.name in REMOVED_NAMES:
             return True
         # what is rewritten becomes a call of the factory
         calls = (
             call
             for use in self.context.resolver
-            if (call := self.parents[use.node]) in self.changes.replacements or use.name in (FACTORY, PRESET)
+            if (call := self.parents[use.node]) in self.changes.replacements
+            or use.name in (FACTORY, GET_PRESET)
         )
         return any(isinstance(call, cst.Call) and any(arg.star for arg in call.args) for call in calls)

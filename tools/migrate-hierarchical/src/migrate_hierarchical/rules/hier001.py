@@ -8,15 +8,15 @@ from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
 from ..changes import Changes
 from ..context import Context
-from ..names import CLASS, PARAMETERS
+from ..removed_api import PARAMETERS, REMOVED_CLASS
 from .base import Decision, rewrites
 from .module import Old, module_call
 
 RULE = "HIER001"
 
 
-@rewrites(RULE, CLASS)
+@rewrites(RULE, REMOVED_CLASS)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if "segment_lengths" not in arguments.named and not arguments.stars:
         arguments.problem = arguments.problem or "segment_lengths is missing"
-    return module_call(context, changes, use, call, arguments, Old(RULE, PARAMETERS[CLASS]))
+    return module_call(context, changes, use, call, arguments, Old(RULE, PARAMETERS[REMOVED_CLASS]))

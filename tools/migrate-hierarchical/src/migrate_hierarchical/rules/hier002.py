@@ -10,19 +10,19 @@ from ..changes import Changes, Left, Rewrite
 from ..context import Context
 from ..density import LEVELS, preset_pattern
 from ..edit.build import Style, pattern_config, string
-from ..names import CONFIG, PARAMETERS, PATTERN, PRESETS
+from ..removed_api import PARAMETERS, PATTERN, REMOVED_CONFIG, REMOVED_GET_PRESETS
 from .base import Decision, rewrites
 
 RULE = "HIER002"
 
 
-@rewrites(RULE, CONFIG, PRESETS)
+@rewrites(RULE, REMOVED_CONFIG, REMOVED_GET_PRESETS)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     style = context.style(call)
     if style is None:
         return Left("HIER112", "inside nested f-strings")
     function = changes.name(use, PATTERN)
-    if use.name == CONFIG:
+    if use.name == REMOVED_CONFIG:
         misfit = config_misfit(arguments)
         if misfit is not None:
             return misfit
@@ -31,10 +31,10 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
             lambda old: pattern_config(function, context.settings, style, lpar=old.lpar, rpar=old.rpar),
             old=[context.old_pattern(call)],
         )
-    assert use.name == PRESETS
+    assert use.name == REMOVED_GET_PRESETS
     if arguments.named or arguments.stars or arguments.problem:
-        return Left("HIER111", f"{PRESETS} takes no arguments")
-    parent = context.walk.parents[call]
+        return Left("HIER111", f"{REMOVED_GET_PRESETS} takes no arguments")
+    parent = context.source.parents[call]
     if isinstance(parent, cst.Subscript) and parent.value is call:
         return Rewrite(
             RULE,
@@ -58,9 +58,9 @@ def config_factory(context: Context, changes: Changes, use: Use) -> Rewrite:
 
 def config_misfit(arguments: Arguments) -> Left | None:
     """A call that never was possible."""
-    unknown = [name for name in arguments.named if name not in PARAMETERS[CONFIG]]
+    unknown = [name for name in arguments.named if name not in PARAMETERS[REMOVED_CONFIG]]
     if unknown:
-        return Left("HIER111", f"{CONFIG} took no {unknown[0]}")
+        return Left("HIER111", f"{REMOVED_CONFIG} took no {unknown[0]}")
     return Left("HIER111", arguments.problem) if arguments.problem else None
 
 

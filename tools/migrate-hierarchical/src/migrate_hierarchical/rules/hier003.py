@@ -9,7 +9,7 @@ from ..analysis.uses import Use
 from ..changes import Changes, Left
 from ..context import Context
 from ..density import LEVELS
-from ..names import CREATE_BLOCK_SPARSE, FACTORY_PARAMETERS
+from ..removed_api import FACTORY_PARAMETERS, REMOVED_CREATE_BLOCK_SPARSE
 from .base import Decision, rewrites
 from .hier005 import IGNORED
 from .module import Old, module_call
@@ -17,7 +17,7 @@ from .module import Old, module_call
 RULE = "HIER003"
 
 
-@rewrites(RULE, CREATE_BLOCK_SPARSE)
+@rewrites(RULE, REMOVED_CREATE_BLOCK_SPARSE)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     preset = arguments.literal("preset") if "preset" in arguments.named else "standard"
     if preset is None:

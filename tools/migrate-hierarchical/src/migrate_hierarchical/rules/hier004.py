@@ -8,7 +8,7 @@ from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
 from ..changes import Changes
 from ..context import Context
-from ..names import CREATE_ATTENTION, PARAMETERS
+from ..removed_api import PARAMETERS, REMOVED_CREATE_ATTENTION
 from .base import Decision, rewrites
 from .module import Old, module_call
 
@@ -20,8 +20,8 @@ IGNORED = {
 }
 
 
-@rewrites(RULE, CREATE_ATTENTION)
+@rewrites(RULE, REMOVED_CREATE_ATTENTION)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     return module_call(
-        context, changes, use, call, arguments, Old(RULE, PARAMETERS[CREATE_ATTENTION], IGNORED)
+        context, changes, use, call, arguments, Old(RULE, PARAMETERS[REMOVED_CREATE_ATTENTION], IGNORED)
     )

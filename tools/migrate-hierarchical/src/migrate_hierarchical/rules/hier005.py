@@ -10,7 +10,7 @@ from ..changes import Changes, Left, Rewrite
 from ..context import Context
 from ..edit.build import Item
 from ..edit.build import call as new_call
-from ..names import FACTORY, FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
+from ..removed_api import FACTORY, FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
 from .base import Decision, rewrites
 from .module import Old, module_call
 

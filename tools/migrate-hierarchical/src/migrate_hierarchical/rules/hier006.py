@@ -8,7 +8,7 @@ from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
 from ..changes import Changes, Left
 from ..context import Context
-from ..names import FACTORY_PARAMETERS, KEYWORD, PRESET, REMOVED_PRESETS
+from ..removed_api import FACTORY_PARAMETERS, GET_PRESET, KEYWORD, REMOVED_PRESETS
 from .base import Decision, rewrites
 from .hier005 import IGNORED, without_keyword
 from .module import Old, module_call
@@ -18,7 +18,7 @@ RULE = "HIER006"
 OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never looked at hierarchical_config
 
 
-@rewrites(RULE, PRESET)
+@rewrites(RULE, GET_PRESET)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     keyword = "name" if "name" in arguments.named else "preset_name"
     if keyword not in arguments.named:

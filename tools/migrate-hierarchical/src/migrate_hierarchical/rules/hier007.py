@@ -10,7 +10,7 @@ from ..changes import Changes, Left, Rewrite
 from ..context import Context
 from ..density import default_pattern
 from ..edit.build import pattern_config
-from ..names import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
+from ..removed_api import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
 from .base import Decision, rewrites
 from .module import block_sizes_of, ratio_of
 

@@ -17,24 +17,24 @@ from ..analysis.binding import (
 )
 from ..analysis.comments import is_meant_for_others
 from ..analysis.failures import expects_failure
-from ..analysis.scopes import Walk
+from ..analysis.source_index import SourceIndex
 from ..analysis.uses import api_path
 from ..catalogue.reasons import AWAITED, EXPORTED, TAKEN
 from ..changes import Changes, Edit
 from ..context import Context
-from ..names import (
-    CLASS,
-    CONFIG,
+from ..removed_api import (
     FACTORY,
-    KEPT,
+    GET_PRESET,
+    KEPT_NAMES,
+    NEW_TYPES,
     PACKAGE,
     PATTERN,
     PIECE,
-    PRESET,
-    PRESETS,
-    REMOVED,
+    REMOVED_CLASS,
+    REMOVED_CONFIG,
+    REMOVED_GET_PRESETS,
     REMOVED_MODULE,
-    TYPES,
+    REMOVED_NAMES,
     is_gone,
 )
 
@@ -42,11 +42,11 @@ RULE = "HIER009"
 
 # What a removed name turns into, best first.
 SUCCESSORS = {
-    CLASS: (FACTORY, TYPES[CLASS], PATTERN),
-    CONFIG: (PATTERN, FACTORY, TYPES[CLASS]),
-    PRESETS: (PATTERN, FACTORY, TYPES[CLASS]),
+    REMOVED_CLASS: (FACTORY, NEW_TYPES[REMOVED_CLASS], PATTERN),
+    REMOVED_CONFIG: (PATTERN, FACTORY, NEW_TYPES[REMOVED_CLASS]),
+    REMOVED_GET_PRESETS: (PATTERN, FACTORY, NEW_TYPES[REMOVED_CLASS]),
 }
-ANY = (FACTORY, PATTERN, TYPES[CLASS])
+ANY = (FACTORY, PATTERN, NEW_TYPES[REMOVED_CLASS])
 
 # Stands for a module of the user's own that imported removed names: it is left as one that is gone is.
 OWN_MODULE = "block_sparse_elsewhere"
@@ -54,7 +54,7 @@ OWN_MODULE = "block_sparse_elsewhere"
 
 class ImportEditor:
     def __init__(self, context: Context, changes: Changes) -> None:
-        self.context, self.changes, self.walk = context, changes, context.walk
+        self.context, self.changes, self.source = context, changes, context.source
         self.bindings: dict[cst.ImportAlias, Binding] = {}
         for binding in context.import_bindings():
             if binding.alias is not None:
@@ -66,14 +66,14 @@ class ImportEditor:
         self.rewritten = {
             binding
             for node in changes.used
-            if node in self.walk.scope_of
-            for binding in self.walk.scope_of[node].lookup(node.value)
+            if node in self.source.scope_of
+            for binding in self.source.scope_of[node].lookup(node.value)
         }
 
     def edits(self) -> dict[ImportStatement, Edit]:
         """For every import statement that changes, what takes its place."""
         result: dict[ImportStatement, Edit] = {}
-        for statement in self.walk.imports:
+        for statement in self.source.imports:
             if self.is_meant_to_fail(statement):
                 continue
             if is_import(statement):
@@ -89,12 +89,12 @@ class ImportEditor:
 
     def is_meant_to_fail(self, statement: ImportStatement) -> bool:
         """Whether a test passes only while an import of something removed fails."""
-        if not expects_failure(statement, self.walk.parents, of_name=True):
+        if not expects_failure(statement, self.source.parents, of_name=True):
             return False
         aliases = [] if isinstance(statement.names, cst.ImportStar) else statement.names
-        module = self.walk.absolute(statement) if is_import_from(statement) else ""
+        module = self.source.absolute(statement) if is_import_from(statement) else ""
         below = [api_path(".".join(filter(None, (module, import_name(alias))))) or "" for alias in aliases]
-        gone = sorted(path for path in below if is_gone(path) or path.split(".")[-1] in REMOVED)
+        gone = sorted(path for path in below if is_gone(path) or path.split(".")[-1] in REMOVED_NAMES)
         if gone:
             self.changes.leave(statement, "HIER116", ", ".join(gone))
         return bool(gone)
@@ -104,9 +104,9 @@ class ImportEditor:
     def still_read(self) -> set[Binding]:
         """Import bindings whose names are read by something that stays."""
         read: set[Binding] = set(self.changes.kept)
-        for node in self.walk.names:
+        for node in self.source.names:
             if node not in self.changes.used:
-                read.update(self.walk.scope_of[node].lookup(node.value))
+                read.update(self.source.scope_of[node].lookup(node.value))
         for binding in self.bindings.values():
             local = (binding.alias and binding.alias.evaluated_alias) or (binding.target or "").split(".")[-1]
             # `del X` needs the name too
@@ -117,12 +117,12 @@ class ImportEditor:
     def is_passed(self, binding: Binding) -> bool:
         """Whether a use that stays as it is, because a rule is not wanted there, needs an import."""
         passed = self.changes.passed - self.changes.used
-        return any(binding in self.walk.scope_of[node].lookup(node.value) for node in passed)
+        return any(binding in self.source.scope_of[node].lookup(node.value) for node in passed)
 
     def is_wanted(self, alias: cst.ImportAlias, binding: Binding | None) -> bool:
         """Whether another file goes on importing the name from here."""
         wanted = binding is not None and binding.scope.kind == "module"
-        return wanted and local_name(alias) in self.walk.facts.wanted
+        return wanted and local_name(alias) in self.source.facts.wanted
 
     def is_re_export(self, alias: cst.ImportAlias, binding: Binding) -> bool:
         if binding.scope.kind != "module":
@@ -147,7 +147,7 @@ class ImportEditor:
                     root = cst.Attribute(cst.Name("src"), cst.Name(PACKAGE))  # type: ignore[assignment]
                 unread = alias.asname is not None and self.bindings[alias] not in self.read
                 unread = unread and not self.is_wanted(alias, self.bindings[alias])
-                unread = unread and not is_tried(statement, self.walk)
+                unread = unread and not is_tried(statement, self.source)
                 if unread and statement not in self.changes.to_root:
                     continue
                 self.check_members(alias)
@@ -163,18 +163,18 @@ class ImportEditor:
     def check_members(self, alias: cst.ImportAlias) -> None:
         """Other members of a module that is gone."""
         binding = self.bindings[alias]
-        named = is_import_from(self.walk.parents[alias]) or alias.asname is not None
-        for node in self.walk.names:
-            if node in self.changes.used or binding not in self.walk.scope_of[node].lookup(node.value):
+        named = is_import_from(self.source.parents[alias]) or alias.asname is not None
+        for node in self.source.names:
+            if node in self.changes.used or binding not in self.source.scope_of[node].lookup(node.value):
                 continue
-            parent = self.walk.parents[node]
+            parent = self.source.parents[node]
             if not isinstance(parent, cst.Attribute):
                 continue
             if named:
-                gone = parent.attr.value not in REMOVED | KEPT
+                gone = parent.attr.value not in REMOVED_NAMES | KEPT_NAMES
             else:
-                above = self.walk.parents[parent]
-                kept = isinstance(above, cst.Attribute) and above.attr.value in REMOVED | KEPT
+                above = self.source.parents[parent]
+                kept = isinstance(above, cst.Attribute) and above.attr.value in REMOVED_NAMES | KEPT_NAMES
                 gone = is_gone(parent.attr.value) and not kept
             if gone:
                 self.changes.leave(node, "HIER114", f"{dotted(alias.name)} is used")
@@ -182,7 +182,7 @@ class ImportEditor:
     # ---- from package.module import x
 
     def check_star(self, statement: cst.ImportFrom) -> None:
-        below = api_path(self.walk.absolute(statement))
+        below = api_path(self.source.absolute(statement))
         if below and below.split(".")[-1] == REMOVED_MODULE:
             self.changes.leave(statement, "HIER108", f"* of {REMOVED_MODULE}")
         elif below and is_gone(below) and not statement.relative:
@@ -203,8 +203,8 @@ class ImportEditor:
         others = [
             name
             for alias in aliases
-            if (name := import_name(alias)) not in REMOVED | KEPT
-            and not (alias in self.walk.lines and silence.covers(self.walk.lines[alias], "HIER114"))
+            if (name := import_name(alias)) not in REMOVED_NAMES | KEPT_NAMES
+            and not (alias in self.source.lines and silence.covers(self.source.lines[alias], "HIER114"))
         ]
         if not others or below == OWN_MODULE or not below or not is_gone(below):
             return
@@ -213,8 +213,8 @@ class ImportEditor:
 
     def edit_import_from(self, statement: cst.ImportFrom) -> Edit | None:
         assert not isinstance(statement.names, cst.ImportStar)
-        module = self.walk.absolute(statement)
-        below = OWN_MODULE if statement in self.walk.again else api_path(module) if module else None
+        module = self.source.absolute(statement)
+        below = OWN_MODULE if statement in self.source.again else api_path(module) if module else None
         if below is None:
             return None
         needed = dict(self.changes.needs.get(statement, {}))
@@ -225,17 +225,17 @@ class ImportEditor:
             is_module = not below and is_gone(imported)
             rewritten = binding in self.rewritten
             wanted = self.context.wants(RULE, alias)
-            finished = (imported == PRESET and rewritten) or (is_module and (rewritten or wanted))
+            finished = (imported == GET_PRESET and rewritten) or (is_module and (rewritten or wanted))
             if is_module and finished:
                 self.check_members(alias)
-            if binding is None or not (finished or imported in REMOVED | {REMOVED_MODULE}):
+            if binding is None or not (finished or imported in REMOVED_NAMES | {REMOVED_MODULE}):
                 aliases.append(alias)
                 continue
             what = self.fate(statement, alias, binding, imported)
             if what == "renamed":
-                aliases.append(self.renamed(alias, imported, TYPES[imported]))
-                if needed.get(TYPES[imported]) == local_name(aliases[-1]):
-                    del needed[TYPES[imported]]
+                aliases.append(self.renamed(alias, imported, NEW_TYPES[imported]))
+                if needed.get(NEW_TYPES[imported]) == local_name(aliases[-1]):
+                    del needed[NEW_TYPES[imported]]
             elif what == "kept":
                 aliases.append(alias)
                 if is_module and not self.is_passed(binding):
@@ -269,39 +269,41 @@ class ImportEditor:
         if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
             self.changes.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
             return "kept"
-        awaited = self.walk.facts.awaited.get(local_name(alias)) if binding.scope.kind == "module" else None
+        awaited = self.source.facts.awaited.get(local_name(alias)) if binding.scope.kind == "module" else None
         if not in_use and awaited is not None:
             self.changes.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here", AWAITED)
             return "kept"
         if not in_use and self.is_wanted(alias, binding):
-            detail, text = self.walk.facts.taken(local_name(alias)), TAKEN
-            if binding in self.rewritten and is_meant_for_others(statement, alias, self.walk):
+            detail, text = self.source.facts.taken(local_name(alias)), TAKEN
+            if binding in self.rewritten and is_meant_for_others(statement, alias, self.source):
                 self.waiting[alias] = binding
         elif self.is_re_export(alias, binding) or (
-            not in_use and binding not in self.rewritten and is_meant_for_others(statement, alias, self.walk)
+            not in_use
+            and binding not in self.rewritten
+            and is_meant_for_others(statement, alias, self.source)
         ):
-            if imported in TYPES and not in_use:
+            if imported in NEW_TYPES and not in_use:
                 return "renamed" if wants("HIER008", alias) else "kept"
-            detail = "" if in_use or imported == PRESET else f"{imported} is exported"
+            detail = "" if in_use or imported == GET_PRESET else f"{imported} is exported"
             text = EXPORTED
         elif not in_use:
             return "gone" if binding in self.rewritten or wants(RULE, alias) else "kept"
-        is_quiet = local_name(alias) in self.walk.facts.quiet and not self.is_re_export(alias, binding)
+        is_quiet = local_name(alias) in self.source.facts.quiet and not self.is_re_export(alias, binding)
         if detail and self.context.settings.wants_all and not is_quiet:
             self.changes.leave(alias, "HIER109", detail, text)
         return "kept"
 
     def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
         """Whether an import tells something even without its names: it tries the package, or is all of a block."""
-        if is_tried(statement, self.walk):
+        if is_tried(statement, self.source):
             return True
-        group = self.walk.group(statement)
+        group = self.source.group(statement)
         if not group or not self.has_only_imports(statement):
             return False
         successor = SUCCESSORS.get(imported, ANY)[0]
         given = self.stayed.setdefault(group, set())
-        for other in self.walk.imports:
-            if other is not statement and self.walk.group(other) == group:
+        for other in self.source.imports:
+            if other is not statement and self.source.group(other) == group:
                 given.update(self.given_by(other))
         if successor in given:
             return False
@@ -327,13 +329,13 @@ class ImportEditor:
             header = []
             small = line.body if isinstance(line, cst.SimpleStatementLine) else (line,)
             only_imports = all(is_import(each) or is_import_from(each) for each in small)
-            if group == self.walk.group(statement) and not only_imports:
+            if group == self.source.group(statement) and not only_imports:
                 return False
         return True
 
     def api_name(self, statement: cst.ImportFrom, alias: cst.ImportAlias) -> str:
         """What an alias imports of the package; empty for other names of a module of the user's own."""
-        again = self.walk.again.get(statement)
+        again = self.source.again.get(statement)
         return import_name(alias) if again is None else again.get(import_name(alias), "")
 
     def statements(
@@ -346,7 +348,9 @@ class ImportEditor:
         touched = self.context.wants(RULE, statement) or list(aliases) != list(statement.names)
         if ((below and is_gone(below)) or foreign_root) and touched:
             old = set() if below != OWN_MODULE else {names_of(alias) for alias in statement.names}
-            root = [alias for alias in aliases if import_name(alias) in KEPT and names_of(alias) not in old]
+            root = [
+                alias for alias in aliases if import_name(alias) in KEPT_NAMES and names_of(alias) not in old
+            ]
             here = [alias for alias in aliases if alias not in root]
             if foreign_root and not below and here:
                 here, root = aliases, []
@@ -361,7 +365,7 @@ class ImportEditor:
         return result
 
     def rooted(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> cst.ImportFrom:
-        if statement in self.walk.again:
+        if statement in self.source.again:
             return statement.with_changes(
                 module=cst.Name(PACKAGE),
                 relative=(),
@@ -371,7 +375,7 @@ class ImportEditor:
             )
         if not statement.relative:
             return statement.with_changes(module=cst.Name(PACKAGE), names=aliases)
-        parts = (self.walk.package or "").split(".")
+        parts = (self.source.package or "").split(".")
         dots = len(parts) - parts.index(PACKAGE)
         space = cst.SimpleWhitespace(" ")
         return statement.with_changes(
@@ -445,10 +449,10 @@ def names_of(alias: cst.ImportAlias) -> tuple[str, str]:
     return import_name(alias), local_name(alias)
 
 
-def is_tried(statement: ImportStatement, walk: Walk) -> bool:
+def is_tried(statement: ImportStatement, source: SourceIndex) -> bool:
     """Whether code is run or not depending on an import: `try: ... except ImportError`, `suppress(ImportError)`."""
     child: cst.CSTNode = statement
-    parent = walk.parents.get(child)
+    parent = source.parents.get(child)
     while parent is not None and not isinstance(parent, cst.FunctionDef | cst.ClassDef | cst.Module):
         if isinstance(parent, cst.Try | cst.TryStar) and child is parent.body:
             return True
@@ -458,7 +462,7 @@ def is_tried(statement: ImportStatement, walk: Walk) -> bool:
             if isinstance(item.item, cst.Call)
         ):
             return True
-        child, parent = parent, walk.parents.get(parent)
+        child, parent = parent, source.parents.get(parent)
     return False
 
 

@@ -7,23 +7,23 @@ import libcst as cst
 from ..analysis.binding import Binding
 from ..changes import Changes
 from ..context import Context
-from ..names import (
+from ..removed_api import (
     FACTORY,
+    GET_PRESET,
     HIERARCHICAL_STRINGS,
     PATTERN,
-    PRESET,
-    REMOVED,
     REMOVED_MODULE,
+    REMOVED_NAMES,
     below_package,
     is_gone,
 )
 
-NAMES = REMOVED | {REMOVED_MODULE}
-TAKE_STRINGS = frozenset({FACTORY, PRESET, PATTERN})
+NAMES = REMOVED_NAMES | {REMOVED_MODULE}
+TAKE_STRINGS = frozenset({FACTORY, GET_PRESET, PATTERN})
 
 
 def check_magics(context: Context, changes: Changes) -> None:
-    for node, (words, scope) in context.walk.magics.items():
+    for node, (words, scope) in context.source.magics.items():
         reached = {word: reached_by(context, changes, node, scope.lookup(word)) for word in words}
         apis = words.union(*reached.values())
         removed = [word for word, found in reached.items() if found - TAKE_STRINGS]
@@ -47,7 +47,7 @@ def reached_by(context: Context, changes: Changes, node: cst.CSTNode, bindings: 
         last = (below or "").split(".")[-1]
         if last in NAMES | TAKE_STRINGS or is_gone(below or ""):
             found[binding] = last
-    walk = context.walk
-    here = [each for each in found if each.statement and walk.group(each.statement) == walk.group(node)]
+    source = context.source
+    here = [each for each in found if each.statement and source.group(each.statement) == source.group(node)]
     changes.kept.update(here or found)
     return {last for last in found.values() if last in NAMES | TAKE_STRINGS}

@@ -11,7 +11,7 @@ from ..analysis.uses import is_foreign, is_ours
 from ..changes import Changes
 from ..context import Context
 from ..facts import LAZY, SEVERAL
-from ..names import COMMON_MEMBERS, MEMBERS, PACKAGE, REMOVED, REMOVED_MODULE
+from ..removed_api import COMMON_MEMBERS, PACKAGE, REMOVED_MEMBERS, REMOVED_MODULE, REMOVED_NAMES
 
 # Functions that take an object and the name of a member; and those that take only the name.
 BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr"})
@@ -24,30 +24,30 @@ HOLD_FIELDS = frozenset({"__dict__", "__dataclass_fields__"})
 
 def check_members(context: Context, changes: Changes) -> None:
     """Mark members where the object is of a removed class, or nothing says that it is not."""
-    if not (changes.has_use or any(use.name in REMOVED for use in context.resolver)):
-        if context.walk.facts.kinds:  # a file with no more than values from other files
+    if not (changes.has_use or any(use.name in REMOVED_NAMES for use in context.resolver)):
+        if context.source.facts.kinds:  # a file with no more than values from other files
             check_known_members(context, changes)
         return
-    for node in context.walk.attributes:
+    for node in context.source.attributes:
         member = node.attr.value
         if may_be_ours(context, node.value, member) or (
             member in HOLD_FIELDS and is_config(context, node.value)
         ):
             changes.leave(node, "HIER102", f".{member}")
-    for call in context.walk.calls:
+    for call in context.source.calls:
         if takes_fields(context, call):
             changes.leave(call, "HIER102", f"fields of a configuration in {dotted(call.func)}")
-    for text in context.walk.strings:
+    for text in context.source.strings:
         name = string_value(text)
-        if name in MEMBERS and is_read_by_name(context, text, name):
+        if name in REMOVED_MEMBERS and is_read_by_name(context, text, name):
             changes.leave(text, "HIER102", repr(name))
-            changes.spoken.add(text)
+            changes.reported.add(text)
 
 
 def check_known_members(context: Context, changes: Changes) -> None:
     """Mark members where the object is surely of a removed class."""
-    for node in context.walk.attributes:
-        scope = context.walk.scope_of.get(leftmost(node.value))
+    for node in context.source.attributes:
+        scope = context.source.scope_of.get(leftmost(node.value))
         known = scope is not None and context.origins.kind(node.value, scope) is not None
         if known and may_be_ours(context, node.value, node.attr.value):
             changes.leave(node, "HIER102", f".{node.attr.value}")
@@ -59,8 +59,12 @@ def check_unresolved(context: Context, changes: Changes) -> None:
     `d = dilated_attention_pytorch; d.X`, `sys.modules["dilated_attention_pytorch"].X`, `__import__(...).X`,
     `self.X` of a name imported in the body of the class.
     """
-    for node in context.walk.attributes:
-        if node.attr.value in REMOVED and node not in context.resolver.by_node and is_package(context, node):
+    for node in context.source.attributes:
+        if (
+            node.attr.value in REMOVED_NAMES
+            and node not in context.resolver.by_node
+            and is_package(context, node)
+        ):
             changes.leave(node, "HIER109", f"{node.attr.value} of another name for the package")
 
 
@@ -68,9 +72,9 @@ def is_package(context: Context, node: cst.Attribute) -> bool:
     if PACKAGE in context.module.code_for_node(node.value):
         return True
     root = leftmost(node.value)
-    if not isinstance(root, cst.Name) or root not in context.walk.scope_of:
+    if not isinstance(root, cst.Name) or root not in context.source.scope_of:
         return False
-    scope = context.walk.scope_of[root]
+    scope = context.source.scope_of[root]
     owner = context.origins.class_body(root, scope)
     if owner is not None and node.value is root:
         return any(is_ours(each.target) for each in owner.bindings.get(node.attr.value, []))
@@ -87,19 +91,19 @@ def is_package(context: Context, node: cst.Attribute) -> bool:
 
 def check_modules(context: Context, changes: Changes) -> None:
     """`attention.HierarchicalConfig` where attention is a module of the user's own that imports it."""
-    facts = context.walk.facts
+    facts = context.source.facts
     if not facts.imported:
         return
-    for node in context.walk.attributes:
+    for node in context.source.attributes:
         path = dotted(node.value)
         root = leftmost(node)
-        if path is None or root not in context.walk.scope_of:
+        if path is None or root not in context.source.scope_of:
             continue
         name, _, rest = path.partition(".")
-        for binding in context.walk.scope_of[root].lookup(name):
+        for binding in context.source.scope_of[root].lookup(name):
             module = ".".join(part for part in (written_path(binding), rest) if part)
             api = facts.find(module).get(node.attr.value, "")
-            if api in REMOVED or api in (SEVERAL, LAZY, REMOVED_MODULE):
+            if api in REMOVED_NAMES or api in (SEVERAL, LAZY, REMOVED_MODULE):
                 changes.leave(
                     node, "HIER109", f"{path}.{node.attr.value} comes from a module of this project"
                 )
@@ -107,7 +111,7 @@ def check_modules(context: Context, changes: Changes) -> None:
 
 def check_own_imports(context: Context, changes: Changes) -> None:
     """Names that a module of the user's own binds in several ways, gives through __getattr__, or does not have."""
-    for alias, what in context.walk.unclear:
+    for alias, what in context.source.unclear:
         if what == SEVERAL:
             changes.leave(alias, "HIER107", f"{import_name(alias)} is bound in several ways there")
         elif what == LAZY:
@@ -117,17 +121,17 @@ def check_own_imports(context: Context, changes: Changes) -> None:
 
 
 def may_be_ours(context: Context, owner: cst.BaseExpression, member: str) -> bool:
-    if member not in MEMBERS:
+    if member not in REMOVED_MEMBERS:
         return False
-    scope = context.walk.scope_of.get(owner) or context.walk.scope_of.get(leftmost(owner))
+    scope = context.source.scope_of.get(owner) or context.source.scope_of.get(leftmost(owner))
     kind = context.origins.kind(owner, scope) if scope is not None else None
     if kind is not None:
         return kind in ("instance", "config") or (kind == "pattern" and member in COMMON_MEMBERS)
-    return not is_foreign(context.walk, owner, through_values=member in COMMON_MEMBERS)
+    return not is_foreign(context.source, owner, through_values=member in COMMON_MEMBERS)
 
 
 def is_config(context: Context, node: cst.BaseExpression) -> bool:
-    scope = context.walk.scope_of.get(node) or context.walk.scope_of.get(leftmost(node))
+    scope = context.source.scope_of.get(node) or context.source.scope_of.get(leftmost(node))
     return scope is not None and context.origins.kind(node, scope) == "config"
 
 
@@ -149,8 +153,8 @@ def takes_fields(context: Context, call: cst.Call) -> bool:
 
 
 def is_read_by_name(context: Context, text: cst.SimpleString, name: str) -> bool:
-    arg = context.walk.parents[text]
-    call = context.walk.parents.get(arg)
+    arg = context.source.parents[text]
+    call = context.source.parents.get(arg)
     if not isinstance(arg, cst.Arg) or not isinstance(call, cst.Call):
         return False
     function = (dotted(call.func) or "").split(".")[-1]

@@ -14,7 +14,7 @@ from ..context import Context
 from ..density import OldPattern, preset_pattern
 from ..edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
 from ..edit.build import call as new_call
-from ..names import CONFIG, FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS
+from ..removed_api import FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS, REMOVED_CONFIG
 from .base import Decision
 from .hier002 import config_misfit
 
@@ -116,7 +116,7 @@ def module_call(
     def make(updated: cst.Call) -> cst.BaseExpression:
         new_line = style.deeper()
         args = [
-            moved(new, context.walk.indents[each], new_line, changes.moved)
+            moved(new, context.source.indents[each], new_line, changes.moved)
             for new, each in zip(updated.args, call.args)
         ]
         now = read_arguments(args, old.parameters)
@@ -170,9 +170,9 @@ def read_config(
         return config
     if isinstance(value, cst.Call):
         inner = context.resolver.by_node.get(value.func)
-        if inner is not None and inner.name == CONFIG and inner.agrees:
+        if inner is not None and inner.name == REMOVED_CONFIG and inner.agrees:
             config.absorbs = [value]
-            return config_misfit(read_arguments(value.args, PARAMETERS[CONFIG])) or config
+            return config_misfit(read_arguments(value.args, PARAMETERS[REMOVED_CONFIG])) or config
         if inner is not None and inner.name == PATTERN and is_written(context, value):
             config.absorbs = [value]
             return config

@@ -11,9 +11,9 @@ from ..analysis.text import GAP, text_of
 from ..analysis.uses import is_foreign, is_ours
 from ..changes import Changes
 from ..context import Context
-from ..names import PACKAGE, REMOVED, REMOVED_MODULE, below_package, is_gone
+from ..removed_api import PACKAGE, REMOVED_MODULE, REMOVED_NAMES, below_package, is_gone
 
-NAMES = (*REMOVED, REMOVED_MODULE)
+NAMES = (*REMOVED_NAMES, REMOVED_MODULE)
 # Functions that look up the name of a member.
 BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr", "attrgetter", "methodcaller", "object"})
 # Functions that take the path of a module, or of what is in one.
@@ -47,16 +47,16 @@ TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name",
 
 
 def check_strings(context: Context, changes: Changes) -> None:
-    walk = context.walk
+    source = context.source
     ours = context.is_concerned
     reflects = ours and (
-        any(looks_up(context, call) for call in walk.calls)
-        or any(lists_package(context, node) for node in [*walk.calls, *walk.attributes])
+        any(looks_up(context, call) for call in source.calls)
+        or any(lists_package(context, node) for node in [*source.calls, *source.attributes])
         or any(each.target == f"{PACKAGE}.__all__" for each in context.import_bindings())
     )
-    for node in (*walk.strings, *walk.composed):
-        value = text_of(node, walk, walk.scope_of[node])
-        if value is None or not may_be_removed_name(value) or changes.is_spoken(node):
+    for node in (*source.strings, *source.composed):
+        value = text_of(node, source, source.scope_of[node])
+        if value is None or not may_be_removed_name(value) or changes.is_handled(node):
             continue
         if is_removed_name(context, changes, node, value, ours, reflects):
             changes.leave(node, "HIER103", repr(value.replace(GAP, "...")))
@@ -89,12 +89,12 @@ def is_removed_name(
     if value not in NAMES or not ours or role == LITERAL:
         return False
     if role == TYPE:
-        bindings = context.walk.scope_of[node].lookup(value)
+        bindings = context.source.scope_of[node].lookup(value)
         changes.kept.update(bindings)
         return (
             any(is_ours(each.target) for each in bindings)
             if bindings
-            else bool(context.walk.stars or context.walk.group(node))
+            else bool(context.source.stars or context.source.group(node))
         )
     if beside_package(context, node):
         return True
@@ -104,7 +104,7 @@ def is_removed_name(
         return True
     if call is not None and function in BY_NAME:
         first = call.args[0].value
-        return means_package(context, first) or not is_foreign(context.walk, first)
+        return means_package(context, first) or not is_foreign(context.source, first)
     return reflects or names_class(context, node, function)
 
 
@@ -129,20 +129,20 @@ def leads_to_gone(value: str, package: str) -> bool:
 
 def package_given(context: Context, call: cst.Call | None) -> str:
     """The package to which a call of import_module resolves a relative path."""
-    walk = context.walk
+    source = context.source
     for position, arg in enumerate(call.args if call is not None else ()):
         if (arg.keyword is None and position == 1) or (arg.keyword and arg.keyword.value == "package"):
             if dotted(arg.value) in ("__package__", "__name__", "__spec__.parent"):
-                return walk.package or ""
+                return source.package or ""
             if isinstance(arg.value, cst.Attribute) and arg.value.attr.value in ("__name__", "__package__"):
                 return context.roles.path(arg.value.value) or ""
-            return text_of(arg.value, walk, walk.module_scope) or ""
+            return text_of(arg.value, source, source.module_scope) or ""
     return ""
 
 
 def called_with(context: Context, node: cst.BaseExpression) -> cst.Call | None:
     """The call that an expression is an argument of, also in a list of names."""
-    parents = context.walk.parents
+    parents = context.source.parents
     parent = parents[node]
     while isinstance(
         parent, cst.Element | cst.List | cst.Tuple | cst.BinaryOperation | cst.ConcatenatedString
@@ -156,7 +156,7 @@ def looks_up(context: Context, call: cst.Call) -> bool:
     """Whether a call reads a member of the package, or a module, whose name is not a literal."""
     function = (dotted(call.func) or "").split(".")[-1]
     if function in ("getattr", "hasattr", "setattr", "delattr") and len(call.args) > 1:
-        name = text_of(call.args[1].value, context.walk, context.walk.scope_of[call])
+        name = text_of(call.args[1].value, context.source, context.source.scope_of[call])
         owner = call.args[0].value
         return (name is None or GAP in name) and (
             means_package(context, owner) or is_set_to_package(context, owner)
@@ -170,36 +170,36 @@ def means_package(context: Context, node: cst.BaseExpression) -> bool:
 
 def is_set_to_package(context: Context, node: cst.BaseExpression) -> bool:
     """Whether a name is set to what means the package: `d = import_module("dilated_attention_pytorch")`."""
-    bindings = context.walk.scope_of[node].lookup(node.value) if isinstance(node, cst.Name) else []
+    bindings = context.source.scope_of[node].lookup(node.value) if isinstance(node, cst.Name) else []
     return any(each.value is not None and means_package(context, each.value) for each in bindings)
 
 
 def beside_package(context: Context, node: cst.BaseExpression) -> bool:
     """A registry: `{"X": "dilated_attention_pytorch"}`, `("dilated_attention_pytorch", "X")`, `{"dil...": ["X"]}`."""
-    walk, scope = context.walk, context.walk.scope_of[node]
+    source, scope = context.source, context.source.scope_of[node]
 
     def is_ours(other: cst.BaseExpression) -> bool:
         if isinstance(other, cst.Tuple | cst.List | cst.Set):
             return any(is_ours(each.value) for each in other.elements)
-        path = text_of(other, walk, scope)
+        path = text_of(other, source, scope)
         return path is not None and below_package(path) is not None
 
-    child, parent = node, walk.parents[node]
+    child, parent = node, source.parents[node]
     while True:
         if isinstance(parent, cst.DictElement):
             return is_ours(parent.key if parent.value is child else parent.value)
         if not isinstance(parent, cst.Element):
             return False
-        container = walk.parents[parent]
+        container = source.parents[parent]
         assert isinstance(container, cst.Tuple | cst.List | cst.Set)
         if is_ours(container):
             return True
-        child, parent = container, walk.parents[container]
+        child, parent = container, source.parents[container]
 
 
 def in_namespace(context: Context, node: cst.BaseExpression) -> bool:
     """`globals()["X"]`, `vars(package)["X"]`, `package.__dict__["X"]`."""
-    parents = context.walk.parents
+    parents = context.source.parents
     index = parents[node]
     if not isinstance(index, cst.Index):
         return False
@@ -218,7 +218,7 @@ def is_sought(context: Context, node: cst.BaseExpression, call: cst.Call | None)
     """`"X" in globals()`, `locals().get("X")`."""
     if call is not None and isinstance(call.func, cst.Attribute) and is_namespace(call.func.value):
         return True
-    comparison = context.walk.parents[node]
+    comparison = context.source.parents[node]
     return isinstance(comparison, cst.Comparison) and any(
         isinstance(each.operator, cst.In | cst.NotIn) and is_namespace(each.comparator)
         for each in comparison.comparisons
@@ -238,9 +238,9 @@ def lists_package(context: Context, node: cst.BaseExpression) -> bool:
         )
     if not lists:
         return False
-    parent = context.walk.parents[node]
+    parent = context.source.parents[node]
     if isinstance(parent, cst.ComparisonTarget):
-        comparison = context.walk.parents[parent]
+        comparison = context.source.parents[parent]
         return not (isinstance(comparison, cst.Comparison) and isinstance(comparison.left, cst.BaseString))
     is_asked = isinstance(parent, cst.Attribute) and parent.attr.value in ("get", "pop", "index", "count")
     return not is_asked and not (isinstance(parent, cst.Subscript) and parent.value is node)
@@ -248,14 +248,14 @@ def lists_package(context: Context, node: cst.BaseExpression) -> bool:
 
 def names_class(context: Context, node: cst.BaseExpression, function: str) -> bool:
     """`build("X")`, `registry.get("X")`, `{"type": "X"}`, `dict(_target_="X")`."""
-    parent = context.walk.parents[node]
+    parent = context.source.parents[node]
     if isinstance(parent, cst.DictElement):
         return string_value(parent.key) in TARGETS
     if context.roles.of(node) != ARGUMENT or not isinstance(parent, cst.Arg):
         return False
     if parent.keyword is not None and parent.keyword.value in TARGETS:
         return True
-    call = context.walk.parents[parent]
+    call = context.source.parents[parent]
     assert isinstance(call, cst.Call)
     words = set(function.lower().split("_"))
     if words & REGISTRIES:

@@ -9,7 +9,7 @@ from typing import Any
 import libcst as cst
 
 from ..facts import LAZY, MISSING, SEVERAL, Facts
-from ..names import KEYWORD, MAGIC_LINE, PACKAGE, PIECE, TODO, below_package
+from ..removed_api import KEYWORD, MAGIC_LINE, PACKAGE, PIECE, TODO, below_package
 from .binding import (
     IMPORTS,
     IMPORTS_FROM,
@@ -48,7 +48,7 @@ LINES = frozenset(
 )
 
 
-class Walk:
+class SourceIndex:
     """Fills everything below in source order."""
 
     def __init__(self, package: str | None, path: str = "", facts: Facts | None = None) -> None:
@@ -483,43 +483,43 @@ def is_plain(node: Any) -> bool:
     )
 
 
-HANDLERS: dict[type, Callable[[Walk, Any], None]] = {
-    cst.Newline: Walk.newline,
-    cst.SimpleWhitespace: Walk.blank,
-    cst.ParenthesizedWhitespace: Walk.parenthesized,
-    cst.SimpleString: Walk.any_string,
-    **dict.fromkeys(syntax("FormattedStringText", "TemplatedStringText"), Walk.string_text),
-    cst.FormattedString: Walk.composed_string,
-    cst.ConcatenatedString: Walk.composed_string,
-    cst.BinaryOperation: Walk.operation,
-    cst.ImportAlias: Walk.alias,
-    cst.Assign: Walk.assign,
-    cst.AnnAssign: Walk.annotated,
-    cst.AugAssign: Walk.augmented,
-    cst.For: Walk.loop,
-    cst.CompFor: Walk.loop,
-    cst.NamedExpr: Walk.walrus,
-    cst.WithItem: Walk.with_item,
-    cst.ExceptHandler: Walk.handler,
-    cst.ExceptStarHandler: Walk.handler,
-    cst.Del: Walk.deleted,
-    cst.MatchAs: Walk.capture,
-    cst.MatchStar: Walk.capture,
-    cst.MatchMapping: Walk.capture_rest,
-    cst.TypeAlias: Walk.type_alias,
-    cst.Global: Walk.declared,
-    cst.Nonlocal: Walk.declared,
-    cst.FunctionDef: Walk.function,
-    cst.Lambda: Walk.lambda_,
-    cst.ClassDef: Walk.class_,
-    **dict.fromkeys(COMPREHENSIONS, Walk.comprehension),
-    **dict.fromkeys(syntax("TypeVar", "TypeVarTuple", "ParamSpec"), Walk.type_parameter),
-    **dict.fromkeys(IMPORTS, Walk.import_),
-    **dict.fromkeys(IMPORTS_FROM, Walk.import_from),
-    cst.Name: Walk.name,
-    cst.Attribute: Walk.attribute,
-    cst.Arg: Walk.argument,
-    cst.Call: Walk.call,
-    cst.Return: Walk.gives,
-    cst.Yield: Walk.gives,
+HANDLERS: dict[type, Callable[[SourceIndex, Any], None]] = {
+    cst.Newline: SourceIndex.newline,
+    cst.SimpleWhitespace: SourceIndex.blank,
+    cst.ParenthesizedWhitespace: SourceIndex.parenthesized,
+    cst.SimpleString: SourceIndex.any_string,
+    **dict.fromkeys(syntax("FormattedStringText", "TemplatedStringText"), SourceIndex.string_text),
+    cst.FormattedString: SourceIndex.composed_string,
+    cst.ConcatenatedString: SourceIndex.composed_string,
+    cst.BinaryOperation: SourceIndex.operation,
+    cst.ImportAlias: SourceIndex.alias,
+    cst.Assign: SourceIndex.assign,
+    cst.AnnAssign: SourceIndex.annotated,
+    cst.AugAssign: SourceIndex.augmented,
+    cst.For: SourceIndex.loop,
+    cst.CompFor: SourceIndex.loop,
+    cst.NamedExpr: SourceIndex.walrus,
+    cst.WithItem: SourceIndex.with_item,
+    cst.ExceptHandler: SourceIndex.handler,
+    cst.ExceptStarHandler: SourceIndex.handler,
+    cst.Del: SourceIndex.deleted,
+    cst.MatchAs: SourceIndex.capture,
+    cst.MatchStar: SourceIndex.capture,
+    cst.MatchMapping: SourceIndex.capture_rest,
+    cst.TypeAlias: SourceIndex.type_alias,
+    cst.Global: SourceIndex.declared,
+    cst.Nonlocal: SourceIndex.declared,
+    cst.FunctionDef: SourceIndex.function,
+    cst.Lambda: SourceIndex.lambda_,
+    cst.ClassDef: SourceIndex.class_,
+    **dict.fromkeys(COMPREHENSIONS, SourceIndex.comprehension),
+    **dict.fromkeys(syntax("TypeVar", "TypeVarTuple", "ParamSpec"), SourceIndex.type_parameter),
+    **dict.fromkeys(IMPORTS, SourceIndex.import_),
+    **dict.fromkeys(IMPORTS_FROM, SourceIndex.import_from),
+    cst.Name: SourceIndex.name,
+    cst.Attribute: SourceIndex.attribute,
+    cst.Arg: SourceIndex.argument,
+    cst.Call: SourceIndex.call,
+    cst.Return: SourceIndex.gives,
+    cst.Yield: SourceIndex.gives,
 }

@@ -7,22 +7,30 @@ import re
 PACKAGE = "dilated_attention_pytorch"
 
 # Removed.
-CLASS = "BlockSparseHierarchical"
-CONFIG = "HierarchicalConfig"
-PRESETS = "get_hierarchical_presets"
-CREATE_ATTENTION = "create_hierarchical_attention"
-CREATE_BLOCK_SPARSE = "create_hierarchical_block_sparse"
-REMOVED = frozenset({CLASS, CONFIG, PRESETS, CREATE_ATTENTION, CREATE_BLOCK_SPARSE})
+REMOVED_CLASS = "BlockSparseHierarchical"
+REMOVED_CONFIG = "HierarchicalConfig"
+REMOVED_GET_PRESETS = "get_hierarchical_presets"
+REMOVED_CREATE_ATTENTION = "create_hierarchical_attention"
+REMOVED_CREATE_BLOCK_SPARSE = "create_hierarchical_block_sparse"
+REMOVED_NAMES = frozenset(
+    {
+        REMOVED_CLASS,
+        REMOVED_CONFIG,
+        REMOVED_GET_PRESETS,
+        REMOVED_CREATE_ATTENTION,
+        REMOVED_CREATE_BLOCK_SPARSE,
+    }
+)
 REMOVED_MODULE = "block_sparse_hierarchical"
 
 # Still there, with hierarchical arguments that are not.
 FACTORY = "create_block_sparse_attention"
-PRESET = "get_block_sparse_preset"
+GET_PRESET = "get_block_sparse_preset"
 PATTERN = "SparsePatternConfig"
 MODULE = "BlockSparseAttention"
 FUNCTION = "block_sparse_attention"  # its name is like that of a module that is gone
-KEPT = frozenset({FACTORY, PRESET, PATTERN, MODULE})
-CHOOSE = frozenset({FACTORY, PRESET, PATTERN})  # what is told a variant, a preset or a pattern
+KEPT_NAMES = frozenset({FACTORY, GET_PRESET, PATTERN, MODULE})
+CHOOSE = frozenset({FACTORY, GET_PRESET, PATTERN})  # what is told a variant, a preset or a pattern
 
 HIERARCHICAL = "hierarchical"
 KEYWORD = "hierarchical_config"
@@ -34,10 +42,10 @@ REMOVED_PRESETS = {
 HIERARCHICAL_STRINGS = frozenset({HIERARCHICAL, *REMOVED_PRESETS})
 
 # What takes the place of a removed class where a type is meant.
-TYPES = {CLASS: MODULE, CONFIG: PATTERN}
+NEW_TYPES = {REMOVED_CLASS: MODULE, REMOVED_CONFIG: PATTERN}
 
 # Members of the removed classes that their successors do not have.
-MEMBERS = frozenset(
+REMOVED_MEMBERS = frozenset(
     {
         "hierarchical_config",
         "get_pattern_stats",
@@ -73,13 +81,19 @@ FACTORY_PARAMETERS = (
     "num_heads",
 )
 PARAMETERS = {
-    CLASS: ("segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"),
-    CONFIG: ("level_configs",),
-    PRESETS: (),
-    CREATE_ATTENTION: ("embed_dim", "num_heads", "segment_lengths", "dilation_rates", "hierarchical_config"),
-    CREATE_BLOCK_SPARSE: ("preset",),
+    REMOVED_CLASS: ("segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"),
+    REMOVED_CONFIG: ("level_configs",),
+    REMOVED_GET_PRESETS: (),
+    REMOVED_CREATE_ATTENTION: (
+        "embed_dim",
+        "num_heads",
+        "segment_lengths",
+        "dilation_rates",
+        "hierarchical_config",
+    ),
+    REMOVED_CREATE_BLOCK_SPARSE: ("preset",),
     FACTORY: FACTORY_PARAMETERS,
-    PRESET: ("preset_name",),
+    GET_PRESET: ("preset_name",),
     PATTERN: PATTERN_PARAMETERS,
 }
 
