@@ -51,8 +51,9 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
-from ..changes import Changes, Left, Rewrite
+from ..changes import Changes, Rewrite
 from ..context import Context
+from ..diagnostic import Diagnostic
 from ..removed_api import LEVEL_NAMES
 from .base import Decision, rewrites
 
@@ -60,7 +61,7 @@ from .base import Decision, rewrites
 @rewrites("HIER010", LEVEL_NAMES)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if arguments.named:
-        return Left("HIER117", f"{LEVEL_NAMES} of some levels")
+        return Diagnostic("HIER117", f"{LEVEL_NAMES} of some levels")
     return Rewrite("HIER010", lambda old: cst.List([]))
 '''
 

@@ -13,18 +13,10 @@ from .analysis.binding import Binding, ImportStatement, is_import, is_import_fro
 from .analysis.uses import Use, api_path
 from .context import Context
 from .density import Comparison, OldPattern
+from .diagnostic import Diagnostic
 
 # New statements in place of one import statement; empty: it goes.
 Edit = list[cst.Import | cst.ImportFrom]
-
-
-@dataclass(frozen=True)
-class Left:
-    """A use that needs a person: a reason of rules/reasons.py and what is special about this one."""
-
-    reason: str
-    detail: str
-    text: str = ""  # what is said in place of the reason's own line
 
 
 @dataclass(frozen=True)
@@ -50,17 +42,7 @@ class Rewrite:
     block_sizes: BlockSizes = BlockSizes()
     ratio: float | None = None  # of the new pattern; None: that of the settings
     keeps_name: bool = False  # the new call is of the same function
-    todo: Left | None = None  # rewritten, and still something for a person
-
-
-@dataclass
-class Outcome:
-    """One entry of the report."""
-
-    node: cst.CSTNode
-    rule: str
-    detail: str = ""
-    patterns: tuple[Comparison, ...] = ()
+    todo: Diagnostic | None = None  # rewritten, and still something for a person
 
 
 @dataclass
@@ -97,8 +79,8 @@ class Changes:
         self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
         self.used: set[cst.Name] = set()  # leftmost names of uses that go
         self.passed: set[cst.Name] = set()  # of uses that stay, because a rule is not wanted there
-        self.todos: list[tuple[cst.CSTNode, Left]] = []
-        self.rewritten: list[Outcome] = []
+        self.todos: list[tuple[cst.CSTNode, Diagnostic]] = []
+        self.rewritten: list[tuple[cst.CSTNode, Diagnostic]] = []
         self.handled: set[cst.CSTNode] = set()  # calls whose strings need nothing more
         self.kept: set[Binding] = set()  # imports that a string or a comment left to a person needs
         self.reported: set[cst.CSTNode] = set()  # strings that were reported
@@ -190,7 +172,7 @@ class Changes:
         self.handled.add(target)
         self.note(use.node, rewrite.rule, "; ".join(rewrite.notes), self.comparisons(rewrite))
         if rewrite.todo is not None:
-            self.leave(target, rewrite.todo.reason, rewrite.todo.detail)
+            self.leave(target, rewrite.todo.rule, rewrite.todo.detail)
 
     def comparisons(self, rewrite: Rewrite) -> tuple[Comparison, ...]:
         """The patterns that a rewrite writes, beside those that they replace."""
@@ -213,10 +195,10 @@ class Changes:
     def note(
         self, node: cst.CSTNode, rule: str, detail: str = "", patterns: tuple[Comparison, ...] = ()
     ) -> None:
-        self.rewritten.append(Outcome(node, rule, detail, patterns))
+        self.rewritten.append((node, Diagnostic(rule, detail, patterns=patterns)))
 
     def leave(self, node: cst.CSTNode, reason: str, detail: str, text: str = "") -> None:
-        self.todos.append((node, Left(reason, detail, text)))
+        self.todos.append((node, Diagnostic(reason, detail, text)))
 
     def is_handled(self, node: cst.CSTNode) -> bool:
         """Whether a call that is rewritten or reported holds a node."""
@@ -225,7 +207,7 @@ class Changes:
     @cached_property
     def left_nodes(self) -> set[tuple[cst.CSTNode, str]]:
         """What is left to a person, by node and reason, once the plan is complete."""
-        return {(node, left.reason) for node, left in self.todos}
+        return {(node, left.rule) for node, left in self.todos}
 
     @property
     def has_use(self) -> bool:

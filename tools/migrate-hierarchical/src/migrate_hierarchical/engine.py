@@ -7,8 +7,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 
 from .constants import takes_constant
+from .diagnostic import Diagnostic
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
-from .documents.result import Entry, Result
+from .documents.result import Result
 from .lines import opcodes
 from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SKIP_FILE, TODO
 from .settings import Settings
@@ -93,7 +94,7 @@ def migrate_script(path: str, data: bytes, settings: Settings) -> Result:
     return Result(path, left=heard(left, path, data, settings))
 
 
-def heard(left: list[Entry], path: str, data: bytes, settings: Settings) -> list[Entry]:
+def heard(left: list[Diagnostic], path: str, data: bytes, settings: Settings) -> list[Diagnostic]:
     """The reports that neither the settings nor a comment on the line silence."""
     silence = Silence(data, bare=not path.endswith(PROSE + PLAIN), is_python=False)
     return [

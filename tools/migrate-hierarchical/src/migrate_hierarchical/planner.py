@@ -9,8 +9,9 @@ import libcst as cst
 from .analysis.arguments import read_arguments
 from .analysis.failures import expects_failure
 from .analysis.uses import Use
-from .changes import Changes, Left, Rewrite
+from .changes import Changes, Rewrite
 from .context import Context
+from .diagnostic import Diagnostic
 from .removed_api import (
     FACTORY,
     GET_PRESET,
@@ -123,8 +124,8 @@ class Planner:
         decision = DECIDERS[use.name](self.context, self.changes, use, call, arguments)
         if decision is None:
             return None
-        if isinstance(decision, Left):
-            self.changes.leave(call, decision.reason, decision.detail)
+        if isinstance(decision, Diagnostic):
+            self.changes.leave(call, decision.rule, decision.detail)
             self.changes.handled.add(call)
             return None
         if use.name in KEPT_NAMES and expects_failure(call, self.context.source.parents, of_name=False):

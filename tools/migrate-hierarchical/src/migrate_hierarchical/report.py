@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .documents.result import Entry, Result
+from .diagnostic import Diagnostic
+from .documents.result import Result
 from .settings import is_reason
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ class Run:
         """Files that could not be read, parsed or written."""
         return [*self.errors, *((result.path, result.error) for result in self.results if result.error)]
 
-    def line(self, entry: Entry) -> int:
+    def line(self, entry: Diagnostic) -> int:
         """Where an entry is to be found now."""
         return entry.new_line if self.wrote and entry.new_line is not None else entry.line
 
-    def left(self) -> Iterator[tuple[str, Entry]]:
+    def left(self) -> Iterator[tuple[str, Diagnostic]]:
         for result in self.results:
             for entry in result.left:
                 yield result.path, entry
 
-    def rewritten(self) -> Iterator[tuple[str, Entry]]:
+    def rewritten(self) -> Iterator[tuple[str, Diagnostic]]:
         for result in self.results:
             for entry in result.rewritten:
                 yield result.path, entry
@@ -75,7 +76,7 @@ def summaries() -> dict[str, str]:
     return {**{rule.id: rule.summary for rule in RULES}, **REASONS, **EXTRA_REASONS}
 
 
-def message(entry: Entry, lines: dict[str, str]) -> str:
+def message(entry: Diagnostic, lines: dict[str, str]) -> str:
     detail = f" ({entry.detail})" if entry.detail else ""
     return f"{entry.text or lines.get(entry.rule, '')}{detail}"
 
@@ -141,7 +142,7 @@ def summary(run: Run) -> str:
 def as_dict(run: Run) -> dict[str, Any]:
     lines = summaries()
 
-    def listed(entries: Iterator[tuple[str, Entry]]) -> list[dict[str, Any]]:
+    def listed(entries: Iterator[tuple[str, Diagnostic]]) -> list[dict[str, Any]]:
         return [
             {"path": path, "line": run.line(entry), "rule": entry.rule, "message": message(entry, lines)}
             for path, entry in entries
@@ -213,7 +214,7 @@ def as_sarif(run: Run) -> str:
 
     lines = summaries()
 
-    def found(path: str, entry: Entry, level: str) -> dict[str, Any]:
+    def found(path: str, entry: Diagnostic, level: str) -> dict[str, Any]:
         place = {
             "artifactLocation": {"uri": uri(path)},
             "region": {"startLine": max(1, run.line(entry))},
@@ -226,7 +227,7 @@ def as_sarif(run: Run) -> str:
         }
 
     results = [found(path, entry, "warning") for path, entry in run.left()]
-    results += [found(path, Entry(1, "HIER190", error), "error") for path, error in run.problems]
+    results += [found(path, Diagnostic("HIER190", error), "error") for path, error in run.problems]
     if not run.wrote:
         results += [found(path, entry, "note") for path, entry in run.rewritten()]
     driver = {
@@ -265,7 +266,7 @@ def as_github(run: Run) -> str:
     """Workflow commands of GitHub Actions."""
     lines = summaries()
 
-    def command(level: str, path: str, entry: Entry) -> str:
+    def command(level: str, path: str, entry: Diagnostic) -> str:
         place = f"file={escaped(reference(path), True)},line={max(1, run.line(entry))},title={entry.rule}"
         texts = [message(entry, lines)]
         for pattern in entry.patterns:
@@ -273,7 +274,7 @@ def as_github(run: Run) -> str:
         return f"::{level} {place}::{escaped(chr(10).join(texts))}"
 
     out = [command("warning", path, entry) for path, entry in run.left()]
-    out += [command("error", path, Entry(1, "HIER190", error)) for path, error in run.problems]
+    out += [command("error", path, Diagnostic("HIER190", error)) for path, error in run.problems]
     if not run.wrote:
         out += [command("notice", path, entry) for path, entry in run.rewritten()]
     out += [f"::notice file={escaped(reference(path), True)}::{escaped(text)}" for path, text in run.notes]

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from .callables import callables
 from .carriers import carried
+from .diagnostic import Diagnostic
 from .discovery import PROSE, PYTHON
-from .documents.result import Entry, Result
+from .documents.result import Result
 from .facts import MISSING, Facts
 from .module_index import ModuleIndex, index_of
 from .project import MOST_FILES, Project, fork_of, stem
@@ -236,7 +237,7 @@ class Rounds:
                 pending += [taker for paths in self.takers(each, self.before).values() for taker in paths]
         return other in seen - {path}
 
-    def heard(self, path: str, left: list[Entry]) -> list[Entry]:
+    def heard(self, path: str, left: list[Diagnostic]) -> list[Diagnostic]:
         """The reports that neither the settings nor a comment on the import silence."""
         silence = Silence(self.source[path], bare=not path.endswith(PROSE), is_python=path.endswith(PYTHON))
         return [
@@ -245,10 +246,10 @@ class Rounds:
             if self.settings.wants(entry.rule) and not silence.covers(entry.line, entry.rule)
         ]
 
-    def waits(self, written: dict[str, ModuleIndex]) -> dict[str, list[Entry]]:
+    def waits(self, written: dict[str, ModuleIndex]) -> dict[str, list[Diagnostic]]:
         """The changed modules of which files take a name that is no longer what it was, with one file for each name."""
         old, new = self.project.seen_as(self.before), self.project.seen_as(written)
-        found: dict[str, list[Entry]] = {}
+        found: dict[str, list[Diagnostic]] = {}
         for key, taken in sorted(new.importers(written).items()):
             for name in sorted(taken):
                 api = old.of_module(key, name)
@@ -260,7 +261,7 @@ class Rounds:
                         continue
                     ways = [way for way in self.before[path].bindings.get(name, []) if way is not None]
                     line = ways[0].line if ways else 1
-                    entry = Entry(line, "HIER115", f"{other} imports {name} from here")
+                    entry = Diagnostic("HIER115", f"{other} imports {name} from here", line=line)
                     found.setdefault(path, []).append(entry)
         return found
 

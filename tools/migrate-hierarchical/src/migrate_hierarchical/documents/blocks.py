@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 
 import libcst as cst
 
+from ..diagnostic import Diagnostic
 from ..removed_api import MAGIC_LINE, NEEDLE, PIECE, REMOVED_MODULE, REMOVED_NAMES
 from ..settings import Settings
 from .python import Migrated, Unreadable, migrate_source
-from .result import Entry
 
 NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED_NAMES, REMOVED_MODULE}))})\b")
 MAGIC = f"pass  {MAGIC_LINE} "
@@ -46,7 +46,7 @@ class Blocks:
         self.texts, self.lines, self.groups = texts, lines, groups
         self.settings, self.path = settings, path
         self.places: list[
-            tuple[Entry, int, int]
+            tuple[Diagnostic, int, int]
         ] = []  # what stands in which piece, on which of its new lines
 
     def migrate(self) -> tuple[list[str], Migrated]:
@@ -98,7 +98,9 @@ class Blocks:
                 start, i = new_starts[max(bisect_right(new_starts, (entry.new_line, len(masked))) - 1, 0)]
                 self.places.append((entry, i, entry.new_line - start))
         for i in unreadable:
-            report.left.append(Entry(self.line(i, 0), "HIER190", "a piece of code that is not valid Python"))
+            report.left.append(
+                Diagnostic("HIER190", "a piece of code that is not valid Python", line=self.line(i, 0))
+            )
             self.places.append((report.left[-1], i, 0))
         for i, hidden in enumerate(magics):
             report.left += self.masked_uses(i, hidden, masked[i], new_masked[i])
@@ -108,7 +110,7 @@ class Blocks:
         lines = self.lines[index]
         return lines[min(max(offset, 0), len(lines) - 1)]
 
-    def masked_uses(self, index: int, hidden: list[str], old: str, new: str) -> Iterator[Entry]:
+    def masked_uses(self, index: int, hidden: list[str], old: str, new: str) -> Iterator[Diagnostic]:
         """Removed names in magics and shell lines, which are never changed."""
         for number, part in enumerate(hidden):
             match = NAMES.search(part)
@@ -117,8 +119,8 @@ class Blocks:
                 line, new_line = (
                     text.count("\n", 0, text.find(f"{MAGIC}{number} ")) + inside for text in (old, new)
                 )
-                entry = Entry(
-                    self.line(index, line), "HIER103", f"{match.group()} in a magic or a shell line"
+                entry = Diagnostic(
+                    "HIER103", f"{match.group()} in a magic or a shell line", line=self.line(index, line)
                 )
                 self.places.append((entry, index, new_line))
                 yield entry

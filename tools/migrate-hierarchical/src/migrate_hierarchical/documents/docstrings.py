@@ -15,12 +15,12 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from ..diagnostic import Diagnostic
 from ..removed_api import NEEDLE, PIECE, REMOVED_NAMES
 from ..settings import Settings
 from .blocks import is_python
 from .prose import Piece, find_pieces, is_code, mentions, put_back
 from .python import Migrated, Unreadable, migrate_source
-from .result import Entry
 
 INDENT = "    "
 
@@ -79,7 +79,7 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
     return new, report
 
 
-def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[Entry]]:
+def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[Diagnostic]]:
     """The examples that may hold a use, and those that cannot be changed because of escapes."""
     try:
         with warnings.catch_warnings():
@@ -90,7 +90,7 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[En
         pieces = [piece for piece in find_pieces(lines, "docstring") if piece.prompts]
         return [], [entry for piece in pieces for entry in hidden_use(piece, "beside newer syntax")]
     examples: list[Example] = []
-    hidden: list[Entry] = []
+    hidden: list[Diagnostic] = []
     for number, (begin, end, raw) in enumerate(docstrings(tree, lines)):
         for piece in find_pieces(lines[begin:end], "docstring"):
             moved = replace(piece, first=piece.first + begin, last=piece.last + begin)
@@ -105,10 +105,10 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[En
     return [each for each in examples if each.docstring in relevant], hidden
 
 
-def hidden_use(piece: Piece, why: str) -> list[Entry]:
+def hidden_use(piece: Piece, why: str) -> list[Diagnostic]:
     """What is said of an example that cannot be changed."""
     names = [name for name in sorted(REMOVED_NAMES) if name in piece.text]
-    return [Entry(piece.first + 1, "HIER103", f"{names[0]} {why}")] if names else []
+    return [Diagnostic("HIER103", f"{names[0]} {why}", line=piece.first + 1)] if names else []
 
 
 def docstrings(tree: ast.AST, lines: list[str]) -> list[tuple[int, int, bool]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from ..diagnostic import Diagnostic
 from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED_MODULE, REMOVED_NAMES
-from .result import Entry
 
 NAMES = "|".join(sorted({*REMOVED_NAMES, REMOVED_MODULE, KEYWORD}, key=len, reverse=True)).encode()
 VALUES = "|".join(sorted(HIERARCHICAL_STRINGS, key=len, reverse=True)).encode()
@@ -27,7 +27,7 @@ IN_LIST = re.compile(rb"(?<![\w.-])(?:" + VALUES + rb")(?![\w.-])")
 ITEM = re.compile(rb"^\s*(?:-\s*)?['\"]?(" + VALUES + rb")['\"]?\s*,?\s*\]?\s*(?:#.*)?$")
 
 
-def find_mentions(data: bytes, uses_package: bool = False) -> list[Entry]:
+def find_mentions(data: bytes, uses_package: bool = False) -> list[Diagnostic]:
     """One entry per line that names the removed API; `uses_package`: other files of the run import it."""
     names_package = uses_package or PACKAGE.encode() in data or b"dilated-attention-pytorch" in data
     if not (names_package or CERTAIN.search(data)):
@@ -42,7 +42,7 @@ def find_mentions(data: bytes, uses_package: bool = False) -> list[Entry]:
         if match is None and nested is not None and names_package and IN_LIST.search(nested.group(1)):
             match = nested
         if match is not None:
-            found.append(Entry(number, "HIER120", match.group().strip().decode(errors="replace")))
+            found.append(Diagnostic("HIER120", match.group().strip().decode(errors="replace"), line=number))
         if LIST_BEGINS.match(line) or nested is not None:
             listed = True
         elif listed:

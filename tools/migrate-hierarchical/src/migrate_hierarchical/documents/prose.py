@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..diagnostic import Diagnostic
 from ..lines import opcodes
 from ..removed_api import NEEDLE
 from ..settings import Settings
 from .blocks import NAMES, Blocks, is_python
 from .python import Migrated, Unreadable
-from .result import Entry
 
 Markup = Literal["markdown", "rst", "docstring"]
 Kind = Literal["python", "literal", "shell"]
@@ -132,7 +132,7 @@ def is_code(piece: Piece) -> bool:
     return piece.kind == "python"
 
 
-def mentions(piece: Piece) -> Iterator[Entry]:
+def mentions(piece: Piece) -> Iterator[Diagnostic]:
     """Uses of removed names in a piece that is not migrated."""
     if piece.kind == "shell" and not RUNS_PYTHON.search(piece.text):
         return
@@ -140,7 +140,7 @@ def mentions(piece: Piece) -> Iterator[Entry]:
     for number, line in enumerate(piece.text.splitlines(), piece.first + 1):
         match = NAMES.search(line) if piece.kind == "shell" or LOOKS_LIKE_CODE.search(line) else None
         if match is not None:
-            yield Entry(number, "HIER103", f"{match.group()} in {where}")
+            yield Diagnostic("HIER103", f"{match.group()} in {where}", line=number)
 
 
 def merge_odd_separators(lines: list[str]) -> list[str]:

@@ -11,8 +11,9 @@ from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.placement import line_of
 from ..analysis.source_index import SourceIndex
 from ..catalogue.reasons import REASONS
-from ..changes import Changes, Edit, Left
+from ..changes import Changes, Edit
 from ..context import Context
+from ..diagnostic import Diagnostic
 from ..discovery import PROSE
 from ..edit.apply import Apply
 from ..edit.places import Places
@@ -23,7 +24,6 @@ from ..settings import Settings, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code
 from .limits import joined_strings, too_deep
-from .result import Entry
 
 
 class Unreadable(Exception):
@@ -34,8 +34,8 @@ class Migrated:
     """The outcome for one source."""
 
     def __init__(self) -> None:
-        self.rewritten: list[Entry] = []
-        self.left: list[Entry] = []
+        self.rewritten: list[Diagnostic] = []
+        self.left: list[Diagnostic] = []
 
 
 def package_of(path: str) -> tuple[str | None, bool]:
@@ -93,22 +93,22 @@ def migrate_module(
     else:
         changes, imports = plan(module, index, settings, is_init, silence)
     result = Migrated()
-    found: list[tuple[Entry, cst.CSTNode]] = []  # what stands where
-    for outcome in changes.rewritten:
-        entry = Entry(index.lines[outcome.node], outcome.rule, outcome.detail, patterns=outcome.patterns)
+    found: list[tuple[Diagnostic, cst.CSTNode]] = []  # what stands where
+    for node, rewritten in changes.rewritten:
+        entry = replace(rewritten, line=index.lines[node])
         result.rewritten.append(entry)
-        found.append((entry, outcome.node))
+        found.append((entry, node))
     for edited in imports:
-        result.rewritten.append(Entry(index.lines[edited], "HIER009"))
+        result.rewritten.append(Diagnostic("HIER009", line=index.lines[edited]))
         found.append((result.rewritten[-1], edited))
     lines = source.splitlines()
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
     known: set[tuple[int, str, str]] = set()
     for node, left in changes.todos:
-        entry = Entry(index.line_of(node), left.reason, left.detail, text=left.text)
+        entry = replace(left, line=index.line_of(node))
         line = line_of(node, index.parents)
-        marks = marks_above(line, module, index, left.reason)
+        marks = marks_above(line, module, index, left.rule)
         seen.update(marks)
         if not settings.wants(entry.rule) or silence.covers(entry.line, entry.rule):
             continue
@@ -117,11 +117,11 @@ def migrate_module(
         known.add((entry.line, entry.rule, entry.detail))
         result.left.append(entry)
         found.append((entry, node))
-        if left.reason == "HIER115":
+        if left.rule == "HIER115":
             continue  # it goes with the run on the other file
         if node in index.magics:
             continue  # nothing can stand above the first line of a cell
-        if changes.whole is not None and (node, left.reason) not in changes.whole.left_nodes:
+        if changes.whole is not None and (node, left.rule) not in changes.whole.left_nodes:
             continue  # it goes with the other rules, and would leave its mark behind
         text = mark_text(left, lines[index.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
@@ -133,7 +133,7 @@ def migrate_module(
     seen.update(stale)
     for mark, (number, reason) in index.marks.items():
         if mark not in seen and reason in REASONS:
-            result.left.append(Entry(number, reason, "marked by an earlier run"))
+            result.left.append(Diagnostic(reason, "marked by an earlier run", line=number))
             found.append((result.left[-1], mark))
     for entries in (result.rewritten, result.left):
         entries.sort(key=lambda entry: entry.line)
@@ -156,7 +156,7 @@ def stale_marks(
     module, index = changes.context.module, changes.context.source
     held = set(seen)
     for node, left in changes.whole.todos if changes.whole is not None else ():
-        held.update(marks_above(line_of(node, index.parents), module, index, left.reason))
+        held.update(marks_above(line_of(node, index.parents), module, index, left.rule))
     return {mark for each in imports for mark in marks_above(index.parents[each], module, index)} - held
 
 
@@ -232,9 +232,9 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     return "".join([known[part] for part in parts]).encode(module.encoding)
 
 
-def mark_text(left: Left, line: bytes, settings: Settings) -> str:
+def mark_text(left: Diagnostic, line: bytes, settings: Settings) -> str:
     """The mark above a statement that begins on a line, as much of it as the project's lines have room for."""
-    reason = left.reason
+    reason = left.rule
     text = f"{TODO}{reason} {left.text or REASONS[reason]}"
     if not settings.line_length:
         return text

@@ -8,10 +8,11 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
-from ..changes import Changes, Left, Rewrite
+from ..changes import Changes, Rewrite
 from ..context import Context
+from ..diagnostic import Diagnostic
 
-Decision = Rewrite | Left | None  # None: the call is no use of the removed API
+Decision = Rewrite | Diagnostic | None  # None: the call is no use of the removed API
 Decide = Callable[[Context, Changes, Use, cst.Call, Arguments], Decision]
 
 # Name of the package -> the rule that a call of it belongs to, and what decides.

@@ -6,9 +6,10 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
-from ..changes import Changes, Left, Rewrite
+from ..changes import Changes, Rewrite
 from ..context import Context
 from ..density import LEVELS, preset_pattern
+from ..diagnostic import Diagnostic
 from ..edit.build import Style, pattern_config, string
 from ..removed_api import PARAMETERS, PATTERN, REMOVED_CONFIG, REMOVED_GET_PRESETS
 from .base import Decision, rewrites
@@ -20,7 +21,7 @@ RULE = "HIER002"
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     style = context.style(call)
     if style is None:
-        return Left("HIER112", "inside nested f-strings")
+        return Diagnostic("HIER112", "inside nested f-strings")
     function = changes.name(use, PATTERN)
     if use.name == REMOVED_CONFIG:
         misfit = config_misfit(arguments)
@@ -33,7 +34,7 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
         )
     assert use.name == REMOVED_GET_PRESETS
     if arguments.named or arguments.stars or arguments.problem:
-        return Left("HIER111", f"{REMOVED_GET_PRESETS} takes no arguments")
+        return Diagnostic("HIER111", f"{REMOVED_GET_PRESETS} takes no arguments")
     parent = context.source.parents[call]
     if isinstance(parent, cst.Subscript) and parent.value is call:
         return Rewrite(
@@ -56,12 +57,12 @@ def config_factory(context: Context, changes: Changes, use: Use) -> Rewrite:
     )
 
 
-def config_misfit(arguments: Arguments) -> Left | None:
+def config_misfit(arguments: Arguments) -> Diagnostic | None:
     """A call that never was possible."""
     unknown = [name for name in arguments.named if name not in PARAMETERS[REMOVED_CONFIG]]
     if unknown:
-        return Left("HIER111", f"{REMOVED_CONFIG} took no {unknown[0]}")
-    return Left("HIER111", arguments.problem) if arguments.problem else None
+        return Diagnostic("HIER111", f"{REMOVED_CONFIG} took no {unknown[0]}")
+    return Diagnostic("HIER111", arguments.problem) if arguments.problem else None
 
 
 def every_preset(function: cst.BaseExpression, context: Context, style: Style) -> cst.BaseExpression:

@@ -6,9 +6,10 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments
 from ..analysis.uses import Use
-from ..changes import Changes, Left
+from ..changes import Changes
 from ..context import Context
 from ..density import LEVELS
+from ..diagnostic import Diagnostic
 from ..removed_api import FACTORY_PARAMETERS, REMOVED_CREATE_BLOCK_SPARSE
 from .base import Decision, rewrites
 from .hier005 import IGNORED
@@ -21,10 +22,10 @@ RULE = "HIER003"
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     preset = arguments.literal("preset") if "preset" in arguments.named else "standard"
     if preset is None:
-        return Left("HIER105", "preset=" + context.module.code_for_node(arguments.named["preset"]))
+        return Diagnostic("HIER105", "preset=" + context.module.code_for_node(arguments.named["preset"]))
     if preset not in LEVELS:
-        return Left("HIER111", f"there was no preset {preset!r}")
+        return Diagnostic("HIER111", f"there was no preset {preset!r}")
     if "hierarchical_config" in arguments.named or "variant" in arguments.named:
-        return Left("HIER111", "hierarchical_config and variant were given twice")
+        return Diagnostic("HIER111", "hierarchical_config and variant were given twice")
     old = Old(RULE, ("preset", *FACTORY_PARAMETERS[1:]), IGNORED, True, preset, ("preset",))
     return module_call(context, changes, use, call, arguments, old)

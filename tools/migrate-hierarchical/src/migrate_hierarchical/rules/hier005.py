@@ -6,8 +6,9 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments, is_none, read_arguments
 from ..analysis.uses import Use
-from ..changes import Changes, Left, Rewrite
+from ..changes import Changes, Rewrite
 from ..context import Context
+from ..diagnostic import Diagnostic
 from ..edit.build import Item
 from ..edit.build import call as new_call
 from ..removed_api import FACTORY, FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
@@ -33,19 +34,19 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
     if variant is None:
         code = context.module.code_for_node(named["variant"])
         may_be = given or context.may_be_hierarchical(named["variant"], use.scope)
-        return Left("HIER105", f"variant={code}") if may_be else None
+        return Diagnostic("HIER105", f"variant={code}") if may_be else None
     if not given:
         if (
             arguments.stars
             and variant == "auto"
             and context.may_hold_hierarchical(arguments.stars, use.scope)
         ):
-            return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
+            return Diagnostic("HIER104", context.module.code_for_node(arguments.stars[0].value))
         return None
     if arguments.problem:
-        return Left("HIER111", arguments.problem)
+        return Diagnostic("HIER111", arguments.problem)
     if variant == "auto" and arguments.stars:
-        return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
+        return Diagnostic("HIER104", context.module.code_for_node(arguments.stars[0].value))
     if variant == "auto" and not is_none(named["hierarchical_config"]):
         others = {name for name in named if not is_none(named[name])}
         if (
@@ -68,7 +69,7 @@ def without_keyword(
     if len(positional) > FACTORY_PARAMETERS.index("hierarchical_config"):
         style = context.style(call)
         if style is None or arguments.stars:
-            return Left("HIER112", "hierarchical_config is a positional argument")
+            return Diagnostic("HIER112", "hierarchical_config is a positional argument")
 
         def renamed(updated: cst.Call) -> cst.BaseExpression:
             now = read_arguments(updated.args, FACTORY_PARAMETERS).named

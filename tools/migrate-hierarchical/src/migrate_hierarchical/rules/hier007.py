@@ -6,9 +6,10 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments, read_arguments
 from ..analysis.uses import Use
-from ..changes import Changes, Left, Rewrite
+from ..changes import Changes, Rewrite
 from ..context import Context
 from ..density import default_pattern
+from ..diagnostic import Diagnostic
 from ..edit.build import pattern_config
 from ..removed_api import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
 from .base import Decision, rewrites
@@ -24,22 +25,22 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
     named = arguments.named
     if "pattern_type" not in named:
         if arguments.stars and context.may_hold_hierarchical(arguments.stars, use.scope):
-            return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
+            return Diagnostic("HIER104", context.module.code_for_node(arguments.stars[0].value))
         return None
     pattern = arguments.literal("pattern_type")
     if pattern is None:
         code = context.module.code_for_node(named["pattern_type"])
         may_be = context.may_be_hierarchical(named["pattern_type"], use.scope)
-        return Left("HIER105", f"pattern_type={code}") if may_be else None
+        return Diagnostic("HIER105", f"pattern_type={code}") if may_be else None
     if pattern != HIERARCHICAL:
         return None
     if arguments.problem:
-        return Left("HIER111", arguments.problem)
+        return Diagnostic("HIER111", arguments.problem)
     if arguments.stars:
-        return Left("HIER104", context.module.code_for_node(arguments.stars[0].value))
+        return Diagnostic("HIER104", context.module.code_for_node(arguments.stars[0].value))
     style = context.style(call)
     if style is None:
-        return Left("HIER112", "inside nested f-strings")
+        return Diagnostic("HIER112", "inside nested f-strings")
     notes = [
         f"{name} had no effect on the hierarchical pattern and goes" for name in NO_EFFECT if name in named
     ]

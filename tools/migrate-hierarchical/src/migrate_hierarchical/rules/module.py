@@ -9,9 +9,10 @@ import libcst as cst
 
 from ..analysis.arguments import Arguments, is_none, read_arguments
 from ..analysis.uses import Use
-from ..changes import BlockSizes, Changes, Left, Rewrite
+from ..changes import BlockSizes, Changes, Rewrite
 from ..context import Context
 from ..density import OldPattern, preset_pattern
+from ..diagnostic import Diagnostic
 from ..edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
 from ..edit.build import call as new_call
 from ..removed_api import FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS, REMOVED_CONFIG
@@ -79,20 +80,20 @@ def module_call(
 ) -> Decision:
     """Rewrite a call that made a hierarchical module, or say why not."""
     if arguments.problem:
-        return Left("HIER111", arguments.problem)
+        return Diagnostic("HIER111", arguments.problem)
     named = arguments.named
     hidden = [arg for arg in arguments.stars if arg.star == "*" or not set(named) >= HANDLED]
     if hidden:
-        return Left("HIER104", f"{hidden[0].star}{context.module.code_for_node(hidden[0].value)}")
+        return Diagnostic("HIER104", f"{hidden[0].star}{context.module.code_for_node(hidden[0].value)}")
     style = context.style(call)
     if style is None:
-        return Left("HIER112", "inside nested f-strings")
+        return Diagnostic("HIER112", "inside nested f-strings")
     notes = [note for name, note in old.ignored.items() if name in named]
     config = read_config(context, use, named, old, notes)
-    if isinstance(config, Left):
+    if isinstance(config, Diagnostic):
         return config
     read_sparse = read_sparse_config(context, use, named, config, notes)
-    if isinstance(read_sparse, Left):
+    if isinstance(read_sparse, Diagnostic):
         return read_sparse
     if old.has_shorthands:
         read_shorthands(named, config, notes)
@@ -147,7 +148,7 @@ def module_call(
         before = context.old_pattern(None if config.expression else given)
         if old.preset is not None:
             before = preset_pattern(old.preset)
-    todo = Left("HIER110", ", ".join(foreign)) if foreign else None
+    todo = Diagnostic("HIER110", ", ".join(foreign)) if foreign else None
     return Rewrite(
         old.rule,
         make,
@@ -162,7 +163,7 @@ def module_call(
 
 def read_config(
     context: Context, use: Use, named: dict[str, cst.BaseExpression], old: Old, notes: list[str]
-) -> Config | Left:
+) -> Config | Diagnostic:
     """What hierarchical_config holds."""
     value = named.get("hierarchical_config")
     config = Config()
@@ -184,7 +185,7 @@ def read_config(
         return config
     if kind not in ("config", "pattern"):  # a pattern: an earlier run, with other rules, wrote it
         code = context.module.code_for_node(value)
-        return Left("HIER106", f"hierarchical_config={code}")
+        return Diagnostic("HIER106", f"hierarchical_config={code}")
     config.expression = True
     return config
 
@@ -203,7 +204,7 @@ def is_written(context: Context, call: cst.Call) -> bool:
 
 def read_sparse_config(
     context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
-) -> Left | None:
+) -> Diagnostic | None:
     """Only the block size of an old sparse_config had an effect."""
     value = named.get("sparse_config")
     if value is None or is_none(value):
@@ -213,7 +214,7 @@ def read_sparse_config(
         if inner is not None and inner.name == PATTERN and inner.agrees:
             given = read_arguments(value.args, PATTERN_PARAMETERS)
             if given.stars or given.problem:
-                return Left("HIER104", "sparse_config=" + context.module.code_for_node(value))
+                return Diagnostic("HIER104", "sparse_config=" + context.module.code_for_node(value))
             config.absorbs.append(value)
             if "block_size" in given.named:
                 config.block_sizes, other = block_sizes_of(given.named["block_size"], notes)
@@ -223,7 +224,7 @@ def read_sparse_config(
     if kind == "none":
         return None
     if kind != "pattern":
-        return Left("HIER106", f"sparse_config={context.module.code_for_node(value)}")
+        return Diagnostic("HIER106", f"sparse_config={context.module.code_for_node(value)}")
     may_be_none = context.may_be_none(value, use.scope)
     config.block_size = block_size_or_default if may_be_none else attribute_block_size
     config.block_sizes = BlockSizes(literal=False)
