@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate_hierarchical import writing
+from migrate_hierarchical import atomic_write
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.engine import migrate_bytes
 from migrate_hierarchical.settings import Settings
@@ -223,7 +223,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch, capsys) -
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(writing.os, "replace", refuse)
+    monkeypatch.setattr(atomic_write.os, "replace", refuse)
     assert main([str(tmp_path)]) == 2
     assert "a.py: error: cannot be written: No space left on device" in capsys.readouterr().out
     assert (tmp_path / "a.py").read_bytes() == USE

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate_hierarchical import cli, discovery, workers, writing
+from migrate_hierarchical import atomic_write, discovery, runner, workers
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.discovery import find_files
 from migrate_hierarchical.documents.limits import DEEPEST_TREE
@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch, capsys) -> No
 def test_a_file_that_vanishes(tmp_path: Path, monkeypatch, capsys) -> None:
     for name in ("a.py", "b.py", "z.py"):
         (tmp_path / name).write_bytes(USE)
-    read = cli.read_file
+    read = runner.read_file
 
     def vanish(path: str) -> bytes:
         (tmp_path / "a.py").unlink(missing_ok=True)
@@ -110,9 +110,9 @@ def test_a_file_that_vanishes(tmp_path: Path, monkeypatch, capsys) -> None:
         (tmp_path / "b.py").unlink(missing_ok=True)
         write(path, data)
 
-    write = writing.write_atomically
-    monkeypatch.setattr(cli, "read_file", vanish)
-    monkeypatch.setattr(writing, "write_atomically", vanish_later)
+    write = atomic_write.write_atomically
+    monkeypatch.setattr(runner, "read_file", vanish)
+    monkeypatch.setattr(atomic_write, "write_atomically", vanish_later)
     assert main([str(tmp_path)]) == 2
     out = capsys.readouterr().out
     assert "a.py: error: No such file or directory" in out
@@ -398,7 +398,7 @@ def test_uses_are_left_as_they_are_by_a_run_that_is_stopped(tmp_path: Path, monk
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
-    monkeypatch.setattr(writing, "write_atomically", stop)
+    monkeypatch.setattr(atomic_write, "write_atomically", stop)
     assert main([str(tmp_path)]) == 128 + signal.SIGTERM
     assert "interrupted; every file is whole" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -410,10 +410,10 @@ def test_nothing_is_left_of_a_write_that_fails(nameless: bool, tmp_path: Path, m
     path = tmp_path / "a.py"
     path.write_bytes(b"old")
     if not nameless:
-        monkeypatch.setattr(writing, "write_nameless", lambda *_: False)
-    writing.write_atomically(str(path), b"new")
+        monkeypatch.setattr(atomic_write, "write_nameless", lambda *_: False)
+    atomic_write.write_atomically(str(path), b"new")
     assert path.read_bytes() == b"new"
-    monkeypatch.setattr(writing.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(atomic_write.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        writing.write_atomically(str(path), b"newer")
+        atomic_write.write_atomically(str(path), b"newer")
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.py", b"new")]

@@ -55,6 +55,7 @@ LATE = {
         "engine": "files without a removed name need no libcst",
         "report": "a run without a finding needs no texts of rules",
         "rounds": "a project without name lookups needs no libcst",
+        "runner": "a tree without a use needs neither",
         "workers": "imported before the fork, so that all workers share them",
     },
     "bench": {"__main__": "says in one line that torch is missing"},

@@ -14,11 +14,9 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from . import __version__, streams
-from .discovery import PLAIN
 from .documents.result import Result
-from .engine import may_hand_on, may_hold_use, migrate_script, names_package, read_file
-from .facts import Facts
-from .line_length import LineLengths
+from .engine import may_hold_use
+from .runner import Watch, migrate_hits, read_files, write
 from .settings import Settings, UsageError, load, suggestion
 
 WORTH_A_BAR = 8  # files with a use; fewer are done before one would look
@@ -302,7 +300,7 @@ def run_stdin(options: argparse.Namespace, settings: Settings) -> int:
     run = Run([], 1, wrote=not (options.check or options.diff), seq_len=settings.seq_len)
     options.paths = [path]
     hits = [(path, data)] if may_hold_use(path, data) else []
-    run.results += migrate_hits([path], hits, run, options, settings, {path: data})
+    run.results, run.notes = migrate_hits([path], [path], hits, settings, progress(options), {path: data})
     result = run.results[0] if run.results else Result(path)
     if options.diff:
         write_diff(result)
@@ -322,24 +320,15 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     found = find_files(options.paths, settings)
     run = Run([], len(found.files), list(found.errors), not (options.check or options.diff), settings.seq_len)
     run.notes += [(folder, SKIPPED) for folder in found.skipped]
-    hits: list[tuple[str, bytes]] = []
-    uses_package = False
-    hands_on = False  # whether a file without a use may give names of the package to another one
-    for path in found.files:
-        try:
-            data = read_file(path)
-        except OSError as error:
-            run.errors.append((path, error.strerror or str(error)))
-            continue
-        uses_package = uses_package or names_package(path, data)
-        if may_hold_use(path, data) and path in found.scripts:
-            run.results.append(migrate_script(path, data, settings))
-        elif may_hold_use(path, data):
-            hits.append((path, data))
-        elif not hands_on and may_hand_on(path, data):
-            hands_on = True
-    settings = replace(settings, uses_package=uses_package)
-    for result in migrate_hits(found.files, hits, run, options, settings, hands_on=hands_on):
+    read = read_files(found.files, found.scripts, settings)
+    run.errors += read.errors
+    run.results += read.results
+    settings = replace(settings, uses_package=read.uses_package)
+    results, notes = migrate_hits(
+        options.paths, found.files, read.hits, settings, progress(options), hands_on=read.hands_on
+    )
+    run.notes += notes
+    for result in results:
         if run.wrote and result.new is not None:
             write(result)
         run.results.append(result)
@@ -349,88 +338,18 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     return run.status
 
 
-def migrate_hits(
-    files: list[str],
-    hits: list[tuple[str, bytes]],
-    run: Any,
-    options: argparse.Namespace,
-    settings: Settings,
-    contents: dict[str, bytes] | None = None,
-    hands_on: bool = False,
-) -> list[Result]:
-    """The results of the files with a use, and of those that take names from them."""
-    from .project import project_roots, uses_package
-
-    if (
-        not hits
-        and not hands_on
-        and set(project_roots(options.paths)) <= set(map(os.path.abspath, options.paths))
-    ):
-        return []  # no file of the project names the package, so none hands its names on
-    from .rounds import migrate_project
-
-    # what a configuration means does not depend on which files are given with it
-    if not settings.uses_package and any(path.endswith(PLAIN) for path, _ in hits):
-        settings = replace(settings, uses_package=uses_package(options.paths, settings))
-
-    def migrate(some: list[tuple[str, bytes]], facts: dict[str, Facts]) -> Iterable[Result]:
-        return with_progress(migrate_all(some, settings, facts), len(some), options)
-
-    results, notes = migrate_project(options.paths, files, hits, contents or dict(hits), settings, migrate)
-    run.notes += notes
-    return results
-
-
-def write(result: Result) -> None:
-    from .atomic_write import write_atomically
-
-    assert result.new is not None
-    try:
-        if read_file(result.path) != result.old:
-            raise OSError("it changed while this ran; run again")
-        write_atomically(result.path, result.new)
-    except OSError as error:
-        result.error, result.new = f"cannot be written: {error.strerror or error}", None
-        for entry in (*result.rewritten, *result.left):
-            entry.new_line = None  # the file is the old one
-
-
-def migrate_all(
-    hits: list[tuple[str, bytes]], settings: Settings, facts: dict[str, Facts]
-) -> Iterator[Result]:
-    """Results in the order of the files, from other processes."""
-    if not hits:
-        return
-    from . import workers
-
-    lengths = LineLengths()
-    tasks = [
-        (
-            path,
-            data,
-            replace(settings, facts=facts[path], line_length=settings.line_length or lengths.of(path)),
-        )
-        for path, data in hits
-    ]
-    yield from workers.migrate_all(tasks, settings.jobs or available_cores(), settings.time_limit)
-
-
-def available_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
-def with_progress(results: Iterable[Result], total: int, options: argparse.Namespace) -> Iterator[Result]:
+def progress(options: argparse.Namespace) -> Watch:
     """A progress bar on a terminal; nothing elsewhere."""
-    if total < WORTH_A_BAR or options.diff or sys.stderr is None or not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import track
 
-    yield from track(results, "migrating", total, console=Console(stderr=True), transient=True)
+    def watch(results: Iterator[Result], total: int) -> Iterable[Result]:
+        if total < WORTH_A_BAR or options.diff or sys.stderr is None or not sys.stderr.isatty():
+            return results
+        from rich.console import Console
+        from rich.progress import track
+
+        return track(results, "migrating", total, console=Console(stderr=True), transient=True)
+
+    return watch
 
 
 # ---- output

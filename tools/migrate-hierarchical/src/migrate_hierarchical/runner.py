@@ -1,0 +1,116 @@
+"""A run: files are read, those with a use are migrated in other processes, and what changes is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from .discovery import PLAIN
+from .documents.result import Result
+from .engine import may_hand_on, may_hold_use, migrate_script, names_package, read_file
+from .facts import Facts
+from .line_length import LineLengths
+from .settings import Settings
+
+Watch = Callable[[Iterator[Result], int], Iterable[Result]]
+
+
+@dataclass
+class Found:
+    """What the files of a run hold."""
+
+    hits: list[tuple[str, bytes]] = field(default_factory=list)  # files with a use
+    results: list[Result] = field(default_factory=list)  # of scripts, which are reported only
+    errors: list[tuple[str, str]] = field(default_factory=list)  # files that cannot be read, and why
+    uses_package: bool = False
+    hands_on: bool = False  # a file without a use may give names of the package to another one
+
+
+def read_files(files: list[str], scripts: set[str], settings: Settings) -> Found:
+    """Read every file once, and keep the content of those with a use."""
+    found = Found()
+    for path in files:
+        try:
+            data = read_file(path)
+        except OSError as error:
+            found.errors.append((path, error.strerror or str(error)))
+            continue
+        found.uses_package = found.uses_package or names_package(path, data)
+        if may_hold_use(path, data) and path in scripts:
+            found.results.append(migrate_script(path, data, settings))
+        elif may_hold_use(path, data):
+            found.hits.append((path, data))
+        elif not found.hands_on and may_hand_on(path, data):
+            found.hands_on = True
+    return found
+
+
+def migrate_hits(
+    paths: list[str],
+    files: list[str],
+    hits: list[tuple[str, bytes]],
+    settings: Settings,
+    watch: Watch,
+    contents: dict[str, bytes] | None = None,
+    hands_on: bool = False,
+) -> tuple[list[Result], list[tuple[str, str]]]:
+    """The results of the files with a use, and of those that take names from them; notes as migrate_project has them.
+
+    `paths` is what the run was given and `files` what was found there. `watch` passes results on while they are made.
+    """
+    from .project import project_roots, uses_package
+
+    if not hits and not hands_on and set(project_roots(paths)) <= set(map(os.path.abspath, paths)):
+        return [], []  # no file of the project names the package, so none hands its names on
+    from .rounds import migrate_project
+
+    # what a configuration means does not depend on which files are given with it
+    if not settings.uses_package and any(path.endswith(PLAIN) for path, _ in hits):
+        settings = replace(settings, uses_package=uses_package(paths, settings))
+
+    def migrate(some: list[tuple[str, bytes]], facts: dict[str, Facts]) -> Iterable[Result]:
+        return watch(migrate_all(some, settings, facts), len(some))
+
+    return migrate_project(paths, files, hits, contents or dict(hits), settings, migrate)
+
+
+def write(result: Result) -> None:
+    from .atomic_write import write_atomically
+
+    assert result.new is not None
+    try:
+        if read_file(result.path) != result.old:
+            raise OSError("it changed while this ran; run again")
+        write_atomically(result.path, result.new)
+    except OSError as error:
+        result.error, result.new = f"cannot be written: {error.strerror or error}", None
+        for entry in (*result.rewritten, *result.left):
+            entry.new_line = None  # the file is the old one
+
+
+def migrate_all(
+    hits: list[tuple[str, bytes]], settings: Settings, facts: dict[str, Facts]
+) -> Iterator[Result]:
+    """Results in the order of the files, from other processes."""
+    if not hits:
+        return
+    from . import workers
+
+    lengths = LineLengths()
+    tasks = [
+        (
+            path,
+            data,
+            replace(settings, facts=facts[path], line_length=settings.line_length or lengths.of(path)),
+        )
+        for path, data in hits
+    ]
+    yield from workers.migrate_all(tasks, settings.jobs or available_cores(), settings.time_limit)
+
+
+def available_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
