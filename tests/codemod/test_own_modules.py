@@ -420,7 +420,7 @@ def test_names_beside_a_star_leave_its_comment(tmp_path: Path) -> None:
 
 
 def test_project_that_is_too_large_is_said(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("migrate_hierarchical.project.MOST_FILES", 2)
+    monkeypatch.setattr("migrate_hierarchical.project.PROJECT_FILES", 2)
     files = {f"{name}.py": CONFIG + "x = HierarchicalConfig()\n" for name in "abc"}
     make(tmp_path, {"pyproject.toml": "", **files})
     assert main([str(tmp_path / "a.py")]) == 0

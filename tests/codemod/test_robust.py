@@ -17,9 +17,10 @@ import pytest
 from migrate_hierarchical import atomic_write, discovery, runner, workers
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.discovery import find_files
-from migrate_hierarchical.documents.limits import DEEPEST_TREE
+from migrate_hierarchical.documents.nesting import DEEPEST_TREE
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.module_index import LARGEST, index_of
+from migrate_hierarchical.limits import CODE_CHARACTERS
+from migrate_hierarchical.module_index import index_of
 from migrate_hierarchical.settings import Settings
 from tests.codemod.test_cli import LEFT, OLD, run
 
@@ -277,7 +278,9 @@ def test_files_beside_are_looked_at_in_bounded_time(text: str) -> None:
 
 def test_files_too_large_to_look_at_are_named(tmp_path: Path, capsys) -> None:
     (tmp_path / "use.py").write_bytes(USE)
-    (tmp_path / "table.py").write_bytes(b"import dilated_attention_pytorch\n" + b"# row\n" * (LARGEST // 5))
+    (tmp_path / "table.py").write_bytes(
+        b"import dilated_attention_pytorch\n" + b"# row\n" * (CODE_CHARACTERS // 5)
+    )
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "table.py: note: too large to see what it imports" in out

@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterator
 from functools import lru_cache
 
+from .limits import CONSTANT_DEPTH, PARSED_BYTES
 from .module_index import places_of
 from .removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN
-from .syntax import LARGEST, parse
+from .syntax import parse
 
 HIGHEST = 12  # folders above a file in which its project may begin
-DEEPEST = 6  # from-imports that are followed
 SINKS = (FACTORY, GET_PRESET, PATTERN)
 
 
@@ -67,7 +67,7 @@ def module_file(path: str) -> str | None:
 @lru_cache(maxsize=256)
 def read_tree(file: str, changed: int) -> ast.Module | None:
     try:
-        if os.path.getsize(file) > LARGEST:
+        if os.path.getsize(file) > PARSED_BYTES:
             return None
         with open(file, "rb") as opened:
             return parse(opened.read())
@@ -85,7 +85,7 @@ def tree_of(file: str) -> ast.Module | None:
 def strings_of(file: str, names: tuple[str, ...], depth: int) -> frozenset[str] | None:
     """Every string in the value of a name of a module; for `Class.name`, of a name in its body."""
     tree = tree_of(file)
-    if tree is None or depth > DEEPEST:
+    if tree is None or depth > CONSTANT_DEPTH:
         return None
     found = values_in(tree.body, names)
     if found is not None:

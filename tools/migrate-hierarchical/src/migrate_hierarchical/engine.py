@@ -10,12 +10,11 @@ from .constants import takes_constant
 from .diagnostic import Diagnostic
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
 from .documents.result import Result
+from .limits import DATA_BYTES
 from .lines import opcodes
 from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SKIP_FILE, TODO
 from .settings import Settings
 from .silence import Silence
-
-LARGEST_TEXT = 10 * 2**20  # bytes of a data file that is still searched
 
 
 def may_hold_use(path: str, data: bytes) -> bool:
@@ -27,7 +26,7 @@ def may_hold_use(path: str, data: bytes) -> bool:
             return False
         return GONE.search(data) is not None or (path.endswith(PYTHON) and takes_constant(path, data))
     if path.endswith(PLAIN):
-        return len(data) <= LARGEST_TEXT
+        return len(data) <= DATA_BYTES
     if PACKAGE.encode() in data or TODO.encode() in data:
         return True
     return PACKAGE in path.replace(os.sep, "/").split("/")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .discovery import PLAIN, PROSE
+from .limits import LOOKUP_BYTES
 from .module_index import ModuleIndex, dotted, index_of, source_of
 from .project import Project, joined, stem
 from .syntax import parse
@@ -20,7 +21,6 @@ DYNAMIC = re.compile(
 )
 # What goes through all modules of a folder.
 WALKS = re.compile(rb"iter_modules|walk_packages|listdir|\bglob|iterdir|scandir")
-LARGEST = 2**22  # bytes of a file that is looked into
 ATTRIBUTE_OF = frozenset({"getattr", "hasattr", "setattr", "delattr", "object"})
 PATH = re.compile(r"[^\W\d]\w*(?:[.:][^\W\d]\w*)+")
 WORD = re.compile(r"[^\W\d]\w*")
@@ -80,7 +80,7 @@ def looked_up(project: Project, keys: Iterable[str]) -> dict[str, dict[str, list
         if path.endswith(PROSE):
             continue
         data = project.read(path)
-        if len(data) > LARGEST or not any(word in data for word in words):
+        if len(data) > LOOKUP_BYTES or not any(word in data for word in words):
             continue
         if path.endswith(PLAIN):
             pairs = in_plain_file(project, path, data, tables)

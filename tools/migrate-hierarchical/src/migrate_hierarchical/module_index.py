@@ -13,11 +13,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from .limits import CODE_CHARACTERS, NOTEBOOK_BYTES
 from .removed_api import below_package
 from .syntax import parse
-
-LARGEST = 2**22  # characters of code that is looked into
-LARGEST_FILE = 2**26  # bytes of a notebook around it
 
 IMPORT = re.compile(
     r"^[ \t>.\"']*(?:lazy[ \t]+)?from[ \t]+(\.*[ \t]*(?:\w[\w.]*)?)[ \t]+import[ \t]*(\((?:[^()#]|#[^\n]*){0,9999}\)|(?:[^\n\\#]|\\\n)*)",
@@ -85,8 +83,8 @@ class ModuleIndex:
 
 def index_of(path: str, data: bytes) -> ModuleIndex:
     """The index of a Python file, a notebook or a page."""
-    text = source_of(path, data) if len(data) <= LARGEST_FILE else None
-    if text is None or len(text) > LARGEST:
+    text = source_of(path, data) if len(data) <= NOTEBOOK_BYTES else None
+    if text is None or len(text) > CODE_CHARACTERS:
         return ModuleIndex(is_open=True, is_too_large=True)
     tree = parse(text)
     return index_of_text(text) if tree is None else index_of_tree(tree)

@@ -28,6 +28,7 @@ from copy import copy
 from .callables import leading
 from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import LAZY, MISSING, SEVERAL
+from .limits import NAME_CHANGES, PROJECT_FILES
 from .module_index import ModuleIndex, index_of, places_of
 from .removed_api import (
     FACTORY,
@@ -53,8 +54,6 @@ from .settings import Settings
 
 MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commit-config.yaml")
 API = REMOVED_NAMES | KEPT_NAMES | {REMOVED_MODULE}
-MOST_FILES = 20_000  # of a project; above it only the folders that were given are looked at
-DEEPEST = 20  # times that the names of a module change, as they do where modules import from one another
 KINDS = {
     REMOVED_CONFIG: "config",
     PATTERN: "pattern",
@@ -123,7 +122,8 @@ def uses_package(paths: Iterable[str], settings: Settings) -> bool:
     """Whether code of the project around the given files and folders names the package."""
     found = find_files(project_roots(paths), Settings(jobs=settings.jobs)).files
     return any(
-        path.endswith((*PYTHON, ".ipynb")) and PACKAGE.encode() in read(path) for path in found[:MOST_FILES]
+        path.endswith((*PYTHON, ".ipynb")) and PACKAGE.encode() in read(path)
+        for path in found[:PROJECT_FILES]
     )
 
 
@@ -198,7 +198,7 @@ class Project:
     def find(self, settings: Settings) -> list[str]:
         everywhere = Settings(jobs=settings.jobs)
         found = find_files(self.roots, everywhere).files
-        if len(found) > MOST_FILES:
+        if len(found) > PROJECT_FILES:
             self.too_large, found = self.roots, []
         paths = {os.path.abspath(path) for path in found}
         paths |= self.given.keys()
@@ -377,7 +377,7 @@ class Project:
             key = next(iter(waiting))
             del waiting[key]
             table = self.table(key, tables)
-            if table == tables.get(key, {}) or visits[key] > DEEPEST:
+            if table == tables.get(key, {}) or visits[key] > NAME_CHANGES:
                 continue
             visits[key] += 1
             tables[key] = table
@@ -494,7 +494,7 @@ class Project:
 
     def kind_of(self, key: str, name: str, depth: int = 0) -> str | None:
         """What a value of a module is: of which of the classes, new or old; None if that is not known."""
-        if depth > DEEPEST:
+        if depth > NAME_CHANGES:
             return None
         names = self.api_names(key)
         for path in self.stems.get(key, ()):
@@ -560,7 +560,7 @@ class Project:
                     stars.setdefault(key, []).append(path)
                 else:
                     found.setdefault(key, {}).setdefault(name, []).append(path)
-        for _ in range(DEEPEST):  # what is taken from a module that has it from a star, is taken there
+        for _ in range(NAME_CHANGES):  # what is taken from a module that has it from a star, is taken there
             size = sum(len(names) for names in found.values())
             for key, paths in stars.items():
                 for path in paths:

@@ -12,16 +12,16 @@ from .diagnostic import Diagnostic
 from .discovery import PROSE, PYTHON
 from .documents.result import Result
 from .facts import MISSING, Facts
+from .limits import PROJECT_FILES, ROUNDS
 from .module_index import ModuleIndex, index_of
-from .project import MOST_FILES, Project, fork_of, stem
+from .project import Project, fork_of, stem
 from .removed_api import NEEDLE, SKIP_FILE
 from .settings import Settings, is_reason
 from .silence import Silence
 
-MOST_ROUNDS = 20  # a name that is handed on through more modules is not followed to its end
 FORK = "defines the removed names itself, so it is their home and left as it is"
 TOO_LARGE = "too large to see what it imports from the other files and they from it"
-TOO_MANY = f"has more than {MOST_FILES:,} files: who imports from the files of this run was not looked for"
+TOO_MANY = f"has more than {PROJECT_FILES:,} files: who imports from the files of this run was not looked for"
 
 Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
 
@@ -100,7 +100,7 @@ class Rounds:
             self.imported[path], self.kinds[path] = self.project.imported(path), self.project.kinds(path)
             if NEEDLE in self.source[path] and path in self.project.index:
                 self.callables[path] = callables(self.project, path)
-        for _ in range(MOST_ROUNDS):
+        for _ in range(ROUNDS):
             facts = self.current_facts()
             news = [path for path in self.source if path not in self.done or facts[path] != self.facts[path]]
             if not news:

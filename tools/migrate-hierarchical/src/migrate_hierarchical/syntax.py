@@ -6,14 +6,14 @@ import ast
 import sys
 import warnings
 
-LARGEST = 2**20  # bytes; 0.3 seconds
-MOST_OPERATORS = 50_000  # a chain of twice as many overflows the stack of Python 3.10
+from .limits import PARSED_BYTES, PARSED_OPERATORS
+
 OPERATORS = (".", "(", "[", "+", "-", "*", "/", "%", "@", "&", "|", "^", "<", ">", "elif")
 
 
 def parse(source: str | bytes) -> ast.Module | None:
     """The tree; None for what is not valid for the running Python, or too large or too deep."""
-    if len(source) > LARGEST or (sys.version_info < (3, 11) and may_overflow(source)):
+    if len(source) > PARSED_BYTES or (sys.version_info < (3, 11) and may_overflow(source)):
         return None
     try:
         with warnings.catch_warnings():
@@ -25,4 +25,4 @@ def parse(source: str | bytes) -> ast.Module | None:
 
 def may_overflow(source: str | bytes) -> bool:
     text = source if isinstance(source, str) else source.decode("latin-1")
-    return sum(map(text.count, OPERATORS)) > MOST_OPERATORS
+    return sum(map(text.count, OPERATORS)) > PARSED_OPERATORS

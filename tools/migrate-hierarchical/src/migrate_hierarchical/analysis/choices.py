@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 import libcst as cst
 
 from ..constants import files_of, imported_strings
+from ..limits import CHOICE_BINDINGS, CHOICE_STEPS, VALUE_DEPTH
 from .arguments import literal_mapping, string_value
 from .binding import Binding, Scope, dotted, import_name, is_import_from
 from .origins import Origins, item_of
 from .roles import Roles
 from .source_index import SourceIndex
 from .text import GAP, text_of
-
-DEPTH = 12
-MOST_STEPS = 500
-MOST_BINDINGS = 50  # of a name
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class Chooser:
     def goes_on(self, depth: int) -> bool:
         """Whether a question is still answered; its time is bounded."""
         self.steps = 0 if depth <= 1 else self.steps + 1
-        return depth <= DEPTH and self.steps <= MOST_STEPS
+        return depth <= VALUE_DEPTH and self.steps <= CHOICE_STEPS
 
     def of(self, node: cst.BaseExpression | None, scope: Scope, depth: int = 0) -> Choices:
         found = self.find(node, scope, depth)
@@ -91,7 +88,7 @@ class Chooser:
         return Choices(frozenset({text.split(GAP)[0].rstrip("_")} - {""}), GAP not in text)
 
     def of_bindings(self, bindings: list[Binding], name: str, depth: int) -> Choices:
-        if not bindings or len(bindings) > MOST_BINDINGS:
+        if not bindings or len(bindings) > CHOICE_BINDINGS:
             return UNKNOWN
         return union(self.of_binding(binding, name, depth) for binding in bindings)
 
@@ -264,7 +261,7 @@ class Chooser:
                 held = self.each_inside(binding, depth, key)
             else:
                 return UNKNOWN
-            fills = self.source.filled.get(node.value, [])[:MOST_BINDINGS]
+            fills = self.source.filled.get(node.value, [])[:CHOICE_BINDINGS]
             return union([held, *(self.of(value, where, depth) for value, where in fills)])
         if isinstance(node, cst.Call) and node.args:
             function = dotted(node.func)

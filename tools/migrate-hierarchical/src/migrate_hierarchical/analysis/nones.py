@@ -9,11 +9,10 @@ from typing import Any
 import libcst as cst
 
 from ..density import LEVELS
+from ..limits import VALUE_DEPTH
 from .arguments import is_none, string_value
 from .binding import Binding, Scope, dotted
 from .source_index import SourceIndex
-
-DEPTH = 12
 
 
 class Nones:
@@ -26,7 +25,7 @@ class Nones:
 
     def may_be_none(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> bool:
         """Whether an expression is None on one of the ways that the file shows."""
-        if depth > DEPTH or is_none(node):
+        if depth > VALUE_DEPTH or is_none(node):
             return is_none(node)
         if isinstance(node, cst.NamedExpr):
             return self.may_be_none(node.value, scope, depth + 1)

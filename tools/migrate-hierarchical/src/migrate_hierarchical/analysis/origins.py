@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
+from ..limits import VALUE_DEPTH
 from ..removed_api import (
     PATTERN,
     REMOVED_CLASS,
@@ -31,7 +32,6 @@ TYPES = {REMOVED_CONFIG: "config", REMOVED_CLASS: "instance", PATTERN: "pattern"
 COPIES = frozenset({"copy.copy", "copy.deepcopy", "copy", "deepcopy"})
 # What a container holds that is one of configurations: patterns where an earlier run, with other rules, wrote them.
 CONFIGS = ({"config"}, {"pattern"})
-DEPTH = 12
 
 
 class Origins:
@@ -43,7 +43,7 @@ class Origins:
 
     def kind(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> str | None:
         """One of the kinds above; None if it is not known."""
-        if depth > DEPTH:
+        if depth > VALUE_DEPTH:
             return None
         known = self.of_project(node, scope)
         if known is not None:

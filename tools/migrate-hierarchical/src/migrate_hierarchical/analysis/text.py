@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import libcst as cst
 
+from ..limits import TEXT_DEPTH
 from .arguments import string_value
 from .binding import Scope
 from .source_index import SourceIndex
 
-DEPTH = 8
 GAP = "\0"  # stands for a part that is not known
 
 
 def text_of(node: cst.BaseExpression, source: SourceIndex, scope: Scope, depth: int = 0) -> str | None:
     """The text of a string, a sum, an f-string, a join or a name of one; GAP for what is not known; None for no text."""
-    if depth > DEPTH:
+    if depth > TEXT_DEPTH:
         return None
     if isinstance(node, cst.SimpleString):
         text = string_value(node)

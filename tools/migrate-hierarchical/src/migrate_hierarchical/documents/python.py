@@ -23,7 +23,7 @@ from ..rules.hier009 import ImportEditor
 from ..settings import Settings, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code
-from .limits import joined_strings, too_deep
+from .nesting import joined_strings, too_deep
 
 
 class Unreadable(Exception):

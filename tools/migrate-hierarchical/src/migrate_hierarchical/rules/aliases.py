@@ -8,9 +8,8 @@ from ..analysis.arguments import string_value
 from ..analysis.binding import Binding, Scope, dotted, written_path
 from ..changes import Changes
 from ..context import Context
+from ..limits import ALIAS_DEPTH
 from ..removed_api import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
-
-DEPTH = 8
 
 
 def check_aliases(context: Context, changes: Changes) -> None:
@@ -54,7 +53,7 @@ class Aliases:
     def lead(self, node: cst.CSTNode | None, scope: Scope, depth: int = 0) -> bool:
         """Whether an expression may be, wrap or hold a callable of the package."""
         use = self.context.resolver.by_node.get(node) if node is not None else None
-        if use is not None or depth > DEPTH:
+        if use is not None or depth > ALIAS_DEPTH:
             return use is not None and use.name in CHOOSE
         if self.of_project and self.comes_from_project(node, scope):
             return True

@@ -14,6 +14,7 @@ from ..analysis.source_index import SourceIndex
 from ..analysis.uses import Resolver, Use, is_ours
 from ..changes import Changes, Rewrite
 from ..context import Context
+from ..limits import QUOTE_DEPTH
 from ..removed_api import NEW_TYPES, REMOVED_CONFIG, REMOVED_NAMES
 from .hier002 import config_factory
 
@@ -21,7 +22,6 @@ RULE = "HIER008"
 
 
 WORD = re.compile(r"[A-Za-z_]\w*")
-DEEPEST = 4  # strings in strings
 
 
 class Replace(cst.CSTTransformer):
@@ -93,7 +93,7 @@ def renamed(
     """The string with the removed types renamed, itself if there are none; None if that cannot be said."""
     source = context.source
     inner = text.strip()
-    if node.raw_value != text or depth > DEEPEST:
+    if node.raw_value != text or depth > QUOTE_DEPTH:
         return None
     try:
         annotation = cst.Annotation(cst.parse_expression(inner))
