@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from .discovery import PLAIN, PROSE
 from .limits import LOOKUP_BYTES
 from .module_index import ModuleIndex, dotted, index_of, source_of
-from .project import Project, joined, stem
+from .project import Project, joined
+from .project_folder import stem
 from .syntax import parse
 
 # What code that looks names up has in it.

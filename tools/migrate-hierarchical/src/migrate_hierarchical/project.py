@@ -30,6 +30,7 @@ from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import LAZY, MISSING, SEVERAL
 from .limits import NAME_CHANGES, PROJECT_FILES
 from .module_index import ModuleIndex, index_of, places_of
+from .project_folder import DEFINES, defines_removed, folders_above, fork_of, project_roots, read, stem
 from .removed_api import (
     FACTORY,
     GET_PRESET,
@@ -52,7 +53,6 @@ from .removed_api import (
 )
 from .settings import Settings
 
-MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", ".pre-commit-config.yaml")
 API = REMOVED_NAMES | KEPT_NAMES | {REMOVED_MODULE}
 KINDS = {
     REMOVED_CONFIG: "config",
@@ -65,103 +65,6 @@ KINDS = {
 }
 READS = re.compile("|".join(sorted(REMOVED_MEMBERS | {KEYWORD})).encode())
 NAMES = re.compile("|".join(sorted(REMOVED_NAMES)).encode())
-DEFINES = re.compile(
-    rb"^[ \t]*(?:class|def)[ \t]+(?:" + "|".join(sorted(REMOVED_NAMES)).encode() + rb")\b", re.MULTILINE
-)
-
-
-def stem(path: str) -> str:
-    """The path of a module without its suffix; that of the folder for a package; empty for other files."""
-    root, suffix = os.path.splitext(path)
-    if suffix not in PYTHON:
-        return ""
-    return root.replace(os.sep, "/").removesuffix("/__init__")
-
-
-def fork_of(path: str) -> str | None:
-    """The folder of the package's name around a file."""
-    folder = os.path.dirname(os.path.abspath(path))
-    found = None
-    while os.path.dirname(folder) != folder:
-        if os.path.basename(folder) == PACKAGE:
-            found = folder
-        folder = os.path.dirname(folder)
-    return found
-
-
-def defines_removed(folder: str) -> bool:
-    """Whether a folder holds a file that defines a removed name: a fork or a copy of the package, and its own home."""
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if name.endswith(PYTHON):
-                try:
-                    with open(os.path.join(place, name), "rb") as file:
-                        data = file.read()
-                except OSError:
-                    continue
-                if NEEDLE in data and DEFINES.search(data):
-                    return True
-    return False
-
-
-def project_roots(paths: Iterable[str]) -> list[str]:
-    """The folders that hold the project of the given files and folders."""
-    here = os.path.abspath(os.curdir)
-    too_wide = {os.path.abspath(os.sep), os.path.abspath(os.path.expanduser("~"))}
-    roots: set[str] = set()
-    for path in paths:
-        start = os.path.abspath(path)
-        if not os.path.isdir(start):
-            start = os.path.dirname(start)
-        roots.add(root_above(start, here, too_wide))
-    return [root for root in sorted(roots) if not any(is_below(root, other) for other in roots)]
-
-
-def uses_package(paths: Iterable[str], settings: Settings) -> bool:
-    """Whether code of the project around the given files and folders names the package."""
-    found = find_files(project_roots(paths), Settings(jobs=settings.jobs)).files
-    return any(
-        path.endswith((*PYTHON, ".ipynb")) and PACKAGE.encode() in read(path)
-        for path in found[:PROJECT_FILES]
-    )
-
-
-def read(path: str) -> bytes:
-    """The content of a file; nothing where it cannot be read."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read()
-    except OSError:
-        return b""
-
-
-def root_above(start: str, here: str, too_wide: set[str]) -> str:
-    folder = start
-    while folder not in too_wide:
-        if any(os.path.exists(os.path.join(folder, name)) for name in MARKERS):
-            return folder
-        if os.path.dirname(folder) == folder:
-            break
-        folder = os.path.dirname(folder)
-    if here not in too_wide and (start == here or is_below(start, here)):
-        return here
-    folder = start
-    while os.path.exists(os.path.join(folder, "__init__.py")) and os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder)
-    return start if folder in too_wide else folder
-
-
-def folders_above(folder: str) -> Iterator[str]:
-    """A folder and all those above it."""
-    yield folder
-    while os.path.dirname(folder) != folder:
-        folder = os.path.dirname(folder)
-        yield folder
-
-
-def is_below(path: str, folder: str) -> bool:
-    return path != folder and path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 class Project:

@@ -14,7 +14,8 @@ from .documents.result import Result
 from .facts import MISSING, Facts
 from .limits import PROJECT_FILES, ROUNDS
 from .module_index import ModuleIndex, index_of
-from .project import Project, fork_of, stem
+from .project import Project
+from .project_folder import fork_of, stem
 from .removed_api import NEEDLE, SKIP_FILE
 from .settings import Settings, is_reason
 from .silence import Silence

@@ -59,7 +59,7 @@ def migrate_hits(
 
     `paths` is what the run was given and `files` what was found there. `watch` passes results on while they are made.
     """
-    from .project import project_roots, uses_package
+    from .project_folder import project_roots, uses_package
 
     if not hits and not hands_on and set(project_roots(paths)) <= set(map(os.path.abspath, paths)):
         return [], []  # no file of the project names the package, so none hands its names on
