@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import libcst as cst
 
 from ..analysis.arguments import string_value
@@ -47,9 +49,9 @@ TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name",
 
 
 def check_strings(context: Context, changes: Changes) -> None:
+    """Report every string that leads to something that is gone."""
     source = context.source
-    ours = context.is_concerned
-    reflects = ours and (
+    reflects = context.is_concerned and (
         any(looks_up(context, call) for call in source.calls)
         or any(lists_package(context, node) for node in [*source.calls, *source.attributes])
         or any(each.target == f"{PACKAGE}.__all__" for each in context.import_bindings())
@@ -58,7 +60,8 @@ def check_strings(context: Context, changes: Changes) -> None:
         value = text_of(node, source, source.scope_of[node])
         if value is None or not may_be_removed_name(value) or changes.is_handled(node):
             continue
-        if is_removed_name(context, changes, node, value, ours, reflects):
+        text = Text(context, changes, node, value, reflects)
+        if leads_to_removed(text):
             changes.leave(node, "HIER103", repr(value.replace(GAP, "...")))
 
 
@@ -66,46 +69,74 @@ def may_be_removed_name(value: str) -> bool:
     return PACKAGE in value or value.startswith(".") or any(name in value for name in NAMES)
 
 
-def is_removed_name(
-    context: Context, changes: Changes, node: cst.BaseExpression, value: str, ours: bool, reflects: bool
-) -> bool:
-    """Whether a string leads to something that is gone."""
-    role = context.roles.of(node)
-    if role in (DOCSTRING, ALL):
+class Text:
+    """A string in its place."""
+
+    def __init__(
+        self, context: Context, changes: Changes, node: cst.BaseExpression, value: str, reflects: bool
+    ) -> None:
+        self.context, self.changes, self.node, self.value = context, changes, node, value
+        self.reflects = reflects  # the file looks up names of the package that stand elsewhere
+        self.role = context.roles.of(node)
+        self.call = called_with(context, node)
+        self.function = (dotted(self.call.func) or "").split(".")[-1] if self.call is not None else ""
+
+
+def leads_to_removed(text: Text) -> bool:
+    """Whether a string leads to something that is gone: as a path in any place, as a bare name by its role."""
+    if text.role in HANDLED_ELSEWHERE:
         return False
-    call = called_with(context, node)
-    function = (dotted(call.func) or "").split(".")[-1] if call is not None else ""
-    if (
-        call is not None
-        and function == "__import__"
-        and value in NAMES
-        and PACKAGE in context.module.code_for_node(call)
-    ):
+    if is_imported(text) or is_loaded(text) or is_removed_path(text.value):
         return True
-    if function in LOADERS and leads_to_gone(value, package_given(context, call)):
-        return True
-    if is_path(value) and PACKAGE in value and any(name in value for name in NAMES):
-        return True
-    if value not in NAMES or not ours or role == LITERAL:
+    if text.value not in NAMES or not text.context.is_concerned:
         return False
-    if role == TYPE:
-        bindings = context.source.scope_of[node].lookup(value)
-        changes.kept.update(bindings)
-        return (
-            any(is_ours(each.target) for each in bindings)
-            if bindings
-            else bool(context.source.stars or context.source.group(node))
-        )
-    if beside_package(context, node):
-        return True
-    if role == KEY:
-        return in_namespace(context, node)
-    if is_sought(context, node, call):
-        return True
-    if call is not None and function in BY_NAME:
-        first = call.args[0].value
-        return means_package(context, first) or not is_foreign(context.source, first)
-    return reflects or names_class(context, node, function)
+    return any(leads(text) for leads in LEADS.get(text.role, (is_beside_package, is_sought, is_looked_up)))
+
+
+def is_imported(text: Text) -> bool:
+    """`__import__("dilated_attention_pytorch", fromlist=["X"])`."""
+    return (
+        text.call is not None
+        and text.function == "__import__"
+        and text.value in NAMES
+        and PACKAGE in text.context.module.code_for_node(text.call)
+    )
+
+
+def is_loaded(text: Text) -> bool:
+    """`import_module("dilated_attention_pytorch.X")`, `patch("dilated_attention_pytorch.X")`."""
+    return text.function in LOADERS and leads_to_gone(text.value, package_given(text.context, text.call))
+
+
+def is_removed_path(value: str) -> bool:
+    """A dotted path of the package with a removed name in it, wherever it stands."""
+    return is_path(value) and PACKAGE in value and any(name in value for name in NAMES)
+
+
+def is_type(text: Text) -> bool:
+    """An annotation whose name leads to the package; what it leads to stays imported."""
+    source = text.context.source
+    bindings = source.scope_of[text.node].lookup(text.value)
+    text.changes.kept.update(bindings)
+    if bindings:
+        return any(is_ours(each.target) for each in bindings)
+    return bool(source.stars or source.group(text.node))
+
+
+def is_beside_package(text: Text) -> bool:
+    return beside_package(text.context, text.node)
+
+
+def is_key(text: Text) -> bool:
+    return in_namespace(text.context, text.node)
+
+
+def is_looked_up(text: Text) -> bool:
+    """`getattr(package, "X")`, or a name that a registry, or a lookup elsewhere in the file, may mean."""
+    if text.call is not None and text.function in BY_NAME:
+        owner = text.call.args[0].value
+        return means_package(text.context, owner) or not is_foreign(text.context.source, owner)
+    return text.reflects or names_class(text.context, text.node, text.function)
 
 
 def is_path(value: str) -> bool:
@@ -214,11 +245,12 @@ def is_namespace(node: cst.BaseExpression) -> bool:
     return isinstance(node, cst.Attribute) and node.attr.value in ("__dict__", "__all__")
 
 
-def is_sought(context: Context, node: cst.BaseExpression, call: cst.Call | None) -> bool:
+def is_sought(text: Text) -> bool:
     """`"X" in globals()`, `locals().get("X")`."""
+    call = text.call
     if call is not None and isinstance(call.func, cst.Attribute) and is_namespace(call.func.value):
         return True
-    comparison = context.source.parents[node]
+    comparison = text.context.source.parents[text.node]
     return isinstance(comparison, cst.Comparison) and any(
         isinstance(each.operator, cst.In | cst.NotIn) and is_namespace(each.comparator)
         for each in comparison.comparisons
@@ -262,3 +294,13 @@ def names_class(context: Context, node: cst.BaseExpression, function: str) -> bo
         return True
     owner = leftmost(call.func)
     return function in ("get", "get_model") and "registry" in (getattr(owner, "value", "") or "").lower()
+
+
+# Strings that other rules look at.
+HANDLED_ELSEWHERE = frozenset({DOCSTRING, ALL})
+# Role -> the ways in which a bare name there leads to what is gone; everywhere else those that leads_to_removed has.
+LEADS: dict[str, tuple[Callable[[Text], bool], ...]] = {
+    LITERAL: (),
+    TYPE: (is_type,),
+    KEY: (is_beside_package, is_key),
+}
