@@ -353,13 +353,15 @@ def test_version(capsys) -> None:
     assert "migrate-hierarchical 0." in capsys.readouterr().out
 
 
-def test_nothing_heavy_is_imported_without_a_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--select", "HIER001"], ["--list-rules"]])
+def test_nothing_heavy_is_imported_without_a_use(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     code = (
-        "import sys; from migrate_hierarchical.cli import main; main([sys.argv[1]]); "
+        "import sys; from migrate_hierarchical.cli import main; main(sys.argv[1:]); "
         "print([m for m in ('libcst', 'rich', 'pathspec', 'torch') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, *options, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
