@@ -1,4 +1,4 @@
-"""Replace a file whole or not at all."""
+"""Replaces a file completely or not at all."""
 
 from __future__ import annotations
 

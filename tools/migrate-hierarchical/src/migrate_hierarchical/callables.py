@@ -12,7 +12,7 @@ Names = set[tuple[str, str]]  # of modules, by their stems
 
 
 class Modules(Protocol):
-    """What is asked of a project about its modules."""
+    """The part of Project that is needed here."""
 
     stems: dict[str, list[str]]
     index: dict[str, ModuleIndex]

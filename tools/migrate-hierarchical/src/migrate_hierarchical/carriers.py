@@ -1,4 +1,4 @@
-"""Names under which the files of a project keep a removed variant, pattern or preset, or pass it to a function.
+"""Finds the names under which the files of a project store a removed variant, pattern or preset, or pass it on.
 
 A name that is a literal in no file of its own may be one of these: `create_block_sparse_attention(config.variant)` where
 another file has `variant: str = "hierarchical"`, or `def build(variant)` that another file calls with it. Names are in

@@ -1,4 +1,4 @@
-"""What is to be changed in one file, and what the report says of it."""
+"""Collects the changes to one file and what the report says about them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Demand:
 
 
 class Changes:
-    """The changes of one file, as far as they are decided.
+    """The changes decided so far for one file.
 
     With a part of the rules, `whole` holds those that all of them would make: an import is put where they have it, so
     that what one rule leaves is what the others expect, in whatever order they are run.
@@ -86,7 +86,7 @@ class Changes:
         self.reported: set[cst.CSTNode] = set()  # strings that were reported
 
     def name(self, use: Use, name: str) -> cst.BaseExpression:
-        """How a name of the package is written where `use` stands; notes what must be imported for it."""
+        """The expression for a name of the package at the place of `use`; records the import that it needs."""
         if use.base is not None:
             for binding in use.bindings:
                 if binding.statement is not None:
@@ -112,7 +112,7 @@ class Changes:
         return cst.Name(local)
 
     def place(self) -> None:
-        """Put what is needed into import statements, once where one serves several uses."""
+        """Assign the needed names to import statements, one statement where it serves several uses."""
         planned = self.whole.needs if self.whole is not None else {}
         for demand in sorted(self.demands, key=lambda each: each.order(self.context)):
             there = self.served(demand, planned) or self.served(demand, self.needs)

@@ -1,4 +1,4 @@
-"""Strings that a name of another file of the project may be; files are read, never imported."""
+"""Finds the strings that a name in another file of the project may hold; files are read, never imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of one file, and the questions that rules ask about it; changes nothing."""
+"""What is known about one file: the answers to the questions of the rules. It changes nothing."""
 
 from __future__ import annotations
 

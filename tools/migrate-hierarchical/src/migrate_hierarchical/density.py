@@ -1,4 +1,4 @@
-"""What an old hierarchical configuration really kept and connected, and what the new pattern does instead."""
+"""Compares an old hierarchical configuration with the new pattern: blocks kept, reach, layers to full coverage."""
 
 from __future__ import annotations
 

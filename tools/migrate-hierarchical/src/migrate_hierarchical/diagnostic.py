@@ -1,4 +1,4 @@
-"""What is said of one use: that it was rewritten, or that it is left and why."""
+"""One line of the report: a use that was rewritten, or one that is left and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Diagnostic:
-    """Plain data, so that worker processes can send it. The line is known once the file is done."""
+    """Plain data, so that worker processes can send it. `line` is filled in when the file is finished."""
 
     rule: str  # or a reason of catalogue/reasons.py
     detail: str = ""  # what is special about this use

@@ -1,4 +1,4 @@
-"""Which files to look at: folders walked with scandir, .gitignore honoured, files without a use skipped unread."""
+"""Finds the files to search: folders are walked with scandir, and .gitignore is honoured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One file from bytes to a result; no file stops another."""
+"""Migrates one file from bytes to a result; an error in one file never stops the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .silence import Silence
 
 
 def may_hold_use(path: str, data: bytes) -> bool:
-    """A fast look: the needle, and a way to reach the package."""
+    """Fast check of the bytes: a removed name, and a way to reach the package."""
     if SKIP_FILE in data:
         return False
     if NEEDLE not in data:
@@ -33,7 +33,7 @@ def may_hold_use(path: str, data: bytes) -> bool:
 
 
 def names_package(path: str, data: bytes) -> bool:
-    """Whether a file is code that names the package."""
+    """Whether a file is code and mentions the package."""
     return path.endswith((*PYTHON, *NOTEBOOK)) and PACKAGE.encode() in data
 
 
@@ -94,7 +94,7 @@ def migrate_script(path: str, data: bytes, settings: Settings) -> Result:
 
 
 def heard(left: list[Diagnostic], path: str, data: bytes, settings: Settings) -> list[Diagnostic]:
-    """The reports that neither the settings nor a comment on the line silence."""
+    """The diagnostics that neither the settings nor a comment on the line silences."""
     silence = Silence(data, bare=not path.endswith(PROSE + PLAIN), is_python=False)
     return [
         entry for entry in left if settings.wants(entry.rule) and not silence.covers(entry.line, entry.rule)

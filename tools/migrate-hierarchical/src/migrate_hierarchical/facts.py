@@ -1,4 +1,4 @@
-"""What the other files of a project tell about one of its files."""
+"""What the other files of a project say about one file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LAZY = "~"  # what `__getattr__` of a module gives that names the package
 
 @dataclass(frozen=True)
 class Facts:
-    """Plain data, so that worker processes can be sent it."""
+    """Plain data, so that it can be sent to worker processes."""
 
     # module as the file writes it -> name there -> name of the API, "" for the package itself, or one of the above
     imported: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""How far the codemod looks: every answer beyond a bound is "not known", never a guess."""
+"""The limits of the analysis: beyond each of them the answer is "unknown", never a guess."""
 
 from __future__ import annotations
 

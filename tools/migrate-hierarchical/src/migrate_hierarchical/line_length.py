@@ -1,4 +1,4 @@
-"""How long the lines of a project may be, as its settings of ruff or black say."""
+"""Reads the line length of a project from its ruff or black settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which lines two versions of a file have in common, in time that grows with their number.
+"""Finds the lines that two versions of a file share, in time linear in their number.
 
 difflib compares every line with all its equals, which takes minutes for a table of equal lines.
 """

@@ -1,4 +1,4 @@
-"""What a file imports, binds and reads, seen without libcst: enough to tell who imports what from whom."""
+"""Index of what a file imports, binds and reads, made without libcst: enough to tell who imports what from whom."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Import:
 
 @dataclass
 class ModuleIndex:
-    """One file at a glance."""
+    """The imports, bindings and reads of one file."""
 
     imports: list[Import] = field(default_factory=list)  # anywhere in the file
     bindings: dict[str, list[Import | None]] = field(default_factory=dict)  # of the module; None: no import

@@ -1,4 +1,4 @@
-"""Asks the rules and checks about every use of the removed API in one file, in their order."""
+"""Asks the rules about every use of the removed API in one file, in a fixed order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside it
 
 
 class Planner:
-    """The loop over the uses of one file."""
+    """The loop over the uses of one file, and the checks after it."""
 
     def __init__(self, context: Context, changes: Changes) -> None:
         self.context, self.changes = context, changes

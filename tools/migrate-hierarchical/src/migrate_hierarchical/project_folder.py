@@ -1,4 +1,4 @@
-"""Where the project of a run is on the disk, and which of its folders are homes of the removed names."""
+"""Finds the folders of the project around a run, and those that define the removed names themselves."""
 
 from __future__ import annotations
 

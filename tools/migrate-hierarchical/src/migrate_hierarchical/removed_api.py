@@ -1,4 +1,4 @@
-"""The removed API: its names, the modules that held them, and what its callables took."""
+"""The removed API: its names, their modules and their parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run did, in four formats."""
+"""Writes the report of a run in one of four formats."""
 
 from __future__ import annotations
 

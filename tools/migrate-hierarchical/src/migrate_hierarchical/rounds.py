@@ -1,4 +1,4 @@
-"""A run over files that may import from one another: rounds until nothing changes, and what has to wait."""
+"""Migrates files that import from one another: rounds until nothing changes, and what has to wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run: files are read, those with a use are migrated in other processes, and what changes is written."""
+"""Runs the migration: reads the files, migrates those with a use in worker processes, and writes the changes."""
 
 from __future__ import annotations
 

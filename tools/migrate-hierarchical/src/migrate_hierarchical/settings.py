@@ -1,4 +1,4 @@
-"""What a run was asked to do: defaults, `[tool.migrate-hierarchical]` of pyproject.toml, the command line."""
+"""The options of a run: defaults, `[tool.migrate-hierarchical]` in pyproject.toml, the command line."""
 
 from __future__ import annotations
 

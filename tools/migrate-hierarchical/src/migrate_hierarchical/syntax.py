@@ -1,4 +1,4 @@
-"""Python's own parser, for files that this process only looks at: nothing bounds the time of that but their size."""
+"""Python's own parser, for files that are only read; the size limit bounds its time."""
 
 from __future__ import annotations
 

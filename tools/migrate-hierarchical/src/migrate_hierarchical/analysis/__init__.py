@@ -1,1 +1,1 @@
-"""What a file means: scopes, where names come from, which expressions are uses of the removed API."""
+"""Analysis of one file: scopes, the origin of names, and which expressions use the removed API."""

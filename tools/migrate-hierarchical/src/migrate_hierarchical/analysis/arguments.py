@@ -1,4 +1,4 @@
-"""The arguments of a call by name."""
+"""Reads the arguments of a call by parameter name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAIN = re.compile(r"'([^'\\]*)'" + r'|"([^"\\]*)"')
 
 @dataclass
 class Arguments:
-    """What a call passes: by parameter name, and what cannot be named."""
+    """The arguments of a call: those with a parameter name, and those without one."""
 
     named: dict[str, cst.BaseExpression] = field(default_factory=dict)
     stars: list[cst.Arg] = field(default_factory=list)  # *args and **kwargs whose content is not known

@@ -1,4 +1,4 @@
-"""A removed class and its successor, asked for side by side: as one class, they can no longer be told apart."""
+"""Tests that distinguish a removed class from its successor, which become the same class after the migration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .uses import Resolver, Use
 
 
 class Branches:
-    """The questions of a file after the classes that take the place of removed ones."""
+    """The type tests of a file (`isinstance`, `singledispatch`) that ask for a successor of a removed class."""
 
     def __init__(self, module: cst.Module, source: SourceIndex, resolver: Resolver, roles: Roles) -> None:
         self.module, self.source, self.roles, self.parents = module, source, roles, source.parents
@@ -24,7 +24,7 @@ class Branches:
                 self.asked.setdefault((use.name, key), []).append(place)
 
     def are_told_apart(self, use: Use) -> bool:
-        """Whether a removed class is asked for in one branch, and its successor in another one."""
+        """Whether one branch tests for a removed class and another branch for its successor."""
         question = self.question(use)
         if question is None:
             return False
@@ -32,7 +32,7 @@ class Branches:
         return any(other is not place for other in self.asked.get((NEW_TYPES[use.name], key), ()))
 
     def question(self, use: Use) -> tuple[object, cst.CSTNode] | None:
-        """What is asked about, and the whole question: `isinstance(x, (A, B)) or isinstance(x, C)` is one."""
+        """The subject of a test, and the whole test: `isinstance(x, (A, B)) or isinstance(x, C)` is one."""
         node: cst.CSTNode | None = use.node
         while node is not None and not isinstance(node, cst.Call | cst.FunctionDef | cst.BaseStatement):
             node = self.parents.get(node)

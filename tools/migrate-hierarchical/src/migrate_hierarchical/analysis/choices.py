@@ -1,4 +1,4 @@
-"""Which strings an expression may be: the values of a variant or a preset that is no literal."""
+"""Finds the strings that an expression may evaluate to, for a variant or preset that is not a literal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .text import GAP, text_of
 
 @dataclass(frozen=True)
 class Choices:
-    """Strings that a value may be, and whether it is nothing else."""
+    """The strings that a value may be, and whether the list is complete."""
 
     values: frozenset[str] = frozenset()
     complete: bool = True
@@ -49,7 +49,7 @@ class Chooser:
         self.calls: dict[cst.FunctionDef, list[tuple[cst.Call, Scope]]] = {}
 
     def goes_on(self, depth: int) -> bool:
-        """Whether a question is still answered; its time is bounded."""
+        """False once the depth or the number of steps exceeds its limit."""
         self.steps = 0 if depth <= 1 else self.steps + 1
         return depth <= VALUE_DEPTH and self.steps <= CHOICE_STEPS
 
@@ -309,7 +309,7 @@ def key_of(node: cst.Subscript) -> str | None:
 
 
 def names_of(node: cst.BaseExpression | None) -> Iterator[str]:
-    """By which name an expression has its value: that of a member, a key, an option or a function."""
+    """The names through which an expression gets its value: a member, a key, an option or a function."""
     if isinstance(node, cst.Name):
         yield node.value
     elif isinstance(node, cst.Attribute):
@@ -322,7 +322,7 @@ def names_of(node: cst.BaseExpression | None) -> Iterator[str]:
 
 
 def called_name(function: cst.FunctionDef, scope: Scope) -> str:
-    """What calls a function: its name, or that of its class."""
+    """The name by which a function is called: its own, or that of its class."""
     owner = scope.parent.node if scope.parent is not None else None
     if function.name.value == "__init__" and isinstance(owner, cst.ClassDef):
         return f"{owner.name.value}()"

@@ -1,4 +1,4 @@
-"""Names that the body of a class reads before it binds them: until then they are those around the class."""
+"""Names that a class body reads before binding them: up to there they refer to the enclosing scope."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class Source(Protocol):
-    """What is needed of a walk over a module."""
+    """The part of SourceIndex that is needed here."""
 
     names: list[cst.Name]
     strings: list[cst.SimpleString]
@@ -23,7 +23,7 @@ class Source(Protocol):
 
 
 def look_before_binding(source: Source) -> None:
-    """Give such reads a scope of their own, where the name has its meaning at that place."""
+    """Give each such read its own scope, in which the name has the meaning that it has there."""
     for index, node in enumerate(source.names):
         scope = source.scope_of[node]
         if scope.kind == "class" and node.value in scope.bindings:
@@ -43,7 +43,7 @@ def look_before_binding(source: Source) -> None:
 
 
 def meanings(source: Source, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
-    """The bindings that a read may see; None: those of the class, as everywhere."""
+    """The bindings that a read may see; None for those of the class, the usual case."""
     outside = around(scope).lookup(node.value)
     if not outside or scope.elsewhere.get(node.value):
         return None
@@ -61,7 +61,7 @@ def meanings(source: Source, node: cst.Name, index: int, scope: Scope) -> list[B
 
 
 def held_by(source: Source, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-    """What a node stands in."""
+    """The ancestors of a node, innermost first."""
     parent = source.parents.get(node)
     while parent is not None:
         yield parent
@@ -81,10 +81,10 @@ def block_of(source: Source, binding: Binding) -> cst.CSTNode | None:
 
 
 def around(scope: Scope) -> Scope:
-    """The nearest scope around a class that its body sees."""
+    """The nearest enclosing scope that a class body can see."""
     return next(each for each in scope.ancestors() if each is not scope and each.kind != "class")
 
 
 def with_meanings(scope: Scope, meant: dict[str, list[Binding]]) -> Scope:
-    """The same scope, in which names have other meanings."""
+    """A copy of a scope with other bindings for some names."""
     return Scope(scope.kind, scope.parent, scope.node, {**scope.bindings, **meant}, scope.elsewhere)

@@ -1,4 +1,4 @@
-"""Comments in a tree, and what they say of an import."""
+"""Reads comments in a syntax tree, and what they say about an import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def comments_in(node: cst.CSTNode) -> Iterator[str]:
 
 
 def is_meant_for_others(statement: cst.ImportFrom, alias: cst.ImportAlias, source: SourceIndex) -> bool:
-    """Whether a comment says that an import is there although the file does not use it."""
+    """Whether a comment marks an import as intentionally unused."""
     line = source.parents[statement]
     comments = list(comments_in(alias))
     if isinstance(statement.lpar, cst.LeftParen):

@@ -1,4 +1,4 @@
-"""Code that is expected to fail: the body of `pytest.raises(...)`, a `try` that goes on to say "it is still there"."""
+"""Detects code that is expected to fail: the body of `pytest.raises(...)`, a `try` followed by `fail("...")`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an expression can be None: what once meant the default configuration means another density now."""
+"""Decides whether an expression can be None: that meant the default configuration, and now means another density."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Nones:
         self.positions: dict[cst.CSTNode, dict[cst.CSTNode, int]] = {}
 
     def may_be_none(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> bool:
-        """Whether an expression is None on one of the ways that the file shows."""
+        """Whether an expression is None on any path that the file shows."""
         if depth > VALUE_DEPTH or is_none(node):
             return is_none(node)
         if isinstance(node, cst.NamedExpr):
@@ -90,7 +90,7 @@ class Nones:
     # ---- what surely ran before
 
     def last_value(self, node: cst.Name | cst.Attribute) -> cst.BaseExpression | None:
-        """What the last statement that surely runs before a place sets the name to; None if that is not clear."""
+        """The value that the last statement certain to run before a place assigns to the name; None if it is unclear."""
         statement = self.last_setter(node)
         if isinstance(statement, cst.SimpleStatementLine):
             values = [value for value in map(value_of(dotted(node)), statement.body) if value is not None]

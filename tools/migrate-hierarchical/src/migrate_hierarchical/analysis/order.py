@@ -1,4 +1,4 @@
-"""The children of syntax nodes in the order of the source, without the copies that libcst's own visit makes."""
+"""The children of syntax nodes in source order, without the copies that libcst's own visit makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = version("libcst")
 
 
 class UnknownSyntax(Exception):
-    """A construct that libcst parses and this tool does not know."""
+    """A construct that libcst parses but this tool does not know."""
 
 
 class Recorder(cst.CSTVisitor):
@@ -36,7 +36,7 @@ class Recorder(cst.CSTVisitor):
 
 
 def order_of(value: object) -> tuple[str, ...] | None:
-    """Asked of libcst once for every type; raises UnknownSyntax.
+    """The child attributes of a node, asked of libcst once per type; raises UnknownSyntax.
 
     libcst does not visit an optional attribute of some nodes where it is empty (the format of `f"{x}"`), so those that
     the class declares and this node did not show come last.

@@ -1,4 +1,4 @@
-"""What kind of value an expression holds, as far as the file itself tells."""
+"""Infers the kind of value that an expression holds from the file itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an expression stands: in which statement, and in which f-strings."""
+"""Locates an expression: its statement, and the f-strings around it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which strings and arguments may reach a call of the package that chooses by name."""
+"""Decides which strings may reach a call of the package that takes a variant, preset or pattern by name."""
 
 from __future__ import annotations
 

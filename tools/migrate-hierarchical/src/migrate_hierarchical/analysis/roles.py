@@ -1,4 +1,4 @@
-"""What an expression is there for, decided once from what stands around it.
+"""The role of an expression, decided once from its surroundings.
 
 A type checker reads a name, or a string, as a type in an annotation, in `cast` and the like, and in the brackets of
 something that is a type itself. What a called or subscripted expression is, its binding says, not its place.
@@ -111,7 +111,7 @@ def leftmost(node: cst.BaseExpression) -> cst.BaseExpression:
 
 
 class Roles:
-    """The roles of the nodes of one walk."""
+    """The roles of the nodes of one file, computed on demand and kept."""
 
     def __init__(self, source: SourceIndex) -> None:
         self.source, self.parents = source, source.parents

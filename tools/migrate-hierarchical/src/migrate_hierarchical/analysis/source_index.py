@@ -1,4 +1,4 @@
-"""One walk over a file: its scopes, what binds each name, every name that is read, and where they stand."""
+"""Index of one file, filled in one walk: scopes, bindings, names that are read, strings, calls and their positions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LINES = frozenset(
 
 
 class SourceIndex:
-    """Fills everything below in source order."""
+    """What one walk in source order finds in a file."""
 
     def __init__(self, package: str | None, path: str = "", facts: Facts | None = None) -> None:
         self.package = package  # of the file, for relative imports

@@ -1,4 +1,4 @@
-"""The text of string expressions, as far as the file itself tells it."""
+"""Evaluates string expressions as far as the file itself determines them."""
 
 from __future__ import annotations
 

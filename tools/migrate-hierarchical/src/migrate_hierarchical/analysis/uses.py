@@ -1,4 +1,4 @@
-"""Which expressions of a file mean a name of the package, and how each was reached."""
+"""Finds the expressions of a file that refer to a name of the package, and how each reaches it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .source_index import SourceIndex
 
 @dataclass(eq=False)
 class Use:
-    """An expression that means a name of the package."""
+    """An expression that refers to a name of the package."""
 
     name: str  # of the package's API, or REMOVED_MODULE for the module itself
     node: (
@@ -53,7 +53,7 @@ def is_ours(target: str | None) -> bool:
 
 
 class Resolver:
-    """Finds uses with the bindings of one walk."""
+    """Finds uses through the bindings of one file."""
 
     def __init__(self, source: SourceIndex) -> None:
         self.source = source

@@ -1,1 +1,1 @@
-"""Kinds of files: how the Python in each is found and put back."""
+"""The kinds of files: how the Python code in each is extracted and put back."""

@@ -1,4 +1,4 @@
-"""Several pieces of Python that share their names: the cells of a notebook, the examples of a page.
+"""Pieces of Python that share one namespace: the cells of a notebook, the examples of a page.
 
 They are joined into one source with a marker line between them, migrated together, and taken apart again. A piece
 that is no valid Python is left out.

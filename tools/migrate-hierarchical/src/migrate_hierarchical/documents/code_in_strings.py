@@ -1,4 +1,4 @@
-"""Code in the strings of a Python file: what exec, `python -c`, timeit or doctest would run. Reported, never changed."""
+"""Finds code in strings, as exec, `python -c`, timeit or doctest would run it. Reported, never changed."""
 
 from __future__ import annotations
 

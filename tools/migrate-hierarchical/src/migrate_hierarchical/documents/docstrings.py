@@ -30,7 +30,7 @@ class Example:
     """One piece of a docstring."""
 
     piece: Piece
-    docstring: int  # the how manieth of the file
+    docstring: int  # its index in the file
     offset: int  # lines from the first line of the docstring
     start: int = 0  # first line in the joined source
 

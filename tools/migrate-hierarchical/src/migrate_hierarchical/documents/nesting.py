@@ -1,4 +1,4 @@
-"""What is refused before it is parsed: nesting that overflows the native parser, or takes it hours."""
+"""Refuses, before parsing, nesting that overflows the native parser or keeps it busy for hours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Python source, from bytes to bytes."""
+"""Migrates Python source, from bytes to bytes."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def stale_marks(
 def plan(
     module: cst.Module, index: SourceIndex, settings: Settings, is_init: bool, silence: Silence
 ) -> tuple[Changes, dict[ImportStatement, Edit]]:
-    """What happens to the uses and to the imports of a file."""
+    """Decide what happens to the uses and the imports of a file."""
 
     def run(changes: Changes) -> tuple[ImportEditor, dict[ImportStatement, Edit]]:
         context = changes.context

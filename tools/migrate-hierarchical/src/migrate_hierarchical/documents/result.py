@@ -1,4 +1,4 @@
-"""What one file's migration found and made; plain data, so that worker processes can send it."""
+"""The result of migrating one file; plain data, so that worker processes can send it."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How new code is made and put in place of the old."""
+"""Builds new code and puts it in place of the old."""

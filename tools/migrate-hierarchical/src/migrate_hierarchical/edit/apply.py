@@ -1,4 +1,4 @@
-"""Carries out a plan: one pass that touches nothing else."""
+"""Applies the changes in one pass and touches nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New expressions, laid out like the code around them."""
+"""Builds new expressions, laid out like the code around them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the code of a module stands once it is rewritten."""
+"""Finds the new line numbers in a rewritten module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a use, one rule per file; importing this registers them all."""
+"""The rules, one per file. Importing this package registers all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of what the package kept, under other names that the file gives it: `make = create_block_sparse_attention`."""
+"""Reports calls of a kept function of the package under another name: `make = create_block_sparse_attention`."""
 
 from __future__ import annotations
 

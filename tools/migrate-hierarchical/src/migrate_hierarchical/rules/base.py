@@ -1,4 +1,4 @@
-"""How a rule registers itself, and what it decides about a call."""
+"""How a rule registers itself, and the type of its decision about a call."""
 
 from __future__ import annotations
 

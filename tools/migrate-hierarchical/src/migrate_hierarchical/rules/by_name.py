@@ -1,4 +1,4 @@
-"""The removed variant, pattern, presets and hierarchical_config, passed on by name where they may reach the package."""
+"""Reports the removed variant, pattern, presets and hierarchical_config where they are passed by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IPython's magics and shell lines: what they name stays imported."""
+"""Reports removed names in IPython magics and shell lines; what these name stays imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Members of the removed classes, read as attributes or by their names in strings."""
+"""Reports members of the removed classes, read as attributes or by name in strings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What HIER001, HIER003, HIER004, HIER005 and HIER006 share: the call that makes the module."""
+"""Shared by HIER001, HIER003, HIER004, HIER005 and HIER006: the call that creates the module."""
 
 from __future__ import annotations
 

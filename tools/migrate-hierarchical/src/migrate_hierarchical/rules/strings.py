@@ -1,4 +1,4 @@
-"""Removed names that are looked up by string: getattr, importlib, patches, registries, dotted paths."""
+"""Reports removed names that are looked up by string: getattr, importlib, patches, registries, dotted paths."""
 
 from __future__ import annotations
 

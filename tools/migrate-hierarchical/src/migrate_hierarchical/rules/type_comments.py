@@ -1,4 +1,4 @@
-"""Removed names in type comments."""
+"""Reports removed names in type comments."""
 
 from __future__ import annotations
 
