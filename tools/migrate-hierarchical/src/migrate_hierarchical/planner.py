@@ -40,118 +40,116 @@ class Planner:
         self.context, self.changes = context, changes
 
     def run(self) -> None:
+        context, changes = self.context, self.changes
         absorbed: set[cst.CSTNode] = set()  # parts of rewritten calls that go
-        for use in self.context.resolver:  # in source order: a call before the calls inside it
-            if self.context.is_inside(use.node, absorbed):
-                self.changes.used.add(use.root)
+        for use in context.resolver:  # in source order: a call before the calls inside it
+            if context.is_inside(use.node, absorbed):
+                changes.used.add(use.root)
                 if use.name in REMOVED_NAMES:
-                    self.changes.note(use.node, "HIER002")
+                    changes.note(use.node, "HIER002")
                 continue
-            n_demands, to_root = len(self.changes.demands), set(self.changes.to_root)
+            n_demands, to_root = len(changes.demands), set(changes.to_root)
             decision = self.decide(use)
             if decision is None:
-                if use.node not in self.changes.renames:
-                    del self.changes.demands[n_demands:]
-                    self.changes.to_root = to_root
+                if use.node not in changes.renames:
+                    del changes.demands[n_demands:]
+                    changes.to_root = to_root
                 continue
-            self.changes.apply(use, *decision)
+            changes.apply(use, *decision)
             absorbed.update(decision[1].absorbs)
         self.move_to_root(absorbed)
-        check_members(self.context, self.changes)
-        check_modules(self.context, self.changes)
-        check_own_imports(self.context, self.changes)
-        check_unresolved(self.context, self.changes)
-        check_types(self.context, self.changes)
-        if self.context.is_concerned or self.context.source.facts.callables:
-            check_aliases(self.context, self.changes)
-        if self.context.is_concerned:
-            check_by_name(self.context, self.changes)
-        check_strings(self.context, self.changes)
-        check_magics(self.context, self.changes)
-        check_type_comments(self.context, self.changes)
-        self.changes.place()
+        check_members(context, changes)
+        check_modules(context, changes)
+        check_own_imports(context, changes)
+        check_unresolved(context, changes)
+        check_types(context, changes)
+        if context.is_concerned or context.source.facts.callables:
+            check_aliases(context, changes)
+        if context.is_concerned:
+            check_by_name(context, changes)
+        check_strings(context, changes)
+        check_magics(context, changes)
+        check_type_comments(context, changes)
+        changes.place()
 
     def move_to_root(self, absorbed: set[cst.CSTNode]) -> None:
         """What the package kept, where it is reached through a module that is gone."""
-        for use in self.context.resolver:
+        context, changes = self.context, self.changes
+        for use in context.resolver:
             through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
             if use.name not in KEPT_NAMES or not through_module or not use.agrees or use.is_star:
                 continue
             if (
-                self.context.is_inside(use.node, absorbed)
-                or self.context.source.parents[use.node] in self.changes.replacements
+                context.is_inside(use.node, absorbed)
+                or context.source.parents[use.node] in changes.replacements
             ):
                 continue
             statements = [each.statement for each in use.bindings if each.statement is not None]
-            if not all(self.context.wants("HIER009", each) for each in (use.node, *statements)):
+            if not all(context.wants("HIER009", each) for each in (use.node, *statements)):
                 continue
-            self.changes.renames[use.node] = self.changes.name(use, use.name)
-            self.changes.used.add(use.root)
+            changes.renames[use.node] = changes.name(use, use.name)
+            changes.used.add(use.root)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
         """The node to replace and how; None if nothing changes here."""
-        parents = self.context.source.parents
+        context, changes = self.context, self.changes
+        parents = context.source.parents
         parent = parents[use.node]
         if isinstance(parent, cst.Del) or use.name == REMOVED_MODULE:
             if use.name == REMOVED_MODULE:
-                self.changes.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
+                changes.leave(use.node, "HIER109", f"{REMOVED_MODULE} is used as a value")
             return None
         called = isinstance(parent, cst.Call) and parent.func is use.node
         if use.name in REMOVED_NAMES and expects_failure(use.node, parents, of_name=True):
-            self.changes.leave(use.node, "HIER116", use.name)
+            changes.leave(use.node, "HIER116", use.name)
             return None
-        stays = self.context.waits(use.bindings) or not self.context.wants(
-            RULE_OF.get(use.name, ""), use.node
-        )
+        stays = context.waits(use.bindings) or not context.wants(RULE_OF.get(use.name, ""), use.node)
         if called and use.name in RULE_OF and stays:
-            self.changes.handled.add(parent)
-            self.changes.passed.add(use.root)
+            changes.handled.add(parent)
+            changes.passed.add(use.root)
             return None
         if use.name in REMOVED_NAMES:
             if not use.agrees:
-                self.changes.leave(use.node, "HIER107", f"{use.root.value} is bound in several ways")
+                changes.leave(use.node, "HIER107", f"{use.root.value} is bound in several ways")
                 return None
             if use.is_star:
-                self.changes.leave(use.node, "HIER108", use.name)
+                changes.leave(use.node, "HIER108", use.name)
                 return None
         if called and use.name in DECIDERS:
             assert isinstance(parent, cst.Call)
             return self.decide_call(use, parent)
-        return decide_value(self.context, self.changes, use, parent) if use.name in REMOVED_NAMES else None
+        return decide_value(context, changes, use, parent) if use.name in REMOVED_NAMES else None
 
     def decide_call(self, use: Use, call: cst.Call) -> tuple[cst.CSTNode, Rewrite] | None:
+        context, changes = self.context, self.changes
         arguments = read_arguments(call.args, PARAMETERS[use.name])
-        decision = DECIDERS[use.name](self.context, self.changes, use, call, arguments)
+        decision = DECIDERS[use.name](context, changes, use, call, arguments)
         if decision is None:
             return None
         if isinstance(decision, Diagnostic):
-            self.changes.leave(call, decision.rule, decision.detail)
-            self.changes.handled.add(call)
+            changes.leave(call, decision.rule, decision.detail)
+            changes.handled.add(call)
             return None
-        if use.name in KEPT_NAMES and expects_failure(call, self.context.source.parents, of_name=False):
-            self.changes.leave(call, "HIER116", f"{use.name} of what is gone")
-            self.changes.handled.add(call)
+        if use.name in KEPT_NAMES and expects_failure(call, context.source.parents, of_name=False):
+            changes.leave(call, "HIER116", f"{use.name} of what is gone")
+            changes.handled.add(call)
             return None
         if not use.agrees:
-            self.changes.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
+            changes.leave(call, "HIER107", f"{use.root.value} is bound in several ways")
             return None
-        if (
-            use.is_star
-            and not self.context.source.stars
-            and use.root.value not in self.context.source.star_of
-        ):
-            self.changes.leave(call, "HIER108", use.name)
-            self.changes.handled.add(call)
+        if use.is_star and not context.source.stars and use.root.value not in context.source.star_of:
+            changes.leave(call, "HIER108", use.name)
+            changes.handled.add(call)
             return None
-        if EFFECT.search(self.context.module.code_for_node(call)) and loses_effect(call, decision):
-            self.changes.leave(call, "HIER112", "an argument that goes binds a name or awaits")
-            self.changes.handled.add(call)
+        if EFFECT.search(context.module.code_for_node(call)) and loses_effect(call, decision):
+            changes.leave(call, "HIER112", "an argument that goes binds a name or awaits")
+            changes.handled.add(call)
             return None
         if use.name in (FACTORY, GET_PRESET):
-            self.context.origins.instances.add(call)
+            context.origins.instances.add(call)
         target: cst.CSTNode = call
         if use.name == REMOVED_GET_PRESETS:
-            parent = self.context.source.parents[call]
+            parent = context.source.parents[call]
             if isinstance(parent, cst.Subscript) and parent.value is call:
                 target = parent
         return target, decision
