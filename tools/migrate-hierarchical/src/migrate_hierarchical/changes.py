@@ -120,7 +120,7 @@ class Changes:
                 self.needs.setdefault(self.home(statement), {})[demand.name] = demand.local
 
     def served(self, demand: Demand, needs: dict[ImportStatement, dict[str, str]]) -> ImportStatement | None:
-        """The statement among those with needs that gives a use what it needs."""
+        """The import statement, among those that get new names, that serves a use."""
         for statement, names in needs.items():
             same_block = all(
                 self.context.block(each) is self.context.block(statement) for each in demand.statements
@@ -134,7 +134,7 @@ class Changes:
         return None
 
     def home(self, statement: ImportStatement) -> ImportStatement:
-        """Where new names go that a star cannot give: an import from the package below it, if there is one."""
+        """The statement for new names: for a star import, an import from the package right below it if there is one."""
         if is_import(statement) or not isinstance(statement.names, cst.ImportStar):
             return statement
         line = self.context.source.parents[statement]
@@ -154,7 +154,7 @@ class Changes:
         )
 
     def visible(self, use: Use, name: str, statements: list[ImportStatement]) -> str | None:
-        """The local name of an import that surely runs before the use."""
+        """The local name of an import that is certain to run before the use."""
         for scope in use.scope.ancestors():
             for local, bindings in self.context.imported_as(scope, name):
                 if use.scope.lookup(local) is not bindings or (
@@ -175,7 +175,7 @@ class Changes:
             self.leave(target, rewrite.todo.rule, rewrite.todo.detail)
 
     def comparisons(self, rewrite: Rewrite) -> tuple[Comparison, ...]:
-        """The patterns that a rewrite writes, beside those that they replace."""
+        """The patterns that a rewrite writes, each with the one that it replaces."""
         sizes = rewrite.block_sizes
         ratio = float(self.context.settings.sparsity_ratio if rewrite.ratio is None else rewrite.ratio)
         unknown = () if sizes.literal else ("block_size",)
@@ -201,7 +201,7 @@ class Changes:
         self.todos.append((node, Diagnostic(reason, detail, text)))
 
     def is_handled(self, node: cst.CSTNode) -> bool:
-        """Whether a call that is rewritten or reported holds a node."""
+        """Whether a node is part of something already rewritten or reported."""
         return node in self.reported or self.context.is_inside(node, self.handled)
 
     @cached_property

@@ -68,17 +68,17 @@ class Context:
         return Reach(self.source, self.resolver, self.origins, self.roles, self.chooser)
 
     def wants(self, rule: str, node: cst.CSTNode) -> bool:
-        """Whether a rule rewrites a node: the settings want it, and no comment there names it."""
+        """Whether a rule may rewrite a node: it is selected, and no comment there silences it."""
         return self.settings.wants(rule) and not (
             self.silence.rules and any(self.silence.names(line, rule) for line in self.lines_of(node))
         )
 
     def waits(self, bindings: list[Binding]) -> bool:
-        """Whether what an import gives stays as it is, because other files still take it from here."""
+        """Whether the uses of an import have to stay because other files still import it from here."""
         return bool(self.waiting.intersection(bindings))
 
     def lines_of(self, node: cst.CSTNode) -> tuple[int, ...]:
-        """First and last line of a node, and of the call that it is the function of."""
+        """First and last line of a node, or of the call whose function it is."""
         first = self.source.line_of(node)
         parent = self.source.parents.get(node)
         whole = parent if isinstance(parent, cst.Call) and parent.func is node else node
@@ -109,7 +109,7 @@ class Context:
     def runs_before(
         self, statement: ImportStatement | None, use: Use, statements: list[ImportStatement]
     ) -> bool:
-        """Whether an import stands above a use, in a block that surely runs: the module or that of the old import."""
+        """Whether an import precedes a use in a block that is certain to run: the module, or that of the old import."""
         if statement is None or self.source.lines[statement] > self.source.lines[use.root]:
             return False
         if self.source.groups and self.source.group(statement) not in map(self.source.group, statements):
@@ -118,7 +118,7 @@ class Context:
         return isinstance(self.block(statement), cst.Module) or self.block(statement) in blocks
 
     def is_for_others(self, local: str, bindings: list[Binding]) -> bool:
-        """Whether an import that nothing here reads is there for other files; it may be a removed one, renamed."""
+        """Whether an import that this file does not read exists for other files; it may be a renamed one."""
         if local in self.read_names:
             return False
         return self.is_init or any(
@@ -134,7 +134,7 @@ class Context:
         return {string_value(node) or "" for node in self.source.strings if self.roles.of(node) == ALL}
 
     def imported_as(self, scope: Scope, name: str) -> list[tuple[str, list[Binding]]]:
-        """The local names of a scope that are nothing but imports of a name of the package."""
+        """The local names in a scope that are only ever imports of a name of the package."""
         if (scope, name) not in self.importing:
             found = [
                 (local, bindings)
@@ -160,13 +160,13 @@ class Context:
 
     @cached_property
     def is_concerned(self) -> bool:
-        """Whether the file reaches the package at all."""
+        """Whether the file refers to the package at all."""
         if any(is_ours(b.target) or b.target == PACKAGE for b in self.import_bindings()):
             return True
         return bool(self.source.stars) or any(string_value(node) == PACKAGE for node in self.source.strings)
 
     def old_pattern(self, node: cst.BaseExpression | None) -> OldPattern:
-        """What an expression configured: a call, an entry of the presets, or nothing."""
+        """The old configuration that an expression stands for: a call, a preset, or the default."""
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
         if isinstance(node, cst.Call) and use is not None and use.name == REMOVED_CONFIG:
             given = read_arguments(node.args, PARAMETERS[REMOVED_CONFIG])
@@ -191,7 +191,7 @@ class Context:
         return OldPattern("custom", levels)
 
     def may_be_none(self, node: cst.BaseExpression, scope: Scope) -> bool:
-        """Whether an expression is None on one of its ways."""
+        """Whether an expression may be None."""
         return self.nones.may_be_none(node, scope)
 
     def is_presets_call(self, node: cst.CSTNode) -> bool:
@@ -199,7 +199,7 @@ class Context:
         return use is not None and use.name == REMOVED_GET_PRESETS and use.agrees
 
     def may_be_hierarchical(self, node: cst.BaseExpression, scope: Scope) -> bool:
-        """Whether a name that is no literal may be that of a removed variant or preset."""
+        """Whether a name that is not a literal may be that of a removed variant or preset."""
         return self.is_hierarchical(self.chooser.of(node, scope))
 
     def may_hold_hierarchical(self, stars: Sequence[cst.Arg], scope: Scope) -> bool:
@@ -217,14 +217,14 @@ class Context:
 
     @cached_property
     def mentions_hierarchical(self) -> bool:
-        """Whether the file holds the name of a removed variant or preset that may go to a call of the package."""
+        """Whether the file contains the name of a removed variant or preset that may reach a call of the package."""
         return any(
             string_value(node) in HIERARCHICAL_STRINGS and self.may_travel(node)
             for node in self.source.strings
         )
 
     def may_travel(self, node: cst.SimpleString) -> bool:
-        """Whether a string may be used in another place than its own."""
+        """Whether a string may be used elsewhere than where it stands."""
         if self.roles.of(node) in (DOCSTRING, ALL, KEY):
             return False
         parent = self.source.parents[node]

@@ -73,7 +73,7 @@ class Planner:
         changes.place()
 
     def move_to_root(self, absorbed: set[cst.CSTNode]) -> None:
-        """What the package kept, where it is reached through a module that is gone."""
+        """Rewrite names that the package kept where they are reached through a module that is gone."""
         context, changes = self.context, self.changes
         for use in context.resolver:
             through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
@@ -156,12 +156,12 @@ class Planner:
 
 
 def loses_effect(call: cst.Call, rewrite: Rewrite) -> bool:
-    """Whether something that other code may rely on would go with an argument."""
+    """Whether a side effect would be lost with an argument."""
     old = n_effects(call)
     return old > 0 and n_effects(rewrite.make(call)) < old
 
 
 def n_effects(node: cst.CSTNode) -> int:
-    """How many walruses, awaits and yields an expression holds."""
+    """The number of walruses, awaits and yields in an expression."""
     own = isinstance(node, cst.NamedExpr | cst.Await | cst.Yield)
     return own + sum(n_effects(child) for child in node.children)

@@ -93,7 +93,7 @@ class Project:
         self.search()
 
     def seen_as(self, index: dict[str, ModuleIndex]) -> Project:
-        """The same project with other contents of its files."""
+        """The same project with other file contents."""
         other = copy(self)
         other.index, other.tables, other.dependents = index, None, {}
         return other

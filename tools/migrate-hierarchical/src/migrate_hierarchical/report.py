@@ -40,7 +40,7 @@ class Run:
         return [*self.errors, *((result.path, result.error) for result in self.results if result.error)]
 
     def line(self, entry: Diagnostic) -> int:
-        """Where an entry is to be found now."""
+        """The line on which a use is to be found now."""
         return entry.new_line if self.wrote and entry.new_line is not None else entry.line
 
     def left(self) -> Iterator[tuple[str, Diagnostic]]:
@@ -105,7 +105,7 @@ def uri(path: str) -> str:
 
 
 def as_text(run: Run) -> str:
-    """For people."""
+    """The report for people."""
     verb = "rewrote" if run.wrote else "would rewrite"
     out = [f"{verb} {shown(result.path)}" for result in run.changed]
     lines = summaries() if run.results else {}
@@ -178,7 +178,7 @@ def densities(run: Run) -> dict[str, Any]:
 
 
 def as_json(run: Run) -> str:
-    """For programs."""
+    """The report for programs."""
     import json
 
     return json.dumps(as_dict(run), indent=2) + "\n"

@@ -59,7 +59,7 @@ def migrate_project(
 
 
 def shown_from_here(path: str) -> str:
-    """A path as a run from here would write it."""
+    """A path relative to the current folder where it lies inside."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else relative
 
@@ -139,7 +139,7 @@ class Rounds:
                             news.append(path)
 
     def current_facts(self) -> dict[str, Facts]:
-        """With whom is taken by the files as they are left; at first nobody is."""
+        """The facts for every file, given the files as they are after the last round."""
         importers = self.project.importers(self.after, self.looked_up()) if self.done else {}
         static = self.project.importers(self.after) if self.done and self.lookups else importers
         facts = {}
@@ -239,7 +239,7 @@ class Rounds:
         return other in seen - {path}
 
     def heard(self, path: str, left: list[Diagnostic]) -> list[Diagnostic]:
-        """The reports that neither the settings nor a comment on the import silence."""
+        """The diagnostics that neither the settings nor a comment on the import silences."""
         silence = Silence(self.source[path], bare=not path.endswith(PROSE), is_python=path.endswith(PYTHON))
         return [
             entry
@@ -267,5 +267,5 @@ class Rounds:
         return found
 
     def results(self) -> list[Result]:
-        """Of the files that were given, in their order."""
+        """The results of the given files, in their order."""
         return [self.done[path] for path in self.given if path in self.done]

@@ -60,7 +60,7 @@ def migrate_all(tasks: Sequence[Task], jobs: int, limit: float) -> Iterator[Resu
 
 
 class Worker:
-    """One process and what it works on."""
+    """A process and its current task."""
 
     def __init__(self, others: list[Worker], limit: float) -> None:
         context: Any = multiprocessing.get_context(METHOD)
@@ -129,7 +129,7 @@ def finished(workers: list[Worker], limit: float) -> list[Worker]:
 def work(
     connection: Connection[Any, Any], others: list[Connection[Any, Any]], parent: int, limit: float
 ) -> None:
-    """Migrate what comes until the connection ends."""
+    """Migrate tasks until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     for name in ("SIGTERM", "SIGHUP", "SIGPROF"):
         if hasattr(signal, name):

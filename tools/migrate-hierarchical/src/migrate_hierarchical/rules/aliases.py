@@ -13,7 +13,7 @@ from ..removed_api import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
 
 
 def check_aliases(context: Context, changes: Changes) -> None:
-    """Mark removed names that such a call is given."""
+    """Report removed names in the arguments of such a call."""
     aliases = Aliases(context)
     if not aliases.are_made:
         return
@@ -95,7 +95,7 @@ class Aliases:
         return binding.kind != "import" and self.lead(binding.value, binding.scope, depth)
 
     def returned(self, call: cst.Call, scope: Scope, depth: int) -> bool:
-        """Whether a function of the file returns one."""
+        """Whether a function of the file returns such a callable."""
         bindings = scope.lookup(call.func.value) if isinstance(call.func, cst.Name) else []
         for function in (each.node for each in bindings):
             if isinstance(function, cst.FunctionDef):
@@ -106,7 +106,7 @@ class Aliases:
 
 
 def parts_of(node: cst.CSTNode | None) -> list[cst.BaseExpression]:
-    """What an expression may give back, or wraps."""
+    """The expressions that an expression may return, or wraps."""
     if isinstance(node, cst.Call):
         return [arg.value for arg in node.args]  # partial(make), staticmethod(make)
     if isinstance(node, cst.IfExp):

@@ -21,7 +21,7 @@ DECIDERS: dict[str, Decide] = {}
 
 
 def rewrites(rule: str, *names: str) -> Callable[[Decide], Decide]:
-    """Register what decides about calls of these names of the package."""
+    """Register the function that decides about calls of these names of the package."""
 
     def register(decide: Decide) -> Decide:
         for name in names:

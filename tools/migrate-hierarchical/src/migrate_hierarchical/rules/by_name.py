@@ -59,7 +59,7 @@ class ByName:
         return False
 
     def is_set(self, target: cst.BaseExpression, names: frozenset[str]) -> bool:
-        """Whether an attribute or an item that is assigned may reach the package."""
+        """Whether an assigned attribute or item may reach the package."""
         if isinstance(target, cst.Subscript):
             return key_of(target) in names and self.reach.may_reach()
         if not isinstance(target, cst.Attribute) or target.attr.value not in names:

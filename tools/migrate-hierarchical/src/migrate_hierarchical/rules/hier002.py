@@ -58,7 +58,7 @@ def config_factory(context: Context, changes: Changes, use: Use) -> Rewrite:
 
 
 def config_misfit(arguments: Arguments) -> Diagnostic | None:
-    """A call that never was possible."""
+    """Why a call never worked; None if it did."""
     unknown = [name for name in arguments.named if name not in PARAMETERS[REMOVED_CONFIG]]
     if unknown:
         return Diagnostic("HIER111", f"{REMOVED_CONFIG} took no {unknown[0]}")

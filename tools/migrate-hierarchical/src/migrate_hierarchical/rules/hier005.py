@@ -60,7 +60,7 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
 def without_keyword(
     context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, rule: str, form: str
 ) -> Decision:
-    """Another variant never looked at hierarchical_config: only the argument goes."""
+    """Other variants never read hierarchical_config: only the argument is removed."""
     keeps_name = isinstance(use.node, cst.Name)
     # a member of a module: that may be one which is gone
     function = call.func if keeps_name else changes.name(use, use.name)

@@ -25,7 +25,7 @@ WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class Replace(cst.CSTTransformer):
-    """Puts new nodes in place of old ones."""
+    """Replaces nodes by others."""
 
     def __init__(self, new: dict[cst.CSTNode, cst.BaseExpression]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Replace(cst.CSTTransformer):
 
 
 def rename_types(context: Context, changes: Changes, node: cst.SimpleString) -> bool:
-    """Rename in a string that is a type; True if the string needs nothing more."""
+    """Rename the types in a string annotation; True if the string needs no further check."""
     text = string_value(node)
     if text is None:
         return False
@@ -66,7 +66,7 @@ def rename_types(context: Context, changes: Changes, node: cst.SimpleString) -> 
 
 
 def name_of_star(context: Context, node: cst.SimpleString, text: str) -> str | None:
-    """The removed name in a text that only the star of a module of the user's own gives."""
+    """The removed name in a text that comes only from a star import of the user's own module."""
     given, scope = context.source.again_by_star, context.source.scope_of[node]
     words = (
         word for word in WORD.findall(text) if given.get(word) in REMOVED_NAMES and not scope.lookup(word)
@@ -75,7 +75,7 @@ def name_of_star(context: Context, node: cst.SimpleString, text: str) -> str | N
 
 
 def names_ours(context: Context, node: cst.SimpleString, text: str) -> bool:
-    """Whether a word of a text leads to the package, and the text to a removed name."""
+    """Whether a word of a text refers to the package, and the text to a removed name."""
     scope = context.source.scope_of[node]
     for word in set(WORD.findall(text)):
         for binding in scope.lookup(word):
@@ -90,7 +90,7 @@ def names_ours(context: Context, node: cst.SimpleString, text: str) -> bool:
 def renamed(
     context: Context, changes: Changes, node: cst.SimpleString, text: str, depth: int
 ) -> cst.SimpleString | None:
-    """The string with the removed types renamed, itself if there are none; None if that cannot be said."""
+    """The string with the removed types renamed, or itself if there are none; None if this cannot be decided."""
     source = context.source
     inner = text.strip()
     if node.raw_value != text or depth > QUOTE_DEPTH:
@@ -159,7 +159,7 @@ def rename_export(context: Context, changes: Changes, node: cst.SimpleString) ->
 
 
 def check_types(context: Context, changes: Changes) -> None:
-    """Rename in every string that is a type or an export; the rest is the other checks'."""
+    """Rename in every string that is an annotation or an entry of `__all__`; other checks handle the rest."""
     for node in context.source.strings:
         role = context.roles.of(node)
         if role == ALL:
@@ -204,7 +204,7 @@ def is_keyword(node: cst.CSTNode, name: str) -> bool:
 
 
 def repeats(context: Context, use: Use) -> cst.Tuple | None:
-    """The tuple of classes around a removed one that holds its successor too."""
+    """The tuple around a removed class, if it also contains its successor."""
     container = context.source.parents[context.source.parents[use.node]]
     if not isinstance(container, cst.Tuple):
         return None
@@ -214,7 +214,7 @@ def repeats(context: Context, use: Use) -> cst.Tuple | None:
 
 
 def without_repeats(classes: cst.Tuple) -> cst.BaseExpression:
-    """A tuple of classes with each of them once; the class itself where one is left."""
+    """The tuple without repeated classes; the class itself if only one remains."""
     kept: dict[str, cst.BaseElement] = {}
     for element in classes.elements:
         kept.setdefault(cst.Module([]).code_for_node(element.value), element)

@@ -71,7 +71,7 @@ class ImportEditor:
         }
 
     def edits(self) -> dict[ImportStatement, Edit]:
-        """For every import statement that changes, what takes its place."""
+        """The replacement of every import statement that changes."""
         result: dict[ImportStatement, Edit] = {}
         for statement in self.source.imports:
             if self.is_meant_to_fail(statement):
@@ -102,7 +102,7 @@ class ImportEditor:
     # ---- what the file still reads
 
     def still_read(self) -> set[Binding]:
-        """Import bindings whose names are read by something that stays."""
+        """The imports whose names are still read after the changes."""
         read: set[Binding] = set(self.changes.kept)
         for node in self.source.names:
             if node not in self.changes.used:
@@ -115,12 +115,12 @@ class ImportEditor:
         return read
 
     def is_passed(self, binding: Binding) -> bool:
-        """Whether a use that stays as it is, because a rule is not wanted there, needs an import."""
+        """Whether an import is needed by a use that stays because its rule is switched off."""
         passed = self.changes.passed - self.changes.used
         return any(binding in self.source.scope_of[node].lookup(node.value) for node in passed)
 
     def is_wanted(self, alias: cst.ImportAlias, binding: Binding | None) -> bool:
-        """Whether another file goes on importing the name from here."""
+        """Whether another file still imports the name from this one."""
         wanted = binding is not None and binding.scope.kind == "module"
         return wanted and local_name(alias) in self.source.facts.wanted
 
@@ -189,7 +189,7 @@ class ImportEditor:
             self.changes.leave(statement, "HIER114", f"* of {PACKAGE}.{below}")
 
     def edit_star(self, statement: cst.ImportFrom) -> Edit | None:
-        """New names beside the star of a module of the user's own."""
+        """New names beside a star import of the user's own module."""
         aliases: list[cst.ImportAlias] = []
         for name, local in self.changes.needs.get(statement, {}).items():
             self.add(aliases, name, local)
@@ -262,7 +262,7 @@ class ImportEditor:
     def fate(
         self, statement: cst.ImportFrom, alias: cst.ImportAlias, binding: Binding, imported: str
     ) -> Literal["renamed", "kept", "gone"]:
-        """What becomes of the import of a removed name."""
+        """Decide what happens to the import of a removed name."""
         wants, detail, text = self.context.wants, "", ""
         in_use = binding in self.read
         rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
@@ -294,7 +294,7 @@ class ImportEditor:
         return "kept"
 
     def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
-        """Whether an import tells something even without its names: it tries the package, or is all of a block."""
+        """Whether an import matters even without its names: it tests for the package, or is all of a block."""
         if is_tried(statement, self.source):
             return True
         group = self.source.group(statement)
@@ -311,7 +311,7 @@ class ImportEditor:
         return True
 
     def given_by(self, statement: ImportStatement) -> set[str]:
-        """The names of the package that a statement imports, or will."""
+        """The names of the package that a statement imports now or after the changes."""
         given = set(self.changes.needs.get(statement, {}))
         if is_import_from(statement) and not isinstance(statement.names, cst.ImportStar):
             given.update(map(import_name, statement.names))
@@ -436,7 +436,7 @@ class ImportEditor:
 
     @staticmethod
     def closed(statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-        """The last name ends the list as the old one did; a comma after it only inside parentheses."""
+        """The names with the end of the old list; a trailing comma only inside parentheses."""
         assert not isinstance(statement.names, cst.ImportStar)
         if aliases[-1] in statement.names[:-1]:
             aliases = [*aliases[:-1], last_before(aliases[-1], statement.names[-1])]
@@ -450,7 +450,7 @@ def names_of(alias: cst.ImportAlias) -> tuple[str, str]:
 
 
 def is_tried(statement: ImportStatement, source: SourceIndex) -> bool:
-    """Whether code is run or not depending on an import: `try: ... except ImportError`, `suppress(ImportError)`."""
+    """Whether an import decides which code runs: `try: ... except ImportError`, `suppress(ImportError)`."""
     child: cst.CSTNode = statement
     parent = source.parents.get(child)
     while parent is not None and not isinstance(parent, cst.FunctionDef | cst.ClassDef | cst.Module):
@@ -478,7 +478,7 @@ def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlia
 
 
 def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
-    """White space without the comment in it."""
+    """The whitespace without its comment."""
     if isinstance(space, cst.ParenthesizedWhitespace):
         return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
     return space

@@ -23,7 +23,7 @@ HOLD_FIELDS = frozenset({"__dict__", "__dataclass_fields__"})
 
 
 def check_members(context: Context, changes: Changes) -> None:
-    """Mark members where the object is of a removed class, or nothing says that it is not."""
+    """Report members of objects that are, or may be, of a removed class."""
     if not (changes.has_use or any(use.name in REMOVED_NAMES for use in context.resolver)):
         if context.source.facts.kinds:  # a file with no more than values from other files
             check_known_members(context, changes)
@@ -45,7 +45,7 @@ def check_members(context: Context, changes: Changes) -> None:
 
 
 def check_known_members(context: Context, changes: Changes) -> None:
-    """Mark members where the object is surely of a removed class."""
+    """Report members of objects that are certainly of a removed class."""
     for node in context.source.attributes:
         scope = context.source.scope_of.get(leftmost(node.value))
         known = scope is not None and context.origins.kind(node.value, scope) is not None

@@ -27,7 +27,7 @@ KEPT_RATIO = 0.05  # an explicit ratio up to this was meant as sparse
 
 @dataclass
 class Old:
-    """How one form of the old API is read."""
+    """Describes one form of the old API."""
 
     rule: str
     parameters: Sequence[str]
@@ -39,7 +39,7 @@ class Old:
 
 @dataclass
 class Config:
-    """Where the pattern of the new module comes from."""
+    """The source of the new module's pattern."""
 
     expression: bool = False  # hierarchical_config holds one already: it becomes sparse_config
     block_size: Callable[[Arguments], cst.BaseExpression | None] = lambda arguments: None
@@ -55,7 +55,7 @@ def integer(node: cst.CSTNode | None) -> int | None:
 def block_sizes_of(
     node: cst.CSTNode | None, notes: list[str]
 ) -> tuple[BlockSizes, cst.BaseExpression | None]:
-    """A literal block size as it was and as the package takes it now, and its expression if that is another."""
+    """A literal block size before and after, and the new expression if it differs."""
     size = integer(node)
     if size is None:
         return BlockSizes(literal=node is None), None
@@ -68,7 +68,7 @@ def block_sizes_of(
 
 
 def ratio_of(node: cst.CSTNode | None) -> float | None:
-    """An explicit literal ratio that is kept."""
+    """The explicit literal ratio, if it is kept."""
     if isinstance(node, cst.Float | cst.Integer):
         value = float(node.evaluated_value)
         return value if 0 < value <= KEPT_RATIO else None
@@ -78,7 +78,7 @@ def ratio_of(node: cst.CSTNode | None) -> float | None:
 def module_call(
     context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, old: Old
 ) -> Decision:
-    """Rewrite a call that made a hierarchical module, or say why not."""
+    """Rewrite a call that created a hierarchical module, or say why not."""
     if arguments.problem:
         return Diagnostic("HIER111", arguments.problem)
     named = arguments.named
@@ -164,7 +164,7 @@ def module_call(
 def read_config(
     context: Context, use: Use, named: dict[str, cst.BaseExpression], old: Old, notes: list[str]
 ) -> Config | Diagnostic:
-    """What hierarchical_config holds."""
+    """Read hierarchical_config."""
     value = named.get("hierarchical_config")
     config = Config()
     if value is None or is_none(value):
@@ -191,7 +191,7 @@ def read_config(
 
 
 def is_written(context: Context, call: cst.Call) -> bool:
-    """Whether a pattern is what the codemod writes for a configuration."""
+    """Whether a pattern is the one that the codemod writes."""
     new = pattern_config(call.func, context.settings, Style(indent=None))
     given = read_arguments(call.args, PATTERN_PARAMETERS).named
     wanted = read_arguments(new.args, PATTERN_PARAMETERS).named
@@ -264,7 +264,7 @@ def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes:
 def segment_lengths(
     context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
 ) -> Callable[[cst.BaseExpression | None], cst.BaseExpression]:
-    """How the new segment_lengths are made of the old ones."""
+    """A function that builds the new segment_lengths from the old ones."""
     value = named.get("segment_lengths")
     if value is None or is_none(value):
         return lambda now: integers([DEFAULT_SEGMENT])

@@ -49,7 +49,7 @@ TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name",
 
 
 def check_strings(context: Context, changes: Changes) -> None:
-    """Report every string that leads to something that is gone."""
+    """Report every string that refers to something that is gone."""
     source = context.source
     reflects = context.is_concerned and (
         any(looks_up(context, call) for call in source.calls)
@@ -70,7 +70,7 @@ def may_be_removed_name(value: str) -> bool:
 
 
 class Text:
-    """A string in its place."""
+    """A string, its role and the call that it is passed to."""
 
     def __init__(
         self, context: Context, changes: Changes, node: cst.BaseExpression, value: str, reflects: bool
@@ -83,7 +83,7 @@ class Text:
 
 
 def leads_to_removed(text: Text) -> bool:
-    """Whether a string leads to something that is gone: as a path in any place, as a bare name by its role."""
+    """Whether a string refers to something that is gone: a path anywhere, a bare name depending on its role."""
     if text.role in HANDLED_ELSEWHERE:
         return False
     if is_imported(text) or is_loaded(text) or is_removed_path(text.value):
