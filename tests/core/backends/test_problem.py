@@ -48,6 +48,7 @@ def problem(mask: Tensor, **changes: Any) -> AttentionProblem:
         q=q, k=k, v=v, grid=BlockGrid(POSITIONS, POSITIONS, BLOCK, False), layout_batch=mask.shape[0],
         layout_heads=mask.shape[1], rows=rows, cols=cols, undilated=(rows, cols), q_offset=0, is_causal=False,
         softmax_scale=0.5, dropout_p=0.0, dilation=None, block_bias=None, key_padding_mask=None, seed=None,
+        sequences=Sequences(),
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
 

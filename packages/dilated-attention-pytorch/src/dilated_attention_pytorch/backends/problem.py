@@ -31,9 +31,6 @@ class Sequences(NamedTuple):
     """The end of the valid keys. None: kv_len."""
 
 
-ALL_ALIKE = Sequences()
-
-
 @dataclass(frozen=True, eq=False)
 class AttentionProblem:
     """One attention call.
@@ -84,7 +81,7 @@ class AttentionProblem:
     block_bias: Tensor | None
     key_padding_mask: Tensor | None
     seed: Tensor | None
-    sequences: Sequences = ALL_ALIKE
+    sequences: Sequences  # no default: Dynamo of torch 2.6 cannot trace one
     layout_batch: int = 1
     block_masks: BlockMasks | None = None
     prepared: tuple[Tensor, ...] = ()
