@@ -34,7 +34,7 @@ STAGES = tuple(range(2, 13))
 SHARED_KIB = 227  # shared memory that a program can use
 RESERVED = 512  # bytes that two programs lose each, in addition to what they allocate
 BARRIERS = 1024  # bytes, about the size of all small allocations of a kernel
-# Per pair and element of head_dim. Of a pass the whole backward is timed, with the other pass as it is.
+# Per pair and element of head_dim. For a pass of the backward, the whole backward is timed, the other pass unchanged.
 FLOPS = {"forward": 4, "dq": 10, "dkdv": 10}
 TOLERANCE = 0.01  # relative; results differ in rounding only
 Tiles = ForwardTiles | BackwardTiles
@@ -65,27 +65,27 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
 def shared_bytes(kernel: str, tiles: Tiles, head_dim: int, block: int) -> int:
     """Shared memory of a program, in bytes."""
     if isinstance(tiles, ForwardTiles):
-        places = tiles.slots * 128 + (tiles.k_stages + tiles.v_stages) * tiles.tile
-        return places * head_dim * 2 + BARRIERS
-    stats = 2 * 4 if kernel == "dkdv" else 0  # of a query
-    step, own = tiles.tile * (2 * head_dim * 2 + stats), 2 * 128 * head_dim * 2
-    return tiles.stages * step + tiles.slots * own + BARRIERS
+        n_tokens = tiles.slots * 128 + (tiles.k_stages + tiles.v_stages) * tiles.tile
+        return n_tokens * head_dim * 2 + BARRIERS
+    stats = 2 * 4 if kernel == "dkdv" else 0  # lse and delta of a query
+    step, kept = tiles.tile * (2 * head_dim * 2 + stats), 2 * 128 * head_dim * 2
+    return tiles.stages * step + tiles.slots * kept + BARRIERS
 
 
 def fits(kernel: str, tiles: Tiles, shared: int, block: int) -> bool:
     """Whether the tiles fit in shared memory, use most of it, and no option is redundant."""
     if isinstance(tiles, BackwardTiles):
         # the dq pass reads no lse from shared memory, and only steps of one block overlap
-        says_more = (kernel == "dq" and tiles.late_lse) or (tiles.tile == block and tiles.overlap_steps)
-        return SHARED_KIB * 512 <= shared <= SHARED_KIB * 1024 and not says_more
+        is_redundant = (kernel == "dq" and tiles.late_lse) or (tiles.tile == block and tiles.overlap_steps)
+        return SHARED_KIB * 512 <= shared <= SHARED_KIB * 1024 and not is_redundant
     if block == 64 and tiles.k_stages != tiles.v_stages:
-        return False  # two rows skip the tiles of both rings at one pace
+        return False  # the two rows skip tiles of both rings at the same pace
     if not 0 <= tiles.k_stages - tiles.v_stages <= 1 or (tiles.overlap == "none" and tiles.unroll != 2):
         return False  # only "intra_warpgroup" unrolls
     limit = SHARED_KIB * 1024 // tiles.programs - (RESERVED if tiles.programs > 1 else 0)
-    # two programs leave registers for tiles of 64 keys and no overlap of their own
-    wants_registers = tiles.programs > 1 and (tiles.overlap != "none" or tiles.tile > 64)
-    return limit // 2 <= shared <= limit and not wants_registers
+    # with two programs, registers suffice only for tiles of 64 keys without overlap
+    lacks_registers = tiles.programs > 1 and (tiles.overlap != "none" or tiles.tile > 64)
+    return limit // 2 <= shared <= limit and not lacks_registers
 
 
 def candidates(shape: Shape) -> list[Tiles]:

@@ -24,8 +24,8 @@ def candidates(shape: Shape, capability: tuple[int, int]) -> Iterator[Tiles]:
     kernel, head_dim, block_size = shape
     first = default_tiles(kernel, head_dim, block_size, 2, capability)
     yield first
-    own = [side for side in (64, 128) if side <= block_size]
-    for mine, other, num_warps, num_stages in itertools.product(own, (32, 64, 128), (4, 8), (2, 3, 4)):
+    kept_sides = [side for side in (64, 128) if side <= block_size]
+    for mine, other, num_warps, num_stages in itertools.product(kept_sides, (32, 64, 128), (4, 8), (2, 3, 4)):
         if other > max(block_size, 64) or (num_warps == 4 and mine * other > 64 * 64 and mine + other > 192):
             continue
         held = (1 if kernel == "forward" else 2) * mine * head_dim * 2

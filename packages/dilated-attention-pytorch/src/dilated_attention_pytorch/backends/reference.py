@@ -1,4 +1,4 @@
-"""The definition: a dense mask, one softmax over everything a query may see. Slow, plain PyTorch, differentiable."""
+"""The definition of the attention: a dense mask and one softmax per query. Slow, differentiable, plain PyTorch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .problem import AttentionProblem
 
 
 def block_entries(problem: AttentionProblem) -> Tensor:
-    """Block id of every block pair, -1 where inactive; int64 (layout_batch, layout_heads, n_rows, n_cols) of the layout."""
+    """Block id of every block pair of the layout, -1 where inactive; int64 (layout_batch, layout_heads, n_rows, n_cols)."""
     p, n_rows, n_cols = problem, problem.grid.n_rows, problem.grid.n_cols
     shape = (p.layout_batch, p.layout_heads, n_rows, n_cols)
     if p.entries is not None:
@@ -30,13 +30,13 @@ def positions(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     """Positions of the queries and of the keys, int64 (batch or 1, q_len) and (batch or 1, kv_len)."""
     p, device = problem, problem.q.device
     query, key = torch.arange(p.q_len, device=device)[None], torch.arange(p.kv_len, device=device)[None]
-    of_sequences = p.sequences
-    query = query + (p.q_offset if of_sequences.q_positions is None else of_sequences.q_positions[:, None])
-    return query, key if of_sequences.kv_starts is None else key - of_sequences.kv_starts[:, None]
+    q_positions, kv_starts = p.sequences.q_positions, p.sequences.kv_starts
+    query = query + (p.q_offset if q_positions is None else q_positions[:, None])
+    return query, key if kv_starts is None else key - kv_starts[:, None]
 
 
 def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
-    """Bool mask, broadcastable to (batch, num_heads, q_len, kv_len), and the bias of every token pair."""
+    """Bool mask of the visible keys, broadcastable to (batch, num_heads, q_len, kv_len), and the bias per token pair."""
     p, device, block_size = problem, problem.q.device, problem.block_size
     head = torch.arange(p.num_heads, device=device)[:, None, None]
     query, key = (x[:, None] for x in positions(p))  # (batch or 1, 1, tokens)
@@ -46,14 +46,14 @@ def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
 
     # (layout_batch or batch or 1, num_heads, q_len, kv_len)
     element = torch.arange(p.layout_batch, device=device)[:, None, None, None]
-    of_layout = head // (p.num_heads // p.layout_heads)
+    layout_head = head // (p.num_heads // p.layout_heads)
     row, col = row.clamp(0, p.grid.n_rows - 1), col.clamp(0, p.grid.n_cols - 1)
-    entries = block_entries(p)[element, of_layout, row, col].masked_fill(~inside, -1)
+    entries = block_entries(p)[element, layout_head, row, col].masked_fill(~inside, -1)
     visible = entries >= 0
     if p.block_masks is not None:
         mask_id = p.block_masks.ids[entries.clamp(min=0)].long()
-        counts = p.block_masks.table[mask_id.clamp(min=0), query % block_size, key % block_size]
-        visible = visible & (counts | (mask_id < 0))
+        allowed = p.block_masks.table[mask_id.clamp(min=0), query % block_size, key % block_size]
+        visible = visible & (allowed | (mask_id < 0))
     if p.is_causal:
         visible = visible & (key <= query)
     if p.dilation is not None:
@@ -69,20 +69,20 @@ def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
         return visible, None
     n_elements = max(p.block_bias.shape[0], entries.shape[0])
     bias = p.block_bias.expand(n_elements, p.num_heads, -1)
-    place = entries.clamp(min=0).flatten(2).expand(n_elements, -1, -1)
-    bias = bias.gather(2, place).unflatten(2, (p.q_len, p.kv_len))
-    hides = bias == -torch.inf
-    return visible & ~hides, bias.masked_fill(hides, 0.0)
+    index = entries.clamp(min=0).flatten(2).expand(n_elements, -1, -1)
+    bias = bias.gather(2, index).unflatten(2, (p.q_len, p.kv_len))
+    hidden = bias == -torch.inf
+    return visible & ~hidden, bias.masked_fill(hidden, 0.0)
 
 
 def padding(problem: AttentionProblem) -> Tensor | None:
-    """Bool (batch, kv_len), True where a key is none; None where all are."""
-    p, place = problem, torch.arange(problem.kv_len, device=problem.q.device)
+    """Bool (batch, kv_len), True for padded keys; None if there is no padding."""
+    p, index = problem, torch.arange(problem.kv_len, device=problem.q.device)
     parts = [] if p.key_padding_mask is None else [p.key_padding_mask]
     if p.sequences.kv_lengths is not None:
-        parts.append(place >= p.sequences.kv_lengths[:, None])
+        parts.append(index >= p.sequences.kv_lengths[:, None])
     if p.sequences.kv_starts is not None:
-        parts.append(place < p.sequences.kv_starts[:, None])
+        parts.append(index < p.sequences.kv_starts[:, None])
     return functools.reduce(torch.logical_or, parts) if parts else None
 
 
@@ -98,36 +98,42 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def scores_of(problem: AttentionProblem, q: Tensor, k: Tensor) -> Tensor:
-    """q k^T scaled, (batch, num_heads, q_len, kv_len).
+    """softmax_scale * q k^T, (batch, num_heads, q_len, kv_len).
 
-    A key that is not finite is added as a constant: multiplied by the zero gradients of the rows that do not see it,
-    it would make theirs NaN as well.
+    Scores of a key that is not finite are added as constants: in the backward, the zero gradients of queries that do
+    not see the key would otherwise be multiplied by NaN or infinity.
     """
     k = k.repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
-    bad = ~k.isfinite().all(-1, keepdim=True)
-    scores = torch.einsum("bihd,bjhd->bhij", q, k.masked_fill(bad, 0.0))
-    raw = torch.einsum("bihd,bjhd->bhij", q.detach(), k.detach())
-    return (scores + raw.masked_fill(~bad.permute(0, 2, 3, 1), 0.0)) * problem.softmax_scale
+    not_finite = ~k.isfinite().all(-1, keepdim=True)
+    scores = torch.einsum("bihd,bjhd->bhij", q, k.masked_fill(not_finite, 0.0))
+    constant = torch.einsum("bihd,bjhd->bhij", q.detach(), k.detach())
+    return (scores + constant.masked_fill(~not_finite.permute(0, 2, 3, 1), 0.0)) * problem.softmax_scale
 
 
 def weighted_values(problem: AttentionProblem, weights: Tensor, visible: Tensor, v: Tensor) -> Tensor:
-    """weights v, (batch, q_len, num_heads, v_head_dim); values that are not finite reach the rows that see them only."""
+    """weights v, (batch, q_len, num_heads, v_head_dim).
+
+    A value that is not finite only affects queries that see it: 0 * NaN would spread it to all of them.
+    """
     v = v.repeat_interleave(problem.num_heads // problem.num_kv_heads, dim=2)
-    bad = ~v.isfinite()
-    out = torch.einsum("bhij,bjhd->bihd", weights, v.masked_fill(bad, 0.0))
-    seen = torch.einsum("bhij,bjhd->bihd", visible.to(v.dtype).expand_as(weights), bad.to(v.dtype)) > 0
-    raw = torch.einsum("bhij,bjhd->bihd", weights.detach(), v.detach().masked_fill(~bad, 0.0))
-    return out + raw.masked_fill(~seen, 0.0)
+    not_finite = ~v.isfinite()
+    out = torch.einsum("bhij,bjhd->bihd", weights, v.masked_fill(not_finite, 0.0))
+    is_reached = (
+        torch.einsum("bhij,bjhd->bihd", visible.to(v.dtype).expand_as(weights), not_finite.to(v.dtype)) > 0
+    )
+    constant = torch.einsum("bhij,bjhd->bihd", weights.detach(), v.detach().masked_fill(~not_finite, 0.0))
+    return out + constant.masked_fill(~is_reached, 0.0)
 
 
 def attention_weights(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """Weights after dropout (batch, num_heads, q_len, kv_len) and lse (batch, num_heads, q_len), at least float32."""
+    """Weights after dropout (batch, num_heads, q_len, kv_len) and lse (batch, num_heads, q_len), float32 or float64."""
     with without_autocast(problem.q.device):
         weights, lse, _ = weights_lse_and_visible(problem)
     return weights, lse
 
 
 def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """As `attention_weights`, and the mask of the visible keys."""
     dtype = torch.promote_types(problem.q.dtype, torch.float32)
     visible, bias = visible_and_bias(problem)
     scores = scores_of(problem, problem.q.to(dtype), zero_padding(problem, problem.k).to(dtype))
@@ -149,7 +155,7 @@ def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, 
 
 
 def attention_reference(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """out (batch, q_len, num_heads, v_head_dim) in q's dtype, and lse."""
+    """out (batch, q_len, num_heads, v_head_dim) in q's dtype, and lse (batch, num_heads, q_len)."""
     with without_autocast(problem.q.device):
         weights, lse, visible = weights_lse_and_visible(problem)
         v = zero_padding(problem, problem.v).to(weights.dtype)

@@ -47,13 +47,13 @@ def make_batch(text: Tensor, context: int, batch_size: int, generator: torch.Gen
     tokens, targets = pieces[:, :-1].clone(), pieces[:, 1:].clone()
 
     n_first = context // PASSKEY_SHARE
-    place = torch.randint(n_first, (batch_size, 1), generator=generator)
+    position = torch.randint(n_first, (batch_size, 1), generator=generator)
     letter = torch.randint(len(PASSKEYS), (batch_size, 1), generator=generator)
     n_questions = context // TOKENS_PER_QUESTION
     questions = torch.rand(batch_size, context - n_first, generator=generator).topk(n_questions).indices
     questions += n_first
 
-    tokens.scatter_(1, place, FIRST_PASSKEY + letter)
+    tokens.scatter_(1, position, FIRST_PASSKEY + letter)
     tokens.scatter_(1, questions, QUESTION)
     targets.scatter_(1, questions, (ord(PASSKEYS[0]) + letter).expand_as(questions))
     is_answer = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, questions, True)

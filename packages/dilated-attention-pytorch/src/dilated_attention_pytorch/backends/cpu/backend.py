@@ -44,7 +44,7 @@ class CpuBackend(Backend):
                 return unfused.forward(problem, buffers)
             if decode.suits(problem):
                 return decode.forward(problem, buffers)
-            plan = one_call_plan(problem, problem.k, problem.v)
+            plan = usable_plan(problem, problem.k, problem.v)
             if plan is not None:
                 return one_call.forward(problem, plan, buffers)
             if suits_row_by_row(problem):
@@ -58,7 +58,7 @@ class CpuBackend(Backend):
         with plain_arithmetic(), kept_buffers() as buffers:
             if not fits_fused_kernel(problem) or grad_lse is not None:
                 return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers)
-            plan = one_call_plan(problem, problem.q, problem.k, problem.v, grad_out)
+            plan = usable_plan(problem, problem.q, problem.k, problem.v, grad_out)
             if plan is not None:
                 return one_call.backward(problem, plan, out, lse, grad_out, buffers)
             if suits_row_by_row(problem):
@@ -80,7 +80,7 @@ def plain_arithmetic() -> Iterator[None]:
             yield
 
 
-def one_call_plan(problem: AttentionProblem, *multiplied: Tensor) -> CallPlan | None:
+def usable_plan(problem: AttentionProblem, *multiplied: Tensor) -> CallPlan | None:
     """The plan of a problem that is computed in one kernel call, or None.
 
     None also if the plan masks whole blocks and `multiplied` (tensors of which masked rows enter a product) holds NaN
