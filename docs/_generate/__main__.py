@@ -7,10 +7,12 @@ the site.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the layouts are small: threads only wait for each other
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
