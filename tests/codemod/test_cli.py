@@ -406,3 +406,11 @@ def test_marks_keep_within_the_lines_of_the_project(
     for more in ([], ["--line-length", "300"]):
         assert main([*more, str(tmp_path)]) == 2
         assert path.read_text() == text
+
+
+def test_part_of_an_option_is_no_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.py"
+    file.write_text(before := "from dilated_attention_pytorch import HierarchicalConfig\n")
+    assert main(["--out=json", str(file)]) == 2
+    assert "unrecognized arguments: --out=json" in capsys.readouterr().err
+    assert file.read_text() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from migrate_hierarchical import atomic_write
+from migrate_hierarchical import atomic_write, engine
 from migrate_hierarchical.cli import main
 from migrate_hierarchical.engine import migrate_bytes
 from migrate_hierarchical.settings import Settings
@@ -338,3 +339,15 @@ def test_an_error_of_the_tool_does_not_stop_the_other_files(tmp_path: Path, monk
     assert "a.py: error: left alone after an error of this tool" in capsys.readouterr().out
     assert (tmp_path / "a.py").read_bytes() == b"# first\n" + USE
     assert (tmp_path / "b.py").read_bytes() != USE
+
+
+def test_large_data_file_is_named_and_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engine, "DATA_BYTES", 1000)
+    (tmp_path / "words.json").write_text(json.dumps(["hierarchical"] * 100))
+    (tmp_path / "other.json").write_text(json.dumps(["words"] * 1000))
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "words.json: note: larger than 10 MiB: not searched for removed names" in out
+    assert "other.json" not in out

@@ -66,6 +66,7 @@ class HelpFormatter(argparse.HelpFormatter):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="migrate-hierarchical",
+        allow_abbrev=False,  # --out=json would otherwise be --output-format, and the run would write
         formatter_class=HelpFormatter,
         description="Rewrite every use of the hierarchical attention that dilated-attention-pytorch removed.",
         epilog="Exit status: 0 nothing left to do, 1 --check or --diff would change something, "
@@ -322,6 +323,7 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
     run.notes += [(folder, SKIPPED) for folder in found.skipped]
     read = read_files(found.files, found.scripts, settings)
     run.errors += read.errors
+    run.notes += read.notes
     run.results += read.results
     settings = replace(settings, uses_package=read.uses_package)
     results, notes = migrate_hits(

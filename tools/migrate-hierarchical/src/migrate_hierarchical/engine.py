@@ -26,10 +26,15 @@ def may_hold_use(path: str, data: bytes) -> bool:
             return False
         return GONE.search(data) is not None or (path.endswith(PYTHON) and takes_constant(path, data))
     if path.endswith(PLAIN):
-        return len(data) <= DATA_BYTES
+        return not is_too_large(path, data)
     if PACKAGE.encode() in data or TODO.encode() in data:
         return True
     return PACKAGE in path.replace(os.sep, "/").split("/")
+
+
+def is_too_large(path: str, data: bytes) -> bool:
+    """Whether a data file with a removed name is too large to be searched, as datasets are."""
+    return len(data) > DATA_BYTES and path.endswith(PLAIN) and NEEDLE in data and SKIP_FILE not in data
 
 
 def names_package(path: str, data: bytes) -> bool:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from .discovery import PLAIN
 from .documents.result import Result
-from .engine import may_hand_on, may_hold_use, migrate_script, names_package, read_file
+from .engine import is_too_large, may_hand_on, may_hold_use, migrate_script, names_package, read_file
 from .facts import Facts
+from .limits import DATA_BYTES
 from .line_length import LineLengths
 from .settings import Settings
 
+TOO_LARGE = f"larger than {DATA_BYTES >> 20} MiB: not searched for removed names"
 Watch = Callable[[Iterator[Result], int], Iterable[Result]]
 
 
@@ -23,6 +25,7 @@ class Found:
     hits: list[tuple[str, bytes]] = field(default_factory=list)  # files with a use
     results: list[Result] = field(default_factory=list)  # of scripts, which are reported only
     errors: list[tuple[str, str]] = field(default_factory=list)  # files that cannot be read, and why
+    notes: list[tuple[str, str]] = field(default_factory=list)  # data files that are not searched, and why
     uses_package: bool = False
     hands_on: bool = False  # a file without a use may give names of the package to another one
 
@@ -41,6 +44,8 @@ def read_files(files: list[str], scripts: set[str], settings: Settings) -> Found
             found.results.append(migrate_script(path, data, settings))
         elif may_hold_use(path, data):
             found.hits.append((path, data))
+        elif is_too_large(path, data):
+            found.notes.append((path, TOO_LARGE))
         elif not found.hands_on and may_hand_on(path, data):
             found.hands_on = True
     return found
