@@ -1,4 +1,4 @@
-"""Every private name of PyTorch that this package uses, and nothing else of the package uses one.
+"""Every private name of PyTorch that this package uses, but for two operators in backends/cpu/fused_kernel.py.
 
 Names that every call needs are bound to the C function itself: a Python function around it costs as much again. Callers
 write `_torch_internals.name(...)`, so a test replaces a name in one place.
