@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from . import __version__, streams
 from .documents.result import Result
 from .engine import may_hold_use
-from .runner import Watch, migrate_hits, read_files, write
+from .runner import Watch, migrate_hits, read_files, write_all
 from .settings import Settings, UsageError, load, suggestion
 
 WORTH_A_BAR = 8  # files with a use; fewer are done before one would look
@@ -330,9 +330,9 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
         options.paths, found.files, read.hits, settings, progress(options), hands_on=read.hands_on
     )
     run.notes += notes
+    if run.wrote:
+        write_all(results)
     for result in results:
-        if run.wrote and result.new is not None:
-            write(result)
         run.results.append(result)
         if options.diff:
             write_diff(result)

@@ -24,6 +24,7 @@ FORK = "defines the removed names itself, so it is their home and left as it is"
 TOO_LARGE = "too large to see what it imports from the other files and they from it"
 TOO_MANY = f"has more than {PROJECT_FILES:,} files: who imports from the files of this run was not looked for"
 
+Importers = dict[str, dict[str, list[str]]]  # stem of a module -> its names -> who takes them
 Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
 
 
@@ -218,12 +219,14 @@ class Rounds:
 
     def takers(self, path: str, state: dict[str, ModuleIndex]) -> dict[str, list[str]]:
         """The names of a file that its migration takes away, and for each the files that take it from there."""
+        return self.taken_away(path, self.project.seen_as(self.before).importers(state))
+
+    def taken_away(self, path: str, importers: Importers) -> dict[str, list[str]]:
         old, new = self.project.seen_as(self.before), self.project.seen_as(self.after)
         key = stem(path)
-        taken = old.importers(state).get(key, {})
         return {
             name: paths
-            for name, paths in taken.items()
+            for name, paths in importers.get(key, {}).items()
             if old.of_module(key, name) not in (None, MISSING, new.of_module(key, name))
         }
 
@@ -267,5 +270,10 @@ class Rounds:
         return found
 
     def results(self) -> list[Result]:
-        """The results of the given files, in their order."""
+        """The results of the given files, in their order, with the files that are to be written before each."""
+        importers = self.project.seen_as(self.before).importers(self.before)
+        for path, result in self.done.items():
+            if path in self.given and result.new is not None and importers.get(stem(path)):
+                takers = {other for paths in self.taken_away(path, importers).values() for other in paths}
+                result.takers = sorted(self.given[other] for other in takers if other in self.given)
         return [self.done[path] for path in self.given if path in self.done]

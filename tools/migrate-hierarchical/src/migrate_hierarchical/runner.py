@@ -80,6 +80,30 @@ def migrate_hits(
     return migrate_project(paths, files, hits, contents or dict(hits), settings, migrate)
 
 
+def write_all(results: list[Result]) -> None:
+    """Write the changed files, each after those that import from it.
+
+    A module whose importers are old would lack what they import, and a later run could not tell what they mean. So one
+    is left as it is where an importer cannot be written.
+    """
+    by_path = {result.path: result for result in results}
+    seen: set[str] = set()
+    for first in results:
+        pending = [(first, False)]
+        while pending:
+            result, are_takers_written = pending.pop()
+            if are_takers_written:
+                failed = [path for path in result.takers if path in by_path and by_path[path].error]
+                if failed:
+                    leave(result, f"left as it is: {failed[0]} imports from it and cannot be changed")
+                else:
+                    write(result)
+            elif result.path not in seen and result.new is not None:
+                seen.add(result.path)
+                pending.append((result, True))
+                pending += [(by_path[path], False) for path in result.takers if path in by_path]
+
+
 def write(result: Result) -> None:
     from .atomic_write import write_atomically
 
@@ -89,9 +113,14 @@ def write(result: Result) -> None:
             raise OSError("it changed while this ran; run again")
         write_atomically(result.path, result.new)
     except OSError as error:
-        result.error, result.new = f"cannot be written: {error.strerror or error}", None
-        for entry in (*result.rewritten, *result.left):
-            entry.new_line = None  # the file is the old one
+        leave(result, f"cannot be written: {error.strerror or error}")
+
+
+def leave(result: Result, why: str) -> None:
+    """A file that stays as it was."""
+    result.error, result.new = why, None
+    for entry in (*result.rewritten, *result.left):
+        entry.new_line = None
 
 
 def migrate_all(
