@@ -75,7 +75,7 @@ def without_modes() -> Iterator[None]:
 
 
 def call_below_autograd(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
-    """What an operator returns when its dispatch goes on behind the key Autograd."""
+    """Call an operator below autograd: continue dispatch after the Autograd key."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 

@@ -38,7 +38,7 @@ def leading(project: Modules, key: str, names: Iterable[str]) -> set[str]:
 
 
 def leads(project: Modules, key: str, name: str, seen: Names, others: Names) -> bool:
-    """Whether a name of a module does; notes in `seen` what was asked about."""
+    """Whether a name of a module leads to such a callable; adds every name it looks at to `seen`."""
     pending = [(key, name)]
     while pending:
         each = pending.pop()

@@ -28,7 +28,7 @@ LOCAL_ROUNDS = 3  # from one name of a file to the next
 
 
 def carried(project: Project, paths: Iterable[str]) -> dict[str, frozenset[str]]:
-    """For each of these files that asks for a name that is no literal: the names that other files keep a removed one by."""
+    """For each file that passes a variant, preset or pattern by name: the names under which others store a removed one."""
     asking = [path for path in paths if path.endswith(PYTHON + NOTEBOOK) and asks(path, project.data[path])]
     if not asking:
         return {}

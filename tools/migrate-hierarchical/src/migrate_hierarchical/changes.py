@@ -63,8 +63,8 @@ class Demand:
 class Changes:
     """The changes decided so far for one file.
 
-    With a part of the rules, `whole` holds those that all of them would make: an import is put where they have it, so
-    that what one rule leaves is what the others expect, in whatever order they are run.
+    If only some rules are selected, `whole` holds the changes of all rules. Imports go where `whole` has them, so rules
+    that run one by one, in any order, give the same file.
     """
 
     def __init__(self, context: Context, whole: Changes | None = None) -> None:

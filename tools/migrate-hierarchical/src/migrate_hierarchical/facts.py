@@ -24,12 +24,12 @@ class Facts:
     carried: frozenset[str] = frozenset()
     # dotted paths as the file writes them, or names that a star gives, that lead to callables of the package
     callables: frozenset[str] = frozenset()
-    # of those wanted, names that no file imports, but one looks up while it runs
+    # names in `wanted` that no file imports but one looks up at run time
     looked_up: frozenset[str] = frozenset()
-    # of those wanted, names that only files import where a person has silenced a rule
+    # names in `wanted` that are needed only by files where a comment silences the rule
     quiet: frozenset[str] = frozenset()
 
-    # name of the file's own module -> a file that takes it until it is migrated itself, which waits for this one
+    # name of the file's own module -> a file that still imports it and is migrated after this one
     awaited: dict[str, str] = field(default_factory=dict)
 
     def taken(self, name: str) -> str:

@@ -167,7 +167,7 @@ class Project:
             rest = [path for path in rest if path not in taken]
 
     def handed_on(self, paths: list[str]) -> tuple[set[bytes], set[bytes], set[str]]:
-        """What files hand on: names without the needle, last parts of the modules' names, folders of packages."""
+        """What other files may import from these: names, last parts of module names, package folders."""
         names: set[bytes] = set()
         modules: set[bytes] = set()
         tops: set[str] = set()
@@ -264,7 +264,7 @@ class Project:
         return (self.tables or {}).get(key, {})
 
     def extend_tables(self, paths: Iterable[str]) -> list[str]:
-        """Find the names of the API in modules, and anew in those that take names from them; which have others now."""
+        """Find the API names of modules, and of those that import from a changed one; the files whose names changed."""
         tables = self.tables = {} if self.tables is None else self.tables
         waiting = dict.fromkeys(map(stem, paths))
         for path in paths:
@@ -463,7 +463,9 @@ class Project:
                     stars.setdefault(key, []).append(path)
                 else:
                     found.setdefault(key, {}).setdefault(name, []).append(path)
-        for _ in range(NAME_CHANGES):  # what is taken from a module that has it from a star, is taken there
+        for _ in range(
+            NAME_CHANGES
+        ):  # a name that a module has from a star import counts as taken from the star's source
             size = sum(len(names) for names in found.values())
             for key, paths in stars.items():
                 for path in paths:

@@ -180,7 +180,7 @@ class Rounds:
     # ---- what has to wait
 
     def hold_back(self) -> None:
-        """Leave a module as it is, for as long as a file that is not given takes from it what would change."""
+        """Do not change a module while a file outside this run imports a name from it that the change would remove."""
         held: set[str] = set()
         parted: set[str] = set()
         while True:
@@ -201,7 +201,7 @@ class Rounds:
                 result.new, result.rewritten, result.left = None, [], self.heard(path, waits[path])
 
     def migrate_in_part(self, path: str, written: dict[str, ModuleIndex]) -> bool:
-        """Migrate a file except for the imports that others take from it, where these wait for this one in their turn.
+        """Migrate a file but keep the imports that other files take, if those files in turn wait for this one.
 
         Otherwise files that take names from one another could only be migrated together.
         """
@@ -231,7 +231,7 @@ class Rounds:
         }
 
     def waits_for(self, path: str, other: str) -> bool:
-        """Whether the migration of a file has to wait for another one, over others too."""
+        """Whether a file must wait for another one, directly or through other files."""
         seen: set[str] = set()
         pending = [path]
         while pending:
@@ -251,7 +251,7 @@ class Rounds:
         ]
 
     def waits(self, written: dict[str, ModuleIndex]) -> dict[str, list[Diagnostic]]:
-        """The changed modules of which files take a name that is no longer what it was, with one file for each name."""
+        """The changed modules from which a file imports a name whose meaning changed, with one such file for each name."""
         old, new = self.project.seen_as(self.before), self.project.seen_as(written)
         found: dict[str, list[Diagnostic]] = {}
         for key, taken in sorted(new.importers(written).items()):

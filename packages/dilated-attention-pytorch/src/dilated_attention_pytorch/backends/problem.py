@@ -35,10 +35,11 @@ class Sequences(NamedTuple):
 class AttentionProblem:
     """One attention call.
 
-    A layout is over positions. Query i of batch element b is at position ``i + q_offset``, or ``i + q_positions[b]``, and
-    key j at ``j - kv_starts[b]``. Row r of the layout holds the positions of block ``grid.first_row + r``, column c those
-    of block c; a query or key that is at none of them sees nothing, or is seen by none. Head h uses the lists of layout
-    head ``h // (num_heads // layout_heads)`` and kv head ``h // (num_heads // num_kv_heads)``.
+    Rows and columns of a layout are blocks of positions. Query i of batch element b is at position ``i + q_offset``,
+    or ``i + q_positions[b]``, and key j at ``j - kv_starts[b]``. Row r of the layout holds the positions of block
+    ``grid.first_row + r``, column c those of block c; a query or key that is at none of them sees nothing, or is seen
+    by none. Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head ``h // (num_heads
+    // num_kv_heads)``.
 
     Attributes:
         q: (batch, q_len, num_heads, head_dim), any strides, as of k and v.

@@ -23,8 +23,8 @@ MAX_GATHERED_BYTES = 2**26
 class Links:
     """Which columns a block row of any head sees: `rows` and `cols`, int64 (n,), sorted by row, no pair twice.
 
-    `sources` (m, 2) and `levels`, each (m', 2): a layer more is `x[sources]` with its pairs ORed, then the same with
-    each level, which halves what is left of every row.
+    `sources` (m, 2) and `levels`, each (m', 2): to add a layer, gather `x[sources]` and OR each pair; repeat with every
+    level. Each level halves the rows that are left to combine.
     """
 
     rows: Tensor
@@ -54,7 +54,7 @@ def make_links(grid: BlockGrid, rows: Tensor, cols: Tensor) -> Links:
 def halvings(lengths: Tensor) -> Iterator[Tensor]:
     """Pairs of places, (m, 2), that halve consecutive pieces of these lengths until each has one element.
 
-    The last of an odd number is paired with itself, which an OR does not mind. There is always one level at least.
+    The last of an odd number is paired with itself, which leaves its bits unchanged. There is always at least one level.
     """
     while True:
         starts, halves = lengths.cumsum(0) - lengths, (lengths + 1) // 2

@@ -98,7 +98,7 @@ class Origins:
         return known.get(whole + "()" if call else whole)
 
     def of_ways(self, ways: tuple[cst.BaseExpression, ...], scope: Scope, depth: int) -> str | None:
-        """What one of several expressions gives; `config or HierarchicalConfig()` tells what config is for."""
+        """The kind that all alternatives share; in `config or HierarchicalConfig()` the second decides."""
         return agreed(
             ["none" if self.is_unset(way, scope) else self.kind(way, scope, depth + 1) for way in ways]
         )

@@ -282,7 +282,7 @@ HANDLERS: dict[type, Handler] = {
     cst.Arg: Roles.argument,
     **dict.fromkeys(syntax("TypeAlias", "TypeVar", "TypeParam"), Roles.parameter_of_type),
 }
-# Nodes whose role that of their parent decides.
+# Nodes whose role depends on their parent's role.
 THROUGH = frozenset(
     {
         cst.Element,

@@ -90,7 +90,7 @@ class Blocks:
                     piece = piece.removesuffix(newline)
                 result[i] = unmask(piece, magics[i])
             if len(pieces) // 2 != len(usable):
-                raise Unreadable("a piece of code was lost")  # never seen; better than writing it
+                raise Unreadable("a piece of code was lost")  # has not happened yet
         for entry in (*report.rewritten, *report.left):
             start, i = starts[max(bisect_right(starts, (entry.line, len(masked))) - 1, 0)]
             entry.line = self.line(i, entry.line - start)

@@ -53,7 +53,7 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
     new, report = migrate_source(joined, path, settings)
     head, sources, begins = split(new.decode(encoding), lacks_newline=not data.endswith(b"\n"))
     if len(sources) != len(examples):
-        raise Unreadable("an example of a docstring was lost")  # never seen; better than writing it
+        raise Unreadable("an example of a docstring was lost")  # has not happened yet
     text, places = put_examples(head, examples, sources)
     starts = [example.start for example in examples]
     sizes = [each.piece.last - each.piece.first for each in examples]

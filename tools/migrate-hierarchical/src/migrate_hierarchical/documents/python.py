@@ -118,11 +118,11 @@ def migrate_module(
         result.left.append(entry)
         found.append((entry, node))
         if left.rule == "HIER115":
-            continue  # it goes with the run on the other file
+            continue  # no mark: this report disappears when the other file is migrated
         if node in index.magics:
             continue  # nothing can stand above the first line of a cell
         if changes.whole is not None and (node, left.rule) not in changes.whole.left_nodes:
-            continue  # it goes with the other rules, and would leave its mark behind
+            continue  # no mark: the other rules resolve this use, and the mark would stay
         text = mark_text(left, lines[index.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)

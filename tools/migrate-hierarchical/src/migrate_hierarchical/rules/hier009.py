@@ -48,7 +48,7 @@ SUCCESSORS = {
 }
 ANY = (FACTORY, PATTERN, NEW_TYPES[REMOVED_CLASS])
 
-# Stands for a module of the user's own that imported removed names: it is left as one that is gone is.
+# Placeholder for a user's own module that imported removed names: its imports are treated like those of a gone module.
 OWN_MODULE = "block_sparse_elsewhere"
 
 
@@ -59,7 +59,7 @@ class ImportEditor:
         for binding in context.import_bindings():
             if binding.alias is not None:
                 self.bindings[binding.alias] = binding
-        # with a part of the rules: not used any more, imported elsewhere, and later the comment would keep them
+        # if some rules are switched off: unused now, but other files import them, and later their mark would keep them
         self.waiting: dict[cst.ImportAlias, Binding] = {}
         self.stayed: dict[str, set[str]] = {}  # block of a page -> names that its imports give
         self.read = self.still_read()

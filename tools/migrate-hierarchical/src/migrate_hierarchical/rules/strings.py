@@ -298,7 +298,7 @@ def names_class(context: Context, node: cst.BaseExpression, function: str) -> bo
 
 # Strings that other rules look at.
 HANDLED_ELSEWHERE = frozenset({DOCSTRING, ALL})
-# Role -> the ways in which a bare name there leads to what is gone; everywhere else those that leads_to_removed has.
+# Role -> the tests for whether a bare name refers to something removed; other roles use those of leads_to_removed.
 LEADS: dict[str, tuple[Callable[[Text], bool], ...]] = {
     LITERAL: (),
     TYPE: (is_type,),

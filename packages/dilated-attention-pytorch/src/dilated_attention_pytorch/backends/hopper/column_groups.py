@@ -88,7 +88,7 @@ def make_column_groups(
         return torch.cat([torch.ones_like(key[:1], dtype=torch.bool), key[1:] != key[:-1]])
 
     def cost_of(stride: int) -> Tensor:
-        """Steps: the tiles of all residues go through the list of a class, but for those whose keys are not kept."""
+        """The number of steps: the tiles of a residue walk the list of a class only if the class keeps their keys."""
         key = key_of(stride).sort().values
         its_class, first = key // n_rows % n_classes, is_first(key)
         costs = [group_size // rate * (first & (its_class == i)).sum() for i, rate in enumerate(rates)]

@@ -89,7 +89,7 @@ class ForwardPass:
 
     @staticmethod
     def lists(problem: AttentionProblem) -> tuple[int, int, int]:
-        """The addresses that only the layout decides; those of lse come before them, that of the counter after."""
+        """The addresses that depend on the layout alone; in a launch they stand between lse and the tile counter."""
         p = problem
         return p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
 
