@@ -24,7 +24,6 @@ FORK = "defines the removed names itself, so it is their home and left as it is"
 TOO_LARGE = "too large to see what it imports from the other files and they from it"
 TOO_MANY = f"has more than {PROJECT_FILES:,} files: who imports from the files of this run was not looked for"
 
-Importers = dict[str, dict[str, list[str]]]  # stem of a module -> its names -> who takes them
 Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
 
 
@@ -205,9 +204,9 @@ class Rounds:
 
         Otherwise files that take names from one another could only be migrated together.
         """
-        takers = self.takers(path, written)
+        takers = self.takers(written)[path]
         others = {other for paths in takers.values() for other in paths}
-        if not others or not all(self.waits_for(other, path) for other in others):
+        if not others or not self.all_wait_for(others, path):
             return False
         names = {name: shown_from_here(min(paths)) for name, paths in takers.items()}
         facts = replace(self.facts[path], awaited=names)
@@ -217,29 +216,24 @@ class Rounds:
             self.after[path] = self.before[path] if result.new is None else index_of(path, result.new)
         return True
 
-    def takers(self, path: str, state: dict[str, ModuleIndex]) -> dict[str, list[str]]:
-        """The names of a file that its migration takes away, and for each the files that take it from there."""
-        return self.taken_away(path, self.project.seen_as(self.before).importers(state))
-
-    def taken_away(self, path: str, importers: Importers) -> dict[str, list[str]]:
+    def takers(self, state: dict[str, ModuleIndex]) -> dict[str, dict[str, list[str]]]:
+        """For every migrated file: the names that its migration takes away, and for each the files that take it from there."""
         old, new = self.project.seen_as(self.before), self.project.seen_as(self.after)
-        key = stem(path)
-        return {
-            name: paths
-            for name, paths in importers.get(key, {}).items()
-            if old.of_module(key, name) not in (None, MISSING, new.of_module(key, name))
-        }
+        importers = old.importers(state)
+        found = {}
+        for path in self.done:
+            key = stem(path)
+            found[path] = {
+                name: paths
+                for name, paths in importers.get(key, {}).items()
+                if old.of_module(key, name) not in (None, MISSING, new.of_module(key, name))
+            }
+        return found
 
-    def waits_for(self, path: str, other: str) -> bool:
-        """Whether a file must wait for another one, directly or through other files."""
-        seen: set[str] = set()
-        pending = [path]
-        while pending:
-            each = pending.pop()
-            if each not in seen and each in self.done:
-                seen.add(each)
-                pending += [taker for paths in self.takers(each, self.before).values() for taker in paths]
-        return other in seen - {path}
+    def all_wait_for(self, paths: Iterable[str], other: str) -> bool:
+        """Whether every one of these files must wait for another one, directly or through other files."""
+        takers = self.takers(self.before)
+        return all(waits_for(path, other, takers) for path in paths)
 
     def heard(self, path: str, left: list[Diagnostic]) -> list[Diagnostic]:
         """The diagnostics that neither the settings nor a comment on the import silences."""
@@ -271,9 +265,19 @@ class Rounds:
 
     def results(self) -> list[Result]:
         """The results of the given files, in their order, with the files that are to be written before each."""
-        importers = self.project.seen_as(self.before).importers(self.before)
-        for path, result in self.done.items():
-            if path in self.given and result.new is not None and importers.get(stem(path)):
-                takers = {other for paths in self.taken_away(path, importers).values() for other in paths}
-                result.takers = sorted(self.given[other] for other in takers if other in self.given)
+        for path, names in self.takers(self.before).items():
+            files = {other for paths in names.values() for other in paths}
+            self.done[path].takers = sorted(self.given[other] for other in files if other in self.given)
         return [self.done[path] for path in self.given if path in self.done]
+
+
+def waits_for(path: str, other: str, takers: dict[str, dict[str, list[str]]]) -> bool:
+    """Whether a file must wait for another one, directly or through other files."""
+    seen: set[str] = set()
+    pending = [path]
+    while pending:
+        each = pending.pop()
+        if each not in seen and each in takers:
+            seen.add(each)
+            pending += [taker for paths in takers[each].values() for taker in paths]
+    return other in seen - {path}
