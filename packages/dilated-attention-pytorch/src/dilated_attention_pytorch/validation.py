@@ -14,7 +14,7 @@ from . import values
 from .backends.registry import BACKEND_NAMES
 from .call import PLAIN_TYPES, Call
 from .config import TokenDilation
-from .eager import is_plain_eager
+from .eager import autocast_dtype, is_plain_eager
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
 from .values import shown
@@ -53,9 +53,8 @@ def check_call(
     A pattern stands for its layout of the lengths of q and k.
     """
     check_qkv(q, k, v)
-    device_type = q.device.type
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
+    dtype = autocast_dtype(q)
+    if dtype is not None:
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
     check_tensors(q, k, v)
     if not torch.compiler.is_compiling():  # a tracer has symbols for numbers
