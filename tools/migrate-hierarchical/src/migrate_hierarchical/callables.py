@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from .module_index import ModuleIndex
+from .module_index import ModuleIndex, joined
 from .removed_api import CHOOSE
 
 Names = set[tuple[str, str]]  # of modules, by their stems
@@ -103,7 +103,3 @@ def members(index: ModuleIndex, local: str, dotted: str) -> set[str]:
     """The members that a file reads of a module."""
     starts = (local + ".", dotted + ".")
     return {chain[len(start) :] for chain in index.chains for start in starts if chain.startswith(start)}
-
-
-def joined(module: str, name: str) -> str:
-    return module + name if module.endswith(".") else f"{module}.{name}"

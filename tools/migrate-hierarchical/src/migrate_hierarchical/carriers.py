@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from .discovery import NOTEBOOK, PYTHON
-from .module_index import Import, dotted, index_of, source_of
-from .project import Project, joined
+from .module_index import Import, dotted, index_of, joined, source_of
+from .project import Project
 from .removed_api import CHOOSE, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, SKIP_FILE
 from .syntax import parse
 
@@ -107,9 +107,8 @@ class Carriers:
             return node.id.lower() in self.names
         if isinstance(node, ast.Attribute):
             return node.attr.lower() in self.names
-        if isinstance(
-            node, ast.Call
-        ):  # `field(default="hierarchical")`, `os.environ.get("VARIANT", "hierarchical")`
+        # `field(default="hierarchical")`, `os.environ.get("VARIANT", "hierarchical")`
+        if isinstance(node, ast.Call):
             gives = last_part(node.func) in OPTIONS or self.is_foreign(node)
             given = [*node.args, *(each.value for each in node.keywords)]
             return gives and not self.is_ours(node) and any(map(is_removed, given))

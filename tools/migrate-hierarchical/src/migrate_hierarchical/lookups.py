@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from .discovery import PLAIN, PROSE
 from .limits import LOOKUP_BYTES
-from .module_index import ModuleIndex, dotted, index_of, source_of
-from .project import Project, joined
+from .module_index import ModuleIndex, dotted, index_of, joined, source_of
+from .project import Project
 from .project_folder import stem
 from .syntax import parse
 

@@ -299,6 +299,11 @@ def index_of_text(text: str) -> ModuleIndex:
     return index
 
 
+def joined(module: str, name: str) -> str:
+    """The path of a name below a module, which may be only dots."""
+    return module + name if module.endswith(".") else f"{module}.{name}"
+
+
 def dotted(node: ast.AST | None) -> str | None:
     parts: list[str] = []
     while isinstance(node, ast.Attribute):

@@ -29,7 +29,7 @@ from .callables import leading
 from .discovery import PLAIN, PROSE, PYTHON, find_files
 from .facts import LAZY, MISSING, SEVERAL
 from .limits import NAME_CHANGES, PROJECT_FILES
-from .module_index import ModuleIndex, index_of, places_of
+from .module_index import ModuleIndex, index_of, joined, places_of
 from .project_folder import DEFINES, defines_removed, folders_above, fork_of, project_roots, read, stem
 from .removed_api import (
     FACTORY,
@@ -463,9 +463,8 @@ class Project:
                     stars.setdefault(key, []).append(path)
                 else:
                     found.setdefault(key, {}).setdefault(name, []).append(path)
-        for _ in range(
-            NAME_CHANGES
-        ):  # a name that a module has from a star import counts as taken from the star's source
+        # a name that a module has from a star import counts as taken from the star's source
+        for _ in range(NAME_CHANGES):
             size = sum(len(names) for names in found.values())
             for key, paths in stars.items():
                 for path in paths:
@@ -476,10 +475,6 @@ class Project:
             if size == sum(len(names) for names in found.values()):
                 break
         return found
-
-
-def joined(module: str, name: str) -> str:
-    return module + name if module.endswith(".") else f"{module}.{name}"
 
 
 def api_name(below: str, name: str) -> str | None:

@@ -27,13 +27,9 @@ def stem(path: str) -> str:
 
 def fork_of(path: str) -> str | None:
     """The folder of the package's name around a file."""
-    folder = os.path.dirname(os.path.abspath(path))
-    found = None
-    while os.path.dirname(folder) != folder:
-        if os.path.basename(folder) == PACKAGE:
-            found = folder
-        folder = os.path.dirname(folder)
-    return found
+    folders = folders_above(os.path.dirname(os.path.abspath(path)))
+    named = [folder for folder in folders if os.path.basename(folder) == PACKAGE]
+    return named[-1] if named else None
 
 
 def defines_removed(folder: str) -> bool:
@@ -42,11 +38,7 @@ def defines_removed(folder: str) -> bool:
         folders.sort()
         for name in sorted(files):
             if name.endswith(PYTHON):
-                try:
-                    with open(os.path.join(place, name), "rb") as file:
-                        data = file.read()
-                except OSError:
-                    continue
+                data = read(os.path.join(place, name))
                 if NEEDLE in data and DEFINES.search(data):
                     return True
     return False
@@ -84,13 +76,11 @@ def read(path: str) -> bytes:
 
 
 def root_above(start: str, here: str, too_wide: set[str]) -> str:
-    folder = start
-    while folder not in too_wide:
+    for folder in folders_above(start):
+        if folder in too_wide:
+            break
         if any(os.path.exists(os.path.join(folder, name)) for name in MARKERS):
             return folder
-        if os.path.dirname(folder) == folder:
-            break
-        folder = os.path.dirname(folder)
     if here not in too_wide and (start == here or is_below(start, here)):
         return here
     folder = start
