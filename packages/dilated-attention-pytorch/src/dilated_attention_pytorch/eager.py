@@ -199,7 +199,7 @@ def key_of(
             if type(segment_lengths) not in SEQUENCES or type(dilation_rates) not in SEQUENCES:
                 return None
             dilation = repr(segment_lengths), repr(dilation_rates)
-        # only the stream of the first call has waited for what the layout keeps
+        # a call on another stream must wait for what the layout caches, so it is not served from here
         stream = _torch_internals.current_raw_stream(q.get_device()) if q.is_cuda else None
         return (
             q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,

@@ -35,9 +35,8 @@ class Rewrite:
     rule: str
     make: Callable[[Any], cst.BaseExpression]
     notes: list[str] = field(default_factory=list)
-    absorbs: list[cst.CSTNode] = field(
-        default_factory=list
-    )  # calls inside that are not rewritten on their own
+    # calls inside that are not rewritten on their own
+    absorbs: list[cst.CSTNode] = field(default_factory=list)
     old: Sequence[OldPattern] = ()  # of each pattern that is written, what stood there
     block_sizes: BlockSizes = BlockSizes()
     ratio: float | None = None  # of the new pattern; None: that of the settings

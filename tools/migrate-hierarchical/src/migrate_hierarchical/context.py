@@ -141,9 +141,8 @@ class Context:
                 for local, bindings in scope.bindings.items()
                 if all(self.is_name(b, name) for b in bindings)
             ]
-            self.importing[scope, name] = sorted(
-                found, key=lambda each: each[0] != name
-            )  # its own name first
+            # its own name first
+            self.importing[scope, name] = sorted(found, key=lambda each: each[0] != name)
         return self.importing[scope, name]
 
     def is_name(self, binding: Binding, name: str) -> bool:

@@ -460,9 +460,8 @@ class SourceIndex:
         self.keywords += (arg for arg in node.args if arg.keyword and arg.keyword.value == KEYWORD)
 
 
-FILLS = frozenset(
-    {"update", "setdefault", "extend", "insert", "add"}
-)  # methods that put something in a container
+# methods that put something in a container
+FILLS = frozenset({"update", "setdefault", "extend", "insert", "add"})
 LINE_ENDS = frozenset({cst.TrailingWhitespace, cst.EmptyLine})
 # Nodes without anything to see below them, as long as no line ends there.
 PLAIN = frozenset({cst.Name, cst.Comma, cst.Dot, cst.AssignEqual, cst.SimpleWhitespace, cst.Integer})

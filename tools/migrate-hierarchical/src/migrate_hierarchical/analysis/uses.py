@@ -26,9 +26,8 @@ class Use:
     """An expression that refers to a name of the package."""
 
     name: str  # of the package's API, or REMOVED_MODULE for the module itself
-    node: (
-        cst.Name | cst.Attribute
-    )  # the whole expression: `BlockSparseHierarchical`, `dap.BlockSparseHierarchical`
+    # the whole expression: `BlockSparseHierarchical`, `dap.BlockSparseHierarchical`
+    node: cst.Name | cst.Attribute
     root: cst.Name  # its leftmost name
     scope: Scope
     bindings: list[Binding]  # of the leftmost name; empty: a star import, or a page that does not import it

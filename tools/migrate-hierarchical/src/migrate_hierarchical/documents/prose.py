@@ -23,9 +23,8 @@ from .python import Migrated, Unreadable
 Markup = Literal["markdown", "rst", "docstring"]
 Kind = Literal["python", "literal", "shell"]
 
-PREFIX = re.compile(
-    r"(?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*"
-)  # of a line: blanks, quotations and items of lists
+# of a line: blanks, quotations and items of lists
+PREFIX = re.compile(r"(?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*")
 FENCE = re.compile(r"(`{3,}|~{3,})([^\r\n]*)")
 ATTRIBUTES = re.compile(r"\{([^}]*)\}[ \t]*([\w+-]*)")
 WORD = re.compile(r"[\w+-]+")

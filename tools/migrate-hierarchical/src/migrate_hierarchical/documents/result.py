@@ -17,6 +17,5 @@ class Result:
     left: list[Diagnostic] = field(default_factory=list)
     error: str | None = None
     old: bytes = b""
-    takers: list[str] = field(
-        default_factory=list
-    )  # files that import from it what changes: written before it
+    # files that import from it what changes: written before it
+    takers: list[str] = field(default_factory=list)

@@ -109,9 +109,8 @@ class Apply(cst.CSTTransformer):
             first = updated.with_changes(body=body[:1])
             if len(body) == 1:
                 return first
-            if isinstance(
-                getattr(node.body[0], "names", None), cst.ImportStar
-            ):  # its comment is about the star
+            # its comment is about the star
+            if isinstance(getattr(node.body[0], "names", None), cst.ImportStar):
                 return cst.FlattenSentinel([first, *(cst.SimpleStatementLine([part]) for part in body[1:])])
             end = updated.trailing_whitespace
             silences = end.comment is not None and NOQA.search(end.comment.value) is not None

@@ -57,9 +57,8 @@ class Chunk(NamedTuple):
     head: Tensor  # (R,) query head
     position: Tensor  # (R, height) of the queries
     slots: Tensor  # (R, n)
-    pieces: (
-        Tensor  # (R, n) index into the packed keys of the panel, which are ordered by (batch, kv head, slot)
-    )
+    # (R, n) index into the packed keys of the panel, which are ordered by (batch, kv head, slot)
+    pieces: Tensor
     entries: Tensor  # (R, n) entry number of the block, for its bias
     is_first: bool  # no earlier chunk has pieces of these tiles
 
@@ -82,9 +81,8 @@ class Chunking:
         one_row = problem.n_rows == 1
         self.height = problem.q_len if one_row else problem.block_size
         self.first_position = problem.q_offset if one_row else problem.first_row * problem.block_size
-        self.lead = (
-            problem.q_offset - self.first_position
-        )  # positions of the first tile before the first query
+        # positions of the first tile before the first query
+        self.lead = problem.q_offset - self.first_position
         self.hidden = self.hidden_keys()
         self.hidden_slots = None if self.hidden is None else self.hidden.any(-1)
 

@@ -42,9 +42,8 @@ def suits(problem: AttentionProblem) -> bool:
 
 def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
     p, height = problem, problem.q_len
-    n_heads = max(
-        p.num_kv_heads, p.layout_heads
-    )  # key lists: one per kv head, or per query head with a layout
+    # key lists: one per kv head, or per query head with a layout
+    n_heads = max(p.num_kv_heads, p.layout_heads)
     n_pairs = p.batch * n_heads  # of a batch element and a key list
     wide = torch.promote_types(p.q.dtype, torch.float32)
     # The kernel is slow in float16, and in bfloat16 with a single query.

@@ -17,10 +17,8 @@ MAX_GATHERED_ELEMENTS = 2**19  # of k
 # and all queries together.
 RATES = {16: 7500, 32: 11000, 64: 14500}
 DENSE_RATE = 17500
-ROW_US, ROW_BY_ROW_US = (
-    25,
-    130,
-)  # microseconds of a kernel call per row, and of a call that visits rows one by one
+# Microseconds of a kernel call per row, and of a call that visits rows one by one.
+ROW_US, ROW_BY_ROW_US = 25, 130
 GATHER_RATE = 1500  # elements of k, and as many of v, copied per microsecond
 PIECE_QUERIES = 64  # queries of a causal call that share their keys
 
@@ -41,9 +39,8 @@ class CallPlan(NamedTuple):
     (one piece), or no key is gathered and every query gets a range of keys (all keys, or several pieces if causal).
     """
 
-    key_tokens: (
-        Tensor | None
-    )  # tokens of k to gather, int64 (n_rows * n_keys,); None: no gather, and n_rows is 1
+    # tokens of k to gather, int64 (n_rows * n_keys,); None: no gather, and n_rows is 1
+    key_tokens: Tensor | None
     n_rows: int
     sees_none: Tensor | None  # bool (q_len,); None if every query sees a key
     pieces: tuple[Piece, ...]

@@ -23,9 +23,8 @@ from .row_schedule import schedule_of
 from .scratch import Buffers, Scratch
 
 MAX_QUERIES = 256  # of the heads of a group in one kernel call; more are not faster
-MAX_BACKWARD_ELEMENTS = (
-    2**17
-)  # of k in one kernel call of the backward, so that its gradients stay in the cache
+# of k in one kernel call of the backward, so that its gradients stay in the cache
+MAX_BACKWARD_ELEMENTS = 2**17
 
 
 class Row(NamedTuple):

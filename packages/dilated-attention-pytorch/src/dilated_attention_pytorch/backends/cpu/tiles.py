@@ -150,9 +150,8 @@ def make_tiling(g: Geometry, offsets: Tensor, indices: Tensor) -> Tiling:
     alike = counts
     for value in (height, lead, n_last, n_diagonal):
         alike = alike * (block_size + 1) + value
-    alike, order = alike.masked_fill(~seen, -1).sort(
-        stable=True
-    )  # stable, because neighbouring rows share keys
+    # stable, because neighbouring rows share keys
+    alike, order = alike.masked_fill(~seen, -1).sort(stable=True)
     _, sizes = alike.unique_consecutive(return_counts=True)
     order = order[(~seen).sum() :]
     if not bool(seen.all()):

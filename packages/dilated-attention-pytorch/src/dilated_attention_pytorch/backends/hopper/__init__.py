@@ -146,7 +146,7 @@ def note_other_backend(problem: AttentionProblem) -> None:
 
 
 class HopperBackend(Backend):
-    """Fused kernels; see forward.py and backward.py."""
+    """Fused kernels; see kernels/forward.py and kernels/backward.py."""
 
     name = "hopper"
 

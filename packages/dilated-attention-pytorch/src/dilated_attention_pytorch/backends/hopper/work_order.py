@@ -32,9 +32,8 @@ class ListOrder:
     n_long: int  # 1 number: how many groups are long, the most of any head
     order: int  # heads * n_groups: for every head its groups, the longest first
     union_sizes: int  # heads * n_groups: the different blocks of a group; 0 at block size 128
-    places: (
-        int  # n_entries: the place of every entry among the different blocks of its group; block size 64 only
-    )
+    # n_entries: the place of every entry among the different blocks of its group; block size 64 only
+    places: int
     # n_entries: the blocks of each group in ascending order, as 2 * block + (more than one list of the group has it),
     # or -1 for one that stands just before; block size 64 only
     blocks: int

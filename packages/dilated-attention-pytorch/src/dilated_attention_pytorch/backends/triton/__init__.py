@@ -33,7 +33,7 @@ BROKEN_INTERPRETER = broken_interpreter(
 
 
 class TritonBackend(Backend):
-    """Fused kernels; see forward.py and backward.py."""
+    """Fused kernels; see kernels/forward.py and kernels/backward.py."""
 
     name = "triton"
 

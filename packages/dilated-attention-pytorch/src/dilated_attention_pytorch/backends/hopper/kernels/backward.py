@@ -200,9 +200,8 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
             streamed_head = q_head
             if DKDV:
                 stats = stats_of_head(Stats, work.batch_head * heads_per_tile + g, grid.n_rows, BLOCK_SIZE)
-                if (
-                    q_head // heads.per_list != layout_head
-                ):  # otherwise the end of a list led back to its start
+                # within a layout head, the end of a list has led back to its start
+                if q_head // heads.per_list != layout_head:
                     layout_head = q_head // heads.per_list
                     offsets = lists.offsets + layout_head * grid.n_lists + first
                     lo, hi = gl.load(offsets), gl.load(offsets + n_of_group)
@@ -331,15 +330,14 @@ def consumer(
             operands = operands_in_registers(kept, slot, s_layout)
         if PAIRED:
             # the kept tiles were requested after all places before `it`, so those one round of the ring back have arrived.
-            # Not so between heads: nothing tells there how far the ring is
+            # This does not hold between heads: no load of kept tiles shows there which stages have arrived
             last = gl.maximum(last, it - 1 - config.STAGES)
         release_stored_before(kept.empty, i_tile, W, SLOTS)
         for g in range(heads_per_tile):
             if DKDV:
                 q_head = first_head + g
-                if (
-                    q_head // heads.per_list != layout_head
-                ):  # otherwise the end of a list led back to its start
+                # within a layout head, the end of a list has led back to its start
+                if q_head // heads.per_list != layout_head:
                     layout_head = q_head // heads.per_list
                     first = work.group * LISTS
                     n_of_group = gl.minimum(LISTS, grid.n_lists - first)
@@ -379,7 +377,7 @@ def consumer(
                 n_places = (hi - lo) * SUB
             it += n_places
             if PAIRED:
-                # the list of the other warpgroup may go on, and so may the heads after this one with nothing in ours
+                # the other warpgroup's list may be longer, or later heads may have entries only for it
                 last = streams.qk.wait_past(last, it - 1)
 
         # the kept tiles are no longer needed: their memory holds the sums until they are stored

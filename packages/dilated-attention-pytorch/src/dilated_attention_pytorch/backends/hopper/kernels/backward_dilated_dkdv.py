@@ -2,8 +2,8 @@
 
 Blocks have 128 tokens. A program takes 128 keys of one residue: of GROUP_SIZE = max(rates) columns, 128 / GROUP_SIZE keys
 each. Their k and v are kept; q and grad_out of every row that sees one of the columns stream by. Column groups and the lists
-of their rows, with a bit for every column that is seen, come from column_groups.py. A head that keeps other keys at its distance
-skips a list whole; a warpgroup skips rows that see none of its columns. So a kept key costs no more than a key without
+of their rows, with a bit for every column that is seen, come from column_groups.py. If a head drops the residue at a distance, its
+program skips that list; a warpgroup skips rows that see none of its columns. So a kept key costs no more than a key without
 dilation where the same rows see all columns of a group.
 """
 
@@ -299,9 +299,8 @@ def add_rows(
     row = gl.load(rows.pairs + 2 * lo, mask=lo < hi, other=0)
     bits = gl.load(rows.pairs + 2 * lo + 1, mask=lo < hi, other=0)
     for i in range((hi - lo) * SUB):
-        pair = rows.pairs + 2 * gl.minimum(
-            lo + (i + 1) // SUB, hi - 1
-        )  # of the next step: requested a step early
+        # of the next step: requested a step early
+        pair = rows.pairs + 2 * gl.minimum(lo + (i + 1) // SUB, hi - 1)
         next_row, next_bits = gl.load(pair), gl.load(pair + 1)
         own_bits = (bits >> (W * IN_HALF)) & ((1 << IN_HALF) - 1)
         query = first_position + row * BLOCK + (i % SUB) * TILE
