@@ -16,11 +16,12 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
 )
 from dilated_attention_pytorch.backends.dropout import dropout_keep, philox
-from dilated_attention_pytorch.backends.problem import AttentionProblem, Sequences
+from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.reference import attention_reference
 from dilated_attention_pytorch.backends.registry import backend_named
 from dilated_attention_pytorch.eager import run_attention
 from dilated_attention_pytorch.functional import make_problem
+from dilated_attention_pytorch.sequences import sequences_of_batch
 from tests.core import slow_definition
 
 FAST = ["cpu", pytest.param("triton", marks=pytest.mark.interpreter)]
@@ -217,7 +218,8 @@ def test_kv_lengths_that_nobody_checks_are_clamped(backend: str) -> None:
     problem = make_problem(q, k, v, layout, kv_lengths=torch.tensor([40, 0, 7]))
     expected = results(problem, backend)
     beyond = torch.tensor([2**31 - 1, -(2**31), 7], dtype=torch.int32)
-    found = results(dataclasses.replace(problem, sequences=Sequences(kv_lengths=beyond)), backend)
+    _, sequences = sequences_of_batch(q, 40, False, kv_lengths=beyond)
+    found = results(dataclasses.replace(problem, sequences=sequences), backend)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
 
 

@@ -26,7 +26,7 @@ PACKAGES = {
 # file that stands in no other line: functional.py, ops.py and what they share.
 LAYERS = (
     ("values", "removed", "_torch_internals"),
-    ("config", "caching", "grid"),
+    ("config", "caching", "grid", "sequences"),
     ("patterns",),
     ("layout",),
     ("backends",),

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.problem import AttentionProblem, Backend, Sequences
+from .backends.problem import AttentionProblem, Backend
 from .backends.registry import choose_backend
 from .config import TokenDilation
 from .layout.layout import BlockLayout
+from .sequences import sequences_of_batch
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)  # no subclass, which would see the operators
 
@@ -34,12 +35,13 @@ class Call(NamedTuple):
         """The problem for a backend, with lists on the device of q."""
         c, grid, on_device = self, layout.grid, layout.to(self.q.device)
         rows, cols = on_device.lists(c.dilation)
+        q_offset, sequences = sequences_of_batch(c.q, c.k.shape[1], c.is_causal, kv_lengths=c.kv_lengths)
         return AttentionProblem.made_of(
-            q=c.q, k=c.k, v=c.v, grid=grid, layout_batch=1, layout_heads=layout.num_heads, rows=rows, cols=cols,
-            undilated=(on_device.row_lists, on_device.col_lists), block_masks=None, prepared=(), entries=None,
-            q_offset=grid.q_offset, is_causal=c.is_causal, softmax_scale=c.softmax_scale, dropout_p=c.dropout_p,
+            q=c.q, k=c.k, v=c.v, grid=grid, layout_batch=layout.batch, layout_heads=layout.num_heads, rows=rows, cols=cols,
+            undilated=(on_device.row_lists, on_device.col_lists), block_masks=on_device.block_masks,
+            prepared=(), entries=None, q_offset=q_offset, is_causal=c.is_causal, softmax_scale=c.softmax_scale, dropout_p=c.dropout_p,
             dilation=c.dilation, block_bias=c.block_bias, key_padding_mask=c.key_padding_mask, seed=c.seed,
-            sequences=Sequences(kv_lengths=c.kv_lengths),
+            sequences=sequences, softcap=0.0, attn_bias=None, alibi_slopes=None, sinks=None,
         )  # fmt: skip
 
     def served(self, layout: BlockLayout, requested: str | None) -> tuple[AttentionProblem, Backend]:

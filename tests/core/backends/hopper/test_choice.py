@@ -21,11 +21,12 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.backends import hopper, registry
 from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.hopper.strides import badly_strided
-from dilated_attention_pytorch.backends.problem import AttentionProblem, Sequences
+from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout import BlockLists
+from dilated_attention_pytorch.sequences import Sequences
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.backends.hopper.cases import ALL, label, refusals
 
@@ -128,7 +129,10 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "v_head_dim": (of_shape(v_dim=64), "head_dim 128 and v head_dim 64 are not both 64 or both 128"),
     "block_size": ({"grid": BlockGrid(512, 512, 256, True)}, "block_size 256 is not 64 or 128"),
     "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias is given"),
-    "kv_lengths": ({"sequences": Sequences(kv_lengths=torch.zeros(1))}, "kv_lengths is given"),
+    "kv_lengths": (
+        {"sequences": Sequences(torch.zeros(1, 5), 512, 512, only_lengths=True)},
+        "kv_lengths is given",
+    ),
     "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask is given"),
     "dropout_p": ({"dropout_p": 0.25}, "dropout_p is 0.25, needs 0"),
     "scale_zero": ({"softmax_scale": 0.0}, "softmax_scale 0.0 is not positive"),

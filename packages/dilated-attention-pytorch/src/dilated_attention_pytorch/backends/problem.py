@@ -15,38 +15,28 @@ from ..config import TokenDilation
 from ..grid import BlockGrid
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists, BlockMasks
-
-
-class Sequences(NamedTuple):
-    """The table of sequences: a row for every batch element, int32 (batch,) on the device of q.
-
-    A column that is None has the same number in all rows.
-    """
-
-    q_positions: Tensor | None = None
-    """The position of the first query. None: `q_offset` of the problem."""
-    kv_starts: Tensor | None = None
-    """The first valid key, which is at position 0. None: 0."""
-    kv_lengths: Tensor | None = None
-    """The end of the valid keys. None: kv_len."""
+from ..sequences import Sequences, default_offset
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionProblem:
     """One attention call.
 
-    Rows and columns of a layout are blocks of positions. Query i of batch element b is at position ``i + q_offset``,
-    or ``i + q_positions[b]``, and key j at ``j - kv_starts[b]``. Row r of the layout holds the positions of block
-    ``grid.first_row + r``, column c those of block c; a query or key that is at none of them sees nothing, or is seen
-    by none. Head h uses the lists of layout head ``h // (num_heads // layout_heads)`` and kv head ``h // (num_heads
-    // num_kv_heads)``.
+    Rows and columns of a layout are blocks of positions. Without `sequences` query i is at position ``i + q_offset`` and key
+    j at j. Row r of the layout holds the positions of block ``grid.first_row + r``, column c those of block c; a query or
+    key that is at none of them sees nothing, or is seen by none. Head h uses the lists of layout head
+    ``h // (num_heads // layout_heads)`` and kv head ``h // (num_heads // num_kv_heads)``.
+
+    The score of a pair is ``s = softmax_scale * (q @ k)``, then ``softcap * tanh(s / softcap)``, plus the bias of its block,
+    minus ``alibi_slopes[h] * abs(position of q - position of k)``, plus attn_bias. A query that sees no key has out 0, lse
+    -inf and no gradients, also with sinks.
 
     Attributes:
-        q: (batch, q_len, num_heads, head_dim), any strides, as of k and v.
+        q: (batch, q_len, num_heads, head_dim), any strides, as of k and v. Packed sequences have batch 1.
         k: (batch, kv_len, num_kv_heads, head_dim).
         v: (batch, kv_len, num_kv_heads, v_head_dim).
         grid: the rows and columns of the layout.
-        layout_batch: 1, or batch: then every element has lists of its own.
+        layout_batch: 1, or the number of sequences (without `sequences`, batch): then each has lists of its own.
         layout_heads: 1, num_kv_heads or num_heads.
         rows: the row lists, one for every (layout batch, layout head, row, distance class).
         cols: the column lists, likewise.
@@ -56,9 +46,14 @@ class AttentionProblem:
         entries: for the reference, where a trace cannot read the lists: int64 (layout_batch * layout_heads, grid.n_rows,
             grid.n_cols), the block id of every active pair, else -1.
         q_offset: the position of query 0.
-        sequences: what differs from one batch element to the next.
+        sequences: what differs from one batch element, or packed sequence, to the next; None where nothing does.
         key_padding_mask: bool (batch, kv_len), True is padding.
-        block_bias: (batch or 1, num_heads or 1, num_active_blocks), added to the scaled scores of each block.
+        block_bias: (number of sequences or 1, num_heads or 1, num_block_ids), added to the scores of each block.
+        attn_bias: (batch or 1, num_heads or 1, q_len, kv_len) in q's dtype or float32, added to the scores, -inf hides; any
+            strides, 0 where broadcast. No gradient. None with packed sequences.
+        alibi_slopes: float32 (num_heads,). No gradient.
+        sinks: (num_heads,), a logit per head that only joins the denominator, so that lse includes it.
+        softcap: 0 is none.
         is_causal: no query sees a key at a later position.
         softmax_scale: multiplies q k^T.
         dropout_p: probability with which a weight is dropped.
@@ -82,22 +77,29 @@ class AttentionProblem:
     block_bias: Tensor | None
     key_padding_mask: Tensor | None
     seed: Tensor | None
-    sequences: Sequences  # no default: Dynamo of torch 2.6 cannot trace one
+    sequences: Sequences | None = None
+    softcap: float = 0.0
+    attn_bias: Tensor | None = None
+    alibi_slopes: Tensor | None = None
+    sinks: Tensor | None = None
     layout_batch: int = 1
     block_masks: BlockMasks | None = None
     prepared: tuple[Tensor, ...] = ()
     entries: Tensor | None = None
 
     def without_inputs(self) -> AttentionProblem:
-        """The problem without its inputs, the tensors that can have gradients: q, k, v and block_bias."""
-        made = self.with_inputs(None, None, None, None)  # type: ignore[arg-type]
+        """The problem without its inputs, the tensors that can have gradients: q, k, v, block_bias and sinks."""
+        made = self.with_inputs(None, None, None)  # type: ignore[arg-type]
         made.__dict__["signature"] = self.signature  # which is computed from them
         return made
 
-    def with_inputs(self, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None) -> AttentionProblem:
+    def with_inputs(
+        self, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None = None, sinks: Tensor | None = None
+    ) -> AttentionProblem:
         """The problem with other inputs of the same shapes, strides and types; its signature stays."""
         fields = self.__dict__.copy()  # dataclasses.replace takes ten times as long
-        fields["q"], fields["k"], fields["v"], fields["block_bias"] = q, k, v, block_bias
+        fields["q"], fields["k"], fields["v"] = q, k, v
+        fields["block_bias"], fields["sinks"] = block_bias, sinks
         made = object.__new__(AttentionProblem)
         object.__setattr__(made, "__dict__", fields)
         return made
@@ -117,7 +119,7 @@ class AttentionProblem:
     @property
     def needs_grad(self) -> bool:
         """Whether autograd will call backward."""
-        inputs = (self.q, self.k, self.v, self.block_bias)
+        inputs = (self.q, self.k, self.v, self.block_bias, self.sinks)
         return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
     @property
@@ -150,7 +152,8 @@ class AttentionProblem:
 
     @property
     def kv_lengths(self) -> Tensor | None:
-        return self.sequences.kv_lengths
+        """int32 (batch,) where sequences differ in nothing else; see `Sequences.only_lengths`."""
+        return None if self.sequences is None else self.sequences.column("kv_len").contiguous()
 
     @property
     def block_size(self) -> int:
@@ -198,16 +201,14 @@ def beyond_plain_batch(problem: AttentionProblem) -> str | None:
 
     For `Backend.rejects`: kernels that know of no more have to refuse it. None where there is nothing.
     """
-    p, grid = problem, problem.grid
+    p, grid, sequences = problem, problem.grid, problem.sequences
     if p.layout_batch != 1:
         return f"the layout has {p.layout_batch} batch elements, needs one for all"
-    if p.block_masks is not None:
-        return "the layout has masks inside blocks"
-    if p.sequences.q_positions is not None:
-        return "the queries of each batch element have positions of their own"
-    if p.sequences.kv_starts is not None:
-        return "kv_starts is given"
-    default = p.kv_len - p.q_len if p.is_causal else 0
+    if sequences is not None and sequences.is_packed:
+        return "the sequences are packed"
+    if sequences is not None and not sequences.only_lengths:
+        return "the sequences have positions of their own (q_offset as a tensor, or kv_starts)"
+    default = default_offset(p.q_len, p.kv_len, p.is_causal)
     if p.q_offset != default:
         return f"q_offset is {p.q_offset}, needs {default}"
     if (p.first_row, p.n_rows, p.n_cols) != (grid.first_row, grid.n_rows, grid.n_cols):
@@ -215,13 +216,32 @@ def beyond_plain_batch(problem: AttentionProblem) -> str | None:
     return None
 
 
+def beyond_plain_scores(problem: AttentionProblem) -> str | None:
+    """What a problem asks of its scores beyond the products, block_bias and the masks of whole blocks.
+
+    For `Backend.rejects`, as `beyond_plain_batch`.
+    """
+    p = problem
+    if p.block_masks is not None:
+        return "the layout has masks inside blocks"
+    if p.softcap != 0.0:
+        return f"softcap is {p.softcap}, needs none"
+    for name in ("alibi_slopes", "sinks", "attn_bias"):
+        if getattr(p, name) is not None:
+            return f"{name} is given"
+    return None
+
+
 class Gradients(NamedTuple):
-    """What a backward pass returns; `block_bias` is None when the problem has none."""
+    """What a backward pass returns; None for what the problem has not."""
 
     q: Tensor
     k: Tensor
     v: Tensor
-    block_bias: Tensor | None  # float32 or wider, (batch, num_heads, num_entries)
+    block_bias: (
+        Tensor | None
+    )  # float32 or wider, of a shape that `sum_to_size` takes to that of the problem's
+    sinks: Tensor | None = None  # float32 or wider, (num_heads,)
 
 
 Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # out and lse of q, k and v

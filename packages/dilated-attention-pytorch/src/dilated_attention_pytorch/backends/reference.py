@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..layout.lists import unpacked_masks
+from ..sequences import Sequences
 from .dropout import dropout_keep
 from .problem import AttentionProblem
 
@@ -18,41 +21,76 @@ def block_entries(problem: AttentionProblem) -> Tensor:
     shape = (p.layout_batch, p.layout_heads, n_rows, n_cols)
     if p.entries is not None:
         return p.entries.view(shape)
+    n_lists = p.layout_batch * p.layout_heads * n_rows
     owner = p.rows.owners() // len(p.rates)
-    entries = torch.full(
-        (p.layout_batch * p.layout_heads, n_rows, n_cols), -1, dtype=torch.int64, device=p.q.device
-    )
-    entries[owner // n_rows, owner % n_rows, p.rows.indices.long()] = p.rows.block_ids.long()
-    return entries.view(shape)
+    # one more list, for what is behind the last one
+    entries = torch.full((n_lists + 1, n_cols), -1, dtype=torch.int64, device=p.q.device)
+    entries[owner, torch.where(owner < n_lists, p.rows.indices, 0).long()] = p.rows.block_ids.long()
+    return entries[:n_lists].view(shape)
 
 
-def positions(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """Positions of the queries and of the keys, int64 (batch or 1, q_len) and (batch or 1, kv_len)."""
+class Tokens(NamedTuple):
+    """Of every token, int64 (batch or 1, tokens)."""
+
+    sequence: Tensor
+    """-1: of none."""
+    position: Tensor
+
+
+def tokens(problem: AttentionProblem) -> tuple[Tokens, Tokens]:
+    """The sequences and positions of the queries and of the keys."""
     p, device = problem, problem.q.device
     query, key = torch.arange(p.q_len, device=device)[None], torch.arange(p.kv_len, device=device)[None]
-    q_positions, kv_starts = p.sequences.q_positions, p.sequences.kv_starts
-    query = query + (p.q_offset if q_positions is None else q_positions[:, None])
-    return query, key if kv_starts is None else key - kv_starts[:, None]
+    table = p.sequences
+    if table is None:
+        element = torch.arange(p.batch, device=device)[:, None]
+        return Tokens(element.expand(-1, p.q_len), query + p.q_offset), Tokens(
+            element.expand(-1, p.kv_len), key
+        )
+    return (
+        tokens_of(table, query, "q_start", "q_len", table.column("q_position")),
+        tokens_of(table, key, "kv_start", "kv_len", torch.zeros_like(table.column("kv_len"))),
+    )
+
+
+def tokens_of(table: Sequences, index: Tensor, start: str, length: str, first: Tensor) -> Tokens:
+    """The sequences and positions of tokens; `first` is the position of the first token of every sequence."""
+    within = index - table.column(start)[:, None]  # (n_sequences, tokens)
+    inside = (within >= 0) & (within < table.column(length)[:, None])
+    position = within + first[:, None]
+    if not table.is_packed:
+        element = torch.arange(table.table.shape[0], device=index.device)[:, None]
+        return Tokens(torch.where(inside, element, -1), position)
+    if table.table.shape[0] == 0:
+        return Tokens(torch.full_like(index, -1), index)
+    sequence = inside.int().argmax(0)[None]  # the only one, if any
+    return Tokens(sequence.masked_fill(~inside.any(0), -1), position.gather(0, sequence))
 
 
 def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
-    """Bool mask of the visible keys, broadcastable to (batch, num_heads, q_len, kv_len), and the bias per token pair."""
+    """Bool mask of the visible keys, broadcastable to (batch, num_heads, q_len, kv_len), and what is added to each score."""
     p, device, block_size = problem, problem.q.device, problem.block_size
     head = torch.arange(p.num_heads, device=device)[:, None, None]
-    query, key = (x[:, None] for x in positions(p))  # (batch or 1, 1, tokens)
-    query, key = query[..., None], key[..., None, :]
-    row, col = query // block_size - p.grid.first_row, key // block_size
+    of_q, of_k = tokens(p)  # below: (batch or 1, 1, tokens, 1) and (batch or 1, 1, 1, tokens)
+    sequence, query = of_q.sequence[:, None, :, None], of_q.position[:, None, :, None]
+    key = of_k.position[:, None, None]
+    visible = (sequence == of_k.sequence[:, None, None]) & (sequence >= 0)
+    row = torch.div(query, block_size, rounding_mode="floor") - p.grid.first_row
+    col = torch.div(key, block_size, rounding_mode="floor")
     inside = (row >= 0) & (row < p.grid.n_rows) & (col >= 0) & (col < p.grid.n_cols)
 
     # (layout_batch or batch or 1, num_heads, q_len, kv_len)
-    element = torch.arange(p.layout_batch, device=device)[:, None, None, None]
+    element = sequence.clamp(min=0) if p.layout_batch > 1 else torch.zeros_like(sequence)
     layout_head = head // (p.num_heads // p.layout_heads)
     row, col = row.clamp(0, p.grid.n_rows - 1), col.clamp(0, p.grid.n_cols - 1)
     entries = block_entries(p)[element, layout_head, row, col].masked_fill(~inside, -1)
-    visible = entries >= 0
+    visible = visible & (entries >= 0)
     if p.block_masks is not None:
         mask_id = p.block_masks.ids[entries.clamp(min=0)].long()
-        allowed = p.block_masks.table[mask_id.clamp(min=0), query % block_size, key % block_size]
+        allowed = torch.ones_like(visible)
+        if p.block_masks.table.shape[0] > 0:
+            table = unpacked_masks(p.block_masks.table)
+            allowed = table[mask_id.clamp(min=0), query % block_size, key % block_size]
         visible = visible & (allowed | (mask_id < 0))
     if p.is_causal:
         visible = visible & (key <= query)
@@ -61,28 +99,32 @@ def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
         segments = torch.tensor(p.dilation.segment_lengths[:-1], device=device, dtype=torch.int64)
         rate = torch.tensor(p.rates, device=device)[torch.bucketize(distance, segments, right=True)]
         visible = visible & (key % rate == head % rate)
-    padded = padding(p)
-    if padded is not None:
-        visible = visible & ~padded[:, None, None, :]
+    if p.key_padding_mask is not None:
+        visible = visible & ~p.key_padding_mask[:, None, None, :]
 
-    if p.block_bias is None:
+    added: list[Tensor] = []
+    if p.block_bias is not None:
+        bias = p.block_bias.expand(-1, p.num_heads, -1)
+        of_sequence = sequence.clamp(min=0) if bias.shape[0] > 1 else torch.zeros_like(sequence)
+        added.append(bias[of_sequence, head, entries.clamp(min=0)])
+    if p.attn_bias is not None:
+        added.append(p.attn_bias)
+    if p.alibi_slopes is not None:
+        added.append(-p.alibi_slopes[:, None, None] * (query - key).abs())
+    if not added:
         return visible, None
-    n_elements = max(p.block_bias.shape[0], entries.shape[0])
-    bias = p.block_bias.expand(n_elements, p.num_heads, -1)
-    index = entries.clamp(min=0).flatten(2).expand(n_elements, -1, -1)
-    bias = bias.gather(2, index).unflatten(2, (p.q_len, p.kv_len))
-    hidden = bias == -torch.inf
-    return visible & ~hidden, bias.masked_fill(hidden, 0.0)
+    dtype = torch.promote_types(p.q.dtype, torch.float32)
+    total = functools.reduce(torch.add, (x.to(dtype) for x in added))
+    hidden = total == -torch.inf
+    return visible & ~hidden, total.masked_fill(hidden, 0.0)
 
 
 def padding(problem: AttentionProblem) -> Tensor | None:
-    """Bool (batch, kv_len), True for padded keys; None if there is no padding."""
-    p, index = problem, torch.arange(problem.kv_len, device=problem.q.device)
+    """Bool (batch, kv_len), True for keys that no query may see; None if there are none."""
+    p = problem
     parts = [] if p.key_padding_mask is None else [p.key_padding_mask]
-    if p.sequences.kv_lengths is not None:
-        parts.append(index >= p.sequences.kv_lengths[:, None])
-    if p.sequences.kv_starts is not None:
-        parts.append(index < p.sequences.kv_starts[:, None])
+    if p.sequences is not None:
+        parts.append(tokens(p)[1].sequence < 0)
     return functools.reduce(torch.logical_or, parts) if parts else None
 
 
@@ -98,7 +140,7 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def scores_of(problem: AttentionProblem, q: Tensor, k: Tensor) -> Tensor:
-    """softmax_scale * q k^T, (batch, num_heads, q_len, kv_len).
+    """softmax_scale * q k^T, capped, (batch, num_heads, q_len, kv_len).
 
     Scores of a key that is not finite are added as constants: in the backward, the zero gradients of queries that do
     not see the key would otherwise be multiplied by NaN or infinity.
@@ -107,7 +149,8 @@ def scores_of(problem: AttentionProblem, q: Tensor, k: Tensor) -> Tensor:
     not_finite = ~k.isfinite().all(-1, keepdim=True)
     scores = torch.einsum("bihd,bjhd->bhij", q, k.masked_fill(not_finite, 0.0))
     constant = torch.einsum("bihd,bjhd->bhij", q.detach(), k.detach())
-    return (scores + constant.masked_fill(~not_finite.permute(0, 2, 3, 1), 0.0)) * problem.softmax_scale
+    scores = (scores + constant.masked_fill(~not_finite.permute(0, 2, 3, 1), 0.0)) * problem.softmax_scale
+    return scores if problem.softcap == 0.0 else problem.softcap * (scores / problem.softcap).tanh()
 
 
 def weighted_values(problem: AttentionProblem, weights: Tensor, visible: Tensor, v: Tensor) -> Tensor:
@@ -142,6 +185,8 @@ def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, 
     sees_none = ~visible.any(-1, keepdim=True)
     scores = scores.masked_fill(~visible, -torch.inf).masked_fill(sees_none, 0.0)
     lse = scores.logsumexp(-1, keepdim=True)
+    if problem.sinks is not None:
+        lse = torch.logaddexp(lse, problem.sinks.to(dtype)[:, None, None])
     weights = (scores - lse).exp().masked_fill(sees_none, 0.0)
     if problem.dropout_p > 0.0:
         assert problem.seed is not None

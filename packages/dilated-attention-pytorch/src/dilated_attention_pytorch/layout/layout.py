@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from ..config import (
 from ..grid import BlockGrid
 from ..patterns.registry import active_pairs, budget_of, check_connected
 from .coverage import coverage, hops_to_full_coverage
-from .lists import BlockLists, build_csr
+from .lists import BlockLists, BlockMasks, build_csr
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,9 +105,11 @@ class BlockLayout:
         block_size: tokens per block side.
         causal: whether queries are aligned to the end of the keys (they differ only when q_len != kv_len).
         num_heads: 1 (all heads share the pattern) or the number of heads or of kv heads.
+        batch: 1 (all batch elements share the pattern) or the number of batch elements.
         row_lists: per (head, row) the sorted active columns.
         col_lists: the transpose, per (head, column) the sorted active rows.
         configs: the pattern of all heads, or one per head; None for layouts of your own.
+        block_masks: which elements of the active blocks count; None where all do.
 
     Memory is proportional to the active blocks. A CUDA graph reads the lists of the layout that it was captured with:
     keep that as long as the graph.
@@ -117,6 +120,8 @@ class BlockLayout:
     row_lists: BlockLists
     col_lists: BlockLists
     configs: tuple[SparsePatternConfig, ...] | None = None
+    batch: int = 1
+    block_masks: BlockMasks | None = None
     # made at first use; copies and pickles have none of it
     _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
@@ -128,6 +133,8 @@ class BlockLayout:
             return
         for name in ("row_lists", "col_lists"):
             object.__setattr__(self, name, getattr(self, name).savable())
+        if self.block_masks is not None:
+            object.__setattr__(self, "block_masks", self.block_masks.savable())
         indices = self.row_lists.indices
         ALIVE[id(indices), self.grid.q_len, self.grid.kv_len] = self
         for lists in (self.row_lists, self.col_lists):
@@ -152,13 +159,7 @@ class BlockLayout:
 
     def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
         """The layout for other lengths with the same rows and columns; it shares the lists and their caches."""
-        made = BlockLayout(
-            self.grid.with_lengths(q_len, kv_len),
-            self.num_heads,
-            self.row_lists,
-            self.col_lists,
-            self.configs,
-        )
+        made = dataclasses.replace(self, grid=self.grid.with_lengths(q_len, kv_len))
         object.__setattr__(made, "_dilated", self._dilated)
         object.__setattr__(made, "_prepared", self._prepared)
         return made
@@ -352,7 +353,8 @@ class BlockLayout:
         if device == self.device:
             return self
         rows, cols = self.row_lists.to(device), self.col_lists.to(device)
-        return BlockLayout(self.grid, self.num_heads, rows, cols, self.configs)
+        masks = None if self.block_masks is None else self.block_masks.to(device)
+        return dataclasses.replace(self, row_lists=rows, col_lists=cols, block_masks=masks)
 
     def coo(self) -> tuple[Tensor, Tensor, Tensor]:
         """(head, row, column) of every active block in the order of the row lists, int64."""

@@ -18,8 +18,9 @@ class BlockLists:
 
     Attributes:
         indptr: (n_lists + 1,), where each list begins, and the end of the last.
-        indices: (num_active_blocks,), the columns of a row or the rows of a column.
-        block_ids: (num_active_blocks,), the position of each block in the layout's row lists, and so in a block bias.
+        indices: (capacity,), the columns of a row or the rows of a column. What is behind the end of the last list, where
+            lists were made without reading their lengths, has no meaning.
+        block_ids: (capacity,), the place of each block in a block bias and in the masks inside blocks.
     """
 
     indptr: Tensor
@@ -39,9 +40,9 @@ class BlockLists:
         return BlockLists(*(tensor.to(device) for tensor in self.tensors()))
 
     def owners(self) -> Tensor:
-        """The list of every index, int64 (num_active_blocks,)."""
-        counts = self.indptr.diff().long()
-        return torch.repeat_interleave(counts, output_size=self.indices.numel())
+        """The list of every index, int64 (capacity,); the number of lists for what is behind the last."""
+        places = torch.arange(self.indices.numel(), dtype=torch.int32, device=self.device)
+        return torch.searchsorted(self.indptr[1:], places, right=True)
 
     def savable(self) -> BlockLists:
         """The lists as tensors that autograd can save, also where they were made or unpickled in inference mode."""
@@ -55,9 +56,35 @@ class BlockMasks(NamedTuple):
     """Which elements of the active blocks count. Blocks share masks, so the memory stays small."""
 
     ids: Tensor
-    """int32 (num_active_blocks,), the mask of each block in the order of the row lists, or -1: the whole block counts."""
+    """int32 (num_block_ids,), the mask of each block by its block id, or -1: the whole block counts."""
     table: Tensor
-    """bool (n_masks, block_size, block_size), the distinct masks by query and key, True where the pair counts."""
+    """int32 (n_masks, block_size, words), the distinct masks. Key k of a query is bit ``k % 32`` of its word ``k // 32``, set
+    where the pair counts; a block of 16 has one word of 16 bits. See `packed_masks`."""
+
+    def to(self, device: torch.device) -> BlockMasks:
+        """The same masks on another device."""
+        return BlockMasks(self.ids.to(device), self.table.to(device))
+
+    def savable(self) -> BlockMasks:
+        """The masks as tensors that autograd can save, also where they were made or unpickled in inference mode."""
+        if not self.ids.is_inference():
+            return self
+        with torch.inference_mode(False):
+            return BlockMasks(self.ids.clone(), self.table.clone())
+
+
+def packed_masks(masks: Tensor) -> Tensor:
+    """Bool (n_masks, block_size, block_size) as int32 (n_masks, block_size, words), a bit for every pair."""
+    size = masks.shape[2]
+    bits = torch.nn.functional.pad(masks, (0, -size % 32)).unflatten(2, (-1, 32)).long()
+    words = (bits << torch.arange(32, device=masks.device)).sum(-1)
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def unpacked_masks(table: Tensor) -> Tensor:
+    """The inverse of `packed_masks`."""
+    bits = (table.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=table.device)) & 1
+    return bits.flatten(2)[:, :, : table.shape[1]].bool()
 
 
 def build_csr(keys: Tensor, n_lists: int, n_inner: int, indices: Tensor, block_ids: Tensor) -> BlockLists:

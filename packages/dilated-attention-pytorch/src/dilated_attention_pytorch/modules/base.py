@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, values
-from ..backends.problem import AttentionProblem, Sequences
+from ..backends.problem import AttentionProblem
 from ..backends.reference import attention_reference, attention_weights
 from ..call import PLAIN_TYPES, Call
 from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
@@ -19,6 +19,7 @@ from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
+from ..sequences import sequences_of_batch
 from ..validation import check_backend, check_call, check_flag, checked_dropout, checked_scale, refusal
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
@@ -312,7 +313,7 @@ def check_dilation(
 def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
     """The problem for the reference, with the blocks of the pattern looked up when a graph runs."""
     q_len, kv_len, size = call.q.shape[1], call.k.shape[1], pattern.block_size
-    q_offset = kv_len - q_len if call.is_causal else 0
+    q_offset, sequences = sequences_of_batch(call.q, kv_len, call.is_causal, kv_lengths=call.kv_lengths)
     none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
     return AttentionProblem(
         q=call.q, k=call.k, v=call.v, grid=BlockGrid(q_len, kv_len, size, call.is_causal, q_offset),
@@ -320,5 +321,5 @@ def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
         entries=ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
         q_offset=q_offset, is_causal=call.is_causal, softmax_scale=call.softmax_scale, dropout_p=call.dropout_p,
         dilation=call.dilation, block_bias=call.block_bias, key_padding_mask=call.key_padding_mask, seed=call.seed,
-        sequences=Sequences(kv_lengths=call.kv_lengths),
+        sequences=sequences,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch
+from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch, beyond_plain_scores
 from . import decode, one_call, row_batches, row_by_row, unfused
 from .one_call_plan import CallPlan, plan_of
 from .scratch import kept_buffers
@@ -26,7 +26,7 @@ class CpuBackend(Backend):
 
     def rejects(self, problem: AttentionProblem) -> str | None:
         """Why this backend cannot serve the call, with the argument and its value; None if it can."""
-        beyond = beyond_plain_batch(problem)
+        beyond = beyond_plain_batch(problem) or beyond_plain_scores(problem)
         if beyond is not None:
             return beyond
         for name in ("q", "k", "v"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...config import TokenDilation
 from ...layout.layout import BlockLayout
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Backend, Forward, Gradients, beyond_plain_batch
+from ..problem import AttentionProblem, Backend, Forward, Gradients, beyond_plain_batch, beyond_plain_scores
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .strides import badly_strided
 from .work_order import make_work_order
@@ -84,7 +84,7 @@ def launches() -> ModuleType:
 
 def rejected_call(problem: AttentionProblem) -> str | None:
     """Why the kernels cannot serve a call, whatever triton is installed; None if they can."""
-    p, beyond = problem, beyond_plain_batch(problem)
+    p, beyond = problem, beyond_plain_batch(problem) or beyond_plain_scores(problem)
     if beyond is not None:
         return beyond
     if p.q.device.type != "cuda":

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch
+from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch, beyond_plain_scores
 
 HALF = (torch.float16, torch.bfloat16)
 HAS_TRITON = is_installed("triton")
@@ -39,7 +39,7 @@ class TritonBackend(Backend):
 
     def rejects(self, problem: AttentionProblem) -> str | None:
         q = problem.q
-        beyond = beyond_plain_batch(problem)
+        beyond = beyond_plain_batch(problem) or beyond_plain_scores(problem)
         if beyond is not None:
             return beyond
         if not HAS_TRITON:
