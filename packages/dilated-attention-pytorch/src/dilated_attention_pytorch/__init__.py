@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .config import SparsePatternConfig
 from .factory import create_block_sparse_attention, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
-from .layout import BlockLayout, LayoutStats
+from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
 from .modules import BlockSparseAttention
 from .removed import REPLACEMENTS, raise_removed_name
 
@@ -20,10 +20,12 @@ __all__ = [
     "LayoutStats",
     "SparsePatternConfig",
     "__version__",
+    "block_scores",
     "block_sparse_attention",
     "create_block_sparse_attention",
     "explain_backends",
     "get_block_sparse_preset",
+    "select_blocks",
 ]
 
 

@@ -1,0 +1,269 @@
+"""Which blocks to keep, chosen from the content: scores of block pairs from pooled q and k, and the best of each row.
+
+Nothing here waits for a GPU, and all of it can be captured in a CUDA graph. `BlockLayout.from_indices` makes the layout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import values
+from ..grid import BlockGrid
+from ..values import shown
+
+SCORES_AT_ONCE = (
+    2**24
+)  # of which rows are chosen together: 64 MiB in float32, and as much again for a sorted copy
+
+
+# ---- scores
+
+
+def block_scores(
+    q: Tensor, k: Tensor, block_size: int, *, causal: bool = False, softmax_scale: float | None = None
+) -> Tensor:
+    """Scores of all pairs of blocks: the products of the mean query and the mean key of each block, differentiable.
+
+    Takes 4 bytes for every pair of blocks and head (8 for float64), and the pooled q and k.
+
+    Args:
+        q: (batch, q_len, num_heads, head_dim), floating point.
+        k: (batch, kv_len, num_kv_heads, head_dim); num_kv_heads divides num_heads (GQA, MQA).
+        block_size: tokens per block side.
+        causal: the last query sits at the last key, and blocks after a row's own get -inf.
+        softmax_scale: default ``1 / sqrt(head_dim)``.
+
+    Returns:
+        (batch, num_heads, n_rows, n_cols), float32, or float64 for float64 inputs: the rows and columns of a `BlockLayout` of
+        these lengths.
+
+    Raises:
+        ValueError: an argument does not fit the others, or is out of its range.
+        TypeError: an argument is something else; the message names it.
+
+    Examples:
+        >>> q = k = torch.randn(1, 256, 4, 32)
+        >>> indices, counts = select_blocks(block_scores(q, k, 64), num_blocks=2)
+        >>> indices.shape, counts.unique().tolist()
+        (torch.Size([1, 4, 4, 2]), [2])
+    """
+    check_pooled(q, k)
+    scale = 1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else values.number(softmax_scale)
+    if scale is None or not math.isfinite(scale):
+        raise ValueError(f"softmax_scale must be a finite number, got {shown(softmax_scale)}")
+    batch, q_len, num_heads, _ = q.shape
+    kv_len, num_kv_heads = k.shape[1:3]
+    grid = BlockGrid(q_len, kv_len, block_size, causal)
+    rows = block_means(q, grid.block_size, grid.q_offset % grid.block_size) * scale
+    cols = block_means(k, grid.block_size, 0)
+    # (batch, num_kv_heads, heads of the group * n_rows, head_dim) by (batch, num_kv_heads, head_dim, n_cols)
+    rows = rows.transpose(1, 2).reshape(batch, num_kv_heads, -1, q.shape[3])
+    with torch.autocast(q.device.type, enabled=False):
+        scores = torch.matmul(rows, cols.permute(0, 2, 3, 1)).view(batch, num_heads, grid.n_rows, grid.n_cols)
+    if not grid.causal:
+        return scores
+    col = torch.arange(grid.n_cols, device=q.device)
+    return scores.masked_fill_(col > grid.diagonal(q.device)[:, None], -torch.inf)
+
+
+def check_pooled(q: Any, k: Any) -> None:
+    """Raise unless q and k are tensors of one attention call."""
+    for name, x in (("q", q), ("k", k)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if (
+            x.is_nested
+            or x.layout != torch.strided
+            or x.dim() != 4
+            or 0 in x.shape
+            or not x.is_floating_point()
+        ):
+            raise ValueError(
+                f"{name} must be a floating point tensor (batch, seq_len, num_heads, head_dim), got {shown(x)}"
+            )
+        if x.device != q.device or x.dtype != q.dtype:
+            raise ValueError(f"{name} must be {q.dtype} on {q.device} as q, got {x.dtype} on {x.device}")
+    if (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
+        raise ValueError(
+            f"k must have q's batch {q.shape[0]} and head_dim {q.shape[3]}, got shape {tuple(k.shape)}"
+        )
+    if q.shape[2] % k.shape[2]:
+        raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}")
+
+
+def block_means(x: Tensor, block_size: int, behind: int) -> Tensor:
+    """The mean token of each block (batch, n_blocks, heads, head_dim), at least float32; `behind`: where in its block the first one is."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    first = (block_size - behind) % block_size
+    n_whole = max(0, x.shape[1] - first) // block_size
+    head, body, tail = x.split_with_sizes(part_lengths(x.shape[1], first, n_whole * block_size), 1)
+    means = [body.unflatten(1, (n_whole, block_size)).mean(2, dtype=dtype)] if n_whole else []
+    if head.shape[1]:
+        means.insert(0, head.mean(1, keepdim=True, dtype=dtype))
+    if tail.shape[1]:
+        means.append(tail.mean(1, keepdim=True, dtype=dtype))
+    return torch.cat(means, 1)
+
+
+def part_lengths(length: int, first: int, whole: int) -> list[int]:
+    """Tokens of a first block that is not whole, of whole blocks and of a last one that is not."""
+    head = min(first, length)
+    return [head, whole, length - head - whole]
+
+
+# ---- selection
+
+
+class Choice(NamedTuple):
+    """Checked arguments of `select_blocks`."""
+
+    n_slots: int  # the most blocks of a row
+    top_p: float | None
+    keep_diagonal: bool
+    window: int
+    sinks: int
+    causal: bool
+
+
+def select_blocks(
+    scores: Tensor,
+    num_blocks: int | None = None,
+    top_p: float | None = None,
+    *,
+    keep_diagonal: bool = True,
+    window: int = 0,
+    sinks: int = 0,
+    causal: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The blocks with the highest scores in every row, as `BlockLayout.from_indices` takes them.
+
+    Blocks of score -inf or NaN are not chosen. What is always kept (`keep_diagonal`, `window`, `sinks`) counts towards
+    `num_blocks` and `top_p`, and comes before everything else. Rows are chosen a few at a time, so beside the result
+    it takes no more than about 400 MiB.
+
+    Args:
+        scores: floating point, (..., n_rows, n_cols), at most 4 axes, as `block_scores` makes them. No gradient flows to them.
+        num_blocks: the most blocks of a row, of all that are kept.
+        top_p: over 0 and up to 1: a row keeps its best blocks until the softmax of its scores over them adds up to this. Without
+            `num_blocks` a row may keep all blocks, and so many indices are returned.
+        keep_diagonal: always keep the diagonal block of a row: its own, or where n_rows != n_cols the one that
+            `BlockLayout.from_config` takes.
+        window: always keep so many blocks before the diagonal one, and if not causal as many after it.
+        sinks: always keep so many of the first columns.
+        causal: the rows end at the last column, and blocks after the diagonal one are not chosen.
+
+    Returns:
+        indices: int32 (..., n_rows, k), the best first, behind those that are always kept; k is `num_blocks`, at most n_cols.
+        counts: int32 (..., n_rows), how many of them count; the others are -1.
+
+    Raises:
+        ValueError: an argument is out of its range, or `num_blocks` has no room for what is always kept.
+        TypeError: an argument is something else; the message names it.
+
+    Examples:
+        >>> scores = torch.tensor([[9.0, 0.0, 0.0], [1.0, 2.0, 0.0], [5.0, 6.0, 0.0]])
+        >>> indices, counts = select_blocks(scores, num_blocks=2, causal=True)
+        >>> indices.tolist(), counts.tolist()
+        ([[0, -1], [1, 0], [2, 1]], [1, 2, 2])
+    """
+    choice = checked_choice(scores, num_blocks, top_p, keep_diagonal, window, sinks, causal)
+    scores = scores.detach()
+    n_rows, n_cols = scores.shape[-2:]
+    flat = scores.reshape(-1, n_rows, n_cols)
+    indices = torch.empty(flat.shape[0], n_rows, choice.n_slots, dtype=torch.int32, device=scores.device)
+    counts = torch.empty(flat.shape[0], n_rows, dtype=torch.int32, device=scores.device)
+    diagonal = diagonal_of(n_rows, n_cols, choice.causal, scores.device)
+    n_heads = max(1, SCORES_AT_ONCE // (n_rows * n_cols))
+    rows_at_once = max(1, SCORES_AT_ONCE // n_cols)
+    for head in range(0, flat.shape[0], n_heads):
+        for row in range(0, n_rows, rows_at_once):
+            part = slice(head, head + n_heads), slice(row, row + rows_at_once)
+            indices[part], counts[part] = best_of(flat[part], diagonal[part[1]], choice)
+    return indices.view(*scores.shape[:-1], -1), counts.view(scores.shape[:-1])
+
+
+def checked_choice(
+    scores: Any, num_blocks: Any, top_p: Any, keep_diagonal: Any, window: Any, sinks: Any, causal: Any
+) -> Choice:
+    """The arguments of `select_blocks`; TypeError or ValueError name the one that does not fit."""
+    if not isinstance(scores, Tensor):
+        raise TypeError(
+            f"scores must be a floating point tensor (..., n_rows, n_cols), got {type(scores).__name__}"
+        )
+    if (
+        scores.is_nested
+        or scores.layout != torch.strided
+        or scores.is_meta
+        or not 2 <= scores.dim() <= 4
+        or 0 in scores.shape
+        or not scores.is_floating_point()
+    ):
+        raise ValueError(
+            f"scores must be a floating point tensor (..., n_rows, n_cols) of 2 to 4 axes with values, got {shown(scores)}"
+            + (" on meta" if scores.is_meta else "")
+        )
+    flags = []
+    for name, given in (("keep_diagonal", keep_diagonal), ("causal", causal)):
+        flag = values.flag(given)
+        if flag is None:
+            raise TypeError(f"{name} must be True or False, got {shown(given)}")
+        flags.append(flag)
+    numbers = []
+    for name, given in (("window", window), ("sinks", sinks)):
+        number = values.integer(given)
+        if number is None or not 0 <= number <= values.MAX_TOKENS:
+            raise ValueError(f"{name} must be a number of blocks, 0 or more, got {shown(given)}")
+        numbers.append(number)
+    share = None if top_p is None else values.number(top_p)
+    if top_p is not None and (share is None or not 0.0 < share <= 1.0):
+        raise ValueError(f"top_p must be over 0 and at most 1, got {shown(top_p)}")
+    if num_blocks is None and top_p is None:
+        raise ValueError(
+            "num_blocks or top_p must be given, got neither; num_blocks keeps so many blocks a row"
+        )
+    n_cols = scores.shape[-1]
+    most = n_cols if num_blocks is None else values.tokens(num_blocks)
+    if most is None:
+        raise ValueError(f"num_blocks must be a number of blocks, at least 1, got {shown(num_blocks)}")
+    choice = Choice(min(most, n_cols), share, flags[0], numbers[0], numbers[1], flags[1])
+    kept = min(n_cols, choice.sinks + choice.keep_diagonal + choice.window * (1 if choice.causal else 2))
+    if kept > choice.n_slots:
+        raise ValueError(
+            f"num_blocks must be at least {kept}, which keep_diagonal={choice.keep_diagonal}, window={choice.window} and "
+            f"sinks={choice.sinks} always keep, got {num_blocks}"
+        )
+    return choice
+
+
+def diagonal_of(n_rows: int, n_cols: int, causal: bool, device: torch.device) -> Tensor:
+    """Column of each row's diagonal block, int64 (n_rows,), as `BlockGrid.diagonal`."""
+    rows = torch.arange(n_rows, device=device)
+    return rows + (n_cols - n_rows) if causal else rows * n_cols // n_rows
+
+
+def best_of(scores: Tensor, diagonal: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Indices and counts of a few rows; scores (heads, rows, n_cols), diagonal (rows,)."""
+    col = torch.arange(scores.shape[2], device=scores.device)
+    before = diagonal[:, None] - col  # (rows, n_cols)
+    distance = before if choice.causal else before.abs()
+    is_kept = (col < choice.sinks) | ((distance > 0) & (distance <= choice.window))
+    if choice.keep_diagonal:
+        is_kept = is_kept | (distance == 0)
+    hidden = scores.isnan()
+    if choice.causal:
+        is_kept = is_kept & (before >= 0)
+        hidden |= before < 0
+    scores = scores.masked_fill(hidden, -torch.inf)
+    best, indices = scores.masked_fill(is_kept, torch.inf).topk(choice.n_slots, dim=2)
+    is_chosen = best > -torch.inf
+    if choice.top_p is not None:
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        total = scores.to(dtype).logsumexp(2, keepdim=True)
+        share = (scores.gather(2, indices).to(dtype) - total).exp()
+        is_chosen &= (best == torch.inf) | (share.cumsum(2) - share < choice.top_p)
+    is_chosen = (~is_chosen).cumsum(2, dtype=torch.int32) == 0  # rounded sums need not ascend
+    return indices.masked_fill_(~is_chosen, -1), is_chosen.sum(2)

@@ -1,0 +1,245 @@
+"""block_scores and select_blocks beside plain Python loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dilated_attention_pytorch import block_scores, select_blocks
+from dilated_attention_pytorch.grid import BlockGrid
+from dilated_attention_pytorch.layout import selection
+
+BLOCK = 16
+
+
+# ---- scores
+
+
+def slow_scores(q: Tensor, k: Tensor, causal: bool, scale: float) -> Tensor:
+    """The mean query of a block times the mean key of another, one pair after the other."""
+    grid = BlockGrid(q.shape[1], k.shape[1], BLOCK, causal)
+    group = q.shape[2] // k.shape[2]
+    scores = torch.full((q.shape[0], q.shape[2], grid.n_rows, grid.n_cols), -torch.inf, dtype=torch.float64)
+    positions = torch.arange(q.shape[1]) + grid.q_offset
+    for row in range(grid.n_rows):
+        queries = q[:, positions // BLOCK - grid.first_row == row].double().mean(1)
+        for col in range(grid.n_cols):
+            if causal and col > row + grid.first_row:
+                continue
+            keys = k[:, col * BLOCK : (col + 1) * BLOCK].double().mean(1).repeat_interleave(group, 1)
+            scores[:, :, row, col] = scale * (queries * keys).sum(-1)
+    return scores
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("lengths", [(64, 64), (100, 100), (5, 5), (90, 200), (30, 200), (7, 100), (100, 40)])
+@pytest.mark.parametrize("heads", [(2, 2), (4, 2)])
+def test_scores_are_products_of_means(causal: bool, lengths: tuple[int, int], heads: tuple[int, int]) -> None:
+    """Also of blocks that are not whole: the first, where queries begin in the middle of a block, and the last."""
+    q = torch.randn(2, lengths[0], heads[0], 8, dtype=torch.float64)
+    k = torch.randn(2, lengths[1], heads[1], 8, dtype=torch.float64)
+    found = block_scores(q, k, BLOCK, causal=causal)
+    torch.testing.assert_close(found, slow_scores(q, k, causal, 8**-0.5), atol=1e-12, rtol=1e-12)
+    wanted = slow_scores(q, k, causal, 0.3)
+    torch.testing.assert_close(
+        block_scores(q, k, BLOCK, causal=causal, softmax_scale=0.3), wanted, atol=1e-12, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_scores_of_half_precision_are_float32(dtype: torch.dtype) -> None:
+    """Means and products in float32: 16 and 8 rounded additions of numbers of about 1, 1e-6."""
+    q, k = (torch.randn(1, 64, 2, 8).to(dtype) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = block_scores(q, k, BLOCK)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), slow_scores(q, k, False, 8**-0.5), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_scores_are_differentiable(causal: bool) -> None:
+    q, k = (torch.randn(1, 40, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(
+        lambda q, k: block_scores(q, k, BLOCK, causal=causal).clamp(min=-1e3), (q, k)
+    )
+
+
+Q = torch.randn(1, 64, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"q": None}, TypeError, "q must be a tensor, got NoneType"),
+        ({"k": [1.0]}, TypeError, "k must be a tensor, got list"),
+        ({"q": Q[0]}, ValueError, r"q must be a floating point tensor \(batch.*\(64, 4, 8\)"),
+        ({"k": Q.long()}, ValueError, r"k must be a floating point tensor .*torch.int64"),
+        ({"k": Q.double()}, ValueError, r"k must be torch.float32 on cpu as q, got torch.float64"),
+        ({"k": Q.to("meta")}, ValueError, r"k must be torch.float32 on cpu as q, got torch.float32 on meta"),
+        ({"k": Q.repeat(2, 1, 1, 1)}, ValueError, r"k must have q's batch 1 and head_dim 8, got shape \(2, 64, 4, 8\)"),
+        ({"k": Q[..., :4]}, ValueError, r"head_dim 8, got shape \(1, 64, 4, 4\)"),
+        ({"k": Q[:, :, :3]}, ValueError, "num_kv_heads must divide num_heads 4, got 3"),
+        ({"q": Q[:, :0]}, ValueError, r"q must be .*\(1, 0, 4, 8\)"),
+        ({"block_size": 10}, ValueError, "block_size must be"),
+        ({"causal": 2}, TypeError, "causal must be True or False, got 2"),
+        ({"softmax_scale": "x"}, ValueError, "softmax_scale must be a finite number, got 'x'"),
+        ({"softmax_scale": math.inf}, ValueError, "softmax_scale must be a finite number, got inf"),
+    ],
+)  # fmt: skip
+def test_errors_of_block_scores_name_the_argument(
+    arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        block_scores(**{"q": Q, "k": Q, "block_size": 16, **arguments})
+
+
+# ---- selection
+
+
+def slow_choice(
+    scores: Tensor, num_blocks: int | None, top_p: float | None, **options: object
+) -> list[set[int]]:
+    """The blocks of every row of (heads, n_rows, n_cols), one after the other; distinct scores."""
+    causal = bool(options.get("causal", False))
+    n_rows, n_cols = scores.shape[-2:]
+    chosen = []
+    for i, row in enumerate(scores.reshape(-1, n_cols).double().tolist()):
+        r = i % n_rows
+        diagonal = r + n_cols - n_rows if causal else r * n_cols // n_rows
+        visible = [c for c in range(n_cols) if not causal or c <= diagonal]
+        window = int(options.get("window", 0))  # type: ignore[call-overload]
+        kept = [c for c in visible if options.get("keep_diagonal", True) and c == diagonal]
+        kept += [c for c in visible if c != diagonal and abs(c - diagonal) <= window]
+        kept += [c for c in visible if c < int(options.get("sinks", 0)) and c not in kept]  # type: ignore[call-overload]
+        others = [c for c in visible if c not in kept and row[c] > -math.inf]
+        total = sum(math.exp(row[c]) for c in visible)
+        take = list(kept)
+        for c in sorted(others, key=lambda c: -row[c]):
+            share = sum(math.exp(row[x]) for x in take) / total
+            if (num_blocks is None or len(take) < num_blocks) and (top_p is None or share < top_p):
+                take.append(c)
+        chosen.append(set(take))
+    return chosen
+
+
+def chosen_of(scores: Tensor, *arguments: object, **options: object) -> list[set[int]]:
+    indices, counts = select_blocks(scores, *arguments, **options)
+    assert indices.dtype == counts.dtype == torch.int32
+    assert indices.shape[:-1] == counts.shape == scores.shape[:-1]
+    found = []
+    for row, count in zip(indices.flatten(0, -2).tolist(), counts.flatten().tolist(), strict=True):
+        assert set(row[count:]) <= {-1}
+        assert len(set(row[:count])) == count
+        found.append(set(row[:count]))
+    return found
+
+
+OPTIONS = {
+    "diagonal": {},
+    "no_diagonal": {"keep_diagonal": False},
+    "window": {"window": 1},
+    "sinks": {"sinks": 2},
+    "all": {"window": 1, "sinks": 1},
+}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 9, 9), (3, 5, 12), (12, 5)])
+@pytest.mark.parametrize("how", [(4, None), (None, 0.7), (6, 0.9), (50, None), (None, 1.0)])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_chosen_blocks_are_the_best_ones(
+    causal: bool, shape: tuple[int, ...], how: tuple[int | None, float | None], name: str
+) -> None:
+    scores = torch.randn(shape) * 2
+    options = {**OPTIONS[name], "causal": causal}
+    assert chosen_of(scores, *how, **options) == slow_choice(scores, *how, **options)
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 100])
+def test_rows_chosen_a_few_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    scores = torch.randn(2, 3, 7, 9)
+    wanted = select_blocks(scores, 4, 0.8, causal=True)
+    monkeypatch.setattr(selection, "SCORES_AT_ONCE", at_once)
+    for found, other in zip(select_blocks(scores, 4, 0.8, causal=True), wanted, strict=True):
+        assert torch.equal(found, other)
+
+
+def test_blocks_without_a_score_are_chosen_only_where_they_are_always_kept() -> None:
+    scores = torch.tensor(
+        [[-torch.inf, torch.nan, 1.0], [-torch.inf, -torch.inf, -torch.inf], [0.0, torch.nan, -torch.inf]]
+    )
+    assert chosen_of(scores, 3) == [{0, 2}, {1}, {0, 2}]
+    assert chosen_of(scores, 3, keep_diagonal=False) == [{2}, set(), {0}]
+    assert chosen_of(scores, None, 1.0) == [{0, 2}, {1}, {0, 2}]
+
+
+def test_as_many_indices_as_asked_for_or_as_there_are_columns() -> None:
+    scores = torch.randn(4, 6)
+    assert select_blocks(scores, 2)[0].shape == (4, 2)
+    assert select_blocks(scores, 9)[0].shape == (4, 6)
+    assert select_blocks(scores, top_p=0.1)[0].shape == (4, 6)
+
+
+def test_scores_that_need_a_gradient_are_not_changed() -> None:
+    scores = torch.randn(4, 4, requires_grad=True)
+    before = scores.detach().clone()
+    indices, _ = select_blocks(scores, 2, causal=True)
+    assert not indices.requires_grad
+    assert torch.equal(scores, before)
+
+
+SCORES = torch.randn(2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"scores": [[1.0]]}, TypeError, "scores must be a floating point tensor .* got list"),
+        ({"scores": SCORES.long()}, ValueError, "scores must be a floating point tensor .*torch.int64"),
+        ({"scores": SCORES[0, 0]}, ValueError, r"of 2 to 4 axes with values, got .*\(5,\)"),
+        ({"scores": SCORES[:, :0]}, ValueError, r"got .*\(2, 0, 5\)"),
+        ({"scores": SCORES.to_sparse()}, ValueError, "scores must be .*sparse"),
+        ({"scores": SCORES.to("meta")}, ValueError, "with values, got .* on meta"),
+        ({"num_blocks": None}, ValueError, "num_blocks or top_p must be given, got neither"),
+        ({"num_blocks": 0}, ValueError, "num_blocks must be a number of blocks, at least 1, got 0"),
+        ({"num_blocks": 2.0}, ValueError, "num_blocks must be a number of blocks, at least 1, got 2.0"),
+        ({"top_p": 0.0}, ValueError, "top_p must be over 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, ValueError, "top_p must be over 0 and at most 1, got 1.5"),
+        ({"top_p": "half"}, ValueError, "top_p must be over 0 and at most 1, got 'half'"),
+        ({"keep_diagonal": "no"}, TypeError, "keep_diagonal must be True or False, got 'no'"),
+        ({"causal": None}, TypeError, "causal must be True or False, got None"),
+        ({"window": -1}, ValueError, "window must be a number of blocks, 0 or more, got -1"),
+        ({"sinks": 0.5}, ValueError, "sinks must be a number of blocks, 0 or more, got 0.5"),
+        ({"window": 1}, ValueError, "num_blocks must be at least 3, which keep_diagonal=True, window=1 and sinks=0 .* got 2"),
+        ({"num_blocks": 1, "sinks": 1}, ValueError, "num_blocks must be at least 2, which .* sinks=1 always keep, got 1"),
+    ],
+)  # fmt: skip
+def test_errors_of_select_blocks_name_the_argument(
+    arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        select_blocks(**{"scores": SCORES, "num_blocks": 2, **arguments})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [(4, None), (None, 0.7)])
+def test_blocks_are_chosen_in_a_graph_as_outside_it(how: tuple[int | None, float | None]) -> None:
+    q, k = (torch.randn(1, 640, 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+
+    def choose() -> tuple[Tensor, Tensor]:
+        return select_blocks(block_scores(q, k, 64, causal=True), *how, window=1, causal=True)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        choose()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = choose()
+    q.normal_()
+    graph.replay()
+    for found, wanted in zip(captured, choose(), strict=True):
+        assert torch.equal(found, wanted)
