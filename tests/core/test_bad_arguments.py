@@ -17,10 +17,12 @@ from dilated_attention_pytorch import (
     BlockLayout,
     BlockSparseAttention,
     SparsePatternConfig,
+    block_scores,
     block_sparse_attention,
     create_block_sparse_attention,
     explain_backends,
     get_block_sparse_preset,
+    select_blocks,
 )
 
 CONFIG = SparsePatternConfig(sparsity_ratio=0.5)
@@ -127,6 +129,9 @@ MODULE = {
     "softmax_scale": SCALES,
     "backend": {"none"},
 }
+INDICES = torch.zeros(2, 1, dtype=torch.int64)
+INDEX_LENGTHS = {"q_len": 128, "kv_len": 128, "block_size": 64}
+QUERIES = torch.randn(1, 128, 2, 16)
 # (entry point, argument): how it is called with the argument, and the values that are right there
 ENTRIES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     **{("block_sparse_attention", name): (call, right) for name, right in CALL.items()},
@@ -158,6 +163,30 @@ ENTRIES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("from_dense", "q_len"): (lambda **given: BlockLayout.from_dense(BLOCKS, 64, **given), {"none"}),
     ("from_dense", "kv_len"): (lambda **given: BlockLayout.from_dense(BLOCKS, 64, **given), {"none"}),
     ("from_dense", "causal"): (lambda **given: BlockLayout.from_dense(BLOCKS, 64, **given), FLAGS),
+    **{
+        ("from_indices", name): (
+            lambda **given: BlockLayout.from_indices(**{"indices": INDICES, **INDEX_LENGTHS, **given}), right
+        )
+        for name, right in {
+            "indices": set(), "counts": {"none", "tensor_of_one"}, "q_len": set(), "kv_len": set(), "block_size": set(), "causal": FLAGS,
+        }.items()
+    },
+    **{
+        ("block_scores", name): (lambda **given: block_scores(**{"q": QUERIES, "k": QUERIES, "block_size": 64, **given}), right)
+        for name, right in {
+            "q": set(), "k": set(), "block_size": set(), "causal": FLAGS, "softmax_scale": SCALES,
+        }.items()
+    },
+    **{
+        ("select_blocks", name): (
+            lambda **given: select_blocks(**{"scores": torch.randn(4, 4), "num_blocks": 2, "keep_diagonal": False, **given}),
+            right,
+        )
+        for name, right in {
+            "scores": {"tensor_matrix"}, "num_blocks": set(), "top_p": {"none"}, "keep_diagonal": FLAGS,
+            "window": {"zero"}, "sinks": {"zero"}, "causal": FLAGS,
+        }.items()
+    },
     ("from_block_mask", "block_mask"): (BlockLayout.from_block_mask, set()),
     **{
         ("from_block_mask", name): (lambda **given: BlockLayout.from_block_mask(BLOCK_MASK, **given), right)

@@ -6,9 +6,11 @@ import copy
 import pickle
 import threading
 
+import pytest
 import torch
 
-from dilated_attention_pytorch.caching import BoundedCache, CacheEntry, make_once
+from dilated_attention_pytorch import _torch_internals
+from dilated_attention_pytorch.caching import BoundedCache, CacheEntry, make_in_graph, make_once
 
 
 def test_the_oldest_goes_and_a_replaced_value_takes_no_room() -> None:
@@ -52,3 +54,23 @@ def test_a_value_is_made_once_also_where_it_is_none() -> None:
         assert make_once(cache, "key", torch.device("cpu"), lambda: made.append(1)) is None
     assert made == [1]
     assert cache == {"key": CacheEntry(None, 0, None)}
+
+
+def test_what_replays_change_is_made_once_in_a_capture_and_anew_outside_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, made = BoundedCache(8), []
+    is_capturing, stream = [False], [1]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: is_capturing[0])
+    monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: stream[0])
+
+    def get() -> int:
+        return make_in_graph(cache, "key", torch.device("cuda", 0), lambda: made.append(1) or len(made))
+
+    assert [get(), get()] == [1, 2]
+    is_capturing[0] = True
+    assert [get(), get()] == [3, 3]
+    stream[0] = 2  # which has not waited for the first
+    assert [get(), get()] == [4, 4]
+    is_capturing[0] = False
+    assert get() == 5

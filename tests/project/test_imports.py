@@ -46,6 +46,7 @@ LATE = {
     "core": {
         "backends.hopper": "launch.py needs triton",
         "backends.triton": "launch.py needs triton",
+        "layout.from_indices": "device_lists.py needs triton",
         "layout.layout": "plot.py needs matplotlib, block_mask.py flex_attention",
         "demo.command": "report.py needs matplotlib",
     },

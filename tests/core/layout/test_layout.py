@@ -247,7 +247,7 @@ def test_from_config_errors_name_argument_and_value(arguments: tuple[object, ...
     [
         (torch.ones(4, 4), (), r"mask must be bool.*torch.float32 \(4, 4\)"),
         (torch.ones(4, dtype=torch.bool), (), r"mask must be bool.*\(4,\)"),
-        (torch.ones(1, 2, 4, 4, dtype=torch.bool), (), r"mask must be bool.*\(1, 2, 4, 4\)"),
+        (torch.ones(1, 1, 2, 4, 4, dtype=torch.bool), (), r"mask must be bool.*\(1, 1, 2, 4, 4\)"),
         (
             torch.ones(4, 4, dtype=torch.bool),
             (100, 64),

@@ -72,11 +72,20 @@ class CacheEntry(NamedTuple):
     event: torch.cuda.Event | None
 
 
-def make_once(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
-    """The value of the key, computed if it is missing; the current stream waits until it is ready."""
+def make_once(
+    cache: BoundedCache,
+    key: Hashable,
+    device: torch.device,
+    make: Callable[[], Made],
+    is_to_stay: bool = True,
+) -> Made:
+    """The value of the key, computed if it is missing; the current stream waits until it is ready.
+
+    What is not `is_to_stay` may be in memory of a CUDA graph, which takes it back: it must not be used longer than that.
+    """
     found: CacheEntry | None = cache.get(key)
     if found is None:
-        return make_and_keep(cache, key, device, make)
+        return make_and_keep(cache, key, device, make, is_to_stay)
     value: Made
     value, stream, event = found
     # a stream capture starts after all earlier work, and must not wait for events recorded before it
@@ -89,7 +98,13 @@ def make_once(cache: BoundedCache, key: Hashable, device: torch.device, make: Ca
     return value
 
 
-def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
+def make_and_keep(
+    cache: BoundedCache,
+    key: Hashable,
+    device: torch.device,
+    make: Callable[[], Made],
+    is_to_stay: bool = True,
+) -> Made:
     """Compute and cache the value so that later calls can use it, whatever mode this call runs in."""
     with LOCK:
         if key in cache:  # another thread was faster
@@ -98,7 +113,11 @@ def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make
         if on_gpu and torch.cuda.is_current_stream_capturing():
             with without_modes():
                 return make()  # not cached: it has no values before the graph is replayed
-        value = make_to_stay(device, make)
+        if is_to_stay:
+            value = make_to_stay(device, make)
+        else:
+            with without_modes():
+                value = make()
         stream, event = 0, None
         if on_gpu:
             event = torch.cuda.Event()
@@ -106,6 +125,24 @@ def make_and_keep(cache: BoundedCache, key: Hashable, device: torch.device, make
             stream = _torch_internals.current_raw_stream(device.index)
         cache.keep(key, CacheEntry(value, stream, event))
         return value
+
+
+def make_in_graph(cache: BoundedCache, key: Hashable, device: torch.device, make: Callable[[], Made]) -> Made:
+    """The value of the key, made from tensors that a CUDA graph fills anew at every replay.
+
+    A value that is captured too is filled with them, so the capture makes it once for every stream; any other is computed for
+    every call.
+    """
+    if not torch.cuda.is_current_stream_capturing():
+        with without_modes():
+            return make()
+    key = (key, _torch_internals.current_raw_stream(device.index))
+    found: CacheEntry | None = cache.get(key)
+    if found is None:
+        with without_modes():
+            found = cache.keep(key, CacheEntry(make(), 0, None))
+    value: Made = found.value
+    return value
 
 
 def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:

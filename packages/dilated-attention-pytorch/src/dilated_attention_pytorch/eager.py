@@ -234,7 +234,7 @@ def cache_call(
     p = problem
     if key is None or p.q is not q or p.k is not k or p.v is not v or p.rows is not layout.row_lists:
         return  # autocast changed them, the layout is on another device or the keys are dilated: work for every call
-    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+    if layout._in_graph or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
         return  # what is prepared may belong to the graph, and its stream has not waited for it
     static_problem = p.without_inputs()
     forward = backend.bind(p) or forward_of(static_problem, backend)

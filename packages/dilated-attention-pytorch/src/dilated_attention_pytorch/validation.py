@@ -299,7 +299,7 @@ def warn_of_order(q: Tensor, k: Tensor) -> None:
 def check_block_bias(block_bias: Tensor, q: Tensor, layout: BlockLayout) -> Tensor:
     """The bias as (batch or 1, num_heads or 1, num_active_blocks) on q's device."""
     check_option("block_bias", block_bias, block_bias)
-    full = (q.shape[0], q.shape[2], layout.num_active_blocks)
+    full = (q.shape[0], q.shape[2], layout.num_block_ids)
     bias = block_bias[(None,) * (3 - block_bias.dim())] if block_bias.dim() < 3 else block_bias
     fits = (
         bias.dim() == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import values
 from .._torch_internals import mark_length_dynamic, without_modes
-from ..caching import BoundedCache, make_once
+from ..caching import BoundedCache, make_in_graph, make_once
 from ..config import (
     SparsePatternConfig,
     TokenDilation,
@@ -25,7 +25,9 @@ from ..config import (
 )
 from ..grid import BlockGrid
 from ..patterns.registry import active_pairs, budget_of, check_connected
+from .block_indices import checked_indices
 from .coverage import coverage, hops_to_full_coverage
+from .from_indices import lists_of
 from .lists import BlockLists, BlockMasks, build_csr
 
 if TYPE_CHECKING:
@@ -57,15 +59,15 @@ class LayoutStats:
 
 
 def check_block_mask(mask: Any) -> None:
-    """Raise unless `mask` is a non-empty bool tensor (n_rows, n_cols) or (heads, n_rows, n_cols)."""
+    """Raise unless `mask` is a non-empty bool tensor (n_rows, n_cols), with an axis of heads and one of batch elements before."""
     if not isinstance(mask, Tensor):
         raise TypeError(
             f"mask must be a bool tensor, got {type(mask).__name__}; use torch.as_tensor(mask, dtype=torch.bool)"
         )
-    if mask.is_nested or mask.dim() not in (2, 3) or mask.dtype != torch.bool or mask.numel() == 0:
+    if mask.is_nested or mask.dim() not in (2, 3, 4) or mask.dtype != torch.bool or mask.numel() == 0:
         raise ValueError(
-            f"mask must be bool with shape (n_rows, n_cols) or (heads, n_rows, n_cols), each at least 1, "
-            f"got {'a nested tensor' if mask.is_nested else f'{mask.dtype} {tuple(mask.shape)}'}"
+            f"mask must be bool with shape (n_rows, n_cols), (heads, n_rows, n_cols) or (batch, heads, n_rows, n_cols), "
+            f"each at least 1, got {'a nested tensor' if mask.is_nested else f'{mask.dtype} {tuple(mask.shape)}'}"
         )
     if mask.layout != torch.strided or mask.is_meta:
         raise ValueError(
@@ -83,11 +85,11 @@ def checked_device(device: Any) -> torch.device:
     return target
 
 
-def check_head(head: Any, num_heads: int) -> int:
-    """The index of a head; ValueError if the layout has no such head."""
-    found = values.integer(head)
-    if found is None or not 0 <= found < num_heads:
-        raise ValueError(f"head must be 0 to {num_heads - 1}, got {values.shown(head)}")
+def check_index(name: str, given: Any, number: int) -> int:
+    """The index of a head or batch element; ValueError if the layout has no such one."""
+    found = values.integer(given)
+    if found is None or not 0 <= found < number:
+        raise ValueError(f"{name} must be 0 to {number - 1}, got {values.shown(given)}")
     return found
 
 
@@ -111,8 +113,11 @@ class BlockLayout:
         configs: the pattern of all heads, or one per head; None for layouts of your own.
         block_masks: which elements of the active blocks count; None where all do.
 
+    The lists of a layout from indices have room for as many blocks as there are indices, as their lengths were never read:
+    what needs these (`num_active_blocks`, `density`, `coo` and what follows from them) waits for the GPU.
+
     Memory is proportional to the active blocks. A CUDA graph reads the lists of the layout that it was captured with:
-    keep that as long as the graph.
+    keep that as long as the graph. A layout made while a graph is captured changes with every replay.
     """
 
     grid: BlockGrid
@@ -122,6 +127,9 @@ class BlockLayout:
     configs: tuple[SparsePatternConfig, ...] | None = None
     batch: int = 1
     block_masks: BlockMasks | None = None
+    _is_exact: bool = True  # whether the lists fill their tensors
+    # whether it was made while a CUDA graph was captured, whose replays refill its lists
+    _in_graph: bool = field(default=False, init=False, repr=False)
     # made at first use; copies and pickles have none of it
     _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
@@ -136,6 +144,8 @@ class BlockLayout:
         if self.block_masks is not None:
             object.__setattr__(self, "block_masks", self.block_masks.savable())
         indices = self.row_lists.indices
+        in_graph = indices.is_cuda and torch.cuda.is_current_stream_capturing()
+        object.__setattr__(self, "_in_graph", in_graph)
         ALIVE[id(indices), self.grid.q_len, self.grid.kv_len] = self
         for lists in (self.row_lists, self.col_lists):
             for tensor in lists.tensors():
@@ -216,10 +226,11 @@ class BlockLayout:
         kv_len: int | None = None,
         causal: bool = False,
     ) -> BlockLayout:
-        """The layout of a boolean block mask (n_rows, n_cols) or (num_heads, n_rows, n_cols), on its device.
+        """The layout of a boolean block mask, on its device.
 
         Args:
-            mask: bool, True where a block is active.
+            mask: bool (n_rows, n_cols), (num_heads, n_rows, n_cols) or (batch, num_heads, n_rows, n_cols), True where a
+                block is active.
             block_size: tokens per block side.
             q_len: number of queries, default whole blocks.
             kv_len: number of keys, default whole blocks.
@@ -243,9 +254,58 @@ class BlockLayout:
                 f"mask has {n_rows} x {n_cols} blocks, but q_len {grid.q_len}, kv_len {grid.kv_len} and "
                 f"block_size {size} with causal={grid.causal} need {grid.n_rows} x {grid.n_cols}"
             )
-        heads = mask if mask.dim() == 3 else mask[None]
-        pairs = [head.nonzero(as_tuple=True) for head in heads]
-        return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs])
+        batch = mask.shape[0] if mask.dim() == 4 else 1
+        pairs = [head.nonzero(as_tuple=True) for head in mask.view(-1, n_rows, n_cols)]
+        return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs], batch=batch)
+
+    @classmethod
+    def from_indices(
+        cls,
+        indices: Tensor,
+        counts: Tensor | None = None,
+        *,
+        q_len: int,
+        kv_len: int,
+        block_size: int,
+        causal: bool = False,
+    ) -> BlockLayout:
+        """The layout of active blocks by their columns, for every row of blocks, on the device of `indices`.
+
+        Made for blocks chosen from the content (see `select_blocks`): on a GPU it never waits, and can be captured in a CUDA
+        graph, whose replays then make the lists of whatever indices are there. Equal arguments give equal lists, bit by bit.
+
+        The block id of a block, its place in a block bias, is the place of its index in ``indices.flatten()``, so the bias of
+        chosen blocks is ``scores.gather(-1, indices.long()).flatten()[None, None]``.
+
+        Args:
+            indices: int32 or int64 (batch or 1, heads or 1, n_rows, k), or with fewer leading axes: the active columns of
+                every row, in any order. Dropped are negative ones, columns beyond the keys, the second of two equal ones
+                in a row and, if causal, blocks after the row's own.
+            counts: int32 or int64 (batch or 1, heads or 1, n_rows), or with fewer leading axes: only so many of the k count.
+                Default: all.
+            q_len: number of queries; n_rows are their blocks.
+            kv_len: number of keys.
+            block_size: tokens per block side.
+            causal: whether the layout is for ``is_causal=True``: then the last query sits at the last key.
+
+        Raises:
+            ValueError: an argument is out of its range, or the indices do not have the rows of the lengths.
+            TypeError: an argument is something else; the message names it.
+
+        Examples:
+            >>> indices = torch.tensor([[0, 0], [1, -1], [2, 0]])
+            >>> layout = BlockLayout.from_indices(indices, q_len=48, kv_len=48, block_size=16)
+            >>> layout.rows()
+            [[0], [1], [0, 2]]
+            >>> layout.row_lists.block_ids[:4].tolist()
+            [0, 2, 5, 4]
+        """
+        grid = BlockGrid(q_len, kv_len, block_size, causal)
+        with without_modes():  # a layout built in inference mode may be used in training later
+            given = checked_indices(indices, counts, grid)
+            rows, cols = lists_of(given)
+            batch, heads = given.indices.shape[:2]
+            return cls(grid, heads, rows, cols, batch=batch, _is_exact=False)
 
     @classmethod
     def from_block_mask(
@@ -289,7 +349,9 @@ class BlockLayout:
         grid: BlockGrid,
         heads: list[tuple[Tensor, Tensor]],
         configs: tuple[SparsePatternConfig, ...] | None = None,
+        batch: int = 1,
     ) -> BlockLayout:
+        """The layout of the pairs of each head, of one batch element after the other."""
         device = heads[0][0].device
         rows = torch.cat([pair_rows for pair_rows, _ in heads])
         cols = torch.cat([pair_cols for _, pair_cols in heads])
@@ -306,7 +368,7 @@ class BlockLayout:
         row_lists = build_csr(row_key, n_heads * grid.n_rows, grid.n_cols, cols, block_ids)
         col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
         col_lists = build_csr(col_key, n_heads * grid.n_cols, grid.n_rows, rows, block_ids)
-        return cls(grid, n_heads, row_lists, col_lists, configs)
+        return cls(grid, n_heads // batch, row_lists, col_lists, configs, batch)
 
     # ---- properties
 
@@ -332,18 +394,28 @@ class BlockLayout:
 
     @property
     def num_active_blocks(self) -> int:
-        """Active block pairs, over all heads of the layout."""
+        """Active block pairs, over all heads and batch elements of the layout."""
+        return self.row_lists.indices.numel() if self._is_exact else int(self.row_lists.indptr[-1])
+
+    @property
+    def num_block_ids(self) -> int:
+        """The length of the last axis of a block bias: `num_active_blocks`, or of a layout from indices their number."""
         return self.row_lists.indices.numel()
 
     @property
     def density(self) -> float:
         """Active blocks over those that dense attention with the same lengths and causality computes."""
-        return self.num_active_blocks / (self.num_heads * self.grid.available())
+        return self.num_active_blocks / self._num_available()
+
+    def _num_available(self) -> int:
+        """Block pairs that dense attention computes, over all heads and batch elements of the layout."""
+        return self.batch * self.num_heads * self.grid.available()
 
     def __repr__(self) -> str:
+        of_batch = f"batch={self.batch}, " if self.batch > 1 else ""
         return (
             f"BlockLayout(q_len={self.q_len}, kv_len={self.kv_len}, block_size={self.block_size}, "
-            f"causal={self.causal}, num_heads={self.num_heads}, num_active_blocks={self.num_active_blocks}, "
+            f"causal={self.causal}, {of_batch}num_heads={self.num_heads}, num_active_blocks={self.num_active_blocks}, "
             f"density={self.density:.4g}, device='{self.device}')"
         )
 
@@ -357,23 +429,31 @@ class BlockLayout:
         return dataclasses.replace(self, row_lists=rows, col_lists=cols, block_masks=masks)
 
     def coo(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(head, row, column) of every active block in the order of the row lists, int64."""
-        owner = self.row_lists.owners()
-        return owner // self.grid.n_rows, owner % self.grid.n_rows, self.row_lists.indices.long()
+        """(head, row, column) of every active block in the order of the row lists, int64.
 
-    def rows(self, head: int = 0) -> list[list[int]]:
-        """The active columns of every row of one head, as Python lists."""
-        first = check_head(head, self.num_heads) * self.grid.n_rows
+        Head h of batch element b is ``b * num_heads + h``.
+        """
+        n_blocks = self.num_active_blocks
+        owner = self.row_lists.owners()[:n_blocks]
+        return owner // self.grid.n_rows, owner % self.grid.n_rows, self.row_lists.indices[:n_blocks].long()
+
+    def rows(self, head: int = 0, batch: int = 0) -> list[list[int]]:
+        """The active columns of every row of one head (and batch element), as Python lists."""
+        first = check_index("batch", batch, self.batch) * self.num_heads
+        first = (first + check_index("head", head, self.num_heads)) * self.grid.n_rows
         offsets = self.row_lists.indptr[first : first + self.grid.n_rows + 1].tolist()
         columns = self.row_lists.indices.tolist()
         return [columns[a:b] for a, b in itertools.pairwise(offsets)]
 
     def to_dense(self) -> Tensor:
-        """Bool block mask (n_rows, n_cols), or (num_heads, n_rows, n_cols) for per-head layouts."""
-        dense = torch.zeros(
-            self.num_heads, self.grid.n_rows, self.grid.n_cols, dtype=torch.bool, device=self.device
-        )
+        """Bool block mask (n_rows, n_cols), (num_heads, n_rows, n_cols) or, where batch elements differ, (batch, num_heads,
+        n_rows, n_cols)."""
+        grid = self.grid
+        n_heads = self.batch * self.num_heads
+        dense = torch.zeros(n_heads, grid.n_rows, grid.n_cols, dtype=torch.bool, device=self.device)
         dense[self.coo()] = True
+        if self.batch > 1:
+            return dense.view(self.batch, self.num_heads, grid.n_rows, grid.n_cols)
         return dense[0] if self.num_heads == 1 else dense
 
     def to_block_mask(self) -> BlockMask:
@@ -395,7 +475,7 @@ class BlockLayout:
             num_cols=self.grid.n_cols,
             num_heads=self.num_heads,
             num_active_blocks=self.num_active_blocks,
-            num_available_blocks=self.num_heads * self.grid.available(),
+            num_available_blocks=self._num_available(),
             density=self.density,
             asked_density=self._asked_density(),
             rows_at_floor=self._rows_at_floor(),
@@ -443,9 +523,8 @@ class BlockLayout:
         from .plot import plot_blocks
 
         heads, rows, cols = self.coo()
-        is_meant = heads == check_head(head, self.num_heads)
-        n_available = self.num_heads * self.grid.available()
-        title = f"{self.num_active_blocks:,} of {n_available:,} blocks ({self.density:.2%})"
+        is_meant = heads == check_index("head", head, self.num_heads)
+        title = f"{self.num_active_blocks:,} of {self._num_available():,} blocks ({self.density:.2%})"
         return plot_blocks(self.grid, rows[is_meant], cols[is_meant], title, ax, **kwargs)
 
     # ---- what backends take
@@ -454,7 +533,10 @@ class BlockLayout:
         """Row and column lists; with token dilation each list is split into distance classes."""
         if dilation is None:
             return self.row_lists, self.col_lists
-        return make_once(self._dilated, dilation, self.device, lambda: self._split_by_distance(dilation))
+        lists: tuple[BlockLists, BlockLists] = self._make(
+            self._dilated, dilation, lambda: self._split_by_distance(dilation)
+        )
+        return lists
 
     def keep(
         self, owner: str, dilation: TokenDilation | None, make: Callable[[], tuple[Tensor, ...]]
@@ -468,18 +550,27 @@ class BlockLayout:
             dilation: the token dilation that it depends on.
             make: computes it, maybe in another thread, which must not call `lists` or `keep` of a layout.
         """
-        made: tuple[Tensor, ...] = make_once(self._prepared, (owner, dilation), self.device, make)
+        made: tuple[Tensor, ...] = self._make(self._prepared, (owner, dilation), make)
         return made
 
+    def _make(self, cache: BoundedCache, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is derived from the lists: from the cache, unless the replays of a CUDA graph change the lists."""
+        if self._in_graph:
+            return make_in_graph(cache, key, self.device, make)
+        # a layout from indices serves a step: what is derived need not outlive that
+        return make_once(cache, key, self.device, make, is_to_stay=self._is_exact)
+
     def _entries(self) -> Tensor:
-        """The block id of every pair, -1 where inactive; int64 (num_heads, n_rows, n_cols)."""
-        shape = (self.num_heads, self.grid.n_rows, self.grid.n_cols)
-        entries = torch.full(shape, -1, dtype=torch.int64, device=self.device)
-        entries[self.coo()] = torch.arange(self.num_active_blocks, device=self.device)
-        return entries
+        """The block id of every pair, -1 where inactive; int64 (batch * num_heads, n_rows, n_cols)."""
+        n_rows, n_cols, lists = self.grid.n_rows, self.grid.n_cols, self.row_lists
+        n_lists = self.batch * self.num_heads * n_rows
+        # one more list, for what is behind the last one
+        entries = torch.full((n_lists + 1, n_cols), -1, dtype=torch.int64, device=self.device)
+        entries[lists.owners(), lists.indices.long()] = lists.block_ids.long()
+        return entries[:n_lists].view(-1, n_rows, n_cols)
 
     def _num_pairs(self, dilation: TokenDilation | None = None) -> int:
-        """The number of (query, key) pairs in the active blocks of all heads."""
+        """The number of (query, key) pairs in the active blocks of all heads and batch elements."""
         rows, _ = self.lists(dilation)
         rates = (1,) if dilation is None else dilation.dilation_rates
         grid, size, device = self.grid, self.grid.block_size, self.device
@@ -489,18 +580,27 @@ class BlockLayout:
         queries = (first + size).clamp(max=grid.q_len) - first.clamp(min=0)
         keys = (grid.kv_len - rows.indices.long() * size).clamp(max=size)
         rate = torch.tensor(rates, dtype=torch.int64, device=device)[owner % len(rates)]
-        return int((queries * keys // rate).sum())
+        is_active = owner < rows.indptr.numel() - 1
+        return int((queries * keys // rate * is_active).sum())
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
-        head, rows, cols = self.coo()
         grid, n_classes = self.grid, len(dilation.segment_lengths)
+        n_heads, n_rows, n_cols = self.batch * self.num_heads, grid.n_rows, grid.n_cols
+        owner, cols = self.row_lists.owners(), self.row_lists.indices.long()
+        is_active = owner < n_heads * n_rows
+        head, rows = owner // n_rows, owner % n_rows
         distance = (rows + grid.first_row - cols).abs() * grid.block_size
-        bounds = torch.tensor(dilation.segment_lengths[:-1], device=self.device, dtype=torch.int64)
-        classes = torch.bucketize(distance, bounds, right=True)  # first segment longer than the distance
-        block_ids = torch.arange(rows.numel(), device=self.device)
-        row_key = ((head * grid.n_rows + rows) * n_classes + classes) * grid.n_cols + cols
-        col_key = ((head * grid.n_cols + cols) * n_classes + classes) * grid.n_rows + rows
+        classes = torch.zeros_like(distance)  # first segment longer than the distance
+        for length in dilation.segment_lengths[:-1]:  # a tensor of them would be copied from the host
+            classes += distance >= length
+        block_ids = self.row_lists.block_ids
+        row_key = (owner * n_classes + classes) * n_cols + cols
+        col_key = ((head * n_cols + cols) * n_classes + classes) * n_rows + rows
+        in_no_list = n_heads * n_rows * n_cols * n_classes
+        if not self._is_exact:
+            row_key = torch.where(is_active, row_key, in_no_list)
+            col_key = torch.where(is_active, col_key, in_no_list)
         return (
-            build_csr(row_key, self.num_heads * grid.n_rows * n_classes, grid.n_cols, cols, block_ids),
-            build_csr(col_key, self.num_heads * grid.n_cols * n_classes, grid.n_rows, rows, block_ids),
+            build_csr(row_key, n_heads * n_rows * n_classes, n_cols, cols, block_ids),
+            build_csr(col_key, n_heads * n_cols * n_classes, n_rows, rows, block_ids),
         )

@@ -88,9 +88,12 @@ def unpacked_masks(table: Tensor) -> Tensor:
 
 
 def build_csr(keys: Tensor, n_lists: int, n_inner: int, indices: Tensor, block_ids: Tensor) -> BlockLists:
-    """The lists of blocks in any order; `keys` are ``list * n_inner + index``, int64."""
+    """The lists of blocks in any order; `keys` are ``list * n_inner + index``, int64.
+
+    Those of ``n_lists * n_inner`` are in no list: they come last, behind all lists.
+    """
     order = keys.argsort()
-    counts = torch.zeros(n_lists + 1, dtype=torch.int32, device=keys.device)
+    counts = torch.zeros(n_lists + 2, dtype=torch.int32, device=keys.device)
     counts.scatter_add_(0, keys // n_inner + 1, torch.ones_like(keys, dtype=torch.int32))
-    indptr = counts.cumsum(0, dtype=torch.int32)
+    indptr = counts[: n_lists + 1].cumsum(0, dtype=torch.int32)
     return BlockLists(indptr, indices[order].to(torch.int32), block_ids[order].to(torch.int32))

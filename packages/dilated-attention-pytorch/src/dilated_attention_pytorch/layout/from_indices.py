@@ -1,0 +1,59 @@
+"""Lists from the indices of active blocks: who makes them, and the definition in plain tensor operations, on any device."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from .block_indices import BlockIndices
+from .lists import BlockLists, build_csr
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def lists_of(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
+    """Row and column lists of `lists_of_indices`; on a GPU from kernels, where triton is installed."""
+    if given.indices.is_cuda and HAS_TRITON:
+        from . import device_lists
+
+        if device_lists.fits(given):
+            with torch.cuda.device(given.indices.device):
+                return device_lists.lists_by_kernels(given)
+    return lists_of_indices(given)
+
+
+def lists_of_indices(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
+    """Row and column lists, with room for as many blocks as there are indices.
+
+    Dropped are indices past the counts, negative ones, columns that the grid does not have, with a causal grid blocks of the
+    future, and all but the first of equal ones in a row. The block id is the place of an index in `indices`, flat. Behind the
+    lists everything is 0. Makes no host synchronisation.
+    """
+    indices, counts, grid = given
+    n_rows, n_cols, n_slots, device = grid.n_rows, grid.n_cols, indices.shape[3], indices.device
+    cols = indices.flatten().long()
+    place = torch.arange(cols.numel(), device=device)
+    owner = place // max(1, n_slots)
+    is_kept = (cols >= 0) & (cols < n_cols)
+    if counts is not None:
+        is_kept &= place - owner * n_slots < counts.flatten()[owner]
+    if grid.causal:
+        is_kept &= cols <= owner % n_rows + grid.first_row
+    in_no_row = given.n_lists * n_cols
+    key, place = torch.where(is_kept, owner * n_cols + cols, in_no_row).sort(stable=True)
+    key[1:].masked_fill_(key.diff() == 0, in_no_row)  # doubles: the first of a row stands first
+    is_kept = key < in_no_row
+    rows = build_csr(
+        key, given.n_lists, n_cols, torch.where(is_kept, key % n_cols, 0), torch.where(is_kept, place, 0)
+    )
+    return rows, transposed(rows, given.heads, n_rows, n_cols)
+
+
+def transposed(rows: BlockLists, heads: int, n_rows: int, n_cols: int) -> BlockLists:
+    """The column lists of row lists that have a capacity; `heads` are those of all batch elements."""
+    owner = rows.owners()
+    is_kept = owner < heads * n_rows
+    head, row = owner // n_rows, owner % n_rows
+    key = torch.where(is_kept, (head * n_cols + rows.indices) * n_rows + row, heads * n_cols * n_rows)
+    return build_csr(key, heads * n_cols, n_rows, torch.where(is_kept, row, 0), rows.block_ids)
