@@ -164,8 +164,13 @@ def triton(session: nox.Session, version: str) -> None:
     """Compile every GPU kernel with this Triton, without a GPU, and compare registers, spills and launch arguments."""
     python = shared_env(session, "test")
     tests = [
-        f"tests/core/backends/{name}.py"
-        for name in ("hopper/test_offline_compile", "triton/test_offline_compile", "hopper/test_launch")
+        f"tests/core/{name}.py"
+        for name in (
+            "backends/hopper/test_offline_compile",
+            "backends/triton/test_offline_compile",
+            "backends/hopper/test_launch",
+            "layout/test_offline_compile",
+        )
     ]
     session.run(
         *(python, "-m", "pytest", *tests, *workers(), *session.posargs),

@@ -82,6 +82,14 @@ def launches() -> ModuleType:
     return launch
 
 
+@functools.cache
+def order_kernels() -> ModuleType:
+    """device_order.py, imported late because it needs triton."""
+    from . import device_order
+
+    return device_order
+
+
 def rejected_call(problem: AttentionProblem) -> str | None:
     """Why the kernels cannot serve a call, whatever triton is installed; None if they can."""
     p, beyond = problem, beyond_plain_batch(problem) or beyond_plain_scores(problem)
@@ -160,9 +168,12 @@ class HopperBackend(Backend):
         # outside the closure, which may run in a thread that must not wait for this one
         rows, cols = layout.lists(dilation)
         grid, n_heads = layout.grid, layout.num_heads
-        return layout.keep(
-            self.name, dilation, lambda: (make_work_order(grid, n_heads, rows, cols, dilation),)
+        make = (
+            order_kernels().work_order_by_kernels
+            if layout.device.type == "cuda" and HAS_GLUON
+            else make_work_order
         )
+        return layout.keep(self.name, dilation, lambda: (make(grid, n_heads, rows, cols, dilation),))
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -77,11 +77,14 @@ def make_column_groups(
     owner = cols.owners()
     in_class, column, head = owner % n_classes, owner // n_classes % n_cols, owner // (n_classes * n_cols)
     rows = cols.indices.long()
+    # what is behind the lists, where these have room for more blocks, is in none
+    is_active, in_no_list = owner < n_heads * n_cols * n_classes, n_lists * n_rows
 
     def key_of(stride: int | Tensor) -> Tensor:
         """(head, group, class, row) of every entry as one number."""
         group = column // (stride * group_size) * stride + column % stride
-        return ((head * n_groups + group) * n_classes + in_class) * n_rows + rows
+        key = ((head * n_groups + group) * n_classes + in_class) * n_rows + rows
+        return torch.where(is_active, key, in_no_list)
 
     def is_first(key: Tensor) -> Tensor:
         """Of sorted numbers, whether each differs from the one before it."""
@@ -90,7 +93,7 @@ def make_column_groups(
     def cost_of(stride: int) -> Tensor:
         """The number of steps: the tiles of a residue walk the list of a class only if the class keeps their keys."""
         key = key_of(stride).sort().values
-        its_class, first = key // n_rows % n_classes, is_first(key)
+        its_class, first = key // n_rows % n_classes, is_first(key) & (key < in_no_list)
         costs = [group_size // rate * (first & (its_class == i)).sum() for i, rate in enumerate(rates)]
         return torch.stack(costs).sum()
 
@@ -101,8 +104,8 @@ def make_column_groups(
     key, order = key_of(stride).sort(stable=True)
     is_new = is_first(key)
     place = is_new.cumsum(0) - 1
-    lengths = torch.zeros(n_lists, dtype=torch.long, device=rows.device)
-    lengths.scatter_add_(0, key // n_rows, is_new.long())
+    lengths = torch.zeros(n_lists + 1, dtype=torch.long, device=rows.device)
+    lengths = lengths.scatter_add_(0, key // n_rows, is_new.long())[:n_lists]
     pairs = torch.zeros(rows.numel(), 2, dtype=torch.long, device=rows.device)
     pairs[:, 0].scatter_(0, place, key % n_rows)
     pairs[:, 1].scatter_add_(0, place, 1 << (column // stride % group_size)[order])

@@ -86,7 +86,9 @@ def lists_per_group(block_size: int) -> int:
 def make_work_order(
     grid: BlockGrid, n_heads: int, rows: BlockLists, cols: BlockLists, dilation: TokenDilation | None
 ) -> Tensor:
-    """The tensor that `WorkOrder` describes, int32.
+    """The tensor that `WorkOrder` describes, int32: the definition. On a GPU device_order.py makes the same.
+
+    Behind the lists, where these have room for more blocks, it means nothing.
 
     Args:
         grid: of the layout; its rows and columns count, its lengths do not.
@@ -124,12 +126,13 @@ def shared_blocks(
     """`union_sizes`, `places` and `blocks` of the groups."""
     indices = lists.indices
     owner = lists.owners() // n_classes
+    # n_heads * n_groups for what is behind the lists
     group = owner // n_lists * n_groups + owner % n_lists // per_group
     key, order = (group * 2**31 + indices).sort(stable=True)  # lists of a group stand one after the other
     is_new = torch.ones_like(key, dtype=torch.bool)
     is_new[1:] = key[1:] != key[:-1]
     running = is_new.cumsum(0)
-    sizes = torch.zeros(n_heads * n_groups, dtype=torch.long, device=key.device)
+    sizes = torch.zeros(n_heads * n_groups + 1, dtype=torch.long, device=key.device)
     sizes.scatter_add_(0, group[order], is_new.long())
     before = sizes.cumsum(0) - sizes
     places = torch.empty_like(running)
@@ -137,4 +140,4 @@ def shared_blocks(
     is_shared = torch.zeros_like(is_new)
     is_shared[:-1] = ~is_new[1:]
     blocks = torch.where(is_new, 2 * indices[order].long() + is_shared, -1)
-    return [sizes, places, blocks]
+    return [sizes[:-1], places, blocks]

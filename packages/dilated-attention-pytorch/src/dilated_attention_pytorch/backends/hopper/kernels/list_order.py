@@ -1,0 +1,113 @@
+"""Triton kernels that make a work order on the GPU; device_order.py launches them.
+
+level_kernel  how long the groups are, on a scale of quarter octaves: they are sorted by that
+merge_kernel  block size 64: the blocks that the two lists of a group have together. Both lists are sorted, so the place
+              of a block in the merged list is its own plus how many of the other list are smaller, by binary search
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Of float64: the bits below the leading 1, and those of 2 ** (1 / 4), 2 ** (2 / 4) and 2 ** (3 / 4).
+FRACTION = tl.constexpr(2**52 - 1)
+QUARTER = tl.constexpr(0x306FE0A31B715)
+HALF = tl.constexpr(0x6A09E667F3BCD)
+THREE_QUARTERS = tl.constexpr(0xAE89F995AD3AD)
+
+
+@triton.jit
+def level_of(length):
+    """floor(4 * log2(length)) of float64 numbers, from their bits."""
+    bits = length.to(tl.int64, bitcast=True)
+    fraction = bits & FRACTION
+    exponent = (bits >> 52) - 1023
+    steps = (fraction >= QUARTER).to(tl.int32) + (fraction >= HALF).to(tl.int32)
+    return 4 * exponent.to(tl.int32) + steps + (fraction >= THREE_QUARTERS).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["union_sizes", "n_lists", "n_groups", "n_classes"])
+def level_kernel(
+    Offsets, Levels, NumLong, Part, union_sizes, n_lists, n_groups, n_classes,
+    PER_GROUP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program for every head: the level of every group, and how many are long. Block size 128: no blocks are shared."""
+    head = tl.program_id(0)
+    first = Offsets + head * n_lists * n_classes
+    n_entries = tl.load(first + n_lists * n_classes) - tl.load(first)
+    mean = n_entries.to(tl.float64) / n_groups
+    bound = level_of(2.0 * tl.maximum(mean, 1.0))
+    n_long = 0
+    for start in range(0, n_groups, BLOCK):
+        group = start + tl.arange(0, BLOCK)
+        inside = group < n_groups
+        begin = tl.load(first + group * PER_GROUP * n_classes, mask=inside, other=0)
+        end = tl.load(first + tl.minimum((group + 1) * PER_GROUP, n_lists) * n_classes, mask=inside, other=0)
+        level = level_of(tl.maximum(end - begin, 1).to(tl.float64))
+        tl.store(Levels + head * n_groups + group, level, mask=inside)
+        n_long += tl.sum((inside & (level > bound)).to(tl.int32), 0)
+        if PER_GROUP == 1:
+            tl.store(Part + union_sizes + head * n_groups + group, 0, mask=inside)
+    tl.store(NumLong + head, n_long)
+
+
+@triton.jit
+def find(Indices, begin, n, block, inside):
+    """How many entries of a sorted list are smaller than each block, and whether the list has it."""
+    low = tl.zeros_like(block)
+    high = low + n
+    width = n
+    while width > 0:
+        middle = (low + high) >> 1
+        is_open = inside & (low < high)
+        is_smaller = tl.load(Indices + begin + middle, mask=is_open, other=0) < block
+        low = tl.where(is_open & is_smaller, middle + 1, low)
+        high = tl.where(is_open & (is_smaller == 0), middle, high)
+        width = width >> 1
+    found = tl.load(Indices + begin + low, mask=inside & (low < n), other=-1)
+    return low, inside & (found == block)
+
+
+@triton.jit
+def merge_list(
+    Indices, Places, Blocks, first, begin, n, other, n_other, IS_SECOND: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Write the blocks of one list of a group, which begins at `first`; returns how many the other list has too."""
+    n_common = 0
+    for start in range(0, n, BLOCK):
+        entry = start + tl.arange(0, BLOCK)
+        inside = entry < n
+        block = tl.load(Indices + begin + entry, mask=inside, other=0)
+        n_smaller, is_common = find(Indices, other, n_other, block, inside)
+        common = is_common.to(tl.int32)
+        n_before = n_common + tl.cumsum(common, 0) - common
+        tl.store(Places + begin + entry, entry + n_smaller - n_before, mask=inside)
+        merged = Blocks + first + entry + n_smaller
+        if IS_SECOND:
+            tl.store(merged, 2 * block, mask=inside & (is_common == 0))
+        else:
+            tl.store(merged, 2 * block + common, mask=inside)
+            tl.store(merged + 1, -1, mask=is_common)
+        n_common += tl.sum(common, 0)
+    return n_common
+
+
+@triton.jit(do_not_specialize=["union_sizes", "places", "blocks", "n_lists", "n_groups"])
+def merge_kernel(
+    Offsets, Indices, Part, union_sizes, places, blocks, n_lists, n_groups, BLOCK: tl.constexpr
+):  # fmt: skip
+    """A program for the two lists of every group; the last group of a head may have only one."""
+    group = tl.program_id(0)
+    i_list = group % n_groups * 2
+    offsets = Offsets + group // n_groups * n_lists + i_list
+    first = tl.load(offsets)
+    second = tl.load(offsets + 1)
+    end = second
+    if i_list + 1 < n_lists:
+        end = tl.load(offsets + 2)
+    n_first, n_second = second - first, end - second
+    Places, Blocks = Part + places, Part + blocks
+    n_common = merge_list(Indices, Places, Blocks, first, first, n_first, second, n_second, False, BLOCK)
+    merge_list(Indices, Places, Blocks, first, second, n_second, first, n_first, True, BLOCK)
+    tl.store(Part + union_sizes + group, n_first + n_second - n_common)

@@ -1,0 +1,36 @@
+"""The Triton kernels that make lists and work orders compile, with no GPU present."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dilated_attention_pytorch.backends.installed import installed_versions, release
+
+VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
+pytestmark = pytest.mark.skipif(
+    VERSION < (3, 6), reason="needs a triton that says what ptxas reports, 3.6 or newer"
+)
+
+SCRIPT = Path(__file__).parents[3] / "tools" / "kernel-checks" / "lists_offline_compile.py"
+KERNELS = {"mark_kernel", "transpose_kernel", "rows_kernel", "columns_kernel", "level_kernel", "merge_kernel"}
+MOST_REGISTERS = 128  # four programs of 128 threads to a multiprocessor, at the least
+
+
+def test_kernels_compile_and_spill_nothing() -> None:
+    # a process of its own: under TRITON_INTERPRET kernels are Python functions
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "90"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["kernel"] for kernel in found} == KERNELS
+    for kernel in found:
+        assert kernel["spills"] == 0, kernel
+        assert kernel["registers"] <= MOST_REGISTERS, kernel

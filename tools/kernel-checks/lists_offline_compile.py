@@ -1,0 +1,69 @@
+"""Compile the Triton kernels that make lists and work orders on a GPU, without one, and read what ptxas reports.
+
+Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and case.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from offline_compile import Launch, compiled
+
+from dilated_attention_pytorch.backends.hopper import device_order
+from dilated_attention_pytorch.grid import BlockGrid
+from dilated_attention_pytorch.layout import device_lists
+from dilated_attention_pytorch.layout.block_indices import checked_indices
+
+
+class Compiling:
+    """Stands for a kernel: a launch compiles it and prints a line, once for equal types and constants."""
+
+    def __init__(self, kernel: Any, capability: int) -> None:
+        self.kernel, self.capability = kernel, capability
+        self.seen: list[dict[str, str]] = []
+
+    def __getitem__(self, grid: tuple[int]) -> Any:
+        def launch(**arguments: Any) -> None:
+            case = {
+                name: str(value.dtype if isinstance(value, torch.Tensor) else value)
+                for name, value in arguments.items()
+                if isinstance(value, torch.Tensor) or name.isupper()
+            }
+            if case not in self.seen:
+                self.seen.append(case)
+                made = Launch(self.kernel, grid, arguments, {"num_warps": 4})
+                print(json.dumps({**case, **compiled(made, self.capability)}), flush=True)
+
+        return launch
+
+
+class Case(NamedTuple):
+    """The arguments of a layout from indices that choose how kernels are compiled."""
+
+    dtype: torch.dtype
+    has_counts: bool
+    causal: bool
+    block_size: int
+
+
+CASES = [Case(torch.int64, False, False, 64), Case(torch.int32, True, True, 128)]
+
+
+def main(capability: int) -> None:
+    """Compile every kernel for one compute capability."""
+    for module in (device_lists, device_order):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            setattr(module, name, Compiling(getattr(module, name), capability))
+    for case in CASES:
+        grid = BlockGrid(300 * case.block_size, 300 * case.block_size, case.block_size, case.causal)
+        indices = torch.zeros(1, 2, grid.n_rows, 100, dtype=case.dtype)
+        counts = torch.ones(1, 2, grid.n_rows, dtype=case.dtype) if case.has_counts else None
+        rows, cols = device_lists.lists_by_kernels(checked_indices(indices, counts, grid))
+        device_order.work_order_by_kernels(grid, 2, rows, cols, None)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
