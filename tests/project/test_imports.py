@@ -67,17 +67,6 @@ MOST_PARAMETERS = 12
 FOR_GOOD = {
     "backends/hopper/kernels/softmax.py of_32": "gl.map_elementwise passes every number on its own",
     "backends/hopper/kernels/softmax.py of_64": "gl.map_elementwise passes every number on its own",
-    **{
-        f"backends/triton/kernels/{name}": "Triton 3.2, the oldest served, has neither tuples nor aggregates"
-        for name in (
-            "backward.py dkdv_class",
-            "backward.py dkdv_step",
-            "backward.py dq_class",
-            "backward.py dq_step",
-            "forward.py attend_class",
-            "forward.py softmax_step",
-        )
-    },
 }
 
 

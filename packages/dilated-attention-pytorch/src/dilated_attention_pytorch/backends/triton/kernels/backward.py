@@ -14,7 +14,33 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .masking import LOG2E, count_below, dropout_keep, gathered_keys, not_padded, valid_keys
+from .masking import (
+    LOG2E,
+    block_bias,
+    block_biases,
+    count_below,
+    dropout_keep,
+    gathered_tokens,
+    not_padded,
+    valid_keys,
+    whole_and_visible,
+)
+from .parts import (
+    BlockBias,
+    Blocks,
+    Column,
+    ColumnOptions,
+    Dropout,
+    KeyGradients,
+    KeyPadding,
+    Keys,
+    Options,
+    Pairs,
+    Queries,
+    QueryValues,
+    Rows,
+    Sizes,
+)
 
 
 @triton.jit
@@ -62,138 +88,120 @@ def load_lse(Lse, offsets, mask):
 
 
 @triton.jit
-def dq_step(
-    q, k, v, grad_out, lse, delta, dq, bias, visible, Seed, key, query, batch_head, threshold, keep_scale, scale_log2,
-    MASKED: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
+def dq_step(k, v, values, dq, pairs, dropout, scale_log2, MASKED: tl.constexpr, sizes, options):
     """Add one tile of keys (k and v as (BLOCK_N, dim)) to dq; also ds of the tile."""
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
-    if HAS_BIAS:
-        s += bias * LOG2E
-    p = tl.exp2(s - lse[:, None])
+    s = tl.dot(values.q, tl.trans(k), input_precision=options.PRECISION) * scale_log2
+    if options.HAS_BIAS:
+        s += pairs.bias * LOG2E
+    p = tl.exp2(s - values.lse[:, None])
     if MASKED:
-        p = tl.where(visible, p, 0.0)
-    dp = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
-    if DROPOUT:
-        keep = dropout_keep(Seed, key, query, batch_head, threshold, BLOCK_M, BLOCK_N)
-        dp = tl.where(keep, dp * keep_scale, 0.0)
-    ds = p * (dp - delta[:, None])
-    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION), ds
+        p = tl.where(pairs.visible, p, 0.0)
+    dp = tl.dot(values.grad_out, tl.trans(v), input_precision=options.PRECISION)
+    if options.DROPOUT:
+        keep = dropout_keep(dropout, pairs.key, pairs.query, sizes.BLOCK_M, sizes.BLOCK_N)
+        dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
+    ds = p * (dp - values.delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, dq, input_precision=options.PRECISION), ds
+
+
+@triton.jit
+def dq_masked_step(values, dq, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options):
+    """`dq_step` of the keys of `n_in`, of which a query may see a part."""
+    d, dv = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV)
+    visible = (
+        n_in[None, :] & (key[None, :] <= queries.position[:, None]) if options.IS_CAUSAL else n_in[None, :]
+    )
+    key64 = key.to(tl.int64)
+    k_mask = n_in[:, None] & (d < sizes.HEAD_DIM)[None, :]
+    v_mask = n_in[:, None] & (dv < sizes.V_HEAD_DIM)[None, :]
+    k_ptrs = keys.k_base + key64[:, None] * keys.stride_ks + d[None, :] * keys.stride_kd
+    k = tl.load(k_ptrs, mask=k_mask, other=0.0)
+    v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
+    v = tl.load(v_ptrs, mask=v_mask, other=0.0)
+    return dq_step(
+        k, v, values, dq, Pairs(key[None, :], queries.query[:, None], visible, bias), dropout, scale_log2, True, sizes, options
+    )  # fmt: skip
 
 
 @triton.jit
 def dq_class(
-    q, grad_out, lse, delta, dq, k_base, v_base, bias_base, grad_bias, Indices, Entries, Padding, Seed, lo, hi,
-    position0, position, query, i_batch, head, batch_head, kv_valid, threshold, keep_scale, scale_log2, stride_ks,
-    stride_kd, stride_vs, stride_vd, stride_be, stride_pb, stride_ps, RATE: tl.constexpr, HEAD_DIM: tl.constexpr,
-    V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_EDGE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    values, dq, queries, blocks, keys, bias_of, padding, dropout, scale_log2, RATE: tl.constexpr, sizes, options
 ):  # fmt: skip
     """Add the keys of one distance class of the row's list to dq."""
-    TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
+    BLOCK_SIZE: tl.constexpr = sizes.BLOCK_SIZE
+    BLOCK_N: tl.constexpr = sizes.BLOCK_N
+    TILES_M: tl.constexpr = BLOCK_SIZE // sizes.BLOCK_M
     PARTS_N: tl.constexpr = BLOCK_SIZE // BLOCK_N if BLOCK_SIZE > BLOCK_N else 1
-    d, dv, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_N)
-    k_offsets = n[:, None] * stride_ks + d[None, :] * stride_kd
-    v_offsets = n[:, None] * stride_vs + dv[None, :] * stride_vd
     KEYS: tl.constexpr = BLOCK_SIZE // RATE
+    Indices, Entries, lo, hi = blocks.Indices, blocks.Entries, blocks.lo, blocks.hi
+    d, dv, n = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV), tl.arange(0, BLOCK_N)
+    k_offsets = n[:, None] * keys.stride_ks + d[None, :] * keys.stride_kd
+    v_offsets = n[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
     if RATE == 1 and BLOCK_SIZE >= BLOCK_N:
-        n_full, n_visible = hi - lo, hi - lo
-        if HAS_EDGE:
-            past_end = tl.cdiv(kv_valid, BLOCK_SIZE)
-            whole_end = kv_valid // BLOCK_SIZE
-            if IS_CAUSAL:
-                past_end = tl.minimum(past_end, (position0 + BLOCK_M - 1) // BLOCK_SIZE + 1)
-                whole_end = tl.minimum(whole_end, (position0 + 1) // BLOCK_SIZE)
-            n_visible = count_below(Indices, lo, hi, past_end)
-            n_full = 0 if HAS_PADDING else count_below(Indices, lo, hi, whole_end)
-        for t in tl.range(0, n_full * PARTS_N):
+        n_whole, n_visible = whole_and_visible(blocks, queries.position0, keys.kv_valid, sizes, options)
+        for t in tl.range(0, n_whole * PARTS_N):
             entry = lo + t // PARTS_N
             key0 = tl.load(Indices + entry) * BLOCK_SIZE + (t % PARTS_N) * BLOCK_N
-            k_tile = k_base + key0.to(tl.int64) * stride_ks
-            v_tile = v_base + key0.to(tl.int64) * stride_vs
-            if HEAD_DIM == BLOCK_D:
+            k_tile = keys.k_base + key0.to(tl.int64) * keys.stride_ks
+            v_tile = keys.v_base + key0.to(tl.int64) * keys.stride_vs
+            if sizes.HEAD_DIM == sizes.BLOCK_D:
                 k = tl.load(k_tile + k_offsets)
             else:
-                k = tl.load(k_tile + k_offsets, mask=(d < HEAD_DIM)[None, :], other=0.0)
-            if V_HEAD_DIM == BLOCK_DV:
+                k = tl.load(k_tile + k_offsets, mask=(d < sizes.HEAD_DIM)[None, :], other=0.0)
+            if sizes.V_HEAD_DIM == sizes.BLOCK_DV:
                 v = tl.load(v_tile + v_offsets)
             else:
-                v = tl.load(v_tile + v_offsets, mask=(dv < V_HEAD_DIM)[None, :], other=0.0)
+                v = tl.load(v_tile + v_offsets, mask=(dv < sizes.V_HEAD_DIM)[None, :], other=0.0)
             bias = 0.0
-            if HAS_BIAS:
-                place = tl.load(Entries + entry).to(tl.int64)
-                bias = tl.load(bias_base + place * stride_be).to(tl.float32)
+            if options.HAS_BIAS:
+                bias = block_bias(bias_of, Entries, entry)
             dq, ds = dq_step(
-                q, k, v, grad_out, lse, delta, dq, bias, True, Seed, (key0 + n)[None, :], query[:, None],
-                batch_head, threshold, keep_scale, scale_log2, False, HAS_BIAS, DROPOUT, PRECISION, BLOCK_M,
-                BLOCK_N,
+                k, v, values, dq, Pairs((key0 + n)[None, :], queries.query[:, None], True, bias), dropout, scale_log2,
+                False, sizes, options,
             )  # fmt: skip
-            if HAS_BIAS:
-                tl.store(grad_bias + place * TILES_M * PARTS_N + t % PARTS_N, tl.sum(ds))
-        if HAS_EDGE:
-            for t in tl.range(n_full * PARTS_N, n_visible * PARTS_N, num_stages=1):
+            if options.HAS_BIAS:
+                slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
+                tl.store(bias_of.gradient + slot, tl.sum(ds))
+        if options.HAS_EDGE:
+            for t in tl.range(n_whole * PARTS_N, n_visible * PARTS_N, num_stages=1):
                 entry = lo + t // PARTS_N
                 key = tl.load(Indices + entry) * BLOCK_SIZE + (t % PARTS_N) * BLOCK_N + n
-                n_in = key < kv_valid
-                if HAS_PADDING:
-                    n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
-                visible = n_in[None, :] & (key[None, :] <= position[:, None]) if IS_CAUSAL else n_in[None, :]
-                key64 = key.to(tl.int64)
-                k_mask = n_in[:, None] & (d < HEAD_DIM)[None, :]
-                v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-                k = tl.load(
-                    k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_mask, other=0.0
-                )
-                v = tl.load(
-                    v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0
-                )
+                n_in = key < keys.kv_valid
                 bias = 0.0
-                if HAS_BIAS:
-                    place = tl.load(Entries + entry).to(tl.int64)
-                    bias = tl.load(bias_base + place * stride_be).to(tl.float32)
-                dq, ds = dq_step(
-                    q, k, v, grad_out, lse, delta, dq, bias, visible, Seed, key[None, :], query[:, None],
-                    batch_head, threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, PRECISION, BLOCK_M,
-                    BLOCK_N,
-                )  # fmt: skip
-                if HAS_BIAS:
-                    tl.store(grad_bias + place * TILES_M * PARTS_N + t % PARTS_N, tl.sum(ds))
+                if options.HAS_BIAS:
+                    bias = block_bias(bias_of, Entries, entry)
+                if options.HAS_PADDING:
+                    n_in = not_padded(padding, key, n_in)
+                dq, ds = dq_masked_step(
+                    values, dq, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
+                )
+                if options.HAS_BIAS:
+                    slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
+                    tl.store(bias_of.gradient + slot, tl.sum(ds))
     else:
         # not pipelined: see forward.py
         for t in tl.range(0, tl.cdiv((hi - lo) * KEYS, BLOCK_N), num_stages=1):
-            entry, key, n_in = gathered_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
-            listed = n_in
-            n_in = n_in & (key < kv_valid)
+            entry, key, listed = gathered_tokens(blocks, t, queries.head, RATE, BLOCK_SIZE, BLOCK_N)
+            n_in = listed & (key < keys.kv_valid)
             bias = 0.0
-            if HAS_BIAS:
-                place = tl.load(Entries + entry, mask=listed, other=0).to(tl.int64)
-                bias = tl.load(bias_base + place * stride_be, mask=listed, other=0.0).to(tl.float32)[None, :]
-            if HAS_PADDING:
-                n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
-            visible = n_in[None, :] & (key[None, :] <= position[:, None]) if IS_CAUSAL else n_in[None, :]
-            key64 = key.to(tl.int64)
-            k_mask = n_in[:, None] & (d < HEAD_DIM)[None, :]
-            v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-            k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_mask, other=0.0)
-            v = tl.load(v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0)
-            dq, ds = dq_step(
-                q, k, v, grad_out, lse, delta, dq, bias, visible, Seed, key[None, :], query[:, None],
-                batch_head, threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, PRECISION, BLOCK_M,
-                BLOCK_N,
-            )  # fmt: skip
-            if HAS_BIAS:
+            if options.HAS_BIAS:
+                bias = block_biases(bias_of, Entries, entry, listed)
+            if options.HAS_PADDING:
+                n_in = not_padded(padding, key, n_in)
+            dq, ds = dq_masked_step(
+                values, dq, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
+            )
+            if options.HAS_BIAS:
                 if KEYS >= BLOCK_N:  # the tile lies in one entry
                     first = tl.load(Entries + lo + t * BLOCK_N // KEYS).to(tl.int64)
                     part = t % (KEYS // BLOCK_N)
-                    tl.store(grad_bias + first * TILES_M * PARTS_N + part, tl.sum(ds))
+                    tl.store(bias_of.gradient + first * TILES_M * PARTS_N + part, tl.sum(ds))
                 else:
                     ENTRIES: tl.constexpr = BLOCK_N // KEYS
                     sums = tl.sum(tl.reshape(tl.sum(ds, 0), [ENTRIES, KEYS]), 1)
                     e = lo + t * ENTRIES + tl.arange(0, ENTRIES)
                     where = tl.load(Entries + e, mask=e < hi, other=0).to(tl.int64)
-                    tl.store(grad_bias + where * TILES_M * PARTS_N, sums, mask=e < hi)
+                    tl.store(bias_of.gradient + where * TILES_M * PARTS_N, sums, mask=e < hi)
     return dq
 
 
@@ -250,11 +258,12 @@ def dq_kernel(
         lo = tl.load(Offsets + first_list + i_class)
         hi = tl.load(Offsets + first_list + i_class + 1)
         dq = dq_class(
-            q, grad_out, lse, delta, dq, k_base, v_base, bias_base, grad_bias, Indices, Entries, Padding, Seed, lo, hi,
-            position0, position, query, i_batch, head, batch_head, kv_valid, threshold, keep_scale, scale_log2,
-            stride_ks, stride_kd, stride_vs, stride_vd, stride_be, stride_pb, stride_ps,
-            1 << ((RATES_LOG2 >> (4 * i_class)) & 15), HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M,
-            BLOCK_N, IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, PRECISION,
+            QueryValues(q, grad_out, lse, delta), dq, Queries(position0, position, query, head),
+            Blocks(Indices, Entries, lo, hi), Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid),
+            BlockBias(bias_base, stride_be, grad_bias), KeyPadding(Padding, i_batch, stride_pb, stride_ps),
+            Dropout(Seed, batch_head, threshold, keep_scale), scale_log2, 1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
+            Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
+            Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, True, PRECISION),
         )  # fmt: skip
 
     out_ptrs = GradQ + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
@@ -263,45 +272,46 @@ def dq_kernel(
 
 
 @triton.jit
-def dkdv_step(
-    q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key, query, batch_head, threshold, keep_scale,
-    scale_log2, MASKED: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, QUERIES_FIRST: tl.constexpr,
-):  # fmt: skip
+def dkdv_step(column, values, sums, pairs, dropout, scale_log2, MASKED: tl.constexpr, sizes, options):
     """Add one tile of queries (q and grad_out as (BLOCK_M, dim)) to dk and dv.
 
     Scores are (BLOCK_N, BLOCK_M), or with QUERIES_FIRST (BLOCK_M, BLOCK_N) and dk, dv are (dim, BLOCK_N): the first
     side of a warpgroup product is at least 64 long, which the keys that token dilation keeps are not.
     """
-    if QUERIES_FIRST:
+    BLOCK_M: tl.constexpr = sizes.BLOCK_M
+    BLOCK_N: tl.constexpr = sizes.BLOCK_N
+    PRECISION: tl.constexpr = options.PRECISION
+    k, v, q, grad_out, lse, delta = column.k, column.v, values.q, values.grad_out, values.lse, values.delta
+    dk, dv = sums.dk, sums.dv
+    if options.QUERIES_FIRST:
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
-        if HAS_BIAS:
-            s += (tl.trans(bias) if len(bias.shape) == 2 else bias) * LOG2E
+        if options.HAS_BIAS:
+            s += (tl.trans(pairs.bias) if len(pairs.bias.shape) == 2 else pairs.bias) * LOG2E
         p = tl.exp2(s - lse[:, None])
         if MASKED:
-            p = tl.where(tl.trans(visible), p, 0.0)
+            p = tl.where(tl.trans(pairs.visible), p, 0.0)
         dp = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
         p_dropped = p
-        if DROPOUT:
-            keep = dropout_keep(Seed, tl.trans(key), tl.trans(query), batch_head, threshold, BLOCK_M, BLOCK_N)
-            p_dropped = tl.where(keep, p * keep_scale, 0.0)
-            dp = tl.where(keep, dp * keep_scale, 0.0)
+        if options.DROPOUT:
+            keep = dropout_keep(dropout, tl.trans(pairs.key), tl.trans(pairs.query), BLOCK_M, BLOCK_N)
+            p_dropped = tl.where(keep, p * dropout.keep_scale, 0.0)
+            dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
         dv = tl.dot(tl.trans(grad_out), p_dropped.to(grad_out.dtype), dv, input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
         dk = tl.dot(tl.trans(q), ds.to(q.dtype), dk, input_precision=PRECISION)
     else:
         s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
-        if HAS_BIAS:
-            s += bias * LOG2E
+        if options.HAS_BIAS:
+            s += pairs.bias * LOG2E
         p = tl.exp2(s - lse[None, :])
         if MASKED:
-            p = tl.where(visible, p, 0.0)
+            p = tl.where(pairs.visible, p, 0.0)
         dp = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
         p_dropped = p
-        if DROPOUT:
-            keep = dropout_keep(Seed, key, query, batch_head, threshold, BLOCK_N, BLOCK_M)
-            p_dropped = tl.where(keep, p * keep_scale, 0.0)
-            dp = tl.where(keep, dp * keep_scale, 0.0)
+        if options.DROPOUT:
+            keep = dropout_keep(dropout, pairs.key, pairs.query, BLOCK_N, BLOCK_M)
+            p_dropped = tl.where(keep, p * dropout.keep_scale, 0.0)
+            dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
         dv = tl.dot(p_dropped.to(grad_out.dtype), grad_out, dv, input_precision=PRECISION)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
@@ -309,106 +319,109 @@ def dkdv_step(
 
 
 @triton.jit
-def dkdv_class(
-    k, v, dk, dv, n_in, key, first_key, last_key, q_base, grad_base, lse_base, delta_base, bias_base, Indices, Entries,
-    Seed, lo, hi, batch_head, first_row, q_offset, q_len, threshold, keep_scale, scale_log2, stride_qs, stride_qd,
-    stride_gs, stride_gd, stride_be, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, QUERIES_FIRST: tl.constexpr,
-):  # fmt: skip
+def dkdv_masked_step(column, sums, rows, position, query, m_in, bias, dropout, scale_log2, sizes, options):
+    """`dkdv_step` of the queries of `m_in`, which may see a part of the keys."""
+    d, d_v = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV)
+    query64 = query.to(tl.int64)
+    q_mask = m_in[:, None] & (d < sizes.HEAD_DIM)[None, :]
+    grad_mask = m_in[:, None] & (d_v < sizes.V_HEAD_DIM)[None, :]
+    q_ptrs = rows.q_base + query64[:, None] * rows.stride_qs + d[None, :] * rows.stride_qd
+    grad_ptrs = rows.grad_base + query64[:, None] * rows.stride_gs + d_v[None, :] * rows.stride_gd
+    q = tl.load(q_ptrs, mask=q_mask, other=0.0)
+    grad_out = tl.load(grad_ptrs, mask=grad_mask, other=0.0)
+    lse = load_lse(rows.lse_base, query, m_in)
+    delta = tl.load(rows.delta_base + query, mask=m_in, other=0.0)
+    visible = column.n_in[:, None]
+    if options.IS_CAUSAL:
+        visible = visible & (column.key[:, None] <= position[None, :])
+    return dkdv_step(
+        column, QueryValues(q, grad_out, lse, delta), sums, Pairs(column.key[:, None], query[None, :], visible, bias),
+        dropout, scale_log2, True, sizes, options,
+    )  # fmt: skip
+
+
+@triton.jit
+def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scale_log2, sizes, options):
     """Add the queries of one distance class of the column's list, of one head, to dk and dv."""
-    d, d_v, m = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_M)
-    q_offsets = m[:, None] * stride_qs + d[None, :] * stride_qd
-    grad_offsets = m[:, None] * stride_gs + d_v[None, :] * stride_gd
+    BLOCK_SIZE: tl.constexpr = sizes.BLOCK_SIZE
+    BLOCK_M: tl.constexpr = sizes.BLOCK_M
+    Indices, Entries, lo, hi = blocks.Indices, blocks.Entries, blocks.lo, blocks.hi
+    first_row, q_offset, dk, dv = rows.first_row, rows.q_offset, sums.dk, sums.dv
+    d, d_v, m = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV), tl.arange(0, BLOCK_M)
+    q_offsets = m[:, None] * rows.stride_qs + d[None, :] * rows.stride_qd
+    grad_offsets = m[:, None] * rows.stride_gs + d_v[None, :] * rows.stride_gd
     if BLOCK_SIZE >= BLOCK_M:
         TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
         # one loop for all: ptxas 12.8 gives the products of two loops an address that it never computed
-        MASK_ALL: tl.constexpr = IS_CAUSAL and QUERIES_FIRST
+        MASK_ALL: tl.constexpr = options.IS_CAUSAL and options.QUERIES_FIRST
         n_before, n_partial = 0, 0
-        if IS_CAUSAL:  # rows before the key see nothing of it
-            n_before = count_below(Indices, lo, hi, first_key // BLOCK_SIZE - first_row)
+        if options.IS_CAUSAL:  # rows before the key see nothing of it
+            n_before = count_below(Indices, lo, hi, column.first_key // BLOCK_SIZE - first_row)
             n_partial = n_before
-        if IS_CAUSAL and not MASK_ALL:  # those that cross it see a part
-            n_partial = count_below(Indices, lo, hi, (last_key + BLOCK_SIZE - 1) // BLOCK_SIZE - first_row)
+        if options.IS_CAUSAL and not MASK_ALL:  # those that cross it see a part
+            past_partial = (column.last_key + BLOCK_SIZE - 1) // BLOCK_SIZE - first_row
+            n_partial = count_below(Indices, lo, hi, past_partial)
             for t in tl.range(n_before * TILES_M, n_partial * TILES_M, num_stages=1):
                 entry = lo + t // TILES_M
                 position = (first_row + tl.load(Indices + entry)) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M + m
                 query = position - q_offset
-                m_in = (query >= 0) & (query < q_len)
-                query64 = query.to(tl.int64)
-                q_mask = m_in[:, None] & (d < HEAD_DIM)[None, :]
-                grad_mask = m_in[:, None] & (d_v < V_HEAD_DIM)[None, :]
-                q_ptrs = q_base + query64[:, None] * stride_qs + d[None, :] * stride_qd
-                grad_ptrs = grad_base + query64[:, None] * stride_gs + d_v[None, :] * stride_gd
-                q = tl.load(q_ptrs, mask=q_mask, other=0.0)
-                grad_out = tl.load(grad_ptrs, mask=grad_mask, other=0.0)
-                lse = load_lse(lse_base, query, m_in)
-                delta = tl.load(delta_base + query, mask=m_in, other=0.0)
+                m_in = (query >= 0) & (query < rows.q_len)
                 bias = 0.0
-                if HAS_BIAS:
-                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(
-                        tl.float32
-                    )
-                visible = n_in[:, None] & (key[:, None] <= position[None, :])
-                dk, dv = dkdv_step(
-                    q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None], query[None, :],
-                    batch_head, threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, PRECISION,
-                    BLOCK_M, BLOCK_N, QUERIES_FIRST,
+                if options.HAS_BIAS:
+                    bias = block_bias(bias_of, Entries, entry)
+                dk, dv = dkdv_masked_step(
+                    column, KeyGradients(dk, dv), rows, position, query, m_in, bias, dropout, scale_log2, sizes, options
                 )  # fmt: skip
         for t in tl.range(n_partial * TILES_M, (hi - lo) * TILES_M):
             entry = lo + t // TILES_M
             row = tl.load(Indices + entry)
             query0 = (first_row + row) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M - q_offset
             query = query0 + m
-            m_in = (query >= 0) & (query < q_len)
-            q_tile = q_base + query0.to(tl.int64) * stride_qs
-            grad_tile = grad_base + query0.to(tl.int64) * stride_gs
-            if EVEN_Q and HEAD_DIM == BLOCK_D and V_HEAD_DIM == BLOCK_DV:
+            m_in = (query >= 0) & (query < rows.q_len)
+            q_tile = rows.q_base + query0.to(tl.int64) * rows.stride_qs
+            grad_tile = rows.grad_base + query0.to(tl.int64) * rows.stride_gs
+            if options.EVEN_Q and (sizes.HEAD_DIM == sizes.BLOCK_D and sizes.V_HEAD_DIM == sizes.BLOCK_DV):
                 q = tl.load(q_tile + q_offsets)
                 grad_out = tl.load(grad_tile + grad_offsets)
             else:
-                q = tl.load(q_tile + q_offsets, mask=m_in[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-                grad_mask = m_in[:, None] & (d_v < V_HEAD_DIM)[None, :]
+                q = tl.load(q_tile + q_offsets, mask=m_in[:, None] & (d < sizes.HEAD_DIM)[None, :], other=0.0)
+                grad_mask = m_in[:, None] & (d_v < sizes.V_HEAD_DIM)[None, :]
                 grad_out = tl.load(grad_tile + grad_offsets, mask=grad_mask, other=0.0)
-            lse = load_lse(lse_base, query, m_in)
-            delta = tl.load(delta_base + query, mask=m_in, other=0.0)
+            lse = load_lse(rows.lse_base, query, m_in)
+            delta = tl.load(rows.delta_base + query, mask=m_in, other=0.0)
             bias = 0.0
-            if HAS_BIAS:
-                bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
-            visible = n_in[:, None]
+            if options.HAS_BIAS:
+                bias = block_bias(bias_of, Entries, entry)
+            visible = column.n_in[:, None]
             if MASK_ALL:
-                visible = visible & (key[:, None] <= (query + q_offset)[None, :])
+                visible = visible & (column.key[:, None] <= (query + q_offset)[None, :])
             dk, dv = dkdv_step(
-                q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None],
-                query[None, :], batch_head, threshold, keep_scale, scale_log2, HAS_KEY_MASK or MASK_ALL, HAS_BIAS,
-                DROPOUT, PRECISION, BLOCK_M, BLOCK_N, QUERIES_FIRST,
+                column, QueryValues(q, grad_out, lse, delta), KeyGradients(dk, dv),
+                Pairs(column.key[:, None], query[None, :], visible, bias), dropout, scale_log2,
+                options.HAS_KEY_MASK or MASK_ALL, sizes, options,
             )  # fmt: skip
     else:  # a tile gathers the queries of several small blocks
         for t in tl.range(0, tl.cdiv((hi - lo) * BLOCK_SIZE, BLOCK_M), num_stages=1):
-            entry, place, m_in = gathered_keys(Indices, lo, hi, t, 0, 1, BLOCK_SIZE, BLOCK_M)
+            entry, place, m_in = gathered_tokens(blocks, t, 0, 1, BLOCK_SIZE, BLOCK_M)
             position = first_row * BLOCK_SIZE + place
             query = position - q_offset
             bias = 0.0
-            if HAS_BIAS:
-                e = tl.load(Entries + entry, mask=m_in, other=0).to(tl.int64)
-                bias = tl.load(bias_base + e * stride_be, mask=m_in, other=0.0).to(tl.float32)[None, :]
-            m_in = m_in & (query >= 0) & (query < q_len)
-            query64 = query.to(tl.int64)
-            q_mask = m_in[:, None] & (d < HEAD_DIM)[None, :]
-            grad_mask = m_in[:, None] & (d_v < V_HEAD_DIM)[None, :]
-            q_ptrs = q_base + query64[:, None] * stride_qs + d[None, :] * stride_qd
-            grad_ptrs = grad_base + query64[:, None] * stride_gs + d_v[None, :] * stride_gd
-            q = tl.load(q_ptrs, mask=q_mask, other=0.0)
-            grad_out = tl.load(grad_ptrs, mask=grad_mask, other=0.0)
-            lse = load_lse(lse_base, query, m_in)
-            delta = tl.load(delta_base + query, mask=m_in, other=0.0)
-            visible = n_in[:, None] & (key[:, None] <= position[None, :]) if IS_CAUSAL else n_in[:, None]
-            dk, dv = dkdv_step(
-                q, k, v, grad_out, lse, delta, dk, dv, bias, visible, Seed, key[:, None], query[None, :],
-                batch_head, threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, PRECISION,
-                BLOCK_M, BLOCK_N, QUERIES_FIRST,
-            )  # fmt: skip
+            if options.HAS_BIAS:
+                bias = block_biases(bias_of, Entries, entry, m_in)
+            m_in = m_in & (query >= 0) & (query < rows.q_len)
+            dk, dv = dkdv_masked_step(
+                column,
+                KeyGradients(dk, dv),
+                rows,
+                position,
+                query,
+                m_in,
+                bias,
+                dropout,
+                scale_log2,
+                sizes,
+                options,
+            )
     return dk, dv
 
 
@@ -442,7 +455,7 @@ def dkdv_kernel(
     n_store = (within < KEYS) & (key < kv_len)
     n_in = n_store & (key < valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS))
     if HAS_PADDING:
-        n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
+        n_in = not_padded(KeyPadding(Padding, i_batch, stride_pb, stride_ps), key, n_in)
     first_key, last_key = tl.min(key), tl.max(key)
     d, d_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
 
@@ -479,10 +492,14 @@ def dkdv_kernel(
             )
             hi = tl.where(kept, hi, lo)
             dk, dv = dkdv_class(
-                k, v, dk, dv, n_in, key, first_key, last_key, q_base, grad_base, lse_base, delta_base, bias_base, Indices,
-                Entries, Seed, lo, hi, batch_head, first_row, q_offset, q_len, threshold, keep_scale, scale_log2,
-                stride_qs, stride_qd, stride_gs, stride_gd, stride_be, HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV,
-                BLOCK_SIZE, BLOCK_M, BLOCK_N, IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST,
+                Column(k, v, key, n_in, first_key, last_key), KeyGradients(dk, dv),
+                Rows(
+                    q_base, grad_base, lse_base, delta_base, stride_qs, stride_qd, stride_gs, stride_gd, first_row, q_offset, q_len
+                ),
+                Blocks(Indices, Entries, lo, hi), BlockBias(bias_base, stride_be, bias_base),
+                Dropout(Seed, batch_head, threshold, keep_scale), scale_log2,
+                Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
+                ColumnOptions(IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST),
             )  # fmt: skip
 
     if QUERIES_FIRST:

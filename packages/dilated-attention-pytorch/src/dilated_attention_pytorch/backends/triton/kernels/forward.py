@@ -13,134 +13,127 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .masking import LN2, LOG2E, count_below, dropout_keep, gathered_keys, not_padded, valid_keys
+from .masking import (
+    LN2,
+    LOG2E,
+    block_bias,
+    block_biases,
+    dropout_keep,
+    gathered_tokens,
+    not_padded,
+    valid_keys,
+    whole_and_visible,
+)
+from .parts import BlockBias, Blocks, Dropout, KeyPadding, Keys, Options, Pairs, Queries, Sizes, Sums
 
 
 @triton.jit
-def softmax_step(
-    q, k, v, acc, m, l, bias, visible, Seed, key, query, batch_head, threshold, keep_scale, scale_log2,
-    MASKED: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Add one tile of keys; scores are kept in units of log2. `bias` broadcasts to (BLOCK_M, BLOCK_N)."""
-    s = tl.dot(q, k, input_precision=PRECISION)
-    if MASKED or HAS_BIAS:
+def softmax_step(q, k, v, sums, pairs, dropout, scale_log2, MASKED: tl.constexpr, sizes, options):
+    """Add one tile of keys; scores are kept in units of log2."""
+    s = tl.dot(q, k, input_precision=options.PRECISION)
+    if MASKED or options.HAS_BIAS:
         s = s * scale_log2
-        if HAS_BIAS:
-            s += bias * LOG2E
+        if options.HAS_BIAS:
+            s += pairs.bias * LOG2E
         if MASKED:
-            s = tl.where(visible, s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
+            s = tl.where(pairs.visible, s, float("-inf"))
+        m_new = tl.maximum(sums.m, tl.max(s, 1))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # a query that has seen no key yet
         p = tl.exp2(s - m_safe[:, None])
-        alpha = tl.exp2(m - m_safe)
+        alpha = tl.exp2(sums.m - m_safe)
     else:
-        m_new = tl.maximum(m, (tl.max(s, 1) if SCALE_POSITIVE else tl.min(s, 1)) * scale_log2)
+        m_new = tl.maximum(sums.m, (tl.max(s, 1) if options.SCALE_POSITIVE else tl.min(s, 1)) * scale_log2)
         p = tl.exp2(s * scale_log2 - m_new[:, None])
-        alpha = tl.exp2(m - m_new)
-    l = l * alpha + tl.sum(p, 1)
-    if DROPOUT:
-        keep = dropout_keep(Seed, key, query, batch_head, threshold, BLOCK_M, BLOCK_N)
-        p = tl.where(keep, p * keep_scale, 0.0)
-    acc = acc * alpha[:, None]
-    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+        alpha = tl.exp2(sums.m - m_new)
+    l = sums.l * alpha + tl.sum(p, 1)
+    if options.DROPOUT:
+        keep = dropout_keep(dropout, pairs.key, pairs.query, sizes.BLOCK_M, sizes.BLOCK_N)
+        p = tl.where(keep, p * dropout.keep_scale, 0.0)
+    acc = sums.acc * alpha[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=options.PRECISION)
     return acc, m_new, l
 
 
 @triton.jit
+def masked_step(q, sums, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options):
+    """Add one tile of keys, those of `n_in`, of which a query may see a part."""
+    d, dv = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV)
+    visible = (
+        n_in[None, :] & (key[None, :] <= queries.position[:, None]) if options.IS_CAUSAL else n_in[None, :]
+    )
+    k_mask = n_in[None, :] & (d < sizes.HEAD_DIM)[:, None]
+    v_mask = n_in[:, None] & (dv < sizes.V_HEAD_DIM)[None, :]
+    key64 = key.to(tl.int64)
+    k_ptrs = keys.k_base + key64[None, :] * keys.stride_ks + d[:, None] * keys.stride_kd
+    k = tl.load(k_ptrs, mask=k_mask, other=0.0)
+    v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
+    v = tl.load(v_ptrs, mask=v_mask, other=0.0)
+    return softmax_step(
+        q, k, v, sums, Pairs(key[None, :], queries.query[:, None], visible, bias), dropout, scale_log2, True, sizes, options
+    )  # fmt: skip
+
+
+@triton.jit
 def attend_class(
-    q, acc, m, l, k_base, v_base, bias_base, Indices, Entries, Padding, Seed, lo, hi, position0, position, query,
-    i_batch, head, batch_head, kv_valid, threshold, keep_scale, scale_log2, stride_ks, stride_kd, stride_vs, stride_vd,
-    stride_be, stride_pb, stride_ps, RATE: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, IS_CAUSAL: tl.constexpr, HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q, sums, queries, blocks, keys, bias_of, padding, dropout, scale_log2, RATE: tl.constexpr, sizes, options
+):
     """Add the keys of one distance class of the row's list to the sums."""
-    d, dv, n = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV), tl.arange(0, BLOCK_N)
-    k_offsets = n[None, :] * stride_ks + d[:, None] * stride_kd  # (BLOCK_D, BLOCK_N): k transposed
-    v_offsets = n[:, None] * stride_vs + dv[None, :] * stride_vd
+    BLOCK_SIZE: tl.constexpr = sizes.BLOCK_SIZE
+    BLOCK_N: tl.constexpr = sizes.BLOCK_N
+    Indices, lo, hi = blocks.Indices, blocks.lo, blocks.hi
+    acc, m, l = sums.acc, sums.m, sums.l
+    d, dv, n = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV), tl.arange(0, BLOCK_N)
+    k_offsets = n[None, :] * keys.stride_ks + d[:, None] * keys.stride_kd  # (BLOCK_D, BLOCK_N): k transposed
+    v_offsets = n[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
     if RATE == 1 and BLOCK_SIZE >= BLOCK_N:
         TILES_N: tl.constexpr = BLOCK_SIZE // BLOCK_N
-        n_full, n_visible = hi - lo, hi - lo
-        if HAS_EDGE:
-            past_end = tl.cdiv(kv_valid, BLOCK_SIZE)
-            whole_end = kv_valid // BLOCK_SIZE
-            if IS_CAUSAL:
-                past_end = tl.minimum(past_end, (position0 + BLOCK_M - 1) // BLOCK_SIZE + 1)
-                whole_end = tl.minimum(whole_end, (position0 + 1) // BLOCK_SIZE)
-            n_visible = count_below(Indices, lo, hi, past_end)
-            n_full = 0 if HAS_PADDING else count_below(Indices, lo, hi, whole_end)
-        for t in tl.range(0, n_full * TILES_N):
+        n_whole, n_visible = whole_and_visible(blocks, queries.position0, keys.kv_valid, sizes, options)
+        for t in tl.range(0, n_whole * TILES_N):
             entry = lo + t // TILES_N
             key0 = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N
-            k_tile = k_base + key0.to(tl.int64) * stride_ks
-            v_tile = v_base + key0.to(tl.int64) * stride_vs
-            if HEAD_DIM == BLOCK_D:
+            k_tile = keys.k_base + key0.to(tl.int64) * keys.stride_ks
+            v_tile = keys.v_base + key0.to(tl.int64) * keys.stride_vs
+            if sizes.HEAD_DIM == sizes.BLOCK_D:
                 k = tl.load(k_tile + k_offsets)
             else:
-                k = tl.load(k_tile + k_offsets, mask=(d < HEAD_DIM)[:, None], other=0.0)
-            if V_HEAD_DIM == BLOCK_DV:
+                k = tl.load(k_tile + k_offsets, mask=(d < sizes.HEAD_DIM)[:, None], other=0.0)
+            if sizes.V_HEAD_DIM == sizes.BLOCK_DV:
                 v = tl.load(v_tile + v_offsets)
             else:
-                v = tl.load(v_tile + v_offsets, mask=(dv < V_HEAD_DIM)[None, :], other=0.0)
+                v = tl.load(v_tile + v_offsets, mask=(dv < sizes.V_HEAD_DIM)[None, :], other=0.0)
             bias = 0.0
-            if HAS_BIAS:
-                bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(tl.float32)
+            if options.HAS_BIAS:
+                bias = block_bias(bias_of, blocks.Entries, entry)
             acc, m, l = softmax_step(
-                q, k, v, acc, m, l, bias, True, Seed, (key0 + n)[None, :], query[:, None], batch_head,
-                threshold, keep_scale, scale_log2, False, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
-                BLOCK_M, BLOCK_N,
+                q, k, v, Sums(acc, m, l), Pairs((key0 + n)[None, :], queries.query[:, None], True, bias), dropout,
+                scale_log2, False, sizes, options,
             )  # fmt: skip
-        if HAS_EDGE:
-            for t in tl.range(n_full * TILES_N, n_visible * TILES_N, num_stages=1):
+        if options.HAS_EDGE:
+            for t in tl.range(n_whole * TILES_N, n_visible * TILES_N, num_stages=1):
                 entry = lo + t // TILES_N
                 key = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N + n
-                n_in = key < kv_valid
-                if HAS_PADDING:
-                    n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
-                visible = n_in[None, :] & (key[None, :] <= position[:, None]) if IS_CAUSAL else n_in[None, :]
-                k_mask = n_in[None, :] & (d < HEAD_DIM)[:, None]
-                v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-                key64 = key.to(tl.int64)
-                k = tl.load(
-                    k_base + key64[None, :] * stride_ks + d[:, None] * stride_kd, mask=k_mask, other=0.0
-                )
-                v = tl.load(
-                    v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0
-                )
+                n_in = key < keys.kv_valid
                 bias = 0.0
-                if HAS_BIAS:
-                    bias = tl.load(bias_base + tl.load(Entries + entry).to(tl.int64) * stride_be).to(
-                        tl.float32
-                    )
-                acc, m, l = softmax_step(
-                    q, k, v, acc, m, l, bias, visible, Seed, key[None, :], query[:, None], batch_head,
-                    threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
-                    BLOCK_M, BLOCK_N,
-                )  # fmt: skip
+                if options.HAS_BIAS:
+                    bias = block_bias(bias_of, blocks.Entries, entry)
+                if options.HAS_PADDING:
+                    n_in = not_padded(padding, key, n_in)
+                acc, m, l = masked_step(
+                    q, Sums(acc, m, l), queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
+                )
     else:
         # not pipelined: Triton 3.6 then reads the wrong keys for the causal mask
         for t in tl.range(0, tl.cdiv((hi - lo) * (BLOCK_SIZE // RATE), BLOCK_N), num_stages=1):
-            entry, key, n_in = gathered_keys(Indices, lo, hi, t, head, RATE, BLOCK_SIZE, BLOCK_N)
-            n_in = n_in & (key < kv_valid)
+            entry, key, n_in = gathered_tokens(blocks, t, queries.head, RATE, BLOCK_SIZE, BLOCK_N)
+            n_in = n_in & (key < keys.kv_valid)
             bias = 0.0
-            if HAS_BIAS:
-                place = tl.load(Entries + entry, mask=n_in, other=0).to(tl.int64)
-                bias = tl.load(bias_base + place * stride_be, mask=n_in, other=0.0).to(tl.float32)[None, :]
-            if HAS_PADDING:
-                n_in = not_padded(Padding, i_batch, stride_pb, stride_ps, key, n_in)
-            visible = n_in[None, :] & (key[None, :] <= position[:, None]) if IS_CAUSAL else n_in[None, :]
-            k_mask = n_in[None, :] & (d < HEAD_DIM)[:, None]
-            v_mask = n_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-            key64 = key.to(tl.int64)
-            k = tl.load(k_base + key64[None, :] * stride_ks + d[:, None] * stride_kd, mask=k_mask, other=0.0)
-            v = tl.load(v_base + key64[:, None] * stride_vs + dv[None, :] * stride_vd, mask=v_mask, other=0.0)
-            acc, m, l = softmax_step(
-                q, k, v, acc, m, l, bias, visible, Seed, key[None, :], query[:, None], batch_head,
-                threshold, keep_scale, scale_log2, True, HAS_BIAS, DROPOUT, SCALE_POSITIVE, PRECISION,
-                BLOCK_M, BLOCK_N,
-            )  # fmt: skip
+            if options.HAS_BIAS:
+                bias = block_biases(bias_of, blocks.Entries, entry, n_in)
+            if options.HAS_PADDING:
+                n_in = not_padded(padding, key, n_in)
+            acc, m, l = masked_step(
+                q, Sums(acc, m, l), queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
+            )
     return acc, m, l
 
 
@@ -190,11 +183,12 @@ def forward_kernel(
         lo = tl.load(Offsets + first_list + i_class)
         hi = tl.load(Offsets + first_list + i_class + 1)
         acc, m, l = attend_class(
-            q, acc, m, l, k_base, v_base, bias_base, Indices, Entries, Padding, Seed, lo, hi, position0, position,
-            query, i_batch, head, batch_head, kv_valid, threshold, keep_scale, scale_log2, stride_ks, stride_kd,
-            stride_vs, stride_vd, stride_be, stride_pb, stride_ps, 1 << ((RATES_LOG2 >> (4 * i_class)) & 15), HEAD_DIM,
-            V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N, IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING,
-            DROPOUT, SCALE_POSITIVE, PRECISION,
+            q, Sums(acc, m, l), Queries(position0, position, query, head), Blocks(Indices, Entries, lo, hi),
+            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid), BlockBias(bias_base, stride_be, bias_base),
+            KeyPadding(Padding, i_batch, stride_pb, stride_ps), Dropout(Seed, batch_head, threshold, keep_scale), scale_log2,
+            1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
+            Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
+            Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, SCALE_POSITIVE, PRECISION),
         )  # fmt: skip
 
     empty = l == 0.0

@@ -1,0 +1,160 @@
+"""What the functions of a kernel pass to one another, by name.
+
+Each is made where it is passed: Triton makes tensors of the constants in a tuple that is assigned to a name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Sizes(NamedTuple):
+    """Constants: the sizes of blocks and tiles."""
+
+    HEAD_DIM: Any
+    V_HEAD_DIM: Any
+    BLOCK_D: Any  # HEAD_DIM and V_HEAD_DIM up to a power of two
+    BLOCK_DV: Any
+    BLOCK_SIZE: Any
+    BLOCK_M: Any  # queries of a tile
+    BLOCK_N: Any  # keys of a tile
+
+
+class Options(NamedTuple):
+    """Constants of a kernel over rows: what the call has."""
+
+    IS_CAUSAL: Any
+    HAS_EDGE: Any  # some query may see a part of an active block
+    HAS_BIAS: Any
+    HAS_PADDING: Any
+    DROPOUT: Any
+    SCALE_POSITIVE: Any
+    PRECISION: Any
+
+
+class ColumnOptions(NamedTuple):
+    """Constants of a kernel over columns: what the call has."""
+
+    IS_CAUSAL: Any
+    EVEN_Q: Any  # no row of blocks ends before its last query
+    HAS_KEY_MASK: Any  # some key of a tile may not count
+    HAS_BIAS: Any
+    DROPOUT: Any
+    PRECISION: Any
+    QUERIES_FIRST: Any  # scores are (BLOCK_M, BLOCK_N), see dkdv_step
+
+
+class Blocks(NamedTuple):
+    """A list of blocks: entries lo to hi."""
+
+    Indices: Any
+    Entries: Any
+    lo: Any
+    hi: Any
+
+
+class Queries(NamedTuple):
+    """The tile of queries of a program over rows."""
+
+    position0: Any  # of the first
+    position: Any
+    query: Any  # in memory
+    head: Any
+
+
+class QueryValues(NamedTuple):
+    """What the backward reads of a tile of queries."""
+
+    q: Any
+    grad_out: Any
+    lse: Any
+    delta: Any
+
+
+class Keys(NamedTuple):
+    """The keys that a program over rows may see, those below kv_valid."""
+
+    k_base: Any
+    v_base: Any
+    stride_ks: Any
+    stride_kd: Any
+    stride_vs: Any
+    stride_vd: Any
+    kv_valid: Any
+
+
+class Column(NamedTuple):
+    """The tile of keys of a program over columns."""
+
+    k: Any
+    v: Any
+    key: Any
+    n_in: Any  # which count
+    first_key: Any
+    last_key: Any
+
+
+class Rows(NamedTuple):
+    """The queries that may see a column."""
+
+    q_base: Any
+    grad_base: Any
+    lse_base: Any
+    delta_base: Any
+    stride_qs: Any
+    stride_qd: Any
+    stride_gs: Any
+    stride_gd: Any
+    first_row: Any
+    q_offset: Any
+    q_len: Any
+
+
+class BlockBias(NamedTuple):
+    """The block bias of one head."""
+
+    base: Any
+    stride_be: Any
+    gradient: Any  # where the kernel over rows writes its sums
+
+
+class KeyPadding(NamedTuple):
+    """The padding mask, and the batch element that a program reads of it."""
+
+    mask: Any
+    i_batch: Any
+    stride_pb: Any
+    stride_ps: Any
+
+
+class Dropout(NamedTuple):
+    """What decides which weights are dropped."""
+
+    Seed: Any
+    batch_head: Any
+    threshold: Any
+    keep_scale: Any
+
+
+class Pairs(NamedTuple):
+    """The pairs of a tile of scores; all of them broadcast to it."""
+
+    key: Any
+    query: Any
+    visible: Any
+    bias: Any
+
+
+class Sums(NamedTuple):
+    """The sums of an online softmax: out before it is divided, the largest score, the sum of the weights."""
+
+    acc: Any
+    m: Any
+    l: Any
+
+
+class KeyGradients(NamedTuple):
+    """Sums over the queries that see a tile of keys."""
+
+    dk: Any
+    dv: Any
