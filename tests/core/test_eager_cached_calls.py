@@ -272,7 +272,7 @@ def test_graph_of_a_cached_call_dies_with_its_last_user() -> None:
 
 WRONG: dict[str, tuple[Callable[[Tensor], dict[str, Any]], type[Exception], str]] = {
     "rank": (lambda x: {"q": x[0]}, ValueError, "q must be"),
-    "length": (lambda x: {"q": x[:, 1:]}, ValueError, "layout is for q_len 40"),
+    "length": (lambda x: {"q": torch.cat([x, x], 1)}, ValueError, "layout covers queries at positions 0 to 39"),
     "type": (lambda x: {"k": x.double()}, ValueError, "one dtype"),
     "integers": (lambda x: dict.fromkeys("qkv", x.long()), ValueError, "floating point"),
     "device": (lambda x: {"v": x.to("meta")}, ValueError, "one device"),
@@ -286,6 +286,10 @@ WRONG: dict[str, tuple[Callable[[Tensor], dict[str, Any]], type[Exception], str]
     "dilation": (lambda x: {"dilation_rates": [1]}, ValueError, "go together"),
     "rate": (lambda x: {"segment_lengths": [16], "dilation_rates": [3]}, ValueError, "must divide block_size"),
     "lengths": (lambda x: {"kv_lengths": torch.zeros(1)}, ValueError, "kv_lengths must be int"),
+    "offset": (lambda x: {"q_offset": 1}, ValueError, "queries at 1 to 40 .q_offset 1"),
+    "offset_type": (lambda x: {"q_offset": 0.0}, TypeError, "q_offset must be an int"),
+    "offset_bool": (lambda x: {"q_offset": False}, TypeError, "q_offset must be an int"),
+    "softcap": (lambda x: {"softcap": -1.0}, ValueError, "softcap must be finite"),
 }  # fmt: skip
 
 
@@ -401,7 +405,7 @@ def test_stream_that_has_not_waited_for_the_layout_finds_none(monkeypatch: pytes
     for stream in (0, 7, 0):
         raw_stream = lambda index, is_now=stream: is_now  # noqa: E731
         monkeypatch.setattr(_torch_internals, "current_raw_stream", raw_stream)
-        keys.add(eager.key_of(q, k, v, False, None, None, None, None))
+        keys.add(eager.key_of(q, k, v, False, None, None, None, None, None))
     assert len(keys) == 2
 
 
@@ -412,7 +416,7 @@ def test_call_that_is_captured_is_not_cached(monkeypatch: pytest.MonkeyPatch) ->
     for capturing in (True, False):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda is_now=capturing: is_now)
         monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
-        key = eager.key_of(q, k, v, False, None, None, None, None)
+        key = eager.key_of(q, k, v, False, None, None, None, None, None)
         eager.cache_call(its_layout, key, q, k, v, problem, backend_named("cpu"), needs_grad=False)
         assert bool(its_layout._cached_calls) == (not capturing)
 

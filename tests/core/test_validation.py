@@ -108,13 +108,19 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "layout must be a BlockLayout, got SparsePatternConfig; make one with BlockLayout.from_config",
     ),
     "layout_lengths": (
-        lambda: {"layout": layout(41, 48)},
-        "layout is for q_len 41 and kv_len 48, but q has 40 and k 40 tokens; make it for these, from_dense with q_len= "
-        "and kv_len= where the last block is not full",
+        lambda: {"layout": layout(39, 48)},
+        "layout covers queries at positions 0 to 38 and keys at 0 to 47, but the call has queries at 0 to 39 and keys at 0 to "
+        "39; make it for these lengths or longer ones",
+    ),
+    "layout_keys": (
+        lambda: {"layout": layout(48, 39)},
+        "layout covers queries at positions 0 to 47 and keys at 0 to 38, but the call has queries at 0 to 39 and keys at 0 to "
+        "39; make it for these lengths or longer ones",
     ),
     "layout_not_causal": (
         lambda: {"q": torch.ones(2, 7, 4, 16), "layout": layout(7, 40), "is_causal": True},
-        "is_causal=True with q_len 7 != kv_len 40 needs a layout made with causal=True, got causal=False",
+        "layout covers queries at positions 0 to 6 and keys at 0 to 39, but the call has queries at 33 to 39 and keys at 0 to "
+        "39; make it for these lengths or longer ones, with causal=True if the last query is to sit at the last key",
     ),
     "layout_causal": (
         lambda: {"q": torch.ones(2, 7, 4, 16), "layout": layout(7, 40, causal=True)},
@@ -155,28 +161,28 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "bias_shape": (
         lambda: {"block_bias": torch.zeros(4, N + 1)},
-        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
-        f"(2, 4, {N}), got torch.float32 (4, {N + 1}) on cpu",
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) "
+        f"= (2, 4, {N}), got torch.float32 (4, {N + 1}) on cpu",
     ),
     "bias_kv_heads": (
         lambda: {"block_bias": torch.zeros(2, N)},
-        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
-        f"(2, 4, {N}), got torch.float32 (2, {N}) on cpu",
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) "
+        f"= (2, 4, {N}), got torch.float32 (2, {N}) on cpu",
     ),
     "bias_dtype": (
         lambda: {"block_bias": torch.zeros(N, dtype=torch.int64)},
-        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
-        f"(2, 4, {N}), got torch.int64 ({N},) on cpu",
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) "
+        f"= (2, 4, {N}), got torch.int64 ({N},) on cpu",
     ),
     "bias_device": (
         lambda: {"block_bias": torch.zeros(N, device="meta")},
-        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
-        f"(2, 4, {N}), got torch.float32 ({N},) on meta",
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) "
+        f"= (2, 4, {N}), got torch.float32 ({N},) on meta",
     ),
     "bias_4d": (
         lambda: {"block_bias": torch.zeros(1, 1, 1, N)},
-        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, num_active_blocks) = "
-        f"(2, 4, {N}), got torch.float32 (1, 1, 1, {N}) on cpu",
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) "
+        f"= (2, 4, {N}), got torch.float32 (1, 1, 1, {N}) on cpu",
     ),
     "rates_without_segments": (
         lambda: {"dilation_rates": [1, 2]},

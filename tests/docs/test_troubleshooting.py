@@ -57,18 +57,23 @@ ERRORS: dict[str, Callable[[], object]] = {
     "q must be (batch": lambda: attend(tensor(2, 512, 128), tensor(2, 512, 128)),
     "q, k and v must have one dtype": lambda: attend(tensor(*Q, dtype=torch.float16), tensor(*Q)),
     "is_causal=False needs": lambda: attend_in(causal_layout(), 512, 512),
-    "is_causal=True with q_len": lambda: attend_in(
+    "layout covers queries at positions 0 to 0": lambda: attend_in(
         BlockLayout.from_config(SparsePatternConfig(), 1, 512), 1, 512, is_causal=True
     ),
-    "layout is for": lambda: attend_in(causal_layout(), 500, 500, is_causal=True),
+    "layout covers queries at positions 0 to 511": lambda: attend_in(
+        causal_layout(), 600, 600, is_causal=True
+    ),
     "is_causal must be": lambda: attend(
         tensor(*Q), tensor(*Q), is_causal=torch.ones(512, 512, dtype=torch.bool)
     ),
     "key_padding_mask must": lambda: attend(
         tensor(*Q), tensor(*Q), key_padding_mask=tensor(2, 512, dtype=torch.int64)
     ),
-    "kv_lengths with": lambda: attend(
-        tensor(2, 1, 4, 32), tensor(*Q), is_causal=True, kv_lengths=torch.tensor([300, 512])
+    "key_padding_mask with": lambda: attend(
+        tensor(2, 1, 4, 32),
+        tensor(*Q),
+        is_causal=True,
+        key_padding_mask=torch.arange(512) >= torch.tensor([[300], [512]]),
     ),
     "q is a nested": attend_to_nested,
     "sparsity_ratio must": lambda: SparsePatternConfig(sparsity_ratio=99),

@@ -128,7 +128,7 @@ def test_shared_lists_do_not_serve_tensors_of_another_length() -> None:
     module = BlockSparseAttention(config())
     long, short = module.layout(128), module.layout(65)
     block_sparse_attention(*qkv(128), long)
-    with pytest.raises(ValueError, match="layout is for q_len 65"):
+    with pytest.raises(ValueError, match="layout covers queries at positions 0 to 64"):
         block_sparse_attention(*qkv(128), short)
 
 

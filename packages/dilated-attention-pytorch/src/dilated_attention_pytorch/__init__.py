@@ -8,6 +8,7 @@ from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
 from .modules import BlockSparseAttention
 from .removed import REPLACEMENTS, raise_removed_name
+from .varlen import block_sparse_attention_varlen, explain_backends_varlen
 
 try:
     __version__ = version("dilated-attention-pytorch")
@@ -22,8 +23,10 @@ __all__ = [
     "__version__",
     "block_scores",
     "block_sparse_attention",
+    "block_sparse_attention_varlen",
     "create_block_sparse_attention",
     "explain_backends",
+    "explain_backends_varlen",
     "get_block_sparse_preset",
     "select_blocks",
 ]

@@ -2,7 +2,8 @@
 
 Dispatching to a Python operator costs more than launching the kernel, so a call that nobody observes bypasses the
 dispatcher. A repeated call skips validation and backend selection as well: what they found out is kept with the layout as
-a CachedCall, under a key of everything that they depend on. Calls with a bias, a mask, lengths or dropout are not cached.
+a CachedCall, under a key of everything that they depend on. Calls with tensors besides q, k and v, with a softcap or with
+dropout are not cached.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ def can_bypass_dispatcher(call: Call | AttentionProblem) -> bool:
         and type(c.k) in OPTIONAL_TYPES
         and type(c.v) in OPTIONAL_TYPES
         and type(c.block_bias) in OPTIONAL_TYPES
-        and type(c.kv_lengths) in OPTIONAL_TYPES
+        and type(c.sinks) in OPTIONAL_TYPES
+        and type(c.attn_bias) in OPTIONAL_TYPES
+        and type(c.alibi_slopes) in OPTIONAL_TYPES
         and type(c.key_padding_mask) in OPTIONAL_TYPES
-        and not is_negated(c.q, c.k, c.v, c.block_bias)
+        and (c.sequences is None or type(c.sequences.table) in OPTIONAL_TYPES)
+        and not is_negated(c.q, c.k, c.v, c.block_bias, c.sinks, c.attn_bias, c.alibi_slopes)
     )
 
 
@@ -75,16 +79,16 @@ class CachedCall(NamedTuple):
     def run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """out and lse."""
         if self.needs_grad:
-            out, lse = EagerAttention.apply(q, k, v, None, self)  # type: ignore[no-untyped-call]
+            out, lse = EagerAttention.apply(self, q, k, v)  # type: ignore[no-untyped-call]
             return out, lse
         return self.forward(q, k, v)
 
 
 def forward_of(static_problem: AttentionProblem, backend: Backend) -> Forward:
-    """The backend's forward of a problem with other q, k and v, and without a bias."""
+    """The backend's forward of a problem with other q, k and v, and without a bias or sinks."""
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        problem = static_problem.with_inputs(q, k, v, None)
+        problem = static_problem.with_inputs(q, k, v)
         if not _torch_internals.num_function_modes():
             return backend.forward(problem)
         made: tuple[Tensor, Tensor] = without_function_modes(backend.forward, problem)
@@ -97,41 +101,41 @@ def run_attention(problem: AttentionProblem, backend: Backend) -> tuple[Tensor, 
     """out and lse of a problem that can bypass the dispatcher."""
     p = problem
     if _torch_internals.is_forward_mode():
-        ops.check_no_tangents((("q", p.q), ("k", p.k), ("v", p.v), ("block_bias", p.block_bias)))
+        ops.check_no_tangents((name, getattr(p, name)) for name in ops.DIFFERENTIABLE)
     if not p.needs_grad:
         out, lse = without_function_modes(backend.forward, p)
         return out, lse
     static_problem = p.without_inputs()
     call = CachedCall(static_problem, backend, True, forward_of(static_problem, backend))
-    out, lse = EagerAttention.apply(p.q, p.k, p.v, p.block_bias, call)  # type: ignore[no-untyped-call]
+    others = () if p.block_bias is None and p.sinks is None else (p.block_bias, p.sinks)
+    out, lse = EagerAttention.apply(call, p.q, p.k, p.v, *others)  # type: ignore[no-untyped-call]
     return out, lse
 
 
 class EagerAttention(torch.autograd.Function):
-    """The gradient of a call that bypasses the dispatcher."""
+    """The gradient of a call that bypasses the dispatcher; its inputs are those of `AttentionProblem.with_inputs`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, block_bias: Tensor | None, call: CachedCall
-    ) -> tuple[Tensor, Tensor]:
-        if block_bias is None:
-            out, lse = call.forward(q, k, v)
+    def forward(ctx: Any, call: CachedCall, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
+        if len(inputs) == 3:
+            out, lse = call.forward(*inputs)  # type: ignore[arg-type]
         else:
-            problem = call.static_problem.with_inputs(q, k, v, block_bias)
+            problem = call.static_problem.with_inputs(*inputs)  # type: ignore[arg-type]
             out, lse = without_function_modes(call.backend.forward, problem)
-        ctx.save_for_backward(q, k, v, block_bias, out, lse)
+        # attn_bias is saved so that autograd notices a change in place
+        ctx.save_for_backward(out, lse, call.static_problem.attn_bias, *inputs)
         ctx.call = call
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, k, v, block_bias, out, lse = ctx.saved_tensors
+        out, lse, _, *inputs = ctx.saved_tensors
         if grad_out is None and grad_lse is None:
-            return None, None, None, None, None
+            return (None,) * (1 + len(inputs))
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        backend, problem = ctx.call.backend, ctx.call.static_problem.with_inputs(q, k, v, block_bias)
+        backend, problem = ctx.call.backend, ctx.call.static_problem.with_inputs(*inputs)
         if (
             torch.is_grad_enabled()  # create_graph: these gradients would be constants, the operator's refuse it
             or not can_bypass_dispatcher(problem)
@@ -139,9 +143,10 @@ class EagerAttention(torch.autograd.Function):
             or is_batched(grad_out, grad_lse)
         ):
             args = ops.op_args(problem, backend.name)
-            *grads, grad_bias = ops.attention_backward(out, lse, grad_out, grad_lse, *args)
-            return (*grads, None if block_bias is None else grad_bias, None)
-        return (*gradients(problem, backend, out, lse, grad_out, grad_lse), None)
+            grads = ops.attention_backward(out, lse, grad_out, grad_lse, *args)
+        else:
+            grads = gradients(problem, backend, out, lse, grad_out, grad_lse)
+        return (None, *(None if x is None else grad for x, grad in zip(inputs, grads)))
 
 
 def gradients(
@@ -151,13 +156,17 @@ def gradients(
     lse: Tensor,
     grad_out: Tensor,
     grad_lse: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and block_bias (None without one) from the backend of the forward."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of q, k, v, block_bias and sinks (None without them) from the backend of the forward."""
     grads = without_function_modes(backend.backward, problem, out, lse, grad_out, grad_lse)
-    bias, grad_bias = problem.block_bias, grads.block_bias
-    if bias is None or grad_bias is None:
-        return grads.q, grads.k, grads.v, None
-    return grads.q, grads.k, grads.v, grad_bias.sum_to_size(bias.shape).to(bias.dtype)
+    return (
+        grads.q, grads.k, grads.v, of_shape(grads.block_bias, problem.block_bias), of_shape(grads.sinks, problem.sinks),
+    )  # fmt: skip
+
+
+def of_shape(grad: Tensor | None, x: Tensor | None) -> Tensor | None:
+    """The gradient of an input, summed to its shape and in its type."""
+    return None if grad is None or x is None else grad.sum_to_size(x.shape).to(x.dtype)
 
 
 # ---- the cache
@@ -169,6 +178,7 @@ def key_of(
     v: Tensor,
     is_causal: bool,
     softmax_scale: float | None,
+    q_offset: object,
     segment_lengths: Sequence[int] | None,
     dilation_rates: Sequence[int] | None,
     backend: str | None,
@@ -185,6 +195,7 @@ def key_of(
             or type(v) not in PLAIN_TYPES
             or type(is_causal) is not bool
             or (softmax_scale is not None and type(softmax_scale) is not float)
+            or (q_offset is not None and type(q_offset) is not int)
             or (backend is not None and (type(backend) is not str or backend == "reference"))
             or _torch_internals.is_forward_mode()
             or q.is_neg()
@@ -205,8 +216,8 @@ def key_of(
             q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
             v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
             needs_grad,
-            autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, dilation,
-            backend, stream,
+            autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, q_offset,
+            dilation, backend, stream,
         )  # fmt: skip
     except RuntimeError:  # a tensor without strides, which validation names
         return None
@@ -232,8 +243,10 @@ def cache_call(
 ) -> None:
     """Keep a call that was served, if the next one like it needs nothing but the launch; no call without a key."""
     p = problem
-    if key is None or p.q is not q or p.k is not k or p.v is not v or p.rows is not layout.row_lists:
-        return  # autocast changed them, the layout is on another device or the keys are dilated: work for every call
+    if key is None or p.q is not q or p.k is not k or p.v is not v:
+        return  # autocast changed them: work for every call
+    if p.dilation is not None or p.rows.device != layout.device:
+        return  # the keys are dilated, or the layout is on another device
     if layout._in_graph or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
         return  # what is prepared may belong to the graph, and its stream has not waited for it
     static_problem = p.without_inputs()

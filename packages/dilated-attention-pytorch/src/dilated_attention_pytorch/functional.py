@@ -1,4 +1,4 @@
-"""block_sparse_attention: the one entrance of every attention call."""
+"""block_sparse_attention: the entrance of every attention call of a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .call import Call
 from .eager import CachedCall, cache_call, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
-from .validation import check_backend, check_call, check_flag
+from .validation.call import check_call
+from .validation.numbers import check_flag
 
 
 @overload
@@ -29,8 +30,14 @@ def block_sparse_attention(
     *,
     is_causal: bool = ...,
     softmax_scale: float | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ...,
     block_bias: Tensor | None = ...,
+    attn_bias: Tensor | None = ...,
+    q_offset: int | Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
+    kv_starts: Tensor | None = ...,
     key_padding_mask: Tensor | None = ...,
     segment_lengths: Sequence[int] | None = ...,
     dilation_rates: Sequence[int] | None = ...,
@@ -49,8 +56,14 @@ def block_sparse_attention(
     *,
     is_causal: bool = ...,
     softmax_scale: float | None = ...,
+    softcap: float | None = ...,
+    alibi_slopes: Tensor | None = ...,
+    sinks: Tensor | None = ...,
     block_bias: Tensor | None = ...,
+    attn_bias: Tensor | None = ...,
+    q_offset: int | Tensor | None = ...,
     kv_lengths: Tensor | None = ...,
+    kv_starts: Tensor | None = ...,
     key_padding_mask: Tensor | None = ...,
     segment_lengths: Sequence[int] | None = ...,
     dilation_rates: Sequence[int] | None = ...,
@@ -68,8 +81,14 @@ def block_sparse_attention(
     *,
     is_causal: bool = False,
     softmax_scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     block_bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
+    q_offset: int | Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    kv_starts: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
     segment_lengths: Sequence[int] | None = None,
     dilation_rates: Sequence[int] | None = None,
@@ -79,24 +98,34 @@ def block_sparse_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over the active blocks of a layout: one softmax over the union of all keys a query may see.
 
-    A query that may see no key gets output 0, lse -inf and zero gradients. Scores accumulate in float32
-    (float64 for float64 inputs). Differentiable once; a second derivative needs ``backend="reference"``.
+    Key j is at position j, query i at ``q_offset + i``. A query that may see no key gets output 0, lse -inf and zero
+    gradients. Scores accumulate in float32 (float64 for float64 inputs). Differentiable once; a second derivative needs
+    ``backend="reference"``.
 
     Args:
         q: (batch, q_len, num_heads, head_dim), float32, float16, bfloat16, or float64 on the CPU; any strides.
         k: (batch, kv_len, num_kv_heads, head_dim); num_kv_heads divides num_heads (GQA, MQA).
         v: (batch, kv_len, num_kv_heads, v_head_dim).
-        layout: for these lengths, on any device; heads 1, num_kv_heads or num_heads.
-        is_causal: query i at position ``i + kv_len - q_len`` sees no key after it. A layout made with ``causal=True``
-            needs it, and when the lengths differ it needs such a layout.
+        layout: on any device, for these positions or more; batch 1 or that of q, heads 1, num_kv_heads or num_heads.
+        is_causal: no query sees a key at a later position. A layout made with ``causal=True`` needs it.
         softmax_scale: default ``1 / sqrt(head_dim)``.
-        block_bias: added to the scaled scores of every active block, broadcastable to (batch, num_heads,
-            ``layout.num_active_blocks``), in the order of ``layout.row_lists``; differentiable.
-        kv_lengths: int (batch,), the number of valid keys of each batch element, 0 to kv_len; refused where
-            `is_causal` and ``q_len != kv_len``. On a GPU, where checking would wait for it, and in compiled code
-            negative ones count as 0 and larger ones as kv_len.
-        key_padding_mask: bool (batch, kv_len), True where a key is padding (as in `torch.nn.MultiheadAttention`). With
-            `is_causal` and ``q_len < kv_len`` the last query sits at the last key all the same: pad on the left.
+        softcap: a scaled score s becomes ``softcap * tanh(s / softcap)``. Default (None or 0): it stays.
+        alibi_slopes: floating point (num_heads,); ``slope * abs(position of q - position of k)`` is taken from the score
+            (ALiBi, arXiv:2108.12409). Read as float32. No gradient.
+        sinks: floating point (num_heads,), one more logit per head that only joins the denominator, so that lse includes
+            it; differentiable.
+        block_bias: added to the scores of every active block, broadcastable to (batch, num_heads,
+            ``layout.num_block_ids``), in the order of ``layout.row_lists``; differentiable.
+        attn_bias: added to the scores, broadcastable to (batch, num_heads, q_len, kv_len), in q's dtype or float32; -inf
+            hides. It takes as much memory as dense scores. No gradient, but with ``backend="reference"``.
+        q_offset: the position of query 0, an int or int (batch,). Default: causal ``kv_len - q_len``, else 0, whatever
+            `kv_lengths` says. A KV cache with room to spare is ``q_offset=written - q_len, kv_lengths=written``.
+        kv_lengths: int (batch,), where the valid keys of each batch element end, 0 to kv_len. Default kv_len.
+        kv_starts: int (batch,), where they begin. Position 0 is there, and the blocks of the layout count from there: a
+            sequence padded on the left gives what it gives alone. Default 0. Without `q_offset` the queries move with
+            the keys if `is_causal` or q_len == kv_len.
+        key_padding_mask: bool (batch, kv_len), True where a key is padding (as in `torch.nn.MultiheadAttention`); the
+            keys keep their positions.
         segment_lengths: token dilation by distance (LongNet, arXiv:2307.02486), with as many `dilation_rates`: in a
             block at distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
@@ -105,6 +134,9 @@ def block_sparse_attention(
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
         backend: the name of one, see `explain_backends`; default (None or ``"auto"``): the first that serves the call.
             An explicit request is never replaced by another, forward or backward.
+
+    Integers that are read on a GPU (`q_offset` as a tensor, `kv_lengths`, `kv_starts`), where checking would wait for it, and
+    in compiled code are not checked: lengths count as 0 to kv_len, and beyond the layout a query sees nothing.
 
     Returns:
         out (batch, q_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
@@ -126,17 +158,22 @@ def block_sparse_attention(
     key = None
     try:
         can_be_cached = (
-            is_plain_eager()
-            and type(layout) is BlockLayout
-            and block_bias is None
+            block_bias is None
             and kv_lengths is None
             and key_padding_mask is None
+            and softcap is None
+            and alibi_slopes is None
+            and sinks is None
+            and attn_bias is None
+            and kv_starts is None
+            and is_plain_eager()
+            and type(layout) is BlockLayout
             and bool(dropout_p == 0.0)
         )
     except (RuntimeError, ValueError):  # an array for dropout_p, which validation refuses
         can_be_cached = False
     if can_be_cached:
-        key = key_of(q, k, v, is_causal, softmax_scale, segment_lengths, dilation_rates, backend)
+        key = key_of(q, k, v, is_causal, softmax_scale, q_offset, segment_lengths, dilation_rates, backend)
         cached: CachedCall | None = layout._cached_calls.get(key)
         if cached is not None:
             out, lse = cached.run(q, k, v)
@@ -147,8 +184,9 @@ def block_sparse_attention(
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
     out, lse = attend(
-        q, k, v, layout, key, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
-        kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
+        q, k, v, layout, key, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
+        sinks=sinks, block_bias=block_bias, attn_bias=attn_bias, q_offset=q_offset, kv_lengths=kv_lengths,
+        kv_starts=kv_starts, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
         dilation_rates=dilation_rates, dropout_p=dropout_p, backend=backend,
     )  # fmt: skip
     return (out, lse) if return_lse else out
@@ -161,34 +199,29 @@ def attend(
     layout: BlockLayout,
     key: Hashable,
     *,
-    is_causal: bool,
-    softmax_scale: float | None,
-    block_bias: Tensor | None,
-    kv_lengths: Tensor | None,
-    key_padding_mask: Tensor | None,
-    segment_lengths: Sequence[int] | None,
-    dilation_rates: Sequence[int] | None,
-    dropout_p: float,
     backend: str | None,
+    **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """out and lse of a call that is not cached: check it, choose its backend and run it.
+    """out and lse of a call that is not cached, with options as of `check_call`.
 
     `key` (of `key_of`) is where the call is cached for the next one like it; None for a call that is not.
     """
-    call = check_call(
-        q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
-        kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
-        dilation_rates=dilation_rates, dropout_p=dropout_p,
-    )  # fmt: skip
-    check_backend(backend)
-    if backend == "reference":
-        return attention_reference(call.dense_problem(layout))
-    if not can_bypass_dispatcher(call):
-        return run_operator(call, layout, backend)
+    call = check_call(q, k, v, layout, backend=backend, **options)
+    if backend == "reference" or not can_bypass_dispatcher(call):
+        return run_call(call, layout, backend)
     problem, chosen = call.served(layout, backend)
     out, lse = run_attention(problem, chosen)
     cache_call(layout, key, q, k, v, problem, chosen, needs_grad=problem.needs_grad)
     return out, lse
+
+
+def run_call(call: Call, layout: BlockLayout, backend: str | None) -> tuple[Tensor, Tensor]:
+    """out and lse of a checked call."""
+    if backend == "reference":
+        return attention_reference(call.dense_problem(layout))
+    if not can_bypass_dispatcher(call):
+        return run_operator(call, layout, backend)
+    return run_attention(*call.served(layout, backend))
 
 
 def explain_backends(
@@ -199,8 +232,14 @@ def explain_backends(
     *,
     is_causal: bool = False,
     softmax_scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     block_bias: Tensor | None = None,
+    attn_bias: Tensor | None = None,
+    q_offset: int | Tensor | None = None,
     kv_lengths: Tensor | None = None,
+    kv_starts: Tensor | None = None,
     key_padding_mask: Tensor | None = None,
     segment_lengths: Sequence[int] | None = None,
     dilation_rates: Sequence[int] | None = None,
@@ -210,12 +249,18 @@ def explain_backends(
 
     Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name.
     """
-    problem = make_problem(
-        q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, block_bias=block_bias,
-        kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
+    call = check_call(
+        q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
+        sinks=sinks, block_bias=block_bias, attn_bias=attn_bias, q_offset=q_offset, kv_lengths=kv_lengths,
+        kv_starts=kv_starts, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
         dilation_rates=dilation_rates, dropout_p=dropout_p,
     )  # fmt: skip
-    return {**reasons(problem), "reference": None}
+    return explained(call, layout)
+
+
+def explained(call: Call, layout: BlockLayout) -> dict[str, str | None]:
+    """What `explain_backends` says of a checked call."""
+    return {**reasons(call.problem(layout)), "reference": None}
 
 
 def run_operator(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> tuple[Tensor, Tensor]:

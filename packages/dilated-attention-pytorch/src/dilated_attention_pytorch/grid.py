@@ -71,6 +71,11 @@ class BlockGrid:
         return BlockGrid(q_len, kv_len, self.block_size, self.causal)
 
     @property
+    def is_square(self) -> bool:
+        """Whether queries and keys are at the same positions."""
+        return self.q_len == self.kv_len and self.q_offset == 0
+
+    @property
     def first_row(self) -> int:
         return self.q_offset // self.block_size
 

@@ -32,34 +32,38 @@ def compute(*args: Any) -> tuple[Tensor, Tensor]:
 
 def compute_backward(
     out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, *args: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v and block_bias (empty without one)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, block_bias and sinks (empty without them)."""
     a = OpArgs(*args)
     layout, _, cached = without_function_modes(find, a)
     if cached is not None:
-        problem, backend = cached.static_problem.with_inputs(a.q, a.k, a.v, None), cached.backend
+        problem, backend = cached.static_problem.with_inputs(a.q, a.k, a.v), cached.backend
     else:
         problem, backend = without_function_modes(problem_of_backward, a, layout)
-    dq, dk, dv, grad_bias = gradients(problem, backend, out, lse, grad_out, grad_lse)
-    return dq, dk, dv, a.q.new_empty(0) if grad_bias is None else grad_bias.contiguous()
+    dq, dk, dv, *others = gradients(problem, backend, out, lse, grad_out, grad_lse)
+    grad_bias, grad_sinks = (a.q.new_empty(0) if grad is None else grad.contiguous() for grad in others)
+    return dq, dk, dv, grad_bias, grad_sinks
 
 
 def find(a: OpArgs) -> tuple[BlockLayout, Hashable, CachedCall | None]:
     """The layout of a call, the key under which the call is cached, and what is there."""
     layout = a.layout(a.q.shape[1], a.k.shape[1], a.q.device)
+    geometry, numbers = Geometry(*a.geometry), Numbers(*a.numbers)
     key = None
-    if a.block_bias is None and a.kv_lengths is None and a.key_padding_mask is None and a.seed is None:
+    options = (a.block_bias, a.sinks, a.attn_bias, a.alibi_slopes, a.sequences, a.key_padding_mask, a.seed)
+    if all(option is None for option in options) and numbers.softcap == 0.0:
         key = key_of(
-            a.q, a.k, a.v, bool(Geometry(*a.geometry).is_causal), Numbers(*a.numbers).softmax_scale,
-            a.segment_lengths or None, a.dilation_rates or None, a.backend, needs_grad=False,
+            a.q, a.k, a.v, bool(geometry.is_causal), numbers.softmax_scale, geometry.q_offset, a.segment_lengths or None,
+            a.dilation_rates or None, a.backend, needs_grad=False,
         )  # fmt: skip
     return layout, key, layout._cached_calls.get(key)
 
 
 def problem_of_backward(a: OpArgs, layout: BlockLayout) -> tuple[AttentionProblem, Backend]:
     """The problem, and the backend of the forward."""
-    on_device = layout.to(a.q.device)
-    problem = a.call().problem(on_device)
+    call = a.call()
+    on_device = call.cut_to_size(layout).to(a.q.device)
+    problem = call.problem(on_device)
     # a hook may have saved an input with strides that the backend of the forward would refuse, but can copy
     backend = choose_backend(problem) if a.backend == "auto" else backend_named(a.backend)
     return problem.prepared_by(backend, on_device), backend

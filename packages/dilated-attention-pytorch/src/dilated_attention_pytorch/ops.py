@@ -23,16 +23,18 @@ from .call import PLAIN_TYPES, Call
 from .config import TokenDilation
 from .grid import BlockGrid
 from .layout.cache import LAYOUTS, Pattern
-from .layout.layout import BlockLayout
-from .layout.lists import BlockLists
+from .layout.layout import BlockLayout, Span
+from .layout.lists import BlockLists, BlockMasks
+from .sequences import Sequences
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 # Tensors one by one: torch.jit.trace takes no list with optional tensors, is_grads_batched no list of tensors.
 ARGUMENTS = (
-    "Tensor q, Tensor k, Tensor v, Tensor? block_bias, Tensor? kv_lengths, Tensor? key_padding_mask, Tensor? seed, "
+    "Tensor q, Tensor k, Tensor v, Tensor? block_bias, Tensor? sinks, Tensor? attn_bias, Tensor? alibi_slopes, "
+    "Tensor? sequences, Tensor? key_padding_mask, Tensor? seed, "
     "Tensor? row_indptr, Tensor? row_indices, Tensor? row_block_ids, "
-    "Tensor? col_indptr, Tensor? col_indices, Tensor? col_block_ids, "
+    "Tensor? col_indptr, Tensor? col_indices, Tensor? col_block_ids, Tensor? mask_ids, Tensor? mask_table, "
     "str pattern, SymInt[] geometry, SymInt[] segment_lengths, SymInt[] dilation_rates, float[] numbers, str backend"
 )
 # What attention_backward takes before the arguments of attention.
@@ -41,7 +43,7 @@ RESULTS = ("out", "lse", "grad_out", "grad_lse")
 LIBRARY.define(f"attention({ARGUMENTS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
 LIBRARY.define(
     f"attention_backward(Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, {ARGUMENTS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -60,30 +62,46 @@ class Geometry(NamedTuple):
     """The argument `geometry`; flags are 0 or 1."""
 
     block_size: int
+    layout_batch: int
     layout_heads: int
     is_causal_layout: int
+    is_exact_layout: int
+    # of the layout's grid; 0 with a pattern, which is looked up for the lengths of q and k
+    layout_q_len: int
+    layout_kv_len: int
+    layout_q_offset: int
     is_causal: int
+    q_offset: int
+    # of Sequences; 0 without a table
+    is_packed: int
+    only_lengths: int
+    max_q_len: int
+    max_kv_len: int
 
 
 class Numbers(NamedTuple):
     """The argument `numbers`."""
 
     softmax_scale: float
+    softcap: float
     dropout_p: float
 
 
 class OpArgs(NamedTuple):
     """The arguments of the operator `attention`, in the order of its schema; see AttentionProblem for the shapes.
 
-    A layout comes as its row and column lists, with an empty `pattern`, or as the text of a Pattern, without lists. A token
-    dilation has `segment_lengths` and `dilation_rates`.
+    A layout comes as its row and column lists and its masks, with an empty `pattern`, or as the text of a Pattern, without
+    them. `sequences` is the table of a Sequences. A token dilation has `segment_lengths` and `dilation_rates`.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     block_bias: Tensor | None
-    kv_lengths: Tensor | None
+    sinks: Tensor | None
+    attn_bias: Tensor | None
+    alibi_slopes: Tensor | None
+    sequences: Tensor | None
     key_padding_mask: Tensor | None
     seed: Tensor | None
     row_indptr: Tensor | None
@@ -92,6 +110,8 @@ class OpArgs(NamedTuple):
     col_indptr: Tensor | None
     col_indices: Tensor | None
     col_block_ids: Tensor | None
+    mask_ids: Tensor | None
+    mask_table: Tensor | None
     pattern: str
     geometry: Sequence[int]
     segment_lengths: Sequence[int]
@@ -115,6 +135,25 @@ class OpArgs(NamedTuple):
         """The fields of the column lists."""
         return self.col_indptr, self.col_indices, self.col_block_ids
 
+    def masks(self) -> BlockMasks | None:
+        """The masks inside blocks."""
+        if self.mask_ids is None or self.mask_table is None:
+            return None
+        return BlockMasks(self.mask_ids, self.mask_table)
+
+    def of_layout(self) -> tuple[Any, ...]:
+        """The tensors of the layout."""
+        return (*self.rows(), *self.cols(), self.mask_ids, self.mask_table)
+
+    def table(self) -> Sequences | None:
+        """The sequences of the call."""
+        if self.sequences is None:
+            return None
+        its = Geometry(*self.geometry)
+        return Sequences(
+            self.sequences, its.max_q_len, its.max_kv_len, bool(its.is_packed), bool(its.only_lengths)
+        )
+
     def dilation(self) -> TokenDilation | None:
         """The token dilation of the call."""
         if not self.dilation_rates:
@@ -123,11 +162,12 @@ class OpArgs(NamedTuple):
 
     def call(self) -> Call:
         """The call, without its layout and backend."""
-        a, numbers = self, Numbers(*self.numbers)
+        a, numbers, geometry = self, Numbers(*self.numbers), Geometry(*self.geometry)
         return Call(
-            q=a.q, k=a.k, v=a.v, block_bias=a.block_bias, kv_lengths=a.kv_lengths, key_padding_mask=a.key_padding_mask,
-            seed=a.seed, is_causal=bool(Geometry(*a.geometry).is_causal), softmax_scale=numbers.softmax_scale,
-            dropout_p=numbers.dropout_p, dilation=a.dilation(),
+            q=a.q, k=a.k, v=a.v, block_bias=a.block_bias, sinks=a.sinks, attn_bias=a.attn_bias,
+            alibi_slopes=a.alibi_slopes, sequences=a.table(), key_padding_mask=a.key_padding_mask, seed=a.seed,
+            q_offset=geometry.q_offset, is_causal=bool(geometry.is_causal), softmax_scale=numbers.softmax_scale,
+            softcap=numbers.softcap, dropout_p=numbers.dropout_p, dilation=a.dilation(),
         )  # fmt: skip
 
     def layout(self, q_len: int, kv_len: int, device: torch.device) -> BlockLayout:
@@ -137,53 +177,91 @@ class OpArgs(NamedTuple):
         if self.pattern:
             pattern = Pattern(self.pattern, geometry.block_size, geometry.layout_heads)
             return LAYOUTS.find(pattern, q_len, kv_len, causal, device)
-        grid = grid_of(q_len, kv_len, geometry.block_size, causal)
         return BlockLayout._of_lists(
-            grid, geometry.layout_heads, BlockLists(*self.rows()), BlockLists(*self.cols())
+            self.grid(), geometry.layout_heads, BlockLists(*self.rows()), BlockLists(*self.cols()),
+            geometry.layout_batch, self.masks(), bool(geometry.is_exact_layout),
+        )  # fmt: skip
+
+    def grid(self) -> BlockGrid:
+        """The grid of a layout that is given as its lists."""
+        its = Geometry(*self.geometry)
+        return grid_of(
+            its.layout_q_len,
+            its.layout_kv_len,
+            its.block_size,
+            bool(its.is_causal_layout),
+            its.layout_q_offset,
         )
 
 
 @lru_cache(maxsize=256)
-def grid_of(q_len: int, kv_len: int, block_size: int, causal: bool) -> BlockGrid:
+def grid_of(q_len: int, kv_len: int, block_size: int, causal: bool, q_offset: int) -> BlockGrid:
     """The grid of lengths; its checks take longer than finding it."""
-    return BlockGrid(q_len, kv_len, block_size, causal)
+    return BlockGrid(q_len, kv_len, block_size, causal, q_offset)
 
 
-# The row and column lists of a layout, or none with a pattern.
-ListTensors = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-NO_LISTS: ListTensors = (None, None, None, None, None, None)
+class LayoutTensors(NamedTuple):
+    """The lists and the masks of a layout, or nothing with a pattern."""
+
+    row_indptr: Tensor | None = None
+    row_indices: Tensor | None = None
+    row_block_ids: Tensor | None = None
+    col_indptr: Tensor | None = None
+    col_indices: Tensor | None = None
+    col_block_ids: Tensor | None = None
+    mask_ids: Tensor | None = None
+    mask_table: Tensor | None = None
+
+
+def layout_tensors(rows: BlockLists, cols: BlockLists, masks: BlockMasks | None) -> LayoutTensors:
+    """The tensors of a layout."""
+    return LayoutTensors(*rows.tensors(), *cols.tensors(), *(masks or (None, None)))
+
+
 N_TENSORS = OpArgs._fields.index("pattern")
-DIFFERENTIABLE = ("q", "k", "v", "block_bias")  # the first arguments
+DIFFERENTIABLE = ("q", "k", "v", "block_bias", "sinks")  # the first arguments
 
 
 def op_args(problem: AttentionProblem, backend: str) -> OpArgs:
     """The arguments of a problem."""
     p = problem
-    geometry = geometry_of(p.block_size, p.layout_heads, p.grid.causal, p.is_causal)
     rows, cols = p.undilated
-    return _op_args(p, (*rows.tensors(), *cols.tensors()), "", geometry, backend)
+    tensors = layout_tensors(rows, cols, p.block_masks)
+    # a backend is given lists that need not fill their tensors
+    of_layout = geometry_of_layout(p.grid, p.layout_batch, p.layout_heads, False)
+    return _op_args(p, tensors, "", of_layout, backend)
 
 
 def op_args_of_call(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> OpArgs:
     """The arguments of a call with a layout, which is moved to q's device, or with a pattern."""
-    size, heads, is_causal = layout.block_size, layout.num_heads, call.is_causal
     if isinstance(layout, Pattern):
-        geometry = geometry_of(size, heads, is_causal, is_causal)
-        return _op_args(call, NO_LISTS, layout.text, geometry, backend)
+        of_pattern = [layout.block_size, 1, layout.num_heads, 1 if call.is_causal else 0, 1, 0, 0, 0]
+        return _op_args(call, LayoutTensors(), layout.text, of_pattern, backend)
     layout = layout.to(call.q.device)
-    geometry = geometry_of(size, heads, layout.causal, is_causal)
-    lists = (*layout.row_lists.tensors(), *layout.col_lists.tensors())
-    return _op_args(call, lists, "", geometry, backend)
+    tensors = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
+    of_layout = geometry_of_layout(layout.grid, layout.batch, layout.num_heads, layout._is_exact)
+    return _op_args(call, tensors, "", of_layout, backend)
 
 
-def geometry_of(block_size: int, layout_heads: int, is_causal_layout: bool, is_causal: bool) -> list[int]:
-    """The fields of a Geometry, as a list: a tracer has symbols for booleans, hence the conditions."""
-    return [block_size, layout_heads, 1 if is_causal_layout else 0, 1 if is_causal else 0]
+def geometry_of_layout(grid: BlockGrid, batch: int, heads: int, is_exact: bool) -> list[int]:
+    """The first fields of a Geometry."""
+    # a tracer has symbols for booleans, hence the conditions
+    flags = [1 if grid.causal else 0, 1 if is_exact else 0]
+    return [grid.block_size, batch, heads, *flags, grid.q_len, grid.kv_len, grid.q_offset]
+
+
+def geometry_of_call(call: Call | AttentionProblem) -> list[int]:
+    """The other fields of a Geometry."""
+    its = call.sequences
+    of_table = [0] * 4 if its is None else [
+        1 if its.is_packed else 0, 1 if its.only_lengths else 0, its.max_q_len, its.max_kv_len,
+    ]  # fmt: skip
+    return [1 if call.is_causal else 0, call.q_offset, *of_table]
 
 
 def _op_args(
     call: Call | AttentionProblem,
-    lists: ListTensors,
+    of_layout: LayoutTensors,
     pattern: str,
     geometry: list[int],
     backend: str | None,
@@ -191,9 +269,11 @@ def _op_args(
     c, dilation = call, call.dilation
     segment_lengths = list(dilation.segment_lengths) if dilation else []
     dilation_rates = list(dilation.dilation_rates) if dilation else []
+    table = None if c.sequences is None else c.sequences.table
     return OpArgs(
-        c.q, c.k, c.v, c.block_bias, c.kv_lengths, c.key_padding_mask, c.seed, *lists,
-        pattern, geometry, segment_lengths, dilation_rates, [c.softmax_scale, c.dropout_p], backend or "auto",
+        c.q, c.k, c.v, c.block_bias, c.sinks, c.attn_bias, c.alibi_slopes, table, c.key_padding_mask, c.seed, *of_layout,
+        pattern, [*geometry, *geometry_of_call(c)], segment_lengths, dilation_rates,
+        [c.softmax_scale, c.softcap, c.dropout_p], backend or "auto",
     )  # fmt: skip
 
 
@@ -213,11 +293,13 @@ def fake(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]
 
 def fake_backward(
     out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, *args: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     a = OpArgs(*args)
-    q, k, v, bias = a.q, a.k, a.v, a.block_bias
-    grad_bias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
+    q, k, v = a.q, a.k, a.v
+    grad_bias, grad_sinks = (
+        q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (a.block_bias, a.sinks)
+    )
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias, grad_sinks
 
 
 def fake_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: torch.device) -> Tensor:
@@ -265,8 +347,9 @@ class AttentionFunction(torch.autograd.Function):
             return (None, None, *(None,) * len(args))
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        *grads, grad_bias = attention_backward(out, lse, grad_out, grad_lse, *args)
-        return (None, None, *grads, None if args.block_bias is None else grad_bias, *of_others)
+        *grads, grad_bias, grad_sinks = attention_backward(out, lse, grad_out, grad_lse, *args)
+        grad_bias = None if args.block_bias is None else grad_bias
+        return (None, None, *grads, grad_bias, None if args.sinks is None else grad_sinks, *of_others)
 
 
 class RefusedSecondDerivative(torch.autograd.Function):
@@ -348,17 +431,36 @@ def fold_bias(bias: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
 
 def fold_args(args: OpArgs, dims: Any, size: int) -> OpArgs:
     """The arguments of all samples in one call: samples become elements of the batch."""
-    q = fold(args.q, dims.q, size)
-    bias = args.block_bias
-    return args._replace(
+    q, a = fold(args.q, dims.q, size), args
+    batch = q.shape[0] // max(size, 1)
+
+    def bias(x: Tensor | None, dim: int | None) -> Tensor | None:
+        return None if x is None else fold_bias(x, dim, size, batch)
+
+    return a._replace(
         q=q,
-        k=fold(args.k, dims.k, size),
-        v=fold(args.v, dims.v, size),
-        block_bias=None
-        if bias is None
-        else fold_bias(bias, dims.block_bias, size, q.shape[0] // max(size, 1)),
-        kv_lengths=fold(args.kv_lengths, dims.kv_lengths, size),
-        key_padding_mask=fold(args.key_padding_mask, dims.key_padding_mask, size),
+        k=fold(a.k, dims.k, size),
+        v=fold(a.v, dims.v, size),
+        block_bias=bias(a.block_bias, dims.block_bias),
+        attn_bias=bias(a.attn_bias, dims.attn_bias),
+        sequences=fold(a.sequences, dims.sequences, size),
+        key_padding_mask=fold(a.key_padding_mask, dims.key_padding_mask, size),
+    )
+
+
+def fits_one_batch(args: OpArgs, dims: Any) -> bool:
+    """Whether samples can become elements of the batch.
+
+    Not with dropout, whose bits count elements, packed sequences, lists for each element, or numbers of a head for each
+    sample.
+    """
+    geometry = Geometry(*args.geometry)
+    return (
+        args.seed is None
+        and not geometry.is_packed
+        and geometry.layout_batch == 1
+        and dims.sinks is None
+        and dims.alibi_slopes is None
     )
 
 
@@ -368,23 +470,23 @@ def take(x: Any, dim: int | None, i: int) -> Any:
 
 
 def one_by_one(op: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> tuple[Any, Any]:
-    """A call per sample: the bits of dropout count batch elements."""
+    """A call per sample."""
     samples = [op(*(take(x, dim, i) for x, dim in zip(args, in_dims, strict=True))) for i in range(size)]
     outs = [torch.stack(parts) for parts in zip(*samples, strict=True)]
     return tuple(outs), (0,) * len(outs)
 
 
 def check_shared_lists(dims: Any) -> None:
-    if any(dim is not None for dim in (*dims.rows(), *dims.cols())):
+    if any(dim is not None for dim in dims.of_layout()):
         raise ValueError("the lists of a layout must be the same for every sample of vmap, got batched ones")
 
 
 def vmap_attention(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-    """Samples go into the batch dimension; with dropout they go one after the other."""
+    """Samples go into the batch dimension, or one after the other, see `fits_one_batch`."""
     a, size = OpArgs(*args), info.batch_size
     dims: Any = OpArgs(*in_dims)
     check_shared_lists(dims)
-    if a.seed is not None:
+    if not fits_one_batch(a, dims):
         return one_by_one(attention, in_dims, args, size)
     out, lse = attention(*fold_args(a, dims, size))
     return (out.unflatten(0, (size, -1)), lse.unflatten(0, (size, -1))), (0, 0)
@@ -404,19 +506,21 @@ def vmap_attention_backward(
     a = OpArgs(*args)
     dims: Any = OpArgs(*in_dims[len(results) :])
     check_shared_lists(dims)
-    if a.seed is not None:
+    if a.sinks is not None or not fits_one_batch(a, dims):  # every sample has a gradient of the sinks
         return one_by_one(attention_backward, in_dims, (*results, *args), size)
     folded = fold_args(a, dims, size)
-    *grads, grad_bias = attention_backward(*(fold(x, dim, size) for x, dim in zip(results, in_dims)), *folded)
+    *grads, grad_bias, no_sinks = attention_backward(
+        *(fold(x, dim, size) for x, dim in zip(results, in_dims)), *folded
+    )
     made = [grad.unflatten(0, (size, -1)) for grad in grads]
     bias, dim = a.block_bias, dims.block_bias
     if bias is None:
-        return (*made, grad_bias), (0, 0, 0, None)
+        return (*made, grad_bias, no_sinks), (0, 0, 0, None, None)
     grad_bias = grad_bias.unflatten(0, (size, -1))
     of_sample = bias if dim is None else bias.select(dim, 0)
     if of_sample.shape[0] == 1:
         grad_bias = grad_bias.sum(1, keepdim=True)
-    return (*made, grad_bias), (0, 0, 0, 0)
+    return (*made, grad_bias, no_sinks), (0, 0, 0, 0, None)
 
 
 torch.library.register_vmap(f"{NAMESPACE}::attention", vmap_attention, lib=LIBRARY)
@@ -429,18 +533,35 @@ torch.library.register_vmap(f"{NAMESPACE}::attention_backward", vmap_attention_b
 def num_pairs(args: OpArgs) -> Any:
     """(query, key) pairs in active blocks, over the batch and all heads; what a mask hides in them counts."""
     (batch, q_len, num_heads, _), kv_len = args.q.shape, args.k.shape[1]
-    geometry, device = Geometry(*args.geometry), torch.device("cpu")
+    geometry, device, table = Geometry(*args.geometry), torch.device("cpu"), args.table()
     if args.row_indptr is not None and args.row_indices is not None:
         device = args.row_indptr.device
-        if type(args.row_indices) not in PLAIN_TYPES or args.row_indices.is_meta:
-            # the lists have no values: the mean over all block pairs, which is exact for whole blocks
-            grid = BlockGrid(q_len, kv_len, geometry.block_size, bool(geometry.is_causal_layout))
-            n_blocks = max(1, geometry.layout_heads * grid.n_rows * grid.n_cols)
+        if not (has_values(args.row_indices) and (table is None or has_values(table.table))):
+            # the mean over all block pairs, which is exact for whole blocks
+            grid = args.grid()
+            n_blocks = max(1, geometry.layout_batch * geometry.layout_heads * grid.n_rows * grid.n_cols)
             rate = min(args.dilation_rates) if args.dilation_rates else 1
-            return batch * num_heads * args.row_indices.shape[0] * q_len * kv_len // (n_blocks * rate)
+            keys = table.max_kv_len if table is not None and table.is_packed else kv_len
+            return batch * num_heads * args.row_indices.shape[0] * q_len * keys // (n_blocks * rate)
     with without_modes():  # the lists have values even where q has none
-        layout = args.layout(int(q_len), int(kv_len), device)
-        return batch * num_heads // geometry.layout_heads * layout._num_pairs(args.dilation())
+        layout, dilation = args.layout(int(q_len), int(kv_len), device), args.dilation()
+        group = num_heads // geometry.layout_heads
+        if table is None or table.only_lengths:
+            elements = batch if layout.batch == 1 else 1
+            return (
+                elements
+                * group
+                * layout._num_pairs(dilation, Span(geometry.q_offset, int(q_len), int(kv_len)))
+            )
+        spans = [
+            Span(first, its_q_len, its_kv_len, None if layout.batch == 1 else element)
+            for element, (_, its_q_len, _, its_kv_len, first) in enumerate(table.table.tolist())
+        ]
+        return group * sum(layout._num_pairs(dilation, span) for span in spans)
+
+
+def has_values(x: Tensor) -> bool:
+    return type(x) in PLAIN_TYPES and not x.is_meta
 
 
 @register_flop_formula(torch.ops.dilated_attention_pytorch.attention, get_raw=True)

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .block_indices import checked_indices
 from .coverage import coverage, hops_to_full_coverage
 from .from_indices import lists_of
 from .lists import BlockLists, BlockMasks, build_csr
+from .prefix import cut_lists
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,6 +86,17 @@ def checked_device(device: Any) -> torch.device:
     return target
 
 
+class Span(NamedTuple):
+    """Queries and keys of a call, of which the pairs are counted."""
+
+    first: int
+    """The position of the first query."""
+    q_len: int
+    kv_len: int
+    element: int | None = None
+    """The batch element of the layout; None: of all."""
+
+
 def check_index(name: str, given: Any, number: int) -> int:
     """The index of a head or batch element; ValueError if the layout has no such one."""
     found = values.integer(given)
@@ -93,8 +105,19 @@ def check_index(name: str, given: Any, number: int) -> int:
     return found
 
 
-# Living layouts by their row lists and lengths: an operator is given the lists as tensors, and finds their layout here.
-ALIVE: weakref.WeakValueDictionary[tuple[int, int, int], BlockLayout] = weakref.WeakValueDictionary()
+# Living layouts by their row lists, grid and masks: an operator is given their tensors, and finds the layout here.
+ALIVE: weakref.WeakValueDictionary[Hashable, BlockLayout] = weakref.WeakValueDictionary()
+
+
+def key_of_alive(grid: BlockGrid, row_lists: BlockLists, masks: BlockMasks | None) -> Hashable:
+    """The key of a layout in `ALIVE`."""
+    return (
+        id(row_lists.indices),
+        None if masks is None else id(masks.ids),
+        grid.q_len,
+        grid.kv_len,
+        grid.q_offset,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +156,7 @@ class BlockLayout:
     # made at first use; copies and pickles have none of it
     _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
+    _prefixes: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     # of eager.py
     _cached_calls: BoundedCache = field(default_factory=lambda: BoundedCache(64), init=False, repr=False)
 
@@ -143,29 +167,41 @@ class BlockLayout:
             object.__setattr__(self, name, getattr(self, name).savable())
         if self.block_masks is not None:
             object.__setattr__(self, "block_masks", self.block_masks.savable())
-        indices = self.row_lists.indices
-        in_graph = indices.is_cuda and torch.cuda.is_current_stream_capturing()
+        in_graph = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         object.__setattr__(self, "_in_graph", in_graph)
-        ALIVE[id(indices), self.grid.q_len, self.grid.kv_len] = self
-        for lists in (self.row_lists, self.col_lists):
-            for tensor in lists.tensors():
-                mark_length_dynamic(tensor)  # a graph serves lists of every length
+        ALIVE[key_of_alive(self.grid, self.row_lists, self.block_masks)] = self
+        for tensor in self._tensors():
+            mark_length_dynamic(tensor)  # a graph serves lists of every length
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self.__dict__.setdefault("_prefixes", BoundedCache(8))  # of 0.3.0
         self.__post_init__()
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """The lists and the masks inside blocks."""
+        return (*self.row_lists.tensors(), *self.col_lists.tensors(), *(self.block_masks or ()))
 
     @classmethod
     def _of_lists(
-        cls, grid: BlockGrid, num_heads: int, row_lists: BlockLists, col_lists: BlockLists
+        cls,
+        grid: BlockGrid,
+        num_heads: int,
+        row_lists: BlockLists,
+        col_lists: BlockLists,
+        batch: int = 1,
+        block_masks: BlockMasks | None = None,
+        is_exact: bool = True,
     ) -> BlockLayout:
-        """The living layout with these lists, and so with its caches; a new one if there is none."""
-        found = ALIVE.get((id(row_lists.indices), grid.q_len, grid.kv_len))
-        if found is not None and found.grid == grid and found.num_heads == num_heads:
-            theirs = (*found.row_lists.tensors(), *found.col_lists.tensors())
-            if all(x is y for x, y in zip(theirs, (*row_lists.tensors(), *col_lists.tensors()), strict=True)):
+        """The living layout with these lists and masks, and so with its caches; a new one if there is none."""
+        found = ALIVE.get(key_of_alive(grid, row_lists, block_masks))
+        if found is not None and (found.grid, found.num_heads, found.batch) == (grid, num_heads, batch):
+            theirs = (*row_lists.tensors(), *col_lists.tensors(), *(block_masks or ()))
+            if all(x is y for x, y in itertools.zip_longest(found._tensors(), theirs)):
                 return found
-        return cls(grid, num_heads, row_lists, col_lists)
+        return cls(
+            grid, num_heads, row_lists, col_lists, batch=batch, block_masks=block_masks, _is_exact=is_exact
+        )
 
     def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
         """The layout for other lengths with the same rows and columns; it shares the lists and their caches."""
@@ -428,6 +464,44 @@ class BlockLayout:
         masks = None if self.block_masks is None else self.block_masks.to(device)
         return dataclasses.replace(self, row_lists=rows, col_lists=cols, block_masks=masks)
 
+    def prefix(self, length: int) -> BlockLayout:
+        """The layout of the first positions of a square one, for queries and keys alike.
+
+        A causal pattern has the same rows at every length, so this is its layout for `length`. A block keeps its masks,
+        but has another place in a `block_bias`. The lists are made once per number of blocks, and kept.
+
+        Args:
+            length: 1 to `q_len`, in tokens.
+
+        Raises:
+            ValueError: the layout is not square, or has fewer positions.
+        """
+        grid, tokens = self.grid, values.tokens(length)
+        if not grid.is_square:
+            raise ValueError(
+                f"prefix needs a layout of queries and keys at the same positions, got q_len {grid.q_len} and kv_len "
+                f"{grid.kv_len}"
+            )
+        if tokens is None or tokens > grid.q_len:
+            raise ValueError(f"length must be 1 to q_len {grid.q_len}, got {values.shown(length)}")
+        n_blocks = -(-tokens // grid.block_size)
+        if n_blocks == grid.n_rows:
+            return self if tokens == grid.q_len else self._for_lengths(tokens, tokens)
+        found: BlockLayout = make_once(self._prefixes, n_blocks, self.device, lambda: self._cut(n_blocks))
+        return found if tokens == found.q_len else found._for_lengths(tokens, tokens)
+
+    def _has_prefix(self, length: int) -> bool:
+        """Whether `prefix` finds its lists made, so that it neither launches kernels nor waits for a GPU."""
+        n_blocks = -(-length // self.block_size)
+        return n_blocks == self.grid.n_rows or n_blocks in self._prefixes
+
+    def _cut(self, n_blocks: int) -> BlockLayout:
+        rows, cols, masks = cut_lists(self.grid, self.row_lists, self.block_masks, n_blocks)
+        length = n_blocks * self.block_size
+        grid = self.grid.with_lengths(length, length)
+        configs = self.configs if self.causal else None  # other patterns depend on the length
+        return BlockLayout(grid, self.num_heads, rows, cols, configs, self.batch, masks)
+
     def coo(self) -> tuple[Tensor, Tensor, Tensor]:
         """(head, row, column) of every active block in the order of the row lists, int64.
 
@@ -562,26 +636,29 @@ class BlockLayout:
 
     def _entries(self) -> Tensor:
         """The block id of every pair, -1 where inactive; int64 (batch * num_heads, n_rows, n_cols)."""
-        n_rows, n_cols, lists = self.grid.n_rows, self.grid.n_cols, self.row_lists
-        n_lists = self.batch * self.num_heads * n_rows
+        n_rows, n_cols = self.grid.n_rows, self.grid.n_cols
+        lists, n_lists = self.row_lists, self.batch * self.num_heads * n_rows
+        owner = lists.owners()
         # one more list, for what is behind the last one
         entries = torch.full((n_lists + 1, n_cols), -1, dtype=torch.int64, device=self.device)
-        entries[lists.owners(), lists.indices.long()] = lists.block_ids.long()
-        return entries[:n_lists].view(-1, n_rows, n_cols)
+        entries[owner, torch.where(owner < n_lists, lists.indices, 0).long()] = lists.block_ids.long()
+        return entries[:n_lists].view(self.batch * self.num_heads, n_rows, n_cols)
 
-    def _num_pairs(self, dilation: TokenDilation | None = None) -> int:
-        """The number of (query, key) pairs in the active blocks of all heads and batch elements."""
+    def _num_pairs(self, dilation: TokenDilation | None = None, span: Span | None = None) -> int:
+        """The number of (query, key) pairs in the active blocks, over the batch and the heads of the layout."""
         rows, _ = self.lists(dilation)
         rates = (1,) if dilation is None else dilation.dilation_rates
         grid, size, device = self.grid, self.grid.block_size, self.device
+        span = span or Span(grid.q_offset, grid.q_len, grid.kv_len)
         owner = rows.owners()
         row = owner // len(rates) % max(1, grid.n_rows)
-        first = (row + grid.first_row) * size - grid.q_offset  # query of each entry's row
-        queries = (first + size).clamp(max=grid.q_len) - first.clamp(min=0)
-        keys = (grid.kv_len - rows.indices.long() * size).clamp(max=size)
+        first = (row + grid.first_row) * size - span.first  # query of each entry's row
+        queries = (first + size).clamp(max=span.q_len) - first.clamp(min=0)
+        keys = (span.kv_len - rows.indices.long() * size).clamp(0, size)
         rate = torch.tensor(rates, dtype=torch.int64, device=device)[owner % len(rates)]
-        is_active = owner < rows.indptr.numel() - 1
-        return int((queries * keys // rate * is_active).sum())
+        element = owner // (len(rates) * max(1, grid.n_rows) * self.num_heads)
+        counts = element < self.batch if span.element is None else element == span.element
+        return int((queries.clamp(min=0) * keys // rate)[counts].sum())
 
     def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
         grid, n_classes = self.grid, len(dilation.segment_lengths)

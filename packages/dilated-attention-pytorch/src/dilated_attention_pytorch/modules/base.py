@@ -19,8 +19,8 @@ from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
-from ..sequences import sequences_of_batch
-from ..validation import check_backend, check_call, check_flag, checked_dropout, checked_scale, refusal
+from ..validation.call import check_call, refusal
+from ..validation.numbers import check_backend, check_flag, checked_dropout, checked_scale
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
@@ -264,14 +264,14 @@ class BlockSparseAttention(nn.Module):
             if layout is not None and return_attention_weights is False:
                 key = None
                 if kv_lengths is None and key_padding_mask is None and not dropout_p:
-                    key = key_of(q, k, v, is_causal, scale, segment_lengths, dilation_rates, backend)
+                    key = key_of(q, k, v, is_causal, scale, None, segment_lengths, dilation_rates, backend)
                     cached: CachedCall | None = layout._cached_calls.get(key)
                     if cached is not None:
                         return cached.run(q, k, v)[0]
                 return attend(
-                    q, k, v, layout, key, is_causal=is_causal, softmax_scale=scale, block_bias=None,
-                    kv_lengths=kv_lengths, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
-                    dilation_rates=dilation_rates, dropout_p=dropout_p, backend=backend,
+                    q, k, v, layout, key, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
+                    key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
+                    dropout_p=dropout_p, backend=backend,
                 )[0]  # fmt: skip
         if not torch.compiler.is_compiling():
             check_flag("return_attention_weights", return_attention_weights)
@@ -313,13 +313,12 @@ def check_dilation(
 def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
     """The problem for the reference, with the blocks of the pattern looked up when a graph runs."""
     q_len, kv_len, size = call.q.shape[1], call.k.shape[1], pattern.block_size
-    q_offset, sequences = sequences_of_batch(call.q, kv_len, call.is_causal, kv_lengths=call.kv_lengths)
     none = BlockLists(*(torch.empty(0, dtype=torch.int32, device=call.q.device) for _ in range(3)))
     return AttentionProblem(
-        q=call.q, k=call.k, v=call.v, grid=BlockGrid(q_len, kv_len, size, call.is_causal, q_offset),
+        q=call.q, k=call.k, v=call.v, grid=BlockGrid(q_len, kv_len, size, call.is_causal, call.q_offset),
         layout_heads=pattern.num_heads, rows=none, cols=none, undilated=(none, none),
         entries=ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
-        q_offset=q_offset, is_causal=call.is_causal, softmax_scale=call.softmax_scale, dropout_p=call.dropout_p,
+        q_offset=call.q_offset, is_causal=call.is_causal, softmax_scale=call.softmax_scale, dropout_p=call.dropout_p,
         dilation=call.dilation, block_bias=call.block_bias, key_padding_mask=call.key_padding_mask, seed=call.seed,
-        sequences=sequences,
+        sequences=call.sequences,
     )  # fmt: skip
