@@ -85,7 +85,7 @@ def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
     row, col = row.clamp(0, p.grid.n_rows - 1), col.clamp(0, p.grid.n_cols - 1)
     entries = block_entries(p)[element, layout_head, row, col].masked_fill(~inside, -1)
     visible = visible & (entries >= 0)
-    if p.block_masks is not None:
+    if p.block_masks is not None and p.block_masks.ids.numel() > 0:
         mask_id = p.block_masks.ids[entries.clamp(min=0)].long()
         allowed = torch.ones_like(visible)
         if p.block_masks.table.shape[0] > 0:
@@ -105,15 +105,17 @@ def visible_and_bias(problem: AttentionProblem) -> tuple[Tensor, Tensor | None]:
     added: list[Tensor] = []
     if p.block_bias is not None:
         bias = p.block_bias.expand(-1, p.num_heads, -1)
+        if bias.shape[2] == 0:  # no block is active
+            bias = torch.nn.functional.pad(bias, (0, 1))
         of_sequence = sequence.clamp(min=0) if bias.shape[0] > 1 else torch.zeros_like(sequence)
         added.append(bias[of_sequence, head, entries.clamp(min=0)])
     if p.attn_bias is not None:
         added.append(p.attn_bias)
+    dtype = torch.promote_types(p.q.dtype, torch.float32)
     if p.alibi_slopes is not None:
-        added.append(-p.alibi_slopes[:, None, None] * (query - key).abs())
+        added.append(-p.alibi_slopes.to(dtype)[:, None, None] * (query - key).abs())
     if not added:
         return visible, None
-    dtype = torch.promote_types(p.q.dtype, torch.float32)
     total = functools.reduce(torch.add, (x.to(dtype) for x in added))
     hidden = total == -torch.inf
     return visible & ~hidden, total.masked_fill(hidden, 0.0)
