@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
 from dilated_attention_pytorch.backends.cpu import (
-    backend,
+    choice,
     decode,
     fused_kernel,
     list_cache,
@@ -81,9 +81,9 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
                 monkeypatch.setattr(module, name, counted(original, name, used))
         if way != "decode":
             monkeypatch.setattr(decode, "suits", lambda problem: False)
-        monkeypatch.setattr(backend, "suits_row_by_row", lambda problem: way == "row by row")
+        monkeypatch.setattr(choice, "suits_row_by_row", lambda problem: way == "row by row")
         if way == "unfused":
-            monkeypatch.setattr(backend, "fits_fused_kernel", lambda problem: False)
+            monkeypatch.setattr(choice, "fits_fused_kernel", lambda problem: False)
         if module is one_call:
             # a call for every row costs endless time, hence is never chosen
             monkeypatch.setattr(one_call_plan, "ROW_US", 10**9)
@@ -91,7 +91,7 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
             monkeypatch.setattr(one_call_plan, "MAX_MASK_ELEMENTS", 2**40)
             monkeypatch.setattr(one_call_plan, "DENSE_RATE", 1e-9 if way == "rows at once" else 1e9)
         else:
-            monkeypatch.setattr(backend, "plan_of", lambda problem: None)
+            monkeypatch.setattr(choice, "plan_of", lambda problem: None)
         return used
 
     return use
@@ -421,6 +421,16 @@ def test_the_first_slots_hold_the_blocks_of_the_row() -> None:
         assert sorted(step.blocks) == rows[step.row]
         own = step.row + 2
         assert step.diagonal == (step.blocks.index(own) if own in step.blocks else n)
+
+
+def test_rows_of_blocks_in_the_future_see_nothing(force: Callable[[str], list[str]]) -> None:
+    used = force("row by row")
+    active = torch.ones(3, 3, dtype=torch.bool).triu_(1)
+    layout = BlockLayout.from_dense(active, 64)
+    out, lse = block_sparse_attention(*qkv(192), layout, is_causal=True, return_lse=True)
+    assert not out.any()
+    assert (lse == -math.inf).all()
+    assert used == ["forward"]
 
 
 # ---- padding

@@ -1,12 +1,16 @@
 """The CPU backend, in plain PyTorch.
 
-Five methods compute the same result; `backend.py` chooses one of them per call:
+Five methods compute the same result of a plain batch; `choice.py` chooses one of them per call:
 
     decode.py       one layout row, as in decoding: its keys are gathered once, head by head
     one_call.py     small problems: all rows in one kernel call, or a few, with a mask that is cached with the layout
     row_by_row.py   one kernel call per row: gathered blocks stay in place for the next rows
     row_batches.py  short rows and layouts per head: rows with equally many keys are computed as one batch
-    unfused.py      block_bias, dropout, token dilation, v_head_dim other than head_dim, and gradients of lse
+    unfused.py      what changes scores, masks inside blocks, dropout, token dilation, v_head_dim other than head_dim,
+                    and gradients of lse
+
+Around them, parts.py divides a call that is no plain batch into plain problems on views of its tensors, except for a batch
+of single queries, which decode_sequences.py computes together; sinks.py adds sinks to the results.
 
 All but `unfused` call PyTorch's fused kernel (fused_kernel.py) on gathered keys. None of them copies more of k and v
 than the active blocks.

@@ -22,13 +22,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dropout import dropout_keep
 from ..problem import AttentionProblem
 from .padding import padded_keys
 from .scratch import Buffers, Scratch
 from .tiles import even_split
 
 ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores, which stay in the cache between the steps
+
+
+class Origin(NamedTuple):
+    """Where a problem begins in the tensors of its call; dropout counts there."""
+
+    batch: int
+    query: int
+    key: int
+
+
+START = Origin(0, 0, 0)
 
 
 class Panel(NamedTuple):
@@ -57,9 +67,10 @@ class Chunk(NamedTuple):
     head: Tensor  # (R,) query head
     position: Tensor  # (R, height) of the queries
     slots: Tensor  # (R, n)
+    first_keys: Tensor  # (R, n) position of the first key of each piece
     # (R, n) index into the packed keys of the panel, which are ordered by (batch, kv head, slot)
     pieces: Tensor
-    entries: Tensor  # (R, n) entry number of the block, for its bias
+    block_ids: Tensor  # (R, n) place of the block in the bias and in the masks inside blocks
     is_first: bool  # no earlier chunk has pieces of these tiles
 
 
@@ -98,7 +109,7 @@ class Chunking:
         residue = torch.arange(self.rate.numel(), device="cpu") - ends[:-1].repeat_interleave(n_pieces)
         used = torch.searchsorted(self.used, rows.indices.long())
         self.slots = used.repeat_interleave(n_pieces) * self.stride + residue * self.rate  # of head 0
-        self.entries = rows.block_ids.long().repeat_interleave(n_pieces)
+        self.block_ids = rows.block_ids.long().repeat_interleave(n_pieces)
 
     # ---- panels: parts of the tensors, packed as matrices with a tile or a piece per row
 
@@ -216,58 +227,12 @@ class Chunking:
             slots += head[:, None] % self.rate[listed]
         pieces = sequence[:, None] * self.n_slots + slots
         position = self.first_position + row[:, None] * self.height + torch.arange(self.height, device="cpu")
-        return Chunk(tiles, batch, head, position, slots, pieces, self.entries[listed], is_first)
-
-    # ---- scores and dropout, shared by forward and backward
-
-    def scores(self, chunk: Chunk, q: Tensor, k: Tensor) -> Tensor:
-        """Scaled, biased and masked scores (R, height, n * width) of q (R, height, dim) and k (R, n * width, dim)."""
-        p, (n_tiles, n) = self.problem, chunk.slots.shape
-        scores = self.scratch.take("scores", n_tiles, self.height, n * self.width)
-        torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=p.softmax_scale, out=scores)
-        by_piece = scores.view(n_tiles, self.height, n, self.width)
-        if p.block_bias is not None:
-            n_batches, n_heads, _ = p.block_bias.shape
-            bias = p.block_bias[
-                chunk.batch[:, None] % n_batches, chunk.head[:, None] % n_heads, chunk.entries
-            ]
-            by_piece += bias[:, None, :, None]
-        self.apply_mask(chunk, by_piece.transpose(1, 2))
-        return scores
-
-    def first_keys(self, slots: Tensor) -> Tensor:
-        """The first token of each piece."""
-        return self.used[slots // self.stride] * self.problem.block_size + slots % self.stride
-
-    def apply_mask(self, chunk: Chunk, scores: Tensor) -> None:
-        """Set hidden keys to -inf in scores (R, n, height, width); only pieces with hidden keys are touched."""
-        p, slots = self.problem, chunk.slots
-        first = self.first_keys(slots)
-        partial = torch.zeros_like(slots, dtype=torch.bool)
-        if p.is_causal:
-            partial |= first + (self.width - 1) * self.stride > chunk.position[:, :1]
-        if self.hidden_slots is not None:
-            partial |= self.hidden_slots[chunk.batch[:, None], slots]
-        tile, piece = partial.nonzero(as_tuple=True)  # (T,)
-        if tile.numel() == 0:
-            return
-        hidden = torch.zeros(1, 1, 1, dtype=torch.bool, device="cpu")
-        if p.is_causal:
-            key = first[tile, piece][:, None] + torch.arange(0, p.block_size, self.stride, device="cpu")
-            hidden = key[:, None, :] > chunk.position[tile][:, :, None]  # (T, height, width)
-        if self.hidden is not None:
-            hidden = hidden | self.hidden[chunk.batch[tile], slots[tile, piece]][:, None, :]
-        scores[tile, piece] = scores[tile, piece].masked_fill(hidden, -torch.inf)
-
-    def dropout_factor(self, chunk: Chunk) -> Tensor:
-        """0 or 1 / (1 - dropout_p) per weight, (R, height, n * width)."""
-        p, slots = self.problem, chunk.slots
-        assert p.seed is not None
-        first = self.first_keys(slots)
-        key = (first[:, :, None] + torch.arange(0, p.block_size, self.stride, device="cpu")).flatten(1)
-        batch_head = chunk.batch * p.num_heads + chunk.head
-        query = chunk.position - p.q_offset
-        keep = dropout_keep(
-            p.seed, p.dropout_p, key[:, None, :], query[:, :, None], batch_head[:, None, None]
+        first_keys = self.used[slots // self.stride] * p.block_size + slots % self.stride
+        return Chunk(
+            tiles, batch, head, position, slots, first_keys, pieces, self.block_ids[listed], is_first
         )
-        return keep.to(self.dtype).div_(1.0 - p.dropout_p)
+
+    def keys_of(self, first_keys: Tensor) -> Tensor:
+        """The positions of all keys of pieces with these first keys, one more dimension."""
+        within = torch.arange(0, self.problem.block_size, self.stride, device="cpu")
+        return first_keys.unsqueeze(-1) + within

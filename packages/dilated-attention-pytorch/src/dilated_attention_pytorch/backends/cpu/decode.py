@@ -6,24 +6,16 @@ contiguous. Only the active blocks of k and v are read.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem
 from . import fused_kernel
+from .gathered_keys import GatheredKeys, cached_arange, kv_heads
 from .padding import padded_keys
 from .scratch import Buffers, Scratch
 
 MAX_ELEMENTS = 2**19  # of k gathered at a time, per thread
-
-
-@lru_cache(maxsize=64)
-def cached_arange(n: int) -> Tensor:
-    """0 to n - 1, int64."""
-    with torch.inference_mode(False):
-        return torch.arange(n, device="cpu")
 
 
 def suits(problem: AttentionProblem) -> bool:
@@ -51,8 +43,9 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
     dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
     tokens = keys_of(p)
     n_keys = tokens.shape[1]
-    k = Keys("k", p.k, p, tokens, Scratch(dtype, buffers), None)
-    v = Keys("v", p.v, p, tokens, k.scratch, k)
+    batch = cached_arange(p.batch).view(-1, 1, 1) if p.batch > 1 else 0
+    k = GatheredKeys("k", p.k, batch, kv_heads(p), tokens, Scratch(dtype, buffers), None)
+    v = GatheredKeys("v", p.v, batch, k.heads, tokens, k.scratch, k)
     mask = causal_mask(p, n_keys, p.num_heads // n_heads, dtype)
     padded = padded_keys(p)
     if padded is not None:
@@ -68,7 +61,7 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
     pairs_per_call = max(1, MAX_ELEMENTS * torch.get_num_threads() // (n_keys * p.head_dim))
     for start in range(0, n_pairs, pairs_per_call):
         pairs = slice(start, start + pairs_per_call)
-        part_k, part_v = k.gather(pairs), v.gather(pairs)
+        part_k, part_v = k.gather(pairs, n_keys), v.gather(pairs, n_keys)
         if padded is not None:
             for x in (part_k, part_v):  # memory past the end of a cache may hold NaN, and 0 * NaN is NaN
                 x.masked_fill_(hidden[pairs].unsqueeze(-1), 0.0)
@@ -93,71 +86,14 @@ def keys_of(problem: AttentionProblem) -> Tensor:
     return tokens if n_past_end <= 0 else tokens[:, :-n_past_end]
 
 
-def kv_heads(problem: AttentionProblem) -> Tensor:
-    """The kv head of every key list, int64 (n_heads, 1)."""
-    p = problem
-    if p.layout_heads <= p.num_kv_heads:
-        return cached_arange(p.num_kv_heads).view(-1, 1)
-    return cached_arange(p.num_heads).view(-1, 1) // (p.num_heads // p.num_kv_heads)
-
-
-class Keys:
-    """Gathers k or v for pairs of a batch element and a key list.
-
-    `like`: Keys whose index is reused if the strides are equal.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        x: Tensor,
-        problem: AttentionProblem,
-        tokens: Tensor,
-        scratch: Scratch,
-        like: Keys | None,
-    ) -> None:
-        p, dim = problem, x.shape[3]
-        self.name, self.x, self.scratch = name, x, scratch
-        self.tokens, self.heads = tokens, kv_heads(p)
-        # Row of each (batch element, key list, token) in `self.rows`; None if the strides allow no such matrix.
-        self.index: Tensor | None = None
-        batch_step, token_step, head_step, step = x.stride()
-        if step != 1 or batch_step % dim or token_step % dim or head_step % dim:
-            return
-        sizes = zip(x.shape[:3], x.stride(), strict=False)
-        n_rows = 1 + sum((size - 1) * step for size, step in sizes) // dim
-        self.rows = x.as_strided((n_rows, dim), (dim, 1))
-        if like is not None and like.x.stride() == x.stride():
-            self.index = like.index
-            return
-        index = tokens if token_step == dim else tokens * (token_step // dim)
-        index = torch.add(index, self.heads, alpha=head_step // dim)
-        if p.batch > 1:
-            index = torch.add(index, cached_arange(p.batch).view(-1, 1, 1), alpha=batch_step // dim)
-        self.index = index.view(-1, tokens.shape[1])
-
-    def gather(self, pairs: slice) -> Tensor:
-        """(pairs, 1, n_keys, dim), in scratch memory."""
-        n_keys, dim = self.tokens.shape[1], self.x.shape[3]
-        if self.index is not None:
-            rows = self.scratch.gather(self.name, self.rows, self.index[pairs])
-        else:
-            n_heads = self.heads.shape[0]
-            pair = cached_arange(self.x.shape[0] * n_heads)[pairs, None]
-            tokens = self.tokens.expand(n_heads, -1)[pair.squeeze(1) % n_heads]
-            rows = self.x[pair // n_heads, tokens, self.heads[pair.squeeze(1) % n_heads]].to(
-                self.scratch.dtype
-            )
-        return rows.view(-1, 1, n_keys, dim)
-
-
 def causal_mask(problem: AttentionProblem, n_keys: int, n_heads: int, dtype: torch.dtype) -> Tensor | None:
     """0 or -inf (n_heads * q_len, n_keys), for the queries of `n_heads` heads, one head after the other."""
     p = problem
     if not p.is_causal or p.q_len == 1 or int(p.rows.indices[-1]) < p.first_row:
         return None
     mask = torch.zeros(n_heads, p.q_len, n_keys, dtype=dtype, device="cpu")
-    # the last key has the position of the last query
-    after = torch.ones(p.q_len, p.q_len, dtype=torch.bool, device="cpu").triu_(1)
-    mask[:, :, n_keys - p.q_len :].masked_fill_(after, -torch.inf)
+    diagonal = p.first_row * p.block_size
+    n_last = min(p.kv_len, p.q_offset + p.q_len) - diagonal  # keys of the diagonal block
+    after = torch.ones(p.q_len, n_last, dtype=torch.bool, device="cpu").triu_(p.q_offset - diagonal + 1)
+    mask[:, :, n_keys - n_last :].masked_fill_(after, -torch.inf)
     return mask.flatten(0, 1)

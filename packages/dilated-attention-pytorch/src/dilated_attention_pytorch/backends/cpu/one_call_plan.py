@@ -177,7 +177,8 @@ def pieces_of(problem: AttentionProblem, active: Tensor) -> list[tuple[slice, sl
     In a causal square problem each piece gets the keys from the first to the last block that it sees.
     """
     p, size = problem, problem.block_size
-    if not p.is_causal or p.q_len != p.kv_len or p.num_heads != p.num_kv_heads:
+    is_square = p.q_len == p.kv_len and p.q_offset == 0
+    if not p.is_causal or not is_square or p.num_heads != p.num_kv_heads:
         return everything(p)
     pieces = []
     for start in range(0, p.q_len, max(size, PIECE_QUERIES)):

@@ -44,7 +44,7 @@ class RowSchedule:
         inner, last = divmod(p.q_len - first, p.block_size)
         self.heights = [first, *[p.block_size] * inner, *[last] * (last > 0)]
         self.leads = [(p.q_offset - p.first_row * p.block_size), *[0] * (len(self.heights) - 1)]
-        self.n_slots = max(len(blocks) for blocks in rows)
+        self.n_slots = max(1, *(len(blocks) for blocks in rows))
         self.every_row_has_blocks = all(rows)
         in_place, copied = [], []
         for row, blocks in enumerate(rows):

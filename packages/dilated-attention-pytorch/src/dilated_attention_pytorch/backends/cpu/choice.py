@@ -1,0 +1,91 @@
+"""Which method computes a plain problem: one layout for exactly its positions, the same for all batch elements."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..problem import AttentionProblem, Gradients
+from . import decode, one_call, row_batches, row_by_row, unfused
+from .chunking import START, Origin
+from .finite import are_finite
+from .one_call_plan import CallPlan, plan_of
+from .scratch import Buffers
+
+# Mean elements of k per row: with fewer, a kernel call per row does not pay off (measured with blocks of 64 x 64).
+MIN_ROW_ELEMENTS = 48 * 1024
+
+
+def forward(problem: AttentionProblem, buffers: Buffers, origin: Origin = START) -> tuple[Tensor, Tensor]:
+    """out and lse of a plain problem, without sinks; `origin` is where it begins in the tensors of the call."""
+    if not fits_fused_kernel(problem):
+        return unfused.forward(problem, buffers, origin)
+    if decode.suits(problem):
+        return decode.forward(problem, buffers)
+    plan = usable_plan(problem, problem.k, problem.v)
+    if plan is not None:
+        return one_call.forward(problem, plan, buffers)
+    if suits_row_by_row(problem):
+        return row_by_row.forward(problem, buffers)
+    return row_batches.forward(problem, buffers)
+
+
+def backward(
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    buffers: Buffers,
+    origin: Origin = START,
+    grad_bias: Tensor | None = None,
+) -> Gradients:
+    """Gradients of a plain problem; out and lse include the sinks. Adds to `grad_bias`, of the shape of block_bias."""
+    if not fits_fused_kernel(problem) or grad_lse is not None:
+        return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers, origin, grad_bias)
+    plan = usable_plan(problem, problem.q, problem.k, problem.v, grad_out)
+    if plan is not None:
+        return one_call.backward(problem, plan, out, lse, grad_out, buffers)
+    if suits_row_by_row(problem):
+        return row_by_row.backward(problem, out, lse, grad_out, buffers)
+    return row_batches.backward(problem, out, lse, grad_out, buffers)
+
+
+def usable_plan(problem: AttentionProblem, *multiplied: Tensor) -> CallPlan | None:
+    """The plan of a problem that is computed in one kernel call, or None.
+
+    None also if the plan masks whole blocks and `multiplied` (tensors of which masked rows enter a product) holds NaN
+    or infinities, because 0 * NaN is NaN. In the forward these are k and v: a row of q only affects itself.
+    """
+    plan = plan_of(problem)
+    if plan is None or not plan.hides_blocks:
+        return plan
+    return plan if are_finite(*multiplied) else None
+
+
+def fits_fused_kernel(problem: AttentionProblem) -> bool:
+    """Whether PyTorch's fused kernel supports everything that the problem uses."""
+    p = problem
+    return (
+        p.block_bias is None
+        and p.dropout_p == 0.0
+        and max(p.rates) == 1
+        and p.head_dim == p.v_head_dim
+        and p.q.numel() > 0
+        and p.block_masks is None
+        and p.softcap == 0.0
+        and p.alibi_slopes is None
+        and p.attn_bias is None
+    )
+
+
+def suits_row_by_row(problem: AttentionProblem) -> bool:
+    """Whether a row has enough work for a kernel call of its own, and enough kv heads to keep all threads busy."""
+    p = problem
+    n_elements = p.rows.indices.numel() * p.block_size * p.num_kv_heads * p.head_dim
+    return (
+        p.layout_heads == 1
+        and p.n_rows > 1
+        and p.num_kv_heads >= 2 * torch.get_num_threads() - 1
+        and n_elements >= MIN_ROW_ELEMENTS * p.n_rows
+    )
