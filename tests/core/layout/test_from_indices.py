@@ -257,6 +257,39 @@ def test_gradient_of_a_bias_gathered_from_scores_reaches_them() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.interpreter
+def test_a_compiled_step_chooses_its_blocks_in_one_graph() -> None:
+    """The same operations as in eager mode, so the same numbers; another length compiles no third time."""
+    torch._dynamo.reset()
+
+    def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        indices, counts = select_blocks(block_scores(q, k, BLOCK, causal=True), 2, causal=True)
+        layout = BlockLayout.from_indices(
+            indices, counts, q_len=q.shape[1], kv_len=k.shape[1], block_size=BLOCK, causal=True
+        )
+        return block_sparse_attention(q, k, v, layout, is_causal=True, backend="triton")
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for length in (40, 50, 70):
+        inputs = [torch.randn(1, length, 1, 16, requires_grad=True) for _ in range(3)]
+        with torch.compiler.set_stance("default" if length < 70 else "fail_on_recompile"):
+            found = compiled(*inputs)
+        wanted = step(*inputs)
+        assert torch.equal(found, wanted)
+        for mine, other in zip(
+            torch.autograd.grad(found.sum(), inputs), torch.autograd.grad(wanted.sum(), inputs), strict=True
+        ):
+            assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("has_counts", [False, True])
+def test_operator_keeps_the_rules_of_operators(has_counts: bool) -> None:
+    indices, counts = IndexCase(batch=2, heads=3, has_counts=has_counts).arguments()
+    torch.library.opcheck(
+        torch.ops.dilated_attention_pytorch.block_lists.default, (indices, counts, 100, 100, BLOCK, True)
+    )
+
+
 # ---- errors
 
 INDICES = torch.zeros(1, 2, 4, 3, dtype=torch.int64)

@@ -191,6 +191,12 @@ def test_scores_that_need_a_gradient_are_not_changed() -> None:
     assert torch.equal(scores, before)
 
 
+@pytest.mark.parametrize("top_p", [None, 0.5])
+def test_operator_keeps_the_rules_of_operators(top_p: float | None) -> None:
+    choose = torch.ops.dilated_attention_pytorch.chosen_blocks.default
+    torch.library.opcheck(choose, (torch.randn(2, 5, 7), 3, top_p, True, 1, 0, True))
+
+
 SCORES = torch.randn(2, 4, 5)
 
 

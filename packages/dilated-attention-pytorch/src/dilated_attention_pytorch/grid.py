@@ -39,7 +39,9 @@ class BlockGrid:
     q_offset: int = None  # type: ignore[assignment]  # __post_init__ replaces None
 
     def __post_init__(self) -> None:
-        if torch.compiler.is_compiling():  # of lengths that were checked, and all fields given
+        if torch.compiler.is_compiling():  # a tracer has symbols for lengths
+            if self.q_offset is None:
+                object.__setattr__(self, "q_offset", self.kv_len - self.q_len if self.causal else 0)
             return
         object.__setattr__(self, "block_size", check_block_size(self.block_size))
         for name in ("q_len", "kv_len"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 
 import torch
+from torch import Tensor
 
+from ..grid import BlockGrid
 from .block_indices import BlockIndices
 from .lists import BlockLists, build_csr
 
@@ -14,6 +16,12 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 def lists_of(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
     """Row and column lists of `lists_of_indices`; on a GPU from kernels, where triton is installed."""
+    if torch.compiler.is_compiling():
+        grid = given.grid
+        tensors = block_lists(
+            given.indices, given.counts, grid.q_len, grid.kv_len, grid.block_size, grid.causal
+        )
+        return BlockLists(*tensors[:3]), BlockLists(*tensors[3:])
     if given.indices.is_cuda and HAS_TRITON:
         from . import device_lists
 
@@ -57,3 +65,41 @@ def transposed(rows: BlockLists, heads: int, n_rows: int, n_cols: int) -> BlockL
     head, row = owner // n_rows, owner % n_rows
     key = torch.where(is_kept, (head * n_cols + rows.indices) * n_rows + row, heads * n_cols * n_rows)
     return build_csr(key, heads * n_cols, n_rows, torch.where(is_kept, row, 0), rows.block_ids)
+
+
+# ---- the operator, which torch.compile sees as one node
+
+NAMESPACE = "dilated_attention_pytorch"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY.define(
+    "block_lists(Tensor indices, Tensor? counts, SymInt q_len, SymInt kv_len, SymInt block_size, bool causal) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+block_lists = getattr(torch.ops, NAMESPACE).block_lists.default
+
+
+def make_block_lists(
+    indices: Tensor, counts: Tensor | None, q_len: int, kv_len: int, block_size: int, causal: bool
+) -> tuple[Tensor, ...]:
+    """The tensors of the row lists and of the column lists."""
+    grid = BlockGrid(q_len, kv_len, block_size, causal)
+    rows, cols = lists_of(BlockIndices(indices, counts, grid))
+    return *rows.tensors(), *cols.tensors()
+
+
+def fake_block_lists(
+    indices: Tensor, counts: Tensor | None, q_len: int, kv_len: int, block_size: int, causal: bool
+) -> tuple[Tensor, ...]:
+    heads, n_rows, capacity = indices.shape[0] * indices.shape[1], indices.shape[2], indices.numel()
+    n_cols = (kv_len + block_size - 1) // block_size
+
+    def empty(size: int) -> Tensor:
+        return indices.new_empty(size, dtype=torch.int32)
+
+    row_lists = empty(heads * n_rows + 1), empty(capacity), empty(capacity)
+    return *row_lists, empty(heads * n_cols + 1), empty(capacity), empty(capacity)
+
+
+LIBRARY.impl("block_lists", make_block_lists, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{NAMESPACE}::block_lists", fake_block_lists, lib=LIBRARY)

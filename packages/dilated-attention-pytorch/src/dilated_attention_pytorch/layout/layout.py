@@ -337,11 +337,14 @@ class BlockLayout:
             [0, 2, 5, 4]
         """
         grid = BlockGrid(q_len, kv_len, block_size, causal)
-        with without_modes():  # a layout built in inference mode may be used in training later
-            given = checked_indices(indices, counts, grid)
+        given = checked_indices(indices, counts, grid)
+        if torch.compiler.is_compiling():
             rows, cols = lists_of(given)
-            batch, heads = given.indices.shape[:2]
-            return cls(grid, heads, rows, cols, batch=batch, _is_exact=False)
+        else:
+            with without_modes():  # a layout built in inference mode may be used in training later
+                rows, cols = lists_of(given)
+        batch, heads = given.indices.shape[:2]
+        return cls(grid, heads, rows, cols, batch=batch, _is_exact=False)
 
     @classmethod
     def from_block_mask(

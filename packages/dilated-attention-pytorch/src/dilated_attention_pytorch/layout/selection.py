@@ -171,7 +171,14 @@ def select_blocks(
         ([[0, -1], [1, 0], [2, 1]], [1, 2, 2])
     """
     choice = checked_choice(scores, num_blocks, top_p, keep_diagonal, window, sinks, causal)
-    scores = scores.detach()
+    choose = chosen_blocks if torch.compiler.is_compiling() else choose_blocks
+    made: tuple[Tensor, Tensor] = choose(scores.detach(), *choice)
+    return made
+
+
+def choose_blocks(scores: Tensor, *fields: Any) -> tuple[Tensor, Tensor]:
+    """Indices and counts of all rows; fields: those of a Choice."""
+    choice = Choice(*fields)
     n_rows, n_cols = scores.shape[-2:]
     flat = scores.reshape(-1, n_rows, n_cols)
     indices = torch.empty(flat.shape[0], n_rows, choice.n_slots, dtype=torch.int32, device=scores.device)
@@ -183,7 +190,7 @@ def select_blocks(
         for row in range(0, n_rows, rows_at_once):
             part = slice(head, head + n_heads), slice(row, row + rows_at_once)
             indices[part], counts[part] = best_of(flat[part], diagonal[part[1]], choice)
-    return indices.view(*scores.shape[:-1], -1), counts.view(scores.shape[:-1])
+    return indices.view(*scores.shape[:-1], choice.n_slots), counts.view(scores.shape[:-1])
 
 
 def checked_choice(
@@ -267,3 +274,24 @@ def best_of(scores: Tensor, diagonal: Tensor, choice: Choice) -> tuple[Tensor, T
         is_chosen &= (best == torch.inf) | (share.cumsum(2) - share < choice.top_p)
     is_chosen = (~is_chosen).cumsum(2, dtype=torch.int32) == 0  # rounded sums need not ascend
     return indices.masked_fill_(~is_chosen, -1), is_chosen.sum(2)
+
+
+# ---- the operator, which torch.compile sees as one node: how many rows are chosen at a time depends on the length
+
+NAMESPACE = "dilated_attention_pytorch"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+LIBRARY.define(
+    "chosen_blocks(Tensor scores, SymInt n_slots, float? top_p, bool keep_diagonal, SymInt window, SymInt sinks, bool causal) "
+    "-> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+chosen_blocks = getattr(torch.ops, NAMESPACE).chosen_blocks.default
+
+
+def fake_chosen_blocks(scores: Tensor, n_slots: int, *fields: Any) -> tuple[Tensor, Tensor]:
+    rows = scores.shape[:-1]
+    return scores.new_empty(*rows, n_slots, dtype=torch.int32), scores.new_empty(rows, dtype=torch.int32)
+
+
+LIBRARY.impl("chosen_blocks", choose_blocks, "CompositeExplicitAutograd")
+torch.library.register_fake(f"{NAMESPACE}::chosen_blocks", fake_chosen_blocks, lib=LIBRARY)
