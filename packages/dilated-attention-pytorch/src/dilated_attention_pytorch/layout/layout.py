@@ -206,8 +206,8 @@ class BlockLayout:
     def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
         """The layout for other lengths with the same rows and columns; it shares the lists and their caches."""
         made = dataclasses.replace(self, grid=self.grid.with_lengths(q_len, kv_len))
-        object.__setattr__(made, "_dilated", self._dilated)
-        object.__setattr__(made, "_prepared", self._prepared)
+        for name in ("_dilated", "_prepared", "_in_graph"):
+            object.__setattr__(made, name, getattr(self, name))
         return made
 
     # ---- constructors
@@ -490,7 +490,7 @@ class BlockLayout:
         n_blocks = -(-tokens // grid.block_size)
         if n_blocks == grid.n_rows:
             return self if tokens == grid.q_len else self._for_lengths(tokens, tokens)
-        found: BlockLayout = make_once(self._prefixes, n_blocks, self.device, lambda: self._cut(n_blocks))
+        found: BlockLayout = self._make(self._prefixes, n_blocks, lambda: self._cut(n_blocks))
         return found if tokens == found.q_len else found._for_lengths(tokens, tokens)
 
     def _has_prefix(self, length: int) -> bool:
