@@ -11,7 +11,7 @@ FLAGS = os.O_WRONLY | getattr(os, "O_BINARY", 0)
 
 
 def write_atomically(path: str, data: bytes) -> None:
-    """Write beside the file, flush to disk, keep mode and owner, then rename over it; raises OSError."""
+    """Write a new file with the same mode and owner, flush it to disk, rename it over the old one; raises OSError."""
     target = os.path.realpath(path)
     status = os.stat(target)
     if not os.access(target, os.W_OK):
@@ -32,20 +32,20 @@ def write_atomically(path: str, data: bytes) -> None:
 
 
 def write_nameless(path: str, data: bytes, status: os.stat_result) -> bool:
-    """Write a file that has no name until it is complete; False where the system cannot.
+    """Write a file that has no name until it is complete; False if the system does not support that.
 
     A process that is killed while it writes leaves nothing behind.
     """
     try:
         handle = os.open(os.path.dirname(path), FLAGS | os.O_TMPFILE, 0o600)
-    except (AttributeError, OSError):  # not on every system, nor on every file system
+    except (AttributeError, OSError):  # not every system and file system has O_TMPFILE
         return False
     try:
         fill(handle, data, status)
         try:
             # with a src_dir_fd, which the absolute path leaves unused, os.link follows the link in /proc
             os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle)
-        except OSError:  # no /proc, or a file system that gives no name later
+        except OSError:  # no /proc, or the file system cannot link it afterwards
             return False
     finally:
         os.close(handle)
@@ -53,11 +53,11 @@ def write_nameless(path: str, data: bytes, status: os.stat_result) -> bool:
 
 
 def fill(handle: int, data: bytes, status: os.stat_result) -> None:
-    """Bytes, mode and owner of a new file, on the disk when this returns."""
+    """Write the bytes, mode and owner of a new file, and flush it to disk."""
     with open(handle, "wb", closefd=False) as file:
         file.write(data)
     with contextlib.suppress(OSError, AttributeError):
         os.fchown(handle, status.st_uid, status.st_gid)
-    if hasattr(os, "fchmod"):  # after the owner, whose change clears some bits
+    if hasattr(os, "fchmod"):  # after chown, which clears some mode bits
         os.fchmod(handle, stat.S_IMODE(status.st_mode))
     os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Names of a project's modules that lead to a callable of the package: `make = create_block_sparse_attention`."""
+"""Finds names of a project's modules that lead to a callable of the package: `make = create_block_sparse_attention`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from .module_index import ModuleIndex, joined
 from .removed_api import CHOOSE
 
-Names = set[tuple[str, str]]  # of modules, by their stems
+Names = set[tuple[str, str]]  # (stem of a module, name)
 
 
 class Modules(Protocol):
@@ -25,8 +25,8 @@ class Modules(Protocol):
 
 
 def leading(project: Modules, key: str, names: Iterable[str]) -> set[str]:
-    """Those names of a module that are, wrap or hold a callable that is told a variant, a preset or a pattern."""
-    others: Names = set()  # which are known not to
+    """The names of a module that are, wrap or hold a callable that takes a variant, a preset or a pattern by name."""
+    others: Names = set()  # known not to lead to one
     found = set()
     for name in names:
         seen: Names = set()
@@ -56,7 +56,7 @@ def leads(project: Modules, key: str, name: str, seen: Names, others: Names) -> 
 
 
 def next_names(project: Modules, key: str, name: str, rest: str) -> Iterator[tuple[str, str]]:
-    """What a name, or what is below it, may be instead."""
+    """The names that a name, or a member of it, may be another name for."""
     for path in project.stems.get(key, ()):
         index = project.index.get(path)
         if index is None:
@@ -79,7 +79,7 @@ def last_part(path: str) -> str:
 
 
 def callables(project: Modules, path: str) -> frozenset[str]:
-    """Those that a file takes from modules of the project: by their dotted paths as the file writes them."""
+    """The callables that a file takes from modules of the project, as dotted paths the way the file writes them."""
     index = project.index[path]
     found: set[str] = set()
     for each in index.imports:

@@ -1,8 +1,8 @@
 """Finds the names under which the files of a project store a removed variant, pattern or preset, or pass it on.
 
-A name that is a literal in no file of its own may be one of these: `create_block_sparse_attention(config.variant)` where
-another file has `variant: str = "hierarchical"`, or `def build(variant)` that another file calls with it. Names are in
-lower case, since an option of the command line or of the environment is spelt in other ways; `build()` is a call.
+A variant that is not a literal may come from such a name: `create_block_sparse_attention(config.variant)` where another
+file has `variant: str = "hierarchical"`, or `def build(variant)` that another file calls with it. Names are compared in
+lower case, because command line options and environment variables are spelt differently; `build()` stands for a call.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .syntax import parse
 
 CHOSEN_BY = frozenset({"variant", "preset_name", "pattern_type"})
 OPEN = re.compile(rb"(?:" + "|".join(sorted(CHOOSE)).encode() + rb")\b")
-# Functions of other packages that are given the name of an option or of a member beside its value.
+# Functions of other packages that take the name of an option or a member together with its value.
 OPTIONS = frozenset(
     ["get", "getenv", "getattr", "setattr", "setdefault", "pop", "add_argument", "option", "Option"]
 )
-LOCAL_ROUNDS = 3  # from one name of a file to the next
+LOCAL_ROUNDS = 3  # assignments followed from one name to the next within a file
 
 
 def carried(project: Project, paths: Iterable[str]) -> dict[str, frozenset[str]]:
-    """For each file that passes a variant, preset or pattern by name: the names under which others store a removed one."""
+    """The names under which other files store a removed one, for each file that passes a variant, preset or pattern on."""
     asking = [path for path in paths if path.endswith(PYTHON + NOTEBOOK) and asks(path, project.data[path])]
     if not asking:
         return {}
@@ -44,7 +44,7 @@ def carried(project: Project, paths: Iterable[str]) -> dict[str, frozenset[str]]
 
 
 def asks(path: str, data: bytes) -> bool:
-    """Whether a file may call the package with a variant, a preset or a pattern that is no literal."""
+    """Whether a file may call the package with a variant, preset or pattern that is not a literal."""
     tree = parse(source_of(path, data)) if OPEN.search(data) and SKIP_FILE not in data else None
     if tree is None:
         return False
@@ -72,12 +72,12 @@ def last_part(node: ast.expr) -> str:
 
 
 class Carriers:
-    """Those of one file."""
+    """The names under which one file stores a removed variant, pattern or preset."""
 
     def __init__(self, project: Project, path: str, data: bytes) -> None:
         self.project, self.path = project, path
         self.names: set[str] = set()
-        self.ways: dict[str, list[Import]] = {}  # what a local name imports
+        self.ways: dict[str, list[Import]] = {}  # local name -> its imports
         tree = parse(source_of(path, data))
         if tree is None:
             return
@@ -100,7 +100,7 @@ class Carriers:
         self.names.update(name.lower() for name in names if name and name != "name")
 
     def holds(self, node: ast.AST | None) -> bool:
-        """Whether an expression holds a removed name, or a name of the file that does."""
+        """Whether an expression contains a removed name, or a name of the file that stores one."""
         if isinstance(node, ast.Constant):
             return is_removed(node)
         if isinstance(node, ast.Name):
@@ -117,7 +117,7 @@ class Carriers:
         return any(self.holds(child) for child in ast.iter_child_nodes(node))
 
     def is_ours(self, call: ast.Call) -> bool:
-        """Whether a call is of the package, and rewritten or reported itself."""
+        """Whether a call is one of the package, which is rewritten or reported itself."""
         tables = self.project.tables or {}
         return any(
             self.project.of_import(self.path, each.module, each.name, tables) is not None
@@ -125,12 +125,12 @@ class Carriers:
         )
 
     def is_foreign(self, call: ast.Call) -> bool:
-        """Whether a call is of another package, or of a function of a file that takes nothing from the project."""
+        """Whether a call is one of another package, or a local one in a file that imports nothing from the project."""
         ways = self.ways.get(first_part(call.func), ())
         return not (any(map(self.of_project, ways)) if ways else self.is_connected)
 
     def look(self, node: ast.AST, inside: str) -> None:
-        """Note what a node and those below it keep; `inside` is the function around them."""
+        """Record what a node and those below it store; `inside` is the function around them."""
         if isinstance(node, ast.Call):
             if self.is_ours(node):
                 return
@@ -192,7 +192,7 @@ def names_of(target: ast.expr) -> Iterator[str]:
 
 
 def parameters(args: ast.arguments) -> Iterator[tuple[str, ast.AST | None]]:
-    """The parameters of a function with their defaults, and again with what their annotations say."""
+    """The parameters of a function with their defaults, and again with their annotations."""
     plain = [*args.posonlyargs, *args.args]
     yield from zip([each.arg for each in plain[len(plain) - len(args.defaults) :]], args.defaults)
     yield from zip([each.arg for each in args.kwonlyargs], args.kw_defaults)

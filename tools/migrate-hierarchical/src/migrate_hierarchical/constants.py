@@ -12,18 +12,18 @@ from .module_index import places_of
 from .removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN
 from .syntax import parse
 
-HIGHEST = 12  # folders above a file in which its project may begin
+HIGHEST = 12  # levels above a file at which its project may begin
 SINKS = (FACTORY, GET_PRESET, PATTERN)
 
 
 def imported_strings(path: str, module: str, names: tuple[str, ...]) -> frozenset[str] | None:
-    """The strings of `from module import name` in the file at path, or of `module.name`; None if it is not found."""
+    """The strings that `from module import name` in the file at path, or `module.name`, may give; None if not found."""
     found = (strings_of(file, rest, 0) for file, rest in files_of(path, module, names))
     return next((each for each in found if each is not None), None)
 
 
 def files_of(path: str, module: str, names: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The files that may hold it, each with the names that are left to find in there."""
+    """The files that may define the name, each with the names that are left to find in it."""
     for length in range(len(names)):
         below = (
             ".".join([module.rstrip("."), *names[:length]])
@@ -49,7 +49,7 @@ def _find(folder: str, module: str) -> str | None:
 
 
 def folders_of_repository(folder: str) -> Iterator[str]:
-    """A folder and those above it, as far as its repository goes."""
+    """A folder and those above it, up to the root of its repository."""
     for _ in range(HIGHEST):
         yield folder
         if os.path.exists(os.path.join(folder, ".git")) or os.path.dirname(folder) == folder:
@@ -83,7 +83,7 @@ def tree_of(file: str) -> ast.Module | None:
 
 
 def strings_of(file: str, names: tuple[str, ...], depth: int) -> frozenset[str] | None:
-    """Every string in the value of a name of a module; for `Class.name`, of a name in its body."""
+    """Every string in the value of a name of a module; for `Class.name`, of a name in the class body."""
     tree = tree_of(file)
     if tree is None or depth > CONSTANT_DEPTH:
         return None
@@ -108,7 +108,7 @@ def strings_of(file: str, names: tuple[str, ...], depth: int) -> frozenset[str] 
 
 
 def values_in(body: list[ast.stmt], names: tuple[str, ...]) -> frozenset[str] | None:
-    """The strings that assignments in a block give to a name; None if it gives none that can be told."""
+    """The strings that assignments in a block give to a name; None if there are none or they are unknown."""
     values: list[ast.expr] = []
     for node in body:
         if isinstance(node, ast.Assign):
@@ -127,7 +127,7 @@ def values_in(body: list[ast.stmt], names: tuple[str, ...]) -> frozenset[str] | 
 
 
 def is_literal(node: ast.expr) -> bool:
-    """Whether the strings of an expression are all that it can give."""
+    """Whether an expression can give nothing but the strings in it."""
     plain = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.expr_context)
     return all(isinstance(each, plain) for each in ast.walk(node))
 
@@ -138,11 +138,11 @@ def all_strings(node: ast.AST) -> Iterator[str]:
             yield each.value
 
 
-# ---- files that do not hold the word themselves
+# ---- files that do not contain the removed name themselves
 
 
 def takes_constant(path: str, data: bytes) -> bool:
-    """Whether a call of the package in a file is given a name that another file sets to a removed variant."""
+    """Whether a file passes the package a name that another file sets to a removed variant."""
     if PACKAGE.encode() not in data or not any(name.encode() in data for name in SINKS):
         return False
     if NEEDLE in data or b"import" not in data:
@@ -170,7 +170,7 @@ def takes_constant(path: str, data: bytes) -> bool:
 def read_names(
     tree: ast.Module, imports: dict[str, tuple[str, tuple[str, ...]]], sinks: set[str]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The imported names that are arguments of a call of the package, or are assigned to what is one."""
+    """The imported names that are arguments of a call of the package, or are assigned to such an argument."""
     nodes: list[ast.AST] = []
     for call in ast.walk(tree):
         if isinstance(call, ast.Call):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-# Instead of a name of the API: what an import from a module of the user's own gets.
-SEVERAL = "?"  # something that is bound in several ways there
-MISSING = "!"  # nothing: a removed name that the module does not have
-LAZY = "~"  # what `__getattr__` of a module gives that names the package
+# In place of an API name, for an import from a module of the user's own:
+SEVERAL = "?"  # a name that is bound in several ways there
+MISSING = "!"  # a removed name that the module does not have
+LAZY = "~"  # a name from the `__getattr__` of a module that mentions the package
 
 
 @dataclass(frozen=True)
 class Facts:
     """Plain data, so that it can be sent to worker processes."""
 
-    # module as the file writes it -> name there -> name of the API, "" for the package itself, or one of the above
+    # module as the file writes it -> name there -> API name, "" for the package itself, or one of the above
     imported: dict[str, dict[str, str]] = field(default_factory=dict)
-    # name of the file's own module -> a file that imports it from here and goes on doing so
+    # name of the file's own module -> a file that continues to import it from here
     wanted: dict[str, str] = field(default_factory=dict)
-    # dotted path as the file writes it, "()" after it for the result of a call -> what it holds, as Origins has it
+    # dotted path as the file writes it, with "()" for the result of a call -> its kind, as in Origins
     kinds: dict[str, str] = field(default_factory=dict)
-    # names by which other files keep a removed variant or pass it on, as carriers.py has them
+    # names under which other files store a removed variant or pass it on, as found by carriers.py
     carried: frozenset[str] = frozenset()
-    # dotted paths as the file writes them, or names that a star gives, that lead to callables of the package
+    # dotted paths as the file writes them, or names from a star import, that lead to callables of the package
     callables: frozenset[str] = frozenset()
     # names in `wanted` that no file imports but one looks up at run time
     looked_up: frozenset[str] = frozenset()
@@ -38,5 +38,5 @@ class Facts:
         return f"{self.wanted[name]} {how}"
 
     def find(self, module: str) -> dict[str, str]:
-        """The names of the API that can be taken from a module of the user's own."""
+        """The API names that can be imported from a module of the user's own."""
         return self.imported.get(module, {})

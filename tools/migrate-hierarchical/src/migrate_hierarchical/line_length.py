@@ -10,13 +10,13 @@ NAMES = (".ruff.toml", "ruff.toml", "pyproject.toml")
 
 
 class LineLengths:
-    """The length for the files of every folder; 0 where no settings name one."""
+    """The line length for the files of every folder; 0 if no settings have one."""
 
     def __init__(self) -> None:
         self.known: dict[str, int] = {}
 
     def of(self, path: str) -> int:
-        """What holds for a file: the nearest settings at or above its folder."""
+        """The line length of the nearest settings at or above the folder of a file."""
         folder = os.path.dirname(os.path.abspath(path))
         passed = []
         while folder not in self.known:

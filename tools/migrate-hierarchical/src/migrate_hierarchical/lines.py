@@ -1,6 +1,6 @@
 """Finds the lines that two versions of a file share, in time linear in their number.
 
-difflib compares every line with all its equals, which takes minutes for a table of equal lines.
+difflib compares every line with all equal ones, which takes minutes for a table of equal lines.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Tag = Literal["replace", "delete", "insert", "equal"]
 Opcode = tuple[Tag, int, int, int, int]
 Region = tuple[int, int, int, int]  # begin and end of lines in the old version, then in the new one
 
-MOST_CHANGES = 64  # lines deleted and inserted between two anchors; beyond it, all of the region is replaced
-MOST_STEPS = 2_000_000  # comparisons for the same search
-DEEPEST = 32  # regions inside regions
+MOST_CHANGES = 64  # lines deleted and inserted between two anchors; beyond it, the whole region is replaced
+MOST_STEPS = 2_000_000  # comparisons between two anchors
+DEEPEST = 32  # nested regions
 
 
 def opcodes(old: Sequence[bytes], new: Sequence[bytes]) -> list[Opcode]:
-    """How the old lines become the new ones, as difflib.SequenceMatcher.get_opcodes gives it."""
+    """The edits from the old lines to the new ones, as difflib.SequenceMatcher.get_opcodes returns them."""
     numbers: dict[bytes, int] = {}
     a, b = ([numbers.setdefault(line, len(numbers)) for line in lines] for lines in (old, new))
     result: list[Opcode] = []
@@ -37,7 +37,7 @@ def opcodes(old: Sequence[bytes], new: Sequence[bytes]) -> list[Opcode]:
 
 
 def merged(runs: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Runs of equal lines without joints between neighbours."""
+    """Runs of equal lines, adjacent ones merged."""
     last = (0, 0, 0)
     for begin, new_begin, size in runs:
         if (begin, new_begin) == (last[0] + last[2], last[1] + last[2]):
@@ -51,7 +51,7 @@ def merged(runs: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
 
 
 def equal_runs(a: list[int], b: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Begin in both versions and number of the lines of each run that they share."""
+    """The runs of lines that both versions share, as (begin in the old one, begin in the new one, size)."""
     regions: list[tuple[Region, int]] = [((0, len(a), 0, len(b)), 0)]
     while regions:
         (a0, a1, b0, b1), depth = regions.pop()
@@ -82,13 +82,13 @@ def equal_runs(a: list[int], b: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def common_anchors(a: list[int], b: list[int], region: Region) -> list[tuple[int, int]]:
-    """Lines that occur once in both versions of a region: the longest series that keeps its order."""
+    """The longest series, in the same order in both versions, of lines that occur once in each version of a region."""
     a0, a1, b0, b1 = region
     in_a, in_b = Counter(a[a0:a1]), Counter(b[b0:b1])
     where = {b[j]: j for j in range(b0, b1) if in_b[b[j]] == 1}
     pairs = [(i, where[a[i]]) for i in range(a0, a1) if in_a[a[i]] == 1 and a[i] in where]
-    ends: list[int] = []  # last line, in the new version, of the best series of each length
-    best: list[int] = []  # and its pair
+    ends: list[int] = []  # per length, the last line in the new version of the best series
+    best: list[int] = []  # per length, the last pair of that series
     before: list[int] = []
     for number, (_, j) in enumerate(pairs):
         length = bisect_left(ends, j)
@@ -110,7 +110,7 @@ def shortest_edit(a: list[int], b: list[int], region: Region) -> list[tuple[int,
     """Equal runs of a region by Myers' greedy search; none if that takes too many steps."""
     a0, a1, b0, b1 = region
     n, m, steps = a1 - a0, b1 - b0, 0
-    reach = {1: 0}  # per diagonal, how far in the old version one comes
+    reach = {1: 0}  # diagonal -> the farthest line of the old version on it
     trace: list[dict[int, int]] = []
     for changes in range(min(MOST_CHANGES, n + m) + 1):
         trace.append(dict(reach))
@@ -142,7 +142,7 @@ def followed_back(trace: list[dict[int, int]], n: int, m: int) -> Iterator[tuple
 
 
 class Matcher(difflib.SequenceMatcher[bytes]):
-    """difflib's with the opcodes of this file."""
+    """difflib's matcher with the opcodes of this file."""
 
     def __init__(self, old: Sequence[bytes], new: Sequence[bytes]) -> None:
         super().__init__(None, (), ())
@@ -171,7 +171,7 @@ def unified_diff(old: bytes, new: bytes, name: bytes, context: int = 3) -> bytes
 
 
 def span(begin: int, end: int) -> bytes:
-    """Lines begin..end (excluded) as a diff counts them."""
+    """The lines begin..end (excluded) in the notation of a unified diff."""
     size = end - begin
     first = begin + (size > 0)
     return b"%d" % first if size == 1 else b"%d,%d" % (first, size)

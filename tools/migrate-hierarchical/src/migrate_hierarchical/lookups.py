@@ -1,4 +1,4 @@
-"""Names of the project's modules that are looked up while the code runs: by strings in code, and in configurations."""
+"""Finds names of the project's modules that are looked up at run time: by strings in code, and in configurations."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .project import Project
 from .project_folder import stem
 from .syntax import parse
 
-# What code that looks names up has in it.
+# A file without any of these looks no name up.
 DYNAMIC = re.compile(
     rb"getattr|setattr|hasattr|attrgetter|methodcaller|import_module|__import__|__dict__|\bvars\(|\bglobals\("
     rb"|sys\.modules|\battach|\blazy|\bpatch|resolve_name|\blocate\(|import_string|import_from_string|load_object"
 )
-# What goes through all modules of a folder.
+# Functions that go through all modules of a folder.
 WALKS = re.compile(rb"iter_modules|walk_packages|listdir|\bglob|iterdir|scandir")
 ATTRIBUTE_OF = frozenset({"getattr", "hasattr", "setattr", "delattr", "object"})
 PATH = re.compile(r"[^\W\d]\w*(?:[.:][^\W\d]\w*)+")
@@ -71,7 +71,7 @@ def collect(node: ast.AST, found: Lookups) -> None:
 
 
 def looked_up(project: Project, keys: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """For those modules, by stem: their names of the API that files look up, and which files."""
+    """For these modules, by stem: their API names that other files look up, and which files."""
     tables = {key: set(project.api_names(key)) for key in keys if key}
     words = {name.encode() for names in tables.values() for name in names}
     found: dict[str, dict[str, list[str]]] = {}
@@ -99,7 +99,7 @@ def looked_up(project: Project, keys: Iterable[str]) -> dict[str, dict[str, list
 def in_plain_file(
     project: Project, path: str, data: bytes, tables: dict[str, set[str]]
 ) -> Iterator[tuple[str, str]]:
-    """`app.compat.X`, `app.compat:X`, and a name beside the path of a module."""
+    """`app.compat.X`, `app.compat:X`, and any name in a file that also has the path of a module."""
     text = data.decode("utf-8", "replace")
     words = set(WORD.findall(text))
     last = {key.rsplit("/", 1)[-1] for key in tables}
@@ -140,7 +140,7 @@ def in_code(
 
 
 def owners_of(project: Project, path: str, owner: str, index: ModuleIndex) -> set[str] | None:
-    """The modules of the project that a dotted name means; None if it is not a module that the file imports."""
+    """The modules of the project that a dotted name refers to; None if it is not a module that the file imports."""
     root, _, rest = owner.partition(".")
     ways = index.bindings.get(root) or [each for each in index.imports if each.local == root]
     if not ways or None in ways:
@@ -153,12 +153,12 @@ def owners_of(project: Project, path: str, owner: str, index: ModuleIndex) -> se
         if key is not None:
             found.add(key)
         elif project.below(path, module) is None and project.resolve(path, way.module) is not None:
-            return None  # something of a module of the project
+            return None  # a member of a module of the project
     return found
 
 
 def of_path(project: Project, path: str, text: str, tables: dict[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """What `package.module.name` and `package.module:name` lead to."""
+    """The names that `package.module.name` and `package.module:name` refer to, as (stem, name)."""
     parts = text.replace(":", ".").lstrip(".").split(".")
     dots = text[: len(text) - len(text.lstrip("."))]
     for place in range(1, len(parts)):
@@ -168,7 +168,7 @@ def of_path(project: Project, path: str, text: str, tables: dict[str, set[str]])
 
 
 def modules_of(project: Project, path: str, text: str, tables: dict[str, set[str]]) -> set[str]:
-    """The modules that a string may name: as an import would, from the file's own package, or by its last parts."""
+    """The modules that a string may name: resolved like an import, relative to the file, or by its last parts."""
     name = text.lstrip(".").replace(":", ".")
     if not name or not all(part.isidentifier() for part in name.split(".")):
         return set()

@@ -1,4 +1,4 @@
-"""Index of what a file imports, binds and reads, made without libcst: enough to tell who imports what from whom."""
+"""Index of what a file imports, binds and reads, made without libcst: enough to know who imports what from whom."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ BINDING = re.compile(r"^(?:class|def|async def)?[ \t]*([^\W\d]\w*)[ \t]*[(:=]", 
 
 
 def places_of(module: str, folder: str, above: Iterable[str]) -> Iterator[str]:
-    """Where a module may lie, without a suffix, that an import in a folder names; the nearest place first.
+    """The paths, without suffix, at which the module of an import in a folder may be; the nearest first.
 
-    `above` are the folders in which the first part of an absolute name is looked for, and in their `src`.
+    An absolute name is looked for in the folders `above` and in their `src`.
     """
     name = module.lstrip(".")
     dots = len(module) - len(name)
@@ -48,9 +48,9 @@ def places_of(module: str, folder: str, above: Iterable[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Import:
-    """One name of an import statement; `name` is empty for a module as such and `*` for a star."""
+    """One name of an import statement; `name` is empty for `import module` and `*` for a star import."""
 
-    module: str  # as it is written, with leading dots
+    module: str  # as written, with leading dots
     name: str
     local: str
     line: int
@@ -61,23 +61,25 @@ class ModuleIndex:
     """The imports, bindings and reads of one file."""
 
     imports: list[Import] = field(default_factory=list)  # anywhere in the file
-    bindings: dict[str, list[Import | None]] = field(default_factory=dict)  # of the module; None: no import
+    # of module-level names; None: not an import
+    bindings: dict[str, list[Import | None]] = field(default_factory=dict)
     stars: list[str] = field(default_factory=list)  # modules of the file's own star imports
     chains: set[str] = field(default_factory=set)  # dotted names that are read
     names: set[str] = field(default_factory=set)  # plain names that are read
     texts: set[str] = field(default_factory=set)  # strings, while the file is read
-    makes: dict[str, str] = field(default_factory=dict)  # "x" or "f()" -> what is called for it, or its type
-    # name of the module -> what the expression that it is set to may be, wrap or hold
+    # "x" or "f()" -> what is called to make it, or its type
+    makes: dict[str, str] = field(default_factory=dict)
+    # module-level name -> names that its value may be, wrap or hold
     wraps: dict[str, set[str]] = field(default_factory=dict)
     exported: set[str] | None = None  # __all__, where it is literal
-    is_open: bool = False  # it may have names that it does not show: __getattr__, or it could not be parsed
+    is_open: bool = False  # it may have names that are not visible: __getattr__, or it could not be parsed
     is_too_large: bool = False  # nothing was looked at
 
     def bind(self, name: str, what: Import | None) -> None:
         self.bindings.setdefault(name, []).append(what)
 
     def gives(self, name: str) -> bool:
-        """Whether a star import of the module takes a name."""
+        """Whether a star import of this module takes a name."""
         return name in self.exported if self.exported is not None else not name.startswith("_")
 
 
@@ -108,7 +110,7 @@ def source_of(path: str, data: bytes) -> str:
 
 def index_of_tree(tree: ast.Module) -> ModuleIndex:
     index = ModuleIndex()
-    inside: list[ast.AST] = []  # functions and classes, which keep the names that they bind
+    inside: list[ast.AST] = []  # functions and classes, which have scopes of their own
     for node in walk(index, [tree], inside):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for each in imports_of(node):
@@ -142,7 +144,7 @@ def index_of_tree(tree: ast.Module) -> ModuleIndex:
 
 
 def makes_of(body: list[ast.stmt], before: str) -> dict[str, str]:
-    """What the values of a block are made by, where one call or annotation tells; `Class.x` in a class."""
+    """What makes the values of a block, where a single call or annotation says so; `Class.x` for a name in a class."""
     found: dict[str, list[str | None]] = {}
     for node in body:
         if isinstance(node, ast.Assign):
@@ -160,7 +162,7 @@ def makes_of(body: list[ast.stmt], before: str) -> dict[str, str]:
 
 
 def values_in(node: ast.AST | None) -> Iterator[str]:
-    """The dotted names in an expression that are not called there; those that a call is given too."""
+    """The dotted names in an expression that it does not call, including the arguments of calls."""
     name = dotted(node)
     if name is not None:
         yield name
@@ -177,7 +179,7 @@ def called(node: ast.expr | None) -> str | None:
 
 
 def result_of(function: ast.FunctionDef) -> str | None:
-    """The one thing that a function calls, or says, for its result."""
+    """What makes the result of a function: the only call that it returns, or its return annotation."""
     if function.returns is not None:
         return dotted(function.returns)
     made = {key: value for key, value in makes_of(function.body, "").items() if "()" not in key}
@@ -198,9 +200,9 @@ def names_in(text: str) -> Iterator[str]:
 
 
 def walk(index: ModuleIndex, stack: list[ast.AST], inside: list[ast.AST] | None) -> Iterator[ast.AST]:
-    """Note what is imported and read, and give all nodes that are no expression, and names that are bound.
+    """Record what is imported and read; yield every node that is not an expression, and every name that is bound.
 
-    Three times as fast as ast.walk. With `inside`, functions and classes are put there and not walked through.
+    Three times as fast as ast.walk. With `inside`, functions and classes are appended to it and not walked.
     """
     while stack:
         node = stack.pop()
@@ -268,7 +270,7 @@ def imports_of(node: ast.Import | ast.ImportFrom) -> Iterator[Import]:
 
 
 def index_of_text(text: str) -> ModuleIndex:
-    """The same by patterns: a page, or syntax that is newer than the running Python's. It rather sees too much."""
+    """The index by regular expressions, for pages and for syntax newer than the running Python; may find too much."""
     index = ModuleIndex(is_open=True)
     breaks = [match.start() for match in re.finditer("\n", text)]
     for match in IMPORT.finditer(text):
@@ -300,7 +302,7 @@ def index_of_text(text: str) -> ModuleIndex:
 
 
 def joined(module: str, name: str) -> str:
-    """The path of a name below a module, which may be only dots."""
+    """The path of a name in a module, which may be only dots."""
     return module + name if module.endswith(".") else f"{module}.{name}"
 
 

@@ -1,20 +1,20 @@
 """The project around the files of a run: who imports which names of the API from whom.
 
-A run may be given a part of a project only. The files around it are read, never changed, so that what happens to a
-file does not depend on which other files are given, nor on the order of the runs:
+A run may be given only a part of a project. The files around it are read but never changed, so that the result for a
+file depends neither on which other files are given nor on the order of the runs:
 
-- A name of the API that a file takes from a module of the project is followed to where it comes from, also through
-  chains, stars and other names; the file then imports it from the package itself.
-- A module keeps a name for as long as a file imports it from there. Where that file would be migrated too, but is
-  not given, the module is left as it is, whole, and reported (HIER115). Where that file goes on importing the name
-  (it needs a person), everything else of the module is migrated. So it is where a file looks the name up while it
-  runs (`getattr`, `import_module`, `patch`, a path in a configuration): the import stays and is reported.
-- Files that take names from one another would all wait. Of these, one that is migrated alone keeps the imports that the
-  others take from it, unmarked, and loses them with the next run after theirs.
-- A name that is not used, and that no file of the project imports, goes; `__all__`, `import x as x`, `# noqa: F401`
-  and `__init__` say that it is meant for others, who may not be seen: it stays under its new name.
+- An API name that a file imports from a module of the project is followed to its origin, also through chains, star
+  imports and aliases; the file then imports it from the package itself.
+- A module keeps a name as long as a file imports it from there. If that file would be migrated too, but is not given,
+  the whole module is left unchanged and reported (HIER115). If that file continues to import the name (it needs a
+  person), everything else in the module is migrated. The same holds if a file looks the name up at run time (`getattr`,
+  `import_module`, `patch`, a path in a configuration): the import stays and is reported.
+- Files that import names from one another would all wait. If one of them is migrated alone, it keeps the imports that
+  the others take from it, unmarked, and loses them in the next run after theirs.
+- A name that is neither used in the file nor imported by a file of the project is removed. `__all__`, `import x as x`,
+  `# noqa: F401` and `__init__` mark it as meant for other files, perhaps unseen ones: it stays under its new name.
 
-So every file is either as it was or as a run on the whole project leaves it, those imports aside.
+So every file is either unchanged or as a run on the whole project leaves it, except for those imports.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ NAMES = re.compile("|".join(sorted(REMOVED_NAMES)).encode())
 
 
 class Project:
-    """All files that may import from one another, by absolute path; `given` is what the run was given of them."""
+    """All files that may import from one another, by absolute path; `given` holds those that the run was given."""
 
     def __init__(self, paths: Iterable[str], given: dict[str, bytes], settings: Settings) -> None:
         self.given = given
-        self.too_large: list[str] = []  # roots with more files than are looked at
+        self.too_large: list[str] = []  # roots with more files than PROJECT_FILES
         self.roots = project_roots(paths)
-        self.plain: list[str] = []  # configurations and the like
+        self.plain: list[str] = []  # YAML, TOML, JSON and shell files
         self.files = self.find(settings)
         self.stems: dict[str, list[str]] = {}
         self.tails: dict[str, list[str]] = {}  # last part of a stem -> stems
@@ -84,7 +84,7 @@ class Project:
                 self.stems.setdefault(key, []).append(path)
         for key in self.stems:
             self.tails.setdefault(key.rsplit("/", 1)[-1], []).append(key)
-        self.index: dict[str, ModuleIndex] = {}  # of the files that have to do with the package
+        self.index: dict[str, ModuleIndex] = {}  # of the files related to the package
         self.data: dict[str, bytes] = {}
         self.found: dict[tuple[str, str], str | None] = {}
         self.homes: dict[str, bool] = {}
@@ -121,13 +121,13 @@ class Project:
         return self.homes[folder]
 
     def copies(self, paths: Iterable[str]) -> Iterator[str]:
-        """The folders of files that are the removed module, in a package of another name."""
+        """The folders of copies of the removed module in packages of other names."""
         for path in paths:
             is_copy = stem(path).endswith("/" + REMOVED_MODULE) and fork_of(path) is None
             if is_copy and DEFINES.search(self.read(path)):
                 yield os.path.dirname(path)
 
-    # ---- which files have to do with the package
+    # ---- which files are related to the package
 
     def search(self) -> None:
         """Index the files that import from the package, and those that import from these."""
@@ -183,7 +183,7 @@ class Project:
         return names, modules, tops
 
     def gives(self, path: str) -> set[str]:
-        """Names that a file binds to something of the API, or to a value of it; a star of the project may give any."""
+        """The names that a file binds to API names or to their values; "*" if a star import may give more."""
         key, index = stem(path), self.index[path]
         is_open = any(self.below(path, each) is not None or self.resolve(path, each) for each in index.stars)
         made = {name.rstrip("()").split(".")[0] for name in index.makes if self.kind_of(key, name)}
@@ -191,10 +191,10 @@ class Project:
         made |= leading(self, key, index.bindings)
         return set(self.api_names(key)) | made | ({"*"} if is_open else set())
 
-    # ---- what a name is
+    # ---- what a name refers to
 
     def resolve(self, path: str, module: str) -> str | None:
-        """The stem of the project's module that an import in a file means."""
+        """The stem of the project's module that an import in a file refers to; None if it is not of the project."""
         key = (path, module)
         if key not in self.found:
             self.found[key] = self.look_up(path, module)
@@ -215,7 +215,7 @@ class Project:
         return found[0] if len(found) == 1 else None
 
     def of_import(self, path: str, module: str, name: str, tables: dict[str, dict[str, str]]) -> str | None:
-        """The name of the API that an import binds, "" for the package; None for anything else."""
+        """The API name that an import binds, "" for the package itself; None for anything else."""
         below = self.below(path, module)
         if below is not None:
             return api_name(below, name)
@@ -223,7 +223,7 @@ class Project:
         return None if key is None else tables.get(key, {}).get(name)
 
     def below(self, path: str, module: str) -> str | None:
-        """The path below our package that an import names."""
+        """The module path of an import relative to our package; None if it is not of our package."""
         if not module.startswith("."):
             return below_package(strip_source(module))
         parts = path.replace(os.sep, "/").split("/")
@@ -237,7 +237,7 @@ class Project:
         return ".".join([*package[1 : len(package) - dots + 1], *filter(None, module.lstrip(".").split("."))])
 
     def of_module(self, key: str, name: str) -> str | None:
-        """What `from module import name` gives: a name of the API, SEVERAL, MISSING, or None for anything else."""
+        """What `from module import name` gives: an API name, SEVERAL, MISSING, or None for anything else."""
         found = self.api_names(key).get(name)
         if found is not None or name not in REMOVED_NAMES or f"{key}/{name}" in self.stems:
             return found
@@ -245,7 +245,7 @@ class Project:
         return MISSING if not bound and self.is_closed(key) else None
 
     def is_closed(self, key: str) -> bool:
-        """Whether a module shows all the names that it has."""
+        """Whether all names of a module are visible in its source: no star import, no `__getattr__`."""
         for path in self.stems[key]:
             index = self.index.get(path)
             if index is None:
@@ -258,13 +258,16 @@ class Project:
         return True
 
     def api_names(self, key: str) -> dict[str, str]:
-        """Every name of a module that is of the API, or SEVERAL where only some of its bindings are."""
+        """The API names that the names of a module refer to; SEVERAL where its bindings disagree."""
         if self.tables is None:
             self.extend_tables(self.index)
         return (self.tables or {}).get(key, {})
 
     def extend_tables(self, paths: Iterable[str]) -> list[str]:
-        """Find the API names of modules, and of those that import from a changed one; the files whose names changed."""
+        """Find the API names of these modules, and again of those that import from a changed one.
+
+        Returns the files whose names changed.
+        """
         tables = self.tables = {} if self.tables is None else self.tables
         waiting = dict.fromkeys(map(stem, paths))
         for path in paths:
@@ -289,7 +292,7 @@ class Project:
         return [path for key in changed for path in self.stems.get(key, ()) if path in self.index]
 
     def table(self, key: str, tables: dict[str, dict[str, str]]) -> dict[str, str]:
-        """The names of one module, with those of the others as far as they are known."""
+        """The API names of one module, given what is known of the others."""
         found: dict[str, str] = {}
         for path in self.stems.get(key, ()):
             index = self.index.get(path)
@@ -317,7 +320,7 @@ class Project:
         return found
 
     def given_late(self, key: str, path: str) -> set[str]:
-        """The removed names that `__getattr__` of a module may give: those in its text, or any if that names none."""
+        """The removed names that `__getattr__` of a module may give: those in its text, or all if it has none."""
         index, data = self.index[path], self.data[path]
         if "__getattr__" not in index.bindings or PACKAGE.encode() not in data:
             return set()
@@ -330,7 +333,7 @@ class Project:
         }
 
     def given_by_star(self, key: str, names: dict[str, str]) -> dict[str, str]:
-        """Those names of a module that a star import takes."""
+        """The API names of a module that a star import takes."""
         known = [self.index[path] for path in self.stems[key] if path in self.index]
         return {
             name: api
@@ -338,10 +341,10 @@ class Project:
             if all(index.gives(name) and (api != LAZY or index.exported) for index in known)
         }
 
-    # ---- what is asked about a file
+    # ---- what the rounds ask about a file
 
     def imported(self, path: str) -> dict[str, dict[str, str]]:
-        """For every module of the project that a file names: what of it is of the API."""
+        """The API names in every module of the project that a file imports from."""
         found: dict[str, dict[str, str]] = {}
         index = self.index.get(path)
         if index is None:
@@ -373,7 +376,7 @@ class Project:
         found.setdefault(module, {}).update(names)
 
     def kinds(self, path: str) -> dict[str, str]:
-        """The values of old classes that a file has from modules of the project, where it may read their members."""
+        """The kinds of the values that a file imports from the project; empty if it reads none of their members."""
         found: dict[str, str] = {}
         index, data = self.index.get(path), self.data.get(path, b"")
         if index is None or not path.endswith(PYTHON) or not READS.search(data):
@@ -396,7 +399,7 @@ class Project:
         return {name for index in indexes for name in index.makes if name.startswith(start)}
 
     def kind_of(self, key: str, name: str, depth: int = 0) -> str | None:
-        """What a value of a module is: of which of the classes, new or old; None if that is not known."""
+        """The kind of a value in a module: of which old or new class it is; None if unknown."""
         if depth > NAME_CHANGES:
             return None
         names = self.api_names(key)
@@ -420,7 +423,7 @@ class Project:
         return None
 
     def takes(self, path: str, index: ModuleIndex) -> Iterator[tuple[str, str, int]]:
-        """The names that a file takes from modules of the project: stem, name, line."""
+        """The names that a file takes from modules of the project, as (stem, name, line)."""
         for each in index.imports:
             if self.below(path, each.module) is not None:
                 continue
@@ -450,7 +453,7 @@ class Project:
     def importers(
         self, state: dict[str, ModuleIndex], also: dict[str, dict[str, list[str]]] | None = None
     ) -> dict[str, dict[str, list[str]]]:
-        """For every module, by stem: its names that are taken elsewhere, and by which files; `also` are such too."""
+        """For every module, by stem: the names that other files take from it, and which files; includes `also`."""
         found = {
             key: {name: list(paths) for name, paths in names.items()} for key, names in (also or {}).items()
         }
@@ -463,7 +466,7 @@ class Project:
                     stars.setdefault(key, []).append(path)
                 else:
                     found.setdefault(key, {}).setdefault(name, []).append(path)
-        # a name that a module has from a star import counts as taken from the star's source
+        # a name that a module gets from a star import counts as taken from the star's source
         for _ in range(NAME_CHANGES):
             size = sum(len(names) for names in found.values())
             for key, paths in stars.items():
@@ -478,7 +481,7 @@ class Project:
 
 
 def api_name(below: str, name: str) -> str | None:
-    """The name of the API that `from package.below import name` gives; "" for the package itself."""
+    """The API name that `from package.below import name` gives; "" for the package itself."""
     path = ".".join(part for part in (below, name) if part)
     if not path:
         return ""

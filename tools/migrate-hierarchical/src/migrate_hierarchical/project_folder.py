@@ -18,7 +18,7 @@ DEFINES = re.compile(
 
 
 def stem(path: str) -> str:
-    """The path of a module without its suffix; that of the folder for a package; empty for other files."""
+    """The path of a module without its suffix, for `__init__` the path of its folder; empty for other files."""
     root, suffix = os.path.splitext(path)
     if suffix not in PYTHON:
         return ""
@@ -26,14 +26,14 @@ def stem(path: str) -> str:
 
 
 def fork_of(path: str) -> str | None:
-    """The folder of the package's name around a file."""
+    """The outermost folder around a file that has the package's name."""
     folders = folders_above(os.path.dirname(os.path.abspath(path)))
     named = [folder for folder in folders if os.path.basename(folder) == PACKAGE]
     return named[-1] if named else None
 
 
 def defines_removed(folder: str) -> bool:
-    """Whether a folder holds a file that defines a removed name: a fork or a copy of the package, and its own home."""
+    """Whether a file in a folder defines a removed name: the folder is a fork or a copy of the package."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
@@ -67,7 +67,7 @@ def uses_package(paths: Iterable[str], settings: Settings) -> bool:
 
 
 def read(path: str) -> bytes:
-    """The content of a file; nothing where it cannot be read."""
+    """The content of a file; empty if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()

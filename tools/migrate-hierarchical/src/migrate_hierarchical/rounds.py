@@ -1,4 +1,4 @@
-"""Migrates files that import from one another: rounds until nothing changes, and what has to wait."""
+"""Migrates files that import from one another: in rounds until nothing changes, then holds back what has to wait."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def migrate_project(
     settings: Settings,
     migrate: Migrate,
 ) -> tuple[list[Result], list[tuple[str, str]]]:
-    """The results of a run, and notes: folders that are left alone or not looked at, and why.
+    """The results of a run, and notes: the folders that are left alone or not searched, and why.
 
-    `paths` is what the run was given, `files` what was found there, `hits` those of them with a use, `contents` what
-    is known of files without reading them; `migrate` makes the results of some files.
+    paths: what the run was given. files: what was found there. hits: those of them with a use. contents: the files
+    already read. migrate: returns the results for some files.
     """
     project = Project(paths, {os.path.abspath(path): data for path, data in contents.items()}, settings)
     rounds = Rounds(project, {os.path.abspath(path): path for path in files}, migrate, settings)
@@ -59,7 +59,7 @@ def migrate_project(
 
 
 def shown_from_here(path: str) -> str:
-    """A path relative to the current folder where it lies inside."""
+    """A path, relative to the current folder if it lies inside."""
     relative = os.path.relpath(path)
     return path if relative.startswith(os.pardir) else relative
 
@@ -67,8 +67,8 @@ def shown_from_here(path: str) -> str:
 class Rounds:
     def __init__(self, project: Project, given: dict[str, str], migrate: Migrate, settings: Settings) -> None:
         self.project, self.migrate, self.settings = project, migrate, settings
-        self.given = given  # absolute path -> as the run writes it
-        self.source: dict[str, bytes] = {}  # of all files that are migrated, given or not
+        self.given = given  # absolute path -> path as shown to the user
+        self.source: dict[str, bytes] = {}  # of every file that is migrated, given or not
         self.done: dict[str, Result] = {}
         self.facts: dict[str, Facts] = {}
         self.imported: dict[str, dict[str, dict[str, str]]] = {}
@@ -87,7 +87,7 @@ class Rounds:
         return self.given.get(path) or shown_from_here(path)
 
     def run(self) -> None:
-        """Migrate in memory until who imports what from whom no longer changes."""
+        """Migrate in memory until no file's imports from the others change any more."""
         for path in self.project.index:
             if path in self.given and path not in self.source and self.takes_names(path):
                 self.add(path, self.project.data[path])
@@ -115,7 +115,7 @@ class Rounds:
                     self.after[path] = self.before[path] if result.new is None else index_of(path, result.new)
 
     def takes_names(self, path: str) -> bool:
-        """Whether a file that does not name the package has something of it from a module of the project."""
+        """Whether a file that does not mention the package gets something of it from a module of the project."""
         if SKIP_FILE in self.project.data[path]:
             return False
         if self.project.imported(path) or self.project.kinds(path):
@@ -123,7 +123,7 @@ class Rounds:
         return NEEDLE in self.project.data[path] and bool(callables(self.project, path))
 
     def add_importers(self) -> None:
-        """The files that take a name of the API from one that is migrated, given or not."""
+        """Add the files, given or not, that take an API name from one that is migrated."""
         news = list(self.source)
         importers = self.project.importers(self.before)
         while news:
@@ -139,7 +139,7 @@ class Rounds:
                             news.append(path)
 
     def current_facts(self) -> dict[str, Facts]:
-        """The facts for every file, given the files as they are after the last round."""
+        """The facts for every file, with the project as it is after the last round."""
         importers = self.project.importers(self.after, self.looked_up()) if self.done else {}
         static = self.project.importers(self.after) if self.done and self.lookups else importers
         facts = {}
@@ -161,7 +161,7 @@ class Rounds:
         return facts
 
     def looked_up(self) -> dict[str, dict[str, list[str]]]:
-        """The names of the modules that are migrated which other files look up while they run."""
+        """The names of migrated modules that other files look up at run time."""
         if self.lookups is None:
             from .lookups import looked_up
 
@@ -169,7 +169,7 @@ class Rounds:
         return self.lookups
 
     def is_quiet(self, path: str) -> bool:
-        """Whether a comment in a file leaves a use as it is."""
+        """Whether a comment in a file silences a rule, so that a use stays."""
         if path not in self.silenced:
             data = self.project.data.get(path) or self.project.read(path)
             rules = Silence(data, bare=False, is_python=False).rules
@@ -200,9 +200,9 @@ class Rounds:
                 result.new, result.rewritten, result.left = None, [], self.heard(path, waits[path])
 
     def migrate_in_part(self, path: str, written: dict[str, ModuleIndex]) -> bool:
-        """Migrate a file but keep the imports that other files take, if those files in turn wait for this one.
+        """Migrate a file except for the imports that other files take, if those files in turn wait for this one.
 
-        Otherwise files that take names from one another could only be migrated together.
+        Returns False if they do not. Otherwise files that take names from one another could only be migrated together.
         """
         takers = self.takers(written)[path]
         others = {other for paths in takers.values() for other in paths}
@@ -217,7 +217,7 @@ class Rounds:
         return True
 
     def takers(self, state: dict[str, ModuleIndex]) -> dict[str, dict[str, list[str]]]:
-        """For every migrated file: the names that its migration takes away, and for each the files that take it from there."""
+        """For every migrated file: the names that its migration removes, and for each the files that import it."""
         old, new = self.project.seen_as(self.before), self.project.seen_as(self.after)
         importers = old.importers(state)
         found = {}
@@ -231,12 +231,12 @@ class Rounds:
         return found
 
     def all_wait_for(self, paths: Iterable[str], other: str) -> bool:
-        """Whether every one of these files must wait for another one, directly or through other files."""
+        """Whether each of these files must wait for `other`, directly or through further files."""
         takers = self.takers(self.before)
         return all(waits_for(path, other, takers) for path in paths)
 
     def heard(self, path: str, left: list[Diagnostic]) -> list[Diagnostic]:
-        """The diagnostics that neither the settings nor a comment on the import silences."""
+        """The diagnostics that neither the settings nor a comment on the import silence."""
         silence = Silence(self.source[path], bare=not path.endswith(PROSE), is_python=path.endswith(PYTHON))
         return [
             entry
@@ -245,7 +245,7 @@ class Rounds:
         ]
 
     def waits(self, written: dict[str, ModuleIndex]) -> dict[str, list[Diagnostic]]:
-        """The changed modules from which a file imports a name whose meaning changed, with one such file for each name."""
+        """By changed module: a diagnostic for every name whose meaning changed and that a file still imports."""
         old, new = self.project.seen_as(self.before), self.project.seen_as(written)
         found: dict[str, list[Diagnostic]] = {}
         for key, taken in sorted(new.importers(written).items()):
@@ -264,7 +264,7 @@ class Rounds:
         return found
 
     def results(self) -> list[Result]:
-        """The results of the given files, in their order, with the files that are to be written before each."""
+        """The results of the given files, in their order, each with the files that must be written before it."""
         for path, names in self.takers(self.before).items():
             files = {other for paths in names.values() for other in paths}
             self.done[path].takers = sorted(self.given[other] for other in files if other in self.given)
@@ -272,7 +272,7 @@ class Rounds:
 
 
 def waits_for(path: str, other: str, takers: dict[str, dict[str, list[str]]]) -> bool:
-    """Whether a file must wait for another one, directly or through other files."""
+    """Whether a file must wait for `other`, directly or through further files."""
     seen: set[str] = set()
     pending = [path]
     while pending:

@@ -20,14 +20,14 @@ Watch = Callable[[Iterator[Result], int], Iterable[Result]]
 
 @dataclass
 class Found:
-    """What the files of a run hold."""
+    """What was found in the files of a run."""
 
     hits: list[tuple[str, bytes]] = field(default_factory=list)  # files with a use
-    results: list[Result] = field(default_factory=list)  # of scripts, which are reported only
+    results: list[Result] = field(default_factory=list)  # of scripts, which are only reported
     errors: list[tuple[str, str]] = field(default_factory=list)  # files that cannot be read, and why
     notes: list[tuple[str, str]] = field(default_factory=list)  # data files that are not searched, and why
     uses_package: bool = False
-    hands_on: bool = False  # a file without a use may give names of the package to another one
+    hands_on: bool = False  # a file without a use may pass names of the package to another file
 
 
 def read_files(files: list[str], scripts: set[str], settings: Settings) -> Found:
@@ -60,17 +60,17 @@ def migrate_hits(
     contents: dict[str, bytes] | None = None,
     hands_on: bool = False,
 ) -> tuple[list[Result], list[tuple[str, str]]]:
-    """The results of the files with a use, and of those that take names from them; notes as migrate_project has them.
+    """The results of the files with a use and of those that take names from them, and the notes of migrate_project.
 
-    `paths` is what the run was given and `files` what was found there. `watch` passes results on while they are made.
+    paths: what the run was given. files: what was found there. watch: passes the results on as they are made.
     """
     from .project_folder import project_roots, uses_package
 
     if not hits and not hands_on and set(project_roots(paths)) <= set(map(os.path.abspath, paths)):
-        return [], []  # no file of the project names the package, so none hands its names on
+        return [], []  # no file of the project mentions the package
     from .rounds import migrate_project
 
-    # what a configuration means does not depend on which files are given with it
+    # the meaning of a configuration must not depend on which files are given with it
     if not settings.uses_package and any(path.endswith(PLAIN) for path, _ in hits):
         settings = replace(settings, uses_package=uses_package(paths, settings))
 
@@ -83,8 +83,8 @@ def migrate_hits(
 def write_all(results: list[Result]) -> None:
     """Write the changed files, each after those that import from it.
 
-    A module whose importers are old would lack what they import, and a later run could not tell what they mean. So one
-    is left as it is where an importer cannot be written.
+    If an importer cannot be written, the module stays as it is: without the name that the importer takes, a later run
+    could not know what that name meant.
     """
     by_path = {result.path: result for result in results}
     seen: set[str] = set()
@@ -117,7 +117,7 @@ def write(result: Result) -> None:
 
 
 def leave(result: Result, why: str) -> None:
-    """A file that stays as it was."""
+    """Leave a file unchanged and record why."""
     result.error, result.new = why, None
     for entry in (*result.rewritten, *result.left):
         entry.new_line = None
@@ -126,7 +126,7 @@ def leave(result: Result, why: str) -> None:
 def migrate_all(
     hits: list[tuple[str, bytes]], settings: Settings, facts: dict[str, Facts]
 ) -> Iterator[Result]:
-    """Results in the order of the files, from other processes."""
+    """The results in the order of the files, made in worker processes."""
     if not hits:
         return
     from . import workers

@@ -1,4 +1,4 @@
-"""The standard streams, which may be closed, full, or a pipe whose reader is gone."""
+"""Reads and writes the standard streams, which may be closed, full, or a pipe whose reader is gone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import IO
 
 
 class StreamError(Exception):
-    """A stream that cannot be read or written; the message says which and why."""
+    """A stream cannot be read or written; the message says which one and why."""
 
 
 def prepare() -> None:
-    """Let names of files hold anything, and no file get the number of a closed stream."""
+    """Make any file name printable, and reserve the file descriptors of closed streams."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             number = os.open(os.devnull, os.O_RDWR)
@@ -35,7 +35,7 @@ def complain(text: str) -> None:
 
 
 def read_stdin() -> bytes:
-    """All of it; raises StreamError."""
+    """The whole of stdin; raises StreamError."""
     if sys.stdin is None:
         raise StreamError("stdin is closed")
     try:
@@ -45,7 +45,7 @@ def read_stdin() -> bytes:
 
 
 def write(data: str | bytes, to_stderr: bool = False) -> None:
-    """Write and flush; raises StreamError, or BrokenPipeError when nobody reads any more."""
+    """Write and flush; raises StreamError, or BrokenPipeError if the reader is gone."""
     stream, name = (sys.stderr, "stderr") if to_stderr else (sys.stdout, "stdout")
     if stream is None:
         if data:
@@ -69,7 +69,7 @@ def write(data: str | bytes, to_stderr: bool = False) -> None:
 
 
 def abandon(stream: IO[str]) -> None:
-    """Keep the interpreter from writing what is left in a stream once more when it ends."""
+    """Discard what is left in a stream, so that the interpreter does not try to write it again at exit."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

@@ -1,6 +1,6 @@
-"""Processes that migrate one file at a time, end at a limit of time, and never outlive the process that started them.
+"""Worker processes that migrate one file at a time, have a time limit, and never outlive the process that started them.
 
-The parser is native code: no exception and no handler of a signal interrupts it, only the end of its process does.
+The parser is native code: neither exceptions nor signal handlers interrupt it, only the end of its process does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Task = tuple[str, bytes, Settings]
 
 METHOD = "fork" if sys.platform == "linux" else "spawn"
 WORTH_MORE = 8  # files; below it, starting a second process takes longer than the work
-PATIENCE = 10  # times the limit, by the clock on the wall, for a process that gets no processor time
+PATIENCE = 10  # times the limit, in wall-clock time, for a process that gets no CPU time
 TOO_LONG = (
     "took more than {limit:g} s and was left alone: split it, exclude it, or raise --time-limit (0: no limit)"
 )
 
 
 def migrate_all(tasks: Sequence[Task], jobs: int, limit: float) -> Iterator[Result]:
-    """Results in the order of the tasks. `limit`: seconds of processor time for one file, 0 for none."""
+    """The results in the order of the tasks. limit: seconds of CPU time for one file, 0 for no limit."""
     if not tasks:
         return
     if METHOD == "fork":
@@ -66,11 +66,11 @@ class Worker:
         context: Any = multiprocessing.get_context(METHOD)
         self.limit = limit
         self.connection, theirs = context.Pipe()
-        # a copy of our ends in the new process would hide from the others that this one has ended
+        # with a copy of these connections in the new process, other workers would not notice that this one ended
         ours = [each.connection for each in (*others, self)] if METHOD == "fork" else []
         self.process = context.Process(target=work, args=(theirs, ours, os.getpid(), limit), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # about threads, of which this tool has none
+            warnings.simplefilter("ignore", DeprecationWarning)  # about threads, which this tool does not use
             self.process.start()
         theirs.close()
         self.number: int | None = None
@@ -89,7 +89,7 @@ class Worker:
         return bool(self.limit) and time.monotonic() - self.started > patience * self.limit
 
     def take(self) -> tuple[int, Result]:
-        """The number of the task and its result, or why there is none."""
+        """The number of the task and its result; a result with an error if the process failed."""
         assert self.number is not None
         number, self.number = self.number, None
         try:
@@ -144,20 +144,20 @@ def work(
             set_timer(limit)
             try:
                 result = migrate_bytes(path, data, settings)
-            except BaseException as error:  # the native parser panics outside of Exception
+            except BaseException as error:  # panics of the native parser are not Exceptions
                 result = Result(path, error=f"left alone after an error of this tool: {type(error).__name__}")
             set_timer(0)
             connection.send(result)
 
 
 def set_timer(limit: float) -> None:
-    """End this process after so many seconds of processor time."""
+    """End this process after this many seconds of CPU time."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, limit)
 
 
 def end_with(parent: int) -> None:
-    """End this process when its parent ends, even if that is killed and this one is in native code."""
+    """End this process when its parent ends, even if the parent is killed or this one is in native code."""
     if sys.platform == "linux":
         import ctypes
 
@@ -173,7 +173,7 @@ def end_with(parent: int) -> None:
 
 
 def be_silent() -> None:
-    """Nothing here writes for people; and a pipe to a reader is not to be held open."""
+    """Redirect stdout and stderr to the null device: a worker prints nothing and must not keep a pipe open."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_RDWR)
         for number in (1, 2):
