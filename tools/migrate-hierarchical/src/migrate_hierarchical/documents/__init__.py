@@ -1,1 +1,1 @@
-"""The kinds of files: how the Python code in each is extracted and put back."""
+"""The kinds of files: how the Python code in each is extracted, and how it is put back."""

@@ -1,7 +1,7 @@
-"""Pieces of Python that share one namespace: the cells of a notebook, the examples of a page.
+"""Migrates pieces of Python that share one namespace: the cells of a notebook, the examples of a page.
 
-They are joined into one source with a marker line between them, migrated together, and taken apart again. A piece
-that is no valid Python is left out.
+They are joined into one source with a marker line between them, migrated together, and split again. Pieces that are
+not valid Python are left out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAGIC = f"pass  {MAGIC_LINE} "
 MAGICS = re.compile(
     r"^([ \t]*)(?=\S)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE
 )
-# Cells that do not see the names of the notebook.
+# Magics of cells that do not see the names of the notebook.
 ELSEWHERE = re.compile(
     r"%%(?:!|(?:bash|sh|script|cmd|sx|system|python[23]?|pypy|perl|ruby|html|HTML|svg|SVG|js|javascript|latex|markdown|"
     r"file|writefile)\b)"
@@ -33,7 +33,7 @@ WORD = re.compile(r"[^\W\d]\w*")
 
 
 class Blocks:
-    """Pieces by index: their text, the number of each of their lines in the file, and the block they belong to."""
+    """Pieces by index: their texts, the file's line number of each of their lines, and the blocks they belong to."""
 
     def __init__(
         self,
@@ -45,12 +45,11 @@ class Blocks:
     ) -> None:
         self.texts, self.lines, self.groups = texts, lines, groups
         self.settings, self.path = settings, path
-        self.places: list[
-            tuple[Diagnostic, int, int]
-        ] = []  # what stands in which piece, on which of its new lines
+        # diagnostic, its piece, and its line in the new piece
+        self.places: list[tuple[Diagnostic, int, int]] = []
 
     def migrate(self) -> tuple[list[str], Migrated]:
-        """New pieces in the same order, and the report with line numbers of the file."""
+        """The new pieces in the same order, and the report with the file's line numbers."""
         masked, magics = [], []
         for text in self.texts:
             body, hidden = mask(text)
@@ -90,7 +89,7 @@ class Blocks:
                     piece = piece.removesuffix(newline)
                 result[i] = unmask(piece, magics[i])
             if len(pieces) // 2 != len(usable):
-                raise Unreadable("a piece of code was lost")  # has not happened yet
+                raise Unreadable("a piece of code was lost")  # a safeguard: no known input causes it
         for entry in (*report.rewritten, *report.left):
             start, i = starts[max(bisect_right(starts, (entry.line, len(masked))) - 1, 0)]
             entry.line = self.line(i, entry.line - start)
@@ -135,14 +134,14 @@ def is_python(text: str) -> bool:
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         pass
     try:
-        cst.parse_module(text)  # newer syntax than that of the running Python, await at the top
+        cst.parse_module(text)  # accepts newer syntax than the running Python, and await at the top level
         return True
     except (cst.ParserSyntaxError, RecursionError):
         return False
 
 
 def mask(text: str) -> tuple[str, list[str]]:
-    """IPython's magics and shell lines as `pass` lines with their words; a cell magic hides its cell."""
+    """Replace IPython magics and shell lines by `pass` lines with their words; a cell magic hides its whole cell."""
     stripped = text.lstrip()
     if stripped.startswith("%%") and not re.match(r"%%(time|timeit|capture|prun|memit)\b", stripped):
         return masked_line(0, "" if ELSEWHERE.match(stripped) else text), [text]

@@ -1,4 +1,4 @@
-"""Finds code in strings, as exec, `python -c`, timeit or doctest would run it. Reported, never changed."""
+"""Finds code in strings that exec, `python -c`, timeit or doctest would run. It is reported, never changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..changes import Changes
 from ..context import Context
 from ..removed_api import NEEDLE, PACKAGE, REMOVED_NAMES
 
-# Functions that run a string, in the names of the file that calls them.
+# Functions that run a string, which sees the names of the calling file.
 RUNS = frozenset({"exec", "eval", "compile", "timeit", "repeat", "Timer", "runctx", "run"})
 PROMPT = re.compile(r"^\s*(?:>>>|\.\.\.) ?(.*)$", re.MULTILINE)
 COMMAND = re.compile(r"""-c\s+(?P<quote>["'])(?P<code>.*?)(?<!\\)(?P=quote)""", re.DOTALL)
@@ -28,7 +28,7 @@ PLACEHOLDER = re.compile(r"%\(\w+\)[sdrfi]|%[sdrfi]|\$\{?\w+\}?|\0")
 def find_code(
     context: Context, changes: Changes, has_use: Callable[[str], bool]
 ) -> Iterator[cst.BaseExpression]:
-    """Strings with code that uses the removed API; `has_use` says so of a source that imports the package."""
+    """The strings whose code uses the removed API; `has_use` decides for a source that imports the package."""
     source = context.source
     found: set[cst.CSTNode] = set()
     runs_any = any(map(runs, source.calls))
@@ -48,7 +48,7 @@ def find_code(
 
 
 def sources(text: str) -> Iterator[str]:
-    """The pieces of a text that are Python and import the package."""
+    """The parts of a text that are valid Python and import the package."""
     if PACKAGE not in text or "import" not in text:
         return
     text = textwrap.dedent(text.strip("\n"))
@@ -62,7 +62,7 @@ def sources(text: str) -> Iterator[str]:
                 parsed = True
                 yield source
                 break
-    if not parsed:  # a template, or a shell's here-document
+    if not parsed:  # a template, or a here-document of a shell
         lines = [line for line in text.split("\n") if line.startswith(("from ", "import "))]
         yield "\n".join(line for line in lines if parse(line) is not None)
 
@@ -81,7 +81,7 @@ def runs(call: cst.Call) -> bool:
 
 
 def names_that_run(context: Context) -> set[str]:
-    """The variables whose text a call runs."""
+    """The variables that are passed to a call that runs strings."""
     return {
         arg.value.value
         for call in context.source.calls
@@ -102,7 +102,7 @@ def is_run(context: Context, node: cst.BaseExpression, names: set[str]) -> bool:
 
 
 def uses_name(context: Context, changes: Changes, node: cst.BaseExpression, text: str) -> bool:
-    """Whether code without an import of its own names what the file around it imports."""
+    """Whether code without imports uses a removed name that the surrounding file imports."""
     tree = parse(textwrap.dedent(text.strip("\n")).replace(GAP, "_").strip())
     if tree is None:
         return False

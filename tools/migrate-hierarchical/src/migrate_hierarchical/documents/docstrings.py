@@ -1,7 +1,7 @@
-"""Python files with examples in their docstrings: doctest prompts and fenced blocks.
+"""Migrates Python files with examples in their docstrings: doctest prompts and fenced blocks.
 
-The examples are appended to the source, one function per docstring, so that they see the names of the module and
-their own; then both are migrated together and taken apart again.
+The examples are appended to the source, one function per docstring, so that they see their own names and those of the
+module. Then both are migrated together and split again.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ INDENT = "    "
 
 @dataclass
 class Example:
-    """One piece of a docstring."""
+    """One example of a docstring."""
 
     piece: Piece
-    docstring: int  # its index in the file
-    offset: int  # lines from the first line of the docstring
-    start: int = 0  # first line in the joined source
+    docstring: int  # index of its docstring in the file
+    offset: int  # its first line, counted from that of the docstring
+    start: int = 0  # its first line in the joined source
 
 
 def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
-    """New bytes and report; raises Unreadable."""
+    """The new bytes and the report; raises Unreadable."""
     if not any(mark in data for mark in (b">>>", b"In [", b"```", b"~~~", b"::")):
         return migrate_source(data, path, settings)
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0].removesuffix("-sig")
         lines = re.split(r"(?<=\n)", data.decode(encoding))
     except (SyntaxError, UnicodeDecodeError, LookupError):
-        return migrate_source(data, path, settings)  # which says what is wrong
+        return migrate_source(data, path, settings)  # reports what is wrong
     examples, hidden = find_examples(data, lines)
     if not examples:
         new, report = migrate_source(data, path, settings)
@@ -53,12 +53,13 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
     new, report = migrate_source(joined, path, settings)
     head, sources, begins = split(new.decode(encoding), lacks_newline=not data.endswith(b"\n"))
     if len(sources) != len(examples):
-        raise Unreadable("an example of a docstring was lost")  # has not happened yet
+        raise Unreadable("an example of a docstring was lost")  # a safeguard: no known input causes it
     text, places = put_examples(head, examples, sources)
     starts = [example.start for example in examples]
     sizes = [each.piece.last - each.piece.first for each in examples]
     moves = [0, *accumulate(end - begin - size for (begin, end), size in zip(places, sizes))]
-    ends = [end - move for (_, end), move in zip(places, moves[1:])]  # before any example changed
+    # where the examples end, in line numbers from before any of them changed
+    ends = [end - move for (_, end), move in zip(places, moves[1:])]
     for entry in (*report.rewritten, *report.left):
         if entry.line >= first:
             number = bisect_right(starts, entry.line) - 1
@@ -80,13 +81,13 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
 
 
 def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[Diagnostic]]:
-    """The examples that may hold a use, and those that cannot be changed because of escapes."""
+    """The examples that may contain a use, and reports of those that cannot be changed because of escapes."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(data)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # newer syntax than that of the running Python: where its docstrings are is not known
+        # syntax newer than the running Python: it is unknown where the docstrings are
         pieces = [piece for piece in find_pieces(lines, "docstring") if piece.prompts]
         return [], [entry for piece in pieces for entry in hidden_use(piece, "beside newer syntax")]
     examples: list[Example] = []
@@ -106,13 +107,13 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[Di
 
 
 def hidden_use(piece: Piece, why: str) -> list[Diagnostic]:
-    """What is said of an example that cannot be changed."""
+    """The report of an example that cannot be changed."""
     names = [name for name in sorted(REMOVED_NAMES) if name in piece.text]
     return [Diagnostic("HIER103", f"{names[0]} {why}", line=piece.first + 1)] if names else []
 
 
 def docstrings(tree: ast.AST, lines: list[str]) -> list[tuple[int, int, bool]]:
-    """First line, last line (excluded, with the closing quotes) and rawness of every string that is a statement."""
+    """Every string of several lines that is a statement: first line, last line (excluded), whether it is raw."""
     found = []
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
@@ -125,7 +126,7 @@ def docstrings(tree: ast.AST, lines: list[str]) -> list[tuple[int, int, bool]]:
 
 
 def join(data: bytes, examples: list[Example], encoding: str) -> tuple[bytes, int]:
-    """The source with the examples below it, and the line on which these begin."""
+    """The source with the examples appended, and the line on which these begin."""
     newline = "\r\n" if b"\r\n" in data else "\n"
     first = line = data.count(b"\n") + 1 + (not data.endswith(b"\n"))
     text = "" if data.endswith(b"\n") else newline
@@ -144,7 +145,7 @@ def join(data: bytes, examples: list[Example], encoding: str) -> tuple[bytes, in
 
 
 def split(text: str, lacks_newline: bool) -> tuple[str, list[str], list[int]]:
-    """The source and the examples of a joined text, and the lines on which these begin."""
+    """The source and the examples of a joined text, and the line on which each example begins."""
     marks = re.compile(rf"^(?:def _\(\):\r?\n)?{INDENT}{PIECE} \d+\r?\n", re.MULTILINE)
     head, *rest = marks.split(text)
     begins, at, line = [], 0, 1
@@ -159,9 +160,9 @@ def split(text: str, lacks_newline: bool) -> tuple[str, list[str], list[int]]:
 
 
 def put_examples(head: str, examples: list[Example], sources: list[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The migrated source with the migrated examples in its docstrings, which have moved but did not change.
+    """The migrated source with the migrated examples in its docstrings, and the lines of each: first, last (excluded).
 
-    Then the first and last line (excluded) of every example.
+    The docstrings in `head` have moved, but still contain the old examples.
     """
     lines = re.split(r"(?<=\n)", head)
     docs = docstrings(ast.parse(head.encode()), lines)

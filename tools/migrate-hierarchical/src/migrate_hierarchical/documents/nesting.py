@@ -1,4 +1,4 @@
-"""Refuses, before parsing, nesting that overflows the native parser or keeps it busy for hours."""
+"""Refuses, before parsing, nesting that would overflow the native parser or keep it busy for hours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 import tokenize
 import warnings
 
-DEEPEST = 100  # nested brackets; the parser's recursion is not unlimited, and code is never that deep
-DEEPEST_TREE = 500  # nested expressions and blocks: `1 + 1 + 1` is two sums, the first inside the second
+DEEPEST = 100  # nested brackets; the parser's recursion is limited, and real code is never that deep
+DEEPEST_TREE = 500  # nested expressions and blocks; `1 + 1 + 1` is two sums, one inside the other
 OTHERS = bytes(byte for byte in range(256) if byte not in b"()[]{}")
 
 
@@ -17,16 +17,16 @@ TOO_DEEP = (
     f"nested too deeply: more than {DEEPEST_TREE} operators, calls, attributes or blocks inside one another or in "
     "one chain"
 )
-MOST_STRINGS = 500  # beside one another; the parser joins them two by two, one pair inside the next
+MOST_STRINGS = 500  # adjacent string literals; the parser nests them in pairs
 TOO_MANY_STRINGS = (
     "line {line}: more than {most} strings are joined by standing beside one another: join fewer at a time"
 )
 
 
 def too_deep(source: bytes) -> str | None:
-    """Why brackets, chains of operators, calls or attributes, or `elif` are more than can be read; or None."""
+    """Why brackets, chains of operators, calls or attributes, or `elif` are nested too deeply; None if they are not."""
     depth = deepest = 0
-    for byte in source.translate(None, OTHERS):  # a bound that holds whatever is in strings
+    for byte in source.translate(None, OTHERS):  # an upper bound: brackets in strings count too
         depth = depth + 1 if byte in b"([{" else max(0, depth - 1)
         deepest = max(deepest, depth)
     if deepest > DEEPEST:
@@ -42,10 +42,10 @@ def tree_is_too_deep(source: bytes) -> bool:
     except (RecursionError, MemoryError):
         return True
     except (SyntaxError, ValueError):
-        return False  # newer than the running Python, or no Python at all: the parser says so
+        return False  # newer syntax than the running Python, or not Python: left to libcst
     for _ in range(DEEPEST_TREE):
         if any(isinstance(node, ast.BoolOp) and len(node.values) > DEEPEST_TREE for node in level):
-            return True  # flat in this tree, nested in that of the parser
+            return True  # flat in this tree, nested in that of libcst
         level = [
             child
             for node in level
@@ -59,7 +59,7 @@ def tree_is_too_deep(source: bytes) -> bool:
 
 
 def joined_strings(source: bytes) -> str | None:
-    """Where strings beside one another are more than the parser can join, if that is why it refuses a source."""
+    """The message about too many adjacent string literals for the parser; None if that is not why it failed."""
     count = inside = 0
     try:
         for token in tokenize.tokenize(io.BytesIO(source).readline):

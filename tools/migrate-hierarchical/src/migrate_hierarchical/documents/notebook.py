@@ -1,4 +1,4 @@
-"""Notebooks: only the source of changed code cells changes, every other byte stays."""
+"""Migrates notebooks: only the source of changed code cells changes, every other byte stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def skip(text: str, at: int) -> int:
 
 
 def members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """Key, begin and end of every value of the object that begins at a position."""
+    """Key, begin and end of every value of the JSON object that begins at a position."""
     at = skip(text, at + 1)
     while text[at] != "}":
         key, at = DECODER.raw_decode(text, at)
@@ -35,7 +35,7 @@ def members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
 
 
 def elements(text: str, at: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of every element of the array that begins at a position."""
+    """Begin and end of every element of the JSON array that begins at a position."""
     at = skip(text, at + 1)
     while text[at] != "]":
         _, end = DECODER.raw_decode(text, at)
@@ -59,7 +59,7 @@ def code_cells(text: str) -> list[tuple[int, int]]:
 
 
 def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
-    """New bytes and report; raises Unreadable."""
+    """The new bytes and the report; raises Unreadable."""
     try:
         bom = data.startswith(b"\xef\xbb\xbf")
         text = data[3:].decode() if bom else data.decode()
@@ -95,7 +95,7 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
 
 
 def line_numbers(text: str, begin: int, breaks: list[int]) -> list[int]:
-    """The line of the file on which each line of a source stands."""
+    """The line of the file that contains each line of a source."""
     starts = [start for start, _ in elements(text, begin)] if text[begin] == "[" else [begin]
     numbers = []
     for start in starts or [begin]:
@@ -106,7 +106,7 @@ def line_numbers(text: str, begin: int, breaks: list[int]) -> list[int]:
 
 
 def encode(old: str, source: str, ascii_only: bool) -> str:
-    """The JSON of a new source in the manner of the old one; lines that stay keep their very bytes."""
+    """The JSON of a new source in the style of the old one; unchanged lines keep their bytes."""
     if not old.startswith("["):
         return json.dumps(source, ensure_ascii=ascii_only)
     spans = list(elements(old, 0))

@@ -1,4 +1,4 @@
-"""YAML, TOML, JSON and shell files: reported, never changed."""
+"""Reports removed names in YAML, TOML, JSON and shell files, which are never changed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CERTAIN = re.compile(
     rb"\b(?:BlockSparseHierarchical|create_hierarchical_block_sparse|block_sparse_hierarchical)\b|"
     rb"\bpreset(?:_name)?['\"]?\s*[:=]\s*['\"]?hierarchical_(?:standard|fine|long)\b"
 )
-# What means the package in a project that uses it: `variant: hierarchical`, `"variants": ["base", "hierarchical"]`.
+# Refers to the package in a project that uses it: `variant: hierarchical`, `"variants": ["base", "hierarchical"]`.
 LIKELY = re.compile(
     rb"\b(?:" + NAMES + rb")\b|(?<![\w.-])-{0,2}" + KEYS
     + rb"['\"]?(?:\s*[:=]\s*|\s+)(?:\[[^\]\n]*?[\[\s,])?['\"]?(?:" + VALUES + rb")(?![\w.-])",
 )  # fmt: skip
-# `values:` and `choices:` below a key belong to it, as in the sweeps of a tuner.
+# `values:` and `choices:` below a key belong to that key, as in the sweeps of a tuner.
 NESTED = re.compile(rb"^\s*['\"]?(?:values?|choices|options|default)['\"]?\s*:\s*(.*)$")
 LIST_BEGINS = re.compile(rb"^(\s*)(?:-\s+)?['\"]?" + KEYS + rb"['\"]?\s*[:=]\s*\[?\s*(?:#.*)?$")
 IN_LIST = re.compile(rb"(?<![\w.-])(?:" + VALUES + rb")(?![\w.-])")
@@ -28,7 +28,7 @@ ITEM = re.compile(rb"^\s*(?:-\s*)?['\"]?(" + VALUES + rb")['\"]?\s*,?\s*\]?\s*(?
 
 
 def find_mentions(data: bytes, uses_package: bool = False) -> list[Diagnostic]:
-    """One entry per line that names the removed API; `uses_package`: other files of the run import it."""
+    """One diagnostic per line that names the removed API. uses_package: other files of the run import the package."""
     names_package = uses_package or PACKAGE.encode() in data or b"dilated-attention-pytorch" in data
     if not (names_package or CERTAIN.search(data)):
         return []

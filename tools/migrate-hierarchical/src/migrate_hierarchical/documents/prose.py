@@ -1,8 +1,8 @@
-"""Markdown and reStructuredText: fenced and indented Python blocks, doctest examples.
+"""Migrates Markdown and reStructuredText: fenced and indented Python blocks, doctest examples.
 
-A block is code where its markup says Python: a fence or a directive with the language, a doctest prompt. A literal
-block (`::`, or a directive without a language) says nothing, so it is code where it is valid Python. What is not, and
-shell blocks that run Python, are reported when they use a removed name, and never changed.
+A block is code if its markup says Python: a fence or a directive with the language, a doctest prompt. A literal block
+(`::`, or a directive without a language) is code if it is valid Python. Blocks that are not valid Python, and shell
+blocks that run Python, are reported if they use a removed name, but never changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .python import Migrated, Unreadable
 Markup = Literal["markdown", "rst", "docstring"]
 Kind = Literal["python", "literal", "shell"]
 
-# of a line: blanks, quotations and items of lists
+# The beginning of a line: blanks, quotation marks, list markers.
 PREFIX = re.compile(r"(?:[ \t>]|[-*+][ \t]|\d+[.)][ \t])*")
 FENCE = re.compile(r"(`{3,}|~{3,})([^\r\n]*)")
 ATTRIBUTES = re.compile(r"\{([^}]*)\}[ \t]*([\w+-]*)")
@@ -67,7 +67,7 @@ SHELLS = frozenset(
 )
 PYTHON_DIRECTIVES = frozenset({"ipython", "testcode", "jupyter-execute"})
 MYST_DIRECTIVES = frozenset({"code-block", "code", "sourcecode", "code-cell"})
-# Languages that are none: a prompt in such a block says Python.
+# Names for no language: a prompt in such a block says Python.
 PLAIN = frozenset({"", "text", "txt", "plain", "plaintext", "none", "output"})
 OPTION = re.compile(r"[ \t>]*:[\w-]+:")  # of a directive of MyST, before its code
 RUNS_PYTHON = re.compile(r"\bi?python[\d.]*\b|^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
@@ -76,19 +76,19 @@ LOOKS_LIKE_CODE = re.compile(rf"\bimport\b.*{NAMES.pattern}|{NAMES.pattern}[ \t]
 
 @dataclass
 class Piece:
-    """Lines first..last (excluded) of a page, without their margin and prompts."""
+    """The lines first..last (excluded) of a page, without margin and prompts."""
 
     first: int
     last: int
     margin: str
-    prompts: tuple[str, str] | None  # of its first line, and of those that continue it
+    prompts: tuple[str, str] | None  # of the first line, and of the continuation lines
     text: str
-    group: int = 0  # the block that it is a part of; 0 for examples between paragraphs
+    group: int = 0  # the block to which it belongs; 0 for examples between paragraphs
     kind: Kind = "python"
 
 
 def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
-    """New bytes and report; raises Unreadable."""
+    """The new bytes and the report; raises Unreadable."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -104,11 +104,8 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
     said = [entry for piece in found if not is_code(piece) for entry in mentions(piece)]
     report.left += said
     out: list[str] = []
-    begins, shifts, at = (
-        [],
-        [(0, 0)],
-        0,
-    )  # where the pieces begin now, and how far down the lines below them moved
+    # where the pieces begin now, and by how much the lines below them moved
+    begins, shifts, at = [], [(0, 0)], 0
     for piece, source in zip(pieces, new):
         old = lines[piece.first : piece.last]
         out += lines[at : piece.first]
@@ -132,7 +129,7 @@ def is_code(piece: Piece) -> bool:
 
 
 def mentions(piece: Piece) -> Iterator[Diagnostic]:
-    """Uses of removed names in a piece that is not migrated."""
+    """Diagnostics for removed names in a piece that is not migrated."""
     if piece.kind == "shell" and not RUNS_PYTHON.search(piece.text):
         return
     where = "a shell block" if piece.kind == "shell" else "a block that is not valid Python"
@@ -143,7 +140,7 @@ def mentions(piece: Piece) -> Iterator[Diagnostic]:
 
 
 def merge_odd_separators(lines: list[str]) -> list[str]:
-    """Lines as editors count them: form feeds and the like do not end one."""
+    """Lines as editors count them: a form feed and the like do not end a line."""
     merged: list[str] = []
     for line in lines:
         if merged and not merged[-1].endswith(("\n", "\r")):
@@ -154,7 +151,7 @@ def merge_odd_separators(lines: list[str]) -> list[str]:
 
 
 def find_pieces(lines: list[str], markup: Markup) -> list[Piece]:
-    """The blocks and examples of a page, in its order; docstrings may be in either markup."""
+    """The blocks and examples of a page, in order; docstrings may use either markup."""
     pieces: list[Piece] = []
     at = 0
     while at < len(lines):
@@ -195,7 +192,7 @@ def kind_of_directive(directive: re.Match[str]) -> Kind | None:
 
 
 def kind_of_fence(info: str) -> Kind | None:
-    """What the text behind a fence says: ```python, ```{.python #id}, ```{code-block} python, ```py title="a.py"."""
+    """The kind of a block by the text after its fence: ```python, ```{.python #id}, ```{code-block} python."""
     attributes = ATTRIBUTES.match(info.strip())
     if attributes is None:
         word = WORD.match(info.strip().lstrip("."))
@@ -210,13 +207,13 @@ def kind_of_fence(info: str) -> Kind | None:
 
 
 def fenced(lines: list[str], at: int, prefix: str, fence: re.Match[str], pieces: list[Piece]) -> int:
-    """Take the block that a fence opens; the index after it."""
+    """Add the block that a fence opens; returns the index of the line after it."""
     marks, info = fence.groups()
     close = re.compile(rf"^[ \t>]*{re.escape(marks[0])}{{{len(marks)},}}[ \t]*$")
     end = at + 1
     while end < len(lines) and not close.match(lines[end].rstrip("\r\n")):
         if ">" in prefix and ">" not in leading(lines[end], ">"):
-            break  # the quotation ends, and the block with it
+            break  # the quotation ends, and so does the block
         end += 1
     begin, kind = at + 1, kind_of_fence(info)
     if info.lstrip().startswith("{"):
@@ -229,7 +226,7 @@ def fenced(lines: list[str], at: int, prefix: str, fence: re.Match[str], pieces:
 
 
 def is_plain(info: str) -> bool:
-    """Whether the text behind a fence names no language."""
+    """Whether the text after a fence names no language."""
     attributes = ATTRIBUTES.match(info.strip())
     if attributes is None:
         return info.strip().lower() in PLAIN
@@ -237,7 +234,7 @@ def is_plain(info: str) -> bool:
 
 
 def after_options(lines: list[str], begin: int, end: int) -> int:
-    """The first line of code behind `:option: value` lines, or behind options between `---` lines."""
+    """The index of the first line of code after `:option: value` lines, or after options between `---` lines."""
     bare = [line.strip(" \t>\r\n") for line in lines[begin:end]]
     if bare[:1] == ["---"] and "---" in bare[1:]:
         return begin + bare.index("---", 1) + 1
@@ -254,7 +251,7 @@ def first_part(line: str) -> str:
 def indented(
     lines: list[str], at: int, prefix: str, kind: Kind | None, pieces: list[Piece], has_options: bool = False
 ) -> int:
-    """Take the indented block below a line of reStructuredText; the index after it."""
+    """Add the indented block below a line of reStructuredText; returns the index of the line after it."""
     outer = re.sub(r"[^ \t]", " ", prefix)
     begin = at + 1
     while begin < len(lines) and (
@@ -262,7 +259,7 @@ def indented(
     ):
         begin += 1
     if begin == at + 1 and not has_options:
-        return at + 1  # no blank line: no literal block
+        return at + 1  # without a blank line it is not a literal block
     end = begin
     while end < len(lines) and (not lines[end].strip() or is_deeper(lines[end], outer)):
         end += 1
@@ -274,7 +271,7 @@ def indented(
 
 
 def leading(line: str, more: str = "") -> str:
-    """The blanks at the beginning of a line."""
+    """The indentation of a line."""
     return line[: len(line) - len(line.lstrip(" \t" + more))]
 
 
@@ -283,7 +280,7 @@ def is_deeper(line: str, outer: str) -> bool:
 
 
 def take(lines: list[str], begin: int, end: int, margin: str, kind: Kind | None, pieces: list[Piece]) -> None:
-    """Add the pieces of a block: one, or its examples."""
+    """Add the pieces of a block: the whole block, or each of its doctest examples."""
     if kind is None:
         return
     if kind != "shell" and any(PROMPT.match(line) for line in lines[begin:end]):
@@ -304,7 +301,7 @@ def take(lines: list[str], begin: int, end: int, margin: str, kind: Kind | None,
 
 
 def examples(lines: list[str], at: int, stop: int, pieces: list[Piece]) -> int:
-    """Take one doctest example: its prompt and the continuation lines."""
+    """Add one doctest example, the line with its prompt and the continuation lines; returns the index after it."""
     match = PROMPT.match(lines[at])
     assert match is not None
     margin, prompt = match.groups()
@@ -322,7 +319,7 @@ def examples(lines: list[str], at: int, stop: int, pieces: list[Piece]) -> int:
 
 
 def put_back(piece: Piece, source: str, old: list[str]) -> list[str]:
-    """The lines of a new source with margin and prompts; lines that did not change keep their very characters."""
+    """The lines of a new source with margin and prompts; unchanged lines keep their exact characters."""
     lines = source.splitlines(keepends=True)
     if piece.prompts is None:
         empty = piece.margin.rstrip() if ">" in piece.margin else ""
@@ -343,7 +340,7 @@ def put_back(piece: Piece, source: str, old: list[str]) -> list[str]:
     statement = True
     for line in lines:
         prompt = first if statement else more
-        # a split import: two examples, which IPython takes as one
+        # an import that was split makes two examples; IPython accepts them as one
         statement = first == ">>>" and line.startswith("from ") and not line.rstrip().endswith("(")
         result.append(f"{piece.margin}{prompt} {line}" if line.strip() else f"{piece.margin}{prompt}{line}")
     return result

@@ -27,11 +27,11 @@ from .nesting import joined_strings, too_deep
 
 
 class Unreadable(Exception):
-    """Why a source cannot be read; the file is left alone."""
+    """A source cannot be read; the message says why. The file is left unchanged."""
 
 
 class Migrated:
-    """The outcome for one source."""
+    """What was rewritten in one source, and what was left."""
 
     def __init__(self) -> None:
         self.rewritten: list[Diagnostic] = []
@@ -39,7 +39,7 @@ class Migrated:
 
 
 def package_of(path: str) -> tuple[str | None, bool]:
-    """Dotted package of a file inside a folder of our package's name, for relative imports; whether it is __init__."""
+    """The dotted package of a file inside a folder with our package's name, else None; and whether it is `__init__`."""
     parts = path.replace("\\", "/").split("/")
     is_init = parts[-1] in ("__init__.py", "__init__.pyi")
     if PACKAGE not in parts[:-1]:
@@ -49,7 +49,7 @@ def package_of(path: str) -> tuple[str | None, bool]:
 
 
 def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
-    """New source and report; the source itself if nothing is to be done. Raises Unreadable."""
+    """The new source, or the same one if nothing changes, and the report; raises Unreadable."""
     if b"\0" in source:
         raise Unreadable("it contains a null byte")
     why = too_deep(source)
@@ -93,7 +93,7 @@ def migrate_module(
     else:
         changes, imports = plan(module, index, settings, is_init, silence)
     result = Migrated()
-    found: list[tuple[Diagnostic, cst.CSTNode]] = []  # what stands where
+    found: list[tuple[Diagnostic, cst.CSTNode]] = []  # the node of each diagnostic
     for node, rewritten in changes.rewritten:
         entry = replace(rewritten, line=index.lines[node])
         result.rewritten.append(entry)
@@ -103,7 +103,7 @@ def migrate_module(
         found.append((result.rewritten[-1], edited))
     lines = source.splitlines()
     todos: dict[cst.CSTNode, list[str]] = {}
-    seen: set[cst.CSTNode] = set()  # marks of earlier runs that still hold
+    seen: set[cst.CSTNode] = set()  # marks of earlier runs that are still valid
     known: set[tuple[int, str, str]] = set()
     for node, left in changes.todos:
         entry = replace(left, line=index.line_of(node))
@@ -118,11 +118,11 @@ def migrate_module(
         result.left.append(entry)
         found.append((entry, node))
         if left.rule == "HIER115":
-            continue  # no mark: this report disappears when the other file is migrated
+            continue  # no mark: the reason disappears when the other file is migrated
         if node in index.magics:
-            continue  # nothing can stand above the first line of a cell
+            continue  # no line may be added above the first line of a cell
         if changes.whole is not None and (node, left.rule) not in changes.whole.left_nodes:
-            continue  # no mark: the other rules resolve this use, and the mark would stay
+            continue  # no mark: the rules that are not selected resolve this use, and the mark would remain
         text = mark_text(left, lines[index.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
@@ -152,7 +152,7 @@ def migrate_module(
 def stale_marks(
     imports: dict[ImportStatement, Edit], changes: Changes, seen: set[cst.CSTNode]
 ) -> set[cst.CSTNode]:
-    """The marks above imports that change whose reason is gone: the file that took the name from here no longer does."""
+    """The outdated marks above changed imports: the file that took the name from here no longer does."""
     module, index = changes.context.module, changes.context.source
     held = set(seen)
     for node, left in changes.whole.todos if changes.whole is not None else ():
@@ -190,7 +190,7 @@ def plan(
 
 
 def has_use(source: str, path: str, settings: Settings) -> bool:
-    """Whether a source of its own uses the removed API."""
+    """Whether a source, on its own, uses the removed API."""
     try:
         report = migrate_source(source.encode(), path, Settings(facts=settings.facts))[1]
     except (Unreadable, UnicodeEncodeError):
@@ -199,7 +199,7 @@ def has_use(source: str, path: str, settings: Settings) -> bool:
 
 
 def imports_of_own_init(index: SourceIndex, is_init: bool) -> list[cst.ImportFrom]:
-    """What the `__init__` of a package of our name imports from its own modules that are gone."""
+    """The imports from removed modules in the `__init__` of a package with our name."""
     if not (is_init and index.package == PACKAGE):
         return []
     return [
@@ -212,9 +212,9 @@ def imports_of_own_init(index: SourceIndex, is_init: bool) -> list[cst.ImportFro
 
 
 def render(old: cst.Module, new: cst.Module, source: bytes, known: dict[cst.CSTNode, str]) -> bytes:
-    """The bytes of the changed module; raises Unreadable unless the old one gives back the source to the byte.
+    """The bytes of the changed module; raises Unreadable unless the old module renders to exactly the source.
 
-    Statements that did not change are rendered once and serve both purposes; `known` takes the code of all.
+    Unchanged statements are rendered only once; `known` caches the code of every statement.
     """
     if whole(old, known) != source:
         raise Unreadable("the parser does not give back the same bytes")
@@ -222,7 +222,7 @@ def render(old: cst.Module, new: cst.Module, source: bytes, known: dict[cst.CSTN
 
 
 def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
-    """`module.bytes`, with statements whose code is known."""
+    """`module.bytes`, with the code of statements from a cache."""
     parts = (*module.header, *module.body, *module.footer)
     for part in parts:
         if part not in known:
@@ -233,7 +233,7 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
 
 
 def mark_text(left: Diagnostic, line: bytes, settings: Settings) -> str:
-    """The mark above a statement that begins on a line, as much of it as the project's lines have room for."""
+    """The mark for a statement that begins on a line, shortened if the project's line length requires it."""
     reason = left.rule
     text = f"{TODO}{reason} {left.text or REASONS[reason]}"
     if not settings.line_length:
@@ -246,7 +246,7 @@ def mark_text(left: Diagnostic, line: bytes, settings: Settings) -> str:
 def marks_above(
     line: cst.CSTNode, module: cst.Module, index: SourceIndex, reason: str | None = None
 ) -> list[cst.CSTNode]:
-    """The marks, for this reason or any, that an earlier run put above the statement."""
+    """The marks for a reason, or for any, that an earlier run put above the statement."""
     above = list(getattr(line, "leading_lines", ()))
     if module.body and module.body[0] is line:
         above += module.header

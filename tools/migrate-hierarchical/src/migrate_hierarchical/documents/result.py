@@ -1,4 +1,4 @@
-"""The result of migrating one file; plain data, so that worker processes can send it."""
+"""The result of migrating one file: plain data that worker processes can send."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..diagnostic import Diagnostic
 
 @dataclass
 class Result:
-    """Everything about one file. `new` is None when nothing changes."""
+    """The result for one file; `new` is None if nothing changes."""
 
     path: str
     new: bytes | None = None
@@ -17,5 +17,5 @@ class Result:
     left: list[Diagnostic] = field(default_factory=list)
     error: str | None = None
     old: bytes = b""
-    # files that import from it what changes: written before it
+    # the files that import changed names from it, which are written before it
     takers: list[str] = field(default_factory=list)
