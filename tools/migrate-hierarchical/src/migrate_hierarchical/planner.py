@@ -142,7 +142,7 @@ class Planner:
             changes.handled.add(call)
             return None
         if EFFECT.search(context.module.code_for_node(call)) and loses_effect(call, decision):
-            changes.leave(call, "HIER112", "an argument that goes binds a name or awaits")
+            changes.leave(call, "HIER112", "an argument that is removed binds a name or awaits")
             changes.handled.add(call)
             return None
         if use.name in (FACTORY, GET_PRESET):

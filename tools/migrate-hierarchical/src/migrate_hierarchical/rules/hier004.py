@@ -15,8 +15,8 @@ from .module import Old, module_call
 RULE = "HIER004"
 
 IGNORED = {
-    "embed_dim": "embed_dim had no effect and goes",
-    "num_heads": "num_heads had no effect and goes",
+    "embed_dim": "embed_dim had no effect and is removed",
+    "num_heads": "num_heads had no effect and is removed",
 }
 
 

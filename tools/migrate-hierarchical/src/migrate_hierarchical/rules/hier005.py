@@ -18,7 +18,7 @@ from .module import Old, module_call
 RULE = "HIER005"
 
 IGNORED = {
-    name: f"{name} had no effect on the hierarchical variant and goes"
+    name: f"{name} had no effect on the hierarchical variant and is removed"
     for name in ("embed_dim", "num_heads", "adaptive_config", "distributed_config")
 }
 OLD = Old(RULE, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
@@ -64,7 +64,7 @@ def without_keyword(
     keeps_name = isinstance(use.node, cst.Name)
     # a member of a module: that may be one which is gone
     function = call.func if keeps_name else changes.name(use, use.name)
-    notes = [f"hierarchical_config had no effect on {form} and goes"]
+    notes = [f"hierarchical_config had no effect on {form} and is removed"]
     positional = [arg for arg in call.args if arg.keyword is None and not arg.star]
     if len(positional) > FACTORY_PARAMETERS.index("hierarchical_config"):
         style = context.style(call)

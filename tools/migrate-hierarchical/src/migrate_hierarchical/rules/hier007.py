@@ -42,12 +42,14 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
     if style is None:
         return Diagnostic("HIER112", "inside nested f-strings")
     notes = [
-        f"{name} had no effect on the hierarchical pattern and goes" for name in NO_EFFECT if name in named
+        f"{name} had no effect on the hierarchical pattern and is removed"
+        for name in NO_EFFECT
+        if name in named
     ]
     ratio = ratio_of(named.get("sparsity_ratio"))
     if "sparsity_ratio" in named and ratio is None:
         notes.append("sparsity_ratio had no effect on the hierarchical pattern: the default is used")
-    notes += [f"{name} is no argument and goes" for name in named if name not in PATTERN_PARAMETERS]
+    notes += [f"{name} is not an argument and is removed" for name in named if name not in PATTERN_PARAMETERS]
     function = changes.name(use, PATTERN)
     block_sizes, other = block_sizes_of(named.get("block_size"), notes)
 
