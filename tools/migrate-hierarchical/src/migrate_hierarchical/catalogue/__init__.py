@@ -1,4 +1,4 @@
-"""The ids of all rules and reasons with their texts, from one file for each rule; none needs libcst."""
+"""The ids and texts of all rules and reasons, one file per rule; nothing here needs libcst."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation says of each reason beside its line in reasons.py; all texts are Markdown."""
+"""The texts of the documentation about each reason in reasons.py, as Markdown."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ PACKAGE = "from dilated_attention_pytorch import "
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why the codemod does not rewrite such a use, and how a person does."""
+    """Why the codemod does not rewrite such a use, and how to do it by hand."""
 
     why: str
     todo: str
     before: str
-    by_hand: str = ""  # `before`, finished; empty where it is no Python
+    by_hand: str = ""  # `before`, finished by hand; empty if it is not Python
     path: str = "example.py"
-    beside: tuple[str, str] = ("", "")  # the path and the content of a file that the run is not given
+    beside: tuple[str, str] = ("", "")  # path and content of a file that is not given to the run
 
 
 EXPLANATIONS = {
     "HIER101": Explanation(
         """\
-A subclass may override any method of the old class, most of which the new one does not have.
+A subclass may override any method of the old class, and the new class does not have most of them.
 """,
         """\
-The pattern is data now: most subclasses become a `SparsePatternConfig`, or a mask for `BlockLayout.from_dense`. What
-remains subclasses `BlockSparseAttention`, whose first argument is the pattern.
+A pattern is data now: most subclasses can be replaced by a `SparsePatternConfig`, or by a mask for
+`BlockLayout.from_dense`. If you still need a subclass, derive it from `BlockSparseAttention`, whose first argument is
+the pattern.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -47,11 +48,11 @@ class Attention(BlockSparseAttention):
     ),
     "HIER102": Explanation(
         """\
-The new classes have no levels, and other methods that look at a pattern, with other results.
+The new classes have no levels, and inspect patterns with different methods, which return different results.
 """,
         """\
-`module.layout(tokens)` is the layout that a module uses. Its `stats()` has the counts and the density, `plot()` the
-picture, `coverage()` and `hops_to_full_coverage()` what it connects.
+`module.layout(tokens)` returns the layout that a module uses. Its `stats()` returns the counts and the density,
+`plot()` draws it, and `coverage()` and `hops_to_full_coverage()` tell which tokens it connects.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -77,12 +78,12 @@ print(model.layout(16_384).stats())
     ),
     "HIER103": Explanation(
         """\
-A name in a string is looked up when the program runs, perhaps together with others; what is done with the result is not
-visible here.
+A name in a string is looked up when the program runs, perhaps as one of several; what the program does with the result
+is not visible here.
 """,
         """\
-Write the name that replaces it, and look at what is made of the result: the class becomes `BlockSparseAttention`, whose
-first argument is the pattern.
+Write the name that replaces it, and check how the result is used: the class becomes `BlockSparseAttention`, whose first
+argument is the pattern.
 """,
         """\
 import importlib
@@ -99,11 +100,11 @@ print(module.__name__)
     ),
     "HIER104": Explanation(
         """\
-Unpacked arguments may hold `segment_lengths` or `hierarchical_config`, or may not.
+Unpacked arguments may or may not contain `segment_lengths` or `hierarchical_config`.
 """,
         """\
-Name the arguments in the call, and run again. Or write the new call, and rename `hierarchical_config` to
-`sparse_config` where the dictionary is filled.
+Name the arguments in the call and run the codemod again. Or write the new call yourself, and rename
+`hierarchical_config` to `sparse_config` where the dictionary is filled.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -120,8 +121,8 @@ model = BlockSparseAttention(**options)
     ),
     "HIER105": Explanation(
         """\
-Which variant, preset or pattern is meant shows only when the program runs, and the file speaks of the hierarchical one,
-or another file of the project keeps it under that name or passes it to that function.
+Only the running program knows which variant, preset or pattern is meant. It may be the hierarchical one: this file
+mentions it, or another file of the project stores it under that name or passes it to that function.
 """,
         """\
 Drop `"hierarchical"` from the choices, or map it to `"base"` with a `SparsePatternConfig`.
@@ -143,10 +144,10 @@ model = create_block_sparse_attention(variant, sparse_config=SparsePatternConfig
     ),
     "HIER106": Explanation(
         """\
-What arrives there may be an old configuration, a new one or `None`; the new argument takes only the new one.
+The value may be an old configuration, a new one or `None`; the new argument accepts only a new one.
 """,
         """\
-Find where the value is made, and make a `SparsePatternConfig` there.
+Find the place where the value is created, and create a `SparsePatternConfig` there.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -165,10 +166,10 @@ def build(config: SparsePatternConfig):
     ),
     "HIER107": Explanation(
         """\
-The name means the removed one in some runs and something else in others, and a call must fit both.
+The name refers to the removed one in some runs and to something else in others, and a call must fit both.
 """,
         """\
-Keep the binding that is still needed. A fallback for an old version of the package has nothing to fall back to now.
+Keep the binding that is still needed. A fallback for an old version of the package serves no purpose any more.
 """,
         f"""\
 try:
@@ -186,7 +187,7 @@ model = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.01))
     ),
     "HIER108": Explanation(
         """\
-Where a name comes from a star import or through another module, another file decides what it means.
+If a name comes from a star import or from another module, another file decides what it refers to.
 """,
         """\
 Import the new names by name from `dilated_attention_pytorch`.
@@ -204,14 +205,16 @@ model = BlockSparseAttention(SparsePatternConfig(sparsity_ratio=0.01))
     ),
     "HIER109": Explanation(
         """\
-What is called through a registry, a variable or `partial` gets its arguments somewhere else, in the old form.
+A callable in a registry, a variable or a `partial` gets its arguments elsewhere, in the old form.
 
-An import that the file itself does not need stays for others, *removed name that others import here*: another file takes
-the name from here, or looks it up while it runs, and has a use that is left to a person. The report names that file.
+An import that the file itself does not need may be kept, with the report *removed name that others import here*:
+another file imports the name from here or looks it up at run time, and has a use that you have to finish by hand. The
+report names that file.
 """,
         """\
-Put a function with the new arguments in its place, or the class `BlockSparseAttention`, and change the places that
-call it. For an import finish the file that the report names and run again: the import is migrated, and its mark goes.
+Replace it by a function with the new arguments, or by the class `BlockSparseAttention`, and change the places that
+call it. For an import, finish the file that the report names and run the codemod again: it migrates the import and
+removes its mark.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -228,11 +231,11 @@ model = MODELS["sparse"](SparsePatternConfig(sparsity_ratio=0.01))
     ),
     "HIER110": Explanation(
         """\
-The call is rewritten, with an argument that the old module took and the new one refuses: the codemod does not delete
-what you asked for.
+The call is rewritten, but has an argument that the old module accepted and the new one refuses: the codemod does not
+delete what you asked for.
 """,
         """\
-Delete the argument. The new module keeps its layouts by itself and has no memory pool to switch on.
+Delete the argument. The new module caches its layouts itself and has no memory pool.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -256,10 +259,10 @@ model = create_block_sparse_attention(
     ),
     "HIER111": Explanation(
         """\
-The call failed before too, or the code means another function of that name.
+The call failed before too, or it refers to another function of that name.
 """,
         """\
-If it is dead code, delete it; else write the call that was meant.
+If it is dead code, delete it. Otherwise write the call that was meant.
 """,
         f"""\
 {PACKAGE}create_hierarchical_block_sparse
@@ -274,11 +277,11 @@ model = get_block_sparse_preset("ultra_sparse")
     ),
     "HIER112": Explanation(
         """\
-The new call has more or other arguments: an argument that goes would take a `:=`, `await` or `yield` with it, and a
-nested f-string has no room for the quotes.
+The new call has other arguments. Removing an argument that contains `:=`, `await` or `yield` would change what the
+program does, and a nested f-string cannot contain the quotes of the new ones.
 """,
         """\
-Give the part a statement of its own, and run again.
+Move that part to a statement of its own, and run the codemod again.
 """,
         f"""\
 {PACKAGE}BlockSparseHierarchical
@@ -296,8 +299,8 @@ print(rates)
     ),
     "HIER113": Explanation(
         """\
-A dictionary, an attribute or a call of your own holds the old word; whether it ends at the library shows only when the
-program runs.
+A dictionary, an attribute or a call of your own function contains the old word; only the running program knows whether
+it reaches the library.
 """,
         """\
 Write `"base"` for the variant, `"dilated_sparse"` for the pattern, and `sparse_config` with a `SparsePatternConfig` for
@@ -318,10 +321,10 @@ config = replace(SparsePatternConfig(), pattern_type="dilated_sparse")
     ),
     "HIER114": Explanation(
         """\
-The module is gone, and the name is none of those that the codemod knows to be at the package root now.
+The module is gone, and the codemod does not know the name to be available from the package now.
 """,
         """\
-Import what remains from `dilated_attention_pytorch`; of what does not, a copy of your own.
+Import what still exists from `dilated_attention_pytorch`; write your own replacement for the rest.
 """,
         """\
 from dilated_attention_pytorch.block_sparse_hierarchical import BlockSparseHierarchical, logger
@@ -340,14 +343,15 @@ logger.info("made")
     ),
     "HIER115": Explanation(
         """\
-Another file of the project takes the name from this one. It would break if this file were migrated alone, so the file
-is left whole. A run by pre-commit, which passes the staged files only, ends so.
+Another file of the project imports the name from this one. It would break if this file were migrated alone, so this
+file is left unchanged. This can happen with pre-commit, which passes only the staged files.
 
-Where the two files take names from each other, neither can be the first. Then all of the file is migrated but the import
-that the other takes, which stays without a mark until the other is migrated too.
+If two files import names from each other, neither can be the first. Then the whole file is migrated except for the
+imports that the other file needs, which stay without a mark until the other file is migrated too.
 """,
         """\
-Run on both, or on the whole project. Files that take names from each other may also be run one by one, each of them twice.
+Run the codemod on both files, or on the whole project. Files that import names from each other can also be migrated
+one by one, each of them twice.
 """,
         f"""\
 {PACKAGE}HierarchicalConfig
@@ -359,11 +363,11 @@ config = HierarchicalConfig()
     ),
     "HIER116": Explanation(
         """\
-The code tests that the variant is gone: it stands in `pytest.raises`, `assertRaises`, a test marked `xfail`, or a `try`
-that fails where nothing was raised. Rewritten, it would raise nothing and the test would fail.
+The code tests that the variant is gone: it is inside `pytest.raises`, `assertRaises`, a test marked `xfail`, or a `try`
+that fails if nothing was raised. Rewritten, it would raise nothing and the test would fail.
 """,
         """\
-Keep the test with `# noqa: HIER116` on the line, or delete it with what it tests.
+Keep the test, with `# noqa: HIER116` on the line, or delete it.
 """,
         f"""\
 import pytest
@@ -380,7 +384,7 @@ with pytest.raises(ImportError):
     ),
     "HIER120": Explanation(
         """\
-YAML, TOML, JSON and shell files are searched and never changed: what reads them is not known.
+YAML, TOML, JSON and shell files are searched but never changed, because it is not known what reads them.
 """,
         """\
 Edit the file by hand, together with the code that reads it.

@@ -28,11 +28,11 @@ model = create_block_sparse_attention(
 )
 """,
     why="""\
-The class is gone; the factory makes the module that replaces it.
+The class is gone; the factory creates the module that replaces it.
 """,
     safe="""\
-`q`, `k`, `v` and the output keep their shapes, `is_causal` its meaning. `device`, `dtype` and `dropout` pass on, and
-so does the `block_size` of a `sparse_config`, its only field that had an effect.
+`q`, `k`, `v` and the output keep their shapes, and `is_causal` its meaning. `device`, `dtype` and `dropout` are passed
+on, and so is the `block_size` of a `sparse_config`, the only one of its fields that had an effect.
 """,
     changes=(OTHER_BLOCKS, ONE_SEGMENT),
 )

@@ -29,20 +29,20 @@ model = create_block_sparse_attention(
 )
 """,
     why="""\
-The pattern of a module is a `SparsePatternConfig` now. It takes a ratio and rates in place of levels.
+The pattern of a module is now a `SparsePatternConfig`, which takes a ratio and rates instead of levels.
 """,
     safe="""\
-The variable keeps its name, and `hierarchical_config=config` becomes `sparse_config=config`. A comment beside a level
+The variable keeps its name, and `hierarchical_config=config` becomes `sparse_config=config`. A comment next to a level
 moves above the statement.
 """,
     changes=(
         """\
-The levels are dropped, whatever they were: every configuration becomes `--sparsity-ratio` and `--dilation-rates`. For
-each literal configuration the report says the density that it really had and the one that it has now; two of the four
-presets kept all blocks.
+All levels are dropped: every configuration gets `--sparsity-ratio` and `--dilation-rates`. For each literal
+configuration the report states the density that it really had and the one that it has now; two of the four presets
+kept all blocks.
 """,
         """\
-`get_hierarchical_presets()` becomes a dictionary with the old names and equal values.
+`get_hierarchical_presets()` becomes a dictionary with the old names, all with the same value.
 """,
     ),
 )

@@ -1,4 +1,4 @@
-"""HIER003: the function that made a module from the name of a configuration."""
+"""HIER003: the function that created a module from the name of a configuration."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ model = create_block_sparse_attention(
 )
 """,
     why="""\
-The function is gone with the class that it made.
+The function is gone together with the class that it created.
 """,
     safe="""\
-The arguments that had an effect pass on, as with [HIER001](HIER001.md).
+The arguments that had an effect are passed on, as in [HIER001](HIER001.md).
 """,
     changes=(OTHER_BLOCKS, SAME_PRESETS, ONE_SEGMENT),
 )

@@ -27,11 +27,11 @@ model = create_block_sparse_attention(
 )
 """,
     why="""\
-The function is gone with the class that it made.
+The function is gone together with the class that it created.
 """,
     safe="""\
-`embed_dim` and `num_heads` had no effect and go, with a note in the report. The module takes q, k and v, as before;
-it has no projections.
+`embed_dim` and `num_heads` had no effect and are removed, with a note in the report. The module takes q, k and v as
+before; it has no projections.
 """,
     changes=(OTHER_BLOCKS, ONE_SEGMENT),
 )

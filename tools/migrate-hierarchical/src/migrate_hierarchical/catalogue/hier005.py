@@ -28,11 +28,11 @@ model = create_block_sparse_attention(
 )
 """,
     why="""\
-The factory has no hierarchical variant any more, and refuses `hierarchical_config`.
+The factory no longer has a hierarchical variant, and refuses `hierarchical_config`.
 """,
     safe="""\
-A call that asked for another variant and passed `hierarchical_config` beside it did not use it: only the argument
-goes, with a note. So it is with `"auto"` beside `embed_dim` and `num_heads`, which meant the multi-head variant.
+A call that asked for another variant ignored `hierarchical_config`: only that argument is removed, with a note. The
+same holds for `"auto"` with `embed_dim` and `num_heads`, which meant the multi-head variant.
 """,
     changes=(OTHER_BLOCKS, ONE_SEGMENT, KEPT_RATIOS),
 )

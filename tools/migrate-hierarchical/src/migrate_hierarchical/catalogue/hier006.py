@@ -30,8 +30,8 @@ model = create_block_sparse_attention(
 The presets `hierarchical_standard`, `hierarchical_fine` and `hierarchical_long` are gone.
 """,
     safe="""\
-Keywords that override the preset pass on. A preset that still exists keeps its name; a `hierarchical_config` beside
-it had no effect and goes.
+Keywords that override the preset are passed on. A preset that still exists keeps its name; a `hierarchical_config`
+next to it had no effect and is removed.
 """,
     changes=(OTHER_BLOCKS, SAME_PRESETS, KEPT_RATIOS),
 )

@@ -26,8 +26,8 @@ config = SparsePatternConfig(
 `pattern_type="hierarchical"` is refused.
 """,
     safe="""\
-A `block_size` that is a power of two from 16 to 256 passes on, another becomes the nearest one, with a note.
-`window_size`, `global_tokens` and `dilation_rates` had no effect and go, with a note.
+A `block_size` that is a power of two from 16 to 256 is kept; any other becomes the nearest one, with a note.
+`window_size`, `global_tokens` and `dilation_rates` had no effect and are removed, with a note.
 """,
     changes=(OTHER_BLOCKS, KEPT_RATIOS),
 )

@@ -1,4 +1,4 @@
-"""HIER008: removed classes where a type is meant."""
+"""HIER008: removed classes used as types."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def size(model: BlockSparseAttention, config: "SparsePatternConfig") -> bool:
 The classes no longer exist, so an annotation that is evaluated, an `isinstance` or a re-export of them fails.
 """,
     safe="""\
-Only names that mean a type are renamed: in annotations, also those in strings, in `isinstance`, `cast`, `type[...]`,
-`__all__` and re-exports. A class of your own or of another package with such a name is left alone.
+Only names used as types are renamed: in annotations, including strings, in `isinstance`, `cast` and `type[...]`, and in
+`__all__` and re-exports. A class of your own or of another package with the same name is left unchanged.
 """,
     changes=(),
 )

@@ -6,7 +6,7 @@ from .rule import Rule
 
 RULE = Rule(
     "HIER009",
-    "imports of removed names and modules are renamed, moved to the package root, or go",
+    "imports of removed names and modules are renamed, moved to the package root, or removed",
     """\
 from dilated_attention_pytorch.block_sparse_hierarchical import BlockSparseHierarchical as Attention
 
@@ -31,7 +31,7 @@ The removed names cannot be imported, and the modules that held them are gone.
 """,
     safe="""\
 New names are added in the style that the file uses: from the package, as members of a module, relative, in `try` or
-under `TYPE_CHECKING`. An import that is no longer used goes, with its own comment only.
+under `TYPE_CHECKING`. An import that is no longer used is removed, together with its own comment only.
 """,
     changes=(),
 )

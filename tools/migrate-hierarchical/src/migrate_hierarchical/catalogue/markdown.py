@@ -6,7 +6,7 @@ from . import REASONS, RULES
 
 
 def rules_as_markdown() -> str:
-    """Every rule with its code before and after, then the reasons why a use is left."""
+    """Every rule with its code before and after, then the reasons why uses are left to a person."""
     parts = []
     for rule in RULES:
         parts.append(f"### {rule.id}\n\n{rule.summary[0].upper()}{rule.summary[1:]}.\n")

@@ -20,7 +20,7 @@ REASONS = {
     "HIER120": "removed name in a file that is never changed: edit it by hand",
 }
 
-# What HIER109 and HIER115 say of an import.
+# The texts of HIER109 and HIER115 for imports.
 TAKEN = "removed name that others import here: change those files first"
 EXPORTED = "removed name that is exported: export what replaces it"
 AWAITED = "import left as it is, because a file that was not given takes it from here: run on both"

@@ -1,4 +1,4 @@
-"""What the report and the documentation say of a rule. Nothing of the catalogue needs libcst."""
+"""The texts of a rule in the report and the documentation."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ class Rule:
     before: str
     after: str
     why: str
-    safe: str  # what stays as it was
-    changes: Sequence[str]  # what the new code does otherwise; empty where it does nothing otherwise
+    safe: str  # what does not change
+    changes: Sequence[str]  # how the new code behaves differently; empty if it does not
 
 
-# What most rules change.
+# Changes that several rules share.
 OTHER_BLOCKS = """\
-The new module computes other blocks, so its output differs: train again, or fine-tune. The report says the density and
-the coverage of the old configuration and of the new one at `--seq-len`. The old module also normalised every block on
-its own; the new one has one softmax over all keys that a query may see.
+The new module computes different blocks, so its output differs: train again or fine-tune. The report compares the
+density and the coverage of the old and the new configuration at `--seq-len`. The old module also normalised every
+block separately; the new one has one softmax over all keys that a query may see.
 """
 ONE_SEGMENT = """\
-Of `segment_lengths` one is left, because the scales now live in the pattern: a literal list keeps its first element, any
-other expression becomes `expression[:1]`.
+Only one of the `segment_lengths` is left, because the scales are part of the pattern now: a literal list keeps its
+first element, any other expression becomes `expression[:1]`.
 """
 SAME_PRESETS = """\
-What differed between the presets is gone: each becomes the same pattern.
+The presets no longer differ: each becomes the same pattern.
 """
 KEPT_RATIOS = """\
-An explicit literal `sparsity_ratio` up to 0.05 is kept. Any other becomes the default, with a note, because the old
-pattern ignored it.
+An explicit literal `sparsity_ratio` of at most 0.05 is kept. Any other becomes the default, with a note, because the
+old pattern ignored it.
 """
