@@ -19,7 +19,7 @@ from .engine import may_hold_use
 from .runner import Watch, migrate_hits, read_files, write_all
 from .settings import Settings, UsageError, load, suggestion
 
-WORTH_A_BAR = 8  # files with a use; fewer are done before one would look
+WORTH_A_BAR = 8  # files with a use; fewer are done too quickly for a progress bar
 SKIPPED = "skipped, although it holds an __init__.py: name it to have it looked at"
 FORMATS = ("text", "json", "sarif", "github")
 
@@ -44,7 +44,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says which word may be meant."""
+    """A parser that suggests the closest word for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: (\S+)", message)
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 class HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100)  # asking the terminal imports a slow module for every option
+        super().__init__(prog, width=100)  # a given width saves importing a slow module for every option
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         "2 bad usage, a file that could not be read, parsed or written, or uses that need a person. "
         "A comment `# noqa: HIER1xx` on the line of a use, or --ignore HIER1xx, silences its report for good: "
         "no TODO line, no entry, no exit status 2. In Python and notebooks a bare `# noqa` does too. "
-        "A file that contains `migrate-hierarchical: skip-file` is left alone.",
+        "A file that contains `migrate-hierarchical: skip-file` is left unchanged.",
     )
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help="files and folders; - reads stdin and writes stdout"
@@ -87,48 +87,52 @@ def build_parser() -> argparse.ArgumentParser:
         "--sparsity-ratio",
         type=float,
         metavar="R",
-        help="share of blocks that new patterns keep (0.01)",
+        help="fraction of the blocks that new patterns keep (0.01)",
         **suppressed,
     )
     new.add_argument(
         "--dilation-rates",
         type=integers,
         metavar="N,N",
-        help="their rates, in blocks (1,2,4,8)",
+        help="dilation rates of new patterns, in blocks (1,2,4,8)",
         **suppressed,
     )
     new.add_argument(
         "--line-length",
         type=int,
         metavar="N",
-        help="columns that a TODO line may take (those of ruff or black in the project's settings)",
+        help="maximum length of a TODO line (that of ruff or black in the project's settings)",
         **suppressed,
     )
-    new.add_argument("--explain", action="store_true", help="write beside both what they mean", **suppressed)
+    new.add_argument("--explain", action="store_true", help="add comments that explain both", **suppressed)
     files = parser.add_argument_group("files and rules")
     files.add_argument(
         "--include",
         action="append",
         metavar="GLOB",
-        help="only these files of a folder; may be repeated",
+        help="search only these files in folders; may be repeated",
         **suppressed,
     )
     files.add_argument(
-        "--exclude", action="append", metavar="GLOB", help="leave these out; may be repeated", **suppressed
+        "--exclude",
+        action="append",
+        metavar="GLOB",
+        help="skip these files and folders; may be repeated",
+        **suppressed,
     )
     files.add_argument(
         "--select",
         type=identifiers,
         metavar="ID,ID",
-        help="only these rules and reports; HIER1xx means all that begin with HIER1",
+        help="use only these rules and reports; HIER1xx means all that begin with HIER1",
         **suppressed,
     )
     files.add_argument(
-        "--ignore", type=identifiers, metavar="ID,ID", help="not these rules and reports", **suppressed
+        "--ignore", type=identifiers, metavar="ID,ID", help="leave out these rules and reports", **suppressed
     )
     files.add_argument("--list-rules", action="store_true", help="print every rule and reason, then stop")
     files.add_argument(
-        "--stdin-filename", metavar="PATH", default="stdin.py", help="what - is called (stdin.py)"
+        "--stdin-filename", metavar="PATH", default="stdin.py", help="file name for - (stdin.py)"
     )
     out = parser.add_argument_group("report")
     out.add_argument("--output-format", choices=FORMATS, default="text")
@@ -139,15 +143,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--seq-len",
         type=int,
         metavar="N",
-        help="tokens at which old and new patterns are compared (16384)",
+        help="number of tokens at which old and new patterns are compared (16384)",
         **suppressed,
     )
-    out.add_argument("--jobs", type=int, metavar="N", help="processes (0: one per core)", **suppressed)
+    out.add_argument(
+        "--jobs", type=int, metavar="N", help="number of processes (0: one per core)", **suppressed
+    )
     out.add_argument(
         "--time-limit",
         type=float,
         metavar="S",
-        help="seconds of processor time after which a file is left alone and reported (15; 0: none)",
+        help="seconds of CPU time after which a file is left unchanged and reported (15; 0: no limit)",
         **suppressed,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -161,12 +167,12 @@ def print_rules() -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; the exit status."""
+    """Run the command; returns the exit status."""
     streams.prepare()
     try:
         with stopped_by_signals():
             status = run(arguments)
-            streams.write("")  # what argparse has printed
+            streams.write("")  # flushes what argparse has printed
             return status
     except KeyboardInterrupt as stop:
         streams.complain("interrupted; every file is whole, old or new")
@@ -185,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def place_of(error: BaseException) -> str:
-    """File and line of the code that failed."""
+    """File and line of the code that raised an error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -194,7 +200,7 @@ def place_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let signals that end a process raise, so that temporary files and other processes go first."""
+    """Make terminating signals raise, so that temporary files and worker processes are cleaned up first."""
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers = [getattr(signal, name) for name in names]
     if threading.current_thread() is not threading.main_thread():
@@ -206,7 +212,7 @@ def stopped_by_signals() -> Iterator[None]:
 
     def stop(number: int, frame: object) -> NoReturn:
         for each in old:
-            signal.signal(each, signal.SIG_IGN)  # one is enough
+            signal.signal(each, signal.SIG_IGN)  # one signal is enough
         stopped.append(number)
         raise Stopped(number)
 
@@ -214,7 +220,7 @@ def stopped_by_signals() -> Iterator[None]:
         raise Stopped(stopped[0])
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
-        """An exception in a destructor: nothing to tell of while this ends, but it may be the one that ends it."""
+        """An exception in a destructor while the process ends: no message; if a signal raised it, raise it again."""
         if not stopped:
             hook(found)
         elif isinstance(found.exc_value, Stopped) and hasattr(signal, "setitimer"):
@@ -276,7 +282,7 @@ def run(arguments: list[str] | None) -> int:
 
 
 def check_report(path: str | None) -> None:
-    """Whether the report can be written where it is wanted, before anything is changed; raises UsageError."""
+    """Check, before anything is changed, that the report can be written; raises UsageError."""
     if path is None:
         return
     folder = os.path.dirname(path) or os.curdir
@@ -358,7 +364,7 @@ def progress(options: argparse.Namespace) -> Watch:
 
 
 def write_diff(result: Result) -> None:
-    """A unified diff that `patch -p1` takes, in the bytes of the file."""
+    """Write a unified diff for `patch -p1`, in the bytes of the file."""
     if result.new is None:
         return
     from .lines import unified_diff
