@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 
 import libcst as cst
 
-# a string that Python's own parser need not evaluate
+# A string literal without escapes, which needs no evaluation.
 PLAIN = re.compile(r"'([^'\\]*)'" + r'|"([^"\\]*)"')
 
 
 @dataclass
 class Arguments:
-    """The arguments of a call: those with a parameter name, and those without one."""
+    """The arguments of a call by parameter name, and unpacked ones."""
 
     named: dict[str, cst.BaseExpression] = field(default_factory=dict)
-    stars: list[cst.Arg] = field(default_factory=list)  # *args and **kwargs whose content is not known
+    stars: list[cst.Arg] = field(default_factory=list)  # *args and **kwargs with unknown content
     problem: str | None = None  # why the call does not fit the signature
 
     def literal(self, name: str) -> str | None:
-        """The string that an argument is, if it is a literal one."""
+        """The value of an argument that is a string literal; None otherwise."""
         return string_value(self.named.get(name))
 
 
 def string_value(node: cst.CSTNode | None) -> str | None:
-    """The text of a plain or implicitly concatenated string literal."""
+    """The value of a string literal, also of several that are concatenated implicitly; None for anything else."""
     if isinstance(node, cst.SimpleString):
         plain = PLAIN.fullmatch(node.value)
         if plain is not None:
@@ -42,7 +42,7 @@ def is_none(node: cst.CSTNode | None) -> bool:
 
 
 def literal_mapping(node: cst.BaseExpression) -> dict[str, cst.BaseExpression] | None:
-    """The items of `{"a": x}` or `dict(a=x)` with nothing unpacked in it, else None."""
+    """The items of `{"a": x}` or `dict(a=x)`; None for anything else, or if something is unpacked in it."""
     items: dict[str, cst.BaseExpression] = {}
     if isinstance(node, cst.Dict):
         for element in node.elements:
@@ -61,7 +61,7 @@ def literal_mapping(node: cst.BaseExpression) -> dict[str, cst.BaseExpression] |
 
 
 def read_arguments(args: Sequence[cst.Arg], parameters: Sequence[str]) -> Arguments:
-    """Name the positional arguments after the parameters, as Python would."""
+    """Assign positional arguments to parameters, as Python does."""
     result = Arguments()
     for position, arg in enumerate(args):
         if arg.star == "**":

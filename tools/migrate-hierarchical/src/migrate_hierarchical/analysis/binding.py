@@ -1,4 +1,4 @@
-"""What gives a name its value, and where names are looked up."""
+"""Bindings, which give names their values, and the scopes in which names are looked up."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ ImportStatement = cst.Import | cst.ImportFrom
 
 
 def syntax(*names: str) -> tuple[type, ...]:
-    """Node types by name; an older libcst lacks some of them."""
+    """The node types with these names; an older libcst lacks some of them."""
     return tuple(getattr(cst, name) for name in names if hasattr(cst, name))
 
 
-# A lazy import has the fields of the usual one, and one more.
+# A lazy import has one field more than an ordinary one.
 IMPORTS = syntax("Import", "LazyImport")
 IMPORTS_FROM = syntax("ImportFrom", "LazyImportFrom")
 
@@ -42,10 +42,10 @@ class Binding:
     target: str | None = None  # import: the dotted path that the name stands for
     statement: ImportStatement | None = None
     alias: cst.ImportAlias | None = None
-    value: cst.BaseExpression | None = None  # value: the expression; loop: what is looped over
+    value: cst.BaseExpression | None = None  # value: the expression; loop: the iterable
     index: int | None = None  # loop: position in the tuple of targets
     annotation: cst.BaseExpression | None = None
-    at: int = 0  # how many names the file reads above it
+    at: int = 0  # number of names that the file reads above it
 
     @property
     def is_declaration(self) -> bool:
@@ -72,7 +72,7 @@ class Scope:
         return list(self.ancestors())[-1]
 
     def lookup(self, name: str) -> list[Binding]:
-        """What a name read in this scope may mean; empty if nothing in the file binds it."""
+        """The bindings that a name read in this scope may have; empty if nothing in the file binds it."""
         for scope in self.ancestors():
             if scope.kind == "class" and scope is not self:
                 continue  # methods do not see the names of their class
@@ -83,7 +83,7 @@ class Scope:
                 continue
             if scope.kind != "class":
                 return found
-            if any(each.is_declaration for each in found):  # gives a name of a class no value
+            if any(each.is_declaration for each in found):  # which do not bind the name of a class attribute
                 found = [each for each in found if not each.is_declaration]
             if found:
                 return found
@@ -91,7 +91,7 @@ class Scope:
 
 
 def dotted(node: cst.CSTNode | None) -> str | None:
-    """`a.b.c` of a chain of names, None for anything else."""
+    """`a.b.c` for a chain of names; None for anything else."""
     if isinstance(node, cst.Name):
         return node.value
     if isinstance(node, cst.Attribute):
@@ -109,7 +109,7 @@ def local_name(alias: cst.ImportAlias) -> str:
 
 
 def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
-    """The plain names that an assignment target binds, each with its place in an outer tuple."""
+    """The plain names that an assignment target binds, each with its index in the outer tuple."""
     if isinstance(target, cst.Name):
         yield target, None
     elif isinstance(target, cst.Tuple | cst.List):
@@ -121,7 +121,7 @@ def target_names(target: cst.CSTNode) -> Iterator[tuple[cst.Name, int | None]]:
 
 
 def written_path(binding: Binding) -> str:
-    """The dotted path that an import gives to a name, with the dots of a relative one."""
+    """The dotted path that a name imports, with the dots of a relative import."""
     statement = binding.statement
     if is_import_from(statement) and statement.relative and binding.alias is not None:
         module = dotted(statement.module) if statement.module else ""

@@ -12,7 +12,7 @@ from .uses import Resolver, Use
 
 
 class Branches:
-    """The type tests of a file (`isinstance`, `singledispatch`) that ask for a successor of a removed class."""
+    """The type tests of a file (`isinstance`, `singledispatch`) for a successor of a removed class."""
 
     def __init__(self, module: cst.Module, source: SourceIndex, resolver: Resolver, roles: Roles) -> None:
         self.module, self.source, self.roles, self.parents = module, source, roles, source.parents
@@ -32,7 +32,7 @@ class Branches:
         return any(other is not place for other in self.asked.get((NEW_TYPES[use.name], key), ()))
 
     def question(self, use: Use) -> tuple[object, cst.CSTNode] | None:
-        """The subject of a test, and the whole test: `isinstance(x, (A, B)) or isinstance(x, C)` is one."""
+        """The subject of a test and the whole test; `isinstance(x, (A, B)) or isinstance(x, C)` is one test."""
         node: cst.CSTNode | None = use.node
         while node is not None and not isinstance(node, cst.Call | cst.FunctionDef | cst.BaseStatement):
             node = self.parents.get(node)

@@ -19,11 +19,11 @@ from .text import GAP, text_of
 
 @dataclass(frozen=True)
 class Choices:
-    """The strings that a value may be, and whether the list is complete."""
+    """The strings that a value may be, and whether there can be no others."""
 
     values: frozenset[str] = frozenset()
     complete: bool = True
-    # by which other files may give it others: `variant`, `build()` for a call, "" for none
+    # names through which other files may set other values: `variant`, `build()` for a call, "" for none
     names: frozenset[str] = frozenset()
 
 
@@ -45,7 +45,7 @@ class Chooser:
 
     def __init__(self, source: SourceIndex, origins: Origins, roles: Roles) -> None:
         self.source, self.origins, self.roles = source, origins, roles
-        self.steps = 0  # of one question
+        self.steps = 0  # taken for the current question
         self.calls: dict[cst.FunctionDef, list[tuple[cst.Call, Scope]]] = {}
 
     def goes_on(self, depth: int) -> bool:
@@ -84,7 +84,7 @@ class Chooser:
         text = text_of(node, self.source, scope)
         if text is None:
             return UNKNOWN
-        # f"hierarchical_{size}": whatever the rest is
+        # f"hierarchical_{size}", whatever the size is
         return Choices(frozenset({text.split(GAP)[0].rstrip("_")} - {""}), GAP not in text)
 
     def of_bindings(self, bindings: list[Binding], name: str, depth: int) -> Choices:
@@ -109,7 +109,7 @@ class Chooser:
         return UNKNOWN
 
     def declared(self, annotation: cst.BaseExpression) -> Choices | None:
-        """The values of an annotation that is `Literal[...]`."""
+        """The values of a `Literal[...]` annotation."""
         if not isinstance(annotation, cst.Subscript) or self.roles.typing_name(annotation.value) != "Literal":
             return None
         values = [
@@ -119,7 +119,7 @@ class Chooser:
         return Choices(frozenset(value for value in values if value is not None))
 
     def of_parameter(self, binding: Binding, name: str, depth: int) -> Choices:
-        """What the calls of a function in the file pass, where nothing but calls of it is seen."""
+        """What the calls of a function in the file pass, if the file does nothing but call it."""
         function, param = binding.scope.node, binding.node
         if not isinstance(function, cst.FunctionDef) or not isinstance(param, cst.Param):
             return UNKNOWN
@@ -145,7 +145,7 @@ class Chooser:
         return union(parts)
 
     def calls_of(self, function: cst.FunctionDef) -> list[tuple[cst.Call, Scope]]:
-        """The calls of a function of the file; none if it is used in another way too, or may be."""
+        """The calls of a function of the file; none if it is, or may be, used in any other way."""
         if function in self.calls:
             return self.calls[function]
         calls: list[tuple[cst.Call, Scope]] = []
@@ -183,7 +183,7 @@ class Chooser:
         return self.imported(imports[0], rest) if len(imports) == 1 else UNKNOWN
 
     def imported(self, binding: Binding, rest: str = "") -> Choices:
-        """A constant of another file, where that can be found."""
+        """The value of a constant of another file, if it can be found."""
         statement, alias = binding.statement, binding.alias
         if alias is None:
             return UNKNOWN
@@ -198,7 +198,7 @@ class Chooser:
         found = imported_strings(self.source.path, module, tuple(names)) if names else None
         if found is not None:
             return Choices(found)
-        # what another package gives has nothing to do with a file that uses the same name
+        # a value from another package is unrelated to files of the project that use the same name
         is_own = any(True for _ in files_of(self.source.path, module, tuple(names)))
         return Choices(complete=False, names=frozenset({names[-1] if names and is_own else ""}))
 
@@ -234,7 +234,7 @@ class Chooser:
         key: str | None = None,
         index: int | None = None,
     ) -> Choices:
-        """What a container holds: under a key, or all of it; `index` is the place in `for a, b in`."""
+        """The values in a container: that of a key, or all; `index` is the position in `for a, b in`."""
         depth += 1
         if not self.goes_on(depth):
             return UNKNOWN
@@ -289,7 +289,7 @@ class Chooser:
         )
 
     def each_inside(self, binding: Binding, depth: int, key: str | None) -> Choices:
-        """`x["key"]` where x loops over dictionaries."""
+        """`x["key"]` if x loops over dictionaries."""
         over = binding.value
         if isinstance(over, cst.Name):
             bindings = binding.scope.lookup(over.value)
@@ -309,7 +309,7 @@ def key_of(node: cst.Subscript) -> str | None:
 
 
 def names_of(node: cst.BaseExpression | None) -> Iterator[str]:
-    """The names through which an expression gets its value: a member, a key, an option or a function."""
+    """The names from which an expression gets its value: a member, a key, an option or a function."""
     if isinstance(node, cst.Name):
         yield node.value
     elif isinstance(node, cst.Attribute):

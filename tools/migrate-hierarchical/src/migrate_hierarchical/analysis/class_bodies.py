@@ -1,4 +1,4 @@
-"""Names that a class body reads before binding them: up to there they refer to the enclosing scope."""
+"""Names that a class body reads before binding them, which refer to the enclosing scope until then."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Source(Protocol):
 
 
 def look_before_binding(source: Source) -> None:
-    """Give each such read its own scope, in which the name has the meaning that it has there."""
+    """Give each such read a scope of its own, in which the name has the bindings that are visible there."""
     for index, node in enumerate(source.names):
         scope = source.scope_of[node]
         if scope.kind == "class" and node.value in scope.bindings:
@@ -37,13 +37,16 @@ def look_before_binding(source: Source) -> None:
             for word in set(WORD.findall(string.raw_value)) & scope.bindings.keys():
                 own, outside = scope.bindings[word], around(scope).lookup(word)
                 if outside and any(each.kind not in ("class", "import") for each in own):
-                    both[word] = [*own, *outside]  # typing.get_type_hints looks outside, type checkers do not
+                    both[word] = [
+                        *own,
+                        *outside,
+                    ]  # typing.get_type_hints sees the outer scope, type checkers do not
             if both:
                 source.scope_of[string] = with_meanings(scope, both)
 
 
 def meanings(source: Source, node: cst.Name, index: int, scope: Scope) -> list[Binding] | None:
-    """The bindings that a read may see; None for those of the class, the usual case."""
+    """The bindings that a read may see; None if these are those of the class, as usual."""
     outside = around(scope).lookup(node.value)
     if not outside or scope.elsewhere.get(node.value):
         return None
@@ -69,7 +72,7 @@ def held_by(source: Source, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
 
 
 def block_of(source: Source, binding: Binding) -> cst.CSTNode | None:
-    """The block in which a name surely has its value after a binding."""
+    """The block in which a name certainly has its value after a binding."""
     if isinstance(binding.node, cst.For | cst.ExceptHandler):
         return binding.node.body
     for each in held_by(source, binding.node):

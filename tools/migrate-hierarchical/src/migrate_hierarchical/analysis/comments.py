@@ -1,4 +1,4 @@
-"""Reads comments in a syntax tree, and what they say about an import."""
+"""Reads the comments of a syntax tree, and what they say about an import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import libcst as cst
 
 from .source_index import SourceIndex
 
-# What linters take as a sign that an import is meant to be there unused.
+# Comments with which linters accept an unused import.
 UNUSED = re.compile(
     r"#\s*noqa(?!\s*:)|#\s*noqa\s*:[^#]*\bF401\b|pylint:\s*disable=[^#]*\bunused-import\b", re.IGNORECASE
 )

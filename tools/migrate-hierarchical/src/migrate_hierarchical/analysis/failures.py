@@ -10,19 +10,19 @@ from .binding import dotted
 from .placement import Parents
 
 RAISES = frozenset({"raises", "assertRaises", "assertRaisesRegex", "assertRaisesRegexp", "xfail"})
-# What an import of a removed name, or a look at it, may raise.
+# The exceptions of importing or reading a removed name.
 OF_NAMES = frozenset(
     {"ImportError", "ModuleNotFoundError", "AttributeError", "NameError", "Exception", "BaseException"}
 )
 
 
 def expects_failure(node: cst.CSTNode, parents: Parents, of_name: bool) -> bool:
-    """Whether a test passes only while a node fails; `of_name`: because a name is not there."""
+    """Whether a test passes only if a node fails. of_name: only failures because of a missing name count."""
     return any(not of_name or raised & OF_NAMES for raised in expected(node, parents))
 
 
 def expected(node: cst.CSTNode, parents: Parents) -> Iterator[set[str]]:
-    """The exceptions that each construct around a node expects of it."""
+    """The exceptions that each construct around a node expects it to raise."""
     child, parent = node, parents.get(node)
     while parent is not None:
         if isinstance(parent, cst.With) and child is parent.body:
@@ -62,7 +62,7 @@ def is_raises(arg: cst.Arg) -> bool:
 
 
 def names(node: cst.BaseExpression) -> set[str]:
-    """The last names of a class, or of a tuple of them."""
+    """The last part of the name of a class, or of each class in a tuple."""
     if isinstance(node, cst.Tuple):
         return set().union(*(names(element.value) for element in node.elements))
     return {last(node)}
@@ -73,7 +73,7 @@ def last(node: cst.BaseExpression) -> str:
 
 
 def objects(node: cst.CSTNode, block: cst.BaseSuite, parents: Parents) -> bool:
-    """Whether a statement behind a node, in the same block, fails where the node did not."""
+    """Whether a statement after a node, in the same block, fails if the node did not."""
     line = node
     while line not in block.body and line in parents:
         line = parents[line]

@@ -1,4 +1,4 @@
-"""The syntax that this tool knows: node types of libcst, by name, since an older libcst lacks some of them."""
+"""The syntax that this tool supports: node types of libcst, by name, because an older libcst lacks some of them."""
 
 KNOWN = frozenset(
     [

@@ -1,4 +1,4 @@
-"""Decides whether an expression can be None: that meant the default configuration, and now means another density."""
+"""Decides whether an expression can be None, which meant the default configuration and now means another density."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class Nones:
                     return True
         return False
 
-    # ---- what surely ran before
+    # ---- what certainly ran before
 
     def last_value(self, node: cst.Name | cst.Attribute) -> cst.BaseExpression | None:
-        """The value that the last statement certain to run before a place assigns to the name; None if it is unclear."""
+        """The value from the last assignment to a name that certainly ran before a place; None if that is unclear."""
         statement = self.last_setter(node)
         if isinstance(statement, cst.SimpleStatementLine):
             values = [value for value in map(value_of(dotted(node)), statement.body) if value is not None]
@@ -98,7 +98,7 @@ class Nones:
         return None
 
     def is_filled_before(self, node: cst.Name | cst.Attribute) -> bool:
-        """Whether `if x is None: x = ...` stands before a place."""
+        """Whether `if x is None: x = ...` precedes a place."""
         statement = self.last_setter(node)
         if not isinstance(statement, cst.If) or not excludes_none(statement.test, dotted(node), True):
             return False
@@ -123,7 +123,7 @@ class Nones:
         return None
 
     def places(self, node: cst.Name | cst.Attribute) -> dict[cst.CSTNode, list[int]]:
-        """For every block, which of its statements set a name somewhere inside them."""
+        """For every block, the statements in it that set a name, also in blocks of their own."""
         scope = self.source.scope_of.get(node)
         name = dotted(node)
         if scope is None or name is None:

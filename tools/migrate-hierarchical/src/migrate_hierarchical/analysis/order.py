@@ -1,4 +1,4 @@
-"""The children of syntax nodes in source order, without the copies that libcst's own visit makes."""
+"""Finds the children of syntax nodes in source order, without the copies that libcst's own visit makes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERSION = version("libcst")
 
 
 class UnknownSyntax(Exception):
-    """A construct that libcst parses but this tool does not know."""
+    """A construct that libcst parses but this tool does not support."""
 
 
 class Recorder(cst.CSTVisitor):
@@ -38,8 +38,8 @@ class Recorder(cst.CSTVisitor):
 def order_of(value: object) -> tuple[str, ...] | None:
     """The child attributes of a node, asked of libcst once per type; raises UnknownSyntax.
 
-    libcst does not visit an optional attribute of some nodes where it is empty (the format of `f"{x}"`), so those that
-    the class declares and this node did not show come last.
+    libcst does not visit an optional attribute of some nodes if it is empty (the format of `f"{x}"`), so the declared
+    attributes that this node did not show come last.
     """
     if not isinstance(value, Node):
         return None

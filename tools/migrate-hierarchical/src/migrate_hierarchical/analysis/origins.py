@@ -30,19 +30,21 @@ CALLS = {
 }
 TYPES = {REMOVED_CONFIG: "config", REMOVED_CLASS: "instance", PATTERN: "pattern"}
 COPIES = frozenset({"copy.copy", "copy.deepcopy", "copy", "deepcopy"})
-# What a container holds that is one of configurations: patterns where an earlier run, with other rules, wrote them.
+# What a container of configurations may hold: patterns if an earlier run, with other rules, wrote them.
 CONFIGS = ({"config"}, {"pattern"})
 
 
 class Origins:
     def __init__(self, source: SourceIndex, resolver: Resolver) -> None:
         self.source, self.resolver = source, resolver
-        self.asked: list[list[Binding]] = []  # of the names that are being looked up
+        self.asked: list[list[Binding]] = []  # bindings of the names that are being looked up
         self.unset: dict[tuple[Scope, str], bool] = {}
-        self.instances: set[cst.CSTNode] = set()  # further calls that made an instance of the removed class
+        self.instances: set[cst.CSTNode] = (
+            set()
+        )  # further calls that created an instance of the removed class
 
     def kind(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> str | None:
-        """One of the kinds above; None if it is not known."""
+        """One of the kinds above; None if it is unknown."""
         if depth > VALUE_DEPTH:
             return None
         known = self.of_project(node, scope)
@@ -84,7 +86,7 @@ class Origins:
         return None
 
     def of_project(self, node: cst.BaseExpression, scope: Scope) -> str | None:
-        """What another file of the project says: of a name, a member of a module or a class, or the result of a call."""
+        """The kind that another file gives to a name, a member of a module or a class, or the result of a call."""
         known = self.source.facts.kinds
         call = isinstance(node, cst.Call)
         path = dotted(node.func if isinstance(node, cst.Call) else node) if known else None
@@ -98,13 +100,13 @@ class Origins:
         return known.get(whole + "()" if call else whole)
 
     def of_ways(self, ways: tuple[cst.BaseExpression, ...], scope: Scope, depth: int) -> str | None:
-        """The kind that all alternatives share; in `config or HierarchicalConfig()` the second decides."""
+        """The kind that all alternatives share; in `config or HierarchicalConfig()` the second one decides."""
         return agreed(
             ["none" if self.is_unset(way, scope) else self.kind(way, scope, depth + 1) for way in ways]
         )
 
     def is_unset(self, node: cst.BaseExpression | None, scope: Scope) -> bool:
-        """Whether an expression is a parameter that is None where it is not given, and nothing else is known of it."""
+        """Whether an expression is a parameter with the default None, of which nothing else is known."""
         if not isinstance(node, cst.Name):
             return False
         key = (scope, node.value)
@@ -113,7 +115,7 @@ class Origins:
         return self.unset[key]
 
     def of_attribute(self, node: cst.Attribute, scope: Scope, depth: int) -> str | None:
-        """From every assignment to `self.x` in the file, and from the body of the class."""
+        """The kind by every assignment to `self.x` in the file, and by the body of the class."""
         values = self.source.members.get(dotted(node) or "", [])
         several = len(values) > 1
         kinds = [
@@ -126,7 +128,7 @@ class Origins:
         return agreed(kinds)
 
     def class_body(self, node: cst.BaseExpression, scope: Scope) -> Scope | None:
-        """The class that `self`, `cls` or a class of the file means."""
+        """The body of the class that `self`, `cls` or the name of a class in the file refers to."""
         if not isinstance(node, cst.Name):
             return None
         if node.value in ("self", "cls"):
@@ -180,7 +182,7 @@ class Origins:
         return None
 
     def of_function(self, function: cst.FunctionDef, scope: Scope, depth: int) -> str | None:
-        """From the annotation, or else from what is returned or yielded."""
+        """The kind by the annotation, or else by what is returned or yielded."""
         if function.returns is not None:
             return self.of_annotation(function.returns.annotation, scope)
         given = self.source.given.get(self.source.opens[function.body], [])
@@ -219,7 +221,7 @@ class Origins:
             if declared is not None:
                 return declared
         if isinstance(binding.node, cst.Param) and binding.node.default is not None:
-            # callers pass what the default is; a default of None says nothing
+            # callers pass the kind of the default; a default of None says nothing
             default = self.kind(binding.node.default, binding.scope, depth + 1)
             return default if default != "none" else None
         if binding.kind == "value" and binding.value is not None:
@@ -231,7 +233,7 @@ class Origins:
         return "other" if binding.kind in ("class", "def") else None
 
     def of_element(self, node: cst.BaseExpression, index: int | None, scope: Scope, depth: int) -> str | None:
-        """What a loop over an expression gives; `index` is the place of the name in `for a, b in`."""
+        """The kind of the elements of an expression; `index` is the position of the name in `for a, b in`."""
         if isinstance(node, cst.Call) and node.args:
             function, first = dotted(node.func), node.args[0].value
             if function == "enumerate":
@@ -249,7 +251,7 @@ class Origins:
         return "other" if over in ("items", "presets") else None
 
     def of_test_parameter(self, name: str, function: cst.FunctionDef, scope: Scope, depth: int) -> str | None:
-        """What pytest passes: a value of `parametrize`, or a fixture of the file."""
+        """The kind of what pytest passes: a value of `parametrize`, or a fixture of the file."""
         for decorator in function.decorators:
             call = decorator.decorator
             if not isinstance(call, cst.Call) or not (dotted(call.func) or "").endswith("mark.parametrize"):
@@ -266,7 +268,7 @@ class Origins:
         return None
 
     def of_annotation(self, node: cst.BaseExpression, scope: Scope) -> str | None:
-        """From `HierarchicalConfig`, `Optional[HierarchicalConfig]`, `"HierarchicalConfig | None"` and the like."""
+        """The kind by an annotation, such as `Optional[HierarchicalConfig]` or `"HierarchicalConfig | None"`."""
         if isinstance(node, cst.SimpleString):
             text = node.evaluated_value
             words = (
@@ -301,7 +303,7 @@ class Origins:
 
 
 def is_none_by_default(binding: Binding) -> bool:
-    """Whether a binding is a parameter without annotation that is None where it is not given."""
+    """Whether a binding is a parameter without annotation and with the default None."""
     node = binding.node
     return isinstance(node, cst.Param) and binding.annotation is None and is_none(node.default)
 
@@ -329,7 +331,7 @@ def item_of(node: cst.BaseExpression, index: int | None) -> cst.BaseExpression |
 
 
 def agreed(kinds: list[str | None]) -> str | None:
-    """The one kind that all have, None aside; "none" if there is nothing but None."""
+    """The kind that all have, except for None; "none" if all are None."""
     kinds_seen = set(kinds) - {"same"}
     if not kinds_seen or None in kinds_seen:
         return None

@@ -10,7 +10,7 @@ Parents = dict[cst.CSTNode, cst.CSTNode]
 
 
 def line_of(node: cst.CSTNode, parents: Parents) -> cst.CSTNode:
-    """The nearest statement that comments can stand above; the definition for its first decorator."""
+    """The nearest statement above which comments can be added; for a first decorator, its definition."""
     current = node
     while type(current) not in LINES:
         current = parents[current]

@@ -39,15 +39,15 @@ class Reach:
         ]
 
     def is_open(self, use: Use) -> bool:
-        """Whether a call takes its name, or arguments by name, from somewhere else."""
+        """Whether the name that a call gets is unknown, or a removed one."""
         call = self.parents[use.node]
         if not isinstance(call, cst.Call) or call.func is not use.node:
-            return True  # given to partial and the like
+            return True  # passed to partial and the like
         arguments = read_arguments(call.args, PARAMETERS[use.name])
         chooser = self.chooser
         given = [arguments.named[name] for name in CHOSEN_BY[use.name] if name in arguments.named]
         if any(string_value(value) is not None for value in given):
-            return False  # nor can what is unpacked beside it hold another
+            return False  # then unpacked arguments cannot contain another one
         parts = [chooser.of(value, use.scope) for value in given if string_value(value) is None]
         parts += [
             chooser.inside(arg.value, use.scope) if arg.star == "**" else UNKNOWN for arg in arguments.stars
@@ -56,16 +56,16 @@ class Reach:
         return not choices.complete or bool(choices.values & HIERARCHICAL_STRINGS)
 
     def may_reach(self) -> bool:
-        """Whether a name that the file keeps somewhere may reach the package: no call says where all come from."""
+        """Whether a name that the file stores may reach the package: unless every call has a known name."""
         return bool(self.open_calls) or not self.calls()
 
     def is_partial(self, call: cst.Call) -> bool:
-        """Whether a call is given a callable of the package, as `partial` and `pytest.raises` are."""
+        """Whether a callable of the package is passed to a call, as in `partial` and `pytest.raises`."""
         given = (self.resolver.by_node.get(arg.value) for arg in call.args)
         return any(use is not None and use.name in KEPT_NAMES for use in given)
 
     def reaches(self, call: cst.Call) -> bool:
-        """Whether what a call is given may reach the package."""
+        """Whether the arguments of a call may reach the package."""
         use = self.resolver.by_node.get(call.func)
         path = self.roles.path(call.func)
         if use is not None or self.is_partial(call) or is_ours(path):
@@ -80,7 +80,7 @@ class Reach:
         return self.definition(call.func) in self.leading
 
     def travels(self, node: cst.CSTNode) -> bool:
-        """Whether a string may come out again where its place does not show it."""
+        """Whether a string may be used in a place that this one does not show."""
         parent = self.parents[node]
         if isinstance(parent, cst.DictElement):
             mapping = self.parents[parent]
@@ -96,7 +96,7 @@ class Reach:
             return self.reaches(call)
         if not is_foreign(self.source, call.func):
             return True
-        # the default of an option, say
+        # for example the default of an option
         return keyword in OPTIONS or isinstance(self.parents[call], cst.Decorator | cst.Param)
 
     def is_our_module(self, node: cst.BaseExpression) -> bool:
@@ -122,7 +122,7 @@ class Reach:
         return found
 
     def around(self, node: cst.CSTNode) -> Iterator[cst.CSTNode]:
-        """The functions and classes that a node stands in."""
+        """The functions and classes around a node, innermost first."""
         current = self.parents.get(node)
         while current is not None:
             if isinstance(current, cst.FunctionDef | cst.ClassDef):
@@ -130,7 +130,7 @@ class Reach:
             current = self.parents.get(current)
 
     def definition(self, function: cst.BaseExpression) -> cst.FunctionDef | cst.ClassDef | None:
-        """What a name, or a method of self, means in the file."""
+        """The function or class of the file that a name, or a method of self, refers to."""
         scope = self.source.scope_of.get(function)
         if scope is None:
             return None
@@ -143,7 +143,7 @@ class Reach:
         return node if isinstance(node, cst.FunctionDef | cst.ClassDef) else None
 
     def made(self, node: cst.BaseExpression, scope: Scope) -> cst.BaseExpression:
-        """The class of `Class()`, or of a name that is set to that once; else the expression itself."""
+        """The class of `Class()`, or of a name that is only set to such a call; else the expression itself."""
         if isinstance(node, cst.Name):
             bindings = scope.lookup(node.value)
             if len(bindings) == 1 and isinstance(bindings[0].value, cst.Call):

@@ -1,7 +1,7 @@
 """The role of an expression, decided once from its surroundings.
 
-A type checker reads a name, or a string, as a type in an annotation, in `cast` and the like, and in the brackets of
-something that is a type itself. What a called or subscripted expression is, its binding says, not its place.
+A type checker reads a name or a string as a type in an annotation, in `cast` and the like, and in the brackets of
+another type. What a called or subscripted expression is, depends on its binding, not on its place.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .source_index import SourceIndex
 TYPE = "type"  # a type checker reads it
 CLASS = "class"  # the second argument of isinstance and issubclass: a class, never a string
 ALL = "all"  # an entry of __all__
-DOCSTRING = "docstring"  # a statement of its own
+DOCSTRING = "docstring"  # a string that is a statement
 LITERAL = "literal"  # inside Literal[...], or metadata of Annotated[...]
 KEY = "key"  # of a dictionary, or in the brackets of a value
 ARGUMENT = "argument"  # of a call
-FIELDS = "fields"  # of NamedTuple or TypedDict: pairs, or a dictionary, of names and types
-FIELD = "field"  # such a pair
+FIELDS = "fields"  # of NamedTuple or TypedDict: pairs of names and types, or a dictionary of them
+FIELD = "field"  # one such pair
 VALUE = "value"  # anything else
 
 TYPING = frozenset({"typing", "typing_extensions", "collections.abc", "collections", "builtins", "types"})
@@ -86,7 +86,7 @@ GENERICS = frozenset(
         "Annotated",
     ]
 )
-# Function -> position and keyword of the arguments that are types; None for every position from there on.
+# Function -> first and last (excluded) position, and keywords, of the arguments that are types; None: to the end.
 TYPE_ARGUMENTS: dict[str, tuple[int, int | None, tuple[str, ...]]] = {
     "cast": (0, 1, ("typ",)),
     "assert_type": (1, 2, ("typ",)),
@@ -104,14 +104,17 @@ TAKE_TYPES = frozenset(
 
 
 def leftmost(node: cst.BaseExpression) -> cst.BaseExpression:
-    """The expression that a chain of attributes, calls and subscripts begins with."""
+    """The expression with which a chain of attributes, calls and subscripts begins."""
     while isinstance(node, cst.Attribute | cst.Call | cst.Subscript):
         node = node.func if isinstance(node, cst.Call) else node.value
     return node
 
 
 class Roles:
-    """The roles of the nodes of one file, computed on demand and kept."""
+    """The roles of the nodes of one file, computed on demand and cached.
+
+    The walk does not record them, because many depend on bindings, which are complete only when it ends.
+    """
 
     def __init__(self, source: SourceIndex) -> None:
         self.source, self.parents = source, source.parents
@@ -127,13 +130,13 @@ class Roles:
         return self.known[node]
 
     def decide(self, node: cst.CSTNode) -> str:
-        """The role of a node whose parent's role is known where it matters."""
+        """The role of a node; that of its parent is already known if it matters."""
         parent = self.parents.get(node)
         handler = HANDLERS.get(type(parent))
         return VALUE if handler is None else handler(self, node, parent)
 
     def path(self, node: cst.BaseExpression) -> str | None:
-        """The dotted path that a name or attribute means by its import; as it is written if nothing binds it."""
+        """The dotted path that a name or attribute refers to by its import; as written if nothing binds it."""
         written = dotted(node)
         root = leftmost(node)
         if written is None or root not in self.source.scope_of:
@@ -148,12 +151,12 @@ class Roles:
         return ".".join(part for part in (targets.pop(), rest) if part)
 
     def typing_name(self, node: cst.BaseExpression) -> str | None:
-        """The name in `typing` or the builtins that an expression means."""
+        """The name in `typing` or the builtins that an expression refers to; None for anything else."""
         path = self.path(node)
         if path is None:
             return None
         module, _, name = path.rpartition(".")
-        # modules that take over names of typing for older Pythons are called so
+        # modules with backports of typing names for older Pythons have such names
         known = not module or module in TYPING or any(word in module for word in ("typing", "compat"))
         return name if known else None
 
@@ -220,7 +223,7 @@ class Roles:
         return KEY
 
     def is_generic_name(self, node: cst.BaseExpression) -> bool:
-        """Whether a name is that of a generic class or alias in the file; an enumeration, say, is none."""
+        """Whether a name is that of a generic class or alias in the file, unlike, for example, an enumeration."""
         if not isinstance(node, cst.Name) or node not in self.source.scope_of:
             return False
         bindings = self.source.scope_of[node].lookup(node.value)

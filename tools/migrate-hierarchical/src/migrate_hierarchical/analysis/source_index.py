@@ -49,7 +49,7 @@ LINES = frozenset(
 
 
 class SourceIndex:
-    """What one walk in source order finds in a file."""
+    """The findings of one walk through a file, in source order."""
 
     def __init__(self, package: str | None, path: str = "", facts: Facts | None = None) -> None:
         self.package = package  # of the file, for relative imports
@@ -57,15 +57,13 @@ class SourceIndex:
         self.again: dict[cst.ImportFrom, dict[str, str]] = {}  # imports of the API from the user's modules
         self.again_by_star: dict[str, str] = {}  # the same through a star
         self.star_of: dict[str, cst.ImportFrom] = {}  # name -> that star
-        self.unclear: list[
-            tuple[cst.ImportAlias, str]
-        ] = []  # of these, what is bound in several ways, is missing, or made when it is asked for
+        # those that are bound in several ways, are missing, or come from `__getattr__`
+        self.unclear: list[tuple[cst.ImportAlias, str]] = []
         self.parents: dict[cst.CSTNode, cst.CSTNode] = {}
         self.stack: list[cst.CSTNode] = []
         self.lines: dict[cst.CSTNode, int] = {}  # of statements, calls, names and strings
-        self.indents: dict[
-            cst.CSTNode, tuple[bool, str]
-        ] = {}  # of the line on which a call, an argument or a name begins
+        # of the line on which a call, an argument or a name begins
+        self.indents: dict[cst.CSTNode, tuple[bool, str]] = {}
         self.scope_of: dict[cst.CSTNode, Scope] = {}  # of names, calls, strings and attributes
         self.names: list[cst.Name] = []  # that are read
         self.strings: list[cst.SimpleString] = []
@@ -73,22 +71,21 @@ class SourceIndex:
         self.type_comments: list[tuple[cst.CSTNode, str, Scope]] = []
         self.calls: list[cst.Call] = []
         self.attributes: list[cst.Attribute] = []
-        self.marks: dict[cst.CSTNode, tuple[int, str]] = {}  # lines put by an earlier run: number and reason
-        self.magics: dict[
-            cst.CSTNode, tuple[frozenset[str], Scope]
-        ] = {}  # the words of magics and shell lines
+        self.marks: dict[cst.CSTNode, tuple[int, str]] = {}  # of an earlier run: line number and reason
+        # the words of magics and shell lines
+        self.magics: dict[cst.CSTNode, tuple[frozenset[str], Scope]] = {}
         self.groups: list[tuple[int, str]] = []  # first line and block of the pieces of a page
         self.keywords: list[cst.Arg] = []  # hierarchical_config=... of any call
         self.imports: list[ImportStatement] = []
         self.stars: list[cst.ImportFrom] = []  # star imports of our package
         self.members: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # "self.x" -> what it is set to
-        self.filled: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # name -> what is put in it
+        self.filled: dict[str, list[tuple[cst.BaseExpression, Scope]]] = {}  # name -> what is put into it
         self.given: dict[Scope, list[tuple[cst.BaseExpression, Scope]]] = {}  # function -> what it returns
         self.line, self.indent = 1, (True, "")
         self.scopes: list[Scope] = []
         self.module_scope: Scope
-        self.opens: dict[cst.CSTNode, Scope] = {}  # body -> the scope that it is
-        self.skipped: set[cst.CSTNode] = set()  # names that are no reads
+        self.opens: dict[cst.CSTNode, Scope] = {}  # body -> its scope
+        self.skipped: set[cst.CSTNode] = set()  # names that are not read
 
     # ---- the walk
 
@@ -111,7 +108,7 @@ class SourceIndex:
             look_before_binding(self)
 
     def enter(self, node: cst.CSTNode) -> bool:
-        """Note a node; whether to look below it."""
+        """Record a node; returns whether to visit its children."""
         kind = type(node)
         if self.stack:
             self.parents[node] = self.stack[-1]
@@ -119,7 +116,7 @@ class SourceIndex:
         if kind in LINE_ENDS:
             self.mark(node)
             self.line += 1
-            return False  # nothing below but blanks, a comment and the newline
+            return False  # it contains only blanks, a comment and the newline
         if kind is cst.Module:
             self.module_scope = Scope("module", None, node)
             self.scopes.append(self.module_scope)
@@ -151,11 +148,11 @@ class SourceIndex:
             self.type_comments.append((node, found.group(1), self.scope))
 
     def group(self, node: cst.CSTNode) -> str:
-        """The block of a page, or of a docstring, that a node stands in; empty outside of them."""
+        """The block of a page, or of a docstring, that contains a node; empty outside of them."""
         return max((each for each in self.groups if each[0] <= self.lines[node]), default=(0, ""))[1]
 
     def line_of(self, node: cst.CSTNode) -> int:
-        """The line on which a node begins, as near as is known."""
+        """The line on which a node begins; if unknown, that of the nearest node around it."""
         current: cst.CSTNode | None = node
         while current is not None and current not in self.lines:
             current = self.parents.get(current)
@@ -369,7 +366,7 @@ class SourceIndex:
             self.bind_import(name, target.removesuffix("."), node, alias)
 
     def imported_again(self, node: cst.ImportFrom) -> dict[str, str]:
-        """The names of the API that a statement takes from a module of the user's own."""
+        """The API names that a statement imports from a module of the user's own."""
         known = self.own_names(node)
         taken: dict[str, str] = {}
         for alias in node.names if known and not isinstance(node.names, cst.ImportStar) else ():
@@ -383,7 +380,7 @@ class SourceIndex:
         return taken
 
     def own_names(self, node: cst.ImportFrom) -> dict[str, str]:
-        """What of the module that a statement names is of the API, where the module is the user's own."""
+        """The API names in the module of a statement, if that is a module of the user's own."""
         absolute = self.absolute(node)
         if absolute is not None and below_package(absolute) is not None:
             return {}
@@ -460,10 +457,10 @@ class SourceIndex:
         self.keywords += (arg for arg in node.args if arg.keyword and arg.keyword.value == KEYWORD)
 
 
-# methods that put something in a container
+# methods that put something into a container
 FILLS = frozenset({"update", "setdefault", "extend", "insert", "add"})
 LINE_ENDS = frozenset({cst.TrailingWhitespace, cst.EmptyLine})
-# Nodes without anything to see below them, as long as no line ends there.
+# Nodes whose children need no visit, unless they contain the end of a line.
 PLAIN = frozenset({cst.Name, cst.Comma, cst.Dot, cst.AssignEqual, cst.SimpleWhitespace, cst.Integer})
 
 

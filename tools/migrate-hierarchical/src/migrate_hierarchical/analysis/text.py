@@ -11,11 +11,11 @@ from .arguments import string_value
 from .binding import Scope
 from .source_index import SourceIndex
 
-GAP = "\0"  # stands for a part that is not known
+GAP = "\0"  # replaces an unknown part
 
 
 def text_of(node: cst.BaseExpression, source: SourceIndex, scope: Scope, depth: int = 0) -> str | None:
-    """The text of a string, a sum, an f-string, a join or a name of one; GAP for what is not known; None for no text."""
+    """The text of a string, a sum, an f-string, a join or a name for one, GAP for unknown parts; None if not a text."""
     if depth > TEXT_DEPTH:
         return None
     if isinstance(node, cst.SimpleString):

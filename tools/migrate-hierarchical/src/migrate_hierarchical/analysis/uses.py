@@ -31,8 +31,10 @@ class Use:
     root: cst.Name  # its leftmost name
     scope: Scope
     bindings: list[Binding]  # of the leftmost name; empty: a star import, or a page that does not import it
-    base: cst.BaseExpression | None  # the expression of the package itself, where new names can be taken from
-    agrees: bool  # every binding of the leftmost name means the same
+    base: (
+        cst.BaseExpression | None
+    )  # the expression for the package itself, from which new names can be taken
+    agrees: bool  # every binding of the leftmost name refers to the same thing
 
     @property
     def is_star(self) -> bool:
@@ -40,7 +42,7 @@ class Use:
 
 
 def api_path(target: str | None) -> str | None:
-    """A dotted path below our package ("" for the package), None for anything else."""
+    """The part of a dotted path below our package, "" for the package itself; None for anything else."""
     if target is None:
         return None
     return "" if target == "src" else below_package(strip_source(target))
@@ -86,7 +88,7 @@ class Resolver:
     def follow(
         self, root: cst.Name, binding: Binding
     ) -> tuple[str, cst.Name | cst.Attribute, cst.BaseExpression | None] | None:
-        """Climb from a name through its attributes as far as the binding says something of our package."""
+        """Follow the attributes of a name as far as its binding leads into our package."""
         target = binding.target if binding.kind == "import" else None
         if target is None or (target != "src" and api_path(target) is None):
             return None
@@ -129,7 +131,7 @@ class Resolver:
 
 
 def is_foreign(source: SourceIndex, node: cst.BaseExpression, through_values: bool = False) -> bool:
-    """Whether an expression begins with a name of another package; or, where asked, with a value of one."""
+    """Whether an expression begins with a name of another package or, if asked, with a value from one."""
     root = leftmost(node)
     if not isinstance(root, cst.Name) or root not in source.scope_of:
         return False
