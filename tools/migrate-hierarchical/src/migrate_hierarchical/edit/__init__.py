@@ -1,1 +1,1 @@
-"""Builds new code and puts it in place of the old."""
+"""Builds new code and replaces the old code by it."""

@@ -29,10 +29,10 @@ class Apply(cst.CSTTransformer):
         self.context, self.changes, self.imports = context, changes, imports
         self.parents = context.source.parents
         self.above = todos  # statement -> comments to put above it
-        self.stale = stale  # marks above imports that go
-        self.emptied: set[cst.CSTNode] = set()  # updated lines that hold nothing any more
+        self.stale = stale  # outdated marks above imports, to be removed
+        self.emptied: set[cst.CSTNode] = set()  # updated lines that have become empty
         self.concerned: set[cst.CSTNode] = set()  # nodes with a change at or below them
-        self.now: dict[cst.CSTNode, cst.CSTNode] = {}  # what took the place of these
+        self.now: dict[cst.CSTNode, cst.CSTNode] = {}  # old node -> the node that replaced it
         for changed in (changes.replacements, changes.renames, changes.strings, imports, todos):
             for node in changed:
                 self.concern(node)
@@ -60,7 +60,7 @@ class Apply(cst.CSTTransformer):
         if rewrite is not None:
             new = rewrite.make(updated_node)
             if "#" not in self.context.module.code_for_node(updated_node):
-                return new  # no comment, which takes longer to see in the tree
+                return new  # cheaper than looking for comments in the tree
             lost = Counter(comments_in(updated_node)) - Counter(comments_in(new))
             for comment in comments_in(updated_node):
                 if lost[comment] > 0:
@@ -91,7 +91,7 @@ class Apply(cst.CSTTransformer):
     def line(
         self, node: cst.SimpleStatementLine, updated: cst.SimpleStatementLine
     ) -> cst.CSTNode | cst.FlattenSentinel[cst.SimpleStatementLine]:
-        """A line of small statements, of which imports may change, split or go."""
+        """A line of small statements, in which imports may change, be split or be removed."""
         if self.stale:
             updated = updated.with_changes(leading_lines=self.without_stale(updated.leading_lines))
         if node in self.above:
@@ -100,16 +100,16 @@ class Apply(cst.CSTTransformer):
             return updated
         body = self.small_statements(node, updated)
         if not body:
-            # not an empty line: libcst would drop that, with the comments above it
+            # a placeholder, because libcst would drop an empty line together with the comments above it
             above = [each for each in updated.leading_lines if each not in self.context.source.marks]
-            gone = updated.with_changes(body=[cst.Pass()], leading_lines=above)  # its marks go with it
+            gone = updated.with_changes(body=[cst.Pass()], leading_lines=above)  # without its marks
             self.emptied.add(gone)
             return gone
         if len(node.body) == 1:
             first = updated.with_changes(body=body[:1])
             if len(body) == 1:
                 return first
-            # its comment is about the star
+            # its comment belongs to the star import
             if isinstance(getattr(node.body[0], "names", None), cst.ImportStar):
                 return cst.FlattenSentinel([first, *(cst.SimpleStatementLine([part]) for part in body[1:])])
             end = updated.trailing_whitespace
@@ -127,7 +127,7 @@ class Apply(cst.CSTTransformer):
         return [each for each in lines if each not in self.stale]
 
     def suite(self, node: cst.SimpleStatementSuite, updated: cst.SimpleStatementSuite) -> cst.CSTNode:
-        """The same after a colon, where nothing may become two lines or none."""
+        """A line of small statements after a colon, which must stay a single line."""
         if not any(small in self.imports for small in node.body):
             return updated
         return updated.with_changes(body=self.joined(self.small_statements(node, updated)) or [cst.Pass()])
@@ -158,7 +158,7 @@ class Apply(cst.CSTTransformer):
         return body
 
     def without_emptied(self, block: cst.IndentedBlock | cst.Module) -> cst.CSTNode:
-        """Drop lines that hold nothing; their comments stay, and a block without a statement gets `pass`."""
+        """Drop lines that have become empty; their comments stay, and a block without statements gets `pass`."""
         body: list[Any] = []
         carried: list[cst.EmptyLine] = []
         line: Any

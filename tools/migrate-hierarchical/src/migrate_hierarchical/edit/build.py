@@ -17,11 +17,11 @@ NO_SPACE = cst.AssignEqual(cst.SimpleWhitespace(""), cst.SimpleWhitespace(""))
 
 @dataclass(frozen=True)
 class Style:
-    """Where new code goes."""
+    """The place of new code."""
 
     quote: str = '"'
-    indent: str | None = ""  # of the line it begins on, within its block; None: everything on one line
-    from_block: bool = True  # that indentation comes on top of the block's
+    indent: str | None = ""  # of its first line, within its block; None: everything on one line
+    from_block: bool = True  # whether the block's indentation is added to it
     unit: str = "    "
 
     def deeper(self) -> Style:
@@ -61,7 +61,7 @@ def call(
     function: cst.BaseExpression, items: Sequence[Item], style: Style, lpar: Sequence[cst.LeftParen] = (),
     rpar: Sequence[cst.RightParen] = (),
 ) -> cst.Call:  # fmt: skip
-    """A call with one keyword per line, or all on one line where the style says so."""
+    """A call with one keyword per line, or on one line if the style says so."""
     one_line = style.indent is None or not items
     args = []
     for i, item in enumerate(items):
@@ -81,7 +81,7 @@ def call(
 
 
 def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
-    """The end of a line, and the indentation of the next."""
+    """The end of a line and the indentation of the next."""
     end = cst.TrailingWhitespace()
     if comment is not None:
         end = cst.TrailingWhitespace(cst.SimpleWhitespace("  "), cst.Comment(comment))
@@ -91,7 +91,7 @@ def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
 
 
 class Indentation(cst.CSTTransformer):
-    """Gives the further lines of an expression another indentation in place of an old one."""
+    """Replaces the indentation of all lines of an expression but the first."""
 
     def __init__(self, old: tuple[bool, str], new: Style, moved: dict[cst.CSTNode, cst.CSTNode]) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Indentation(cst.CSTTransformer):
 
 
 def moved(arg: cst.Arg, old: tuple[bool, str], new: Style, nodes: dict[cst.CSTNode, cst.CSTNode]) -> cst.Arg:
-    """An argument that moves to a line with another indentation, with its own lines; `nodes` takes what became of it."""
+    """An argument, indented for its new line; `nodes` records the new node of every old one."""
     if new.indent is None or old == (new.from_block, new.indent):
         return arg
     inner = arg.value.visit(Indentation(old, new, nodes))
@@ -155,7 +155,7 @@ def pattern_config(
 
 
 def about_ratio(ratio: float) -> str:
-    """What --explain writes beside a ratio; so at every length, causal or not."""
+    """The comment of --explain on a ratio; true at every length, causal or not."""
     if ratio == 1:
         return "# keeps all blocks"
     least = f"at least {LEAST[False]} per row (causal: {LEAST[True]})"
@@ -163,7 +163,7 @@ def about_ratio(ratio: float) -> str:
 
 
 def about_rates(rates: Sequence[int]) -> str:
-    """What --explain writes beside the rates; so at every length, causal or not."""
+    """The comment of --explain on the rates; true at every length, causal or not."""
     if len(set(rates)) == 1:
         return "# distance in blocks"
     return "# distances in blocks; sparse rows share them out"
@@ -184,7 +184,7 @@ def first_of(node: cst.BaseExpression) -> cst.BaseExpression:
 
 
 def in_parentheses(node: cst.BaseExpression) -> cst.BaseExpression:
-    """An expression that can stand beside an operator."""
+    """An expression, in parentheses if an operator needs them."""
     simple = isinstance(
         node, cst.Name | cst.Attribute | cst.Call | cst.Subscript | cst.List | cst.Tuple | cst.ListComp
     )

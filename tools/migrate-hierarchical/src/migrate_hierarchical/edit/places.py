@@ -14,8 +14,8 @@ Top = cst.EmptyLine | cst.SimpleStatementLine | cst.BaseCompoundStatement
 class Places:
     """The new lines of nodes of the old module.
 
-    Statements that did not change move as a whole, and the others are walked over again. `known` is the code of
-    statements; `now` tells what has taken the place of a node.
+    Unchanged statements move as a whole, the others are walked again. known: the code of statements. now: the nodes
+    that replaced old ones.
     """
 
     def __init__(
@@ -27,8 +27,8 @@ class Places:
         now: dict[cst.CSTNode, cst.CSTNode],
     ) -> None:
         self.source, self.now = source, now
-        self.moved: dict[cst.CSTNode, int] = {}  # statement that did not change -> how many lines down
-        self.lines: dict[cst.CSTNode, int] = {}  # of the others
+        self.moved: dict[cst.CSTNode, int] = {}  # unchanged statement -> lines by which it moved down
+        self.lines: dict[cst.CSTNode, int] = {}  # of the nodes in other statements
         begins = dict(begins_of(old, known))
         for statement, line in begins_of(new, known):
             if statement in begins:
@@ -43,7 +43,7 @@ class Places:
                 self.lines.update((mark, number) for mark, (number, _) in again.marks.items())
 
     def line(self, node: cst.CSTNode) -> int | None:
-        """The line on which a node begins now; None where it is gone."""
+        """The line on which a node begins now; None if it is gone."""
         chain = [node]
         while chain[-1] in self.source.parents and not isinstance(self.source.parents[chain[-1]], cst.Module):
             chain.append(self.source.parents[chain[-1]])
@@ -59,7 +59,7 @@ class Places:
 
 
 def begins_of(module: cst.Module, known: dict[cst.CSTNode, str]) -> Iterator[tuple[Top, int]]:
-    """The statements, and the empty lines around them, with the lines on which they begin."""
+    """The statements and the empty lines around them, with the lines on which they begin."""
     line = 1
     for each in (*module.header, *module.body, *module.footer):
         yield each, line

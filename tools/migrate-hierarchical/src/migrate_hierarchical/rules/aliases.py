@@ -73,7 +73,7 @@ class Aliases:
         )
 
     def comes_from_project(self, node: cst.CSTNode | None, scope: Scope) -> bool:
-        """Whether a name or a member of a module is one of another file."""
+        """Whether a name, or a member of a module, comes from another file."""
         root, _, rest = (dotted(node) or "").partition(".")
         bindings = scope.lookup(root) if root else []
         paths = [

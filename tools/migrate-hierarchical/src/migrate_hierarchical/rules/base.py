@@ -12,16 +12,16 @@ from ..changes import Changes, Rewrite
 from ..context import Context
 from ..diagnostic import Diagnostic
 
-Decision = Rewrite | Diagnostic | None  # None: the call is no use of the removed API
+Decision = Rewrite | Diagnostic | None  # None: the call does not use the removed API
 Decide = Callable[[Context, Changes, Use, cst.Call, Arguments], Decision]
 
-# Name of the package -> the rule that a call of it belongs to, and what decides.
+# Name in the package -> the rule for calls of it, and the function that decides.
 RULE_OF: dict[str, str] = {}
 DECIDERS: dict[str, Decide] = {}
 
 
 def rewrites(rule: str, *names: str) -> Callable[[Decide], Decide]:
-    """Register the function that decides about calls of these names of the package."""
+    """Register the function that decides about calls of these names in the package."""
 
     def register(decide: Decide) -> Decide:
         for name in names:

@@ -72,7 +72,7 @@ class ByName:
         return may_reach and not is_foreign(self.source, target, through_values=True)
 
     def mapping_reaches(self, mapping: cst.CSTNode) -> bool:
-        """Whether a dictionary may be the arguments of a call of the package."""
+        """Whether a dictionary may become the arguments of a call of the package."""
         parent = self.parents[mapping]
         call = self.parents.get(parent)
         if isinstance(parent, cst.Arg) and isinstance(call, cst.Call) and dotted(call.func) != "dict":
@@ -91,7 +91,7 @@ class ByName:
                 self.changes.leave(arg.value, "HIER113", KEYWORD)
 
     def is_key(self, node: cst.SimpleString) -> bool:
-        """`{"hierarchical_config": ...}` and `arguments["hierarchical_config"] = ...` where they may reach the factory."""
+        """`{"hierarchical_config": ...}` and `arguments["hierarchical_config"] = ...` if they may reach the factory."""
         parent = self.parents[node]
         if isinstance(parent, cst.DictElement) and parent.key is node:
             return self.is_collected(parent.value)

@@ -1,4 +1,4 @@
-"""HIER003: the function that made a module from the name of a configuration."""
+"""HIER003: the function that created a module from the name of a configuration."""
 
 from __future__ import annotations
 

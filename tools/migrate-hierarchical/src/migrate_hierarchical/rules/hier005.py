@@ -62,7 +62,7 @@ def without_keyword(
 ) -> Decision:
     """Other variants never read hierarchical_config: only the argument is removed."""
     keeps_name = isinstance(use.node, cst.Name)
-    # a member of a module: that may be one which is gone
+    # a member of a module, which may be a module that is gone
     function = call.func if keeps_name else changes.name(use, use.name)
     notes = [f"hierarchical_config had no effect on {form} and is removed"]
     positional = [arg for arg in call.args if arg.keyword is None and not arg.star]
@@ -90,7 +90,7 @@ def without_keyword(
     def make(updated: cst.Call) -> cst.BaseExpression:
         args = list(updated.args)
         gone = args.pop(place)
-        if place == len(args) and args:  # it was the last: the one before now ends the call
+        if place == len(args) and args:  # it was the last one, so the one before it ends the call now
             args[-1] = args[-1].with_changes(comma=gone.comma)
         return updated.with_changes(func=function, args=args)
 

@@ -16,7 +16,7 @@ from .module import Old, module_call
 
 RULE = "HIER006"
 
-OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never looked at hierarchical_config
+OTHER_VARIANTS = ("base", "adaptive", "multihead", "distributed")  # these never read hierarchical_config
 
 
 @rewrites(RULE, GET_PRESET)

@@ -1,4 +1,4 @@
-"""HIER008: removed classes where a type is meant: as values, and in strings that a type checker reads."""
+"""HIER008: removed classes used as types: as values, and in strings that a type checker reads."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def names_ours(context: Context, node: cst.SimpleString, text: str) -> bool:
 def renamed(
     context: Context, changes: Changes, node: cst.SimpleString, text: str, depth: int
 ) -> cst.SimpleString | None:
-    """The string with the removed types renamed, or itself if there are none; None if this cannot be decided."""
+    """The string with the removed types renamed, or unchanged if there are none; None if that cannot be decided."""
     source = context.source
     inner = text.strip()
     if node.raw_value != text or depth > QUOTE_DEPTH:
@@ -128,7 +128,7 @@ def renamed(
 
 
 def new_name(context: Context, changes: Changes, use: Use, string: cst.SimpleString) -> cst.BaseExpression:
-    context.source.lines[use.root] = context.source.lines[string]  # a name that stands only in the string
+    context.source.lines[use.root] = context.source.lines[string]  # a name that is only in the string
     return changes.name(use, NEW_TYPES[use.name])
 
 
@@ -142,7 +142,7 @@ def rename_export(context: Context, changes: Changes, node: cst.SimpleString) ->
         changes.kept.update(bindings)
         return
     if name in context.source.facts.wanted:
-        return  # other files go on importing it from here
+        return  # other files continue to import it from here
     scope = context.source.scope_of[node]
     ours = [(b.target or "").split(".")[-1] for b in bindings if is_ours(b.target)]
     if not set(ours) & REMOVED_NAMES:

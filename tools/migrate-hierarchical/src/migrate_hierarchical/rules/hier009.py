@@ -1,4 +1,4 @@
-"""HIER009: the imports. Removed names give way to the new ones in the statement that had them."""
+"""HIER009: the imports. New names replace the removed ones in the same statement."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ..removed_api import (
 
 RULE = "HIER009"
 
-# What a removed name turns into, best first.
+# What may replace a removed name, best first.
 SUCCESSORS = {
     REMOVED_CLASS: (FACTORY, NEW_TYPES[REMOVED_CLASS], PATTERN),
     REMOVED_CONFIG: (PATTERN, FACTORY, NEW_TYPES[REMOVED_CLASS]),
@@ -59,9 +59,9 @@ class ImportEditor:
         for binding in context.import_bindings():
             if binding.alias is not None:
                 self.bindings[binding.alias] = binding
-        # if some rules are switched off: unused now, but other files import them, and later their mark would keep them
+        # if some rules are switched off: unused imports that other files take; a mark would keep them later
         self.waiting: dict[cst.ImportAlias, Binding] = {}
-        self.stayed: dict[str, set[str]] = {}  # block of a page -> names that its imports give
+        self.stayed: dict[str, set[str]] = {}  # block of a page -> names that its imports bind
         self.read = self.still_read()
         self.rewritten = {
             binding
@@ -88,7 +88,7 @@ class ImportEditor:
         return result
 
     def is_meant_to_fail(self, statement: ImportStatement) -> bool:
-        """Whether a test passes only while an import of something removed fails."""
+        """Whether a test passes only if an import of something removed fails."""
         if not expects_failure(statement, self.source.parents, of_name=True):
             return False
         aliases = [] if isinstance(statement.names, cst.ImportStar) else statement.names
@@ -161,7 +161,7 @@ class ImportEditor:
         return [statement.with_changes(names=aliases)]
 
     def check_members(self, alias: cst.ImportAlias) -> None:
-        """Other members of a module that is gone."""
+        """Report other members of a module that is gone."""
         binding = self.bindings[alias]
         named = is_import_from(self.source.parents[alias]) or alias.asname is not None
         for node in self.source.names:
@@ -189,7 +189,7 @@ class ImportEditor:
             self.changes.leave(statement, "HIER114", f"* of {PACKAGE}.{below}")
 
     def edit_star(self, statement: cst.ImportFrom) -> Edit | None:
-        """New names beside a star import of the user's own module."""
+        """Add the new names next to a star import from a module of the user's own."""
         aliases: list[cst.ImportAlias] = []
         for name, local in self.changes.needs.get(statement, {}).items():
             self.add(aliases, name, local)
@@ -198,7 +198,7 @@ class ImportEditor:
         return [statement, cst.ImportFrom(cst.Name(PACKAGE), aliases)]
 
     def check_gone(self, statement: cst.ImportFrom, below: str, aliases: list[cst.ImportAlias]) -> None:
-        """Names that a module which is gone does not leave behind."""
+        """Report names of a module that is gone which the package no longer has."""
         silence = self.context.silence
         others = [
             name
@@ -266,7 +266,7 @@ class ImportEditor:
         wants, detail, text = self.context.wants, "", ""
         in_use = binding in self.read
         rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
-        if not in_use and rivals:  # `except ImportError: X = None`: an offer to others, who may test it
+        if not in_use and rivals:  # `except ImportError: X = None`: other files may test it
             self.changes.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
             return "kept"
         awaited = self.source.facts.awaited.get(local_name(alias)) if binding.scope.kind == "module" else None
@@ -294,7 +294,7 @@ class ImportEditor:
         return "kept"
 
     def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
-        """Whether an import matters even without its names: it tests for the package, or is all of a block."""
+        """Whether an import must stay even without its names: it tests for the package, or a block has nothing else."""
         if is_tried(statement, self.source):
             return True
         group = self.source.group(statement)
@@ -311,14 +311,14 @@ class ImportEditor:
         return True
 
     def given_by(self, statement: ImportStatement) -> set[str]:
-        """The names of the package that a statement imports now or after the changes."""
+        """The names of the package that a statement imports, before or after the changes."""
         given = set(self.changes.needs.get(statement, {}))
         if is_import_from(statement) and not isinstance(statement.names, cst.ImportStar):
             given.update(map(import_name, statement.names))
         return given
 
     def has_only_imports(self, statement: cst.ImportFrom) -> bool:
-        """Whether the block of a page that holds a statement is nothing but imports."""
+        """Whether the block of a page that contains a statement has only imports."""
         block = self.context.block(statement)
         header = list(block.header) if isinstance(block, cst.Module) else []
         group = ""
@@ -341,7 +341,7 @@ class ImportEditor:
     def statements(
         self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias], below: str
     ) -> Edit | None:
-        """The edited import; names that live in the package root move there from modules that are gone."""
+        """The edited import; names of modules that are gone are imported from the package root if it has them."""
         assert not isinstance(statement.names, cst.ImportStar)
         here, root = aliases, []
         foreign_root = not statement.relative and (dotted(statement.module) or "").startswith("src.")
@@ -388,7 +388,7 @@ class ImportEditor:
 
     @staticmethod
     def renamed(alias: cst.ImportAlias, old: str, name: str) -> cst.ImportAlias:
-        """`X` -> `New`, `X as X` -> `New as New`, `X as Y` -> `New as Y`; a name of the user's own stays one."""
+        """`X` -> `New`, `X as X` -> `New as New`, `X as Y` -> `New as Y`; other names stay as aliases."""
         asname = alias.asname
         if asname is not None and dotted(asname.name) == dotted(alias.name) == old:
             asname = asname.with_changes(name=cst.Name(name))
@@ -436,7 +436,7 @@ class ImportEditor:
 
     @staticmethod
     def closed(statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-        """The names with the end of the old list; a trailing comma only inside parentheses."""
+        """The names, ended like the old list; with a trailing comma only inside parentheses."""
         assert not isinstance(statement.names, cst.ImportStar)
         if aliases[-1] in statement.names[:-1]:
             aliases = [*aliases[:-1], last_before(aliases[-1], statement.names[-1])]
@@ -467,7 +467,7 @@ def is_tried(statement: ImportStatement, source: SourceIndex) -> bool:
 
 
 def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlias:
-    """An alias that becomes the last one: with its own comment, and the end of the line of the one that goes."""
+    """An alias that becomes the last one: it keeps its comment and gets the line end of the removed one."""
     own, end = alias.comma, gone.comma
     if isinstance(own, cst.Comma) and isinstance(own.whitespace_after, cst.ParenthesizedWhitespace):
         after = end.whitespace_after if isinstance(end, cst.Comma) else None
@@ -478,7 +478,7 @@ def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlia
 
 
 def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
-    """The whitespace without its comment."""
+    """Whitespace without its comment."""
     if isinstance(space, cst.ParenthesizedWhitespace):
         return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
     return space

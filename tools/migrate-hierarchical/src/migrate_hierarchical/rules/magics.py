@@ -1,4 +1,4 @@
-"""Reports removed names in IPython magics and shell lines; what these name stays imported."""
+"""Reports removed names in IPython magics and shell lines, and keeps the imports that these refer to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_magics(context: Context, changes: Changes) -> None:
         apis = words.union(*reached.values())
         removed = [word for word, found in reached.items() if found - TAKE_STRINGS]
         if words & NAMES:
-            continue  # reported with the text of the line
+            continue  # already reported with the text of the line
         if removed:
             changes.leave(node, "HIER103", f"{min(removed)} in a magic or a shell line")
         elif apis & TAKE_STRINGS and words & HIERARCHICAL_STRINGS:
@@ -38,7 +38,7 @@ def check_magics(context: Context, changes: Changes) -> None:
 
 
 def reached_by(context: Context, changes: Changes, node: cst.CSTNode, bindings: list[Binding]) -> set[str]:
-    """What of the API a word leads to; its imports stay, in a page those of its block if there are any."""
+    """The API names that a word refers to; their imports stay, in a page those of the same block if there are any."""
     found: dict[Binding, str] = {}
     for binding in bindings:
         below = (

@@ -13,10 +13,10 @@ from ..context import Context
 from ..facts import LAZY, SEVERAL
 from ..removed_api import COMMON_MEMBERS, PACKAGE, REMOVED_MEMBERS, REMOVED_MODULE, REMOVED_NAMES
 
-# Functions that take an object and the name of a member; and those that take only the name.
+# Functions that take an object and the name of a member, and functions that take only the name.
 BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr"})
 GETTERS = frozenset({"attrgetter", "methodcaller"})
-# Functions that take the fields of a dataclass as a whole, or new values for some; and what holds them.
+# Functions that read all fields of a dataclass or replace some, and attributes that hold all of them.
 COPIERS = frozenset({"replace", "__replace__"})
 FIELDS = frozenset({*COPIERS, "asdict", "astuple", "fields", "vars"})
 HOLD_FIELDS = frozenset({"__dict__", "__dataclass_fields__"})
@@ -25,7 +25,7 @@ HOLD_FIELDS = frozenset({"__dict__", "__dataclass_fields__"})
 def check_members(context: Context, changes: Changes) -> None:
     """Report members of objects that are, or may be, of a removed class."""
     if not (changes.has_use or any(use.name in REMOVED_NAMES for use in context.resolver)):
-        if context.source.facts.kinds:  # a file with no more than values from other files
+        if context.source.facts.kinds:  # a file may only have values from other files
             check_known_members(context, changes)
         return
     for node in context.source.attributes:
@@ -90,7 +90,7 @@ def is_package(context: Context, node: cst.Attribute) -> bool:
 
 
 def check_modules(context: Context, changes: Changes) -> None:
-    """`attention.HierarchicalConfig` where attention is a module of the user's own that imports it."""
+    """`attention.HierarchicalConfig` if attention is a module of the user's own that imports it."""
     facts = context.source.facts
     if not facts.imported:
         return
@@ -110,7 +110,7 @@ def check_modules(context: Context, changes: Changes) -> None:
 
 
 def check_own_imports(context: Context, changes: Changes) -> None:
-    """Names that a module of the user's own binds in several ways, gives through __getattr__, or does not have."""
+    """Report names that a module of the user's own lacks, binds in several ways, or gives through __getattr__."""
     for alias, what in context.source.unclear:
         if what == SEVERAL:
             changes.leave(alias, "HIER107", f"{import_name(alias)} is bound in several ways there")

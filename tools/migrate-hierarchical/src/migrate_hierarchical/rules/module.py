@@ -21,8 +21,8 @@ from .hier002 import config_misfit
 
 HANDLED = {"segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"}
 DEFAULT_SEGMENT = 2048
-BLOCK_SIZES = (256, 128, 64, 32, 16)  # the larger one of two that are equally near
-KEPT_RATIO = 0.05  # an explicit ratio up to this was meant as sparse
+BLOCK_SIZES = (256, 128, 64, 32, 16)  # descending: of two equally near ones the larger is taken
+KEPT_RATIO = 0.05  # an explicit ratio up to this is taken as intended
 
 
 @dataclass
@@ -31,17 +31,17 @@ class Old:
 
     rule: str
     parameters: Sequence[str]
-    ignored: dict[str, str] = field(default_factory=dict)  # argument that had no effect -> the note about it
+    ignored: dict[str, str] = field(default_factory=dict)  # argument without effect -> the note about it
     has_shorthands: bool = False  # sparsity_ratio and block_size
-    preset: str | None = None  # the old configuration, when the form names it
-    dropped: tuple[str, ...] = ()  # arguments that only chose the form
+    preset: str | None = None  # the old configuration, if the form names it
+    dropped: tuple[str, ...] = ()  # arguments that only selected the form
 
 
 @dataclass
 class Config:
     """The source of the new module's pattern."""
 
-    expression: bool = False  # hierarchical_config holds one already: it becomes sparse_config
+    expression: bool = False  # hierarchical_config is already one: it becomes sparse_config
     block_size: Callable[[Arguments], cst.BaseExpression | None] = lambda arguments: None
     block_sizes: BlockSizes = field(default_factory=BlockSizes)
     ratio: float | None = None
@@ -55,7 +55,7 @@ def integer(node: cst.CSTNode | None) -> int | None:
 def block_sizes_of(
     node: cst.CSTNode | None, notes: list[str]
 ) -> tuple[BlockSizes, cst.BaseExpression | None]:
-    """A literal block size before and after, and the new expression if it differs."""
+    """The literal block size before and after, and the new expression if it differs."""
     size = integer(node)
     if size is None:
         return BlockSizes(literal=node is None), None
@@ -78,7 +78,7 @@ def ratio_of(node: cst.CSTNode | None) -> float | None:
 def module_call(
     context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, old: Old
 ) -> Decision:
-    """Rewrite a call that created a hierarchical module, or say why not."""
+    """The rewrite of a call that created a hierarchical module, or the reason why it is left."""
     if arguments.problem:
         return Diagnostic("HIER111", arguments.problem)
     named = arguments.named
@@ -110,7 +110,7 @@ def module_call(
     foreign = [name for name in rest if name not in PASSED_ON]
     function = changes.name(use, FACTORY)
     given = named.get("hierarchical_config")
-    # what was None had the default configuration; sparse_config=None would mean another density
+    # None meant the default configuration; sparse_config=None would mean another density
     or_default = config.expression and given is not None and context.may_be_none(given, use.scope)
     pattern = changes.name(use, PATTERN) if or_default or not config.expression else None
 
@@ -183,7 +183,7 @@ def read_config(
     kind = context.origins.kind(value, use.scope)
     if kind == "none":
         return config
-    if kind not in ("config", "pattern"):  # a pattern: an earlier run, with other rules, wrote it
+    if kind not in ("config", "pattern"):  # a pattern comes from an earlier run with other rules
         code = context.module.code_for_node(value)
         return Diagnostic("HIER106", f"hierarchical_config={code}")
     config.expression = True
@@ -242,7 +242,7 @@ def attribute_block_size(now: Arguments) -> cst.BaseExpression | None:
 
 
 def block_size_or_default(now: Arguments) -> cst.BaseExpression | None:
-    """`(pattern.block_size if pattern is not None else 64)`: without a pattern the old default held."""
+    """`(pattern.block_size if pattern is not None else 64)`: without a pattern the old default applied."""
     pattern = now.named["sparse_config"]
     is_given = cst.Comparison(in_parentheses(pattern), [cst.ComparisonTarget(cst.IsNot(), cst.Name("None"))])
     attribute = cst.Attribute(in_parentheses(pattern), cst.Name("block_size"))
@@ -250,7 +250,7 @@ def block_size_or_default(now: Arguments) -> cst.BaseExpression | None:
 
 
 def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes: list[str]) -> None:
-    """sparsity_ratio and block_size beside the configs; sparse_config came first."""
+    """Read sparsity_ratio and block_size next to the configs; sparse_config took precedence."""
     sparse = named.get("sparse_config")
     if "sparsity_ratio" in named and not is_none(named["sparsity_ratio"]):
         config.ratio = ratio_of(named["sparsity_ratio"])
@@ -264,7 +264,7 @@ def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes:
 def segment_lengths(
     context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
 ) -> Callable[[cst.BaseExpression | None], cst.BaseExpression]:
-    """A function that builds the new segment_lengths from the old ones."""
+    """A function that returns the new segment_lengths for the old ones."""
     value = named.get("segment_lengths")
     if value is None or is_none(value):
         return lambda now: integers([DEFAULT_SEGMENT])

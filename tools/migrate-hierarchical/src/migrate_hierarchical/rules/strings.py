@@ -42,7 +42,7 @@ LOADERS = frozenset(
         "find_loader",
     ]
 )
-# What functions and methods that look something up in a registry are called, as a word of their names.
+# Words in the names of functions and methods that look something up in a registry.
 REGISTRIES = frozenset(["build", "create", "make", "register", "registry", "resolve", "lookup"])
 # Keywords and keys that name a class.
 TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name", "class_path"})
@@ -76,7 +76,7 @@ class Text:
         self, context: Context, changes: Changes, node: cst.BaseExpression, value: str, reflects: bool
     ) -> None:
         self.context, self.changes, self.node, self.value = context, changes, node, value
-        self.reflects = reflects  # the file looks up names of the package that stand elsewhere
+        self.reflects = reflects  # the file looks up names of the package that are not literals
         self.role = context.roles.of(node)
         self.call = called_with(context, node)
         self.function = (dotted(self.call.func) or "").split(".")[-1] if self.call is not None else ""
@@ -114,7 +114,7 @@ def is_removed_path(value: str) -> bool:
 
 
 def is_type(text: Text) -> bool:
-    """An annotation whose name leads to the package; what it leads to stays imported."""
+    """An annotation with a name that leads to the package; its import stays."""
     source = text.context.source
     bindings = source.scope_of[text.node].lookup(text.value)
     text.changes.kept.update(bindings)
@@ -132,7 +132,7 @@ def is_key(text: Text) -> bool:
 
 
 def is_looked_up(text: Text) -> bool:
-    """`getattr(package, "X")`, or a name that a registry, or a lookup elsewhere in the file, may mean."""
+    """`getattr(package, "X")`, or a name that a registry, or a lookup elsewhere in the file, may use."""
     if text.call is not None and text.function in BY_NAME:
         owner = text.call.args[0].value
         return means_package(text.context, owner) or not is_foreign(text.context.source, owner)
@@ -172,7 +172,7 @@ def package_given(context: Context, call: cst.Call | None) -> str:
 
 
 def called_with(context: Context, node: cst.BaseExpression) -> cst.Call | None:
-    """The call that an expression is an argument of, also in a list of names."""
+    """The call to which an expression is passed, also inside a list of names."""
     parents = context.source.parents
     parent = parents[node]
     while isinstance(
@@ -200,7 +200,7 @@ def means_package(context: Context, node: cst.BaseExpression) -> bool:
 
 
 def is_set_to_package(context: Context, node: cst.BaseExpression) -> bool:
-    """Whether a name is set to what means the package: `d = import_module("dilated_attention_pytorch")`."""
+    """Whether a name is set to the package: `d = import_module("dilated_attention_pytorch")`."""
     bindings = context.source.scope_of[node].lookup(node.value) if isinstance(node, cst.Name) else []
     return any(each.value is not None and means_package(context, each.value) for each in bindings)
 
@@ -258,7 +258,7 @@ def is_sought(text: Text) -> bool:
 
 
 def lists_package(context: Context, node: cst.BaseExpression) -> bool:
-    """`dir(package)`, `package.__all__` and the like where the names that are sought stand elsewhere."""
+    """`dir(package)`, `package.__all__` and the like, if the names that are looked for are not literals."""
     if isinstance(node, cst.Attribute):
         lists = node.attr.value in ("__all__", "__dict__") and means_package(context, node.value)
     else:
@@ -296,7 +296,7 @@ def names_class(context: Context, node: cst.BaseExpression, function: str) -> bo
     return function in ("get", "get_model") and "registry" in (getattr(owner, "value", "") or "").lower()
 
 
-# Strings that other rules look at.
+# Roles of strings that other rules check.
 HANDLED_ELSEWHERE = frozenset({DOCSTRING, ALL})
 # Role -> the tests for whether a bare name refers to something removed; other roles use those of leads_to_removed.
 LEADS: dict[str, tuple[Callable[[Text], bool], ...]] = {
