@@ -5,7 +5,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line, which may be interrupted while it is imported."""
+    """Run the command line; Ctrl-C may come while it is being imported."""
     try:
         from .cli import main as run
 
@@ -13,7 +13,7 @@ def main() -> int:
     except KeyboardInterrupt:
         status = 130
     if status > 128:
-        os._exit(status)  # at once: what was interrupted halfway would complain in its destructors
+        os._exit(status)  # at once: destructors after an interruption would print errors
     return status
 
 

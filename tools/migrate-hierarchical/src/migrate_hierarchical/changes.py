@@ -15,7 +15,7 @@ from .context import Context
 from .density import Comparison, OldPattern
 from .diagnostic import Diagnostic
 
-# New statements in place of one import statement; empty: it goes.
+# The statements that replace an import statement; empty if it is removed.
 Edit = list[cst.Import | cst.ImportFrom]
 
 
@@ -25,23 +25,23 @@ class BlockSizes:
 
     old: int = 64
     new: int = 64
-    literal: bool = True  # False: not known, the default stands for it
+    literal: bool = True  # False: unknown, the default is assumed
 
 
 @dataclass
 class Rewrite:
-    """A use that is rewritten. `make` gets the call with its arguments already rewritten."""
+    """A use that is rewritten. `make` is given the call with its arguments already rewritten."""
 
     rule: str
     make: Callable[[Any], cst.BaseExpression]
     notes: list[str] = field(default_factory=list)
-    # calls inside that are not rewritten on their own
+    # calls inside it that are not rewritten on their own
     absorbs: list[cst.CSTNode] = field(default_factory=list)
-    old: Sequence[OldPattern] = ()  # of each pattern that is written, what stood there
+    old: Sequence[OldPattern] = ()  # the configurations that the written patterns replace
     block_sizes: BlockSizes = BlockSizes()
     ratio: float | None = None  # of the new pattern; None: that of the settings
-    keeps_name: bool = False  # the new call is of the same function
-    todo: Diagnostic | None = None  # rewritten, and still something for a person
+    keeps_name: bool = False  # the new call is one of the same function
+    todo: Diagnostic | None = None  # what is left to a person after the rewrite
 
 
 @dataclass
@@ -51,10 +51,10 @@ class Demand:
     use: Use
     name: str
     local: str
-    statements: list[ImportStatement]  # what the use was imported by
+    statements: list[ImportStatement]  # that import the use
 
     def order(self, context: Context) -> tuple[bool, int]:
-        """Imports of the module first, from top to bottom."""
+        """Sort key: imports at module level first, from top to bottom."""
         first = self.statements[0]
         return not isinstance(context.block(first), cst.Module), context.source.lines[first]
 
@@ -62,8 +62,8 @@ class Demand:
 class Changes:
     """The changes decided so far for one file.
 
-    If only some rules are selected, `whole` holds the changes of all rules. Imports go where `whole` has them, so rules
-    that run one by one, in any order, give the same file.
+    If only some rules are selected, `whole` holds the changes of all rules. Imports are placed as in `whole`, so that
+    rules that run one by one, in any order, give the same file.
     """
 
     def __init__(self, context: Context, whole: Changes | None = None) -> None:
@@ -71,21 +71,22 @@ class Changes:
         self.replacements: dict[cst.CSTNode, Rewrite] = {}
         self.renames: dict[cst.CSTNode, cst.BaseExpression] = {}
         self.strings: dict[cst.CSTNode, str] = {}  # string literal -> its new source
-        # node of a rewritten argument -> the same, indented anew
+        # node of a rewritten argument -> the same node with its new indentation
         self.moved: dict[cst.CSTNode, cst.CSTNode] = {}
         self.demands: list[Demand] = []
-        self.needs: dict[ImportStatement, dict[str, str]] = {}  # what an import has to give, and as what
-        self.to_root: set[ImportStatement] = set()  # import statements of modules that become the package
-        self.used: set[cst.Name] = set()  # leftmost names of uses that go
-        self.passed: set[cst.Name] = set()  # of uses that stay, because a rule is not wanted there
+        # statement -> name that it has to import -> its local name
+        self.needs: dict[ImportStatement, dict[str, str]] = {}
+        self.to_root: set[ImportStatement] = set()  # imports of modules that become imports of the package
+        self.used: set[cst.Name] = set()  # leftmost names of uses that are removed
+        self.passed: set[cst.Name] = set()  # those of uses that stay, because a rule is switched off there
         self.todos: list[tuple[cst.CSTNode, Diagnostic]] = []
         self.rewritten: list[tuple[cst.CSTNode, Diagnostic]] = []
-        self.handled: set[cst.CSTNode] = set()  # calls whose strings need nothing more
-        self.kept: set[Binding] = set()  # imports that a string or a comment left to a person needs
+        self.handled: set[cst.CSTNode] = set()  # calls whose strings need no further check
+        self.kept: set[Binding] = set()  # imports needed by a string or a comment that is left to a person
         self.reported: set[cst.CSTNode] = set()  # strings that were reported
 
     def name(self, use: Use, name: str) -> cst.BaseExpression:
-        """The expression for a name of the package at the place of `use`; records the import that it needs."""
+        """The expression for a name of the package where `use` is; records the import that it needs."""
         if use.base is not None:
             for binding in use.bindings:
                 if binding.statement is not None:
@@ -94,9 +95,9 @@ class Changes:
         if use.is_star and (self.context.source.stars or use.root.value not in self.context.source.star_of):
             return cst.Name(name)
         statements = [binding.statement for binding in use.bindings if binding.statement is not None]
-        if use.is_star:  # of a module of the user's own, which need not have the name
+        if use.is_star:  # from a module of the user's own, which may lack the name
             statements = [self.context.source.star_of[use.root.value]]
-        if self.context.source.groups:  # a block of a page stays complete
+        if self.context.source.groups:  # a block of a page has to contain its own imports
             group = self.context.source.group(use.root)
             statements = [
                 each for each in statements if self.context.source.group(each) == group
@@ -111,7 +112,7 @@ class Changes:
         return cst.Name(local)
 
     def place(self) -> None:
-        """Assign the needed names to import statements, one statement where it serves several uses."""
+        """Assign the needed names to import statements, and to a single one where it serves several uses."""
         planned = self.whole.needs if self.whole is not None else {}
         for demand in sorted(self.demands, key=lambda each: each.order(self.context)):
             there = self.served(demand, planned) or self.served(demand, self.needs)
@@ -119,7 +120,7 @@ class Changes:
                 self.needs.setdefault(self.home(statement), {})[demand.name] = demand.local
 
     def served(self, demand: Demand, needs: dict[ImportStatement, dict[str, str]]) -> ImportStatement | None:
-        """The import statement, among those that get new names, that serves a use."""
+        """The import statement, among those that get new names, that serves a use; None if there is none."""
         for statement, names in needs.items():
             same_block = all(
                 self.context.block(each) is self.context.block(statement) for each in demand.statements
@@ -133,7 +134,7 @@ class Changes:
         return None
 
     def home(self, statement: ImportStatement) -> ImportStatement:
-        """The statement for new names: for a star import, an import from the package right below it if there is one."""
+        """The statement for new names: for a star import, the import from the package on the next line, if any."""
         if is_import(statement) or not isinstance(statement.names, cst.ImportStar):
             return statement
         line = self.context.source.parents[statement]
@@ -153,7 +154,7 @@ class Changes:
         )
 
     def visible(self, use: Use, name: str, statements: list[ImportStatement]) -> str | None:
-        """The local name of an import that is certain to run before the use."""
+        """The local name of an import of `name` that is certain to run before the use; None if there is none."""
         for scope in use.scope.ancestors():
             for local, bindings in self.context.imported_as(scope, name):
                 if use.scope.lookup(local) is not bindings or (
@@ -174,7 +175,7 @@ class Changes:
             self.leave(target, rewrite.todo.rule, rewrite.todo.detail)
 
     def comparisons(self, rewrite: Rewrite) -> tuple[Comparison, ...]:
-        """The patterns that a rewrite writes, each with the one that it replaces."""
+        """The patterns that a rewrite writes, each with the configuration that it replaces."""
         sizes = rewrite.block_sizes
         ratio = float(self.context.settings.sparsity_ratio if rewrite.ratio is None else rewrite.ratio)
         unknown = () if sizes.literal else ("block_size",)
@@ -205,7 +206,7 @@ class Changes:
 
     @cached_property
     def left_nodes(self) -> set[tuple[cst.CSTNode, str]]:
-        """What is left to a person, by node and reason, once the plan is complete."""
+        """The uses that are left to a person, as (node, reason); complete once all rules have run."""
         return {(node, left.rule) for node, left in self.todos}
 
     @property

@@ -1,4 +1,4 @@
-"""What is known about one file: the answers to the questions of the rules. It changes nothing."""
+"""What is known about one file: answers the questions of the rules and changes nothing."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ class Context:
         return bool(self.waiting.intersection(bindings))
 
     def lines_of(self, node: cst.CSTNode) -> tuple[int, ...]:
-        """First and last line of a node, or of the call whose function it is."""
+        """First and last line of a node, or of the call if the node is its function."""
         first = self.source.line_of(node)
         parent = self.source.parents.get(node)
         whole = parent if isinstance(parent, cst.Call) and parent.func is node else node
         return first, first + self.module.code_for_node(whole).count("\n")
 
     def style(self, node: cst.CSTNode) -> Style | None:
-        """Layout of a new call in place of a node; None if it cannot be written there."""
+        """The layout of a new call that replaces a node; None if it cannot be written there."""
         quotes = fstring_quotes(node, self.source.parents)
         if quotes is not None:
             free = [quote for quote in ('"', "'") if quote not in quotes]
@@ -118,7 +118,7 @@ class Context:
         return isinstance(self.block(statement), cst.Module) or self.block(statement) in blocks
 
     def is_for_others(self, local: str, bindings: list[Binding]) -> bool:
-        """Whether an import that this file does not read exists for other files; it may be a renamed one."""
+        """Whether an import that this file does not read, perhaps under another name, exists for other files."""
         if local in self.read_names:
             return False
         return self.is_init or any(
@@ -165,7 +165,7 @@ class Context:
         return bool(self.source.stars) or any(string_value(node) == PACKAGE for node in self.source.strings)
 
     def old_pattern(self, node: cst.BaseExpression | None) -> OldPattern:
-        """The old configuration that an expression stands for: a call, a preset, or the default."""
+        """The old configuration of an expression: that of a call, a preset, or the default."""
         use = self.resolver.by_node.get(node.func) if isinstance(node, cst.Call) else None
         if isinstance(node, cst.Call) and use is not None and use.name == REMOVED_CONFIG:
             given = read_arguments(node.args, PARAMETERS[REMOVED_CONFIG])
@@ -198,11 +198,11 @@ class Context:
         return use is not None and use.name == REMOVED_GET_PRESETS and use.agrees
 
     def may_be_hierarchical(self, node: cst.BaseExpression, scope: Scope) -> bool:
-        """Whether a name that is not a literal may be that of a removed variant or preset."""
+        """Whether an expression that is not a literal may name a removed variant or preset."""
         return self.is_hierarchical(self.chooser.of(node, scope))
 
     def may_hold_hierarchical(self, stars: Sequence[cst.Arg], scope: Scope) -> bool:
-        """Whether unpacked arguments may hold one."""
+        """Whether unpacked arguments may contain the name of a removed variant or preset."""
         held = [self.chooser.inside(arg.value, scope) if arg.star == "**" else UNKNOWN for arg in stars]
         named = [UNPACKED for each in held if not each.complete]
         return self.is_hierarchical(union([*held, *named]))
@@ -223,7 +223,7 @@ class Context:
         )
 
     def may_travel(self, node: cst.SimpleString) -> bool:
-        """Whether a string may be used elsewhere than where it stands."""
+        """Whether a string may be used in another place than its own."""
         if self.roles.of(node) in (DOCSTRING, ALL, KEY):
             return False
         parent = self.source.parents[node]

@@ -11,12 +11,12 @@ from typing import Any
 
 from . import dilated_sparse
 
-MOST_BLOCKS = 2048  # per side: above, reach and layers are not computed
+MOST_BLOCKS = 2048  # per side; above, reach and layers are not computed
 MOST_ROWS = 2**18  # above, the blocks of the removed pattern are not counted
-MOST_STEPS = 5_000_000  # of following layers, about a second
+MOST_STEPS = 5_000_000  # for following blocks through layers; takes about a second
 
 Level = dict[str, int]
-Levels = tuple[tuple[int, int], ...]  # stride and window of each, in tokens
+Levels = tuple[tuple[int, int], ...]  # stride and window of each level, in tokens
 
 LEVELS: dict[str, list[Level]] = {
     "standard": [
@@ -48,9 +48,9 @@ def levels_of(levels: Sequence[Level]) -> Levels:
 
 
 def old_rows(levels: Levels, n_blocks: int, block_size: int, causal: bool) -> list[range]:
-    """The columns of each row of the removed pattern: the levels' windows lie around the same block, the widest rules.
+    """The columns of each row of the removed pattern: all windows surround the same block, so the widest one decides.
 
-    Causal: those of them that are not in the future.
+    Causal: without the columns in the future.
     """
     in_blocks = {
         (max(1, stride // block_size), n_blocks if window == -1 else max(1, window // block_size) // 2)
@@ -60,9 +60,9 @@ def old_rows(levels: Levels, n_blocks: int, block_size: int, causal: bool) -> li
     for row in range(n_blocks):
         halves = [half for stride, half in in_blocks if row % stride == 0]
         if not halves and levels:
-            rows.append(range(0))  # no level starts at this row: it attended to nothing
+            rows.append(range(0))  # no level has this row: it attended to nothing
             continue
-        half = max(halves, default=0)  # with no level at all it kept the diagonal
+        half = max(halves, default=0)  # without any level it kept the diagonal
         rows.append(range(max(0, row - half), min(n_blocks - 1, row if causal else row + half) + 1))
     return rows
 
@@ -73,7 +73,7 @@ def old_blocks(levels: Sequence[Level], seq_len: int, block_size: int = 64, caus
 
 
 def new_blocks(ratio: float, seq_len: int, block_size: int = 64, causal: bool = False) -> int:
-    """Active blocks of the new pattern: the share of the ratio, but the least in every row."""
+    """Active blocks of the new pattern: as many as the ratio pays for, but at least the floor of every row."""
     return dilated_sparse.total(ratio, -(-seq_len // block_size), causal)
 
 
@@ -84,9 +84,10 @@ def bits(columns: Sequence[int]) -> int:
 
 
 def layers_to_full_coverage(rows: Sequence[Sequence[int]], causal: bool) -> tuple[int | None, bool]:
-    """Layers until every row, its columns ascending, has reached every block that it may see; None when never.
+    """The number of layers after which every row has reached every block that it may see; None if it never does.
 
-    The second value is False when it was not followed to the end: then it takes more layers than the first.
+    rows: the columns of each row, ascending. The second value is False if the search was stopped: then more layers than
+    the first value are needed.
     """
     if not all(rows):
         return None, True  # a row that sees nothing
@@ -96,7 +97,7 @@ def layers_to_full_coverage(rows: Sequence[Sequence[int]], causal: bool) -> tupl
     missing = [row for row in range(n_blocks) if seen[row] != full[row]]
     steps = 0
     while missing:
-        steps += sum(len(rows[row]) + 6 for row in missing)  # 6: what a row costs beside its blocks
+        steps += sum(len(rows[row]) + 6 for row in missing)  # 6: the fixed cost of a row, in blocks
         if steps > MOST_STEPS:
             return layers, False
         wider = seen.copy()
@@ -111,15 +112,15 @@ def layers_to_full_coverage(rows: Sequence[Sequence[int]], causal: bool) -> tupl
 
 @dataclass(frozen=True)
 class Figures:
-    """What one pattern keeps and connects at one length. None: not computed above MOST_BLOCKS or MOST_ROWS."""
+    """The blocks and the coverage of one pattern at one length. None: not computed above MOST_BLOCKS or MOST_ROWS."""
 
     seq_len: int
     blocks: int | None
-    density: float | None  # of the block pairs that dense attention computes
-    reach: int | None = None  # tokens between a block and the farthest one that it sees in a layer
-    full_coverage: bool | None = None  # whether every position ever reaches every one that it may see
-    layers: int | None = None  # until it has
-    more_layers: bool = False  # not followed to the end: it takes more than `layers`
+    density: float | None  # as a fraction of the block pairs that dense attention computes
+    reach: int | None = None  # tokens between a block and the farthest one that it sees in one layer
+    full_coverage: bool | None = None  # whether every position ever reaches every position that it may see
+    layers: int | None = None  # layers to full coverage
+    more_layers: bool = False  # the search was stopped: more than `layers` are needed
 
     def __str__(self) -> str:
         if self.blocks is None or self.density is None:
@@ -149,7 +150,7 @@ def figures(rows: Sequence[Sequence[int]], seq_len: int, block_size: int, causal
 
 @lru_cache(maxsize=256)
 def old_figures(levels: Levels, seq_len: int, block_size: int = 64, causal: bool = False) -> Figures | None:
-    """Of the removed pattern, at the multiple of its blocks that is nearest below; None: not even one block."""
+    """Figures of the removed pattern, with the length rounded down to whole blocks; None if that leaves no block."""
     n_blocks = seq_len // block_size
     if not n_blocks:
         return None
@@ -163,7 +164,7 @@ def old_figures(levels: Levels, seq_len: int, block_size: int = 64, causal: bool
 def new_figures(
     ratio: float, rates: tuple[int, ...], seq_len: int, block_size: int = 64, causal: bool = False
 ) -> Figures:
-    """Of the pattern that is written."""
+    """Figures of the pattern that is written."""
     n_blocks = -(-seq_len // block_size)
     if n_blocks > MOST_BLOCKS:
         blocks = dilated_sparse.total(ratio, n_blocks, causal)
@@ -177,7 +178,7 @@ class OldPattern:
 
     name: str
     levels: Levels
-    guessed: tuple[str, ...] = ()  # what is not literal, where the default stands for it
+    guessed: tuple[str, ...] = ()  # what is not literal; the default is assumed for it
 
 
 def preset_pattern(name: str) -> OldPattern:
@@ -185,13 +186,13 @@ def preset_pattern(name: str) -> OldPattern:
 
 
 def default_pattern(*guessed: str) -> OldPattern:
-    """The configuration of a call without one, which also stands for what is not literal."""
+    """The configuration of a call without one; also assumed for what is not literal."""
     return OldPattern("default", levels_of(LEVELS["standard"]), guessed)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """An old configuration and the pattern that is written in its place."""
+    """An old configuration and the pattern that replaces it."""
 
     name: str
     levels: Levels
@@ -199,7 +200,7 @@ class Comparison:
     ratio: float
     rates: tuple[int, ...]
     block_size: int
-    guessed: tuple[str, ...] = ()  # arguments that are not literal: the default stands for them
+    guessed: tuple[str, ...] = ()  # arguments that are not literal; their defaults are assumed
 
     @property
     def old(self) -> str:
@@ -217,7 +218,7 @@ class Comparison:
         return new_figures(self.ratio, self.rates, seq_len, self.block_size, causal)
 
     def summary(self, seq_len: int) -> str:
-        """Both densities, not causal: `default 8.9 % -> 1.0 %: 8.9x fewer blocks`."""
+        """Both densities without a causal mask: `default 8.9 % -> 1.0 %: 8.9x fewer blocks`."""
         before, after = self.before(seq_len, False), self.after(seq_len, False)
         assert after.density is not None
         if before is None or before.density is None or not before.blocks:
@@ -230,7 +231,7 @@ class Comparison:
         return f"{self.old} {percent(before.density)} -> {percent(after.density)}: {change}"
 
     def line(self, seq_len: int, causal: bool) -> str:
-        """Old and new in a sentence."""
+        """The figures of the old and the new pattern in one line."""
         before, after = self.before(seq_len, causal), self.after(seq_len, causal)
         if before is None:
             old = f"nothing, a block has {self.old_block_size:,} tokens"
@@ -241,13 +242,13 @@ class Comparison:
         return f"at {seq_len:,} tokens, {'causal' if causal else 'not causal'}: {old} -> {after}"
 
     def floor_decides(self, seq_len: int, causal: bool) -> bool:
-        """Whether rows keep more than the ratio pays for."""
+        """Whether rows keep more blocks than the ratio pays for."""
         n_blocks = -(-seq_len // self.block_size)
         paid = dilated_sparse.share(self.ratio, n_blocks, causal)
         return dilated_sparse.total(self.ratio, n_blocks, causal) > paid
 
     def ratio_decides_from(self, seq_len: int, causal: bool) -> int:
-        """The fewest tokens above a length at which the floor decides from which on it does not."""
+        """The smallest number of tokens, above a length at which the floor decides, from which on the ratio decides."""
         low = high = -(-seq_len // self.block_size)
         while self.floor_decides(high * self.block_size, causal):
             low, high = high, 2 * high
@@ -260,7 +261,7 @@ class Comparison:
         return low * self.block_size + 1
 
     def warning(self, seq_len: int, causal: bool) -> str | None:
-        """What to know where the floor decides and not the ratio."""
+        """The warning if the floor decides and not the ratio; None otherwise."""
         if not self.floor_decides(seq_len, causal):
             return None
         n_blocks = -(-seq_len // self.block_size)
@@ -275,13 +276,13 @@ class Comparison:
         )
 
     def lines(self, seq_len: int) -> list[str]:
-        """Everything for a person: not causal, causal, and a warning each where the floor decides."""
+        """The lines for a person: not causal, causal, and a warning for each if the floor decides."""
         both = (False, True)
         found = [self.line(seq_len, causal) for causal in both]
         return [*found, *filter(None, (self.warning(seq_len, causal) for causal in both))]
 
     def as_dict(self, seq_len: int) -> dict[str, Any]:
-        """Everything for a program."""
+        """The figures for JSON and SARIF."""
 
         def side(causal: bool) -> dict[str, Any]:
             before = self.before(seq_len, causal)
@@ -310,7 +311,7 @@ class Comparison:
 
 
 def percent(share: float) -> str:
-    """`8.9 %`; small shares with two digits, and 100 % only for all."""
+    """`8.9 %`; two digits for small fractions, and 100 % only for all blocks."""
     value = 100 * share
     text = f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
     return f"{'99.9' if share < 1 and float(text) >= 100 else text} %"

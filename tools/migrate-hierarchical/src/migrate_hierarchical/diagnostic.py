@@ -1,4 +1,4 @@
-"""One line of the report: a use that was rewritten, or one that is left and why."""
+"""One entry of the report: a use that was rewritten, or one that was left, and why."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Diagnostic:
-    """Plain data, so that worker processes can send it. `line` is filled in when the file is finished."""
+    """Plain data that worker processes can send. `line` is set once the file is finished."""
 
-    rule: str  # or a reason of catalogue/reasons.py
-    detail: str = ""  # what is special about this use
-    text: str = ""  # what is said in place of the rule's own line
-    patterns: tuple[Comparison, ...] = ()  # that were written here, with what they replace
+    rule: str  # id of a rule, or of a reason in catalogue/reasons.py
+    detail: str = ""  # specific to this use
+    text: str = ""  # replaces the summary of the rule
+    patterns: tuple[Comparison, ...] = ()  # the patterns that were written here, with those that they replace
     line: int = 1
-    new_line: int | None = None  # in the file as it was rewritten
+    new_line: int | None = None  # in the rewritten file

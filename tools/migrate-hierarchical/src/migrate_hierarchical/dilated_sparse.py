@@ -9,12 +9,12 @@ import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
-LEAST = {False: 2, True: 3}  # blocks that a row keeps at least, if it has so many: not causal, causal
+LEAST = {False: 2, True: 3}  # causal -> the least number of blocks of a row that has as many
 BITS = 32  # of the mirrored row number
 
 
 def exact(ratio: float) -> Fraction:
-    """The ratio as the decimal that was written."""
+    """The ratio as exactly the decimal that was written."""
     return Fraction(repr(ratio))
 
 
@@ -24,7 +24,7 @@ def available(n_blocks: int, causal: bool) -> int:
 
 
 def share(ratio: float, n_blocks: int, causal: bool, rows: int | None = None) -> int:
-    """Blocks that the ratio alone pays for in the first rows, all of them by default."""
+    """Blocks that the ratio alone pays for in the first rows; by default in all rows."""
     rows = n_blocks if rows is None else rows
     pairs = available(rows, True) if causal else rows * n_blocks
     fraction = exact(ratio)
@@ -32,7 +32,7 @@ def share(ratio: float, n_blocks: int, causal: bool, rows: int | None = None) ->
 
 
 def floor(n_blocks: int, causal: bool, rows: int | None = None) -> int:
-    """Blocks of the first rows when each keeps the least."""
+    """Blocks of the first rows if each keeps the least number."""
     rows = n_blocks if rows is None else rows
     if not causal:
         return rows * min(LEAST[causal], n_blocks)
@@ -41,12 +41,12 @@ def floor(n_blocks: int, causal: bool, rows: int | None = None) -> int:
 
 
 def total(ratio: float, n_blocks: int, causal: bool, rows: int | None = None) -> int:
-    """Blocks kept in the first rows. The share is convex in the rows, so its running maximum is at an end."""
+    """Blocks kept in the first rows. The share is convex in the number of rows, so its maximum is at an end."""
     return max(share(ratio, n_blocks, causal, rows), floor(n_blocks, causal, rows))
 
 
 def ruler(scales: Sequence[int], n_blocks: int) -> Iterator[int]:
-    """The scales from 2 to half the sequence by size: the first every second time, the next every fourth, and on."""
+    """The ruler sequence of the scales from 2 to half the sequence: every second entry is the first, and so on."""
     longer = sorted(scale for scale in scales if 1 < scale <= n_blocks // 2) or [2]
     for step in itertools.count(1):
         trailing_zeros = (step & -step).bit_length() - 1
@@ -54,7 +54,7 @@ def ruler(scales: Sequence[int], n_blocks: int) -> Iterator[int]:
 
 
 def links(scales: Sequence[int], n_blocks: int) -> list[int]:
-    """Not causal: the offset of the block that each block links to, one cycle through all of them."""
+    """Not causal: the offset of the block to which each block links; the links form one cycle through all blocks."""
     sides: tuple[list[int], list[int]] = ([], [])  # blocks that look ahead, blocks that look back
     begin = 0
     for run, scale in enumerate(ruler(scales, n_blocks)):
@@ -71,7 +71,7 @@ def links(scales: Sequence[int], n_blocks: int) -> list[int]:
 
 
 def later_offsets(scales: Sequence[int], n_blocks: int) -> list[int]:
-    """The distances of rounds 2, 3, ... and then the nearest ones, each once; none of round 1."""
+    """The distances of rounds 2, 3, ..., then the nearest ones; each once, and none of round 1."""
     round_1 = set(scales)
     rounds = range(2, (n_blocks - 1) // min(scales) + 1)
     multiples = (turn * scale for turn in rounds for scale in scales if turn * scale < n_blocks)
@@ -80,7 +80,7 @@ def later_offsets(scales: Sequence[int], n_blocks: int) -> list[int]:
 
 
 def first_of_round(row: int, n_offsets: int) -> int:
-    """At which of its offsets of round 1 a row begins."""
+    """The index of the offset of round 1 with which a row begins."""
     return n_offsets * int(f"{row:0{BITS}b}"[::-1], 2) >> BITS
 
 

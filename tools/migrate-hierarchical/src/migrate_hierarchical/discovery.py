@@ -13,11 +13,11 @@ from .settings import Settings
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
 
-# Not looked at: what version control, environments and tools keep for themselves. Caches of tools hold a .gitignore.
+# Folders of version control, environments and tools, which are not searched. Caches of tools contain a .gitignore.
 SKIPPED = frozenset(
     {".git", ".hg", ".svn", ".venv", ".tox", ".nox", ".eggs", "node_modules", "build", "__pycache__"}
 )
-ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})  # what a virtual environment of any name holds
+ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})  # contained in every virtual environment
 PYTHON = (".py", ".pyi", ".pyw")
 NOTEBOOK = (".ipynb",)
 PROSE = (".md", ".markdown", ".rst")
@@ -27,12 +27,12 @@ SUFFIXES = PYTHON + NOTEBOOK + PROSE + PLAIN
 
 @dataclass
 class Found:
-    """Files in the order of the walk, what could not be looked at, and packages that were not on purpose."""
+    """Files in the order of the walk, what could not be searched, and packages that were skipped on purpose."""
 
     files: list[str] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    scripts: set[str] = field(default_factory=set)  # files without a suffix that a walk has found
+    scripts: set[str] = field(default_factory=set)  # files without a suffix that were found in folders
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Ignored:
     spec: GitIgnoreSpec
 
     def verdict(self, path: str, is_folder: bool) -> bool | None:
-        """True: ignored, False: included again, None: it says nothing."""
+        """True: ignored, False: included again, None: no pattern matches."""
         relative = os.path.relpath(path, self.folder).replace(os.sep, "/")
         result = self.spec.check_file(relative + ("/" if is_folder else ""))
         return result.include
@@ -59,7 +59,7 @@ def read_ignore(folder: str, name: str = ".gitignore") -> Ignored | None:
 
     try:
         spec = GitIgnoreSpec.from_lines(lines)
-    except ValueError:  # git passes over lines that are no patterns
+    except ValueError:  # git skips lines that are not patterns
         spec = GitIgnoreSpec.from_lines(line for line in lines if is_pattern(line))
     return Ignored(folder, spec)
 
@@ -75,7 +75,7 @@ def is_pattern(line: str) -> bool:
 
 
 def outer_ignores(folder: str) -> list[Ignored]:
-    """The .gitignore files above a folder, as far as its repository goes."""
+    """The .gitignore files above a folder, up to the root of its repository."""
     chain: list[str] = []
     current = os.path.abspath(folder)
     while True:
@@ -84,12 +84,12 @@ def outer_ignores(folder: str) -> list[Ignored]:
             break
         parent = os.path.dirname(current)
         if parent == current:
-            return []  # in no repository: only what lies inside the folder counts
+            return []  # outside of a repository only .gitignore files inside the folder count
         current = parent
     found = [read_ignore(chain[-1], os.path.join(".git", "info", "exclude"))]
     found += [read_ignore(each) for each in reversed(chain[1:])]
     ignores = [each for each in found if each is not None]
-    # a folder that is named although it is ignored is looked at
+    # an ignored folder is searched if it is named on the command line
     return [] if any(is_ignored(each, True, ignores) for each in chain[:-1]) else ignores
 
 
@@ -114,7 +114,7 @@ def matches(path: str, root: str, patterns: tuple[str, ...]) -> bool:
 
 
 def find_files(paths: list[str], settings: Settings) -> Found:
-    """Every file below the paths that may hold a use; a path that is a file is always looked at."""
+    """Every file below the paths that may contain a use; a path that is a file is always included."""
     found = Found()
     seen: set[str] = set()
     roots = [os.path.realpath(path) for path in paths]
@@ -141,13 +141,13 @@ def add(path: str, found: Found, seen: set[str]) -> None:
 
 
 class Walker:
-    """The walk through one folder; whatever cannot be looked at is noted and passed over."""
+    """The walk through one folder; whatever cannot be read is recorded and skipped."""
 
     def __init__(self, root: str, settings: Settings, roots: list[str], found: Found) -> None:
         self.root, self.settings, self.roots, self.found = root, settings, roots, found
 
     def files(self) -> Iterator[str]:
-        """The files in the order of their names; folders may be nested to any depth."""
+        """The files, in the order of their names; folders may be nested to any depth."""
         stack = [self.listed(self.root, outer_ignores(self.root))]
         while stack:
             entries, ignores = stack[-1]
@@ -165,7 +165,7 @@ class Walker:
                 self.found.errors.append((entry.path, error.strerror or str(error)))
 
     def listed(self, folder: str, ignores: list[Ignored]) -> tuple[Iterator[os.DirEntry[str]], list[Ignored]]:
-        """What a folder holds, and the .gitignore files that count there."""
+        """The entries of a folder, and the .gitignore files that apply there."""
         try:
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)

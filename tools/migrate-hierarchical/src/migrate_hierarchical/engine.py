@@ -18,7 +18,7 @@ from .silence import Silence
 
 
 def may_hold_use(path: str, data: bytes) -> bool:
-    """Fast check of the bytes: a removed name, and a way to reach the package."""
+    """Fast check of the bytes: whether they contain a removed name and a way to reach the package."""
     if SKIP_FILE in data:
         return False
     if NEEDLE not in data:
@@ -33,7 +33,7 @@ def may_hold_use(path: str, data: bytes) -> bool:
 
 
 def is_too_large(path: str, data: bytes) -> bool:
-    """Whether a data file with a removed name is too large to be searched, as datasets are."""
+    """Whether a data file with a removed name, such as a dataset, is too large to be searched."""
     return len(data) > DATA_BYTES and path.endswith(PLAIN) and NEEDLE in data and SKIP_FILE not in data
 
 
@@ -43,7 +43,7 @@ def names_package(path: str, data: bytes) -> bool:
 
 
 def may_hand_on(path: str, data: bytes) -> bool:
-    """Whether a file without a use may give names of the package to another one, or lack some that were taken."""
+    """Whether a file without a use may pass names of the package to another file, or lack some that others import."""
     if path.endswith(PLAIN):
         return False
     return PACKAGE.encode() in data or (
@@ -52,7 +52,7 @@ def may_hand_on(path: str, data: bytes) -> bool:
 
 
 def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
-    """The result for the content of one file; never raises for what the file holds."""
+    """The result for the content of one file; no content makes it raise."""
     result = Result(path)
     if settings.facts is None and not may_hold_use(path, data):
         return result
@@ -75,7 +75,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     except Unreadable as error:
         result.error = str(error)
         return result
-    except Exception as error:  # one file never stops the rest, whatever this tool does wrong
+    except Exception as error:  # a bug of this tool in one file must not stop the others
         result.error = (
             f"left alone after an error of this tool, please report it: {type(error).__name__}: {error!s:.80}"
         )
@@ -89,7 +89,7 @@ def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
 
 
 def migrate_script(path: str, data: bytes, settings: Settings) -> Result:
-    """The result for a script without a suffix that a walk has found: reported, not changed."""
+    """The result for a script without a suffix that was found in a folder: reported, not changed."""
     from .documents.plain import find_mentions
 
     left = find_mentions(data)
@@ -99,7 +99,7 @@ def migrate_script(path: str, data: bytes, settings: Settings) -> Result:
 
 
 def heard(left: list[Diagnostic], path: str, data: bytes, settings: Settings) -> list[Diagnostic]:
-    """The diagnostics that neither the settings nor a comment on the line silences."""
+    """The diagnostics that neither the settings nor a comment on the line silence."""
     silence = Silence(data, bare=not path.endswith(PROSE + PLAIN), is_python=False)
     return [
         entry for entry in left if settings.wants(entry.rule) and not silence.covers(entry.line, entry.rule)
@@ -107,7 +107,7 @@ def heard(left: list[Diagnostic], path: str, data: bytes, settings: Settings) ->
 
 
 def note_new_lines(result: Result, new: bytes) -> None:
-    """Where what the rewriting has not placed stands in the new file: its line, or where it was."""
+    """Set the new line of every diagnostic that has none yet: that of the same line, or of what replaced it."""
     entries = [entry for entry in (*result.rewritten, *result.left) if entry.new_line is None]
     if not entries:
         return

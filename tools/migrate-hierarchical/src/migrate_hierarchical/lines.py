@@ -153,7 +153,7 @@ class Matcher(difflib.SequenceMatcher[bytes]):
 
 
 def unified_diff(old: bytes, new: bytes, name: bytes, context: int = 3) -> bytes:
-    """A diff that `patch -p1` takes, in the bytes of the file."""
+    """A unified diff for `patch -p1`, in the bytes of the file."""
     a, b = (data.splitlines(keepends=True) for data in (old, new))
     out = [b"--- a/" + name + b"\n", b"+++ b/" + name + b"\n"]
     for group in Matcher(a, b).get_grouped_opcodes(context):

@@ -1,4 +1,4 @@
-"""Asks the rules about every use of the removed API in one file, in a fixed order."""
+"""Applies the rules to every use of the removed API in one file, in a fixed order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .rules.members import check_members, check_modules, check_own_imports, chec
 from .rules.strings import check_strings
 from .rules.type_comments import check_type_comments
 
-EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # what a call may hold beside its arguments
+EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # side effects that an argument may have
 
 
 class Planner:
@@ -41,7 +41,7 @@ class Planner:
 
     def run(self) -> None:
         context, changes = self.context, self.changes
-        absorbed: set[cst.CSTNode] = set()  # parts of rewritten calls that go
+        absorbed: set[cst.CSTNode] = set()  # parts of rewritten calls that are removed
         for use in context.resolver:  # in source order: a call before the calls inside it
             if context.is_inside(use.node, absorbed):
                 changes.used.add(use.root)
@@ -73,7 +73,7 @@ class Planner:
         changes.place()
 
     def move_to_root(self, absorbed: set[cst.CSTNode]) -> None:
-        """Rewrite names that the package kept where they are reached through a module that is gone."""
+        """Rewrite names that still exist in the package but are reached through a module that is gone."""
         context, changes = self.context, self.changes
         for use in context.resolver:
             through_module = isinstance(use.node, cst.Attribute) and use.node.value is not use.base
@@ -91,7 +91,7 @@ class Planner:
             changes.used.add(use.root)
 
     def decide(self, use: Use) -> tuple[cst.CSTNode, Rewrite] | None:
-        """The node to replace and how; None if nothing changes here."""
+        """The node to replace and its rewrite; None if nothing changes here."""
         context, changes = self.context, self.changes
         parents = context.source.parents
         parent = parents[use.node]
@@ -156,7 +156,7 @@ class Planner:
 
 
 def loses_effect(call: cst.Call, rewrite: Rewrite) -> bool:
-    """Whether a side effect would be lost with an argument."""
+    """Whether a rewrite loses a side effect of an argument."""
     old = n_effects(call)
     return old > 0 and n_effects(rewrite.make(call)) < old
 

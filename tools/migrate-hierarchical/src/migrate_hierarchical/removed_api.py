@@ -23,14 +23,14 @@ REMOVED_NAMES = frozenset(
 )
 REMOVED_MODULE = "block_sparse_hierarchical"
 
-# Still there, with hierarchical arguments that are not.
+# Still there, but without their hierarchical arguments.
 FACTORY = "create_block_sparse_attention"
 GET_PRESET = "get_block_sparse_preset"
 PATTERN = "SparsePatternConfig"
 MODULE = "BlockSparseAttention"
-FUNCTION = "block_sparse_attention"  # its name is like that of a module that is gone
+FUNCTION = "block_sparse_attention"  # begins like a module that is gone
 KEPT_NAMES = frozenset({FACTORY, GET_PRESET, PATTERN, MODULE})
-CHOOSE = frozenset({FACTORY, GET_PRESET, PATTERN})  # what is told a variant, a preset or a pattern
+CHOOSE = frozenset({FACTORY, GET_PRESET, PATTERN})  # take a variant, a preset or a pattern by name
 
 HIERARCHICAL = "hierarchical"
 KEYWORD = "hierarchical_config"
@@ -41,7 +41,7 @@ REMOVED_PRESETS = {
 }
 HIERARCHICAL_STRINGS = frozenset({HIERARCHICAL, *REMOVED_PRESETS})
 
-# What takes the place of a removed class where a type is meant.
+# What replaces a removed class used as a type.
 NEW_TYPES = {REMOVED_CLASS: MODULE, REMOVED_CONFIG: PATTERN}
 
 # Members of the removed classes that their successors do not have.
@@ -56,7 +56,7 @@ REMOVED_MEMBERS = frozenset(
     }
 )
 
-# Of these, names that objects of other libraries have too.
+# Those of them that objects of other libraries have too.
 COMMON_MEMBERS = frozenset({"num_levels", "level_configs"})
 
 PATTERN_PARAMETERS = (
@@ -97,25 +97,25 @@ PARAMETERS = {
     PATTERN: PATTERN_PARAMETERS,
 }
 
-# Keywords that the base variant takes as they are.
+# Keywords that the base variant accepts unchanged.
 PASSED_ON = frozenset({"dropout", "softmax_scale", "backend", "device", "dtype"})
 
-# What stands above a statement that needs a person.
+# The beginning of the comment above a statement that needs a person.
 TODO = "# TODO(migrate-hierarchical): "
 
-# What begins the comment lines between pieces of code that are migrated together.
+# The beginning of the comment lines between pieces of code that are migrated together.
 PIECE = "#@migrate-hierarchical-piece"
 
-# Stands for a magic or a shell line of IPython, with a number and the words of it.
+# Replaces a magic or a shell line of IPython, followed by its number and its words.
 MAGIC_LINE = "#@migrate-hierarchical-line"
 
-# A file with this text is left alone.
+# A file with this text is left unchanged.
 SKIP_FILE = b"migrate-hierarchical: skip-file"
 
-# A file without this text holds no use; Hierarchical and hierarchical both contain it.
+# A file without this text has no use; Hierarchical and hierarchical both contain it.
 NEEDLE = b"ierarchical"
 
-# Nor does one that names neither a removed name nor a module that is gone.
+# Nor has one with neither a removed name nor a module that is gone.
 GONE = re.compile(rb"\bblock_sparse_(?!attention\b)\w|\bdilated_attention_pytorch\.sparse")
 
 
@@ -126,7 +126,7 @@ def is_gone(module: str) -> bool:
 
 
 def strip_source(path: str) -> str:
-    """A dotted path without the `src.` that scripts beside the package's sources put in front."""
+    """A dotted path without the prefix `src.`, which scripts next to the package's sources use."""
     return path[4:] if path.startswith("src." + PACKAGE) else path
 
 

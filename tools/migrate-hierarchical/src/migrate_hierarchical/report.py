@@ -25,10 +25,10 @@ class Run:
 
     results: list[Result] = field(default_factory=list)
     scanned: int = 0
-    errors: list[tuple[str, str]] = field(default_factory=list)  # paths that are in no result
+    errors: list[tuple[str, str]] = field(default_factory=list)  # of paths without a result
     wrote: bool = True
     seq_len: int = 16_384
-    notes: list[tuple[str, str]] = field(default_factory=list)  # folders that were left alone, and why
+    notes: list[tuple[str, str]] = field(default_factory=list)  # folders that were left unchanged, and why
 
     @property
     def changed(self) -> list[Result]:
@@ -40,7 +40,7 @@ class Run:
         return [*self.errors, *((result.path, result.error) for result in self.results if result.error)]
 
     def line(self, entry: Diagnostic) -> int:
-        """The line on which a use is to be found now."""
+        """The line on which a use is now."""
         return entry.new_line if self.wrote and entry.new_line is not None else entry.line
 
     def left(self) -> Iterator[tuple[str, Diagnostic]]:
@@ -54,7 +54,7 @@ class Run:
                 yield result.path, entry
 
     def patterns(self) -> dict[Comparison, list[tuple[str, int]]]:
-        """Every pattern that is written, with what it replaces: the paths and lines where it is."""
+        """The paths and lines of every pattern that is written, by comparison with what it replaces."""
         places: dict[Comparison, list[tuple[str, int]]] = {}
         for path, entry in self.rewritten():
             for pattern in entry.patterns:
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def status(self) -> int:
-        """0 nothing left to do; 1 there is something to write; 2 something needs a person."""
+        """0: nothing left to do. 1: there are changes to write. 2: something needs a person."""
         if self.problems or any(True for _ in self.left()):
             return 2
         return 1 if self.changed and not self.wrote else 0
@@ -91,14 +91,14 @@ def shown(path: str) -> str:
 
 
 def reference(path: str) -> str:
-    """A path as services want it: relative to the folder of the run where it lies inside, with slashes."""
+    """A path with slashes, relative to the folder of the run if it lies inside, as services expect it."""
     relative = os.path.relpath(path)
     return (os.path.abspath(path) if relative.startswith(os.pardir) else relative).replace(os.sep, "/")
 
 
 def uri(path: str) -> str:
-    """The same as a URI."""
-    from urllib.parse import quote  # late: slower to import than a clean tree is to search
+    """A path as a URI."""
+    from urllib.parse import quote  # imported late: it takes longer than searching a clean tree
 
     place = reference(path)
     return ("file://" if place.startswith("/") else "") + quote(os.fsencode(place))
@@ -132,7 +132,7 @@ def as_text(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """The run in one line."""
+    """A summary of the run in one line."""
     n_left = sum(1 for _ in run.left())
     text = f"{plural(run.scanned, 'file')} scanned, {len(run.changed)} {'changed' if run.wrote else 'to change'}, "
     text += f"{n_left} left to a person"
@@ -163,7 +163,7 @@ def as_dict(run: Run) -> dict[str, Any]:
 
 
 def densities(run: Run) -> dict[str, Any]:
-    """What the patterns keep and connect, before and now."""
+    """The figures of the patterns, before and after."""
     found = run.patterns()
     return {
         "seq_len": run.seq_len,
@@ -185,7 +185,7 @@ def as_json(run: Run) -> str:
 
 
 def sarif_rule(rule: str, summary: str) -> dict[str, Any]:
-    """A rule or a reason as code scanning lists it."""
+    """A rule or a reason in the form that code scanning expects."""
     what, _, instead = summary.partition(": ")
     if rule == "HIER190":
         instead = "the message says why; --exclude leaves a file out"

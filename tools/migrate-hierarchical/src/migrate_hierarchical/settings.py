@@ -12,7 +12,7 @@ from .facts import Facts
 
 
 class UsageError(ValueError):
-    """An option that is out of its range; the message names it, its value and what is allowed."""
+    """An option has a bad value; the message names the option, the value and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Settings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     jobs: int = 0
-    time_limit: float = 15.0  # seconds of processor time for one file; 0: none
-    line_length: int = 0  # of the lines that mark a use; 0: that of the project's ruff or black, if any
-    # found during a run, no options
+    time_limit: float = 15.0  # seconds of CPU time for one file; 0: no limit
+    line_length: int = 0  # maximum for TODO lines; 0: that of the project's ruff or black, if any
+    # not options: found during a run
     facts: Facts | None = None  # about the file, from the others of its project
     uses_package: bool = False  # a Python file of the run names the package
 
     def check(self) -> Settings:
-        """Itself; raises UsageError."""
+        """Returns the settings; raises UsageError if a value is out of range."""
         if not 0 < self.sparsity_ratio <= 1:
             raise UsageError(f"--sparsity-ratio must be above 0 and at most 1, got {self.sparsity_ratio:g}")
         if not self.dilation_rates or any(rate < 1 for rate in self.dilation_rates):
@@ -56,7 +56,7 @@ class Settings:
         return self
 
     def with_ids(self, known: Sequence[str]) -> Settings:
-        """The same with every id of --select and --ignore spelled out; raises UsageError."""
+        """The settings with every prefix in --select and --ignore expanded; raises UsageError."""
         select = tuple(rule for given in self.select for rule in expanded(given, known, "select"))
         ignore = tuple(rule for given in self.ignore for rule in expanded(given, known, "ignore"))
         return replace(self, select=select, ignore=ignore)
@@ -64,7 +64,7 @@ class Settings:
     def wants(self, rule: str) -> bool:
         """Whether a rule rewrites, or a reason is reported.
 
-        --select of rules alone leaves every report on: what a rule cannot rewrite is never passed over in silence.
+        --select with only rules leaves every report on: what a rule cannot rewrite is always reported.
         """
         if rule in self.ignore:
             return False
@@ -74,7 +74,7 @@ class Settings:
 
     @property
     def wants_all(self) -> bool:
-        """Whether no rule that rewrites is left out."""
+        """Whether every rule that rewrites is selected."""
         return not self.select and all(is_reason(rule) for rule in self.ignore)
 
 
@@ -84,7 +84,7 @@ def is_reason(rule: str) -> bool:
 
 
 def expanded(given: str, known: Sequence[str], option: str) -> list[str]:
-    """The ids that a word means: itself, or all that begin with it (HIER1, HIER1xx); raises UsageError."""
+    """The ids that a word stands for: itself, or all that begin with it (HIER1, HIER1xx); raises UsageError."""
     word = given.upper()
     start = word.rstrip("X")
     found = [rule for rule in known if rule.startswith(start)] if start.startswith("HIER") else []
@@ -97,7 +97,7 @@ def expanded(given: str, known: Sequence[str], option: str) -> list[str]:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Which known word may be meant, as the end of a sentence."""
+    """A suggestion of the closest known word, as the end of a sentence; empty if none is close."""
     from difflib import get_close_matches
 
     near = get_close_matches(word, list(known), 1, 0.6)
@@ -121,7 +121,7 @@ def find_pyproject(start: str) -> str | None:
 
 
 def read_pyproject(path: str) -> dict[str, Any]:
-    """The tool's table of a pyproject.toml, as Settings fields; raises UsageError."""
+    """The tool's table in a pyproject.toml, as fields of Settings; raises UsageError."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -173,7 +173,7 @@ def checked_value(key: str, value: object, path: str) -> object:
 
 
 def load(paths: list[str], given: dict[str, Any]) -> Settings:
-    """pyproject.toml of the first path, under what the command line gave."""
+    """The settings: those of the first path's pyproject.toml, overridden by the command line."""
     start = paths[0] if paths and paths[0] != "-" else os.curdir
     pyproject = find_pyproject(start if os.path.isdir(start) else os.path.dirname(start))
     settings = replace(Settings(), **(read_pyproject(pyproject) if pyproject else {}))

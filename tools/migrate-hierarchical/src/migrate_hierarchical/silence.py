@@ -1,6 +1,6 @@
-"""`# noqa: HIERxxx`: places that a person has silenced, in the manner of ruff and flake8.
+"""Reads `# noqa: HIERxxx` comments, which silence a line as in ruff and flake8.
 
-The id of a report silences it there; that of a rule leaves the use as it is, as `--ignore` does in the whole run.
+The id of a report silences it there; that of a rule leaves the use unchanged, as `--ignore` does in the whole run.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ EVERYTHING = "ALL"
 class Silence:
     """What is silenced on which line of a text.
 
-    `bare` says whether `# noqa` without ids counts, and silences everything. In Python, a comment on the first or the
-    last line of a statement (of its head, where it has a body) holds for all of its lines.
+    bare: whether `# noqa` without ids counts; it silences everything. In Python, a comment on the first or the last
+    line of a statement (of its header, if it has a body) applies to all of its lines.
     """
 
     def __init__(self, source: bytes, bare: bool, is_python: bool) -> None:
@@ -39,11 +39,11 @@ class Silence:
         return bool({rule, EVERYTHING} & self.on(line))
 
     def names(self, line: int, rule: str) -> bool:
-        """Whether a comment for a line names the rule; one without ids does not."""
+        """Whether a comment that applies to a line names the rule; one without ids does not."""
         return rule in self.on(line)
 
     def on(self, line: int) -> set[str]:
-        """The ids that hold on a line."""
+        """The ids that apply to a line."""
         if not self.rules:
             return set()
         lines = (line, *self.ends.get(line, ()))
@@ -58,7 +58,7 @@ def ids(match: re.Match[str], bare: bool) -> set[str]:
 
 
 def ends_of_statements(source: bytes) -> dict[int, tuple[int, int]]:
-    """First and last line of the statement, for every line of one that has several."""
+    """The first and last line of the statement, for every line of a statement of several lines."""
     ends: dict[int, tuple[int, int]] = {}
     first = 0
     try:
@@ -71,7 +71,7 @@ def ends_of_statements(source: bytes) -> dict[int, tuple[int, int]]:
             elif not first and token.type not in NO_CODE:
                 first = token.start[0]
     except (tokenize.TokenError, SyntaxError, ValueError):
-        pass  # what comes after it has no statements of several lines
+        pass  # the rest is treated as statements of one line
     return ends
 
 

@@ -1,4 +1,4 @@
-"""Python's own parser, for files that are only read; the size limit bounds its time."""
+"""Parses files that are only read with Python's own parser; a size limit bounds its time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPERATORS = (".", "(", "[", "+", "-", "*", "/", "%", "@", "&", "|", "^", "<", ">
 
 
 def parse(source: str | bytes) -> ast.Module | None:
-    """The tree; None for what is not valid for the running Python, or too large or too deep."""
+    """The tree; None if the text is not valid for the running Python, too large or too deep."""
     if len(source) > PARSED_BYTES or (sys.version_info < (3, 11) and may_overflow(source)):
         return None
     try:
