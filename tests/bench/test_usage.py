@@ -246,9 +246,7 @@ def test_interrupted_run_keeps_what_was_measured(
     rows, _ = report.read_json(file)
     assert [row.peer for row in rows] == ["ours", "sdpa"]
     assert all(row.forward_ms and row.backward_ms is None for row in rows)
-    assert (
-        capsys.readouterr().err == f"attention-bench: interrupted; 2 rows were measured and are in {file}\n"
-    )
+    assert capsys.readouterr().err == f"attention-bench: interrupted; measured 2 rows, written to {file}\n"
 
 
 def interrupt(*args: object) -> None:
@@ -314,7 +312,7 @@ def test_ctrl_c_of_the_process_leaves_a_whole_file(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.endswith(f"interrupted; 1 rows were measured and are in {file}\n")
+    assert errors.endswith(f"interrupted; measured 1 row, written to {file}\n")
     assert json.loads(file.read_text())["rows"][0]["forward_ms"]
     assert list(tmp_path.iterdir()) == [file]
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.config import TokenDilation, takes
 
+from .counts import counted
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PATTERN_RATES = (1, 2, 4, 8)
 
@@ -73,7 +75,7 @@ class Case:
     def _sizes(self) -> str:
         batch = "" if self.batch == 1 else f"{self.batch} x "
         heads = f"{self.heads}" if self.num_kv_heads == self.heads else f"{self.heads}:{self.num_kv_heads}"
-        tokens = f"1 query, {self.seqlen:,} keys" if self.decode else f"{self.seqlen:,} tokens"
+        tokens = f"1 query, {counted(self.seqlen, 'key')}" if self.decode else counted(self.seqlen, "token")
         return f"{batch}{tokens}, {heads} x {self.head_dim}, block {self.block}"
 
     def _features(self) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .counts import counted
+
 PACKAGES = ("torch", "triton", "flash-attn-4", "nvidia-cudnn-cu13", "numpy")
 
 
@@ -67,5 +69,5 @@ def environment(device: str, command: str) -> dict[str, Any]:
 def footnote(where: dict[str, Any]) -> str:
     """The environment as a line of Markdown below a table."""
     versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items() if value)
-    threads = f", {where['threads']} threads" if where.get("threads") else ""
+    threads = f", {counted(where['threads'], 'thread')}" if where.get("threads") else ""
     return f"*{where['device']}{threads}, {where['date']}; {versions}; `{where['command']}`.*\n"

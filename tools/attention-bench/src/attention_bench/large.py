@@ -20,6 +20,7 @@ from dilated_attention_pytorch.cli.arguments import positive_int
 
 from . import files, options, outcome
 from .cases import Case
+from .counts import counted
 from .environment import environment, footnote
 from .measure import build, free, one_line
 from .peers.ours import Ours
@@ -184,7 +185,9 @@ def text(row: LargeRow) -> str:
     """A row for the terminal, one figure per line."""
     shown = [f"{heading}: {cell}" for heading, cell in zip(HEADINGS, cells(row), strict=True)]
     if row.queries:
-        shown.append(f"largest error at {len(row.queries)} queries: {row.largest_error:.1e}")
+        shown.append(
+            f"largest error at {counted(len(row.queries), 'query', 'queries')}: {row.largest_error:.1e}"
+        )
     if row.gradients_finite is not None:
         shown.append("gradients: " + ("finite" if row.gradients_finite else "not finite"))
     return "\n".join(shown)

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from .counts import counted
+
 INTERRUPTED = 130  # exit status after Ctrl-C
 
 
@@ -44,7 +46,7 @@ def interrupted(prog: str, rows: Sequence[PeerRow], file: str | None) -> int:
     where = (
         "nothing was measured"
         if not rows
-        else f"{len(rows)} rows were measured" + (f" and are in {file}" if file else "")
+        else f"measured {counted(len(rows), 'row')}" + (f", written to {file}" if file else "")
     )
     print(f"{prog}: interrupted; {where}", file=sys.stderr)
     return INTERRUPTED

@@ -21,6 +21,7 @@ from dilated_attention_pytorch.backends.hopper import HOPPER, tuning
 from dilated_attention_pytorch.backends.hopper.tuning import BackwardTiles, ForwardTiles
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 
+from .counts import counted
 from .measure import one_line
 from .problem import Shape, make
 from .tune_triton import ignore_interrupts
@@ -216,7 +217,8 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> It
             print(f"{shape}: not in the table, the portable kernels serve it", flush=True)
     shapes = [shape for shape in shapes if shape[1:] in table_of(shape)]
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape)]
-    print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
+    tasks, workers = counted(len(work), "candidate"), counted(processes, "process", "processes")
+    print(f"compiling {tasks} with {workers}", flush=True)
     with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
         reasons = dict(zip(work, pool.map(compile_one, work, chunksize=1), strict=True))
     for shape in shapes:

@@ -16,6 +16,7 @@ from dilated_attention_pytorch.backends.triton import TRITON, tuning
 from dilated_attention_pytorch.backends.triton import launch as launches
 from dilated_attention_pytorch.backends.triton.tuning import Tiles, default_tiles, shared_kib
 
+from .counts import counted
 from .problem import Shape, make
 
 
@@ -75,7 +76,8 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> It
 
     capability = torch.cuda.get_device_capability()
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape, capability)]
-    print(f"compiling {len(work)} candidates with {processes} processes", flush=True)
+    tasks, workers = counted(len(work), "candidate"), counted(processes, "process", "processes")
+    print(f"compiling {tasks} with {workers}", flush=True)
     with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
         failures = pool.map(compile_one, work, chunksize=1)
     for shape in shapes:
