@@ -20,7 +20,7 @@ from .runner import Watch, migrate_hits, read_files, write_all
 from .settings import Settings, UsageError, load, suggestion
 
 WORTH_A_BAR = 8  # files with a use; fewer are done too quickly for a progress bar
-SKIPPED = "skipped, although it holds an __init__.py: name it to have it looked at"
+SKIPPED = "skipped, although it contains an __init__.py: name it on the command line to search it"
 FORMATS = ("text", "json", "sarif", "github")
 
 
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--diff", action="store_true", help="print a unified diff, write nothing")
-    mode.add_argument("--check", action="store_true", help="name the files that would change, write nothing")
+    mode.add_argument("--check", action="store_true", help="list the files that would change, write nothing")
     suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
     new = parser.add_argument_group("new code")
     new.add_argument(
@@ -104,7 +104,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="maximum length of a TODO line (that of ruff or black in the project's settings)",
         **suppressed,
     )
-    new.add_argument("--explain", action="store_true", help="add comments that explain both", **suppressed)
+    new.add_argument(
+        "--explain", action="store_true", help="add comments that explain ratio and rates", **suppressed
+    )
     files = parser.add_argument_group("files and rules")
     files.add_argument(
         "--include",

@@ -20,9 +20,9 @@ from .removed_api import NEEDLE, SKIP_FILE
 from .settings import Settings, is_reason
 from .silence import Silence
 
-FORK = "defines the removed names itself, so it is their home and left as it is"
-TOO_LARGE = "too large to see what it imports from the other files and they from it"
-TOO_MANY = f"has more than {PROJECT_FILES:,} files: who imports from the files of this run was not looked for"
+FORK = "defines the removed names itself, so it is left unchanged"
+TOO_LARGE = "too large to see what it imports from the other files, and what they import from it"
+TOO_MANY = f"has more than {PROJECT_FILES:,} files, so files that import from those of this run were not searched for"
 
 Migrate = Callable[[list[tuple[str, bytes]], dict[str, Facts]], Iterable[Result]]
 

@@ -110,7 +110,7 @@ def write(result: Result) -> None:
     assert result.new is not None
     try:
         if read_file(result.path) != result.old:
-            raise OSError("it changed while this ran; run again")
+            raise OSError("it changed during the run; run again")
         write_atomically(result.path, result.new)
     except OSError as error:
         leave(result, f"cannot be written: {error.strerror or error}")

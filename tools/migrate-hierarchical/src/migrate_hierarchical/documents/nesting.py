@@ -12,14 +12,11 @@ DEEPEST_TREE = 500  # nested expressions and blocks; `1 + 1 + 1` is two sums, on
 OTHERS = bytes(byte for byte in range(256) if byte not in b"()[]{}")
 
 
-TOO_MANY_BRACKETS = f"nested too deeply: more than {DEEPEST} brackets inside one another"
-TOO_DEEP = (
-    f"nested too deeply: more than {DEEPEST_TREE} operators, calls, attributes or blocks inside one another or in "
-    "one chain"
-)
+TOO_MANY_BRACKETS = f"nested too deeply: more than {DEEPEST} nested brackets"
+TOO_DEEP = f"nested too deeply: more than {DEEPEST_TREE} operators, calls, attributes or blocks, nested or in one chain"
 MOST_STRINGS = 500  # adjacent string literals; the parser nests them in pairs
 TOO_MANY_STRINGS = (
-    "line {line}: more than {most} strings are joined by standing beside one another: join fewer at a time"
+    "line {line}: more than {most} strings in a row are concatenated implicitly: concatenate fewer at a time"
 )
 
 

@@ -72,7 +72,7 @@ def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes,
         value = DECODER.raw_decode(text, begin)[0]
         parts_of_source = value if isinstance(value, list) else [value]
         if not all(isinstance(part, str) for part in parts_of_source):
-            raise Unreadable("not a valid notebook: the source of a cell is no text")
+            raise Unreadable("not a valid notebook: the source of a cell is not text")
         sources.append("".join(parts_of_source))
     breaks = [match.start() for match in re.finditer("\n", text)]
     lines = [line_numbers(text, begin, breaks) for begin, _ in cells]

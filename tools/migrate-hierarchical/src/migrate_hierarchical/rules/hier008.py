@@ -181,7 +181,9 @@ def decide_value(
         wanted = context.wants(RULE, use.node) and not context.waits(use.bindings)
         if wanted and context.branches.are_told_apart(use):
             new = NEW_TYPES[use.name]
-            changes.leave(use.node, "HIER109", f"{use.name} and {new} are told apart, and become one class")
+            changes.leave(
+                use.node, "HIER109", f"{use.name} and {new} are distinguished here, but become one class"
+            )
         elif wanted:
             if context.roles.of(use.node) == CLASS and (classes := repeats(context, use)) is not None:
                 changes.replacements[classes] = Rewrite(RULE, without_repeats)
