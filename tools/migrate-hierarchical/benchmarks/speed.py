@@ -1,8 +1,8 @@
-"""Time whole processes: a tree without a use beside `import libcst`, and 30 uses among 2,300 files beside plain libcst.
+"""Time whole processes: a tree without a use against `import libcst`, and 30 uses in 2,300 files against plain libcst.
 
     python tools/migrate-hierarchical/benchmarks/speed.py
 
-The tree is made of copies of the standard library's modules in a temporary folder. Medians of five runs.
+The tree consists of copies of the standard library's modules in a temporary folder. Prints medians of five runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ for path in sys.argv[1:]:
 
 
 def seconds(command: list[str], before=None) -> float:
-    """Median time of a whole process, in seconds; `before` runs ahead of each."""
+    """Median time of a whole process, in seconds; `before` is called before each run."""
     times = []
     for _ in range(RUNS):
         if before is not None:
@@ -53,7 +53,7 @@ def seconds(command: list[str], before=None) -> float:
 
 
 def source_lines(path: Path, count: int) -> str | None:
-    """About so many lines of a module that still parse: whole top-level statements."""
+    """The first `count` lines of a module or fewer, cut between top-level statements; None if that leaves too few."""
     import ast
 
     text = path.read_text("utf-8", "ignore")
@@ -67,7 +67,7 @@ def source_lines(path: Path, count: int) -> str | None:
 
 
 def make_tree(root: Path) -> tuple[list[Path], list[Path]]:
-    """The files without a use, and those (of about 300 lines) that get one."""
+    """All files, and those among them (of about 300 lines) that get a use."""
     library = sorted(Path(os.__file__).parent.rglob("*.py"))
     library = [path for path in library if "site-packages" not in path.parts]
     files = []
