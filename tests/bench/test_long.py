@@ -34,7 +34,7 @@ def test_command_measures_checks_and_writes(tmp_path: Path, capsys: pytest.Captu
     assert row.case.pattern_rates is None
     assert where["command"].endswith("--json long.json")
     assert "gradients: finite" in capsys.readouterr().out
-    assert "| 1,000 tokens, 4 x 16, block 32, 20.00%, rates 1 2 4 and on |" in markdown.table(file)
+    assert "| 1,000 tokens, 4 x 16, block 32, 20.00%, rates 1 2 4 ... |" in markdown.table(file)
 
 
 def test_forward_only_has_no_gradients(tmp_path: Path) -> None:

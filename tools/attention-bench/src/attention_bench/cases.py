@@ -83,7 +83,7 @@ class Case:
         if self.pattern != "dilated_sparse":
             text += f", {self.pattern}"
         elif self.pattern_rates is None:
-            text += ", rates 1 2 4 and on"
+            text += ", rates 1 2 4 ..."
         elif self.pattern_rates != PATTERN_RATES:
             text += f", rates {' '.join(map(str, self.pattern_rates))}"
         if self.segment_lengths is not None and self.dilation_rates is not None:
