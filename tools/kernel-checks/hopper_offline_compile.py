@@ -1,4 +1,4 @@
-"""Compile the Gluon kernels for compute capability 9.0 with no GPU present, and read what ptxas says of them.
+"""Compile the Gluon kernels for compute capability 9.0 without a GPU, and read what ptxas reports.
 
 Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and shape. Two processes compile.
 """
@@ -30,7 +30,7 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel is compiled for; `ragged`: the last block of keys is not whole; `grad_lse`: it is given."""
+    """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given."""
 
     kernel: str
     head_dim: int
@@ -49,7 +49,7 @@ SHAPES = [
     for head_dim, block_size in table
     for causal in (True, False)
     for ragged in (True, False)
-    if causal == ragged or kernel == "forward"  # of the backward with every mask, and with none
+    if causal == ragged or kernel == "forward"  # the backward with all masks, and with none
 ] + [
     Shape("dq", 64, 128, True, True, grad_lse=True),
     Shape("dq", 128, 64, False, False, grad_lse=True),
@@ -72,7 +72,7 @@ SHAPES = [
 
 
 def problem_of(shape: Shape) -> AttentionProblem:
-    """A small call of a shape, on the CPU."""
+    """The problem of a small call of this shape, on the CPU."""
     length = 4 * shape.block_size - (8 if shape.ragged else 0)
     layout = BlockLayout.from_config(
         SparsePatternConfig(block_size=shape.block_size), length, causal=shape.is_causal
@@ -92,7 +92,7 @@ def problem_of(shape: Shape) -> AttentionProblem:
 
 
 def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
-    """Kernel, arguments (tensor descriptors as (tensor, rows, rate)), compile options, programs on a multiprocessor."""
+    """Kernel, arguments (tensor descriptors as (tensor, rows, rate)), compile options, programs per multiprocessor."""
     p = problem_of(shape)
     out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
     if shape.kernel == "forward":
@@ -133,7 +133,7 @@ def source(kernel: Any, arguments: dict[str, Any]) -> Any:
 
 
 def compiled(shape: Shape) -> dict[str, Any]:
-    """Shared memory, registers, spilled bytes and the codes of what ptxas complains of; or the error."""
+    """Shared memory, registers, spilled bytes and the codes of ptxas warnings; or the error."""
     kernel, arguments, options, programs = launch_of(shape)
     made = source(kernel, arguments)
     try:

@@ -28,7 +28,7 @@ class Report(NamedTuple):
 def compiled_with_report(source: Any, capability: int, options: dict[str, Any]) -> Report:
     """Compile a kernel for a compute capability such as 90."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said):  # where ptxas fails, Triton prints the whole program too
+    with contextlib.redirect_stdout(said):  # if ptxas fails, Triton also prints the whole program
         binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     report = said.getvalue()
     return Report(

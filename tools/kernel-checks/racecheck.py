@@ -1,4 +1,4 @@
-"""Run racecheck of compute-sanitizer on every Hopper kernel; fail for any report except two kinds of false ones.
+"""Run compute-sanitizer's racecheck on every Hopper kernel; fail for any report except two kinds of false positives.
 
     python tools/kernel-checks/racecheck.py [WORDS]
 
@@ -8,7 +8,7 @@ WORDS select calls, as in sanitize_hopper.py. racecheck does not understand
     passing on  the barrier of a warpgroup that has read the numbers of a tile (tile_scheduler.py: `read_number`), after which
                 one thread arrives for all of them at the barrier that the writer (`write_number`) waits for.
 racecheck_control.py has both in kernels that do nothing else. They run first, and a report is ignored only if its kind is
-reported there too: a racecheck that understands them has nothing to ignore.
+reported there too: nothing is ignored with a racecheck that understands them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LIBRARY = HERE.parents[1] / "packages/dilated-attention-pytorch/src/dilated_attention_pytorch"
 SOURCES = LIBRARY / "backends/hopper/kernels"
-# Without the last option it does not see that A comes before C when A comes before B and B before C.
+# Without the last option racecheck does not conclude from "A before B" and "B before C" that A is before C.
 RACECHECK = [
     "compute-sanitizer", "--tool", "racecheck", "--racecheck-indirect-barrier-dependency", "--print-limit", "100000",
 ]  # fmt: skip
@@ -59,7 +59,7 @@ def reports_in(output: str) -> list[list[Access]]:
 
 
 def place_of(access: Access) -> str:
-    """The function an access is in; "start" for the head of a kernel and its `warp_specialize`."""
+    """The function of an access; "start" for the beginning of a kernel and its `warp_specialize`."""
     path = next((folder / access.file for folder in (HERE, SOURCES) if (folder / access.file).exists()), None)
     if path is None:
         return UNKNOWN
@@ -81,7 +81,7 @@ def place_of(access: Access) -> str:
 
 
 def kind_of(report: list[Access]) -> str:
-    """What a report is about."""
+    """The kind of a report."""
     places = {(access.kind, place_of(access)) for access in report}
     if report and {place for _, place in places} == {"start"}:
         return HAND_OVER
@@ -94,7 +94,7 @@ def unexplained(output: str, known: set[str]) -> list[list[Access]]:
 
 
 def checked(script: str, *words: str) -> str:
-    """What racecheck says of a script; ends the program where that fails."""
+    """The reports of racecheck on a script; exits with a message if that fails."""
     command = [*RACECHECK, sys.executable, str(HERE / script), *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     output = done.stdout + done.stderr
@@ -110,9 +110,7 @@ def main(words: list[str]) -> int:
     output = checked("sanitize_hopper.py", *words)
     reports = reports_in(output)
     print(*(line for line in output.splitlines() if not line.startswith("=====")), sep="\n")
-    print(
-        f"{len(reports)} reports; shown by the controls and passed over: {', '.join(sorted(known)) or 'none'}"
-    )
+    print(f"{len(reports)} reports; shown by the controls and ignored: {', '.join(sorted(known)) or 'none'}")
     left = unexplained(output, known)
     for report in left:
         print("race:", *(f"{a.kind} in {a.kernel}, {a.file}:{a.line}" for a in report), sep="\n    ")

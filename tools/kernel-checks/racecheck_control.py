@@ -1,4 +1,4 @@
-"""Two kernels without any of our code, for which racecheck reports races that are none.
+"""Two kernels without any of our code, for which racecheck reports false positives.
 
     compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tools/kernel-checks/racecheck_control.py exchange
     compute-sanitizer --tool racecheck --racecheck-indirect-barrier-dependency python tools/kernel-checks/racecheck_control.py ring

@@ -5,8 +5,8 @@
 
 memcheck reports nothing; racecheck.py explains what racecheck reports.
 
-Prints the errors of every call; the exit status is 1 when one is too large. Words on the command line select the calls whose
-names contain one of them. The definition is computed on the CPU, so the sanitizer watches our kernels only.
+Prints the errors of every call; the exit status is 1 if one is too large. Words on the command line select the calls whose
+names contain one of them. The definition is computed on the CPU, so that the sanitizer only watches our kernels.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def errors(name: str) -> dict[str, float]:
 
 
 def main(words: list[str]) -> int:
-    """Run the calls that were asked for, all by default; returns how many are wrong."""
+    """Run the selected calls, by default all; returns the number of wrong ones."""
     wrong = 0
     for name in CALLS:
         if words and not any(word in name for word in words):

@@ -85,7 +85,7 @@ def functions(sass: str) -> dict[str, list[Instruction]]:
 
 
 def add_jumps(code: list[Instruction]) -> None:
-    """A jump through a table (BRX, to the partition of each warp) may lead to any code that nothing else leads to."""
+    """Add jumps through a table (BRX, to the partition of each warp): to all code to which nothing else leads."""
     at = {instruction.address: instruction for instruction in code}
     tables = [instruction for instruction in code if instruction.op == "BRX"]
     reached: set[int] = set()
@@ -108,7 +108,7 @@ def add_jumps(code: list[Instruction]) -> None:
                 reach(instruction.address)
 
 
-NOBODY = -1  # stands for a register that nothing has written yet
+NOBODY = -1  # the writer of a register that nothing has written yet
 
 
 @dataclass

@@ -199,7 +199,7 @@ def measure_in_turn(
     repeat_ms: float,
     with_backward: bool,
 ) -> list[Row]:
-    """The rows of all peers on a CPU. They take turns, call by call, because the load of a CPU varies over time."""
+    """The rows of all peers on a CPU, which take turns call by call, because the load of a CPU varies."""
     rows: list[Row] = []
     calls: list[tuple[Row, Call]] = []
     expected: Tensor | None = None

@@ -13,7 +13,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class PeerRow(Protocol):
-    """The figures of a peer, or why there are none."""
+    """The figures of a peer, or the reason why there are none."""
 
     peer: str
     refused: str | None
