@@ -21,7 +21,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ... import _torch_internals
 from ...caching import BoundedCache, make_to_stay
-from .raw_launch import ARGUMENTS_APART, encoded, launch_options, unwrapped
+from ..raw_launch import ARGUMENTS_APART, encoded, is_hooked, launch_options, unwrapped
 
 SWIZZLE_WIDTH = 64  # elements of 16 bits in a 128-byte swizzle
 N_COUNTERS = 4096  # more launches than a stream can hold
@@ -82,12 +82,6 @@ def descriptor(x: Tensor, rows: int, rate: int = 0) -> TensorDescriptor:
     """A tensor descriptor, as Triton takes it."""
     sizes, steps, box = box_layout(x, rows, rate)
     return TensorDescriptor(x, sizes, steps, box, NVMMASharedLayout(128, 16, rank=len(box)))
-
-
-def is_hooked() -> bool:
-    """Whether a hook, such as a profiler's, wants to see every launch."""
-    hook = triton.knobs.runtime.launch_enter_hook
-    return bool(getattr(hook, "calls", hook))
 
 
 def same_descriptors(arguments: dict[str, Any]) -> list[int]:

@@ -12,13 +12,19 @@ from typing import Any
 import triton
 from triton.backends.nvidia.driver import make_tensordesc_arg
 
-from ..installed import release
+from .installed import release
 
 # 3.6 compiles a launcher for every signature, which takes the kernel's arguments one by one; since 3.7 one launcher takes
 # them all as a tuple.
 ARGUMENTS_APART = release(triton.__version__) == (3, 6)
 # Since 3.8 the function that encodes a descriptor also takes the arguments of the launch, which it does not read.
 ENCODER_ARGUMENTS = len(inspect.signature(make_tensordesc_arg).parameters) - 2
+
+
+def is_hooked() -> bool:
+    """Whether a hook, such as a profiler's, wants to see every launch."""
+    hook = triton.knobs.runtime.launch_enter_hook
+    return bool(getattr(hook, "calls", hook))
 
 
 def unwrapped(launcher: Any, n_descriptors: int) -> tuple[Callable[..., None] | None, list[Any]]:
