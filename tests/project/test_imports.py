@@ -39,7 +39,7 @@ LAYERS = (
     ("__main__",),
 )
 # What a backend may import of backends/; nothing of another backend.
-FOR_EVERY_BACKEND = ("problem", "installed", "dropout")
+FOR_EVERY_BACKEND = ("problem", "decode_problem", "installed", "dropout", "raw_launch")
 
 # The modules that import others of their package inside a function, and why.
 LATE = {

@@ -16,6 +16,7 @@ from ..grid import BlockGrid
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists, BlockMasks
 from ..sequences import Sequences, default_offset
+from .decode_problem import Decode, DecodeProblem
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,3 +284,15 @@ class Backend(ABC):
         self, problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
     ) -> Gradients:
         """Gradients in the inputs' dtypes, given the gradients of out and lse."""
+
+    def rejects_decode(self, problem: DecodeProblem) -> str | None:
+        """`rejects` of a decoding call."""
+        return "it does not decode"
+
+    def decode(self, problem: DecodeProblem) -> tuple[Tensor, Tensor]:
+        """`forward` of a decoding call. It reads no tensor on the host, unless it is there."""
+        raise NotImplementedError
+
+    def bind_decode(self, problem: DecodeProblem) -> Decode | None:
+        """`decode` for other inputs of the same types, shapes and strides; `bind` says more."""
+        return None

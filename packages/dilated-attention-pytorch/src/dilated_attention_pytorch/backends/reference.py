@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..layout.lists import unpacked_masks
-from ..sequences import Sequences
+from ..sequences import Sequences, sequences_of_batch
+from .decode_problem import DecodeProblem
 from .dropout import dropout_keep
 from .problem import AttentionProblem
 
@@ -207,3 +208,42 @@ def attention_reference(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         weights, lse, visible = weights_lse_and_visible(problem)
         v = zero_padding(problem, problem.v).to(weights.dtype)
         return weighted_values(problem, weights, visible, v).to(problem.q.dtype), lse
+
+
+# ---- decoding
+
+
+def token_bounds(problem: DecodeProblem) -> tuple[Tensor, Tensor]:
+    """The first token of every element and the end of its tokens, int32 (batch,)."""
+    x = problem.inputs
+    end = x.cache_lengths.clamp(0, problem.max_len)
+    start = torch.zeros_like(end) if x.kv_starts is None else torch.minimum(x.kv_starts.clamp(min=0), end)
+    return start, end
+
+
+def contiguous_cache(cache: Tensor, block_table: Tensor | None) -> Tensor:
+    """The cache as (batch, max_len, num_kv_heads, head_dim)."""
+    if block_table is None:
+        return cache
+    return cache[block_table.long().clamp(0, cache.shape[0] - 1)].flatten(1, 2)
+
+
+def attention_of_caches(problem: DecodeProblem) -> AttentionProblem:
+    """A decoding call as one over whole, contiguous caches."""
+    p, x = problem, problem.inputs
+    k, v = (contiguous_cache(cache, x.block_table) for cache in (x.k_cache, x.v_cache))
+    start, end = token_bounds(p)
+    q_offset = x.cache_lengths - start - p.q_len
+    fixed, sequences = sequences_of_batch(x.q, p.max_len, True, q_offset, end, start)
+    return AttentionProblem(
+        q=x.q, k=k, v=v, grid=p.grid, layout_batch=p.layout_batch, layout_heads=p.layout_heads, rows=p.rows, cols=p.rows,
+        undilated=(p.rows, p.rows), block_masks=p.block_masks, q_offset=fixed, is_causal=True,
+        softmax_scale=p.softmax_scale, dropout_p=0.0, dilation=None, block_bias=None, key_padding_mask=None, seed=None,
+        sequences=sequences, softcap=p.softcap, alibi_slopes=x.alibi_slopes, sinks=x.sinks,
+    )  # fmt: skip
+
+
+def decode_reference(problem: DecodeProblem) -> tuple[Tensor, Tensor]:
+    """`attention_reference` of a decoding call: out (batch, q_len, num_heads, v_head_dim) in q's dtype, and lse (batch, num_heads, q_len)."""
+    with torch.no_grad():
+        return attention_reference(attention_of_caches(problem))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .cpu import CPU
+from .decode_problem import DecodeProblem
 from .hopper import HOPPER, note_other_backend
 from .problem import AttentionProblem, Backend
 from .triton import TRITON
@@ -23,6 +24,25 @@ def backend_named(name: str) -> Backend:
 def reasons(problem: AttentionProblem) -> dict[str, str | None]:
     """Per backend, None or why it cannot serve the call."""
     return {backend.name: backend.rejects(problem) for backend in BACKENDS}
+
+
+def choose_decode_backend(problem: DecodeProblem, requested: str | None = None) -> Backend:
+    """`choose_backend` for a decoding call."""
+    if requested is not None and requested != "auto":
+        backend = backend_named(requested)
+        why_not = backend.rejects_decode(problem)
+        if why_not is not None:
+            raise ValueError(f"backend={requested!r} cannot serve this call: {why_not}")
+        return backend
+    whys = []
+    for backend in BACKENDS:
+        why_not = backend.rejects_decode(problem)
+        if why_not is None:
+            return backend
+        whys.append(f"{backend.name}: {why_not}")
+    raise ValueError(
+        f"no fast backend can serve this call ({'; '.join(whys)}); backend='reference' is dense and slow, but always can"
+    )
 
 
 def choose_backend(problem: AttentionProblem, requested: str | None = None) -> Backend:
