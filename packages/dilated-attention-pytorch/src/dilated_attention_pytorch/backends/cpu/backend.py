@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..._torch_internals import num_function_modes, without_function_modes
+from ..decode_problem import DecodeProblem
 from ..problem import AttentionProblem, Backend, Forward, Gradients
-from . import choice, parts
+from . import cache_decode, choice, parts
 from .scratch import kept_buffers
 from .sinks import add_sinks, grad_of_sinks
 
@@ -63,6 +64,20 @@ class CpuBackend(Backend):
             if problem.sinks is None:
                 return grads
             return grads._replace(sinks=grad_of_sinks(problem.sinks, out, lse, grad_out, grad_lse))
+
+    def rejects_decode(self, problem: DecodeProblem) -> str | None:
+        """`rejects` of a decoding call."""
+        q = problem.inputs.q
+        if q.device.type != "cpu":
+            return f"q must be on the CPU, got {q.device}"
+        if q.dtype not in DTYPES:
+            return f"q must be float32, float64, bfloat16 or float16, got {q.dtype}"
+        return None
+
+    def decode(self, problem: DecodeProblem) -> tuple[Tensor, Tensor]:
+        """`forward` of a decoding call."""
+        with plain_arithmetic():
+            return cache_decode.forward(problem)
 
 
 def plain_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
