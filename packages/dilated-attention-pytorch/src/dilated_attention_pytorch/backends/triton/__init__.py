@@ -7,6 +7,7 @@ import os
 import torch
 from torch import Tensor
 
+from ..decode_problem import Decode, DecodeProblem
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch, beyond_plain_scores
 
@@ -32,34 +33,38 @@ BROKEN_INTERPRETER = broken_interpreter(
 )
 
 
+def unserved_tensors(q: Tensor, v_head_dim: int) -> str | None:
+    """Why no kernel computes q here, with keys of its head_dim and values of this one; None if one does."""
+    if not HAS_TRITON:
+        return "triton is not installed (pip install triton, on Linux)"
+    if q.device.type == "cpu" and not INTERPRETED:
+        return (
+            "q is on the CPU; the kernels run there only in Triton's interpreter (TRITON_INTERPRET=1, slow)"
+        )
+    if q.device.type not in ("cpu", "cuda"):
+        return f"q is on {q.device}, needs a CUDA device"
+    if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
+        return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
+    if q.dtype not in (torch.float32, *HALF):
+        return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
+    if INTERPRETED and BROKEN_INTERPRETER is not None:
+        return BROKEN_INTERPRETER
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
+    for name, dim in (("head_dim", q.shape[3]), ("v head_dim", v_head_dim)):
+        if not 1 <= dim <= 256:
+            return f"{name} {dim} is above 256"
+    return None
+
+
 class TritonBackend(Backend):
-    """Fused kernels; see kernels/forward.py and kernels/backward.py."""
+    """Fused kernels; see kernels/forward.py, kernels/backward.py and kernels/decode.py."""
 
     name = "triton"
 
     def rejects(self, problem: AttentionProblem) -> str | None:
-        q = problem.q
         beyond = beyond_plain_batch(problem) or beyond_plain_scores(problem)
-        if beyond is not None:
-            return beyond
-        if not HAS_TRITON:
-            return "triton is not installed (pip install triton, on Linux)"
-        if q.device.type == "cpu" and not INTERPRETED:
-            return "q is on the CPU; the kernels run there only in Triton's interpreter (TRITON_INTERPRET=1, slow)"
-        if q.device.type not in ("cpu", "cuda"):
-            return f"q is on {q.device}, needs a CUDA device"
-        if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
-            return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
-        if q.dtype not in (torch.float32, *HALF):
-            return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
-        if INTERPRETED and BROKEN_INTERPRETER is not None:
-            return BROKEN_INTERPRETER
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            return "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
-        for name, dim in (("head_dim", problem.head_dim), ("v head_dim", problem.v_head_dim)):
-            if not 1 <= dim <= 256:
-                return f"{name} {dim} is above 256"
-        return None
+        return beyond or unserved_tensors(problem.q, problem.v_head_dim)
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         from .launch import launch_forward
@@ -72,6 +77,19 @@ class TritonBackend(Backend):
         from .launch import launch_backward
 
         return launch_backward(problem, out, lse, grad_out, grad_lse)
+
+    def rejects_decode(self, problem: DecodeProblem) -> str | None:
+        return unserved_tensors(problem.inputs.q, problem.v_head_dim)
+
+    def decode(self, problem: DecodeProblem) -> tuple[Tensor, Tensor]:
+        from .decode_launch import launch_decode
+
+        return launch_decode(problem)
+
+    def bind_decode(self, problem: DecodeProblem) -> Decode | None:
+        from .decode_launch import bind_decode
+
+        return bind_decode(problem)
 
 
 TRITON = TritonBackend()
