@@ -16,8 +16,8 @@ from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.decode_problem import DecodeInputs
 from dilated_attention_pytorch.backends.triton.decode_launch import launches_of, make_results, sizes_of
 from dilated_attention_pytorch.backends.triton.launch import Launch
-from dilated_attention_pytorch.decode_validation import check_decode
 from dilated_attention_pytorch.layout.lists import BlockMasks
+from dilated_attention_pytorch.validation.decode import check_decode
 
 
 class Shape(NamedTuple):

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .config import SparsePatternConfig
+from .decode import block_sparse_decode
 from .factory import create_block_sparse_attention, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
@@ -24,6 +25,7 @@ __all__ = [
     "block_scores",
     "block_sparse_attention",
     "block_sparse_attention_varlen",
+    "block_sparse_decode",
     "create_block_sparse_attention",
     "explain_backends",
     "explain_backends_varlen",

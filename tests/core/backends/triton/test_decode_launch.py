@@ -11,7 +11,7 @@ from torch import Tensor
 from dilated_attention_pytorch.backends.decode_problem import DecodeInputs, DecodeProblem
 from dilated_attention_pytorch.backends.triton import decode_launch
 from dilated_attention_pytorch.backends.triton.decode_launch import launches_of, make_results, sizes_of
-from dilated_attention_pytorch.decode_validation import check_decode
+from dilated_attention_pytorch.validation.decode import check_decode
 from tests.core.decode_cases import int32, layout_of, table_of
 
 H100 = (9, 0)
