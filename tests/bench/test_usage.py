@@ -66,6 +66,8 @@ BAD_USAGE = {
     "long --repeats 0": "--repeats: must be a whole number of at least 1",
     "long --backend tritn": "--backend: invalid choice: 'tritn'; did you mean 'triton'?",
     "host --segment-lengths 64 --device cpu": "segment_lengths and dilation_rates go together",
+    "decode --rounds 0": "--rounds: must be a whole number of at least 1",
+    "decode --peers ours-decod": "--peers: invalid choice: 'ours-decod'; did you mean 'ours-decode'?",
     "host --calls 0": "--calls: must be a whole number of at least 1",
     "determinism --runs 1": "--runs: must be at least 2, got '1': a single run cannot be compared",
     "determinism --runs 0": "--runs: must be a whole number of at least 1",

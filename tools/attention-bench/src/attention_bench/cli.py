@@ -1,4 +1,4 @@
-"""The command line: attention-bench [run] | plot | markdown | breakeven | long | host | determinism | tune."""
+"""The command line: attention-bench [run] | plot | markdown | breakeven | long | decode | host | determinism | tune."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from dilated_attention_pytorch.cli.arguments import did_you_mean
 
-from . import breakeven, determinism, host, large, markdown, plots, report, run, tune
+from . import breakeven, decode, determinism, host, large, markdown, plots, report, run, tune
 from .options import Unusable, make_parser
 from .outcome import INTERRUPTED
 
@@ -43,7 +43,7 @@ def build_plot_parser() -> argparse.ArgumentParser:
 
 
 def build_markdown_parser() -> argparse.ArgumentParser:
-    return file_parser("markdown", "Print the figures of run, long or host as a Markdown table.")
+    return file_parser("markdown", "Print the figures of run, long, decode or host as a Markdown table.")
 
 
 def build_breakeven_parser() -> argparse.ArgumentParser:
@@ -99,6 +99,7 @@ COMMANDS: dict[str, Command] = {
     "markdown": (build_markdown_parser, print_markdown),
     "breakeven": (build_breakeven_parser, find_breakeven),
     "long": (large.build_parser, large.main),
+    "decode": (decode.build_parser, decode.main),
     "host": (host.build_parser, host.main),
     "determinism": (determinism.build_parser, determinism.main),
     "tune": (tune.build_parser, tune.main),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import files, host, large, report
+from . import decode, files, host, large, report
 
 KINDS = {
     files.RUN: lambda path: report.markdown(*report.read_json(path)),
     large.KIND: lambda path: large.markdown(*large.read_json(path)),
+    decode.KIND: lambda path: decode.markdown(*decode.read_json(path)),
     host.KIND: lambda path: host.markdown(*host.read_json(path)),
 }
 

@@ -55,6 +55,19 @@ PRESETS = {
     "memory": [Case(131072, 8, 64, 128, 0.01), SPARSE],
     # For `attention-bench breakeven` with the peers ours and cudnn.
     "breakeven": [Case(16384, 16, 128, block, density) for block in (128, 64) for density in DENSITIES],
+    # One query per sequence, for `attention-bench decode`.
+    "decode": [
+        Case(keys, 32, 128, 64, 0.1, batch, 8, causal=True, pattern_rates=None, decode=True)
+        for batch, keys in (
+            (1, 8192),
+            (8, 8192),
+            (32, 8192),
+            (1, 32768),
+            (8, 32768),
+            (32, 32768),
+            (1, 131072),
+        )
+    ],
     "cpu": [Case(16384, 4, 64, 64, 0.02, dtype="float32")],
     "cpu-small": SMALL,
     "cpu-shapes": SMALL_SHAPES,
