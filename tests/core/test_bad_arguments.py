@@ -19,8 +19,10 @@ from dilated_attention_pytorch import (
     SparsePatternConfig,
     block_scores,
     block_sparse_attention,
+    block_sparse_attention_varlen,
     create_block_sparse_attention,
     explain_backends,
+    explain_backends_varlen,
     get_block_sparse_preset,
     select_blocks,
 )
@@ -101,6 +103,23 @@ def explain(**changes: Any) -> Any:
     return explain_backends(**{"q": q, "k": q, "v": q, "layout": LAYOUT, **changes})
 
 
+OFFSETS = torch.tensor([0, 128, 256], dtype=torch.int32)
+
+
+def packed_arguments(**changes: Any) -> dict[str, Any]:
+    q = torch.randn(256, 4, 16)
+    offsets = {"cu_seqlens_q": OFFSETS, "cu_seqlens_k": OFFSETS, "max_seqlen_q": 128, "max_seqlen_k": 128}
+    return {"q": q, "k": q, "v": q, "layout": LAYOUT, **offsets, **changes}
+
+
+def call_packed(**changes: Any) -> Any:
+    return block_sparse_attention_varlen(**packed_arguments(**changes), backend="reference")
+
+
+def explain_packed(**changes: Any) -> Any:
+    return explain_backends_varlen(**packed_arguments(**changes))
+
+
 def attend(**changes: Any) -> Any:
     q = torch.randn(SHAPE)
     return BlockSparseAttention(CONFIG)(**{"q": q, "k": q, "v": q, **changes})
@@ -116,11 +135,28 @@ FLAGS = {"true", "zero"}
 CONFIGS = {"none"}
 CALL = {
     **{name: set() for name in ("q", "k", "v", "layout")},
-    **{name: {"none"} for name in ("kv_lengths", "key_padding_mask", "block_bias")},
+    **{
+        name: {"none"}
+        for name in ("kv_lengths", "kv_starts", "key_padding_mask", "block_bias", "alibi_slopes", "sinks")
+    },
+    "attn_bias": {"none", "tensor_of_a_number"},
+    "q_offset": {"none", "zero"},
     "is_causal": FLAGS,
     "softmax_scale": SCALES,
+    "softcap": {"none", "zero", "large", "fractional"},
     "dropout_p": {"zero"},
 }
+# what packed sequences have too
+PACKED = {
+    **{name: CALL[name] for name in (
+        "q", "k", "v", "layout", "block_bias", "alibi_slopes", "sinks", "q_offset", "is_causal", "softmax_scale", "softcap",
+        "dropout_p",
+    )},
+    "cu_seqlens_q": set(),
+    "cu_seqlens_k": set(),
+    "max_seqlen_q": set(),
+    "max_seqlen_k": set(),
+}  # fmt: skip
 MODULE = {
     "sparse_config": CONFIGS,
     "sparsity_ratio": {"none"},
@@ -140,6 +176,9 @@ ENTRIES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     ("block_sparse_attention", "segment_lengths"): (dilated(call), set()),
     ("block_sparse_attention", "dilation_rates"): (dilated(call), set()),
     **{("explain_backends", name): (explain, right) for name, right in CALL.items()},
+    **{("block_sparse_attention_varlen", name): (call_packed, right) for name, right in PACKED.items()},
+    ("block_sparse_attention_varlen", "return_lse"): (call_packed, FLAGS),
+    **{("explain_backends_varlen", name): (explain_packed, right) for name, right in PACKED.items()},
     **{("module", name): (attend, CALL[name]) for name in ("q", "k", "v", "kv_lengths", "key_padding_mask")},
     ("module", "is_causal"): (attend, FLAGS),
     **{("BlockSparseAttention", name): (BlockSparseAttention, right) for name, right in MODULE.items()},
@@ -448,6 +487,11 @@ OPTIONS = {
         torch.zeros(2, 4, LAYOUT.num_active_blocks),
         r"floating point \(batch, num_heads, layout.num_block_ids\)",
     ),
+    "attn_bias": (torch.zeros(2, 4, 128, 128), r"floating point \(batch, num_heads, q_len, kv_len\)"),
+    "sinks": (torch.zeros(4), r"floating point \(num_heads,\)"),
+    "alibi_slopes": (torch.zeros(4), r"floating point \(num_heads,\)"),
+    "q_offset": (torch.tensor([0, 0]), r"int \(batch,\)"),
+    "kv_starts": (torch.tensor([0, 5]), r"int \(batch,\)"),
 }
 
 
@@ -467,6 +511,17 @@ def test_options_of_other_kinds_are_told_what_is_wanted(name: str, use: Callable
     for kind, tensor in kinds.items():
         with pytest.raises(TypeError, match=f"^{name} must be a dense tensor, {wanted}, got {kind}"):
             use(**{name: tensor})
+
+
+def test_packed_tensors_of_other_kinds_are_told_what_is_wanted() -> None:
+    x = nested(torch.jagged)
+    with pytest.raises(
+        TypeError,
+        match=r"^k is a nested tensor; pass k\.values\(\), and k\.offsets\(\)\.int\(\) as cu_seqlens_k",
+    ):
+        call_packed(k=x)
+    with pytest.raises(TypeError, match=r"^q is a DTensor; shard over the heads, Shard\(1\)"):
+        call_packed(q=torch.randn(256, 4, 16).as_subclass(ShardedTensor))
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v"])

@@ -20,7 +20,9 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
+    block_sparse_attention_varlen,
     explain_backends,
+    explain_backends_varlen,
 )
 from dilated_attention_pytorch.backends import registry
 from dilated_attention_pytorch.backends.problem import AttentionProblem
@@ -184,6 +186,131 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) "
         f"= (2, 4, {N}), got torch.float32 (1, 1, 1, {N}) on cpu",
     ),
+    "offset_leaves_the_layout": (
+        lambda: {"q_offset": 3},
+        "layout covers queries at positions 0 to 39 and keys at 0 to 39, but the call has queries at 3 to 42 (q_offset 3) and "
+        "keys at 0 to 39; make it for these lengths or longer ones",
+    ),
+    "offset_negative": (
+        lambda: {"q_offset": -1},
+        "layout covers queries at positions 0 to 39 and keys at 0 to 39, but the call has queries at -1 to 38 (q_offset -1) and "
+        "keys at 0 to 39; make it for these lengths or longer ones",
+    ),
+    "offset_too_large": (
+        lambda: {"q_offset": -(2**40), "layout": layout(causal=True), "is_causal": True},
+        f"q_offset must be a position below 2**31, got {-(2**40)}",
+    ),
+    "offsets_leave_the_layout": (
+        lambda: {"q_offset": torch.tensor([0, 7])},
+        "layout covers queries at positions 0 to 39 and keys at 0 to 39, but the call has queries at 7 to 46 and keys at 0 to "
+        "39; make it for these lengths or longer ones",
+    ),
+    "offset_shape": (
+        lambda: {"q_offset": torch.tensor([0])},
+        "q_offset must be int with shape (2,), got torch.int64 (1,)",
+    ),
+    "offset_of_all": (
+        lambda: {"q_offset": torch.tensor(0)},
+        "q_offset must be int with shape (2,), got torch.int64 (); use q_offset.expand(2)",
+    ),
+    "offset_dtype": (
+        lambda: {"q_offset": torch.tensor([0.0, 0.0])},
+        "q_offset must be int with shape (2,), got torch.float32 (2,)",
+    ),
+    "offset_device": (
+        lambda: {"q_offset": torch.zeros(2, dtype=torch.int32, device="meta")},
+        "q_offset must be on cpu as q, got a tensor on meta, which holds no values",
+    ),
+    "starts_negative": (
+        lambda: {"kv_starts": torch.tensor([0, -1])},
+        "kv_starts must be 0 to kv_len 40, got -1; it is the number of keys before the first one, as of padding on the left",
+    ),
+    "starts_too_large": (
+        lambda: {"kv_starts": torch.tensor([0, 41])},
+        "kv_starts must be 0 to kv_len 40, got 41; it is the number of keys before the first one, as of padding on the left",
+    ),
+    "starts_behind_the_lengths": (
+        lambda: {"kv_starts": torch.tensor([0, 9]), "kv_lengths": torch.tensor([40, 8])},
+        "kv_starts must be at most kv_lengths, got 9 and 8: keys are valid from kv_starts to kv_lengths - 1, both counted from "
+        "the first key in memory",
+    ),
+    "starts_shape": (
+        lambda: {"kv_starts": torch.zeros(2, 1, dtype=torch.int32)},
+        "kv_starts must be int with shape (2,), got torch.int32 (2, 1)",
+    ),
+    "lengths_leave_the_layout": (
+        lambda: {"layout": layout(40, 33), "kv_lengths": torch.tensor([33, 34])},
+        "layout covers queries at positions 0 to 39 and keys at 0 to 32, but the call has queries at 0 to 39 and keys at 0 to "
+        "33; make it for these lengths or longer ones",
+    ),
+    "softcap_negative": (
+        lambda: {"softcap": -1.0}, "softcap must be finite and not negative, got -1.0; None or 0 is none",
+    ),
+    "softcap_nan": (
+        lambda: {"softcap": float("nan")}, "softcap must be finite and not negative, got nan; None or 0 is none",
+    ),
+    "softcap_infinite": (
+        lambda: {"softcap": float("inf")}, "softcap must be finite and not negative, got inf; None or 0 is none",
+    ),
+    "slopes_shape": (
+        lambda: {"alibi_slopes": torch.ones(2)},
+        "alibi_slopes must be floating point with shape (num_heads,) = (4,) on cpu, got torch.float32 (2,) on cpu",
+    ),
+    "slopes_per_batch": (
+        lambda: {"alibi_slopes": torch.ones(2, 4)},
+        "alibi_slopes must be floating point with shape (num_heads,) = (4,) on cpu, got torch.float32 (2, 4) on cpu",
+    ),
+    "slopes_grad": (
+        lambda: {"alibi_slopes": torch.ones(4, requires_grad=True)},
+        "alibi_slopes requires grad, but would get no gradient; pass alibi_slopes.detach(), or what is learned as a block_bias, "
+        "which is differentiable",
+    ),
+    "sinks_shape": (
+        lambda: {"sinks": torch.ones(1, 4)},
+        "sinks must be floating point with shape (num_heads,) = (4,) on cpu, got torch.float32 (1, 4) on cpu",
+    ),
+    "sinks_dtype": (
+        lambda: {"sinks": torch.ones(4, dtype=torch.int32)},
+        "sinks must be floating point with shape (num_heads,) = (4,) on cpu, got torch.int32 (4,) on cpu",
+    ),
+    "sinks_device": (
+        lambda: {"sinks": torch.ones(4, device="meta")},
+        "sinks must be on cpu as q, got a tensor on meta, which holds no values",
+    ),
+    "attn_bias_bool": (
+        lambda: {"attn_bias": torch.ones(40, 40, dtype=torch.bool)},
+        "attn_bias must be floating point, got torch.bool; a mask of tokens goes into the layout, BlockLayout.from_mask(mask), "
+        "and padding into kv_lengths or key_padding_mask",
+    ),
+    "attn_bias_int": (
+        lambda: {"attn_bias": torch.ones(40, 40, dtype=torch.int32)},
+        "attn_bias must be torch.float32 on cpu and broadcast to (batch, num_heads, q_len, kv_len) = (2, 4, 40, 40), got "
+        "torch.int32 (40, 40) on cpu",
+    ),
+    "attn_bias_dtype": (
+        lambda: {"attn_bias": torch.ones(40, 40, dtype=torch.float16)},
+        "attn_bias must be torch.float32 on cpu and broadcast to (batch, num_heads, q_len, kv_len) = (2, 4, 40, 40), got "
+        "torch.float16 (40, 40) on cpu",
+    ),
+    "attn_bias_shape": (
+        lambda: {"attn_bias": torch.ones(8, 40, 40)},
+        "attn_bias must be torch.float32 on cpu and broadcast to (batch, num_heads, q_len, kv_len) = (2, 4, 40, 40), got "
+        "torch.float32 (8, 40, 40) on cpu",
+    ),
+    "attn_bias_5d": (
+        lambda: {"attn_bias": torch.ones(1, 1, 1, 40, 40)},
+        "attn_bias must be torch.float32 on cpu and broadcast to (batch, num_heads, q_len, kv_len) = (2, 4, 40, 40), got "
+        "torch.float32 (1, 1, 1, 40, 40) on cpu",
+    ),
+    "attn_bias_grad": (
+        lambda: {"attn_bias": torch.ones(40, 40, requires_grad=True)},
+        "attn_bias requires grad, but would get no gradient; pass attn_bias.detach(), a block_bias, which is differentiable, or "
+        "backend='reference', which gives it",
+    ),
+    "layout_batch": (
+        lambda: {"layout": BlockLayout.from_dense(torch.ones(3, 1, 3, 3, dtype=torch.bool), 16)},
+        "layout must have batch 1 or 2, one for every batch element or packed sequence, got 3",
+    ),
     "rates_without_segments": (
         lambda: {"dilation_rates": [1, 2]},
         "segment_lengths and dilation_rates go together, segment_lengths is None; pass both or neither",
@@ -237,6 +364,133 @@ def test_message_names_the_argument_its_value_and_what_would_do(name: str) -> No
 
 def test_the_call_that_the_others_change_is_right() -> None:
     assert block_sparse_attention(**arguments()).shape == (2, 40, 4, 16)
+
+
+def packed_arguments(**changes: Any) -> dict[str, Any]:
+    """A call of packed sequences that is right (20 and 33 tokens, 4 heads, 2 kv heads), with some arguments replaced."""
+    offsets = torch.tensor([0, 20, 53], dtype=torch.int32)
+    return {
+        "q": torch.randn(53, 4, 16),
+        "k": torch.randn(53, 2, 16),
+        "v": torch.randn(53, 2, 16),
+        "layout": layout(),
+        "cu_seqlens_q": offsets,
+        "cu_seqlens_k": offsets,
+        "max_seqlen_q": 33,
+        "max_seqlen_k": 33,
+        **changes,
+    }
+
+
+def int32(*numbers: int) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int32)
+
+
+BAD_PACKED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "batch": (
+        lambda: {"q": torch.randn(1, 53, 4, 16)},
+        "q must be (total, num_heads, head_dim), got shape (1, 53, 4, 16); a batch (batch, seq_len, num_heads, head_dim) is for "
+        "block_sparse_attention",
+    ),
+    "offsets_int64": (
+        lambda: {"cu_seqlens_q": int32(0, 20, 53).long()},
+        "cu_seqlens_q must be int32 with shape (sequences + 1,) on cpu, got torch.int64 (3,) on cpu; use cu_seqlens_q.int()",
+    ),
+    "offsets_float": (
+        lambda: {"cu_seqlens_k": int32(0, 20, 53).float()},
+        "cu_seqlens_k must be int32 with shape (sequences + 1,) on cpu, got torch.float32 (3,) on cpu",
+    ),
+    "offsets_2d": (
+        lambda: {"cu_seqlens_q": int32(0, 20, 53)[None]},
+        "cu_seqlens_q must be int32 with shape (sequences + 1,) on cpu, got torch.int32 (1, 3) on cpu",
+    ),
+    "offsets_empty": (
+        lambda: {"cu_seqlens_q": int32()},
+        "cu_seqlens_q must be int32 with shape (sequences + 1,) on cpu, got torch.int32 (0,) on cpu",
+    ),
+    "offsets_device": (
+        lambda: {"cu_seqlens_q": int32(0, 20, 53).to("meta")},
+        "cu_seqlens_q must be on cpu as q, got a tensor on meta, which holds no values",
+    ),
+    "first_offset": (
+        lambda: {"cu_seqlens_q": int32(1, 20, 53)},
+        "cu_seqlens_q must begin with 0, never decrease and end with the 53 tokens of q, got [1, 20, 53]",
+    ),
+    "last_offset": (
+        lambda: {"cu_seqlens_k": int32(0, 20, 50)},
+        "cu_seqlens_k must begin with 0, never decrease and end with the 53 tokens of k, got [0, 20, 50]",
+    ),
+    "decreasing_offsets": (
+        lambda: {"cu_seqlens_k": int32(0, 60, 53)},
+        "cu_seqlens_k must begin with 0, never decrease and end with the 53 tokens of k, got [0, 60, 53]",
+    ),
+    "no_sequences": (
+        lambda: {"cu_seqlens_q": int32(0)},
+        "cu_seqlens_q must begin with 0, never decrease and end with the 53 tokens of q, got [0]",
+    ),
+    "numbers_of_sequences": (
+        lambda: {"cu_seqlens_k": int32(0, 20, 53, 53)},
+        "cu_seqlens_q and cu_seqlens_k must have one shape (sequences + 1,), got (3,) and (4,); a sequence without queries or "
+        "keys has length 0",
+    ),
+    "greatest_length": (
+        lambda: {"max_seqlen_q": 32},
+        "max_seqlen_q must be at least the greatest length 33 in cu_seqlens_q, got 32",
+    ),
+    "negative_length": (lambda: {"max_seqlen_k": -1}, "max_seqlen_k must be 0 to 2**31 - 1, got -1"),
+    "layout": (
+        lambda: {"layout": layout(32, 32)},
+        "layout covers queries at positions 0 to 31 and keys at 0 to 31, but the call has queries at 0 to 32 and keys at 0 to "
+        "32; make it for these lengths or longer ones",
+    ),
+    "offset": (
+        lambda: {"q_offset": 21},
+        "layout covers queries at positions 0 to 39 and keys at 0 to 39, but the call has queries at 21 to 40 (q_offset 21) and "
+        "keys at 0 to 19; make it for these lengths or longer ones",
+    ),
+    "offset_shape": (
+        lambda: {"q_offset": int32(0, 1, 2)}, "q_offset must be int with shape (2,), got torch.int32 (3,)",
+    ),
+    "layout_batch": (
+        lambda: {"layout": BlockLayout.from_dense(torch.ones(3, 1, 3, 3, dtype=torch.bool), 16)},
+        "layout must have batch 1 or 2, one for every batch element or packed sequence, got 3",
+    ),
+    "layout_heads": (
+        lambda: {"layout": layout(heads=3)},
+        "layout must have 1 head, num_kv_heads 2 or num_heads 4, got 3; give one pattern for all heads, or one per head or kv "
+        "head (the list sparse_config, the mask's first axis)",
+    ),
+    "bias_shape": (
+        lambda: {"block_bias": torch.zeros(3, 1, N)},
+        f"block_bias must be floating point on cpu and broadcast to (sequences, num_heads, layout.num_block_ids) = (2, 4, {N}), "
+        f"got torch.float32 (3, 1, {N}) on cpu",
+    ),
+    "unknown_backend": (
+        lambda: {"backend": "cuda"},
+        "backend must be one of ('auto', 'cpu', 'hopper', 'triton', 'reference'), got 'cuda'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_PACKED)
+def test_message_about_packed_sequences_names_the_argument_its_value_and_what_would_do(name: str) -> None:
+    make, message = BAD_PACKED[name]
+    with pytest.raises(ValueError) as error:
+        block_sparse_attention_varlen(**packed_arguments(**make()))
+    assert str(error.value) == message
+
+
+def test_the_packed_call_that_the_others_change_is_right() -> None:
+    assert block_sparse_attention_varlen(**packed_arguments()).shape == (53, 4, 16)
+    assert explain_backends_varlen(**packed_arguments())["cpu"] is None
+
+
+def test_meta_tensor_as_greatest_length_is_told_that_it_is_not_read() -> None:
+    longest = torch.tensor(33, device="meta")
+    with pytest.raises(
+        TypeError, match="max_seqlen_q must be an int, got a tensor; keep it as a Python number"
+    ):
+        block_sparse_attention_varlen(**packed_arguments(max_seqlen_q=longest))
 
 
 BAD_MODULES: dict[str, tuple[dict[str, Any], str]] = {
@@ -429,7 +683,20 @@ def test_cpu_backend_refuses_tensors_on_the_gpu() -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["q", "v", "kv_lengths", "key_padding_mask", "block_bias"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "q",
+        "v",
+        "kv_lengths",
+        "kv_starts",
+        "key_padding_mask",
+        "block_bias",
+        "attn_bias",
+        "alibi_slopes",
+        "sinks",
+    ],
+)
 def test_what_is_no_tensor_is_named(name: str) -> None:
     layout = BlockLayout.from_config(SparsePatternConfig(), 64)
     arguments = {each: torch.randn(1, 64, 1, 16) for each in "qkv"} | {name: [64]}
@@ -450,6 +717,19 @@ def test_what_is_no_tensor_is_named(name: str) -> None:
             "softmax_scale must be a number, got a tensor that requires grad and would get none; scale q instead",
         ),
         ({"dropout_p": None}, "dropout_p must be a number, got None"),
+        ({"softcap": "30"}, "softcap must be a number, got '30'"),
+        (
+            {"softcap": torch.nn.Parameter(torch.tensor(30.0))},
+            "softcap must be a number, got a tensor that requires grad and would get none; pass softcap.item()",
+        ),
+        (
+            {"q_offset": True},
+            "q_offset must be an int, or an int tensor (1,) with a position for every sequence, got True",
+        ),
+        (
+            {"q_offset": 1.0},
+            "q_offset must be an int, or an int tensor (1,) with a position for every sequence, got 1.0",
+        ),
         (
             {"segment_lengths": 2048, "dilation_rates": [1]},
             "segment_lengths must be a list or tuple of int, got 2048",
