@@ -366,6 +366,14 @@ def test_dense_mask_with_batch_and_heads_survives() -> None:
     assert "batch=2, num_heads=3" in repr(layout)
 
 
+def test_dense_mask_of_any_strides_survives() -> None:
+    mask = torch.rand(7, 5, 3, 2).permute(3, 2, 1, 0) < 0.3
+    assert not mask.is_contiguous()
+    assert torch.equal(BlockLayout.from_dense(mask, BLOCK).to_dense(), mask)
+    expanded = mask[:, :1].expand(2, 3, 5, 7)
+    assert torch.equal(BlockLayout.from_dense(expanded, BLOCK).to_dense(), expanded)
+
+
 @pytest.mark.parametrize(("name", "value"), [("head", 3), ("head", -1), ("batch", 2), ("batch", "0")])
 def test_rows_of_a_head_or_batch_element_that_is_not_there_are_refused(name: str, value: object) -> None:
     layout = BlockLayout.from_dense(torch.ones(2, 3, 4, 4, dtype=torch.bool), BLOCK)

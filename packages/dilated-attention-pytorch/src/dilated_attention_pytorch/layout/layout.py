@@ -291,7 +291,7 @@ class BlockLayout:
                 f"block_size {size} with causal={grid.causal} need {grid.n_rows} x {grid.n_cols}"
             )
         batch = mask.shape[0] if mask.dim() == 4 else 1
-        pairs = [head.nonzero(as_tuple=True) for head in mask.view(-1, n_rows, n_cols)]
+        pairs = [head.nonzero(as_tuple=True) for head in mask.reshape(-1, n_rows, n_cols)]
         return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs], batch=batch)
 
     @classmethod
