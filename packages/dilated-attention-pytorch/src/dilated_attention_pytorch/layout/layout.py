@@ -28,7 +28,7 @@ from ..patterns.registry import active_pairs, budget_of, check_connected
 from .block_indices import checked_indices
 from .coverage import coverage, hops_to_full_coverage
 from .from_indices import lists_of
-from .lists import BlockLists, BlockMasks, build_csr
+from .lists import BlockLists, BlockMasks, build_csr, csr_of_sorted
 from .prefix import cut_lists
 
 if TYPE_CHECKING:
@@ -291,8 +291,9 @@ class BlockLayout:
                 f"block_size {size} with causal={grid.causal} need {grid.n_rows} x {grid.n_cols}"
             )
         batch = mask.shape[0] if mask.dim() == 4 else 1
-        pairs = [head.nonzero(as_tuple=True) for head in mask.reshape(-1, n_rows, n_cols)]
-        return cls._from_pairs(grid, [(rows, cols) for rows, cols in pairs], batch=batch)
+        of_heads = mask.reshape(-1, n_rows, n_cols)
+        head, rows, cols = of_heads.nonzero(as_tuple=True)
+        return cls._of_blocks(grid, of_heads.shape[0] // batch, head, rows, cols, batch=batch)
 
     @classmethod
     def from_indices(
@@ -387,27 +388,37 @@ class BlockLayout:
         cls,
         grid: BlockGrid,
         heads: list[tuple[Tensor, Tensor]],
+        configs: tuple[SparsePatternConfig, ...],
+    ) -> BlockLayout:
+        """The layout of the pairs of each head, in any order."""
+        rows = torch.cat([pair_rows for pair_rows, _ in heads])
+        cols = torch.cat([pair_cols for _, pair_cols in heads])
+        head = torch.cat([torch.full_like(pair[0], i_head) for i_head, pair in enumerate(heads)])
+        order = ((head * grid.n_rows + rows) * grid.n_cols + cols).argsort()
+        return cls._of_blocks(grid, len(heads), head[order], rows[order], cols[order], configs)
+
+    @classmethod
+    def _of_blocks(
+        cls,
+        grid: BlockGrid,
+        num_heads: int,
+        head: Tensor,
+        rows: Tensor,
+        cols: Tensor,
         configs: tuple[SparsePatternConfig, ...] | None = None,
         batch: int = 1,
     ) -> BlockLayout:
-        """The layout of the pairs of each head, of one batch element after the other."""
-        device = heads[0][0].device
-        rows = torch.cat([pair_rows for pair_rows, _ in heads])
-        cols = torch.cat([pair_cols for _, pair_cols in heads])
+        """The layout of blocks, int64 (n,) each, in the order of the row lists; heads are counted over the batch elements."""
         if rows.numel() >= 2**31:
             raise ValueError(
                 f"a layout holds at most 2**31 - 1 active blocks, got {rows.numel()}; use a larger block_size"
             )
-        head = torch.cat([torch.full_like(pair[0], i_head) for i_head, pair in enumerate(heads)])
-        row_key = (head * grid.n_rows + rows) * grid.n_cols + cols
-        order = row_key.argsort()
-        row_key, head, rows, cols = row_key[order], head[order], rows[order], cols[order]
-        block_ids = torch.arange(rows.numel(), device=device)
-        n_heads = len(heads)
-        row_lists = build_csr(row_key, n_heads * grid.n_rows, grid.n_cols, cols, block_ids)
-        col_key = (head * grid.n_cols + cols) * grid.n_rows + rows
-        col_lists = build_csr(col_key, n_heads * grid.n_cols, grid.n_rows, rows, block_ids)
-        return cls(grid, n_heads // batch, row_lists, col_lists, configs, batch)
+        n_heads, n_rows, n_cols = batch * num_heads, grid.n_rows, grid.n_cols
+        block_ids = torch.arange(rows.numel(), dtype=torch.int32, device=rows.device)
+        row_key, col_key = (head * n_rows + rows) * n_cols + cols, (head * n_cols + cols) * n_rows + rows
+        row_lists = csr_of_sorted(row_key, n_heads * n_rows, n_cols, cols, block_ids)
+        col_lists = build_csr(col_key, n_heads * n_cols, n_rows, rows, block_ids)
+        return cls(grid, num_heads, row_lists, col_lists, configs, batch)
 
     # ---- properties
 
