@@ -312,7 +312,7 @@ class BlockLayout:
         graph, whose replays then make the lists of whatever indices are there. Equal arguments give equal lists, bit by bit.
 
         The block id of a block, its place in a block bias, is the place of its index in ``indices.flatten()``, so the bias of
-        chosen blocks is ``scores.gather(-1, indices.long()).flatten()[None, None]``.
+        chosen blocks is ``scores.gather(-1, indices.clamp(min=0).long()).flatten()[None, None]``.
 
         Args:
             indices: int32 or int64 (batch or 1, heads or 1, n_rows, k), or with fewer leading axes: the active columns of
