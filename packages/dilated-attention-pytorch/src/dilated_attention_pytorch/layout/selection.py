@@ -15,9 +15,7 @@ from .. import values
 from ..grid import BlockGrid
 from ..values import shown
 
-SCORES_AT_ONCE = (
-    2**24
-)  # of which rows are chosen together: 64 MiB in float32, and as much again for a sorted copy
+SCORES_AT_ONCE = 2**23  # of which rows are chosen together; at most about 40 bytes for each
 
 
 # ---- scores
