@@ -33,7 +33,7 @@ def key_of(
 
     Calls on the CPU are not: the values of their lengths are checked every time.
     """
-    q, k_cache, v_cache, cache_lengths, block_table, kv_starts, slopes, sinks = inputs
+    q, k_cache, v_cache, cache_lengths, *others = inputs
     try:
         if (
             not q.is_cuda
@@ -48,8 +48,7 @@ def key_of(
         return (
             "decode", q.shape, q.stride(), q.dtype, q.device, k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
             v_cache.shape, v_cache.stride(), v_cache.dtype, v_cache.device, cache_lengths.shape, cache_lengths.stride(),
-            cache_lengths.dtype, cache_lengths.device, described(block_table), described(kv_starts), described(slopes),
-            described(sinks), softmax_scale, softcap, backend,
+            cache_lengths.dtype, cache_lengths.device, *map(described, others), softmax_scale, softcap, backend,
         )  # fmt: skip
     except (
         RuntimeError,

@@ -148,9 +148,9 @@ def launch_decode(problem: DecodeProblem) -> tuple[Tensor, Tensor]:
 
 
 class RawLaunch:
-    """A compiled kernel with all of its arguments but the addresses of its first tensors."""
+    """A compiled kernel with all of its arguments but the addresses of its first tensors; `kept` are its last ones."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, kept: tuple[Tensor, ...] = ()) -> None:
         compiled = launch.kernel.warmup(
             grid=(1,), **launch.arguments, **launch.options, enable_fp_fusion=True
         )
@@ -160,11 +160,13 @@ class RawLaunch:
         self.function = self.compiled.function
         self.raw_launch, _ = raw_launch.unwrapped(launcher, 0)
         self.options = raw_launch.launch_options(launcher, self.compiled.packed_metadata)
-        self.numbers = tuple(x for x in launch.arguments.values() if not isinstance(x, Tensor))
+        # behind the addresses that `run` is given
+        numbers = tuple(x for x in launch.arguments.values() if not isinstance(x, Tensor))
+        self.others = (*(x.data_ptr() for x in kept), *numbers)
 
     def run(self, stream: int, addresses: tuple[int, ...]) -> None:
         """Launch on a stream of the current device."""
-        arguments = (*addresses, *self.numbers)
+        arguments = (*addresses, *self.others)
         if raw_launch.ARGUMENTS_APART:
             self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, *arguments)  # type: ignore[misc]
         else:
@@ -183,17 +185,18 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
         return None
     sizes = sizes_on_device(p)
     results = make_results(p, sizes.n_splits)
-    walk, *combine = [RawLaunch(launch) for launch in launches_of(p, results, sizes)]
+    masks = p.block_masks
+    lists = (*p.rows.tensors(), *((p.rows.indptr, p.rows.indptr) if masks is None else masks))
+    of_lists, *of_parts = launches_of(p, results, sizes)
+    walk, combine = RawLaunch(of_lists, lists), [RawLaunch(launch) for launch in of_parts]
     if any(launch.raw_launch is None for launch in (walk, *combine)):
         return None
     index, device = inputs.q.get_device(), inputs.q.device
     shape, lse_shape, dtype = results.out.shape, results.lse.shape, inputs.q.dtype
     n_out = -(-results.part_out.numel() // 4) * 4  # whole 16 bytes, as is_aligned
     n_parts = 0 if sizes.n_splits == 1 else n_out + results.part_lse.numel()
+    # keeps the lists alive
     static = p._replace(inputs=DecodeInputs(*(None,) * len(DecodeInputs._fields)))  # type: ignore[arg-type]
-    masks = p.block_masks
-    lists = (*p.rows.tensors(), *((p.rows.indptr, p.rows.indptr) if masks is None else masks))
-    list_addresses = tuple(x.data_ptr() for x in lists)  # `static` keeps them alive
 
     def decode(given: DecodeInputs) -> tuple[Tensor, Tensor]:
         q, k_cache, v_cache, cache_lengths, block_table, kv_starts, slopes, sinks = given
@@ -212,7 +215,7 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
         out_at, lse_at = out.data_ptr(), lse.data_ptr()
         stream = _torch_internals.current_raw_stream(index)
         before = q_at, k_at, v_at
-        after = lengths_at, table_at, starts_at, slopes_at, sinks_at, *list_addresses
+        after = lengths_at, table_at, starts_at, slopes_at, sinks_at
         if not n_parts:
             walk.run(stream, (*before, out_at, lse_at, *after))
             return out, lse
