@@ -168,6 +168,7 @@ def triton(session: nox.Session, version: str) -> None:
         for name in (
             "backends/hopper/test_offline_compile",
             "backends/triton/test_offline_compile",
+            "backends/triton/test_decode_offline_compile",
             "backends/hopper/test_launch",
             "layout/test_offline_compile",
         )

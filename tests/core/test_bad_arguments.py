@@ -20,6 +20,7 @@ from dilated_attention_pytorch import (
     block_scores,
     block_sparse_attention,
     block_sparse_attention_varlen,
+    block_sparse_decode,
     create_block_sparse_attention,
     explain_backends,
     explain_backends_varlen,
@@ -120,6 +121,19 @@ def explain_packed(**changes: Any) -> Any:
     return explain_backends_varlen(**packed_arguments(**changes))
 
 
+def decode(**changes: Any) -> Any:
+    cache = torch.randn(SHAPE)
+    lengths = torch.tensor([128, 70], dtype=torch.int32)
+    arguments = {
+        "q": cache[:, :1],
+        "k_cache": cache,
+        "v_cache": cache,
+        "layout": LAYOUT,
+        "cache_lengths": lengths,
+    }
+    return block_sparse_decode(**{**arguments, **changes})
+
+
 def attend(**changes: Any) -> Any:
     q = torch.randn(SHAPE)
     return BlockSparseAttention(CONFIG)(**{"q": q, "k": q, "v": q, **changes})
@@ -178,6 +192,14 @@ ENTRIES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
     **{("explain_backends", name): (explain, right) for name, right in CALL.items()},
     **{("block_sparse_attention_varlen", name): (call_packed, right) for name, right in PACKED.items()},
     ("block_sparse_attention_varlen", "return_lse"): (call_packed, FLAGS),
+    **{
+        ("block_sparse_decode", name): (decode, right)
+        for name, right in {
+            **{name: set() for name in ("q", "k_cache", "v_cache", "layout", "cache_lengths")},
+            **{name: {"none"} for name in ("block_table", "kv_starts", "alibi_slopes", "sinks", "backend")},
+            "softmax_scale": SCALES, "softcap": CALL["softcap"], "return_lse": FLAGS,
+        }.items()
+    },
     **{("explain_backends_varlen", name): (explain_packed, right) for name, right in PACKED.items()},
     **{("module", name): (attend, CALL[name]) for name in ("q", "k", "v", "kv_lengths", "key_padding_mask")},
     ("module", "is_causal"): (attend, FLAGS),
