@@ -21,7 +21,7 @@ from dilated_attention_pytorch.validation.decode import check_decode
 
 
 class Shape(NamedTuple):
-    """A decoding call of 32 heads."""
+    """A decoding call of 32 heads with a cache of n_tokens."""
 
     head_dim: int = 128
     block_size: int = 64
@@ -33,6 +33,7 @@ class Shape(NamedTuple):
     has_starts: bool = False
     has_scores: bool = False  # softcap, alibi_slopes and sinks
     has_masks: bool = False
+    n_tokens: int = 32768
 
 
 DEFAULT_SHAPES = (
@@ -55,6 +56,7 @@ OTHER_SHAPES = (
     Shape(head_dim=256),
     Shape(head_dim=96),
     Shape(dtype=torch.float32),
+    Shape(n_tokens=128),  # one program with all keys
     Shape(has_starts=True),
     Shape(has_starts=True, page_size=64),
     Shape(has_scores=True),
@@ -63,8 +65,8 @@ OTHER_SHAPES = (
 
 
 def launches(shape: Shape, capability: tuple[int, int], multiprocessors: int = 132) -> list[Launch]:
-    """The kernels of a call with a cache of 32,768 tokens."""
-    s, n_tokens, batch = shape, 32768, 1
+    """The kernels of a call."""
+    s, n_tokens, batch = shape, shape.n_tokens, 1
     config = SparsePatternConfig(block_size=s.block_size)
     configs = config if s.layout_heads == 1 else [config] * s.layout_heads
     layout = BlockLayout.from_config(configs, n_tokens, causal=True)

@@ -135,6 +135,10 @@ def launches_of(problem: DecodeProblem, results: Results, sizes: DecodeSizes) ->
 
 def launch_decode(problem: DecodeProblem) -> tuple[Tensor, Tensor]:
     """out and lse of a problem."""
+    device = problem.inputs.q.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return launch_decode(problem)
     sizes = sizes_on_device(problem)
     results = make_results(problem, sizes.n_splits)
     if problem.max_len == 0 or problem.inputs.k_cache.numel() == 0:
