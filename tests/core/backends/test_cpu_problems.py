@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.backends.cpu import CPU, choice, decode, decode_sequences, one_call_plan
+from dilated_attention_pytorch.backends.cpu import CPU, choice, decode, one_call_plan, single_queries
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from tests.core.attention_cases import LIMITS
 from tests.core.backends.drawn_problems import (
@@ -139,5 +139,5 @@ def test_every_way_knows_positions(
 ) -> None:
     way(monkeypatch)
     monkeypatch.setattr(decode, "suits", lambda problem: False)
-    monkeypatch.setattr(decode_sequences, "suits", lambda problem: False)
+    monkeypatch.setattr(single_queries, "suits", lambda problem: False)
     check(drawn_problem(seed, plain_scores=True), seed)

@@ -31,6 +31,8 @@ CASES: dict[str, tuple[dict[str, Any], int, int | None, bool, dict[str, Any]]] =
     "lists_of_kv_heads": ({"heads": 2}, 5, None, False, {}),
     "lists_of_query_heads": ({"heads": 4}, 5, None, False, {}),
     "lists_of_elements": ({"heads": 2, "batch": 3}, 3, None, False, {}),
+    "one_query_and_lists_of_query_heads": ({"heads": 4}, 1, None, False, {"sinks": SINKS}),
+    "one_query_and_lists_of_elements": ({"heads": 2, "batch": 3}, 1, 10, True, {}),
     "masks": ({"with_masks": True}, 1, None, False, {}),
     "masks_and_queries_in_two_rows": ({"with_masks": True, "heads": 2}, 7, 16, False, {}),
     "masks_of_large_blocks": ({"with_masks": True, "block": 128}, 2, 32, False, {}),

@@ -10,7 +10,9 @@ Five methods compute the same result of a plain batch; `choice.py` chooses one o
                     and gradients of lse
 
 Around them, parts.py divides a call that is no plain batch into plain problems on views of its tensors, except for a batch
-of single queries, which decode_sequences.py computes together; sinks.py adds sinks to the results.
+of single queries, which single_queries.py computes together; sinks.py adds sinks to the results.
+
+Decoding from a cache is that too (cache_problem.py), or single_queries.py with pages; cache_decode.py serves what is left.
 
 All but `unfused` call PyTorch's fused kernel (fused_kernel.py) on gathered keys. None of them copies more of k and v
 than the active blocks.

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..._torch_internals import num_function_modes, without_function_modes
 from ..decode_problem import DecodeProblem
 from ..problem import AttentionProblem, Backend, Forward, Gradients
-from . import cache_decode, choice, parts
+from . import cache_decode, choice, parts, single_queries
+from .cache_problem import attention_of
 from .scratch import kept_buffers
 from .sinks import add_sinks, grad_of_sinks
 
@@ -76,8 +77,16 @@ class CpuBackend(Backend):
 
     def decode(self, problem: DecodeProblem) -> tuple[Tensor, Tensor]:
         """`forward` of a decoding call."""
-        with plain_arithmetic():
-            return cache_decode.forward(problem)
+        is_single, is_paged = single_queries.suits_decode(problem), problem.inputs.block_table is not None
+        with plain_arithmetic(), kept_buffers() as buffers:
+            if not is_paged and (problem.batch == 1 or not is_single):
+                out, lse = parts.forward(attention_of(problem), buffers)
+            elif is_single:
+                out, lse = single_queries.decode(problem, buffers)
+            else:
+                return cache_decode.forward(problem)
+            sinks = problem.inputs.sinks
+            return (out, lse) if sinks is None else add_sinks(sinks, out, lse)
 
 
 def plain_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Decoding from a cache, element by element: only the keys that the list of a query's row names are read."""
+"""Decoding from pages, element by element: only the keys that the list of a query's row names are read.
+
+For what single_queries.py does not serve: several queries, or what changes scores.
+"""
 
 from __future__ import annotations
 

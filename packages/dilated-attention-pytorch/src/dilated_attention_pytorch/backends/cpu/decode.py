@@ -44,8 +44,9 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
     tokens = keys_of(p)
     n_keys = tokens.shape[1]
     batch = cached_arange(p.batch).view(-1, 1, 1) if p.batch > 1 else 0
-    k = GatheredKeys("k", p.k, batch, kv_heads(p), tokens, Scratch(dtype, buffers), None)
-    v = GatheredKeys("v", p.v, batch, k.heads, tokens, k.scratch, k)
+    heads = kv_heads(p.layout_heads, p.num_heads, p.num_kv_heads)
+    k = GatheredKeys("k", p.k, batch, heads, tokens, Scratch(dtype, buffers), None)
+    v = GatheredKeys("v", p.v, batch, heads, tokens, k.scratch, k)
     mask = causal_mask(p, n_keys, p.num_heads // n_heads, dtype)
     padded = padded_keys(p)
     if padded is not None:

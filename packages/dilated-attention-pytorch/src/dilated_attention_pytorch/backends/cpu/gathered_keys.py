@@ -7,7 +7,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..problem import AttentionProblem
 from .scratch import Scratch
 
 
@@ -18,19 +17,18 @@ def cached_arange(n: int) -> Tensor:
         return torch.arange(n, device="cpu")
 
 
-def kv_heads(problem: AttentionProblem) -> Tensor:
+def kv_heads(layout_heads: int, num_heads: int, num_kv_heads: int) -> Tensor:
     """The kv head of every key list, int64 (n_heads, 1): a list per kv head, or per query head with a layout."""
-    p = problem
-    if p.layout_heads <= p.num_kv_heads:
-        return cached_arange(p.num_kv_heads).view(-1, 1)
-    return cached_arange(p.num_heads).view(-1, 1) // (p.num_heads // p.num_kv_heads)
+    if layout_heads <= num_kv_heads:
+        return cached_arange(num_kv_heads).view(-1, 1)
+    return cached_arange(num_heads).view(-1, 1) // (num_heads // num_kv_heads)
 
 
 class GatheredKeys:
     """Gathers k or v for pairs of a batch element and a key list.
 
-    `tokens` are those of every pair, `heads` (n_heads, 1) their kv heads and `batch` (n, 1, 1) their batch elements, or 0;
-    together they broadcast to (n, n_heads, n_keys). `like`: GatheredKeys whose index is reused if the strides are equal.
+    `tokens` are those of every pair, `heads` (n_heads, 1) their kv heads and `batch` (n, 1, 1) their batch elements (or pages,
+    for every token), or 0; together they broadcast to (n, n_heads, n_keys). `like`: GatheredKeys whose index is reused if the strides are equal.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
-from . import choice, decode_sequences
+from . import choice, single_queries
 from .call_lists import rows_of_call
 from .chunking import Origin
 from .scratch import Buffers
@@ -73,8 +73,8 @@ def is_plain(problem: AttentionProblem) -> bool:
 def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor]:
     """out and lse, without sinks."""
     p = problem
-    if choice.fits_fused_kernel(p) and decode_sequences.suits(p):
-        return decode_sequences.forward(p, buffers)
+    if choice.fits_fused_kernel(p) and single_queries.suits(p):
+        return single_queries.forward(p, buffers)
     parts = list(parts_of(p))
     if len(parts) == 1 and parts[0].problem.q.shape == p.q.shape:
         return choice.forward(parts[0].problem, buffers, parts[0].origin)
