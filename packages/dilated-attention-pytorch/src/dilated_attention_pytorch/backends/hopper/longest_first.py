@@ -26,7 +26,8 @@ def longest_first(lengths: Tensor) -> tuple[Tensor, Tensor]:
         lengths: int (heads, groups), the entries of each group.
     """
     level = level_of(lengths.clamp(min=1))
-    mean = lengths.double().mean(1, keepdim=True).clamp(min=1)
+    # `mean` multiplies by 1 / n on a GPU, which rounds twice
+    mean = (lengths.double().sum(1, keepdim=True) / lengths.shape[1]).clamp(min=1)
     is_long = level > level_of(mean * LONG)
     n_long = is_long.sum(1).max().view(1)
     return n_long, level.sort(dim=1, descending=True, stable=True).indices
