@@ -6,9 +6,15 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
-from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch import (
+    BlockLayout,
+    SparsePatternConfig,
+    block_sparse_attention,
+    block_sparse_decode,
+)
 from dilated_attention_pytorch.backends.reference import attention_reference
 from dilated_attention_pytorch.functional import make_problem
 from dilated_attention_pytorch.layout.lists import BlockMasks, packed_masks
@@ -111,3 +117,43 @@ def table_of(batch: int, n_pages: int) -> Tensor:
     """Pages in no order, int32 (batch, n_pages)."""
     order = torch.randperm(batch * n_pages + 1, generator=torch.Generator().manual_seed(4))
     return order[: batch * n_pages].view(batch, n_pages).to(torch.int32)
+
+
+class RandomCase(NamedTuple):
+    """A call at ratio 0.3 with lengths that were drawn."""
+
+    n_tokens: int
+    lengths: list[int]
+    q_len: int
+    page_size: int | None
+    spare: int
+    heads: int
+    block: int
+
+    def rows(self, device: str) -> tuple[Tensor, Tensor]:
+        """The output of decoding on a device, and what the full forward has there, on the CPU."""
+        ends = int32(*(min(length, self.n_tokens) for length in self.lengths))
+        whole = sequence(layout_of(self.n_tokens, self.heads, self.block), batch=len(self.lengths))
+        max_len = self.n_tokens + self.spare
+        k, v = (cache_of(x, ends, max_len) for x in (whole.k, whole.v))
+        table = None
+        if self.page_size is not None:
+            table = table_of(len(self.lengths), -(-max_len // self.page_size)).to(device)
+            k, v = paged(k, self.page_size), paged(v, self.page_size)
+        q = last_queries(whole.q, ends, self.q_len).to(device)
+        layout = whole.layout.to(device)
+        out = block_sparse_decode(q, k.to(device), v.to(device), layout, ends.to(device), table)
+        full = block_sparse_attention(whole.q, whole.k, whole.v, whole.layout, is_causal=True, backend="cpu")
+        return out.cpu(), last_queries(full, ends, self.q_len)
+
+
+RANDOM_CASES = st.builds(
+    RandomCase,
+    n_tokens=st.integers(1, 200),
+    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
+    q_len=st.integers(1, 16),
+    page_size=st.sampled_from([None, 1, 16, 48, 64]),
+    spare=st.integers(0, 40),
+    heads=st.sampled_from([1, 2, 4]),
+    block=st.sampled_from([16, 64]),
+)

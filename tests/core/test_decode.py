@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -15,9 +14,9 @@ from dilated_attention_pytorch.decode_ops import decode, op_args
 from dilated_attention_pytorch.validation.decode import check_decode
 from tests.core.decode_cases import (
     BLOCK,
-    cache_of,
+    RANDOM_CASES,
+    RandomCase,
     int32,
-    last_queries,
     layout_of,
     paged,
     sequence,
@@ -26,29 +25,10 @@ from tests.core.decode_cases import (
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    n_tokens=st.integers(1, 200),
-    lengths=st.lists(st.integers(0, 200), min_size=1, max_size=4),
-    q_len=st.integers(1, 16),
-    page_size=st.sampled_from([None, 1, 16, 48, 64]),
-    spare=st.integers(0, 40),
-    heads=st.sampled_from([1, 2, 4]),
-    block=st.sampled_from([16, 64]),
-)
-def test_decoding_at_random_lengths_gives_the_rows_of_the_full_forward(
-    n_tokens: int, lengths: list[int], q_len: int, page_size: int | None, spare: int, heads: int, block: int
-) -> None:
-    ends = int32(*(min(length, n_tokens) for length in lengths))
-    whole = sequence(layout_of(n_tokens, heads, block), batch=len(lengths))
-    max_len = n_tokens + spare
-    k, v = (cache_of(x, ends, max_len) for x in (whole.k, whole.v))
-    table = None
-    if page_size is not None:
-        table = table_of(len(lengths), -(-max_len // page_size))
-        k, v = paged(k, page_size), paged(v, page_size)
-    out = block_sparse_decode(last_queries(whole.q, ends, q_len), k, v, whole.layout, ends, table)
-    full = block_sparse_attention(whole.q, whole.k, whole.v, whole.layout, is_causal=True)
-    torch.testing.assert_close(out, last_queries(full, ends, q_len), rtol=1e-5, atol=1e-5)
+@given(case=RANDOM_CASES)
+def test_decoding_at_random_lengths_gives_the_rows_of_the_full_forward(case: RandomCase) -> None:
+    out, expected = case.rows("cpu")
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("is_paged", [False, True])

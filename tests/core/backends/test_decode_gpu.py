@@ -6,11 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_decode
 from dilated_attention_pytorch.backends.triton import decode_launch
-from tests.core.decode_cases import cache_of, int32, last_queries, layout_of, paged, sequence, table_of
+from tests.core.decode_cases import (
+    RANDOM_CASES,
+    RandomCase,
+    cache_of,
+    int32,
+    last_queries,
+    layout_of,
+    paged,
+    sequence,
+    table_of,
+)
 
 pytestmark = pytest.mark.gpu
 HEADS, KV_HEADS, DIM, BLOCK = 32, 8, 128, 64
@@ -44,6 +55,13 @@ def test_long_caches_give_the_rows_of_the_definition(
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(out, expected[0], rtol=0.0, atol=max(1e-5, 7 * eps))
     torch.testing.assert_close(lse, expected[1], rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=RANDOM_CASES)
+def test_decoding_at_random_lengths_gives_the_rows_of_the_full_forward(case: RandomCase) -> None:
+    out, expected = case.rows("cuda")
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
