@@ -1,4 +1,4 @@
-"""What a problem says beyond a plain batch: the reference and the CPU backend serve it, others refuse it by name."""
+"""What a problem says beyond a plain batch: the reference, the CPU and the Triton backend serve it, Hopper refuses it by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout
-from dilated_attention_pytorch.backends.cpu import CPU
-from dilated_attention_pytorch.backends.problem import AttentionProblem, beyond_plain_scores
+from dilated_attention_pytorch.backends.problem import (
+    AttentionProblem,
+    beyond_plain_batch,
+    beyond_plain_scores,
+)
 from dilated_attention_pytorch.backends.reference import attention_reference
-from dilated_attention_pytorch.backends.registry import BACKENDS, reasons
+from dilated_attention_pytorch.backends.registry import reasons
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout.lists import BlockLists, BlockMasks, packed_masks, unpacked_masks
@@ -182,13 +185,12 @@ def test_positions_decide_which_keys_token_dilation_keeps() -> None:
 
 
 @pytest.mark.parametrize("name", BEYOND)
-def test_other_backends_refuse_it_by_name(name: str) -> None:
+def test_what_is_beyond_a_plain_call_is_said_by_name(name: str) -> None:
     mask, fields, reason = BEYOND[name]
     p = problem(mask, **fields)
-    found = reasons(p)
-    assert found["cpu"] is None
-    assert reason in (found["triton"], beyond_plain_scores(p))
-    assert all(found[backend.name] is not None for backend in BACKENDS if backend is not CPU)
+    assert reason in (beyond_plain_batch(p), beyond_plain_scores(p))
+    assert reasons(p)["cpu"] is None
+    assert reasons(p)["hopper"] is not None
 
 
 def test_a_plain_batch_is_not_refused() -> None:

@@ -7,9 +7,11 @@ import os
 import torch
 from torch import Tensor
 
+from ...config import TokenDilation
+from ...layout.layout import BlockLayout
 from ..decode_problem import Decode, DecodeProblem
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Backend, Gradients, beyond_plain_batch, beyond_plain_scores
+from ..problem import AttentionProblem, Backend, Gradients
 
 HALF = (torch.float16, torch.bfloat16)
 HAS_TRITON = is_installed("triton")
@@ -63,8 +65,19 @@ class TritonBackend(Backend):
     name = "triton"
 
     def rejects(self, problem: AttentionProblem) -> str | None:
-        beyond = beyond_plain_batch(problem) or beyond_plain_scores(problem)
-        return beyond or unserved_tensors(problem.q, problem.v_head_dim)
+        return unserved_tensors(problem.q, problem.v_head_dim)
+
+    def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
+        """Lists in which blocks with a mask come last, of the rows and of the columns; nothing without masks."""
+        masks = layout.block_masks
+        if masks is None:
+            return ()
+        from .masked_lists import masked_lists
+
+        rows, cols = layout.lists(dilation)
+        return layout.keep(
+            self.name, dilation, lambda: (*masked_lists(rows, masks), *masked_lists(cols, masks))
+        )
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         from .launch import launch_forward

@@ -7,15 +7,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...sequences import COLUMNS
 from ..dropout import keep_threshold
-from ..problem import AttentionProblem, Gradients
+from ..problem import AttentionProblem, Gradients, beyond_plain_batch
 from . import tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
 from .kernels.forward import forward_kernel
+from .kernels.gaps import clear_gaps_kernel
+from .kernels.parts import AttnBias, Masks, Positions
+from .masked_lists import MaskedLists, masked_lists
 
 # The interpreter has no architecture; results do not depend on this one.
 INTERPRETER_CAPABILITY = (8, 0)
 DELTA_BLOCK = 64
+GAP_PARTS, GAP_BLOCK = 32, 2048  # most gaps are empty, and the one behind the last sequence may be long
 
 
 class Launch(NamedTuple):
@@ -46,48 +51,122 @@ def padded_dim(dim: int) -> int:
     return max(16, 1 << (dim - 1).bit_length())
 
 
+def positions_of(problem: AttentionProblem) -> Positions | None:
+    """Where the tokens of a call are; None for a plain batch without masks inside blocks, which needs no more than its lengths."""
+    p, sequences, grid = problem, problem.sequences, problem.grid
+    if p.block_masks is None and beyond_plain_batch(p) is None:
+        return None
+    n_rows, n_cols = p.n_rows, p.n_cols
+    if sequences is not None:  # the first token may be anywhere in its block
+        max_q_len, max_kv_len = p.q_len, p.kv_len + p.block_size - 1
+        if sequences.is_packed:
+            max_q_len, max_kv_len = min(sequences.max_q_len, p.q_len), min(sequences.max_kv_len, p.kv_len)
+        n_rows = -(-(max_q_len + p.block_size - 1) // p.block_size) if max_q_len > 0 else 0
+        n_cols = -(-max_kv_len // p.block_size) if p.kv_len > 0 else 0
+    return Positions(
+        n_rows, n_cols, p.q_len, p.kv_len, p.q_offset, grid.first_row, grid.n_rows, grid.n_cols,
+        p.layout_heads if p.layout_batch > 1 else 0,
+    )  # fmt: skip
+
+
+def n_sequences(problem: AttentionProblem) -> int:
+    """The number of sequences of a call."""
+    return problem.batch if problem.sequences is None else problem.sequences.table.shape[0]
+
+
+def broadcast_strides(tensor: Tensor) -> list[int]:
+    """The strides of a tensor, 0 where it has one element."""
+    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+
+
 def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
     """Arguments that the forward, dq and dkdv kernels share."""
     p = problem
-    bias, padding = p.block_bias, p.key_padding_mask
-    bias_strides = [0, 0, 0]
-    if bias is not None:
-        sizes = zip(bias.shape[:2], bias.stride()[:2], strict=True)
-        bias_strides = [*(0 if size == 1 else stride for size, stride in sizes), bias.stride(2)]
+    bias, padding, positions = p.block_bias, p.key_padding_mask, positions_of(p)
+    bias_strides = [0, 0, 0] if bias is None else [*broadcast_strides(bias)[:2], bias.stride(2)]
     padding_strides = (0, 0) if padding is None else padding.stride()
+    kv_lengths = p.kv_lengths if positions is None else None
+    is_plain = positions is None
     dummy = p.q  # never read: the flags below are off
     return {
         "Q": p.q, "K": p.k, "V": p.v,
         "Bias": dummy if bias is None else bias,
-        "KvLengths": dummy if p.kv_lengths is None else p.kv_lengths,
+        "KvLengths": dummy if kv_lengths is None else kv_lengths,
         "Padding": dummy if padding is None else padding.view(torch.int8),
         "Seed": dummy if p.seed is None else p.seed,
         **strides(p.q, "q", "bshd"), **strides(p.k, "k", "bshd"), **strides(p.v, "v", "bshd"),
         "stride_bb": bias_strides[0], "stride_bh": bias_strides[1], "stride_be": bias_strides[2],
         "stride_pb": padding_strides[0], "stride_ps": padding_strides[1],
-        "q_len": p.q_len, "kv_len": p.kv_len, "q_offset": p.q_offset, "first_row": p.first_row,
+        "q_len": p.q_len if is_plain else None, "kv_len": p.kv_len if is_plain else None,
+        "q_offset": p.q_offset if is_plain else None, "first_row": p.first_row if is_plain else None,
         "num_heads": p.num_heads, "softmax_scale": p.softmax_scale,
         "threshold": keep_threshold(p.dropout_p), "keep_scale": 1.0 / (1.0 - p.dropout_p),
+        "Table": None if is_plain or p.sequences is None else p.sequences.table, "positions": positions, "masks": None,
+        "softcap": p.softcap or None, "Slopes": p.alibi_slopes,
+        "attn_bias": None if p.attn_bias is None else AttnBias(p.attn_bias, *broadcast_strides(p.attn_bias)),
         "GROUP": p.num_heads // p.num_kv_heads, "HEADS_PER_LIST": p.num_heads // p.layout_heads,
         "HEAD_DIM": p.head_dim, "V_HEAD_DIM": p.v_head_dim,
         "BLOCK_D": padded_dim(p.head_dim), "BLOCK_DV": padded_dim(p.v_head_dim), "BLOCK_SIZE": p.block_size,
         "N_CLASSES": len(p.rates),
         "RATES_LOG2": sum((rate.bit_length() - 1) << (4 * i) for i, rate in enumerate(p.rates)),
-        "IS_CAUSAL": p.is_causal, "HAS_BIAS": bias is not None, "HAS_KV_LENGTHS": p.kv_lengths is not None,
+        "IS_CAUSAL": p.is_causal, "HAS_BIAS": bias is not None, "HAS_KV_LENGTHS": kv_lengths is not None,
         "HAS_PADDING": padding is not None, "DROPOUT": p.dropout_p > 0.0,
         "PRECISION": "ieee",  # of float32 products; TF32 would lose 13 bits of them
+        "PACKED": p.sequences is not None and p.sequences.is_packed,
+        "EXACT_TANH": p.q.dtype == torch.float32 or p.q.device.type == "cpu",
     }  # fmt: skip
 
 
-def has_edge(problem: AttentionProblem) -> bool:
+def list_arguments(problem: AttentionProblem, by_rows: bool) -> dict[str, Any]:
+    """The lists of the rows or of the columns."""
+    p = problem
+    if p.block_masks is None:
+        lists = p.rows if by_rows else p.cols
+        return {"Offsets": lists.indptr, "Indices": lists.indices, "Entries": lists.block_ids}
+    if p.prepared:
+        lists_of = MaskedLists(*(p.prepared[:5] if by_rows else p.prepared[5:]))
+    else:
+        lists_of = masked_lists(p.rows if by_rows else p.cols, p.block_masks)
+    return {
+        "Offsets": lists_of.indptr, "Indices": lists_of.indices, "Entries": lists_of.block_ids,
+        "masks": Masks(lists_of.mask_ids, lists_of.splits, p.block_masks.table),
+    }  # fmt: skip
+
+
+def has_edge(problem: AttentionProblem, positions: Positions | None) -> bool:
     """Whether some query may see only a part of an active block."""
     p = problem
     return (
         p.is_causal
+        or positions is not None
         or p.kv_lengths is not None
         or p.key_padding_mask is not None
         or p.kv_len % p.block_size != 0
     )
+
+
+def row_programs(problem: AttentionProblem, positions: Positions | None, block_m: int) -> int:
+    """Programs of a kernel over rows."""
+    n_rows = problem.n_rows if positions is None else positions.n_rows
+    return n_sequences(problem) * problem.num_heads * n_rows * (problem.block_size // block_m)
+
+
+def clear_gaps(
+    problem: AttentionProblem, column: str, x: Tensor, y: Tensor | None = None, lse: Tensor | None = None
+) -> list[Launch]:
+    """Clear what the tokens in none of the packed sequences have in x, y (1, tokens, heads, dim) and lse."""
+    sequences = problem.sequences
+    if sequences is None or not sequences.is_packed:
+        return []
+    arguments = {
+        "X": x, "Y": y, "Lse": lse, "Table": sequences.table, "n_tokens": x.shape[1], "n_sequences": sequences.table.shape[0],
+        "START": COLUMNS.index(column), "X_WIDTH": x.shape[2] * x.shape[3], "Y_WIDTH": 0 if y is None else y.shape[2] * y.shape[3],
+        "NUM_HEADS": problem.num_heads, "PARTS": GAP_PARTS, "BLOCK": GAP_BLOCK,
+    }  # fmt: skip
+    n_gaps = sequences.table.shape[0] + 1
+    return [
+        Launch(clear_gaps_kernel, (n_gaps * GAP_PARTS if x.shape[1] > 0 else 0,), arguments, {"num_warps": 4})
+    ]
 
 
 def forward_launch(
@@ -98,13 +177,13 @@ def forward_launch(
     tile = tuning.tiles(
         "forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability
     )
+    positions = common["positions"]
     arguments = {
-        **common, "Out": out, "Lse": lse,
-        "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Entries": p.rows.block_ids,
-        **strides(out, "o", "bshd"), "n_rows": p.n_rows, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-        "HAS_EDGE": has_edge(p), "SCALE_POSITIVE": p.softmax_scale > 0.0,
+        **common, "Out": out, "Lse": lse, **list_arguments(p, by_rows=True), **strides(out, "o", "bshd"),
+        "n_rows": p.n_rows if positions is None else None, "Sinks": p.sinks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "HAS_EDGE": has_edge(p, positions), "SCALE_POSITIVE": p.softmax_scale > 0.0,
     }  # fmt: skip
-    grid = (p.batch * p.num_heads * p.n_rows * (p.block_size // tile.block_m),)
+    grid = (row_programs(p, positions, tile.block_m),)
     return Launch(
         forward_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     )
@@ -116,6 +195,8 @@ def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
     out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device=p.q.device)
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=torch.float32, device=p.q.device)
     forward_launch(p, out, lse, capability_of(p)).run()
+    for launch in clear_gaps(p, "q_start", out, lse=lse):
+        launch.run()
     return out, lse
 
 
@@ -128,7 +209,8 @@ class BackwardCall(NamedTuple):
     grad_out: Tensor
     grad_lse: Tensor | None
     delta: Tensor
-    # block_bias: of every tile of every entry, to be summed: (batch, num_heads, entries, tiles)
+    # block_bias: of every tile of every block, to be summed: (sequences or 1, heads, num_block_ids, tiles); a block that no
+    # two sequences share has one place for all of them, and likewise for heads. sinks: of every tile of queries
     grads: Gradients
     capability: tuple[int, int]
     common: dict[str, Any]  # arguments that the dq and dkdv kernels share
@@ -156,10 +238,17 @@ def backward_call(
     if p.block_bias is not None:
         tile = dq_tile(p, capability)
         n_tiles = p.block_size // tile.block_m * max(1, p.block_size // tile.block_n)
-        shape = p.batch, p.num_heads, p.rows.indices.numel(), n_tiles
+        bias, n_of_all = p.block_bias, n_sequences(p)
+        of_sequences = 1 if bias.shape[0] == 1 and p.layout_batch == n_of_all else n_of_all
+        of_heads = p.num_heads // p.layout_heads if bias.shape[1] == 1 else p.num_heads
         # a tile that never runs, because all of it is masked, leaves its slot 0
+        shape = of_sequences, of_heads, bias.shape[2], n_tiles
         slots = torch.zeros(shape, dtype=torch.float32, device=p.q.device)
-    grads, delta = Gradients(grad_q, grad_k, grad_v, slots), torch.empty_like(lse)
+    sink_sums = None
+    if p.sinks is not None:
+        shape_of_sums = p.batch, p.num_heads, -(-p.q_len // DELTA_BLOCK)
+        sink_sums = torch.empty(shape_of_sums, dtype=torch.float32, device=p.q.device)
+    grads, delta = Gradients(grad_q, grad_k, grad_v, slots, sink_sums), torch.empty_like(lse)
     common = common_arguments(p) | {
         "GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd"),
     }  # fmt: skip
@@ -167,12 +256,18 @@ def backward_call(
 
 
 def delta_launch(call: BackwardCall) -> Launch:
-    """delta of every query."""
+    """delta of every query, and the gradient of the sinks."""
     p, grad_lse = call.problem, call.lse if call.grad_lse is None else call.grad_lse
+    is_plain = call.common["positions"] is None
+    of_lse = strides(grad_lse, "l", "bhs")
+    if call.grad_lse is None and not is_plain:
+        of_lse = dict.fromkeys(of_lse, 0)  # they would make a kernel for a length
     arguments = {
         "Out": call.out, "GradOut": call.grad_out, "GradLse": grad_lse, "Delta": call.delta,
-        **strides(call.out, "o", "bshd"), **strides(call.grad_out, "g", "bshd"), **strides(grad_lse, "l", "bhs"),
-        "q_len": p.q_len, "num_heads": p.num_heads, "V_HEAD_DIM": p.v_head_dim, "BLOCK_DV": padded_dim(p.v_head_dim),
+        "Lse": None if p.sinks is None else call.lse, "Sinks": p.sinks, "SinkSums": call.grads.sinks,
+        **strides(call.out, "o", "bshd"), **strides(call.grad_out, "g", "bshd"), **of_lse,
+        "q_len": p.q_len if is_plain else None, "n_tokens": None if is_plain else p.q_len, "num_heads": p.num_heads,
+        "V_HEAD_DIM": p.v_head_dim, "BLOCK_DV": padded_dim(p.v_head_dim),
         "BLOCK_M": DELTA_BLOCK, "HAS_GRAD_LSE": call.grad_lse is not None,
     }  # fmt: skip
     grid = (p.batch * p.num_heads * -(-p.q_len // DELTA_BLOCK),)
@@ -181,47 +276,54 @@ def delta_launch(call: BackwardCall) -> Launch:
 
 def dq_launch(call: BackwardCall) -> Launch:
     """dq by rows, and the gradient of the bias."""
-    p, grads = call.problem, call.grads
+    p, grads, positions = call.problem, call.grads, call.common["positions"]
     tile = dq_tile(p, call.capability)
+    slots = grads.block_bias
     arguments = {
-        **call.common, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "Entries": p.rows.block_ids,
-        "GradQ": grads.q, "GradBias": call.lse if grads.block_bias is None else grads.block_bias,
-        **strides(grads.q, "o", "bshd"), "n_rows": p.n_rows, "n_entries": p.rows.indices.numel(),
-        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "HAS_EDGE": has_edge(p),
+        **call.common, **list_arguments(p, by_rows=True),
+        "GradQ": grads.q, "GradBias": call.lse if slots is None else slots,
+        **strides(grads.q, "o", "bshd"), "n_rows": p.n_rows if positions is None else None,
+        "n_slots": 0 if slots is None else slots.shape[2],
+        "slot_sequences": 1 if slots is None else slots.shape[0], "slot_heads": 1 if slots is None else slots.shape[1],
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "HAS_EDGE": has_edge(p, positions),
     }  # fmt: skip
-    grid = (p.batch * p.num_heads * p.n_rows * (p.block_size // tile.block_m),)
+    grid = (row_programs(p, positions, tile.block_m),)
     return Launch(dq_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
 
 
 def dkdv_launch(call: BackwardCall) -> Launch:
     """dk and dv by columns."""
-    p, grads = call.problem, call.grads
+    p, grads, positions = call.problem, call.grads, call.common["positions"]
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
     tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates))
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))
+    is_plain = positions is None and p.softcap == 0.0 and p.alibi_slopes is None and p.attn_bias is None
     # few keys: see dkdv_step; not in the loop over small blocks, where ptxas 12.8 does not compute its addresses
     queries_first = (
-        block_n < 64 <= tile.block_m <= p.block_size
+        is_plain
+        and block_n < 64 <= tile.block_m <= p.block_size
         and key_stride > 1
         and padded >= 64
         and call.capability[0] == 9
     )
-    has_key_mask = (
+    # with positions, sums of keys that do not count are dropped in the end
+    has_key_mask = positions is None and (
         p.kv_len % p.block_size != 0
         or keys % block_n != 0
         or p.kv_lengths is not None
         or p.key_padding_mask is not None
     )
     arguments = {
-        **call.common, "Offsets": p.cols.indptr, "Indices": p.cols.indices, "Entries": p.cols.block_ids,
+        **call.common, **list_arguments(p, by_rows=False),
         "GradK": grads.k, "GradV": grads.v, **strides(grads.k, "x", "bshd"), **strides(grads.v, "y", "bshd"),
-        "n_cols": p.n_cols, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
+        "n_cols": p.n_cols if positions is None else None, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
         "EVEN_Q": p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
         "HAS_KEY_MASK": has_key_mask, "QUERIES_FIRST": queries_first,
     }  # fmt: skip
-    grid = (p.batch * p.num_kv_heads * p.n_cols * key_stride * -(-keys // block_n),)
+    n_cols = p.n_cols if positions is None else positions.n_cols
+    grid = (n_sequences(p) * p.num_kv_heads * n_cols * key_stride * -(-keys // block_n),)
     return Launch(dkdv_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
 
 
@@ -238,7 +340,9 @@ def backward_launches(
 ) -> tuple[list[Launch], Gradients]:
     """The kernels of a backward, in order, and what they fill."""
     call = backward_call(problem, out, lse, grad_out, grad_lse, capability)
-    return [launch_of(call) for launch_of in PASSES], call.grads
+    grads = call.grads
+    of_gaps = clear_gaps(problem, "q_start", grads.q) + clear_gaps(problem, "kv_start", grads.k, grads.v)
+    return [launch_of(call) for launch_of in PASSES] + of_gaps, grads
 
 
 def launch_backward(
@@ -250,6 +354,8 @@ def launch_backward(
     launches, grads = backward_launches(problem, out, lse, grad_out, grad_lse, capability_of(problem))
     for launch in launches:
         launch.run()
-    if grads.block_bias is None:
-        return grads
-    return grads._replace(block_bias=grads.block_bias.sum(-1))
+    if grads.block_bias is not None:
+        grads = grads._replace(block_bias=grads.block_bias.sum(-1))
+    if grads.sinks is not None:
+        grads = grads._replace(sinks=grads.sinks.sum((0, 2)))
+    return grads

@@ -16,12 +16,15 @@ import triton.language as tl
 
 from .masking import (
     LOG2E,
-    block_bias,
-    block_biases,
+    allowed_in_tile,
+    allowed_pairs,
     count_below,
     dropout_keep,
+    edge_end,
+    entry_of,
     gathered_tokens,
     not_padded,
+    past_visible,
     valid_keys,
     whole_and_visible,
 )
@@ -35,22 +38,39 @@ from .parts import (
     KeyPadding,
     Keys,
     Options,
+    PairBias,
     Pairs,
     Queries,
     QueryValues,
     Rows,
+    Scores,
     Sizes,
 )
+from .scores import added, block_bias, block_biases, tanh
+from .sequences import block_of, first_list_of, sequence_of
 
 
 @triton.jit
+def load_lse(Lse, offsets, mask):
+    """lse in units of log2; +inf (all weights 0) for queries that see no key or do not exist."""
+    lse = tl.load(Lse + offsets, mask=mask, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
 def delta_kernel(
-    Out, GradOut, GradLse, Delta,
+    Out, GradOut, GradLse, Delta, Lse, Sinks, SinkSums,
     stride_ob, stride_os, stride_oh, stride_od, stride_gb, stride_gs, stride_gh, stride_gd,
-    stride_lb, stride_lh, stride_ls, q_len, num_heads,
+    stride_lb, stride_lh, stride_ls, q_len, n_tokens, num_heads,
     V_HEAD_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum(grad_out * out) - grad_lse, float32 (batch, num_heads, q_len)."""
+    """delta = sum(grad_out * out) - grad_lse, float32 (batch, num_heads, q_len).
+
+    With Sinks, also the share of each tile in their gradient, -exp(sink - lse) * delta. `n_tokens` is a q_len that a kernel
+    is not compiled for.
+    """
+    if n_tokens is not None:
+        q_len = n_tokens
     n_tiles = tl.cdiv(q_len, BLOCK_M)
     query = (tl.program_id(0) % n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     batch_head = tl.program_id(0) // n_tiles
@@ -78,21 +98,24 @@ def delta_kernel(
         )
         delta -= grad_lse.to(tl.float32)
     tl.store(Delta + batch_head.to(tl.int64) * q_len + query, delta, mask=m_in)
+    if Sinks is not None:
+        lse = load_lse(Lse, batch_head.to(tl.int64) * q_len + query, m_in)
+        share = tl.exp2(tl.load(Sinks + head).to(tl.float32) * LOG2E - lse) * delta
+        tl.store(SinkSums + tl.program_id(0), -tl.sum(share))
 
 
 @triton.jit
-def load_lse(Lse, offsets, mask):
-    """lse in units of log2; +inf (all weights 0) for queries that see no key or do not exist."""
-    lse = tl.load(Lse + offsets, mask=mask, other=float("inf"))
-    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
-
-
-@triton.jit
-def dq_step(k, v, values, dq, pairs, dropout, scale_log2, MASKED: tl.constexpr, sizes, options):
-    """Add one tile of keys (k and v as (BLOCK_N, dim)) to dq; also ds of the tile."""
-    s = tl.dot(values.q, tl.trans(k), input_precision=options.PRECISION) * scale_log2
-    if options.HAS_BIAS:
-        s += pairs.bias * LOG2E
+def dq_step(k, v, values, dq, pairs, dropout, scores, MASKED: tl.constexpr, sizes, options):
+    """Add one tile of keys (k and v as (BLOCK_N, dim)) to dq; also the gradient of the tile's scores."""
+    ADDED: tl.constexpr = options.HAS_BIAS or (scores.slope_log2 is not None or scores.attn_bias is not None)
+    s = tl.dot(values.q, tl.trans(k), input_precision=options.PRECISION)
+    if scores.cap_log2 is not None:
+        t = tanh(s * scores.scale_over_cap, scores.EXACT_TANH)
+        s = t * scores.cap_log2
+    else:
+        s = s * scores.scale_log2
+    if ADDED:
+        s = added(s, pairs, scores, options.HAS_BIAS)
     p = tl.exp2(s - values.lse[:, None])
     if MASKED:
         p = tl.where(pairs.visible, p, 0.0)
@@ -101,16 +124,21 @@ def dq_step(k, v, values, dq, pairs, dropout, scale_log2, MASKED: tl.constexpr, 
         keep = dropout_keep(dropout, pairs.key, pairs.query, sizes.BLOCK_M, sizes.BLOCK_N)
         dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
     ds = p * (dp - values.delta[:, None])
-    return tl.dot(ds.to(k.dtype), k, dq, input_precision=options.PRECISION), ds
+    ds_of_product = ds
+    if scores.cap_log2 is not None:
+        ds_of_product = ds * (1.0 - t * t)
+    return tl.dot(ds_of_product.to(k.dtype), k, dq, input_precision=options.PRECISION), ds
 
 
 @triton.jit
-def dq_masked_step(values, dq, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options):
-    """`dq_step` of the keys of `n_in`, of which a query may see a part."""
+def dq_masked_step(values, dq, queries, keys, key, n_in, allowed, bias, dropout, scores, sizes, options):
+    """`dq_step` of the keys of `n_in`, of which a query may see a part: what is `allowed` (None: all)."""
     d, dv = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV)
     visible = (
         n_in[None, :] & (key[None, :] <= queries.position[:, None]) if options.IS_CAUSAL else n_in[None, :]
     )
+    if allowed is not None:
+        visible = visible & allowed
     key64 = key.to(tl.int64)
     k_mask = n_in[:, None] & (d < sizes.HEAD_DIM)[None, :]
     v_mask = n_in[:, None] & (dv < sizes.V_HEAD_DIM)[None, :]
@@ -119,14 +147,18 @@ def dq_masked_step(values, dq, queries, keys, key, n_in, bias, dropout, scale_lo
     v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
     v = tl.load(v_ptrs, mask=v_mask, other=0.0)
     return dq_step(
-        k, v, values, dq, Pairs(key[None, :], queries.query[:, None], visible, bias), dropout, scale_log2, True, sizes, options
+        k, v, values, dq,
+        Pairs(
+            key[None, :], queries.position[:, None], queries.query[:, None], n_in[None, :] & queries.m_in[:, None], visible, bias
+        ),
+        dropout, scores, True, sizes, options,
     )  # fmt: skip
 
 
 @triton.jit
 def dq_class(
-    values, dq, queries, blocks, keys, bias_of, padding, dropout, scale_log2, RATE: tl.constexpr, sizes, options
-):  # fmt: skip
+    values, dq, queries, blocks, keys, bias_of, padding, dropout, scores, RATE: tl.constexpr, sizes, options
+):
     """Add the keys of one distance class of the row's list to dq."""
     BLOCK_SIZE: tl.constexpr = sizes.BLOCK_SIZE
     BLOCK_N: tl.constexpr = sizes.BLOCK_N
@@ -156,15 +188,17 @@ def dq_class(
             if options.HAS_BIAS:
                 bias = block_bias(bias_of, Entries, entry)
             dq, ds = dq_step(
-                k, v, values, dq, Pairs((key0 + n)[None, :], queries.query[:, None], True, bias), dropout, scale_log2,
-                False, sizes, options,
+                k, v, values, dq,
+                Pairs((key0 + n)[None, :], queries.position[:, None], queries.query[:, None], queries.m_in[:, None], True, bias),
+                dropout, scores, False, sizes, options,
             )  # fmt: skip
             if options.HAS_BIAS:
                 slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
                 tl.store(bias_of.gradient + slot, tl.sum(ds))
         if options.HAS_EDGE:
-            for t in tl.range(n_whole * PARTS_N, n_visible * PARTS_N, num_stages=1):
-                entry = lo + t // PARTS_N
+            end = edge_end(blocks, n_visible, queries.position0, keys.kv_valid, sizes, options)
+            for t in tl.range(n_whole * PARTS_N, end * PARTS_N, num_stages=1):
+                entry = entry_of(blocks, t // PARTS_N, n_visible)
                 key = tl.load(Indices + entry) * BLOCK_SIZE + (t % PARTS_N) * BLOCK_N + n
                 n_in = key < keys.kv_valid
                 bias = 0.0
@@ -173,15 +207,22 @@ def dq_class(
                 if options.HAS_PADDING:
                     n_in = not_padded(padding, key, n_in)
                 dq, ds = dq_masked_step(
-                    values, dq, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
-                )
+                    values, dq, queries, keys, key, n_in,
+                    allowed_in_tile(
+                        blocks.masks, entry, queries.position & (BLOCK_SIZE - 1), (t % PARTS_N) * BLOCK_N, BLOCK_SIZE, BLOCK_N, False
+                    ) if blocks.masks is not None else None,
+                    bias, dropout, scores, sizes, options,
+                )  # fmt: skip
                 if options.HAS_BIAS:
                     slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
                     tl.store(bias_of.gradient + slot, tl.sum(ds))
     else:
+        if keys.BEYOND and blocks.masks is None:
+            past_end = past_visible(queries.position0, keys.kv_valid, sizes, options.IS_CAUSAL)
+            hi = lo + count_below(Indices, lo, hi, past_end)
         # not pipelined: see forward.py
         for t in tl.range(0, tl.cdiv((hi - lo) * KEYS, BLOCK_N), num_stages=1):
-            entry, key, listed = gathered_tokens(blocks, t, queries.head, RATE, BLOCK_SIZE, BLOCK_N)
+            entry, key, listed = gathered_tokens(Indices, lo, hi, t, queries.head, RATE, BLOCK_SIZE, BLOCK_N)
             n_in = listed & (key < keys.kv_valid)
             bias = 0.0
             if options.HAS_BIAS:
@@ -189,8 +230,13 @@ def dq_class(
             if options.HAS_PADDING:
                 n_in = not_padded(padding, key, n_in)
             dq, ds = dq_masked_step(
-                values, dq, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
-            )
+                values, dq, queries, keys, key, n_in,
+                allowed_pairs(
+                    blocks.masks, entry[None, :], (queries.position & (BLOCK_SIZE - 1))[:, None],
+                    (key & (BLOCK_SIZE - 1))[None, :], n_in[None, :], BLOCK_SIZE,
+                ) if blocks.masks is not None else None,
+                bias, dropout, scores, sizes, options,
+            )  # fmt: skip
             if options.HAS_BIAS:
                 if KEYS >= BLOCK_N:  # the tile lies in one entry
                     first = tl.load(Entries + lo + t * BLOCK_N // KEYS).to(tl.int64)
@@ -205,31 +251,49 @@ def dq_class(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def dq_kernel(
     Q, K, V, GradOut, Lse, Delta, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed, GradQ, GradBias,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vh, stride_vd, stride_gb, stride_gs, stride_gh, stride_gd,
     stride_ob, stride_os, stride_oh, stride_od, stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
-    q_len, kv_len, q_offset, first_row, n_rows, num_heads, n_entries, softmax_scale, threshold, keep_scale,
+    q_len, kv_len, q_offset, first_row, n_rows, num_heads, n_slots, slot_sequences, slot_heads, softmax_scale, threshold,
+    keep_scale, Table, positions, masks, softcap, Slopes, attn_bias,
     GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
-    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, EXACT_TANH: tl.constexpr,
 ):  # fmt: skip
-    """dq of one query tile; the strides `stride_o*` are those of GradQ."""
+    """dq of one query tile; the strides `stride_o*` are those of GradQ. What follows `keep_scale` may be None."""
     TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
     PARTS_N: tl.constexpr = BLOCK_SIZE // BLOCK_N if BLOCK_SIZE > BLOCK_N else 1
-    n_tiles = n_rows * TILES_M
+    n_tiles = (n_rows if positions is None else positions.n_rows) * TILES_M
     i_tile = tl.program_id(0) % n_tiles
-    batch_head = tl.program_id(0) // n_tiles
-    i_batch, head = batch_head // num_heads, batch_head % num_heads
+    sequence_head = tl.program_id(0) // n_tiles
+    i_sequence, head = sequence_head // num_heads, sequence_head % num_heads
     row = i_tile // TILES_M
-    position0 = (first_row + row) * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
+    if positions is None:
+        i_batch, batch_head = i_sequence, sequence_head
+        block = first_row + row
+    else:
+        i_batch, q_offset, q_begin, q_end, kv_begin, kv_len = sequence_of(
+            Table, positions, i_sequence, PACKED
+        )
+        batch_head = i_batch * num_heads + head
+        q_len = positions.q_tokens
+        block = block_of(q_offset + q_begin if PACKED else q_offset, BLOCK_SIZE) + row
+        if block * BLOCK_SIZE - q_offset >= (q_end if PACKED else q_len):
+            return
+    position0 = block * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
     position = position0 + tl.arange(0, BLOCK_M)
     query = position - q_offset
-    m_in = (query >= 0) & (query < q_len)
+    if positions is None:
+        m_in = (query >= 0) & (query < q_len)
+        m_store = m_in
+    else:
+        m_in = (query >= q_begin) & (query < q_end)
+        m_store = m_in if PACKED else (query >= 0) & (query < q_len)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
 
     query64 = query.to(tl.int64)
@@ -245,38 +309,71 @@ def dq_kernel(
     )
     lse = load_lse(Lse, batch_head.to(tl.int64) * q_len + query, m_in)
     delta = tl.load(Delta + batch_head.to(tl.int64) * q_len + query, mask=m_in, other=0.0)
-    bias_base = Bias + i_batch.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
-    # GradBias: (batch, num_heads, n_entries, TILES_M * PARTS_N), a slot for every tile of a block
-    grad_bias = GradBias + (batch_head.to(tl.int64) * n_entries * TILES_M + i_tile % TILES_M) * PARTS_N
+    bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
+    # GradBias: (sequences, heads, n_slots, TILES_M * PARTS_N), a slot for every tile of a block
+    slot = (i_sequence % slot_sequences).to(tl.int64) * slot_heads + head % slot_heads
+    grad_bias = GradBias + (slot * n_slots * TILES_M + i_tile % TILES_M) * PARTS_N
 
     kv_valid = valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS)
     scale_log2 = softmax_scale * LOG2E
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+    if positions is None:
+        first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+    else:
+        k_base += kv_begin.to(tl.int64) * stride_ks
+        v_base += kv_begin.to(tl.int64) * stride_vs
+        first_list, has_lists = first_list_of(
+            positions, i_sequence, head // HEADS_PER_LIST, block, positions.first_row, positions.grid_rows, N_CLASSES
+        )  # fmt: skip
 
     for i_class in tl.static_range(N_CLASSES):
-        lo = tl.load(Offsets + first_list + i_class)
-        hi = tl.load(Offsets + first_list + i_class + 1)
+        if positions is None:
+            lo = tl.load(Offsets + first_list + i_class)
+            hi = tl.load(Offsets + first_list + i_class + 1)
+        else:
+            lo = tl.load(Offsets + first_list + i_class, mask=has_lists, other=0)
+            hi = tl.load(Offsets + first_list + i_class + 1, mask=has_lists, other=0)
         dq = dq_class(
-            QueryValues(q, grad_out, lse, delta), dq, Queries(position0, position, query, head),
-            Blocks(Indices, Entries, lo, hi), Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid),
-            BlockBias(bias_base, stride_be, grad_bias), KeyPadding(Padding, i_batch, stride_pb, stride_ps),
-            Dropout(Seed, batch_head, threshold, keep_scale), scale_log2, 1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
+            QueryValues(q, grad_out, lse, delta), dq, Queries(position0, position, query, m_in, head),
+            Blocks(
+                Indices, Entries, lo, hi,
+                tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0) if masks is not None else None, masks,
+            ),
+            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, positions is not None),
+            BlockBias(bias_base, stride_be, grad_bias),
+            KeyPadding(
+                Padding if positions is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
+            ),
+            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if positions is not None else None),
+            Scores(
+                scale_log2, softmax_scale / softcap if softcap is not None else None,
+                softcap * LOG2E if softcap is not None else None,
+                tl.load(Slopes + head) * LOG2E if Slopes is not None else None,
+                PairBias(
+                    attn_bias.base + i_batch.to(tl.int64) * attn_bias.stride_b + head.to(tl.int64) * attn_bias.stride_h
+                    + (kv_begin.to(tl.int64) * attn_bias.stride_k if positions is not None else 0),
+                    attn_bias.stride_q, attn_bias.stride_k,
+                ) if attn_bias is not None else None,
+                EXACT_TANH,
+            ),
+            1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
             Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
             Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, True, PRECISION),
         )  # fmt: skip
 
     out_ptrs = GradQ + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
     out_ptrs += query64[:, None] * stride_os + d[None, :] * stride_od
-    tl.store(out_ptrs, (dq * softmax_scale).to(GradQ.dtype.element_ty), mask=q_mask)
+    q_store = q_mask if positions is None else m_store[:, None] & (d < HEAD_DIM)[None, :]
+    tl.store(out_ptrs, (dq * softmax_scale).to(GradQ.dtype.element_ty), mask=q_store)
 
 
 @triton.jit
-def dkdv_step(column, values, sums, pairs, dropout, scale_log2, MASKED: tl.constexpr, sizes, options):
+def dkdv_step(column, values, sums, pairs, dropout, scores, MASKED: tl.constexpr, sizes, options):
     """Add one tile of queries (q and grad_out as (BLOCK_M, dim)) to dk and dv.
 
     Scores are (BLOCK_N, BLOCK_M), or with QUERIES_FIRST (BLOCK_M, BLOCK_N) and dk, dv are (dim, BLOCK_N): the first
-    side of a warpgroup product is at least 64 long, which the keys that token dilation keeps are not.
+    side of a warpgroup product is at least 64 long, which the keys that token dilation keeps are not. Scores are then as in a
+    plain call.
     """
     BLOCK_M: tl.constexpr = sizes.BLOCK_M
     BLOCK_N: tl.constexpr = sizes.BLOCK_N
@@ -284,7 +381,7 @@ def dkdv_step(column, values, sums, pairs, dropout, scale_log2, MASKED: tl.const
     k, v, q, grad_out, lse, delta = column.k, column.v, values.q, values.grad_out, values.lse, values.delta
     dk, dv = sums.dk, sums.dv
     if options.QUERIES_FIRST:
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scores.scale_log2
         if options.HAS_BIAS:
             s += (tl.trans(pairs.bias) if len(pairs.bias.shape) == 2 else pairs.bias) * LOG2E
         p = tl.exp2(s - lse[:, None])
@@ -300,9 +397,14 @@ def dkdv_step(column, values, sums, pairs, dropout, scale_log2, MASKED: tl.const
         ds = p * (dp - delta[:, None])
         dk = tl.dot(tl.trans(q), ds.to(q.dtype), dk, input_precision=PRECISION)
     else:
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale_log2
-        if options.HAS_BIAS:
-            s += pairs.bias * LOG2E
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
+        if scores.cap_log2 is not None:
+            t = tanh(s * scores.scale_over_cap, scores.EXACT_TANH)
+            s = t * scores.cap_log2
+        else:
+            s = s * scores.scale_log2
+        if options.HAS_BIAS or (scores.slope_log2 is not None or scores.attn_bias is not None):
+            s = added(s, pairs, scores, options.HAS_BIAS)
         p = tl.exp2(s - lse[None, :])
         if MASKED:
             p = tl.where(pairs.visible, p, 0.0)
@@ -314,13 +416,17 @@ def dkdv_step(column, values, sums, pairs, dropout, scale_log2, MASKED: tl.const
             dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
         dv = tl.dot(p_dropped.to(grad_out.dtype), grad_out, dv, input_precision=PRECISION)
         ds = p * (dp - delta[None, :])
+        if scores.cap_log2 is not None:
+            ds = ds * (1.0 - t * t)
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
 
 @triton.jit
-def dkdv_masked_step(column, sums, rows, position, query, m_in, bias, dropout, scale_log2, sizes, options):
-    """`dkdv_step` of the queries of `m_in`, which may see a part of the keys."""
+def dkdv_masked_step(
+    column, sums, rows, position, query, m_in, allowed, bias, dropout, scores, sizes, options
+):
+    """`dkdv_step` of the queries of `m_in`, which may see a part of the keys: what is `allowed` (None: all)."""
     d, d_v = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV)
     query64 = query.to(tl.int64)
     q_mask = m_in[:, None] & (d < sizes.HEAD_DIM)[None, :]
@@ -334,14 +440,47 @@ def dkdv_masked_step(column, sums, rows, position, query, m_in, bias, dropout, s
     visible = column.n_in[:, None]
     if options.IS_CAUSAL:
         visible = visible & (column.key[:, None] <= position[None, :])
+    if allowed is not None:
+        visible = visible & allowed
     return dkdv_step(
-        column, QueryValues(q, grad_out, lse, delta), sums, Pairs(column.key[:, None], query[None, :], visible, bias),
-        dropout, scale_log2, True, sizes, options,
+        column, QueryValues(q, grad_out, lse, delta), sums,
+        Pairs(
+            column.key[:, None], position[None, :], query[None, :], column.n_in[:, None] & m_in[None, :], visible, bias
+        ),
+        dropout, scores, True, sizes, options,
     )  # fmt: skip
 
 
 @triton.jit
-def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scale_log2, sizes, options):
+def partial_rows(column, rows, blocks, sizes, options):
+    """The entries of a column whose queries may see a part of the keys: two ranges, and a third of those with a mask.
+
+    Returns where the first begins and ends, where the second does, and the third. Between the first two every query is there
+    and sees every key.
+    """
+    Indices, lo, BLOCK_SIZE = blocks.Indices, blocks.lo, sizes.BLOCK_SIZE
+    hi = blocks.split if blocks.masks is not None else blocks.hi
+    position, past = rows.q_begin + rows.q_offset, rows.q_end + rows.q_offset
+    first = block_of(position, BLOCK_SIZE)
+    whole = block_of(position + BLOCK_SIZE - 1, BLOCK_SIZE)
+    if options.IS_CAUSAL:  # rows before the key see nothing of it, those that cross it a part
+        first = tl.maximum(first, column.first_key // BLOCK_SIZE)
+        whole = tl.maximum(whole, (column.last_key + BLOCK_SIZE - 1) // BLOCK_SIZE)
+    end = block_of(past + BLOCK_SIZE - 1, BLOCK_SIZE)
+    n_end = count_below(Indices, lo, hi, end - rows.first_row)
+    n_first = tl.minimum(count_below(Indices, lo, hi, first - rows.first_row), n_end)
+    n_whole = tl.minimum(tl.maximum(count_below(Indices, lo, hi, whole - rows.first_row), n_first), n_end)
+    whole_end = count_below(Indices, lo, hi, block_of(past, BLOCK_SIZE) - rows.first_row)
+    n_whole_end = tl.maximum(tl.minimum(whole_end, n_end), n_whole)
+    masked, masked_end = 0, 0
+    if blocks.masks is not None:
+        masked = count_below(Indices, blocks.split, blocks.hi, first - rows.first_row)
+        masked_end = tl.maximum(count_below(Indices, blocks.split, blocks.hi, end - rows.first_row), masked)
+    return n_first, n_whole, n_whole_end, n_end, masked, masked_end
+
+
+@triton.jit
+def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, options):
     """Add the queries of one distance class of the column's list, of one head, to dk and dv."""
     BLOCK_SIZE: tl.constexpr = sizes.BLOCK_SIZE
     BLOCK_M: tl.constexpr = sizes.BLOCK_M
@@ -354,33 +493,64 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scale_log2, sizes, 
         TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
         # one loop for all: ptxas 12.8 gives the products of two loops an address that it never computed
         MASK_ALL: tl.constexpr = options.IS_CAUSAL and options.QUERIES_FIRST
-        n_before, n_partial = 0, 0
-        if options.IS_CAUSAL:  # rows before the key see nothing of it
-            n_before = count_below(Indices, lo, hi, column.first_key // BLOCK_SIZE - first_row)
-            n_partial = n_before
-        if options.IS_CAUSAL and not MASK_ALL:  # those that cross it see a part
-            past_partial = (column.last_key + BLOCK_SIZE - 1) // BLOCK_SIZE - first_row
-            n_partial = count_below(Indices, lo, hi, past_partial)
-            for t in tl.range(n_before * TILES_M, n_partial * TILES_M, num_stages=1):
-                entry = lo + t // TILES_M
-                position = (first_row + tl.load(Indices + entry)) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M + m
+        n_partial = 0
+        if rows.BEYOND:
+            n_first, n_partial, n_end, past, masked, masked_end = partial_rows(
+                column, rows, blocks, sizes, options
+            )
+            n_before, n_behind = n_partial - n_first, past - n_end
+            n_masked = masked_end - masked
+            for t in tl.range(0, (n_before + n_behind + n_masked) * TILES_M, num_stages=1):
+                i = t // TILES_M
+                entry = lo + tl.where(i < n_before, n_first + i, n_end + i - n_before)
+                if blocks.masks is not None:
+                    n_ranges = n_before + n_behind
+                    entry = tl.where(i < n_ranges, entry, blocks.split + masked + i - n_ranges)
+                row = tl.load(Indices + entry)
+                position = (first_row + row) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M + m
                 query = position - q_offset
-                m_in = (query >= 0) & (query < rows.q_len)
+                m_in = (query >= rows.q_begin) & (query < rows.q_end)
                 bias = 0.0
                 if options.HAS_BIAS:
                     bias = block_bias(bias_of, Entries, entry)
                 dk, dv = dkdv_masked_step(
-                    column, KeyGradients(dk, dv), rows, position, query, m_in, bias, dropout, scale_log2, sizes, options
+                    column, KeyGradients(dk, dv), rows, position, query, m_in,
+                    allowed_of_rows(blocks.masks, column, entry, position, sizes, options)
+                    if blocks.masks is not None else None,
+                    bias, dropout, scores, sizes, options,
                 )  # fmt: skip
-        for t in tl.range(n_partial * TILES_M, (hi - lo) * TILES_M):
+        elif options.IS_CAUSAL:  # rows before the key see nothing of it
+            n_before = count_below(Indices, lo, hi, column.first_key // BLOCK_SIZE - first_row)
+            n_partial = n_before
+            if not MASK_ALL:  # those that cross it see a part
+                past_partial = (column.last_key + BLOCK_SIZE - 1) // BLOCK_SIZE - first_row
+                n_partial = count_below(Indices, lo, hi, past_partial)
+                for t in tl.range(n_before * TILES_M, n_partial * TILES_M, num_stages=1):
+                    entry = lo + t // TILES_M
+                    position = (
+                        (first_row + tl.load(Indices + entry)) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M + m
+                    )
+                    query = position - q_offset
+                    m_in = (query >= 0) & (query < rows.q_end)
+                    bias = 0.0
+                    if options.HAS_BIAS:
+                        bias = block_bias(bias_of, Entries, entry)
+                    dk, dv = dkdv_masked_step(
+                        column, KeyGradients(dk, dv), rows, position, query, m_in, None, bias, dropout, scores, sizes, options
+                    )  # fmt: skip
+        if not rows.BEYOND:
+            n_end = hi - lo
+        for t in tl.range(n_partial * TILES_M, n_end * TILES_M):
             entry = lo + t // TILES_M
             row = tl.load(Indices + entry)
             query0 = (first_row + row) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M - q_offset
             query = query0 + m
-            m_in = (query >= 0) & (query < rows.q_len)
+            m_in = (query >= 0) & (query < rows.q_end)
             q_tile = rows.q_base + query0.to(tl.int64) * rows.stride_qs
             grad_tile = rows.grad_base + query0.to(tl.int64) * rows.stride_gs
-            if options.EVEN_Q and (sizes.HEAD_DIM == sizes.BLOCK_D and sizes.V_HEAD_DIM == sizes.BLOCK_DV):
+            if (options.EVEN_Q or rows.BEYOND) and (
+                sizes.HEAD_DIM == sizes.BLOCK_D and sizes.V_HEAD_DIM == sizes.BLOCK_DV
+            ):
                 q = tl.load(q_tile + q_offsets)
                 grad_out = tl.load(grad_tile + grad_offsets)
             else:
@@ -397,35 +567,49 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scale_log2, sizes, 
                 visible = visible & (column.key[:, None] <= (query + q_offset)[None, :])
             dk, dv = dkdv_step(
                 column, QueryValues(q, grad_out, lse, delta), KeyGradients(dk, dv),
-                Pairs(column.key[:, None], query[None, :], visible, bias), dropout, scale_log2,
-                options.HAS_KEY_MASK or MASK_ALL, sizes, options,
+                Pairs(
+                    column.key[:, None], (query + q_offset)[None, :], query[None, :], column.n_in[:, None] & m_in[None, :],
+                    visible, bias,
+                ),
+                dropout, scores, options.HAS_KEY_MASK or MASK_ALL, sizes, options,
             )  # fmt: skip
     else:  # a tile gathers the queries of several small blocks
+        if rows.BEYOND and blocks.masks is None:
+            past = block_of(rows.q_end + q_offset + BLOCK_SIZE - 1, BLOCK_SIZE) - first_row
+            hi = lo + count_below(Indices, lo, hi, past)
+            lo = lo + count_below(Indices, lo, hi, block_of(rows.q_begin + q_offset, BLOCK_SIZE) - first_row)
         for t in tl.range(0, tl.cdiv((hi - lo) * BLOCK_SIZE, BLOCK_M), num_stages=1):
-            entry, place, m_in = gathered_tokens(blocks, t, 0, 1, BLOCK_SIZE, BLOCK_M)
+            entry, place, m_in = gathered_tokens(Indices, lo, hi, t, 0, 1, BLOCK_SIZE, BLOCK_M)
             position = first_row * BLOCK_SIZE + place
             query = position - q_offset
             bias = 0.0
             if options.HAS_BIAS:
                 bias = block_biases(bias_of, Entries, entry, m_in)
-            m_in = m_in & (query >= 0) & (query < rows.q_len)
+            m_in = m_in & (query >= rows.q_begin) & (query < rows.q_end)
             dk, dv = dkdv_masked_step(
-                column,
-                KeyGradients(dk, dv),
-                rows,
-                position,
-                query,
-                m_in,
-                bias,
-                dropout,
-                scale_log2,
-                sizes,
-                options,
-            )
+                column, KeyGradients(dk, dv), rows, position, query, m_in,
+                allowed_pairs(
+                    blocks.masks, entry[None, :], (position & (BLOCK_SIZE - 1))[None, :],
+                    (column.key & (BLOCK_SIZE - 1))[:, None], m_in[None, :], BLOCK_SIZE,
+                ) if blocks.masks is not None else None,
+                bias, dropout, scores, sizes, options,
+            )  # fmt: skip
     return dk, dv
 
 
 @triton.jit
+def allowed_of_rows(masks, column, entry, position, sizes, options):
+    """Bool (BLOCK_N, BLOCK_M): the pairs of a column's tile and queries that the mask of an entry keeps."""
+    query = position & (sizes.BLOCK_SIZE - 1)
+    if options.KEY_STRIDE == 1:
+        key0 = column.first_key & (sizes.BLOCK_SIZE - 1)
+        return allowed_in_tile(masks, entry, query, key0, sizes.BLOCK_SIZE, sizes.BLOCK_N, True)
+    else:
+        key = (column.key & (sizes.BLOCK_SIZE - 1))[:, None]
+        return allowed_pairs(masks, entry, query[None, :], key, True, sizes.BLOCK_SIZE)
+
+
+@triton.jit(do_not_specialize=["positions"])
 def dkdv_kernel(
     Q, K, V, GradOut, Lse, Delta, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed, GradK, GradV,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
@@ -433,33 +617,60 @@ def dkdv_kernel(
     stride_xb, stride_xs, stride_xh, stride_xd, stride_yb, stride_ys, stride_yh, stride_yd,
     stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
     q_len, kv_len, q_offset, first_row, n_cols, num_heads, softmax_scale, threshold, keep_scale,
+    Table, positions, masks, softcap, Slopes, attn_bias,
     GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, KEY_STRIDE: tl.constexpr,
     IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    QUERIES_FIRST: tl.constexpr,
+    QUERIES_FIRST: tl.constexpr, PACKED: tl.constexpr, EXACT_TANH: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of the keys first + KEY_STRIDE * (0 ... BLOCK_N - 1); strides x and y are GradK's and GradV's."""
+    """dk and dv of the keys first + KEY_STRIDE * (0 ... BLOCK_N - 1); strides x and y are GradK's and GradV's.
+
+    What follows `keep_scale` may be None.
+    """
     KEYS: tl.constexpr = BLOCK_SIZE // KEY_STRIDE
     PARTS: tl.constexpr = KEY_STRIDE * ((KEYS + BLOCK_N - 1) // BLOCK_N)
-    n_tiles = n_cols * PARTS
+    n_tiles = (n_cols if positions is None else positions.n_cols) * PARTS
     num_kv_heads = num_heads // GROUP
     i_tile = tl.program_id(0) % n_tiles
-    batch_kv_head = tl.program_id(0) // n_tiles
-    i_batch, kv_head = batch_kv_head // num_kv_heads, batch_kv_head % num_kv_heads
+    sequence_kv_head = tl.program_id(0) // n_tiles
+    i_sequence, kv_head = sequence_kv_head // num_kv_heads, sequence_kv_head % num_kv_heads
     col = i_tile // PARTS
     residue = i_tile % PARTS % KEY_STRIDE
     within = i_tile % PARTS // KEY_STRIDE * BLOCK_N + tl.arange(0, BLOCK_N)
-    key = col * BLOCK_SIZE + residue + within * KEY_STRIDE
-    n_store = (within < KEYS) & (key < kv_len)
-    n_in = n_store & (key < valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS))
+    if positions is None:
+        i_batch = i_sequence
+        key = col * BLOCK_SIZE + residue + within * KEY_STRIDE
+        n_store = (within < KEYS) & (key < kv_len)
+        n_in = n_store & (key < valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS))
+    else:
+        i_batch, q_offset, q_begin, q_end, kv_begin, kv_len = sequence_of(
+            Table, positions, i_sequence, PACKED
+        )
+        q_len, first_row, n_cols = positions.q_tokens, positions.first_row, positions.grid_cols
+        if not PACKED:
+            col += block_of(-kv_begin, BLOCK_SIZE)
+        if col * BLOCK_SIZE >= (kv_len if PACKED else positions.kv_tokens - kv_begin):
+            return
+        key = col * BLOCK_SIZE + residue + within * KEY_STRIDE
+        n_in = (within < KEYS) & (key >= 0) & (key < kv_len)
+        n_store = (
+            n_in if PACKED else (within < KEYS) & (key >= -kv_begin) & (key < positions.kv_tokens - kv_begin)
+        )
     if HAS_PADDING:
-        n_in = not_padded(KeyPadding(Padding, i_batch, stride_pb, stride_ps), key, n_in)
+        n_in = not_padded(
+            KeyPadding(
+                Padding if positions is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
+            ),
+            key, n_in,
+        )  # fmt: skip
     first_key, last_key = tl.min(key), tl.max(key)
     d, d_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
 
     key64 = key.to(tl.int64)
+    if positions is not None:
+        key64 += kv_begin  # in memory
     k_base = K + i_batch.to(tl.int64) * stride_kb + kv_head.to(tl.int64) * stride_kh
     v_base = V + i_batch.to(tl.int64) * stride_vb + kv_head.to(tl.int64) * stride_vh
     k_mask = n_store[:, None] & (d < HEAD_DIM)[None, :]
@@ -480,12 +691,21 @@ def dkdv_kernel(
         grad_base = GradOut + i_batch.to(tl.int64) * stride_gb + head.to(tl.int64) * stride_gh
         lse_base = Lse + batch_head.to(tl.int64) * q_len
         delta_base = Delta + batch_head.to(tl.int64) * q_len
-        bias_base = Bias + i_batch.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
-        first_list = ((head // HEADS_PER_LIST) * n_cols + col) * N_CLASSES
+        bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
+        if positions is None:
+            first_list = ((head // HEADS_PER_LIST) * n_cols + col) * N_CLASSES
+        else:
+            first_list, has_lists = first_list_of(
+                positions, i_sequence, head // HEADS_PER_LIST, col, 0, n_cols, N_CLASSES
+            )
 
         for i_class in tl.static_range(N_CLASSES):
-            lo = tl.load(Offsets + first_list + i_class)
-            hi = tl.load(Offsets + first_list + i_class + 1)
+            if positions is None:
+                lo = tl.load(Offsets + first_list + i_class)
+                hi = tl.load(Offsets + first_list + i_class + 1)
+            else:
+                lo = tl.load(Offsets + first_list + i_class, mask=has_lists, other=0)
+                hi = tl.load(Offsets + first_list + i_class + 1, mask=has_lists, other=0)
             # a head that drops this residue in this class has nothing to add
             kept = residue % (1 << ((RATES_LOG2 >> (4 * i_class)) & 15)) == head % (
                 1 << ((RATES_LOG2 >> (4 * i_class)) & 15)
@@ -494,16 +714,35 @@ def dkdv_kernel(
             dk, dv = dkdv_class(
                 Column(k, v, key, n_in, first_key, last_key), KeyGradients(dk, dv),
                 Rows(
-                    q_base, grad_base, lse_base, delta_base, stride_qs, stride_qd, stride_gs, stride_gd, first_row, q_offset, q_len
+                    q_base, grad_base, lse_base, delta_base, stride_qs, stride_qd, stride_gs, stride_gd, first_row, q_offset,
+                    0 if positions is None else q_begin, q_len if positions is None else q_end, positions is not None,
                 ),
-                Blocks(Indices, Entries, lo, hi), BlockBias(bias_base, stride_be, bias_base),
-                Dropout(Seed, batch_head, threshold, keep_scale), scale_log2,
+                Blocks(
+                    Indices, Entries, lo, hi,
+                    tl.minimum(tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0), hi)
+                    if masks is not None else None, masks,
+                ),
+                BlockBias(bias_base, stride_be, bias_base),
+                Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if positions is not None else None),
+                Scores(
+                    scale_log2, softmax_scale / softcap if softcap is not None else None,
+                    softcap * LOG2E if softcap is not None else None,
+                    tl.load(Slopes + head) * LOG2E if Slopes is not None else None,
+                    PairBias(
+                        attn_bias.base + i_batch.to(tl.int64) * attn_bias.stride_b + head.to(tl.int64) * attn_bias.stride_h
+                        + (kv_begin.to(tl.int64) * attn_bias.stride_k if positions is not None else 0),
+                        attn_bias.stride_q, attn_bias.stride_k,
+                    ) if attn_bias is not None else None,
+                    EXACT_TANH,
+                ),
                 Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
-                ColumnOptions(IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST),
+                ColumnOptions(IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST, KEY_STRIDE),
             )  # fmt: skip
 
     if QUERIES_FIRST:
         dk, dv = tl.trans(dk), tl.trans(dv)
+    if positions is not None:  # what the keys that do not count have summed up
+        dk, dv = tl.where(n_in[:, None], dk, 0.0), tl.where(n_in[:, None], dv, 0.0)
     x_ptrs = GradK + i_batch.to(tl.int64) * stride_xb + kv_head.to(tl.int64) * stride_xh
     x_ptrs += key64[:, None] * stride_xs + d[None, :] * stride_xd
     tl.store(x_ptrs, (dk * softmax_scale).to(GradK.dtype.element_ty), mask=k_mask)

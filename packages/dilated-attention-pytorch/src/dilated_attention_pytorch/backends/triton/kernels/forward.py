@@ -4,7 +4,8 @@ Online softmax over the active blocks of the tile's row (Dao et al., FlashAttent
     for every tile of keys of the row's list:   s = q k^T;  m' = max(m, s);  p = exp(s - m')
                                                 acc = acc * exp(m - m') + p v;  l = l * exp(m - m') + sum(p)
     out = acc / l;  lse = m + log(l)
-Blocks that every query sees whole come first, without a mask; those at an edge (diagonal, ragged end) follow.
+Blocks that every query sees whole come first, without a mask; those at an edge (diagonal, ragged end) follow, and those with
+a mask of their own.
 A tile gathers the keys of several small or token-dilated blocks: dropped keys are never loaded.
 """
 
@@ -16,25 +17,48 @@ import triton.language as tl
 from .masking import (
     LN2,
     LOG2E,
-    block_bias,
-    block_biases,
+    allowed_in_tile,
+    allowed_pairs,
+    count_below,
     dropout_keep,
+    edge_end,
+    entry_of,
     gathered_tokens,
     not_padded,
+    past_visible,
     valid_keys,
     whole_and_visible,
 )
-from .parts import BlockBias, Blocks, Dropout, KeyPadding, Keys, Options, Pairs, Queries, Sizes, Sums
+from .parts import (
+    BlockBias,
+    Blocks,
+    Dropout,
+    KeyPadding,
+    Keys,
+    Options,
+    PairBias,
+    Pairs,
+    Queries,
+    Scores,
+    Sizes,
+    Sums,
+)
+from .scores import added, block_bias, block_biases, tanh
+from .sequences import block_of, first_list_of, sequence_of
 
 
 @triton.jit
-def softmax_step(q, k, v, sums, pairs, dropout, scale_log2, MASKED: tl.constexpr, sizes, options):
+def softmax_step(q, k, v, sums, pairs, dropout, scores, MASKED: tl.constexpr, sizes, options):
     """Add one tile of keys; scores are kept in units of log2."""
     s = tl.dot(q, k, input_precision=options.PRECISION)
-    if MASKED or options.HAS_BIAS:
-        s = s * scale_log2
-        if options.HAS_BIAS:
-            s += pairs.bias * LOG2E
+    ADDED: tl.constexpr = options.HAS_BIAS or (scores.slope_log2 is not None or scores.attn_bias is not None)
+    if MASKED or (ADDED or scores.cap_log2 is not None):
+        if scores.cap_log2 is not None:
+            s = tanh(s * scores.scale_over_cap, scores.EXACT_TANH) * scores.cap_log2
+        else:
+            s = s * scores.scale_log2
+        if ADDED:
+            s = added(s, pairs, scores, options.HAS_BIAS)
         if MASKED:
             s = tl.where(pairs.visible, s, float("-inf"))
         m_new = tl.maximum(sums.m, tl.max(s, 1))
@@ -42,8 +66,10 @@ def softmax_step(q, k, v, sums, pairs, dropout, scale_log2, MASKED: tl.constexpr
         p = tl.exp2(s - m_safe[:, None])
         alpha = tl.exp2(sums.m - m_safe)
     else:
-        m_new = tl.maximum(sums.m, (tl.max(s, 1) if options.SCALE_POSITIVE else tl.min(s, 1)) * scale_log2)
-        p = tl.exp2(s * scale_log2 - m_new[:, None])
+        m_new = tl.maximum(
+            sums.m, (tl.max(s, 1) if options.SCALE_POSITIVE else tl.min(s, 1)) * scores.scale_log2
+        )
+        p = tl.exp2(s * scores.scale_log2 - m_new[:, None])
         alpha = tl.exp2(sums.m - m_new)
     l = sums.l * alpha + tl.sum(p, 1)
     if options.DROPOUT:
@@ -55,12 +81,14 @@ def softmax_step(q, k, v, sums, pairs, dropout, scale_log2, MASKED: tl.constexpr
 
 
 @triton.jit
-def masked_step(q, sums, queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options):
-    """Add one tile of keys, those of `n_in`, of which a query may see a part."""
+def masked_step(q, sums, queries, keys, key, n_in, allowed, bias, dropout, scores, sizes, options):
+    """Add one tile of keys, those of `n_in`, of which a query may see a part: what is `allowed` (None: all)."""
     d, dv = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV)
     visible = (
         n_in[None, :] & (key[None, :] <= queries.position[:, None]) if options.IS_CAUSAL else n_in[None, :]
     )
+    if allowed is not None:
+        visible = visible & allowed
     k_mask = n_in[None, :] & (d < sizes.HEAD_DIM)[:, None]
     v_mask = n_in[:, None] & (dv < sizes.V_HEAD_DIM)[None, :]
     key64 = key.to(tl.int64)
@@ -69,13 +97,17 @@ def masked_step(q, sums, queries, keys, key, n_in, bias, dropout, scale_log2, si
     v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
     v = tl.load(v_ptrs, mask=v_mask, other=0.0)
     return softmax_step(
-        q, k, v, sums, Pairs(key[None, :], queries.query[:, None], visible, bias), dropout, scale_log2, True, sizes, options
+        q, k, v, sums,
+        Pairs(
+            key[None, :], queries.position[:, None], queries.query[:, None], n_in[None, :] & queries.m_in[:, None], visible, bias
+        ),
+        dropout, scores, True, sizes, options,
     )  # fmt: skip
 
 
 @triton.jit
 def attend_class(
-    q, sums, queries, blocks, keys, bias_of, padding, dropout, scale_log2, RATE: tl.constexpr, sizes, options
+    q, sums, queries, blocks, keys, bias_of, padding, dropout, scores, RATE: tl.constexpr, sizes, options
 ):
     """Add the keys of one distance class of the row's list to the sums."""
     BLOCK_SIZE: tl.constexpr = sizes.BLOCK_SIZE
@@ -105,12 +137,14 @@ def attend_class(
             if options.HAS_BIAS:
                 bias = block_bias(bias_of, blocks.Entries, entry)
             acc, m, l = softmax_step(
-                q, k, v, Sums(acc, m, l), Pairs((key0 + n)[None, :], queries.query[:, None], True, bias), dropout,
-                scale_log2, False, sizes, options,
+                q, k, v, Sums(acc, m, l),
+                Pairs((key0 + n)[None, :], queries.position[:, None], queries.query[:, None], queries.m_in[:, None], True, bias),
+                dropout, scores, False, sizes, options,
             )  # fmt: skip
         if options.HAS_EDGE:
-            for t in tl.range(n_whole * TILES_N, n_visible * TILES_N, num_stages=1):
-                entry = lo + t // TILES_N
+            end = edge_end(blocks, n_visible, queries.position0, keys.kv_valid, sizes, options)
+            for t in tl.range(n_whole * TILES_N, end * TILES_N, num_stages=1):
+                entry = entry_of(blocks, t // TILES_N, n_visible)
                 key = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N + n
                 n_in = key < keys.kv_valid
                 bias = 0.0
@@ -119,12 +153,19 @@ def attend_class(
                 if options.HAS_PADDING:
                     n_in = not_padded(padding, key, n_in)
                 acc, m, l = masked_step(
-                    q, Sums(acc, m, l), queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
-                )
+                    q, Sums(acc, m, l), queries, keys, key, n_in,
+                    allowed_in_tile(
+                        blocks.masks, entry, queries.position & (BLOCK_SIZE - 1), (t % TILES_N) * BLOCK_N, BLOCK_SIZE, BLOCK_N, False
+                    ) if blocks.masks is not None else None,
+                    bias, dropout, scores, sizes, options,
+                )  # fmt: skip
     else:
+        if keys.BEYOND and blocks.masks is None:
+            past_end = past_visible(queries.position0, keys.kv_valid, sizes, options.IS_CAUSAL)
+            hi = lo + count_below(Indices, lo, hi, past_end)
         # not pipelined: Triton 3.6 then reads the wrong keys for the causal mask
         for t in tl.range(0, tl.cdiv((hi - lo) * (BLOCK_SIZE // RATE), BLOCK_N), num_stages=1):
-            entry, key, n_in = gathered_tokens(blocks, t, queries.head, RATE, BLOCK_SIZE, BLOCK_N)
+            entry, key, n_in = gathered_tokens(Indices, lo, hi, t, queries.head, RATE, BLOCK_SIZE, BLOCK_N)
             n_in = n_in & (key < keys.kv_valid)
             bias = 0.0
             if options.HAS_BIAS:
@@ -132,35 +173,59 @@ def attend_class(
             if options.HAS_PADDING:
                 n_in = not_padded(padding, key, n_in)
             acc, m, l = masked_step(
-                q, Sums(acc, m, l), queries, keys, key, n_in, bias, dropout, scale_log2, sizes, options
-            )
+                q, Sums(acc, m, l), queries, keys, key, n_in,
+                allowed_pairs(
+                    blocks.masks, entry[None, :], (queries.position & (BLOCK_SIZE - 1))[:, None],
+                    (key & (BLOCK_SIZE - 1))[None, :], n_in[None, :], BLOCK_SIZE,
+                ) if blocks.masks is not None else None,
+                bias, dropout, scores, sizes, options,
+            )  # fmt: skip
     return acc, m, l
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["positions"])
 def forward_kernel(
     Q, K, V, Out, Lse, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vh, stride_vd, stride_ob, stride_os, stride_oh, stride_od,
     stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
     q_len, kv_len, q_offset, first_row, n_rows, num_heads, softmax_scale, threshold, keep_scale,
+    Table, positions, masks, softcap, Slopes, Sinks, attn_bias,
     GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
     HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
-    DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr,
+    EXACT_TANH: tl.constexpr,
 ):  # fmt: skip
-    """One query tile of one head; see the top of this file."""
+    """One query tile of one head; see the top of this file. What follows `keep_scale` is None where the call has it not."""
     TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
-    n_tiles = n_rows * TILES_M
+    n_tiles = (n_rows if positions is None else positions.n_rows) * TILES_M
     i_tile = tl.program_id(0) % n_tiles
-    batch_head = tl.program_id(0) // n_tiles
-    i_batch, head = batch_head // num_heads, batch_head % num_heads
+    sequence_head = tl.program_id(0) // n_tiles
+    i_sequence, head = sequence_head // num_heads, sequence_head % num_heads
     row = i_tile // TILES_M
-    position0 = (first_row + row) * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
+    if positions is None:
+        i_batch, batch_head = i_sequence, sequence_head
+        block = first_row + row
+    else:
+        i_batch, q_offset, q_begin, q_end, kv_begin, kv_len = sequence_of(
+            Table, positions, i_sequence, PACKED
+        )
+        batch_head = i_batch * num_heads + head
+        q_len = positions.q_tokens
+        block = block_of(q_offset + q_begin if PACKED else q_offset, BLOCK_SIZE) + row
+        if block * BLOCK_SIZE - q_offset >= (q_end if PACKED else q_len):
+            return
+    position0 = block * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
     position = position0 + tl.arange(0, BLOCK_M)
     query = position - q_offset
-    m_in = (query >= 0) & (query < q_len)
+    if positions is None:
+        m_in = (query >= 0) & (query < q_len)
+        m_store = m_in
+    else:
+        m_in = (query >= q_begin) & (query < q_end)
+        m_store = m_in if PACKED else (query >= 0) & (query < q_len)
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
 
     q_base = Q + i_batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh
@@ -170,32 +235,74 @@ def forward_kernel(
     q = tl.load(
         q_base + query.to(tl.int64)[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0
     )
-    bias_base = Bias + i_batch.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
+    bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
 
     kv_valid = valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS)
     scale_log2 = softmax_scale * LOG2E
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+    if positions is None:
+        first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+    else:
+        k_base += kv_begin.to(tl.int64) * stride_ks
+        v_base += kv_begin.to(tl.int64) * stride_vs
+        first_list, has_lists = first_list_of(
+            positions, i_sequence, head // HEADS_PER_LIST, block, positions.first_row, positions.grid_rows, N_CLASSES
+        )  # fmt: skip
 
     for i_class in tl.static_range(N_CLASSES):
-        lo = tl.load(Offsets + first_list + i_class)
-        hi = tl.load(Offsets + first_list + i_class + 1)
+        if positions is None:
+            lo = tl.load(Offsets + first_list + i_class)
+            hi = tl.load(Offsets + first_list + i_class + 1)
+        else:
+            lo = tl.load(Offsets + first_list + i_class, mask=has_lists, other=0)
+            hi = tl.load(Offsets + first_list + i_class + 1, mask=has_lists, other=0)
         acc, m, l = attend_class(
-            q, Sums(acc, m, l), Queries(position0, position, query, head), Blocks(Indices, Entries, lo, hi),
-            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid), BlockBias(bias_base, stride_be, bias_base),
-            KeyPadding(Padding, i_batch, stride_pb, stride_ps), Dropout(Seed, batch_head, threshold, keep_scale), scale_log2,
+            q, Sums(acc, m, l), Queries(position0, position, query, m_in, head),
+            Blocks(
+                Indices, Entries, lo, hi,
+                tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0) if masks is not None else None, masks,
+            ),
+            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, positions is not None),
+            BlockBias(bias_base, stride_be, bias_base),
+            KeyPadding(
+                Padding if positions is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
+            ),
+            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if positions is not None else None),
+            Scores(
+                scale_log2, softmax_scale / softcap if softcap is not None else None,
+                softcap * LOG2E if softcap is not None else None,
+                tl.load(Slopes + head) * LOG2E if Slopes is not None else None,
+                PairBias(
+                    attn_bias.base + i_batch.to(tl.int64) * attn_bias.stride_b + head.to(tl.int64) * attn_bias.stride_h
+                    + (kv_begin.to(tl.int64) * attn_bias.stride_k if positions is not None else 0),
+                    attn_bias.stride_q, attn_bias.stride_k,
+                ) if attn_bias is not None else None,
+                EXACT_TANH,
+            ),
             1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
             Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
             Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, SCALE_POSITIVE, PRECISION),
         )  # fmt: skip
 
+    if positions is not None:
+        l = tl.where(m_in, l, 0.0)  # padding among the queries
     empty = l == 0.0
+    if Sinks is not None:
+        # a logit like that of a key, but for its value 0
+        sink = tl.load(Sinks + head).to(tl.float32) * LOG2E
+        m_new = tl.maximum(m, sink)
+        alpha = tl.where(empty, 0.0, tl.exp2(m - m_new))
+        l = l * alpha + tl.exp2(sink - m_new)
+        acc = acc * alpha[:, None]
+        m = m_new
     acc = acc / tl.where(empty, 1.0, l)[:, None]
     lse = tl.where(empty, float("-inf"), (m + tl.log2(tl.where(empty, 1.0, l))) * LN2)
-    tl.store(Lse + batch_head.to(tl.int64) * q_len + query, lse, mask=m_in)
+    if positions is not None:
+        acc = tl.where(empty[:, None], 0.0, acc)
+    tl.store(Lse + batch_head.to(tl.int64) * q_len + query, lse, mask=m_store)
     out_base = Out + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
-    out_mask = m_in[:, None] & (dv < V_HEAD_DIM)[None, :]
+    out_mask = m_store[:, None] & (dv < V_HEAD_DIM)[None, :]
     out_ptrs = out_base + query.to(tl.int64)[:, None] * stride_os + dv[None, :] * stride_od
     tl.store(out_ptrs, acc.to(Out.dtype.element_ty), mask=out_mask)

@@ -1,4 +1,4 @@
-"""Masks, shared by the forward and backward kernels: which keys exist, are visible or padding, and which weights dropout keeps."""
+"""Masks: which keys exist, are visible or padding, what masks inside blocks hide, and which weights dropout keeps."""
 
 from __future__ import annotations
 
@@ -31,29 +31,93 @@ def count_below(Indices, lo, hi, bound):
 
 
 @triton.jit
+def past_visible(position0, kv_valid, sizes, IS_CAUSAL: tl.constexpr):
+    """The first column of which a tile of queries sees nothing."""
+    past_end = tl.cdiv(kv_valid, sizes.BLOCK_SIZE)
+    if IS_CAUSAL:
+        past_end = tl.minimum(past_end, (position0 + sizes.BLOCK_M - 1) // sizes.BLOCK_SIZE + 1)
+    return past_end
+
+
+@triton.jit
 def whole_and_visible(blocks, position0, kv_valid, sizes, options):
-    """How many entries of a row a tile of queries sees whole, and how many it sees at all; the others come later."""
-    n_whole, n_visible = blocks.hi - blocks.lo, blocks.hi - blocks.lo
+    """How many entries without a mask a tile of queries sees whole, and how many it sees at all; the others come later."""
+    lo, hi = blocks.lo, blocks.split if blocks.masks is not None else blocks.hi
+    n_whole, n_visible = hi - lo, hi - lo
     if options.HAS_EDGE:
         past_end = tl.cdiv(kv_valid, sizes.BLOCK_SIZE)
         whole_end = kv_valid // sizes.BLOCK_SIZE
         if options.IS_CAUSAL:
             past_end = tl.minimum(past_end, (position0 + sizes.BLOCK_M - 1) // sizes.BLOCK_SIZE + 1)
             whole_end = tl.minimum(whole_end, (position0 + 1) // sizes.BLOCK_SIZE)
-        n_visible = count_below(blocks.Indices, blocks.lo, blocks.hi, past_end)
-        n_whole = 0 if options.HAS_PADDING else count_below(blocks.Indices, blocks.lo, blocks.hi, whole_end)
+        n_visible = count_below(blocks.Indices, lo, hi, past_end)
+        n_whole = 0 if options.HAS_PADDING else count_below(blocks.Indices, lo, hi, whole_end)
     return n_whole, n_visible
 
 
 @triton.jit
-def gathered_tokens(blocks, t, residue, RATE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr):
+def edge_end(blocks, n_visible, position0, kv_valid, sizes, options):
+    """`n_visible`, and the entries with a mask that are visible."""
+    if blocks.masks is not None:
+        past_end = past_visible(position0, kv_valid, sizes, options.IS_CAUSAL)
+        return n_visible + count_below(blocks.Indices, blocks.split, blocks.hi, past_end)
+    else:
+        return n_visible
+
+
+@triton.jit
+def entry_of(blocks, i, n_first):
+    """Visible entry i: of the first `n_first`, or of those with a mask."""
+    if blocks.masks is not None:
+        return tl.where(i < n_first, blocks.lo + i, blocks.split + i - n_first)
+    else:
+        return blocks.lo + i
+
+
+@triton.jit
+def gathered_tokens(
+    Indices, lo, hi, t, residue, RATE: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr
+):
     """Entry, token and validity of every lane of tile t, which gathers from each block the tokens of a residue."""
     KEYS: tl.constexpr = BLOCK_SIZE // RATE
     lanes = t * BLOCK_N + tl.arange(0, BLOCK_N)
-    entry = blocks.lo + lanes // KEYS
-    inside = entry < blocks.hi
-    col = tl.load(blocks.Indices + entry, mask=inside, other=0)
+    entry = lo + lanes // KEYS
+    inside = entry < hi
+    col = tl.load(Indices + entry, mask=inside, other=0)
     return entry, col * BLOCK_SIZE + residue % RATE + (lanes % KEYS) * RATE, inside
+
+
+@triton.jit
+def allowed_in_tile(
+    masks, entry, query, key0, BLOCK_SIZE: tl.constexpr, N: tl.constexpr, KEYS_FIRST: tl.constexpr
+):
+    """Bool (queries, N), with KEYS_FIRST (N, queries): the pairs that the mask of an entry keeps.
+
+    `query` are the places of the queries in their block, keys are N from place key0 on.
+    """
+    WORDS: tl.constexpr = (BLOCK_SIZE + 31) // 32
+    mask_id = tl.load(masks.Ids + entry)
+    words = masks.Table + mask_id.to(tl.int64) * BLOCK_SIZE * WORDS + key0 // 32 + query * WORDS
+    is_masked = (query >= 0) & (mask_id >= 0)
+    lane = key0 % 32 + tl.arange(0, N) if N < 32 else tl.arange(0, N)
+    lane = lane[:, None] if KEYS_FIRST else lane[None, :]
+    # loaded as rows: a gather of the words of a tile would load each of them up to 32 times
+    word = tl.load(words, mask=is_masked, other=-1)
+    word = word[None, :] if KEYS_FIRST else word[:, None]
+    for i in tl.static_range(1, N // 32):
+        other = tl.load(words + i, mask=is_masked, other=-1)
+        word = tl.where(lane // 32 == i, other[None, :] if KEYS_FIRST else other[:, None], word)
+    return ((word >> (lane % 32)) & 1) != 0
+
+
+@triton.jit
+def allowed_pairs(masks, entry, query, key, inside, BLOCK_SIZE: tl.constexpr):
+    """As `allowed_in_tile`, for entries, queries and keys (places in their blocks) that broadcast to the pairs `inside`."""
+    WORDS: tl.constexpr = (BLOCK_SIZE + 31) // 32
+    mask_id = tl.load(masks.Ids + entry, mask=inside, other=-1)
+    words = masks.Table + (mask_id.to(tl.int64) * BLOCK_SIZE + query) * WORDS + key // 32
+    word = tl.load(words, mask=mask_id >= 0, other=-1)
+    return ((word >> (key % 32)) & 1) != 0
 
 
 @triton.jit
@@ -67,21 +131,10 @@ def not_padded(padding, key, inside):
 
 
 @triton.jit
-def block_bias(bias_of, Entries, entry):
-    """The bias of one entry."""
-    return tl.load(bias_of.base + tl.load(Entries + entry).to(tl.int64) * bias_of.stride_be).to(tl.float32)
-
-
-@triton.jit
-def block_biases(bias_of, Entries, entry, inside):
-    """The biases of the entry of every lane, (1, lanes)."""
-    place = tl.load(Entries + entry, mask=inside, other=0).to(tl.int64)
-    return tl.load(bias_of.base + place * bias_of.stride_be, mask=inside, other=0.0).to(tl.float32)[None, :]
-
-
-@triton.jit
 def dropout_keep(dropout, key, query, M: tl.constexpr, N: tl.constexpr):
     """Bool (M, N): the weights that dropout keeps; `key` and `query` broadcast to (M, N). See backends/dropout.py."""
+    if dropout.first_key is not None:
+        key += dropout.first_key
     zero = tl.zeros([M, N], tl.uint32)
     bits, _, _, _ = tl.philox(
         tl.load(dropout.Seed),

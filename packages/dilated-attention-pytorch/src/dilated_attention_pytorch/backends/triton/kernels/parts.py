@@ -1,11 +1,49 @@
 """What the functions of a kernel pass to one another, by name.
 
-Each is made where it is passed: Triton makes tensors of the constants in a tuple that is assigned to a name.
+Each is made where it is passed: Triton makes tensors of the constants in a tuple that is assigned to a name. What a call has
+not is None.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+
+# ---- arguments of the kernels
+
+
+class Positions(NamedTuple):
+    """Where the queries and keys of a call are, and which of their blocks the layout has. None for a plain batch."""
+
+    n_rows: Any  # tiles of a sequence begin in so many rows, and columns
+    n_cols: Any
+    q_tokens: Any  # of q, and of k and v, in memory
+    kv_tokens: Any
+    q_position: Any  # of query 0, where there is no table
+    first_row: Any  # of the layout
+    grid_rows: Any
+    grid_cols: Any
+    list_heads: Any  # heads with lists of their own in every sequence; 0: all sequences share the lists
+
+
+class Masks(NamedTuple):
+    """The masks inside blocks. The entries of a list without a mask come first."""
+
+    Ids: Any  # the mask of every entry, or -1
+    Splits: Any  # where the entries with a mask begin in every list
+    Table: Any
+
+
+class AttnBias(NamedTuple):
+    """The bias of every pair of tokens."""
+
+    base: Any
+    stride_b: Any
+    stride_h: Any
+    stride_q: Any
+    stride_k: Any
+
+
+# ---- made in the kernels
 
 
 class Sizes(NamedTuple):
@@ -42,15 +80,37 @@ class ColumnOptions(NamedTuple):
     DROPOUT: Any
     PRECISION: Any
     QUERIES_FIRST: Any  # scores are (BLOCK_M, BLOCK_N), see dkdv_step
+    KEY_STRIDE: Any
+
+
+class Scores(NamedTuple):
+    """How a score is made of a product."""
+
+    scale_log2: Any
+    scale_over_cap: Any  # softcap
+    cap_log2: Any
+    slope_log2: Any  # alibi_slopes
+    attn_bias: Any
+    EXACT_TANH: Any
+
+
+class PairBias(NamedTuple):
+    """The bias of every pair of tokens, of one head; keys are counted by position."""
+
+    base: Any
+    stride_q: Any
+    stride_k: Any
 
 
 class Blocks(NamedTuple):
-    """A list of blocks: entries lo to hi."""
+    """A list of blocks: entries lo to hi. Those from split on have a mask."""
 
     Indices: Any
     Entries: Any
     lo: Any
     hi: Any
+    split: Any
+    masks: Any
 
 
 class Queries(NamedTuple):
@@ -59,6 +119,7 @@ class Queries(NamedTuple):
     position0: Any  # of the first
     position: Any
     query: Any  # in memory
+    m_in: Any  # which count
     head: Any
 
 
@@ -72,7 +133,7 @@ class QueryValues(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The keys that a program over rows may see, those below kv_valid."""
+    """The keys that a program over rows may see, by position: those below kv_valid."""
 
     k_base: Any
     v_base: Any
@@ -81,6 +142,7 @@ class Keys(NamedTuple):
     stride_vs: Any
     stride_vd: Any
     kv_valid: Any
+    BEYOND: Any  # the layout may have columns that the call has not
 
 
 class Column(NamedTuple):
@@ -88,14 +150,14 @@ class Column(NamedTuple):
 
     k: Any
     v: Any
-    key: Any
+    key: Any  # position
     n_in: Any  # which count
     first_key: Any
     last_key: Any
 
 
 class Rows(NamedTuple):
-    """The queries that may see a column."""
+    """The queries that may see a column: those from q_begin to q_end in memory."""
 
     q_base: Any
     grad_base: Any
@@ -107,7 +169,9 @@ class Rows(NamedTuple):
     stride_gd: Any
     first_row: Any
     q_offset: Any
-    q_len: Any
+    q_begin: Any
+    q_end: Any
+    BEYOND: Any  # the layout may have rows that the call has not
 
 
 class BlockBias(NamedTuple):
@@ -134,13 +198,16 @@ class Dropout(NamedTuple):
     batch_head: Any
     threshold: Any
     keep_scale: Any
+    first_key: Any  # where position 0 is in memory
 
 
 class Pairs(NamedTuple):
     """The pairs of a tile of scores; all of them broadcast to it."""
 
-    key: Any
-    query: Any
+    key: Any  # position
+    position: Any
+    query: Any  # in memory
+    inside: Any  # both are tokens of the call
     visible: Any
     bias: Any
 
