@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ptxas_report import compiled_with_report
@@ -27,25 +27,46 @@ POINTERS = {
 Shape = tuple[int, int, torch.dtype, dict[str, Any]]  # head_dim, block_size, dtype, options
 
 
+class Specialised(NamedTuple):
+    """The type of an argument, the constants in it, and what is known of its values, by their places."""
+
+    type: Any
+    constants: dict[tuple[int, ...], Any]
+    attributes: dict[tuple[int, ...], Any]
+
+
+def specialised(value: Any, place: tuple[int, ...], parameter: Any) -> Specialised:
+    """An argument, or a part of a tuple, as a launch on a GPU would specialise it."""
+    divisible = {place: [["tt.divisibility", 16]]}
+    if parameter.is_constexpr or value is None:
+        return Specialised("constexpr", {place: value}, {})
+    if isinstance(value, torch.Tensor):
+        return Specialised(POINTERS[value.dtype], {}, divisible)
+    if isinstance(value, tuple):
+        parts = [specialised(part, (*place, i), parameter) for i, part in enumerate(value)]
+        constants = {key: constant for part in parts for key, constant in part.constants.items()}
+        attributes = {key: known for part in parts for key, known in part.attributes.items()}
+        return Specialised(type(value)(*(part.type for part in parts)), constants, attributes)
+    if isinstance(value, float):
+        return Specialised("fp32", {}, {})
+    if parameter.do_not_specialize:
+        return Specialised("i32", {}, {})
+    if value == 1:
+        return Specialised("constexpr", {place: value}, {})
+    fits = -(2**31) <= value < 2**31
+    return Specialised("i32" if fits else "i64", {}, divisible if value % 16 == 0 else {})
+
+
 def source(launch: Launch) -> ASTSource:
     """The kernel with the specialisation that a launch on a GPU would give it."""
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], Any] = {}
     for place, parameter in enumerate(launch.kernel.params):
-        name = parameter.name
-        value = launch.arguments[name]
-        if parameter.is_constexpr or (type(value) is int and value == 1):
-            signature[name], constants[(place,)] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[name] = "fp32"
-        else:
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(place,)] = [["tt.divisibility", 16]]
+        found = specialised(launch.arguments[parameter.name], (place,), parameter)
+        signature[parameter.name] = found.type
+        constants |= found.constants
+        attributes |= found.attributes
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 
