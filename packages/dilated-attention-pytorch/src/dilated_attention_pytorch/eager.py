@@ -79,7 +79,7 @@ class CachedCall(NamedTuple):
     def run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """out and lse."""
         if self.needs_grad:
-            out, lse = EagerAttention.apply(self, q, k, v)  # type: ignore[no-untyped-call]
+            out, lse = EagerAttention.apply(q, k, v, self)  # type: ignore[no-untyped-call]
             return out, lse
         return self.forward(q, k, v)
 
@@ -107,35 +107,42 @@ def run_attention(problem: AttentionProblem, backend: Backend) -> tuple[Tensor, 
         return out, lse
     static_problem = p.without_inputs()
     call = CachedCall(static_problem, backend, True, forward_of(static_problem, backend))
-    others = () if p.block_bias is None and p.sinks is None else (p.block_bias, p.sinks)
-    out, lse = EagerAttention.apply(call, p.q, p.k, p.v, *others)  # type: ignore[no-untyped-call]
+    others = (p.block_bias, p.sinks, p.attn_bias)
+    if p.block_bias is None and p.sinks is None and p.attn_bias is None:
+        others = ()  # type: ignore[assignment]  # autograd takes less time
+    out, lse = EagerAttention.apply(p.q, p.k, p.v, call, *others)  # type: ignore[no-untyped-call]
     return out, lse
 
 
 class EagerAttention(torch.autograd.Function):
-    """The gradient of a call that bypasses the dispatcher; its inputs are those of `AttentionProblem.with_inputs`."""
+    """The gradient of a call that bypasses the dispatcher.
+
+    `others` are nothing, or block_bias, sinks and attn_bias: that has no gradient, but autograd notices a change in place.
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: CachedCall, *inputs: Tensor | None) -> tuple[Tensor, Tensor]:
-        if len(inputs) == 3:
-            out, lse = call.forward(*inputs)  # type: ignore[arg-type]
-        else:
-            problem = call.static_problem.with_inputs(*inputs)  # type: ignore[arg-type]
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: CachedCall, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if others:
+            problem = call.static_problem.with_inputs(q, k, v, *others[:2])
             out, lse = without_function_modes(call.backend.forward, problem)
-        # attn_bias is saved so that autograd notices a change in place
-        ctx.save_for_backward(out, lse, call.static_problem.attn_bias, *inputs)
+        else:
+            out, lse = call.forward(q, k, v)
+        ctx.save_for_backward(q, k, v, out, lse, *others)
         ctx.call = call
         ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        out, lse, _, *inputs = ctx.saved_tensors
+        q, k, v, out, lse, *others = ctx.saved_tensors
+        no_others = (None,) * len(others)
         if grad_out is None and grad_lse is None:
-            return (None,) * (1 + len(inputs))
+            return (None, None, None, None, *no_others)
         if grad_out is None:
             grad_out = torch.zeros_like(out)
-        backend, problem = ctx.call.backend, ctx.call.static_problem.with_inputs(*inputs)
+        backend, problem = ctx.call.backend, ctx.call.static_problem.with_inputs(q, k, v, *others[:2])
         if (
             torch.is_grad_enabled()  # create_graph: these gradients would be constants, the operator's refuse it
             or not can_bypass_dispatcher(problem)
@@ -143,10 +150,21 @@ class EagerAttention(torch.autograd.Function):
             or is_batched(grad_out, grad_lse)
         ):
             args = ops.op_args(problem, backend.name)
-            grads = ops.attention_backward(out, lse, grad_out, grad_lse, *args)
+            dq, dk, dv, grad_bias, grad_sinks = ops.attention_backward(out, lse, grad_out, grad_lse, *args)
         else:
-            grads = gradients(problem, backend, out, lse, grad_out, grad_lse)
-        return (None, *(None if x is None else grad for x, grad in zip(inputs, grads)))
+            dq, dk, dv, grad_bias, grad_sinks = gradients(problem, backend, out, lse, grad_out, grad_lse)
+        if not others:
+            return dq, dk, dv, None
+        bias, sinks, _ = others
+        return (
+            dq,
+            dk,
+            dv,
+            None,
+            None if bias is None else grad_bias,
+            None if sinks is None else grad_sinks,
+            None,
+        )
 
 
 def gradients(
@@ -189,10 +207,15 @@ def key_of(
     With `needs_grad` None the tensors decide.
     """
     try:
+        dtype, device = q.dtype, q.device
         if (
             type(q) not in PLAIN_TYPES
             or type(k) not in PLAIN_TYPES
             or type(v) not in PLAIN_TYPES
+            or k.dtype is not dtype  # autocast brings them together
+            or v.dtype is not dtype
+            or k.device != device  # which validation names
+            or v.device != device
             or type(is_causal) is not bool
             or (softmax_scale is not None and type(softmax_scale) is not float)
             or (q_offset is not None and type(q_offset) is not int)
@@ -213,13 +236,12 @@ def key_of(
         # a call on another stream must wait for what the layout caches, so it is not served from here
         stream = _torch_internals.current_raw_stream(q.get_device()) if q.is_cuda else None
         return (
-            q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), q.dtype, k.dtype, v.dtype, q.device, k.device,
-            v.device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
+            q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), dtype, device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
             needs_grad,
             autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, q_offset,
             dilation, backend, stream,
         )  # fmt: skip
-    except RuntimeError:  # a tensor without strides, which validation names
+    except (AttributeError, RuntimeError):  # no tensor, or one without strides, which validation names
         return None
 
 

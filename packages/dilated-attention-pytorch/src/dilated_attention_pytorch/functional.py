@@ -14,7 +14,15 @@ from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
 from .backends.registry import reasons
 from .call import Call
-from .eager import CachedCall, cache_call, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
+from .eager import (
+    CachedCall,
+    EagerAttention,
+    cache_call,
+    can_bypass_dispatcher,
+    is_plain_eager,
+    key_of,
+    run_attention,
+)
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
 from .validation.call import check_call
@@ -168,15 +176,23 @@ def block_sparse_attention(
             and kv_starts is None
             and is_plain_eager()
             and type(layout) is BlockLayout
-            and bool(dropout_p == 0.0)
+            and (dropout_p == 0.0) is True
         )
-    except (RuntimeError, ValueError):  # an array for dropout_p, which validation refuses
+    except (
+        RuntimeError,
+        ValueError,
+    ):  # a tensor for dropout_p that compares with nothing, which validation refuses
         can_be_cached = False
     if can_be_cached:
         key = key_of(q, k, v, is_causal, softmax_scale, q_offset, segment_lengths, dilation_rates, backend)
         cached: CachedCall | None = layout._cached_calls.get(key)
         if cached is not None:
-            out, lse = cached.run(q, k, v)
+            out: Tensor
+            lse: Tensor
+            if cached.needs_grad:
+                out, lse = EagerAttention.apply(q, k, v, cached)  # type: ignore[no-untyped-call]
+            else:
+                out, lse = cached.forward(q, k, v)
             if return_lse is False:
                 return out
             if return_lse is True:
