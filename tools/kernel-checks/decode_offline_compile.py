@@ -56,6 +56,8 @@ OTHER_SHAPES = (
     Shape(head_dim=256),
     Shape(head_dim=96),
     Shape(dtype=torch.float32),
+    Shape(dtype=torch.float32, head_dim=64, block_size=16, q_len=4),
+    Shape(dtype=torch.float32, head_dim=256, q_len=4),
     Shape(n_tokens=128),  # one program with all keys
     Shape(has_starts=True),
     Shape(has_starts=True, page_size=64),

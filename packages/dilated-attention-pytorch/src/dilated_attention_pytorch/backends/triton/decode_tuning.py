@@ -30,7 +30,8 @@ def decode_tiles(
     n_rows: int, head_dim: int, block_size: int, dtype: torch.dtype, capability: tuple[int, int]
 ) -> DecodeTiles:
     """Tiles for n_rows heads times queries that share their keys; `head_dim` is the padded, larger one."""
-    block_m = min(MAX_BLOCK_M, max(16, 1 << (n_rows - 1).bit_length()))
+    is_float32 = dtype.itemsize == 4  # whose products hold their operands in registers
+    block_m = min(16 if is_float32 else MAX_BLOCK_M, max(16, 1 << (n_rows - 1).bit_length()))
     block_n = min(block_size, MAX_BLOCK_N)
     if dtype.itemsize * head_dim > 256:
         block_n = min(block_n, 32)
@@ -39,7 +40,7 @@ def decode_tiles(
     most = shared_kib(capability) * 1024
     # two programs share a multiprocessor where that leaves each two stages; small tiles need more stages in flight
     num_stages = max(min(most, (most // 2 - held - 4096)) // staged + 1, 2)
-    return DecodeTiles(block_m, block_n, 4, min(num_stages, 3 if block_n >= 64 else 6))
+    return DecodeTiles(block_m, block_n, 8 if is_float32 else 4, min(num_stages, 3 if block_n >= 64 else 6))
 
 
 def num_splits(problem: DecodeProblem, n_programs: int, multiprocessors: int) -> int:
