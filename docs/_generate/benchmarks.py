@@ -54,6 +54,13 @@ PARTS = [
         "One thread. Dense attention reads a cache stored head by head, this library one stored token by token.",
     ),
     (
+        "h*-decode",
+        "Decoding on a GPU",
+        "A step is one query per sequence, 32 heads of 128 on 8 kv heads, at the end of a full cache. Other memory is written "
+        "before each step, so that its keys are in no cache of the GPU. The rate counts the keys and values of the active "
+        "blocks, of `sdpa` all, and is compared with that of a large copy.",
+    ),
+    (
         "*-host*",
         "Python time of a call",
         "Measured on a problem so small that the GPU has almost nothing to do, with the host's clock and without waiting "
