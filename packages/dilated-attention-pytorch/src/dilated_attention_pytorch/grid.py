@@ -113,3 +113,10 @@ class BlockGrid:
             return self.n_rows * self.n_cols
         first, stop = max(self.first_row, 0), self.first_row + self.n_rows
         return stop * (stop + 1) // 2 - first * (first + 1) // 2
+
+    def available_pairs(self) -> int:
+        """Pairs of a query and a key that dense attention computes."""
+        if not self.causal:
+            return self.q_len * self.kv_len
+        first, stop = max(self.q_offset, 0), self.q_offset + self.q_len
+        return stop * (stop + 1) // 2 - first * (first + 1) // 2
