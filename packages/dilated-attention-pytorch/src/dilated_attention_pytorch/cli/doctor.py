@@ -29,6 +29,7 @@ OPTIONAL = {
     "triton": "the backends for GPUs (a hard dependency on Linux)",
     "rich": "the demo",
     "matplotlib": "pictures: demo, plot and BlockLayout.plot",
+    "safetensors": "files of layouts: BlockLayout.save and load",
 }
 
 

@@ -6,11 +6,9 @@ A layout for other lengths with the same lists is a small object beside them: de
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Hashable, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 from ..caching import LOCK, make_to_stay
 from ..config import SparsePatternConfig, check_same_block_size
 from ..grid import BlockGrid
+from .configs import configs_as_text, configs_of_text
 from .layout import BlockLayout
 
 MAX_LISTS = 128  # sets of lists
@@ -37,9 +36,7 @@ class Pattern(NamedTuple):
     def of(cls, configs: SparsePatternConfig | Sequence[SparsePatternConfig]) -> Pattern:
         one = [configs] if isinstance(configs, SparsePatternConfig) else list(configs)
         check_same_block_size(one)
-        names = [field.name for field in dataclasses.fields(SparsePatternConfig)]
-        fields = [{name: getattr(config, name) for name in names} for config in one]
-        return cls(json.dumps(fields, default=as_pair), one[0].block_size, len(one))
+        return cls(configs_as_text(one), one[0].block_size, len(one))
 
     @classmethod
     def of_text(cls, text: str) -> Pattern:
@@ -47,18 +44,7 @@ class Pattern(NamedTuple):
         return cls(text, configs[0]["block_size"], len(configs))
 
     def configs(self) -> list[SparsePatternConfig]:
-        made = []
-        for fields in json.loads(self.text):
-            ratio = fields["sparsity_ratio"]
-            if isinstance(ratio, list):
-                fields["sparsity_ratio"] = Fraction(*ratio)
-            made.append(SparsePatternConfig(**fields))
-        return made
-
-
-def as_pair(value: Fraction) -> list[int]:
-    """A Fraction for JSON."""
-    return [value.numerator, value.denominator]
+        return configs_of_text(self.text)
 
 
 class Lists:
@@ -75,6 +61,7 @@ class Lists:
         """The lists, and what is cached with them."""
         layout = self.layout
         tensors = [tensor for entry in list(layout._prepared.values()) for tensor in entry.value]
+        tensors += layout.block_masks or ()
         for rows, cols in [
             (layout.row_lists, layout.col_lists),
             *(entry.value for entry in list(layout._dilated.values())),

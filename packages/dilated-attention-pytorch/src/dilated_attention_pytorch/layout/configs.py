@@ -1,0 +1,33 @@
+"""Patterns as JSON: in files of layouts, and as constants of compiled graphs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+
+from ..config import SparsePatternConfig
+
+
+def configs_as_text(configs: Sequence[SparsePatternConfig]) -> str:
+    """The fields of configs as JSON."""
+    names = [field.name for field in dataclasses.fields(SparsePatternConfig)]
+    fields = [{name: getattr(config, name) for name in names} for config in configs]
+    return json.dumps(fields, default=as_pair)
+
+
+def as_pair(value: Fraction) -> list[int]:
+    """A Fraction for JSON."""
+    return [value.numerator, value.denominator]
+
+
+def configs_of_text(text: str) -> list[SparsePatternConfig]:
+    """The inverse of `configs_as_text`."""
+    made = []
+    for fields in json.loads(text):
+        ratio = fields["sparsity_ratio"]
+        if isinstance(ratio, list):
+            fields["sparsity_ratio"] = Fraction(*ratio)
+        made.append(SparsePatternConfig(**fields))
+    return made
