@@ -289,7 +289,7 @@ def test_other_missing_names_are_ordinary_attribute_errors() -> None:
 
 def test_positional_order_of_the_config_is_that_of_upstream() -> None:
     order = ["pattern_type", "block_size", "sparsity_ratio", "window_size", "global_tokens", "dilation_rates"]
-    order += ["min_blocks", "rotation"]  # ours
+    order += ["min_blocks", "rotation", "exact"]  # ours
     assert [field.name for field in dataclasses.fields(SparsePatternConfig)] == order
     assert list(inspect.signature(SparsePatternConfig).parameters) == order
     config = SparsePatternConfig("global_local", 32, 0.2, 128, 64)
@@ -299,7 +299,7 @@ def test_positional_order_of_the_config_is_that_of_upstream() -> None:
     assert SparsePatternConfig("dilated_sparse", 32, 0.2, None, 0, [1, 3]).dilation_rates == (1, 3)
 
 
-@pytest.mark.parametrize("field", ["min_blocks", "window_size", "rotation"])
+@pytest.mark.parametrize("field", ["min_blocks", "window_size", "rotation", "exact"])
 def test_fields_of_the_config_beside_it_are_refused_with_the_way_out(field: str) -> None:
     with pytest.raises(TypeError, match=rf"use sparse_config=SparsePatternConfig\({field}=4\)"):
         create_block_sparse_attention("base", **{field: 4})
@@ -307,7 +307,7 @@ def test_fields_of_the_config_beside_it_are_refused_with_the_way_out(field: str)
 
 def test_defaults_of_the_config() -> None:
     config = SparsePatternConfig()
-    assert dataclasses.astuple(config) == ("dilated_sparse", 64, 0.1, None, 0, None, None, 0)
+    assert dataclasses.astuple(config) == ("dilated_sparse", 64, 0.1, None, 0, None, None, 0, False)
 
 
 def test_config_is_frozen_and_can_be_a_key() -> None:

@@ -19,6 +19,7 @@ PATTERN_TYPES: tuple[str, ...] = get_args(PatternType)
 # Fields that apply only to some patterns.
 TAKEN_BY: dict[str, tuple[PatternType, ...]] = {
     "window_size": ("local_window", "global_local"),
+    "exact": ("local_window",),
     "global_tokens": ("global_local",),
     "dilation_rates": ("dilated_sparse",),
     "rotation": ("dilated_sparse",),
@@ -61,7 +62,7 @@ class SparsePatternConfig:
             `fractions.Fraction` and `decimal.Decimal` are taken exactly.
         window_size: width of the window in tokens, rounded up to blocks, for ``local_window`` and ``global_local``;
             it replaces the ratio. With a causal layout every query sees at least this many past tokens, otherwise
-            half of them on each side. None: the ratio sets the width.
+            half of them on each side; see `exact`. None: the ratio sets the width.
         global_tokens: number of tokens at the start of the sequence that are global, rounded up to blocks. Only for
             ``global_local``, which always has at least one global block.
         dilation_rates: distances in blocks, for ``dilated_sparse``. None: all powers of two below the sequence
@@ -73,6 +74,10 @@ class SparsePatternConfig:
         rotation: for ``dilated_sparse``: how many places every row starts later in its cycle of offsets. Give the
             heads rotations 0, 1, 2, ... (one config per head) to spread the scales over the heads: where a row has
             room for only part of the cycle, the heads together then cover a sequence in fewer layers.
+        exact: for ``local_window`` with `window_size`: the window is exact to the token instead of rounded up to blocks. With a
+            causal layout a query sees `window_size` tokens, itself and those before it (``q - k < window_size``, as
+            ``sliding_window`` of Mistral and transformers; `window_size` of flash-attn does not count the query itself: add
+            1). Otherwise ``window_size // 2`` tokens on each side and itself.
 
     Numbers may be NumPy scalars, and lists may be one-dimensional arrays.
 
@@ -93,6 +98,7 @@ class SparsePatternConfig:
     dilation_rates: Sequence[int] | None = None
     min_blocks: int | None = None
     rotation: int = 0
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
@@ -126,6 +132,7 @@ class SparsePatternConfig:
         if rotation:
             self._check_taken("rotation", str(rotation))
         self._set("rotation", rotation)
+        self._check_exact()
 
     def least_blocks(self, causal: bool) -> int:
         """`min_blocks`, or its default: 3 for causal ``dilated_sparse``, otherwise 2."""
@@ -160,6 +167,16 @@ class SparsePatternConfig:
         if tokens:
             self._check_taken("global_tokens", str(tokens))
         self._set("global_tokens", tokens)
+
+    def _check_exact(self) -> None:
+        exact = values.flag(self.exact)
+        if exact is None:
+            raise TypeError(f"exact must be True or False, got {shown(self.exact)}")
+        if exact:
+            self._check_taken("exact", "True")
+            if self.window_size is None:
+                raise ValueError("exact=True needs window_size, got None; pass the width in tokens")
+        self._set("exact", exact)
 
     def _check_dilation_rates(self, dilation_rates: Any) -> None:
         given = values.items(dilation_rates)

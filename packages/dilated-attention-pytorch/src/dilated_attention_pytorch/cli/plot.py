@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="width of the window in tokens, for local_window and global_local",
     )
     parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="the window of local_window is exact to the token, not rounded up to blocks",
+    )
+    parser.add_argument(
         "--global-tokens",
         type=natural_int,
         default=defaults.global_tokens,
@@ -177,6 +182,7 @@ def make_config(args: argparse.Namespace) -> SparsePatternConfig:
             dilation_rates=args.dilation_rates,
             min_blocks=args.min_blocks,
             rotation=args.rotation,
+            exact=args.exact,
         )
     except ValueError as error:
         raise CommandError(str(error)) from None
@@ -225,6 +231,8 @@ def describe(layout: BlockLayout) -> str:
             f"{stats.min_blocks_per_row} to {stats.max_blocks_per_row}, {stats.mean_blocks_per_row:.2f} on average"
             + (f"; {stats.rows_at_floor:,} rows at the floor" if stats.rows_at_floor else "")
         ),
+        "pairs": f"{stats.num_pairs:,} of tokens ({stats.element_density:.3%})"
+        + (f", {stats.num_masks} masks inside blocks" if stats.num_masks else ""),
         "reach": f"{stats.reach:,} tokens in one layer",
         "memory": f"{stats.num_bytes:,} bytes",
     }

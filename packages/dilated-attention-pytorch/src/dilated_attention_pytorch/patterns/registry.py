@@ -15,6 +15,18 @@ from ..grid import BlockGrid
 from .budget import Budget, available_per_row, ratio_budget
 
 Pairs = Callable[[SparsePatternConfig, BlockGrid, torch.device], tuple[Tensor, Tensor]]
+
+
+class PairMasks(NamedTuple):
+    """Which token pairs of some block pairs count."""
+
+    ids: Tensor
+    """int64 (n,): for each block pair its mask in `masks`, -1: all of its token pairs count."""
+    masks: Tensor
+    """Bool (n_masks, block_size, block_size), distinct."""
+
+
+Masking = Callable[[SparsePatternConfig, BlockGrid, Tensor, Tensor], PairMasks | None]
 Budgeting = Callable[[SparsePatternConfig, BlockGrid], Budget]
 
 
@@ -23,16 +35,21 @@ class Pattern(NamedTuple):
 
     pairs: Pairs  # active (rows, columns), int64 (n_active,) each on the device, in no particular order
     budget: Budgeting  # blocks per row if the ratio decides
+    masks: (
+        Masking | None
+    )  # of rows and columns of blocks, as `pairs` returns them; None where the config wants no masks
 
 
 PATTERNS: dict[str, Pattern] = {}
 
 
-def register(name: PatternType, budget: Budgeting = ratio_budget) -> Callable[[Pairs], Pairs]:
+def register(
+    name: PatternType, budget: Budgeting = ratio_budget, masks: Masking | None = None
+) -> Callable[[Pairs], Pairs]:
     """Add the decorated function to PATTERNS."""
 
     def add(pairs: Pairs) -> Pairs:
-        PATTERNS[name] = Pattern(pairs, budget)
+        PATTERNS[name] = Pattern(pairs, budget, masks)
         return pairs
 
     return add
@@ -41,6 +58,12 @@ def register(name: PatternType, budget: Budgeting = ratio_budget) -> Callable[[P
 def active_pairs(config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> tuple[Tensor, Tensor]:
     """Active (rows, columns) of a config, int64 (n_active,) each on `device`, in no particular order."""
     return PATTERNS[config.pattern_type].pairs(config, grid, device)
+
+
+def masks_of(config: SparsePatternConfig, grid: BlockGrid, rows: Tensor, cols: Tensor) -> PairMasks | None:
+    """The masks of active (rows, columns) of a config; None where all of their token pairs count."""
+    masks = PATTERNS[config.pattern_type].masks
+    return None if masks is None else masks(config, grid, rows, cols)
 
 
 def budget_of(config: SparsePatternConfig, grid: BlockGrid) -> Budget | None:
