@@ -10,12 +10,16 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
+from tests.core.layout.mask_cases import window
+from tests.core.layout.pairs import equal_layouts, pairs_of
 
 CONFIGS = [SparsePatternConfig(sparsity_ratio=0.3), SparsePatternConfig("local_window", sparsity_ratio=0.2)]
-# (q_len, kv_len, causal), in blocks of 64; causal lengths differ by whole blocks
+# (q_len, kv_len, causal), in blocks of 64
 LENGTHS = [
     (640, 640, False), (320, 640, False), (640, 320, False), (333, 301, False), (64, 500, False),
     (640, 640, True), (500, 500, True), (128, 640, True), (100, 484, True), (1, 65, True), (512, 128, True),
+    # the first query sits in the middle of a block
+    (100, 640, True), (7, 500, True), (130, 201, True), (300, 200, True),
 ]  # fmt: skip
 
 
@@ -26,7 +30,7 @@ def layout_of(heads: int, q_len: int, kv_len: int, causal: bool) -> BlockLayout:
 def tokens(layout: BlockLayout) -> Tensor:
     """Bool (layout heads, q_len, kv_len): the pairs of tokens that attention with the layout computes."""
     position = torch.arange(layout.q_len) + (layout.kv_len - layout.q_len if layout.causal else 0)
-    row = position // 64 - position[0] // 64
+    row = position // 64 - int(position[0]) // 64
     key = torch.arange(layout.kv_len)
     blocks = layout.to_dense().view(layout.num_heads, -1, -(-layout.kv_len // 64))
     mask = blocks[:, row][:, :, key // 64]
@@ -65,8 +69,13 @@ def test_mask_mod_keeps_what_the_layout_does(lengths: tuple[int, int, bool], hea
     block_mask = layout.to_block_mask()
     found = create_mask(block_mask.mask_mod, 1, 2, layout.q_len, layout.kv_len, device="cpu")[0]
     assert torch.equal(found, tokens(layout).expand(2, -1, -1))
-    blocks = block_mask.to_dense()[0].bool()
-    assert torch.equal(blocks, layout.to_dense().view_as(blocks))
+    listed = block_mask.to_dense()[0].bool().repeat_interleave(64, 1).repeat_interleave(64, 2)
+    assert torch.equal(
+        listed[:, : layout.q_len, : layout.kv_len] & found[: layout.num_heads], found[: layout.num_heads]
+    )
+    if (layout.kv_len - layout.q_len) % 64 == 0 or not layout.causal:
+        blocks = block_mask.to_dense()[0].bool()
+        assert torch.equal(blocks, layout.to_dense().view_as(blocks))
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -90,12 +99,6 @@ def test_one_compiled_flex_attention_serves_layouts_of_many_sizes(causal: bool) 
         torch.testing.assert_close(found, attend(layout, q, k, v), rtol=1e-4, atol=1e-5)
 
 
-def test_causal_chunk_in_the_middle_of_a_block_has_no_block_mask() -> None:
-    layout = BlockLayout.from_config(SparsePatternConfig(), 100, 640, causal=True)
-    with pytest.raises(ValueError, match=r"q_len 100 and kv_len 640.*whole blocks of 64"):
-        layout.to_block_mask()
-
-
 # ---- from a BlockMask
 
 
@@ -103,19 +106,24 @@ def test_causal_chunk_in_the_middle_of_a_block_has_no_block_mask() -> None:
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_round_trip(lengths: tuple[int, int, bool], heads: int) -> None:
     layout = layout_of(heads, *lengths)
-    again = BlockLayout.from_block_mask(
-        layout.to_block_mask(), allow_partial=layout.causal, causal=layout.causal
-    )
+    again = BlockLayout.from_block_mask(layout.to_block_mask(), causal=layout.causal)
     assert (again.q_len, again.kv_len, again.causal, again.block_size) == (*lengths, 64)
-    assert rows(again) == rows(layout)
+    assert again.block_masks is None
+    assert torch.equal(pairs_of(again), pairs_of(layout))
+    if lengths[0] <= lengths[1]:  # else rows have no keys, and a BlockMask no blocks for them
+        assert rows(again) == rows(layout)
 
 
-def test_partial_blocks_are_refused_unless_allowed() -> None:
+def test_partial_blocks_are_masks_or_whole_where_allowed() -> None:
     layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.3), 640, causal=True)
     block_mask = layout.to_block_mask()
-    with pytest.raises(ValueError, match=r"10 partial blocks.*allow_partial=True"):
-        BlockLayout.from_block_mask(block_mask)
-    assert BlockLayout.from_block_mask(block_mask, allow_partial=True).rows() == layout.rows()
+    exact = BlockLayout.from_block_mask(block_mask)
+    assert exact.rows() == layout.rows()
+    assert exact.stats().num_masks == 1
+    assert torch.equal(pairs_of(exact), pairs_of(layout))
+    whole = BlockLayout.from_block_mask(block_mask, allow_partial=True)
+    assert whole.rows() == layout.rows()
+    assert whole.block_masks is None
 
 
 @pytest.mark.parametrize("lengths", [(512, 512), (500, 500), (1, 130), (130, 1), (450, 512)])
@@ -243,29 +251,23 @@ def test_adjusted_block_mask_keeps_its_blocks_within_the_keys() -> None:
 def test_batch_elements_that_agree_make_one_layout() -> None:
     block_mask = create_block_mask(neighbours, 2, 3, 512, 512, device="cpu", BLOCK_SIZE=64)
     alone = create_block_mask(neighbours, 1, 3, 512, 512, device="cpu", BLOCK_SIZE=64)
-    assert rows(BlockLayout.from_block_mask(block_mask)) == rows(BlockLayout.from_block_mask(alone))
-
-
-def by_batch(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    return key // 64 == batch
+    assert equal_layouts(BlockLayout.from_block_mask(block_mask), BlockLayout.from_block_mask(alone))
+    no_block = create_block_mask(lambda b, h, q, k: q < 0, 2, 1, 512, 512, device="cpu", BLOCK_SIZE=64)
+    assert BlockLayout.from_block_mask(no_block).batch == 1
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "batch": (
-        lambda: create_block_mask(by_batch, 2, 1, 512, 512, device="cpu", BLOCK_SIZE=64),
-        r"same for every batch element, got 2 that differ.*block_mask\[b : b \+ 1\]",
-    ),
     "sides": (
         lambda: create_block_mask(everything, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=(64, 40)),
         r"whole square blocks of one of .*got BLOCK_SIZE \(64, 40\)",
     ),
-    "causal": (
-        lambda: create_block_mask(causal, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=64),
-        r"8 partial blocks.*allow_partial=True",
-    ),
     "slice": (
         lambda: create_block_mask(causal, 1, 2, 512, 512, device="cpu", BLOCK_SIZE=64)[:, 1:2],
-        r"8 partial blocks.*slic.*allow_partial=True",
+        r"8 partial blocks.*slice.*whole BlockMask \(and pass q_offset.*allow_partial=True",
+    ),
+    "rows": (
+        lambda: create_block_mask(causal, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=64)[:, :, 3:5],
+        r"2 partial blocks.*slice.*whole BlockMask \(and pass q_offset.*allow_partial=True",
     ),
     "axes": (
         lambda: BlockMask.from_kv_blocks(
@@ -283,12 +285,6 @@ def test_block_masks_that_a_layout_cannot_hold_are_refused(name: str) -> None:
         BlockLayout.from_block_mask(make())
 
 
-def test_alignment_that_the_rows_do_not_have_is_refused() -> None:
-    block_mask = create_block_mask(everything, 1, 1, 100, 512, device="cpu", BLOCK_SIZE=64)
-    with pytest.raises(ValueError, match=r"causal=True needs a q_len 65 and kv_len 512 that differ by whole"):
-        BlockLayout.from_block_mask(block_mask, q_len=65, causal=True)
-
-
 def test_one_block_larger_than_the_sequence() -> None:
     # what flex_attention makes where no block_mask is given
     one = torch.ones(1, 1, 1, dtype=torch.int32)
@@ -297,3 +293,121 @@ def test_one_block_larger_than_the_sequence() -> None:
     )
     layout = BlockLayout.from_block_mask(block_mask)
     assert (layout.q_len, layout.kv_len, layout.block_size, layout.density) == (600, 1100, 256, 1.0)
+
+
+# ---- masks inside blocks
+
+
+def in_batch(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return (query >= key) & ((query - key) % (batch + 2) <= head)
+
+
+# (q_len, kv_len, causal): causal, the mask_mod is asked about queries by their number, not by their position
+MASKED = [(256, 256, False), (200, 170, False), (70, 200, True), (256, 256, True), (133, 250, True)]
+
+
+@pytest.mark.parametrize("lengths", MASKED)
+def test_round_trip_of_masks_and_batch_elements(lengths: tuple[int, int, bool]) -> None:
+    q_len, kv_len, is_causal = lengths
+    layout = BlockLayout.from_mask_mod(in_batch, q_len, kv_len, batch=2, num_heads=2, causal=is_causal)
+    assert (layout.batch, layout.num_heads) == (2, 2)
+    block_mask = layout.to_block_mask()
+    kept = create_mask(block_mask.mask_mod, 2, 2, q_len, kv_len, device="cpu")
+    assert torch.equal(kept, pairs_of(layout))
+    assert equal_layouts(BlockLayout.from_block_mask(block_mask, causal=is_causal), layout)
+
+
+@pytest.mark.parametrize("lengths", MASKED)
+def test_eager_flex_attention_with_masks_gives_the_same(lengths: tuple[int, int, bool]) -> None:
+    q_len, kv_len, is_causal = lengths
+    layout = BlockLayout.from_mask_mod(in_batch, q_len, kv_len, batch=2, num_heads=2, causal=is_causal)
+    q, k, v = (torch.randn(2, 2, n, 16, dtype=torch.float64) for n in (q_len, kv_len, kv_len))
+    found = flex_attention(q, k, v, block_mask=layout.to_block_mask())
+    mask = pairs_of(layout)
+    scores = (q @ k.transpose(2, 3) / 4).masked_fill(~mask, -torch.inf)
+    expected = scores.softmax(-1).masked_fill(~mask, 0.0) @ v
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_compiled_flex_attention_with_masks_gives_the_same() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention)
+    for q_len, kv_len, is_causal in ((256, 256, False), (70, 200, True)):
+        layout = BlockLayout.from_mask_mod(in_batch, q_len, kv_len, batch=2, num_heads=2, causal=is_causal)
+        q, k, v = (torch.randn(2, 2, n, 16) for n in (q_len, kv_len, kv_len))
+        found = compiled(q, k, v, block_mask=layout.to_block_mask())
+        mask = pairs_of(layout)
+        scores = (q @ k.transpose(2, 3) / 4).masked_fill(~mask, -torch.inf)
+        expected = scores.softmax(-1).masked_fill(~mask, 0.0) @ v
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_adjusted_block_mask_is_exact() -> None:
+    def hides_a_stripe(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query + key) % 100 < 60
+
+    block_mask = create_block_mask(hides_a_stripe, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=64)
+    for lengths in ((448, 448), (400, 300), (512, 65)):
+        layout = BlockLayout.from_block_mask(block_mask._adjust(*lengths))
+        assert torch.equal(
+            pairs_of(layout)[0, 0], create_mask(hides_a_stripe, 1, 1, *lengths, device="cpu")[0, 0]
+        )
+
+
+@pytest.mark.parametrize(("sides", "size"), [((128, 64), 64), (512, 256), (512, 16), ((64, 128), 32)])
+def test_partial_blocks_are_refined(sides: int | tuple[int, int], size: int) -> None:
+    block_mask = create_block_mask(window(77), 1, 1, 600, 700, device="cpu", BLOCK_SIZE=sides)
+    layout = BlockLayout.from_block_mask(block_mask, block_size=size)
+    assert equal_layouts(layout, BlockLayout.from_mask_mod(window(77), 600, 700, block_size=size))
+
+
+def test_block_size_that_does_not_divide_is_refused() -> None:
+    block_mask = create_block_mask(causal, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=(128, 64))
+    with pytest.raises(
+        ValueError, match=r"block_size must divide the BLOCK_SIZE \(128, 64\).*\[16, 32, 64\], got 128"
+    ):
+        BlockLayout.from_block_mask(block_mask, block_size=128)
+    with pytest.raises(ValueError, match=r"block_size must be one of .*got 48"):
+        BlockLayout.from_block_mask(block_mask, block_size=48)
+
+
+def test_slice_with_a_mask_mod_of_its_own_is_exact() -> None:
+    block_mask = create_block_mask(causal, 1, 2, 512, 512, device="cpu", BLOCK_SIZE=64)
+    part = block_mask[:, 1:2, 3:5]
+    part.mask_mod = lambda batch, head, query, key: causal(batch, head + 1, query + 192, key)
+    layout = BlockLayout.from_block_mask(part)
+    expected = torch.ones(512, 512, dtype=torch.bool).tril()[192:320]
+    assert torch.equal(pairs_of(layout)[0, 0], expected)
+
+
+def test_unsorted_lists_are_read() -> None:
+    columns = torch.tensor([[[[3, 0, 9, 9], [2, 3, 1, 0], [1, 7, 7, 7], [0, 1, 2, 3]]]], dtype=torch.int32)
+    counts = torch.tensor([[[2, 4, 1, 0]]], dtype=torch.int32)
+    block_mask = BlockMask.from_kv_blocks(
+        counts, columns, BLOCK_SIZE=64, mask_mod=causal, seq_lengths=(256, 256), compute_q_blocks=False
+    )
+    listed = torch.zeros(4, 4, dtype=torch.bool)
+    for row, active in enumerate(([0, 3], [0, 1, 2, 3], [1], [])):
+        listed[row, active] = True
+    expected = listed.repeat_interleave(64, 0).repeat_interleave(64, 1).tril()
+    assert torch.equal(pairs_of(BlockLayout.from_block_mask(block_mask))[0, 0], expected)
+
+
+def test_full_and_partial_blocks_of_rows_that_begin_in_the_middle_of_a_block() -> None:
+    """A block of the layout lies in a full and in a partial one of the BlockMask."""
+    full = torch.tensor([[[[0, 1, 2]], [[1, 0, 2]]]], dtype=torch.int32).view(1, 1, 2, 3)
+    partial = torch.tensor([[[[1, 0, 2]], [[0, 2, 1]]]], dtype=torch.int32).view(1, 1, 2, 3)
+    one, two = torch.ones(1, 1, 2, dtype=torch.int32), torch.tensor([[[1, 2]]], dtype=torch.int32)
+
+    def odd(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query + key) % 2 == 1
+
+    block_mask = BlockMask.from_kv_blocks(
+        two, partial, one, full, BLOCK_SIZE=64, mask_mod=odd, seq_lengths=(90, 170)
+    )
+    query, key = torch.arange(90)[:, None], torch.arange(170)
+    status = torch.tensor([[2, 1, 0], [1, 2, 1]])[query // 64, key // 64]
+    expected = (status == 2) | ((status == 1) & ((query + key) % 2 == 1))
+    layout = BlockLayout.from_block_mask(block_mask, causal=True)
+    assert torch.equal(pairs_of(layout)[0, 0], expected & (key <= query + 80))
+    assert torch.equal(pairs_of(BlockLayout.from_block_mask(block_mask))[0, 0], expected)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,9 +28,27 @@ from ..grid import BlockGrid
 from ..patterns.registry import active_pairs, budget_of, check_connected
 from .block_indices import checked_indices
 from .coverage import coverage, hops_to_full_coverage
+from .element_masks import Active, active_blocks, kept_pairs, share_of
 from .from_indices import lists_of
+from .from_mask import (
+    Listed,
+    Within,
+    all_blocks,
+    ask,
+    blocks_within,
+    check_count,
+    check_same_grid,
+    checked_mask,
+    groups_of,
+    mask_within,
+    masked_lists,
+    of_mask_mod,
+    of_tensor,
+)
 from .lists import BlockLists, BlockMasks, build_csr, csr_of_sorted
+from .pattern_masks import pattern_masks
 from .prefix import cut_lists
+from .saving import Saved, load_layout, save_layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +66,13 @@ class LayoutStats:
     num_available_blocks: int
     density: float
     """Active blocks over those that dense attention computes."""
+    num_pairs: int
+    """Pairs of a query and a key that it sees, over all batch elements and heads: those of the masks inside blocks, and of a
+    causal layout none of a later key."""
+    element_density: float
+    """Those pairs over the ones that dense attention with the same lengths and causality computes."""
+    num_masks: int
+    """Distinct masks inside blocks."""
     asked_density: float | None
     """`sparsity_ratio`, the mean over the heads; None for a window in tokens and for layouts of your own."""
     rows_at_floor: int | None
@@ -251,7 +277,10 @@ class BlockLayout:
                     check_connected(item, grid)
                     made[item] = active_pairs(item, grid, target)
             heads = [made[item] for item in configs]
-            return cls._from_pairs(grid, heads, configs)
+            layout = cls._from_pairs(grid, heads, configs)
+            if not any(config.exact for config in configs):
+                return layout
+            return dataclasses.replace(layout, block_masks=pattern_masks(configs, grid, *layout.coo()))
 
     @classmethod
     def from_dense(
@@ -355,33 +384,147 @@ class BlockLayout:
         q_len: int | None = None,
         kv_len: int | None = None,
         causal: bool = False,
+        block_size: int | None = None,
     ) -> BlockLayout:
-        """The layout of a FlexAttention BlockMask.
+        """The layout of a FlexAttention BlockMask, exact for every pair: blocks, and masks inside the partial ones.
 
-        Blocks of another shape or size are split into the largest square ones that a layout takes. A partial block
-        becomes an active one where the `mask_mod` keeps all of its tokens, and is left out where it keeps none.
+        Blocks of another shape or size are split into square ones. The `mask_mod` is asked about partial blocks alone. A
+        slice, ``block_mask[:, :, rows]``, has lost its `mask_mod` and which rows it is of: one with partial blocks is
+        refused.
 
         Args:
-            block_mask: the same for every batch element.
-            allow_partial: keep all token pairs of the other partial blocks too, as a layout holds no mask inside a
-                block; pass ``is_causal=True`` to the attention if that is what the `mask_mod` did.
+            block_mask: for one or several batch elements. The layout has `batch` 1 where all are the same.
+            allow_partial: keep all token pairs of the partial blocks.
             q_len: number of queries, default that of the BlockMask; of a slice of its rows, whole blocks.
             kv_len: number of keys, default that of the BlockMask.
-            causal: whether the layout is for ``is_causal=True``: then the last query sits at the last key.
+            causal: whether the layout is for ``is_causal=True``, as in `from_mask_mod`.
+            block_size: tokens per block side of the layout, default the largest that divides the blocks.
 
         Raises:
             ValueError: a layout cannot hold the mask, or the lengths do not fit it; the message says why.
             TypeError: `block_mask` is no BlockMask.
         """
-        from .block_mask import dense_of_block_mask
+        from .block_mask import read_block_mask
 
-        dense, q_tokens, kv_tokens, block_size = dense_of_block_mask(block_mask, allow_partial, q_len, kv_len)
-        if values.flag(causal) and (kv_tokens - q_tokens) % block_size:
-            raise ValueError(
-                f"causal=True needs a q_len {q_tokens} and kv_len {kv_tokens} that differ by whole blocks of "
-                f"{block_size}: the rows of block_mask start at the first query, those of a layout at a block"
-            )
-        return cls.from_dense(dense, block_size, q_tokens, kv_tokens, causal)
+        with torch.inference_mode(False), torch.no_grad():  # a mask_mod needs torch.vmap
+            read = read_block_mask(block_mask, allow_partial, q_len, kv_len, causal, block_size)
+        return cls._of_listed(read.grid, read.batch, read.num_heads, read.listed)
+
+    @classmethod
+    def from_mask_mod(
+        cls,
+        mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        q_len: int,
+        kv_len: int | None = None,
+        block_size: int = 64,
+        batch: int | None = None,
+        num_heads: int | None = None,
+        causal: bool = False,
+        device: torch.device | str | None = None,
+        within: BlockLayout | None = None,
+    ) -> BlockLayout:
+        """The layout of a mask_mod, exact for every pair: blocks with a pair that it keeps, and masks inside blocks.
+
+        Blocks with the same mask share it. The mask_mod is asked about every pair of tokens once, in pieces of bounded
+        memory, so the time grows with ``batch * num_heads * q_len * kv_len`` (about 1 s for 16,384 x 16,384 on a CPU);
+        with `within` only about those in its active blocks.
+
+        Args:
+            mask_mod: ``mask_mod(b, h, q_idx, kv_idx)``, True where a query sees a key, as for FlexAttention: of tensors
+                without dimensions, which `torch.vmap` maps. One that `torch.vmap` cannot take is called with b and h
+                without dimensions and q_idx (n, q, 1), kv_idx (n, 1, kv) that broadcast. Indices are those of existing
+                tokens: q_idx from 0 to q_len - 1, kv_idx from 0 to kv_len - 1.
+            q_len: number of queries.
+            kv_len: number of keys, default q_len.
+            block_size: tokens per block side, a power of two from 16 to 256.
+            batch: number of batch elements. None: the mask is the same for all.
+            num_heads: number of heads, or of kv heads. None: the mask is the same for all.
+            causal: whether the layout is for ``is_causal=True``, which then hides later keys whatever `mask_mod` says of
+                them: the last query sits at the last key. (Of a causal mask_mod, False makes a layout for ``is_causal=False``,
+                True one for ``is_causal=True``; the second has fewer masks.)
+            device: where `mask_mod` is called and the lists live, default the CPU, or the device of `within`.
+            within: a layout of the same lengths, block_size and `causal`: pairs that it does not have do not count. So a
+                pattern and a mask are combined, and a long window takes little time.
+
+        Raises:
+            ValueError: an argument is out of its range, or `mask_mod` raised; the message says which.
+            TypeError: an argument is something else, or `mask_mod` returned no bool tensor.
+
+        Examples:
+            >>> document = torch.tensor([0] * 100 + [1] * 156)
+            >>> layout = BlockLayout.from_mask_mod(lambda b, h, q, k: (document[q] == document[k]) & (q >= k), q_len=256)
+            >>> layout.stats().num_pairs == 100 * 101 // 2 + 156 * 157 // 2
+            True
+        """
+        if within is not None and not isinstance(within, BlockLayout):
+            raise TypeError(f"within must be a BlockLayout, got {values.shown(within)}")
+        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, block_size, causal)
+        target = within.device if within is not None and device is None else checked_device(device)
+        mask = of_mask_mod(mask_mod)
+        elements = check_count("batch", batch, 1 if within is None else within.batch)
+        heads = check_count("num_heads", num_heads, 1 if within is None else within.num_heads)
+        with torch.inference_mode(False), torch.no_grad():  # a mask_mod needs torch.vmap
+            if within is None:
+                groups = all_blocks(grid, elements, heads, target)
+            else:
+                inside = within.to(target)._as_within(grid)
+                groups = groups_of(blocks_within(inside, elements, heads), grid)
+                mask = mask_within(mask, inside)
+            listed = masked_lists(grid, elements, heads, ask(grid, groups, mask, target))
+        return cls._of_listed(grid, elements, heads, listed)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor, block_size: int = 64, causal: bool = False) -> BlockLayout:
+        """The layout of a boolean mask of tokens, exact for every pair, on the device of the mask.
+
+        Args:
+            mask: bool, True where a query **sees** a key, as in `scaled_dot_product_attention` (the opposite of
+                `torch.nn.MultiheadAttention`, whose True hides: pass ``~attn_mask``): (q_len, kv_len),
+                (heads, q_len, kv_len) or (batch, heads, q_len, kv_len).
+            block_size: tokens per block side, a power of two from 16 to 256.
+            causal: whether the layout is for ``is_causal=True``, as in `from_mask_mod`.
+
+        Raises:
+            ValueError: the mask has another shape; the message names it.
+            TypeError: the mask is no bool tensor.
+
+        Examples:
+            >>> layout = BlockLayout.from_mask(torch.ones(100, 100, dtype=torch.bool).tril())
+            >>> layout.num_active_blocks, layout.stats().num_pairs
+            (3, 5050)
+        """
+        whole = checked_mask(mask)
+        elements, heads, q_len, kv_len = whole.shape
+        grid = BlockGrid(q_len, kv_len, check_block_size(block_size), causal)
+        with torch.inference_mode(False), torch.no_grad():  # a mask_mod needs torch.vmap
+            groups = all_blocks(grid, elements, heads, mask.device)
+            listed = masked_lists(grid, elements, heads, ask(grid, groups, of_tensor(whole), mask.device))
+        return cls._of_listed(grid, elements, heads, listed)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str | None = None) -> BlockLayout:
+        """The layout in a file that `save` wrote.
+
+        Args:
+            path: of the file.
+            device: where the lists are to live, default the CPU.
+
+        Raises:
+            ImportError: safetensors is not installed.
+            ValueError: the file is not one of `save`, or is damaged; the message says why.
+            OSError: the file cannot be read.
+        """
+        saved = load_layout(path)
+        target = checked_device(device)
+        masks, exact = saved.block_masks, saved.is_exact
+        return cls(
+            saved.grid, saved.num_heads, saved.rows, saved.cols, saved.configs, saved.batch, masks, exact
+        ).to(target)
+
+    @classmethod
+    def _of_listed(cls, grid: BlockGrid, batch: int, num_heads: int, listed: Listed) -> BlockLayout:
+        rows, cols, masks = listed
+        return cls(grid, num_heads, rows, cols, batch=batch, block_masks=masks)
 
     @classmethod
     def _from_pairs(
@@ -454,7 +597,10 @@ class BlockLayout:
 
     @property
     def density(self) -> float:
-        """Active blocks over those that dense attention with the same lengths and causality computes."""
+        """Active blocks over those that dense attention with the same lengths and causality computes.
+
+        A block with a mask inside counts as one; `stats` has the share of the pairs of tokens, ``element_density``.
+        """
         return self.num_active_blocks / self._num_available()
 
     def _num_available(self) -> int:
@@ -525,6 +671,13 @@ class BlockLayout:
         owner = self.row_lists.owners()[:n_blocks]
         return owner // self.grid.n_rows, owner % self.grid.n_rows, self.row_lists.indices[:n_blocks].long()
 
+    def _active(self) -> Active:
+        return active_blocks(self.row_lists, self.grid, self.num_heads)
+
+    def _as_within(self, grid: BlockGrid) -> Within:
+        check_same_grid(self.grid, grid)
+        return Within(self.grid, self.batch, self.num_heads, self._active(), self.block_masks)
+
     def rows(self, head: int = 0, batch: int = 0) -> list[list[int]]:
         """The active columns of every row of one head (and batch element), as Python lists."""
         first = check_index("batch", batch, self.batch) * self.num_heads
@@ -545,19 +698,22 @@ class BlockLayout:
         return dense[0] if self.num_heads == 1 else dense
 
     def to_block_mask(self) -> BlockMask:
-        """The same blocks as a FlexAttention BlockMask, for compiled and eager `flex_attention`.
+        """The same pairs as a FlexAttention BlockMask, for compiled and eager `flex_attention`: blocks and masks inside them.
 
-        Its format takes 16 to 17 bytes for every pair of blocks, active or not, and head of the layout.
+        It hides later keys where the layout is causal. Its rows begin at the first query, also where that sits in the middle
+        of a block. Its format takes 16 to 17 bytes for every pair of blocks, active or not, and head of the layout.
         """
         from .block_mask import block_mask_of
 
-        dense = self.to_dense()
-        return block_mask_of(self.grid, dense if dense.dim() == 3 else dense[None])
+        entries = self._entries().view(self.batch, self.num_heads, self.grid.n_rows, self.grid.n_cols)
+        return block_mask_of(self.grid, entries, self.block_masks)
 
     def stats(self) -> LayoutStats:
         """Block counts, the density requested and real, the reach of a query, and memory."""
         counts = self.row_lists.indptr.diff()
-        tensors = (*self.row_lists.tensors(), *self.col_lists.tensors())
+        masks = self.block_masks
+        tensors = (*self.row_lists.tensors(), *self.col_lists.tensors(), *(masks or ()))
+        num_pairs = int(self._kept_pairs(self._active()).sum())
         return LayoutStats(
             num_rows=self.grid.n_rows,
             num_cols=self.grid.n_cols,
@@ -565,6 +721,9 @@ class BlockLayout:
             num_active_blocks=self.num_active_blocks,
             num_available_blocks=self._num_available(),
             density=self.density,
+            num_pairs=num_pairs,
+            element_density=num_pairs / (self.batch * self.num_heads * self.grid.available_pairs()),
+            num_masks=0 if masks is None else masks.table.shape[0],
             asked_density=self._asked_density(),
             rows_at_floor=self._rows_at_floor(),
             min_blocks_per_row=int(counts.min()),
@@ -573,6 +732,12 @@ class BlockLayout:
             reach=self._reach(),
             num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         )
+
+    def _kept_pairs(self, active: Active) -> Tensor:
+        """How many pairs of each of these blocks count, int64 (n,)."""
+        masks, blocks = self.block_masks, active.blocks
+        ids, table = (None, None) if masks is None else (masks.ids[active.block_ids], masks.table)
+        return kept_pairs(self.grid, blocks.row, blocks.col, ids, table)
 
     def _asked_density(self) -> float | None:
         if self.configs is None or any(config.window_size is not None for config in self.configs):
@@ -597,23 +762,63 @@ class BlockLayout:
         return int(distance.max()) * self.block_size
 
     def coverage(self, layers: int = 1) -> float:
-        """Fraction of the allowed (query, key) block pairs connected within `layers` stacked layers."""
-        _, rows, cols = self.coo()
-        return coverage(self.grid, rows, cols, layers)
+        """Fraction of the allowed (query, key) block pairs connected within `layers` stacked layers.
+
+        A pair of blocks counts as connected by one layer if any head sees any pair of its tokens: masks inside blocks and
+        token dilation do not change the figure. With lists for each batch element it is the mean over them.
+        """
+        return sum(coverage(self.grid, rows, cols, layers) for rows, cols in self._elements()) / self.batch
 
     def hops_to_full_coverage(self) -> int | None:
-        """The fewest layers that connect every allowed (query, key) block pair; None if no number does."""
-        _, rows, cols = self.coo()
-        return hops_to_full_coverage(self.grid, rows, cols)
+        """The fewest layers that connect every allowed (query, key) block pair; None if no number does.
 
-    def plot(self, ax: Axes | None = None, head: int = 0, **kwargs: Any) -> Axes:
-        """Plot the active blocks of one head with matplotlib, if it is installed; returns the axes."""
+        Pairs of blocks count as for `coverage`. With lists for each batch element it is the most of them.
+        """
+        hops = [hops_to_full_coverage(self.grid, rows, cols) for rows, cols in self._elements()]
+        return None if None in hops else max(number for number in hops if number is not None)
+
+    def _elements(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows and columns of all heads of each batch element."""
+        blocks = self._active().blocks
+        for element in range(self.batch):
+            here = blocks.batch == element
+            yield blocks.row[here], blocks.col[here]
+
+    def plot(self, ax: Axes | None = None, head: int = 0, batch: int = 0, **kwargs: Any) -> Axes:
+        """Plot the active blocks of one head with matplotlib, if it is installed; returns the axes.
+
+        Blocks of which a mask keeps some pairs are lighter, by their share of the pairs.
+
+        Args:
+            ax: where to plot, default a new figure.
+            head: of the layout.
+            batch: the batch element of a layout that has lists for each.
+            **kwargs: for ``ax.imshow``.
+        """
         from .plot import plot_blocks
 
-        heads, rows, cols = self.coo()
-        is_meant = heads == check_index("head", head, self.num_heads)
+        active, element = self._active(), check_index("batch", batch, self.batch)
+        blocks = active.blocks
+        meant = (blocks.head == check_index("head", head, self.num_heads)) & (blocks.batch == element)
+        shown = Active(blocks.taken(meant), active.block_ids[meant])
+        shares = share_of(self.grid, shown.blocks, self._kept_pairs(shown))
         title = f"{self.num_active_blocks:,} of {self._num_available():,} blocks ({self.density:.2%})"
-        return plot_blocks(self.grid, rows[is_meant], cols[is_meant], title, ax, **kwargs)
+        if self.block_masks is not None:
+            title += f", {self.stats().element_density:.2%} of the pairs"
+        return plot_blocks(self.grid, shown.blocks, shares, title, ax, **kwargs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the layout to a file in the format of safetensors, which `load` reads: lists, masks, patterns and lengths.
+
+        Raises:
+            ImportError: safetensors is not installed.
+            OSError: the file cannot be written.
+        """
+        rows, cols, configs = self.row_lists, self.col_lists, self.configs
+        held = Saved(
+            self.grid, self.num_heads, self.batch, rows, cols, configs, self.block_masks, self._is_exact
+        )
+        save_layout(held, path)
 
     # ---- what backends take
 

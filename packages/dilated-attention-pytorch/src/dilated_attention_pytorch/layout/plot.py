@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..grid import BlockGrid
+from .element_masks import Blocks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +22,18 @@ def bin_size(grid: BlockGrid) -> int:
 
 
 def plot_blocks(
-    grid: BlockGrid, rows: Tensor, cols: Tensor, title: str, ax: Axes | None, **kwargs: Any
+    grid: BlockGrid, blocks: Blocks, shares: Tensor, title: str, ax: Axes | None, **kwargs: Any
 ) -> Axes:
-    """Plot the blocks of one head, int64 (n,) each; more than 512 blocks a side are binned, darker where denser."""
+    """Plot the blocks of one head; more than 512 blocks a side are binned, darker where denser.
+
+    Args:
+        grid: of the layout.
+        blocks: those of the head.
+        shares: (n,), the share of the pairs that count in each block; the fewer, the lighter.
+        title: of the plot.
+        ax: where to plot, None for a new figure.
+        **kwargs: for ``ax.imshow``.
+    """
     if ax is not None and not hasattr(ax, "imshow"):
         raise TypeError(
             f"ax must be matplotlib Axes, got {type(ax).__name__}; use the second of plt.subplots()"
@@ -34,8 +44,9 @@ def plot_blocks(
         raise ImportError("plot needs matplotlib: pip install matplotlib") from error
     step = bin_size(grid)
     height, width = -(-grid.n_rows // step), -(-grid.n_cols // step)
-    counts = torch.bincount((rows // step) * width + cols // step, minlength=height * width)
-    share = (counts.view(height, width).double() / step**2).cpu()
+    pixel = blocks.row // step * width + blocks.col // step
+    total = torch.bincount(pixel, weights=shares, minlength=height * width)
+    share = (total.view(height, width) / step**2).cpu()
     if ax is None:
         _, ax = plt.subplots(figsize=(5, 5 * height / width + 0.5), layout="constrained")
     bottom = (grid.first_row + grid.n_rows) * grid.block_size
