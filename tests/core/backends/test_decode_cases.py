@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from dilated_attention_pytorch import block_sparse_decode
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_decode
 from dilated_attention_pytorch.backends.triton import decode_tuning
 from tests.core.decode_cases import (
     cache_of,
@@ -69,6 +70,38 @@ def test_decoding_gives_the_rows_of_the_full_forward(
     )
     torch.testing.assert_close(got_out, last_queries(out, n_tokens, q_len), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(got_lse, last_lse(lse, n_tokens, q_len), rtol=1e-5, atol=1e-5)
+
+
+WINDOW = SparsePatternConfig("local_window", 16, window_size=40, exact=True)
+MASK_LAYOUTS: dict[str, Callable[[], BlockLayout]] = {
+    "window_to_the_token": lambda: BlockLayout.from_config(WINDOW, 112, causal=True),
+    "causal_mask_mod": lambda: BlockLayout.from_mask_mod(
+        lambda b, h, q, k: (k <= q) & ((q - k < 20) | (k < 5)), 112, block_size=16
+    ),
+    "mask_mod_of_elements_and_heads": lambda: BlockLayout.from_mask_mod(
+        lambda b, h, q, k: (q - k) % (b + 2) <= h, 112, block_size=32, batch=3, num_heads=2, causal=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASK_LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layouts_of_masks_decode_to_the_rows_of_the_full_forward(backend: str, name: str) -> None:
+    whole = sequence(MASK_LAYOUTS[name]())
+    out, lse = whole.rows()
+    k, v = (paged(cache_of(x, LENGTHS, 120), 16) for x in (whole.k, whole.v))
+    got_out, got_lse = block_sparse_decode(
+        last_queries(whole.q, LENGTHS, 3),
+        k,
+        v,
+        whole.layout,
+        LENGTHS,
+        table_of(3, 8),
+        return_lse=True,
+        backend=backend,
+    )
+    torch.testing.assert_close(got_out, last_queries(out, LENGTHS, 3), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got_lse, last_lse(lse, LENGTHS, 3), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
