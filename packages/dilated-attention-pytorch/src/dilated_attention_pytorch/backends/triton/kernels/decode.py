@@ -13,12 +13,7 @@ import triton
 import triton.language as tl
 
 from .masking import LN2, LOG2E
-
-
-@triton.jit
-def capped(s, softcap):
-    """softcap * tanh(s / softcap)."""
-    return softcap * (1.0 - 2.0 / (tl.exp2(s * (2.0 * LOG2E / softcap)) + 1.0))
+from .scores import tanh
 
 
 @triton.jit
@@ -213,7 +208,7 @@ def decode_kernel(
 
         s = tl.dot(q, k, input_precision=PRECISION)
         if HAS_SOFTCAP:
-            s = capped(s * softmax_scale, softcap) * LOG2E
+            s = tanh(s * (softmax_scale / softcap), True) * (softcap * LOG2E)
         else:
             s = s * (softmax_scale * LOG2E)
         if HAS_SLOPES:
