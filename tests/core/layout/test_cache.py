@@ -73,7 +73,7 @@ def test_consecutive_lengths_share_their_lists(decoding: bool, builds: list[tupl
     assert len(builds) == 11
 
 
-def test_a_decode_builds_lists_once_per_block_and_gives_the_rows_of_the_full_forward(
+def test_steps_of_decoding_share_a_layout_and_give_the_rows_of_the_full_forward(
     builds: list[tuple[int, int]],
 ) -> None:
     module = BlockSparseAttention(config(block_size=16))
@@ -83,7 +83,25 @@ def test_a_decode_builds_lists_once_per_block_and_gives_the_rows_of_the_full_for
     for step in range(100):
         found = module(q[:, step : step + 1], k[:, : step + 1], v[:, : step + 1], is_causal=True)
         torch.testing.assert_close(found, full[:, step : step + 1])
-    assert len(builds) == 7
+    assert builds == [(1, 1), (1024, 1024)]
+
+
+def test_a_thousand_steps_of_decoding_build_two_layouts(builds: list[tuple[int, int]]) -> None:
+    module = BlockSparseAttention(config(block_size=16))
+    q, k, v = qkv(1500)
+    for length in range(500, 1500):
+        module(q[:, :1], k[:, :length], v[:, :length], is_causal=True)
+    assert builds == [(1024, 1024), (1024, 2048)]
+
+
+def test_chunk_of_whole_blocks_has_a_layout_of_its_own_which_every_backend_serves(
+    builds: list[tuple[int, int]],
+) -> None:
+    module = BlockSparseAttention(config(block_size=16))
+    q, k, v = qkv(200)
+    for first, end in ((96, 200), (96, 112), (96, 111), (97, 200)):
+        module(q[:, first:end], k[:, :end], v[:, :end], is_causal=True)
+    assert builds == [(104, 200), (16, 112), (1024, 1024)]
 
 
 @pytest.mark.parametrize("causal", [False, True])

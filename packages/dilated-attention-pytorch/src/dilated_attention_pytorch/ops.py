@@ -176,7 +176,7 @@ class OpArgs(NamedTuple):
         causal = bool(geometry.is_causal_layout)
         if self.pattern:
             pattern = Pattern(self.pattern, geometry.block_size, geometry.layout_heads)
-            return LAYOUTS.find(pattern, q_len, kv_len, causal, device)
+            return LAYOUTS.covering(pattern, q_len, kv_len, causal, device)
         return BlockLayout._of_lists(
             self.grid(), geometry.layout_heads, BlockLists(*self.rows()), BlockLists(*self.cols()),
             geometry.layout_batch, self.masks(), bool(geometry.is_exact_layout),

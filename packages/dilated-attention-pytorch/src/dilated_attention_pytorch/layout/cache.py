@@ -1,7 +1,7 @@
 """Cache of the layouts of patterns, shared by all modules.
 
 The lists of a layout depend on its block rows and columns alone, so 64 consecutive lengths at block size 64 share them.
-A layout for other lengths with the same lists is a small object beside them: decoding builds lists once per block of keys.
+A layout for other lengths with the same lists is a small object beside them. The steps of decoding share one layout.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .. import values
 from ..caching import LOCK, make_to_stay
 from ..config import SparsePatternConfig, check_same_block_size
 from ..grid import BlockGrid
@@ -23,6 +24,7 @@ from .layout import BlockLayout
 MAX_LISTS = 128  # sets of lists
 MAX_BYTES = 2**30  # of all lists together; the newest stay, whatever their size
 MAX_LENGTHS = 1024  # layouts over all lists
+STEP_ROWS = 64  # of the layout that steps of decoding share
 
 
 class Pattern(NamedTuple):
@@ -118,6 +120,21 @@ class LayoutCache:
                 lists.captured, lists.may_be_captured = True, False
                 self._by_blocks[lists.key] = lists  # another thread may just have dropped it
         return found.layout
+
+    def covering(
+        self, pattern: Pattern, q_len: int, kv_len: int, causal: bool, device: torch.device
+    ) -> BlockLayout:
+        """The layout of a pattern for these lengths, or for a few queries after other keys the one of many positions.
+
+        Causal rows are the same at every length, so the steps of decoding share a layout, which covers `STEP_ROWS` rows. Chunks
+        of whole blocks have a layout of their own: every backend serves it.
+        """
+        first, size = kv_len - q_len, pattern.block_size
+        if not causal or first <= 0 or (first % size == 0 and q_len >= size):
+            return self.find(pattern, q_len, kv_len, causal, device)
+        step = STEP_ROWS * size
+        end = min(-(-kv_len // step) * step, values.MAX_TOKENS)
+        return self.find(pattern, end - first // step * step, end, causal, device)
 
     def _add(self, pattern: Pattern, key: tuple[str, int, int, bool, torch.device]) -> Found:
         text, q_len, kv_len, causal, device = key

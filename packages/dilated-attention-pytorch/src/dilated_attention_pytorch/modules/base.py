@@ -45,7 +45,7 @@ class BlockSparseAttention(nn.Module):
     The arguments are attributes too: an assigned value is checked as here and applies from the next call on.
 
     Layouts are built at first use and kept for all modules with the same `sparse_config`. Lengths with the same block
-    rows and columns share their lists, so decoding builds lists once per block of keys. The least recently used lists
+    rows and columns share their lists, and decoding builds a layout once per 64 blocks. The least recently used lists
     go first, when there are more than 128 sets of them or 1 GiB; those that a CUDA graph was captured with stay.
 
     Under torch.compile and torch.export the layout is looked up when the graph runs: a graph with dynamic shapes serves
@@ -185,7 +185,7 @@ class BlockSparseAttention(nn.Module):
         causal: bool = False,
         device: torch.device | str | None = None,
     ) -> BlockLayout:
-        """The layout used for these lengths; built at first use and kept.
+        """The layout for these lengths; built at first use and kept. Steps of decoding use a longer one with the same rows.
 
         Not inside of torch.compile, whose graphs look layouts up themselves: call it outside, and pass what it returns
         as `layout` to the call.
@@ -257,7 +257,7 @@ class BlockSparseAttention(nn.Module):
             try:
                 of_q, of_k = q.shape, k.shape
                 if len(of_q) == len(of_k) == 4 and is_plain_eager():
-                    layout = LAYOUTS.find(self._pattern, of_q[1], of_k[1], is_causal, q.device)
+                    layout = LAYOUTS.covering(self._pattern, of_q[1], of_k[1], is_causal, q.device)
             except Exception as error:
                 if q.device.type != "meta":  # a meta tensor gets its shapes from the operator
                     raise refusal(error, q, k, v, is_causal) from None
