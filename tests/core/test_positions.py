@@ -17,7 +17,8 @@ from dilated_attention_pytorch import (
     block_sparse_attention_varlen,
 )
 
-BACKENDS = ["reference", "cpu"]
+DRAWN = ["reference", "cpu"]
+BACKENDS = [*DRAWN, pytest.param("triton", marks=pytest.mark.interpreter)]
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.3)
 LONGEST = 112
 LAYOUT = BlockLayout.from_config(CONFIG, LONGEST, causal=True)
@@ -62,7 +63,7 @@ def lengths_of(prompts: list[Prompt]) -> list[int]:
 LENGTHS = st.lists(st.integers(1, LONGEST), min_size=1, max_size=3)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DRAWN)
 @settings(max_examples=8, deadline=None)
 @given(lengths=LENGTHS, spare=st.integers(0, 20), dtype=st.sampled_from([torch.int32, torch.int64]))
 def test_padded_on_the_right(backend: str, lengths: list[int], spare: int, dtype: torch.dtype) -> None:
@@ -76,7 +77,7 @@ def test_padded_on_the_right(backend: str, lengths: list[int], spare: int, dtype
         torch.testing.assert_close(row[:length], alone(x, backend), **TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DRAWN)
 @settings(max_examples=8, deadline=None)
 @given(lengths=LENGTHS, spare=st.integers(0, 20))
 def test_padded_on_the_left(backend: str, lengths: list[int], spare: int) -> None:
@@ -97,7 +98,7 @@ def test_padded_on_the_left(backend: str, lengths: list[int], spare: int) -> Non
         assert (its_lse[:, : room - length] == -torch.inf).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DRAWN)
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(0, LONGEST), min_size=1, max_size=4).filter(any))
 def test_packed_with_others(backend: str, lengths: list[int]) -> None:
@@ -124,7 +125,7 @@ def test_packed_with_others(backend: str, lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DRAWN)
 def test_prefilled_in_chunks(backend: str, chunk: int) -> None:
     x = prompt(100)
     q, k, v = (each[None] for each in x)
@@ -140,7 +141,7 @@ def test_prefilled_in_chunks(backend: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["int", "tensor"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DRAWN)
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(5, LONGEST), min_size=2, max_size=2), queries=st.integers(1, 5))
 def test_last_tokens_with_a_cache_longer_than_needed(
@@ -184,7 +185,7 @@ def test_packed_queries_at_the_end_of_their_caches(backend: str) -> None:
             torch.testing.assert_close(rows, alone(x, backend)[-n:], **TOLERANCE)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", DRAWN)
 def test_gradients_are_those_of_each_prompt_alone(backend: str) -> None:
     lengths = [50, 17, 33]
     prompts = [tuple(x.requires_grad_() for x in prompt(length)) for length in lengths]
