@@ -253,3 +253,31 @@ def test_positions_that_nobody_reads_see_nothing_beyond_the_layout(backend: str)
     assert not compiled(torch.tensor([40]))[:, 8:].any()
     for far in (2**31 - 1, -(2**31), 2**40, -(2**40)):
         assert not compiled(torch.tensor([far])).any()
+
+
+EMPTY = torch.zeros(1, 0, 4, 8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+def test_calls_without_queries_or_keys(backend: str, is_causal: bool) -> None:
+    layout = LAYOUT if is_causal else BlockLayout.from_config(CONFIG, LONGEST)
+    some = torch.randn(1, 5, 4, 8)
+    for q, k in ((EMPTY, some), (some, EMPTY), (EMPTY, EMPTY)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, k)]
+        of_q, of_k = int32([0, q.shape[1]]), int32([0, k.shape[1]])
+        outs = (
+            block_sparse_attention(*leaves, layout, is_causal=is_causal, backend=backend),
+            block_sparse_attention_varlen(
+                *(x[0] for x in leaves), layout, of_q, of_k, 5, 5, is_causal=is_causal, backend=backend
+            ),
+        )
+        for out in outs:
+            assert out.shape[-3:] == q.shape[1:]
+            assert not out.any()
+            assert not any(grad.any() for grad in torch.autograd.grad(out.sum(), leaves))
+    none = EMPTY[0]
+    out = block_sparse_attention_varlen(
+        none, none, none, layout, int32([0]), int32([0]), 0, 0, is_causal=is_causal, backend=backend
+    )
+    assert out.shape == none.shape

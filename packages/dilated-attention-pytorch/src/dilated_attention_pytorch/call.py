@@ -62,7 +62,7 @@ class Call(NamedTuple):
         A block has another place in the prefix, so a call with a block_bias keeps the layout as it is.
         """
         c, grid, length = self, layout.grid, self.q.shape[1]
-        if length == grid.q_len or length != c.k.shape[1] or c.q_offset != 0 or not grid.is_square:
+        if length in (0, grid.q_len) or length != c.k.shape[1] or c.q_offset != 0 or not grid.is_square:
             return layout
         if c.block_bias is not None or not (c.sequences is None or c.sequences.only_lengths):
             return layout

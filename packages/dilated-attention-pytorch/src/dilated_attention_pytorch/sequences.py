@@ -96,7 +96,10 @@ def packed_sequences(
         q_offset: the position of the first query of each sequence, an int or int32 (n_sequences,).
     """
     q_len = cu_seqlens_q.diff().clamp(0, max_seqlen_q)
-    kv_len = cu_seqlens_k.diff().clamp(0, max_seqlen_k)
+    if cu_seqlens_k is cu_seqlens_q and max_seqlen_k == max_seqlen_q:
+        kv_len = q_len
+    else:
+        kv_len = cu_seqlens_k.diff().clamp(0, max_seqlen_k)
     if q_offset is None:
         position = kv_len - q_len if is_causal else torch.zeros_like(q_len)
     else:

@@ -154,14 +154,20 @@ def check_packed_call(
         check_max_seqlen("max_seqlen_q", max_seqlen_q),
         check_max_seqlen("max_seqlen_k", max_seqlen_k),
     )
-    cu_seqlens_q = check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q, max_q, readable)
-    cu_seqlens_k = check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k, max_k, readable)
-    check_same_number(cu_seqlens_q, cu_seqlens_k)
-    n_sequences = cu_seqlens_q.shape[0] - 1
+    of_q = check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q, max_q, readable)
+    # self-attention: one tensor is made into a table with fewer launches
+    is_one = not torch.compiler.is_compiling() and cu_seqlens_k is cu_seqlens_q and q.shape[1] == k.shape[1]
+    of_k = (
+        of_q
+        if is_one and max_k == max_q
+        else check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k, max_k, readable)
+    )
+    check_same_number(of_q, of_k)
+    n_sequences = of_q.shape[0] - 1
     check_layout(q, k, layout, is_causal, n_sequences)
     if q_offset is not None:
         q_offset = check_q_offset(q_offset, q, n_sequences)
-    sequences = packed_sequences(cu_seqlens_q, cu_seqlens_k, max_q, max_k, is_causal, q_offset)
+    sequences = packed_sequences(of_q, of_k, max_q, max_k, is_causal, q_offset)
     check_positions_of_packed(layout, sequences, q_offset, is_causal, readable)
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
