@@ -138,6 +138,22 @@ def drawn_problem(seed: int, plain_scores: bool = False, q_len: int | None = Non
     })  # fmt: skip
 
 
+def with_masks_of_pairs(problem: AttentionProblem, seed: int) -> AttentionProblem:
+    """The problem with masks inside blocks, alibi_slopes or an attn_bias, or several of them."""
+    p, draw, fields = problem, Draw(seed), dict[str, Any]()
+    kinds = draw.sample(["masks", "alibi", "bias"], draw.randint(1, 3))
+    if "masks" in kinds:
+        table = packed_masks(draw.flags(0.5, draw.randint(0, 3), p.block_size, p.block_size))
+        n_ids = max([-1, *p.rows.block_ids[: int(p.rows.indptr[-1])].tolist()]) + 1
+        fields["block_masks"] = BlockMasks(draw.int32(-1, table.shape[0] - 1, n_ids), table)
+    if "alibi" in kinds:
+        fields["alibi_slopes"] = torch.rand(p.num_heads, generator=draw.generator)
+    if "bias" in kinds and not (p.sequences is not None and p.sequences.is_packed):
+        shape = draw.choice([1, p.batch]), draw.choice([1, p.num_heads]), p.q_len, p.kv_len
+        fields["attn_bias"] = draw.normal(*shape).masked_fill(draw.flags(0.2, *shape), -torch.inf)
+    return with_fields(p, **fields)
+
+
 def with_fields(problem: AttentionProblem, **fields: Any) -> AttentionProblem:
     """The problem with other fields."""
     return AttentionProblem.made_of(**{**problem.__dict__, **fields})

@@ -83,7 +83,8 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
             monkeypatch.setattr(decode, "suits", lambda problem: False)
         monkeypatch.setattr(choice, "suits_row_by_row", lambda problem: way == "row by row")
         if way == "unfused":
-            monkeypatch.setattr(choice, "fits_fused_kernel", lambda problem: False)
+            for name in ("fits_fused_kernel", "fits_masked_kernel"):
+                monkeypatch.setattr(choice, name, lambda problem: False)
         if module is one_call:
             # a call for every row costs endless time, hence is never chosen
             monkeypatch.setattr(one_call_plan, "ROW_US", 10**9)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.backends.cpu import CPU, choice, decode, one_call_plan, single_queries
+from dilated_attention_pytorch.backends.cpu import CPU, choice, decode, one_call_plan, single_queries, unfused
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from tests.core.attention_cases import LIMITS
 from tests.core.backends.drawn_problems import (
@@ -18,6 +18,7 @@ from tests.core.backends.drawn_problems import (
     reference_results,
     unseen_keys,
     with_fields,
+    with_masks_of_pairs,
 )
 
 # float64 over at most 64 keys, whose scores are below 20; lse and its gradients are as exact
@@ -106,6 +107,20 @@ def test_types_keep_their_limits(seed: int, dtype: torch.dtype) -> None:
         error = (found[name].double() - value).nan_to_num(0.0, 0.0, 0.0).norm()
         size = value.nan_to_num(0.0, 0.0, 0.0).norm()
         assert float(error) <= LIMITS[dtype] * max(float(size), natural), name
+
+
+@pytest.mark.parametrize("seed", range(700, 730))
+def test_masks_of_pairs_are_those_of_the_definition_in_the_fused_kernel(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # only for several rows; one row, and what is not finite, are computed without that kernel
+    p = with_masks_of_pairs(drawn_problem(seed, plain_scores=True, q_len=40), seed)
+    if p.dilation is None:
+        monkeypatch.setattr(unfused, "forward", None)
+    monkeypatch.setattr(
+        choice, "suits_masked_batches", lambda problem, *_: choice.fits_masked_kernel(problem)
+    )
+    check(p, seed)
 
 
 # ---- each way of fused calls, which would only be chosen for larger ones

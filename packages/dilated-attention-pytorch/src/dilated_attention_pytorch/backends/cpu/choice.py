@@ -10,6 +10,7 @@ from . import decode, one_call, row_batches, row_by_row, unfused
 from .chunking import START, Origin
 from .finite import are_finite
 from .one_call_plan import CallPlan, plan_of
+from .pair_masks import changes_pairs
 from .scratch import Buffers
 
 # Mean elements of k per row: with fewer, a kernel call per row does not pay off (measured with blocks of 64 x 64).
@@ -19,6 +20,8 @@ MIN_ROW_ELEMENTS = 48 * 1024
 def forward(problem: AttentionProblem, buffers: Buffers, origin: Origin = START) -> tuple[Tensor, Tensor]:
     """out and lse of a plain problem, without sinks; `origin` is where it begins in the tensors of the call."""
     if not fits_fused_kernel(problem):
+        if suits_masked_batches(problem, problem.k, problem.v):
+            return row_batches.forward(problem, buffers)
         return unfused.forward(problem, buffers, origin)
     if decode.suits(problem):
         return decode.forward(problem, buffers)
@@ -42,6 +45,9 @@ def backward(
 ) -> Gradients:
     """Gradients of a plain problem; out and lse include the sinks. Adds to `grad_bias`, of the shape of block_bias."""
     if not fits_fused_kernel(problem) or grad_lse is not None:
+        multiplied = (problem.q, problem.k, problem.v, grad_out)
+        if grad_lse is None and suits_masked_batches(problem, *multiplied):
+            return row_batches.backward(problem, out, lse, grad_out, buffers)
         return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers, origin, grad_bias)
     plan = usable_plan(problem, problem.q, problem.k, problem.v, grad_out)
     if plan is not None:
@@ -64,6 +70,11 @@ def usable_plan(problem: AttentionProblem, *multiplied: Tensor) -> CallPlan | No
 
 
 def fits_fused_kernel(problem: AttentionProblem) -> bool:
+    """Whether PyTorch's fused kernel supports everything that the problem uses, without a mask of its own for every tile."""
+    return fits_masked_kernel(problem) and not changes_pairs(problem)
+
+
+def fits_masked_kernel(problem: AttentionProblem) -> bool:
     """Whether PyTorch's fused kernel supports everything that the problem uses."""
     p = problem
     return (
@@ -72,11 +83,13 @@ def fits_fused_kernel(problem: AttentionProblem) -> bool:
         and max(p.rates) == 1
         and p.head_dim == p.v_head_dim
         and p.q.numel() > 0
-        and p.block_masks is None
         and p.softcap == 0.0
-        and p.alibi_slopes is None
-        and p.attn_bias is None
     )
+
+
+def suits_masked_batches(problem: AttentionProblem, *multiplied: Tensor) -> bool:
+    """Whether rows in batches, each with its mask, are the fastest: `multiplied` are finite, because 0 * NaN is NaN."""
+    return problem.n_rows > 1 and fits_masked_kernel(problem) and are_finite(*multiplied)
 
 
 def suits_row_by_row(problem: AttentionProblem) -> bool:

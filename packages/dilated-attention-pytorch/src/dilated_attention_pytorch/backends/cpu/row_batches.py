@@ -11,6 +11,7 @@ from torch import Tensor
 from ..problem import AttentionProblem, Gradients
 from . import fused_kernel
 from .padding import padded_keys
+from .pair_masks import changes_pairs, pair_mask
 from .scratch import Buffers, Scratch
 from .tiles import Tiles, Tiling, batch_ranges, tiling_of
 from .token_rows import TokenRows
@@ -27,10 +28,14 @@ class Part(NamedTuple):
     batches: range
     keys: Tensor  # (R, n_keys) token of k and v
     padded: Tensor | None  # bool (T, n_keys); None if no key is padding
+    problem: AttentionProblem
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """0 or -inf, broadcastable to (T, n_kv_heads, group * height, n_keys)."""
+        """What is added to the scores, broadcastable to (T, n_kv_heads, group * height, n_keys)."""
         mask = self.tiles.causal_mask(dtype, self.tiles.group)
+        if changes_pairs(self.problem):
+            of_pairs = pair_mask(self.problem, self.tiles, self.keys, self.batches, dtype)
+            mask = of_pairs if mask is None else of_pairs + mask
         if self.padded is None:
             return mask
         padding = torch.zeros(self.padded.shape, dtype=dtype, device="cpu")
@@ -46,9 +51,11 @@ class BatchedRows:
         self.max_elements = ELEMENTS_PER_THREAD * torch.get_num_threads()
         heads_per_tile = p.num_kv_heads if p.layout_heads == 1 else 1
         self.width = heads_per_tile * p.head_dim
-        self.tiling: Tiling = tiling_of(problem, self.max_elements // self.width)
         group = p.num_heads // (p.num_kv_heads if p.layout_heads in (1, p.num_kv_heads) else p.num_heads)
         height = min(p.q_len, p.block_size)
+        if changes_pairs(p):  # the mask of a call may have more elements than its keys
+            self.max_elements //= max(1, group * height // p.head_dim)
+        self.tiling: Tiling = tiling_of(problem, self.max_elements // self.width)
         self.is_wide = p.layout_heads == 1 and group * height > FEW_QUERIES
         # with groups, q is gathered head by head: the queries of a group follow each other in a tile
         self.q_is_wide = self.is_wide and group == 1
@@ -70,7 +77,7 @@ class BatchedRows:
             keys = tiles.keys()
             max_batches = max(1, self.max_elements // (n_tiles * tiles.n_keys * self.width))
             for batches in batch_ranges(self.problem.batch, max_batches):
-                yield Part(tiles, batches, keys, self.padding_of(keys, batches))
+                yield Part(tiles, batches, keys, self.padding_of(keys, batches), self.problem)
 
     def padding_of(self, keys: Tensor, batches: range) -> Tensor | None:
         if self.padded is None:
@@ -110,7 +117,8 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
     wide = torch.promote_types(p.q.dtype, torch.float32)
     # The kernel is slow in float16, and in bfloat16 with a single query.
     is_single = p.q_len * p.num_heads == p.num_kv_heads
-    dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single else wide
+    is_exact = p.alibi_slopes is None and p.attn_bias is None  # 0 and -inf, which bfloat16 holds
+    dtype = torch.bfloat16 if p.q.dtype == torch.bfloat16 and not is_single and is_exact else wide
     rows = BatchedRows(p, dtype, buffers)
     out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device="cpu")
     lse = torch.empty(p.batch, p.q_len, p.num_heads, 1, dtype=wide, device="cpu")
@@ -122,7 +130,7 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
         q, mask = rows.gather_queries("q", q_rows, part), part.mask(dtype)
         k, v = rows.gather_keys("k", rows.k, part), rows.gather_keys("v", rows.v, part)
         part_out, part_lse = fused_kernel.attention(q, k, v, mask, p.softmax_scale)
-        if mask is not None and part.padded is not None:
+        if mask is not None and (part.padded is not None or changes_pairs(p)):
             part_lse = part_lse.masked_fill((mask == -torch.inf).all(-1), -torch.inf)  # sees no key
         rows.put_queries(out_rows, part, part_out.to(p.q.dtype))
         rows.put_queries(lse_rows, part, part_lse.unsqueeze(-1))

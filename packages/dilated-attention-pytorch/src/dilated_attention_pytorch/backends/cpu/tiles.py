@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...layout.lists import BlockLists
 from ..problem import AttentionProblem
 from .list_cache import cached
 
@@ -41,6 +42,7 @@ class Tiles:
         self,
         queries: Tensor,
         blocks: Tensor,
+        block_ids: Tensor,
         heads: Tensor,
         kv_heads: Tensor,
         n_keys: int,
@@ -51,6 +53,7 @@ class Tiles:
     ) -> None:
         self.queries = queries  # (R, height) token of q
         self.blocks = blocks  # (R, n) column of the layout
+        self.block_ids = block_ids  # (R, n)
         self.heads = heads  # (1 or R, n_heads) head of q
         self.kv_heads = kv_heads  # (1 or R, n_kv_heads) head of k and v
         self.n_keys, self.lead, self.n_diagonal, self.block_size = n_keys, lead, n_diagonal, block_size
@@ -115,23 +118,24 @@ def tiling_of(problem: AttentionProblem, max_keys: int) -> Tiling:
         p.block_size, p.first_row, p.q_offset, p.q_len, p.kv_len, len(p.rates), p.is_causal, p.num_heads,
         p.num_kv_heads, p.layout_heads, max_keys,
     )  # fmt: skip
-    return cached(p.rows.indices, geometry, lambda: make_tiling(geometry, p.rows.indptr, p.rows.indices))
+    return cached(p.rows.indices, geometry, lambda: make_tiling(geometry, p.rows))
 
 
-def make_tiling(g: Geometry, offsets: Tensor, indices: Tensor) -> Tiling:
+def make_tiling(g: Geometry, lists: BlockLists) -> Tiling:
     block_size = g.block_size
     n_rows = -(-(g.q_len + g.q_offset) // block_size) - g.first_row
     n_cols = -(-g.kv_len // block_size)
-    offsets, columns = offsets[:: g.n_classes].long(), indices.long()
+    offsets, columns, block_ids = lists.indptr[:: g.n_classes].long(), lists.indices.long(), lists.block_ids
     counts = offsets.diff()
     owner = torch.arange(counts.numel(), device="cpu")  # (layout head, row)
     block_row = owner % n_rows + g.first_row
     of_entry = owner.repeat_interleave(counts)
     if g.n_classes > 1:  # the distance classes of a row are separate lists: sort its columns
-        columns = columns[(of_entry * n_cols + columns).argsort()]
+        by_column = (of_entry * n_cols + columns).argsort()
+        columns, block_ids = columns[by_column], block_ids[by_column]
     if g.is_causal:
         is_past = columns <= block_row[of_entry]
-        columns, of_entry = columns[is_past], of_entry[is_past]
+        columns, block_ids, of_entry = columns[is_past], block_ids[is_past], of_entry[is_past]
         counts = torch.bincount(of_entry, minlength=owner.numel())
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
@@ -164,10 +168,12 @@ def make_tiling(g: Geometry, offsets: Tensor, indices: Tensor) -> Tiling:
         n_keys = (n - 1) * block_size + ends
         for part in even_split(rows, max(1, g.max_keys // n_keys)):
             heads, kv_heads = heads_of(g, part // n_rows)
+            listed = offsets[part][:, None] + torch.arange(n, device="cpu")
             tiles.append(
                 Tiles(
                     begin[part][:, None] + torch.arange(int(height[first]), device="cpu"),
-                    columns[offsets[part][:, None] + torch.arange(n, device="cpu")],
+                    columns[listed],
+                    block_ids[listed],
                     heads,
                     kv_heads,
                     n_keys,
