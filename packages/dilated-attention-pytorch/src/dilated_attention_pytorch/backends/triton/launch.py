@@ -10,7 +10,7 @@ from torch import Tensor
 from ...sequences import COLUMNS
 from ..dropout import keep_threshold
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
-from . import tuning
+from . import INTERPRETED, tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
 from .kernels.forward import forward_kernel
 from .kernels.gaps import clear_gaps_kernel
@@ -113,7 +113,7 @@ def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
         "HAS_PADDING": padding is not None, "DROPOUT": p.dropout_p > 0.0,
         "PRECISION": "ieee",  # of float32 products; TF32 would lose 13 bits of them
         "PACKED": p.sequences is not None and p.sequences.is_packed,
-        "EXACT_TANH": p.q.dtype == torch.float32 or p.q.device.type == "cpu",
+        "EXACT_TANH": p.q.dtype == torch.float32 or INTERPRETED,
     }  # fmt: skip
 
 
@@ -184,9 +184,12 @@ def forward_launch(
         "HAS_EDGE": has_edge(p, positions), "SCALE_POSITIVE": p.softmax_scale > 0.0,
     }  # fmt: skip
     grid = (row_programs(p, positions, tile.block_m),)
-    return Launch(
-        forward_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    )
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    if positions is not None and tile.num_warps == 4 and p.q.dtype.itemsize == 2 and capability[0] == 9:
+        options["maxnreg"] = (
+            168  # three programs share a multiprocessor, as in a plain call; nothing is spilled
+        )
+    return Launch(forward_kernel, grid, arguments, options)
 
 
 def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:

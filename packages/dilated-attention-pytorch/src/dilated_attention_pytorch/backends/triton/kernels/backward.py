@@ -53,7 +53,7 @@ from .sequences import block_of, first_list_of, sequence_of
 @triton.jit
 def load_lse(Lse, offsets, mask):
     """lse in units of log2; +inf (all weights 0) for queries that see no key or do not exist."""
-    lse = tl.load(Lse + offsets, mask=mask, other=float("inf"))
+    lse = tl.load(Lse + offsets, mask=mask, other=float("inf") if mask is not None else None)
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
 
 
@@ -557,8 +557,12 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, opti
                 q = tl.load(q_tile + q_offsets, mask=m_in[:, None] & (d < sizes.HEAD_DIM)[None, :], other=0.0)
                 grad_mask = m_in[:, None] & (d_v < sizes.V_HEAD_DIM)[None, :]
                 grad_out = tl.load(grad_tile + grad_offsets, mask=grad_mask, other=0.0)
-            lse = load_lse(rows.lse_base, query, m_in)
-            delta = tl.load(rows.delta_base + query, mask=m_in, other=0.0)
+            if rows.BEYOND:  # all of them are there
+                lse = load_lse(rows.lse_base, query, None)
+                delta = tl.load(rows.delta_base + query)
+            else:
+                lse = load_lse(rows.lse_base, query, m_in)
+                delta = tl.load(rows.delta_base + query, mask=m_in, other=0.0)
             bias = 0.0
             if options.HAS_BIAS:
                 bias = block_bias(bias_of, Entries, entry)
