@@ -92,3 +92,17 @@ def apply_at_this_level(function: type[torch.autograd.Function], *args: Any) -> 
 def mark_length_dynamic(tensor: Tensor) -> None:
     """`torch._dynamo.maybe_mark_dynamic(tensor, 0)` without the import of Dynamo."""
     tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+
+
+def tensors_as_indices() -> contextlib.AbstractContextManager[object]:
+    """Let ``table[index]`` take tensors that `torch.vmap` maps; older releases ask such a tensor for its number."""
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
+    return TransformGetItemToIndex()
+
+
+def slices_forget_mask_mod() -> bool:
+    """Whether a slice of a BlockMask looks as if it was made without a mask_mod; newer releases put an error in its place."""
+    from torch.nn.attention import flex_attention
+
+    return not hasattr(flex_attention, "_sliced_mask_mod_error")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, noop_mask
 
-from .. import values
+from .. import _torch_internals, values
 from ..config import BLOCK_SIZES, check_block_size
 from ..grid import BlockGrid
 from .element_masks import Blocks, concatenated, has_pairs
@@ -111,12 +111,23 @@ def lengths(block_mask: BlockMask, sides: Sides, q_len: int | None, kv_len: int 
 def status_of(block_mask: BlockMask, allow_partial: bool, n_rows: int, n_cols: int) -> Tensor:
     """NONE, PARTIAL or FULL of every block, uint8 (batch, heads, n_rows, n_cols); FULL where both lists have a block."""
     partial = listed_blocks(block_mask.kv_num_blocks, block_mask.kv_indices, n_rows, n_cols)
-    is_whole = allow_partial or block_mask.mask_mod is noop_mask
-    status = partial.to(torch.uint8) * (FULL if is_whole else PARTIAL)
+    has_none = block_mask.mask_mod is noop_mask
+    status = partial.to(torch.uint8) * (FULL if allow_partial or has_none else PARTIAL)
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         full = listed_blocks(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, n_rows, n_cols)
         status = status.masked_fill(full, FULL)
+        n_partial = int((partial & ~full).sum()) if has_none and not allow_partial else 0
+        if n_partial and _torch_internals.slices_forget_mask_mod():
+            raise lost_mask_mod(n_partial, "a slice has none")
     return status
+
+
+def lost_mask_mod(n_partial: int, why: object) -> ValueError:
+    return ValueError(
+        f"block_mask has {n_partial} partial blocks, and its mask_mod cannot be asked about them ({why}); make the "
+        "layout of the whole BlockMask (and pass q_offset to the attention) instead of that of a slice, set "
+        "block_mask.mask_mod, or pass allow_partial=True to keep partial blocks whole"
+    )
 
 
 def listed_blocks(counts: Tensor, columns: Tensor, n_rows: int, n_cols: int) -> Tensor:
@@ -161,11 +172,7 @@ def masked_of_status(grid: BlockGrid, status: Tensor, sides: Sides, mask_mod: An
     try:
         found = ask(grid, groups_of(partial, grid), kept, device)
     except ValueError as error:
-        raise ValueError(
-            f"block_mask has {partial.number} partial blocks, and its mask_mod cannot be asked about them ({error}); make the "
-            "layout of the whole BlockMask (and pass q_offset to the attention) instead of that of a slice, set "
-            "block_mask.mask_mod, or pass allow_partial=True to keep partial blocks whole"
-        ) from error
+        raise lost_mask_mod(partial.number, error) from error
     ids = torch.cat([torch.full_like(whole.row, -1), found.ids])
     return Masked(concatenated([whole, found.blocks]), ids, found.table)
 

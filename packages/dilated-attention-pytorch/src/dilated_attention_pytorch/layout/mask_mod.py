@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _torch_internals
 from ..values import shown
 
 Function = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -32,6 +35,7 @@ class MaskMod:
         each_key = torch.vmap(function, (None, None, None, 0))
         each_query = torch.vmap(each_key, (None, None, 0, None))
         self._each_block = torch.vmap(each_query, (0, 0, 0, 0))
+        self._context: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
         self._why_not_vmap: Exception | None = None
 
     def __call__(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -49,12 +53,22 @@ class MaskMod:
         """
         if self._why_not_vmap is None:
             try:
-                return self.checked(self._each_block(batch, head, query, key))
+                return self._map(batch, head, query, key)
             except WrongResult:
                 raise
             except Exception as error:
                 self._why_not_vmap = error
         return self._broadcast(batch, head, query, key)
+
+    def _map(self, *indices: Tensor) -> Tensor:
+        try:
+            with self._context():
+                return self.checked(self._each_block(*indices))
+        except RuntimeError:
+            if self._context is _torch_internals.tensors_as_indices:
+                raise
+            self._context = _torch_internals.tensors_as_indices
+        return self._map(*indices)
 
     def _broadcast(self, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         parts = []
