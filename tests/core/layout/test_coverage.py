@@ -196,3 +196,30 @@ def test_least_of_a_row_beside_a_window_is_refused() -> None:
 def test_hops_of_sequences_that_do_not_stack_are_refused() -> None:
     with pytest.raises(ValueError, match="q_len 300 and kv_len 1100 differ: such layers do not stack"):
         BlockLayout.from_config(SparsePatternConfig(), 300, 1100).hops_to_full_coverage()
+
+
+# ---- masks inside blocks, and batch elements
+
+
+def test_a_block_with_any_pair_counts_as_connected() -> None:
+    masked = BlockLayout.from_mask_mod(lambda b, h, q, k: (q - k).abs() == 16, 160, block_size=16)
+    whole = BlockLayout.from_dense(masked.to_dense(), 16)
+    assert masked.stats().element_density < masked.density == whole.density
+    assert [masked.coverage(layers) for layers in (1, 3, 9)] == [
+        whole.coverage(layers) for layers in (1, 3, 9)
+    ]
+    assert masked.hops_to_full_coverage() == whole.hops_to_full_coverage()
+
+
+def test_coverage_of_batch_elements_is_their_mean_and_hops_their_most() -> None:
+    place = torch.arange(8)
+    distance = (place[:, None] - place).abs()
+    masks = [distance <= 1, distance <= 3]
+    layout = BlockLayout.from_dense(torch.stack(masks)[:, None], 16)
+    alone = [BlockLayout.from_dense(mask, 16) for mask in masks]
+    for layers in (1, 2):
+        assert layout.coverage(layers) == sum(each.coverage(layers) for each in alone) / 2
+    assert [each.hops_to_full_coverage() for each in alone] == [7, 3]
+    assert layout.hops_to_full_coverage() == 7
+    apart = BlockLayout.from_dense(torch.stack([distance <= 3, distance == 0])[:, None], 16)
+    assert apart.hops_to_full_coverage() is None

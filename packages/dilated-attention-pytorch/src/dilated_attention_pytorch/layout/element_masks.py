@@ -247,4 +247,4 @@ def share_of(grid: BlockGrid, blocks: Blocks, kept: Tensor) -> Tensor:
     """The share of the existing pairs that blocks keep, float64 (n,); 1 for a block without pairs."""
     exist = pairs_per_kind(grid, kept.device)[kinds_of(grid, blocks.row, blocks.col)]
     exist = exist * has_pairs(grid, blocks.row, blocks.col)
-    return torch.where(exist > 0, kept / exist.clamp(min=1), 1.0)
+    return torch.where(exist > 0, kept.double() / exist.clamp(min=1), 1.0)
