@@ -104,6 +104,7 @@ BAD_ARGUMENTS = {
     "plot --dilation-rates 1,x": "--dilation-rates: must be whole numbers of at least 1 separated by commas",
     "plot --window-size 64": "window_size does not apply to pattern_type='dilated_sparse'",
     "plot --pattern-type local_window --global-tokens 64": "global_tokens does not apply",
+    "plot --pattern-type local_window --exact": "exact=True needs window_size, got None",
     "plot --pattern-type hierarchical": "invalid choice: 'hierarchical'",
     "plot --output pattern.bmp": "--output must end in .png, .svg, .pdf, got 'pattern.bmp'",
     "plot --output no-such-folder/pattern.png": "cannot write no-such-folder",
@@ -292,6 +293,11 @@ def test_plot_takes_every_option_of_a_pattern(tmp_path: Path, capsys: pytest.Cap
     assert "1 to 5, 4.84 on average; 64 rows at the floor" in capsys.readouterr().out
     options = "--pattern-type global_local --global-tokens 64 --window-size 256 --seq-len 1024"
     assert main(["plot", *options.split(), *picture]) == 0
+    options = "--pattern-type local_window --window-size 100 --exact --causal --seq-len 1024"
+    capsys.readouterr()
+    assert main(["plot", *options.split(), *picture]) == 0
+    n_pairs = 99 * 100 // 2 + (1024 - 99) * 100
+    assert f"pairs           {n_pairs:,} of tokens" in capsys.readouterr().out
 
 
 def test_plot_hops_tells_how_far_layers_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

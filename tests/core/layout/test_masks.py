@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
+from tests.core.attention_cases import FLOAT32
 from tests.core.layout.mask_cases import BLOCK, BY_NAME, CASES, MaskCase
 from tests.core.layout.pairs import equal_layouts, pairs_of
 
@@ -96,25 +97,56 @@ def test_number_of_masks_of_the_cases_is_that_of_distinct_tiles() -> None:
     assert checked == len(CASES) - 3
 
 
-@pytest.mark.parametrize("name", BY_NAME)
-def test_attention_is_the_dense_definition(name: str) -> None:
+def check_attention(name: str, backend: str, dtype: torch.dtype, limit: float, device: str = "cpu") -> None:
+    """The output and the gradients of attention with the mask, beside the dense definition in float64."""
     case = BY_NAME[name]
-    layout = made(name, "mask_mod")
     heads = case.num_heads or 1
     generator = torch.Generator().manual_seed(3)
-    lengths = (case.q_len, case.kv_len, case.kv_len)
+    shapes = [(1, length, heads, 16) for length in (case.q_len, case.kv_len, case.kv_len)]
     given = [
-        torch.randn(1, length, heads, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-        for length in lengths
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes
     ]
-    grad = torch.randn(1, case.q_len, heads, 4, generator=generator, dtype=torch.float64)
+    grad = torch.randn(shapes[0], generator=generator, dtype=torch.float64)
     expected = attention(*given, case.dense())
-    found = block_sparse_attention(*given, layout, backend="reference")
+    wanted = [expected, *torch.autograd.grad(expected, given, grad)]
+    tensors = [x.detach().to(device, dtype).requires_grad_() for x in given]
+    out = block_sparse_attention(*tensors, made(name, "mask_mod"), backend=backend)
+    found = [out, *torch.autograd.grad(out, tensors, grad.to(device, dtype))]
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine.double().cpu(), theirs, rtol=limit, atol=limit)
+
+
+# the reference takes seconds for the longest
+ON_THE_CPU = [(each.name, "cpu") for each in CASES] + [
+    (each.name, "reference") for each in CASES if each.q_len <= 1024
+]
+
+
+@pytest.mark.parametrize(("name", "backend"), ON_THE_CPU)
+def test_attention_is_the_dense_definition(name: str, backend: str) -> None:
     # sums over at most 3,072 keys of rounding errors of 1e-16
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    wanted = torch.autograd.grad(expected, given, grad)
-    for mine, theirs in zip(torch.autograd.grad(found, given, grad), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    check_attention(name, backend, torch.float64, 1e-12)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", ["causal_500", "window_100", "last_image", "causal_chunk_100", "video"])
+def test_triton_in_the_interpreter(name: str) -> None:
+    check_attention(name, "triton", torch.float32, FLOAT32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BY_NAME)
+def test_triton_on_the_gpu(name: str) -> None:
+    check_attention(name, "triton", torch.float32, FLOAT32, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BY_NAME)
+def test_layout_made_on_the_gpu_is_that_of_the_cpu(name: str) -> None:
+    case = BY_NAME[name]
+    on_gpu = BlockLayout.from_mask(case.dense().cuda())
+    assert on_gpu.device.type == "cuda"
+    assert equal_layouts(on_gpu.to("cpu"), made(name, "mask_mod"))
 
 
 def test_ways_in_give_the_same_layout() -> None:
