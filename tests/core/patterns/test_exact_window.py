@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch import (
+    BlockLayout,
+    SparsePatternConfig,
+    block_sparse_attention,
+    block_sparse_decode,
+)
 from dilated_attention_pytorch.layout.cache import LayoutCache, Pattern
 from tests.core.layout.pairs import pairs_of
 
@@ -92,6 +97,27 @@ def test_pattern_and_cache_keep_the_field() -> None:
     assert second.row_lists is first.row_lists
     assert second.block_masks is first.block_masks
     assert torch.equal(pairs_of(second)[0, 0], window(199, 199, True, 40))
+
+
+def test_one_layout_serves_every_length_chunk_and_step() -> None:
+    layout = BlockLayout.from_config(exact(40), 320, causal=True)
+    for length in (1, 16, 100, 319):
+        assert torch.equal(pairs_of(layout.prefix(length))[0, 0], window(length, length, True, 40))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 200, 2, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    whole = block_sparse_attention(q, k, v, layout, is_causal=True)
+    mask = window(200, 200, True, 40)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask
+    ).transpose(1, 2)
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-12)
+    for first, end in ((0, 7), (7, 100), (100, 101), (101, 200)):
+        chunk = block_sparse_attention(q[:, first:end], k[:, :end], v[:, :end], layout, is_causal=True)
+        torch.testing.assert_close(chunk, expected[:, first:end], rtol=1e-12, atol=1e-12)
+    for length in (1, 40, 41, 150):
+        written = torch.tensor([length], dtype=torch.int32)
+        step = block_sparse_decode(q[:, length - 1 : length], k, v, layout, written)
+        torch.testing.assert_close(step, expected[:, length - 1 : length], rtol=1e-12, atol=1e-12)
 
 
 def test_cross_attention_has_no_exact_window() -> None:
