@@ -99,6 +99,22 @@ def test_padded_on_the_left(backend: str, lengths: list[int], spare: int) -> Non
 
 
 @pytest.mark.parametrize("backend", DRAWN)
+def test_padding_on_the_left_without_causality(backend: str) -> None:
+    lengths = [40, 64]
+    prompts = [prompt(length) for length in lengths]
+    layout = BlockLayout.from_config(CONFIG, 64)
+    starts = torch.tensor([24, 0])
+    out = block_sparse_attention(*padded(prompts, 64, True), layout, kv_starts=starts, backend=backend)
+    for row, x, length in zip(out, prompts, lengths, strict=True):
+        q, k, v = (each[None] for each in x)
+        wanted = block_sparse_attention(
+            q, k, v, layout, kv_lengths=torch.tensor([length]), backend="reference"
+        )
+        torch.testing.assert_close(row[64 - length :], wanted[0], **TOLERANCE)
+        assert not row[: 64 - length].any()
+
+
+@pytest.mark.parametrize("backend", DRAWN)
 @settings(max_examples=8, deadline=None)
 @given(lengths=st.lists(st.integers(0, LONGEST), min_size=1, max_size=4).filter(any))
 def test_packed_with_others(backend: str, lengths: list[int]) -> None:

@@ -83,6 +83,8 @@ def check_read_positions(
     layout: BlockLayout, sequences: Sequences, q_offset: int | None, is_causal: bool
 ) -> None:
     """`check_positions` of a table that can be read at once, for every sequence with queries and keys."""
-    for _, q_len, _, kv_len, first in sequences.table.tolist():
+    for _, q_len, kv_start, kv_len, first in sequences.table.tolist():
         if q_len > 0 and kv_len > 0:
-            check_positions(layout, Positions(first, first + q_len, kv_len, q_offset), is_causal)
+            # queries beside padding on the left are padding, too
+            begin = 0 if first == -kv_start and not sequences.is_packed else first
+            check_positions(layout, Positions(begin, first + q_len, kv_len, q_offset), is_causal)
