@@ -1,4 +1,4 @@
-"""Saving and loading: the weights, the pattern as JSON, and a custom layout.
+"""Saving and loading: the weights, the pattern as JSON, and a custom layout (needs safetensors).
 
 The attention has no weights and adds nothing to a state dict, so checkpoints made with dense
 attention load unchanged. It prints what was saved and checks that a loaded model gives the same
@@ -56,15 +56,13 @@ def main() -> None:
     loaded.load_state_dict(torch.load(folder / "weights.pt"))
     assert torch.equal(loaded(x), model(x))
 
-    # A custom layout: save the mask, which torch.load reads without running code from the file.
-    mask = torch.rand(8, 8) < 0.3
-    mask.fill_diagonal_(True)
-    torch.save({"mask": mask, "block_size": 64}, folder / "layout.pt")
-    saved = torch.load(folder / "layout.pt")
-    layout = BlockLayout.from_dense(saved["mask"], saved["block_size"])
+    # A custom layout: lists, masks and lengths in one file of safetensors.
+    layout = BlockLayout.from_mask_mod(lambda b, h, q, k: (q >= k) & (q - k < 100), 512)
+    layout.save(folder / "layout.safetensors")
+    loaded_layout = BlockLayout.load(folder / "layout.safetensors")
     q, k, v = (torch.randn(1, 512, HEADS, 16) for _ in range(3))
-    original = BlockLayout.from_dense(mask, 64)
-    assert torch.equal(block_sparse_attention(q, k, v, layout), block_sparse_attention(q, k, v, original))
+    same, original = (block_sparse_attention(q, k, v, each) for each in (loaded_layout, layout))
+    assert torch.equal(same, original)
     print("loaded: same results from the weights and the pattern, and from the layout")
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.docs.fences import PAGES, ROOT, SCRIPT
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-NEEDS = {"hugging_face.py": "transformers"}
+NEEDS = {"hugging_face.py": "transformers", "save_and_load.py": "safetensors"}
 
 
 def docstring(script: Path) -> str:

@@ -28,7 +28,7 @@ def check_is_causal(is_causal: object) -> None:
     if values.flag(is_causal) is None:
         fix = ""
         if isinstance(is_causal, Tensor):
-            fix = "; padding goes into key_padding_mask, other masks of blocks into BlockLayout.from_dense"
+            fix = "; padding goes into key_padding_mask, other masks into a layout: BlockLayout.from_mask"
         raise TypeError(f"is_causal must be True or False, got {shown(is_causal)}{fix}")
 
 
