@@ -1,62 +1,69 @@
-"""Packing (varlen): sequences of different lengths in one call, with no attention between them.
+"""Packing (varlen): documents of different lengths in one tensor and one call, without padding.
 
-Each document starts on a new block and has the blocks that the pattern gives for its length, so its
-results are the same as on its own. It prints the share of padding tokens and the largest difference.
+No document sees another, and each gives what it gives alone, forward and backward. The script trains a
+small layer on packed documents, and prints the loss and the largest differences from separate calls.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dilated_attention_pytorch import (
     BlockLayout,
     SparsePatternConfig,
     block_sparse_attention,
-    create_block_sparse_attention,
+    block_sparse_attention_varlen,
 )
 
-CONFIG = SparsePatternConfig(sparsity_ratio=0.1)
-LENGTHS = [700, 64, 1500, 333]
-HEADS, HEAD_DIM = 4, 32
+DIM, HEADS, LONGEST = 64, 4, 2048
+LAYOUT = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.1), LONGEST, causal=True)
 
 
-class Packing:
-    """The layout of documents side by side, and where their tokens go."""
+class Attention(nn.Module):
+    """Causal attention inside of packed documents."""
 
-    def __init__(self, lengths: list[int], config: SparsePatternConfig) -> None:
-        size = config.block_size
-        own = [BlockLayout.from_config(config, length, causal=True).to_dense() for length in lengths]
-        mask = torch.block_diag(*(blocks.int() for blocks in own)).bool()
-        self.layout = BlockLayout.from_dense(mask, size, causal=True)
-        starts = [0, *torch.tensor([len(blocks) * size for blocks in own]).cumsum(0).tolist()]
-        self.places = torch.cat([torch.arange(length) + start for length, start in zip(lengths, starts)])
-        self.padded_len = starts[-1]
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(DIM, 3 * DIM)
+        self.from_heads = nn.Linear(DIM, DIM)
 
-    def spread(self, x: Tensor) -> Tensor:
-        """(tokens, heads, head_dim), document after document -> (1, padded_len, heads, head_dim)."""
-        return x.new_zeros(1, self.padded_len, *x.shape[1:]).index_copy(1, self.places, x.unsqueeze(0))
+    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """x (tokens, dim): document after document; cu_seqlens: where each begins, and the end."""
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).unbind(1)
+        # LONGEST is a bound: the greatest length need not be known
+        out = block_sparse_attention_varlen(
+            q, k, v, LAYOUT, cu_seqlens, cu_seqlens, LONGEST, LONGEST, is_causal=True
+        )
+        return self.from_heads(out.flatten(1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal attention inside each document; no query sees the padding, which comes later."""
-        out = block_sparse_attention(*(self.spread(x) for x in (q, k, v)), self.layout, is_causal=True)
-        return out[0, self.places]
+    def one_document(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).unbind(1)
+        out = block_sparse_attention(q[None], k[None], v[None], LAYOUT, is_causal=True)
+        return self.from_heads(out[0].flatten(1))
 
 
 def main() -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(sum(LENGTHS), HEADS, HEAD_DIM) for _ in range(3))
-    packing = Packing(LENGTHS, CONFIG)
-    out = packing.attend(q, k, v)
+    model = Attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(5):
+        lengths = torch.randint(1, 1000, (6,))  # other lengths in every step, the same layout
+        cu_seqlens = nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        x = torch.randn(int(lengths.sum()), DIM)
+        loss = (model(x, cu_seqlens) - x.roll(1, 0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    print(f"{len(lengths)} documents of {lengths.tolist()} tokens, loss {loss.item():.3f}")
 
-    attention = create_block_sparse_attention(variant="base", sparse_config=CONFIG)
-    alone = [
-        attention(*(x.unsqueeze(0) for x in document), is_causal=True)[0]
-        for document in zip(q.split(LENGTHS), k.split(LENGTHS), v.split(LENGTHS))
-    ]
-    difference = (out - torch.cat(alone)).abs().max().item()
-    padding = 1 - sum(LENGTHS) / packing.padded_len
-    print(f"{len(LENGTHS)} documents, {padding:.0%} padding")
+    packed = model(x, cu_seqlens)
+    alone = torch.cat([model.one_document(document) for document in x.split(lengths.tolist())])
+    difference = (packed - alone).abs().max().item()
+    parameters = list(model.parameters())
+    gradients = [torch.autograd.grad(out.square().sum(), parameters) for out in (packed, alone)]
+    of_gradients = max(((a - b).norm() / b.norm()).item() for a, b in zip(*gradients))
     print(f"largest difference from separate calls: {difference:.1e}")
-    assert difference < 1e-5
+    print(f"of gradients, relative to their norm: {of_gradients:.1e}")
+    assert max(difference, of_gradients) < 1e-5
 
 
 if __name__ == "__main__":
