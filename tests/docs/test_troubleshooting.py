@@ -9,12 +9,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 import dilated_attention_pytorch
 from dilated_attention_pytorch import (
     BlockLayout,
     SparsePatternConfig,
     block_sparse_attention,
+    block_sparse_attention_varlen,
+    block_sparse_decode,
     create_block_sparse_attention,
 )
 from tests.docs.fences import ROOT
@@ -43,6 +46,11 @@ def attend_in(layout: BlockLayout, q_len: int, kv_len: int, **options: object) -
 def attend_to_nested() -> object:
     x = torch.nested.nested_tensor([tensor(3, 4, 32), tensor(5, 4, 32)], layout=torch.jagged)
     return attend(x, x)
+
+
+def sliced_block_mask() -> object:
+    whole = create_block_mask(lambda b, h, q, k: q >= k, None, None, 512, 512, device="cpu")
+    return BlockLayout.from_block_mask(whole[:, :, torch.tensor([1, 2])])
 
 
 def second_derivative() -> object:
@@ -74,6 +82,20 @@ ERRORS: dict[str, Callable[[], object]] = {
         tensor(*Q),
         is_causal=True,
         key_padding_mask=torch.arange(512) >= torch.tensor([[300], [512]]),
+    ),
+    "attn_bias must be floating": lambda: attend_in(
+        causal_layout(), 512, 512, is_causal=True, attn_bias=torch.ones(512, 512, dtype=torch.bool)
+    ),
+    "q requires grad": lambda: block_sparse_decode(
+        tensor(2, 1, 4, 32).requires_grad_(),
+        tensor(*Q),
+        tensor(*Q),
+        causal_layout(),
+        torch.tensor([300, 512]).int(),
+    ),
+    "block_mask has": sliced_block_mask,
+    "cu_seqlens_q must be": lambda: block_sparse_attention_varlen(
+        *(tensor(512, 4, 32) for _ in range(3)), causal_layout(), *[torch.tensor([0, 300, 512])] * 2, 300, 300
     ),
     "q is a nested": attend_to_nested,
     "sparsity_ratio must": lambda: SparsePatternConfig(sparsity_ratio=99),
