@@ -38,7 +38,8 @@ def import_safetensors() -> ModuleType:
         import safetensors.torch
     except ImportError as error:
         raise ImportError("save and load need safetensors: pip install safetensors") from error
-    return safetensors
+    module: ModuleType = safetensors
+    return module
 
 
 def tensors_of(layout: Saved) -> dict[str, Tensor]:
