@@ -116,10 +116,7 @@ def check_attention(name: str, backend: str, dtype: torch.dtype, limit: float, d
         torch.testing.assert_close(mine.double().cpu(), theirs, rtol=limit, atol=limit)
 
 
-# the reference takes seconds for the longest
-ON_THE_CPU = [(each.name, "cpu") for each in CASES] + [
-    (each.name, "reference") for each in CASES if each.q_len <= 1024
-]
+ON_THE_CPU = [(each.name, "cpu") for each in CASES] + [(each.name, "reference") for each in CASES[::5]]
 
 
 @pytest.mark.parametrize(("name", "backend"), ON_THE_CPU)
