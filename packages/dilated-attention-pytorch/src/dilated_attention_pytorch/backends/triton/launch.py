@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from torch import Tensor
 
 from ...sequences import COLUMNS
 from ..dropout import keep_threshold
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
-from . import INTERPRETED, tuning
+from . import tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
 from .kernels.forward import forward_kernel
 from .kernels.gaps import clear_gaps_kernel
@@ -19,6 +20,7 @@ from .masked_lists import MaskedLists, masked_lists
 
 # The interpreter has no architecture; results do not depend on this one.
 INTERPRETER_CAPABILITY = (8, 0)
+INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 DELTA_BLOCK = 64
 GAP_PARTS, GAP_BLOCK = 32, 2048  # most gaps are empty, and the one behind the last sequence may be long
 
