@@ -37,6 +37,12 @@ def test_every_column_of_a_table_has_a_heading() -> None:
     assert not [page for page, html in pages.items() if re.search(r"<th[^>]*>\s*</th>", html)]
 
 
+def test_no_table_shows_an_escaped_bar() -> None:
+    r"""A bar in the code of a cell is written &#124; in <code>: the site shows \| as it stands."""
+    pages = {path.relative_to(SITE): path.read_text("utf-8") for path in SITE.rglob("*.html")}
+    assert not [page for page, html in pages.items() if re.search(r"<td[^>]*>(?:(?!</td>).)*\\\|", html)]
+
+
 def sources() -> list[Path]:
     """The Markdown files that are pages, relative to docs/."""
     pages = (path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
