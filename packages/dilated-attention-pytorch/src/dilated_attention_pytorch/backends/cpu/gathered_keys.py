@@ -64,7 +64,10 @@ class GatheredKeys:
     def gather(self, pairs: slice, n_keys: int) -> Tensor:
         """The first `n_keys` of some pairs, (pairs, 1, n_keys, dim), in scratch memory."""
         if self.index is not None:
-            rows = self.scratch.gather(self.name, self.rows, self.index[pairs, :n_keys])
+            index = self.index[pairs]
+            if n_keys < index.shape[1]:
+                index = index[:, :n_keys]
+            rows = self.scratch.gather(self.name, self.rows, index)
             return rows.view(-1, 1, n_keys, self.x.shape[3])
         index = (self.batch, self.tokens, self.heads)
         tensors = torch.broadcast_tensors(*(torch.as_tensor(each, device="cpu") for each in index))
