@@ -80,7 +80,8 @@ def words_of_tile(
     mask_id = tl.load(MaskIds + block, mask=inside, other=-1)
     line = tl.maximum(mask_id, 0) * BLOCK_SIZE + tl.maximum(position, 0) % BLOCK_SIZE
     word = ((key0 + tl.arange(0, BLOCK_N)) % BLOCK_SIZE) // 32
-    has_mask = (position[:, None] >= 0) & (word[None, :] >= 0) & (mask_id >= 0)
+    # not an & with a scalar, of which the interpreter of 3.9 makes bytes
+    has_mask = tl.minimum(position[:, None], tl.minimum(word[None, :], mask_id)) >= 0
     return tl.load(MaskTable + line[:, None] * WORDS + word[None, :], mask=has_mask, other=-1)
 
 
