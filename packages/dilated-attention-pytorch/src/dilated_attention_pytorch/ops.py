@@ -442,10 +442,18 @@ def fold_args(args: OpArgs, dims: Any, size: int) -> OpArgs:
         k=fold(a.k, dims.k, size),
         v=fold(a.v, dims.v, size),
         block_bias=bias(a.block_bias, dims.block_bias),
-        attn_bias=bias(a.attn_bias, dims.attn_bias),
+        # one for all elements stays as it is: it may be as large as all scores
+        attn_bias=a.attn_bias
+        if is_for_all(a.attn_bias, dims.attn_bias)
+        else bias(a.attn_bias, dims.attn_bias),
         sequences=fold(a.sequences, dims.sequences, size),
         key_padding_mask=fold(a.key_padding_mask, dims.key_padding_mask, size),
     )
+
+
+def is_for_all(bias: Tensor | None, dim: int | None) -> bool:
+    """Whether all samples and all elements of their batches have the same bias."""
+    return bias is not None and dim is None and bias.shape[0] == 1
 
 
 def fits_one_batch(args: OpArgs, dims: Any) -> bool:
