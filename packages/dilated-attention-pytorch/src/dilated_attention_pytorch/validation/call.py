@@ -86,13 +86,12 @@ def check_call(
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
-        dropout_p=dropout_p, n_sequences=batch, axis="batch",
+        dropout_p=dropout_p, n_sequences=batch, axis="batch", q_offset=first, sequences=sequences,
+        key_padding_mask=key_padding_mask, attn_bias=attn_bias,
     )  # fmt: skip
     warn_of_order(q, k, layout)
     check_backend(backend)
-    return call._replace(
-        q_offset=first, sequences=sequences, key_padding_mask=key_padding_mask, attn_bias=attn_bias
-    )
+    return call
 
 
 def check_positions_of_batch(
@@ -172,10 +171,10 @@ def check_packed_call(
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
-        dropout_p=dropout_p, n_sequences=n_sequences, axis="sequences",
+        dropout_p=dropout_p, n_sequences=n_sequences, axis="sequences", sequences=sequences,
     )  # fmt: skip
     check_backend(backend)
-    return call._replace(sequences=sequences)
+    return call
 
 
 def check_positions_of_packed(
@@ -234,6 +233,10 @@ def finished_call(
     dropout_p: float,
     n_sequences: int,
     axis: str,
+    sequences: Sequences | None,
+    q_offset: int = 0,
+    key_padding_mask: Tensor | None = None,
+    attn_bias: Tensor | None = None,
 ) -> Call:
     """The call of checked q, k and v with what batches and packed sequences have in common; `axis` names the sequences."""
     if block_bias is not None:
@@ -257,6 +260,10 @@ def finished_call(
         softcap=0.0 if softcap is None else float(softcap),
         dropout_p=float(dropout_p),
         dilation=TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size),
+        q_offset=q_offset,
+        sequences=sequences,
+        key_padding_mask=key_padding_mask,
+        attn_bias=attn_bias,
     )
 
 
