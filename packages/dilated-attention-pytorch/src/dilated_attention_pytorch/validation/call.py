@@ -254,7 +254,7 @@ def finished_call(
         sinks=sinks,
         alibi_slopes=alibi_slopes,
         seed=torch.randint(2**62, (1,), device=q.device, dtype=torch.int64) if dropout_p > 0.0 else None,
-        # numbers too: torch.compile of torch 2.6 knows no bool() of a symbol
+        # numbers too: torch.compile of torch 2.7 knows no bool() of a symbol
         is_causal=is_causal if isinstance(is_causal, bool) else is_causal != 0,
         softmax_scale=float(1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else softmax_scale),
         softcap=0.0 if softcap is None else float(softcap),
