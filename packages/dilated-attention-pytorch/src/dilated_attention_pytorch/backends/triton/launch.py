@@ -247,11 +247,23 @@ class BackwardCall(NamedTuple):
     common: dict[str, Any]  # arguments that the dq and dkdv kernels share
 
 
+def is_wide(problem: AttentionProblem) -> bool:
+    """Whether the backward keeps more of every pair than that of a plain call: its place, its mask, or terms of its score."""
+    p = problem
+    return (
+        p.softcap != 0.0
+        or p.alibi_slopes is not None
+        or p.attn_bias is not None
+        or p.block_masks is not None
+        or beyond_plain_batch(p) is not None
+    )
+
+
 def dq_tile(problem: AttentionProblem, capability: tuple[int, int]) -> tuning.Tiles:
     """Tiles of the dq kernel."""
     p = problem
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
-    return tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability, max(p.rates))
+    return tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability, max(p.rates), is_wide(p))
 
 
 def backward_call(
@@ -326,7 +338,7 @@ def dkdv_launch(call: BackwardCall) -> Launch:
     """dk and dv by columns."""
     p, grads, positions = call.problem, call.grads, call.common["positions"]
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
-    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates))
+    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates), is_wide(p))
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))

@@ -77,6 +77,12 @@ SM90_DILATED: dict[tuple[str, int, int], Tiles] = {
     ("dkdv", 128, 128): Tiles(64, 128, 4, 3),
 }
 
+# With positions, masks or what changes scores, for which the plain tiles have no registers left: they would spill.
+SM90_WIDE: dict[tuple[str, int, int], Tiles] = {
+    ("dq", 128, 128): Tiles(64, 64, 4, 2),
+    ("dkdv", 128, 128): Tiles(32, 128, 8, 2),
+}
+
 
 def tiles(
     kernel: str,
@@ -85,8 +91,12 @@ def tiles(
     dtype: torch.dtype,
     capability: tuple[int, int],
     rate: int = 1,
+    is_wide: bool = False,
 ) -> Tiles:
-    """What `kernel` ("forward", "dq" or "dkdv") is launched with; `head_dim` is the padded one, `rate` the largest."""
+    """What `kernel` ("forward", "dq" or "dkdv") is launched with; `head_dim` is the padded one, `rate` the largest.
+
+    `is_wide`: the kernel keeps more of every pair than a plain call does.
+    """
     if (
         capability[0] == 9
         and dtype.itemsize == 2
@@ -94,6 +104,8 @@ def tiles(
         and (kernel, head_dim, block_size) in SM90_DILATED
     ):
         return SM90_DILATED[kernel, head_dim, block_size]
+    if is_wide and capability[0] == 9 and dtype.itemsize == 2 and (kernel, head_dim, block_size) in SM90_WIDE:
+        return SM90_WIDE[kernel, head_dim, block_size]
     if capability[0] == 9 and dtype.itemsize == 2 and (kernel, head_dim, block_size) in SM90:
         return SM90[kernel, head_dim, block_size]
     return default_tiles(kernel, head_dim, block_size, dtype.itemsize, capability)

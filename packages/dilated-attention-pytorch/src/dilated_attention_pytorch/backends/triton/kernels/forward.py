@@ -52,11 +52,11 @@ def softmax_step(q, k, v, sums, pairs, dropout, scores, MASKED: tl.constexpr, si
     """Add one tile of keys; scores are kept in units of log2."""
     s = tl.dot(q, k, input_precision=options.PRECISION)
     ADDED: tl.constexpr = options.HAS_BIAS or (scores.slope_log2 is not None or scores.attn_bias is not None)
-    if MASKED or (ADDED or scores.cap_log2 is not None):
-        if scores.cap_log2 is not None:
-            s = tanh(s * scores.scale_over_cap, scores.EXACT_TANH) * scores.cap_log2
-        else:
-            s = s * scores.scale_log2
+    if scores.cap_log2 is not None:
+        s = tanh(s * scores.scale_over_cap, scores.EXACT_TANH)
+    factor = scores.scale_log2 if scores.cap_log2 is None else scores.cap_log2
+    if MASKED or ADDED:
+        s = s * factor
         if ADDED:
             s = added(s, pairs, scores, options.HAS_BIAS)
         if MASKED:
@@ -66,10 +66,9 @@ def softmax_step(q, k, v, sums, pairs, dropout, scores, MASKED: tl.constexpr, si
         p = tl.exp2(s - m_safe[:, None])
         alpha = tl.exp2(sums.m - m_safe)
     else:
-        m_new = tl.maximum(
-            sums.m, (tl.max(s, 1) if options.SCALE_POSITIVE else tl.min(s, 1)) * scores.scale_log2
-        )
-        p = tl.exp2(s * scores.scale_log2 - m_new[:, None])
+        IS_POSITIVE: tl.constexpr = options.SCALE_POSITIVE or scores.cap_log2 is not None
+        m_new = tl.maximum(sums.m, (tl.max(s, 1) if IS_POSITIVE else tl.min(s, 1)) * factor)
+        p = tl.exp2(s * factor - m_new[:, None])
         alpha = tl.exp2(sums.m - m_new)
     l = sums.l * alpha + tl.sum(p, 1)
     if options.DROPOUT:
