@@ -67,7 +67,7 @@ class Step:
                 sinks=self.sinks,
             )  # fmt: skip
         self.leaves = [q, k, v, self.sinks]
-        self.grad = torch.randn_like(self.attend())
+        self.grad = torch.randn_like(self.attend().detach())
 
     def set(self, i: int) -> None:
         for buffer, value in zip(self.buffers, self.values[i], strict=True):
@@ -75,7 +75,11 @@ class Step:
 
     def run(self) -> list[Tensor]:
         out = self.attend()
-        return [out, *torch.autograd.grad(out, self.leaves, self.grad)]
+        grads = torch.autograd.grad(out, self.leaves, self.grad)
+        return [
+            out.detach(),
+            *grads,
+        ]  # a graph that lives on would tie a capture to the stream it was made on
 
 
 @pytest.mark.parametrize("name", ["decoding", "chunk", "packed"])

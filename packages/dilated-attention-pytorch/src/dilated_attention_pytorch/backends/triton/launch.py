@@ -338,14 +338,14 @@ def dkdv_launch(call: BackwardCall) -> Launch:
     """dk and dv by columns."""
     p, grads, positions = call.problem, call.grads, call.common["positions"]
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
-    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates), is_wide(p))
+    wide = is_wide(p)
+    tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates), wide)
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
     block_n = max(16, min(tile.block_n, keys))
-    is_plain = positions is None and p.softcap == 0.0 and p.alibi_slopes is None and p.attn_bias is None
     # few keys: see dkdv_step; not in the loop over small blocks, where ptxas 12.8 does not compute its addresses
     queries_first = (
-        is_plain
+        not wide
         and block_n < 64 <= tile.block_m <= p.block_size
         and key_stride > 1
         and padded >= 64
@@ -362,7 +362,7 @@ def dkdv_launch(call: BackwardCall) -> Launch:
         **call.common, **list_arguments(p, by_rows=False),
         "GradK": grads.k, "GradV": grads.v, **strides(grads.k, "x", "bshd"), **strides(grads.v, "y", "bshd"),
         "n_cols": p.n_cols if positions is None else None, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
-        "EVEN_Q": p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
+        "EVEN_Q": positions is None and p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
         "HAS_KEY_MASK": has_key_mask, "QUERIES_FIRST": queries_first,
     }  # fmt: skip
     n_cols = p.n_cols if positions is None else positions.n_cols
