@@ -186,11 +186,11 @@ def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
     assert node is lse.grad_fn
     cpu = backend_named("cpu")
     cached = CachedCall(p, cpu, True, forward_of(p, cpu))
-    of_library = EagerAttention.apply(p.q, p.k, p.v, None, cached)[0].grad_fn
+    of_library = EagerAttention.apply(p.q, p.k, p.v, cached)[0].grad_fn
     assert node.next_functions == of_library.next_functions
     assert [x is None for x in node.saved_tensors] == [x is None for x in of_library.saved_tensors]
-    q, k, v, block_bias, saved_out, saved_lse = node.saved_tensors
-    assert (q is p.q, k is p.k, v is p.v, block_bias) == (True, True, True, None)
+    q, k, v, saved_out, saved_lse = node.saved_tensors
+    assert (q is p.q, k is p.k, v is p.v) == (True, True, True)
     assert (saved_out.data_ptr(), saved_lse.data_ptr()) == (out.data_ptr(), lse.data_ptr())
 
 

@@ -573,6 +573,6 @@ def test_return_attention_weights_of_other_libraries_is_taken() -> None:
 
 def test_mask_as_is_causal_is_told_where_masks_go() -> None:
     with pytest.raises(
-        TypeError, match=r"is_causal must be True or False.*key_padding_mask.*BlockLayout.from_dense"
+        TypeError, match=r"is_causal must be True or False.*key_padding_mask.*BlockLayout.from_mask"
     ):
         attend(is_causal=torch.ones(128, 128, dtype=torch.bool))

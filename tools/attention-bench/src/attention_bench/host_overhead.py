@@ -80,11 +80,10 @@ class BareNode(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        block_bias: Tensor | None,
         bare: Forward,
     ) -> tuple[Tensor, Tensor]:
         out, lse = bare()
-        ctx.save_for_backward(q, k, v, block_bias, out, lse)
+        ctx.save_for_backward(q, k, v, out, lse)
         ctx.call = bare
         ctx.set_materialize_grads(False)
         return out, lse
@@ -92,4 +91,4 @@ class BareNode(torch.autograd.Function):
 
 def with_gradients(bare: Forward, q: Tensor, k: Tensor, v: Tensor) -> Callable[[], object]:
     """The bare forward for inputs that require gradients."""
-    return lambda: BareNode.apply(q, k, v, None, bare)  # type: ignore[no-untyped-call]
+    return lambda: BareNode.apply(q, k, v, bare)  # type: ignore[no-untyped-call]

@@ -193,7 +193,11 @@ class BlockLayout:
             object.__setattr__(self, name, getattr(self, name).savable())
         if self.block_masks is not None:
             object.__setattr__(self, "block_masks", self.block_masks.savable())
-        in_graph = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        in_graph = (
+            self.device.type == "cuda"
+            and torch.cuda.is_initialized()
+            and torch.cuda.is_current_stream_capturing()
+        )
         object.__setattr__(self, "_in_graph", in_graph)
         ALIVE[key_of_alive(self.grid, self.row_lists, self.block_masks)] = self
         for tensor in self._tensors():
