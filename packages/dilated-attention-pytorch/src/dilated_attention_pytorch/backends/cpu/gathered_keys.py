@@ -69,7 +69,7 @@ class GatheredKeys:
                 index = index[:, :n_keys]
             rows = self.scratch.gather(self.name, self.rows, index)
             return rows.view(-1, 1, n_keys, self.x.shape[3])
-        index = (self.batch, self.tokens, self.heads)
-        tensors = torch.broadcast_tensors(*(torch.as_tensor(each, device="cpu") for each in index))
+        places = (self.batch, self.tokens, self.heads)
+        tensors = torch.broadcast_tensors(*(torch.as_tensor(each, device="cpu") for each in places))
         batch, tokens, heads = (each.reshape(-1, each.shape[-1])[pairs, :n_keys] for each in tensors)
         return self.x[batch, tokens, heads].to(self.scratch.dtype).unsqueeze(1)
