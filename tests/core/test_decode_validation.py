@@ -98,7 +98,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"layout": BlockLayout.from_config(WHOLE.layout.configs or (), 16, 80)}, ValueError,
         "layout must be over the positions of one sequence, got q_len 16 and kv_len 80 with causal=False; make it with causal=True",
     ),
-    "short_layout": ({"layout": layout_of(40)}, ValueError, "layout covers 48 positions, but an element has 80; make it for the longest length"),
+    "short_layout": ({"layout": layout_of(40)}, ValueError, "layout covers 40 positions, but an element has 80; make it for the longest length"),
     "late_layout": (
         {"layout": BlockLayout.from_config(WHOLE.layout.configs or (), 20, 80, causal=True)}, ValueError,
         "layout begins at position 48, but a query is at 2; make it with q_len = kv_len",

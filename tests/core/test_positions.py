@@ -297,3 +297,30 @@ def test_calls_without_queries_or_keys(backend: str, is_causal: bool) -> None:
         none, none, none, layout, int32([0]), int32([0]), 0, 0, is_causal=is_causal, backend=backend
     )
     assert out.shape == none.shape
+
+
+def test_behind_a_layout_that_ends_within_a_block_nothing_is_seen() -> None:
+    """Where values are not read, as in compiled code: masks say nothing of positions that the layout does not have."""
+    window = BlockLayout.from_mask_mod(lambda b, h, q, k: (q >= k) & (q - k < 30), 100, 100, 64, causal=True)
+    q, k, v = torch.randn(2, 10, 2, 16), torch.randn(2, 128, 2, 16), torch.randn(2, 128, 2, 16)
+    attend = torch.compile(block_sparse_attention, backend="eager", fullgraph=True)
+    offsets, lengths = int32([85, 95]), int32([95, 105])
+    for backend in ("reference", "cpu"):
+        out, lse = attend(
+            q,
+            k,
+            v,
+            window,
+            is_causal=True,
+            q_offset=offsets,
+            kv_lengths=lengths,
+            return_lse=True,
+            backend=backend,
+        )
+        inside = block_sparse_attention(
+            q[1:, :5], k[1:, :100], v[1:, :100], window, is_causal=True, q_offset=95
+        )
+        torch.testing.assert_close(out[1:, :5], inside, **TOLERANCE)
+        assert not out[1, 5:].any()
+        assert (lse[1, :, 5:] == -torch.inf).all()
+        assert out[0].any(-1).all()

@@ -249,3 +249,17 @@ def test_options_under_autocast(dtype: torch.dtype) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == torch.float32
         assert torch.equal(ours, theirs.float())
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=pytest.mark.interpreter)])
+def test_the_least_float_as_a_bias_is_no_minus_infinity(backend: str) -> None:
+    """Masks of padding hold it: a row of nothing else is the mean of all values, as in scaled_dot_product_attention."""
+    layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=1.0, block_size=16), 40)
+    q, k, v = (torch.randn(1, 40, 2, 16) for _ in range(3))
+    bias = torch.full((40, 40), torch.finfo(torch.float32).min)
+    bias[20:] = 0.0
+    out = block_sparse_attention(q, k, v, layout, attn_bias=bias, backend=backend)
+    dense = torch.nn.functional.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=bias
+    )
+    torch.testing.assert_close(out, dense.transpose(1, 2), rtol=0.0, atol=2e-6)

@@ -143,3 +143,17 @@ def test_default_type_and_device_change_nothing() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
+
+
+def test_large_finite_biases_leave_weights_that_sum_to_one() -> None:
+    """As masks of padding hold them; the log of the denominator has no digits beside them."""
+    layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=1.0), 70)
+    q, k, v = (torch.randn(1, 70, 2, 16) for _ in range(3))
+    bias = torch.full((70, 70), torch.finfo(torch.float32).min)
+    bias[30:] = 0.0
+    out = block_sparse_attention(q, k, v, layout, attn_bias=bias, backend="reference")
+    torch.testing.assert_close(
+        out[:, :30], v.mean(1, keepdim=True).expand(-1, 30, -1, -1), rtol=0.0, atol=1e-6
+    )
+    plain = block_sparse_attention(q, k, v, layout, backend="reference")
+    torch.testing.assert_close(out[:, 30:], plain[:, 30:], rtol=0.0, atol=1e-6)

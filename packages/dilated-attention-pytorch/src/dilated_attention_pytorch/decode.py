@@ -75,7 +75,8 @@ def block_sparse_decode(
     The keys and values of the queries are in the cache already, and counted by `cache_lengths`. One layout for the longest
     length serves every step, and its rows are found from `cache_lengths` on the device: the host never waits for a GPU, and
     one CUDA graph serves all steps if `cache_lengths` (and `block_table`) are updated in place. Nothing depends on the
-    values but the results, not even the memory that a call takes. There are no gradients.
+    values but the results, not even the memory that a call takes. There are no gradients, and autocast changes no type: it
+    would copy the caches at every step.
 
     Query i of element b is at position ``cache_lengths[b] - q_len + i``, less ``kv_starts[b]``. A query at a negative
     position, as where ``cache_lengths[b]`` is 0, sees no key: it gets output 0 and lse -inf. So does one that is not in
@@ -90,6 +91,8 @@ def block_sparse_decode(
         v_cache: as k_cache, with v_head_dim.
         layout: over the positions of the longest sequence (``causal=True``), on q's device; heads 1, num_kv_heads or
             num_heads, batch 1 or q's. With lists for every query head the heads of a group no longer share what they read.
+            Whole blocks are best: where lengths are not checked, masks inside a last block that is not whole say nothing of
+            the positions behind the layout.
         cache_lengths: int32 (batch,), how many tokens of each cache are valid, 0 to max_len. On a GPU, where checking
             would wait for it, and in compiled code lengths out of range do not read outside the cache.
         block_table: int32 (batch, max_pages): token t of element b is token ``t % page_size`` of page

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .grid import BlockGrid
+
 COLUMNS = ("q_start", "q_len", "kv_start", "kv_len", "q_position")
 
 
@@ -106,3 +108,17 @@ def packed_sequences(
         position = torch.zeros_like(q_len) + q_offset
     table = torch.stack([cu_seqlens_q[:-1], q_len, cu_seqlens_k[:-1], kv_len, position], 1)
     return Sequences(table.to(torch.int32), max_seqlen_q, max_seqlen_k, is_packed=True)
+
+
+def within_grid(sequences: Sequences, grid: BlockGrid) -> Sequences:
+    """The table without what is behind the last position of a layout, in a last block that is not whole.
+
+    Blocks behind it are in no list. Within it a block may be listed, but what its mask says there means nothing.
+    """
+    q_end, kv_end = grid.q_offset + grid.q_len, grid.kv_len
+    if sequences.only_lengths or (q_end % grid.block_size == 0 and kv_end % grid.block_size == 0):
+        return sequences
+    q_start, q_len, kv_start, kv_len, position = sequences.table.unbind(1)
+    q_len = torch.minimum(q_len, (q_end - position).clamp(min=0))
+    table = torch.stack([q_start, q_len, kv_start, kv_len.clamp(max=kv_end), position], 1)
+    return sequences._replace(table=table.to(torch.int32))

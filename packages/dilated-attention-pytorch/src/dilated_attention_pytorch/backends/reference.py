@@ -187,10 +187,17 @@ def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, 
         scores = scores + bias.to(dtype)
     sees_none = ~visible.any(-1, keepdim=True)
     scores = scores.masked_fill(~visible, -torch.inf).masked_fill(sees_none, 0.0)
-    lse = scores.logsumexp(-1, keepdim=True)
+    # not exp(scores - lse): beside scores of -1e9 the log of the denominator has no digits
+    largest = scores.detach().logsumexp(-1, keepdim=True)  # about the largest, and defined without keys
     if problem.sinks is not None:
-        lse = torch.logaddexp(lse, problem.sinks.to(dtype)[:, None, None])
-    weights = (scores - lse).exp().masked_fill(sees_none, 0.0)
+        sinks = problem.sinks.to(dtype)[:, None, None]
+        largest = torch.maximum(largest, sinks.detach())
+    weights = (scores - largest).exp()
+    total = weights.sum(-1, keepdim=True)
+    if problem.sinks is not None:
+        total = total + (sinks - largest).exp()
+    lse = largest + total.log()
+    weights = (weights / total).masked_fill(sees_none, 0.0)
     if problem.dropout_p > 0.0:
         assert problem.seed is not None
         device = scores.device

@@ -14,7 +14,7 @@ from ..config import TokenDilation
 from ..eager import autocast_dtype, is_plain_eager
 from ..layout.cache import Pattern
 from ..layout.layout import BlockLayout
-from ..sequences import Sequences, packed_sequences, sequences_of_batch
+from ..sequences import Sequences, packed_sequences, sequences_of_batch, within_grid
 from .layouts import Positions, check_layout, check_layout_heads, check_positions, check_read_positions
 from .numbers import check_backend, check_is_causal, check_numbers
 from .scores import check_alibi_slopes, check_attn_bias, check_block_bias, check_per_head
@@ -77,6 +77,7 @@ def check_call(
     first, sequences = sequences_of_batch(q, kv_len, is_causal, q_offset, kv_lengths, kv_starts)
     if isinstance(layout, BlockLayout):
         check_positions_of_batch(q_len, kv_len, layout, sequences, first, q_offset, is_causal, readable)
+        sequences = None if sequences is None else within_grid(sequences, layout.grid)
     if key_padding_mask is not None:
         is_at_the_end = is_causal and q_len != kv_len and q_offset is None
         key_padding_mask = check_key_padding_mask(key_padding_mask, q, k, is_at_the_end, readable)
@@ -168,6 +169,7 @@ def check_packed_call(
         q_offset = check_q_offset(q_offset, q, n_sequences)
     sequences = packed_sequences(of_q, of_k, max_q, max_k, is_causal, q_offset)
     check_positions_of_packed(layout, sequences, q_offset, is_causal, readable)
+    sequences = within_grid(sequences, layout.grid)
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,

@@ -184,7 +184,7 @@ def check_values(inputs: DecodeInputs, layout: BlockLayout) -> None:
             )
         n_positions = int((lengths - starts).max())
     grid = layout.grid
-    covered = min(grid.first_row + grid.n_rows, grid.n_cols) * grid.block_size
+    covered = min(grid.q_offset + grid.q_len, grid.kv_len)
     if n_positions > covered:
         raise ValueError(
             f"layout covers {covered} positions, but an element has {n_positions}; make it for the longest length"

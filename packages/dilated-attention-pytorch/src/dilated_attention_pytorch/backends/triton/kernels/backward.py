@@ -46,7 +46,7 @@ from .parts import (
     Scores,
     Sizes,
 )
-from .scores import added, block_bias, block_biases, tanh
+from .scores import added, block_bias, block_biases, in_log2, tanh
 from .sequences import block_of, first_list_of, sequence_of
 
 
@@ -383,7 +383,7 @@ def dkdv_step(column, values, sums, pairs, dropout, scores, MASKED: tl.constexpr
     if options.QUERIES_FIRST:
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scores.scale_log2
         if options.HAS_BIAS:
-            s += (tl.trans(pairs.bias) if len(pairs.bias.shape) == 2 else pairs.bias) * LOG2E
+            s += in_log2(tl.trans(pairs.bias) if len(pairs.bias.shape) == 2 else pairs.bias)
         p = tl.exp2(s - lse[:, None])
         if MASKED:
             p = tl.where(tl.trans(pairs.visible), p, 0.0)

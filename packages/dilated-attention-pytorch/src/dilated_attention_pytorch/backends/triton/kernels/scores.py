@@ -7,6 +7,7 @@ import triton.language as tl
 
 from .masking import LOG2E
 
+LEAST = tl.constexpr(-1.7e38)  # times LOG2E it is a float32, and so is that less a score
 TWO_LOG2E = tl.constexpr(2.8853900817779268)
 
 
@@ -27,16 +28,22 @@ def tanh(x, EXACT: tl.constexpr):
 
 
 @triton.jit
+def in_log2(bias):
+    """A bias in units of log2. One that is finite stays finite, such as the least float32, which masks of padding hold."""
+    return tl.where(bias == float("-inf"), bias, tl.maximum(bias, LEAST) * LOG2E)
+
+
+@triton.jit
 def added(s, pairs, scores, HAS_BIAS: tl.constexpr):
     """Scores with all that is added to them."""
     if HAS_BIAS:
-        s += pairs.bias * LOG2E
+        s += in_log2(pairs.bias)
     if scores.slope_log2 is not None:
         s -= scores.slope_log2 * tl.abs(pairs.position - pairs.key).to(tl.float32)
     if scores.attn_bias is not None:
         attn_bias = scores.attn_bias.base + pairs.query.to(tl.int64) * scores.attn_bias.stride_q
         attn_bias += pairs.key.to(tl.int64) * scores.attn_bias.stride_k
-        s += tl.load(attn_bias, mask=pairs.inside, other=0.0).to(tl.float32) * LOG2E
+        s += in_log2(tl.load(attn_bias, mask=pairs.inside, other=0.0).to(tl.float32))
     return s
 
 
