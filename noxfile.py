@@ -161,7 +161,7 @@ def codemod_pythons(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 @nox.parametrize("version", TRITONS)
 def triton(session: nox.Session, version: str) -> None:
-    """Compile every GPU kernel with this Triton, without a GPU, and compare registers, spills and launch arguments."""
+    """Compile every GPU kernel in every shape with this Triton, without a GPU; registers, spills and launch arguments."""
     python = shared_env(session, "test")
     tests = [
         f"tests/core/{name}.py"
@@ -175,7 +175,7 @@ def triton(session: nox.Session, version: str) -> None:
     ]
     session.run(
         *(python, "-m", "pytest", *tests, *workers(), *session.posargs),
-        env=with_triton(session, python, version),
+        env={"EVERY_SHAPE": "1", **with_triton(session, python, version)},
     )
 
 

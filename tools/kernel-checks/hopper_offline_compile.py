@@ -1,6 +1,7 @@
 """Compile the Gluon kernels for compute capability 9.0 without a GPU, and read what ptxas reports.
 
-Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and shape. Two processes compile.
+Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and shape. Two processes compile. With
+--every all shapes, otherwise one of each kernel, head_dim and block_size: that with all masks.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,13 @@ SHAPES = [
     Shape("forward", 128, 128, True, True, dtype="float16"),
     Shape("dq", 128, 128, True, True, dtype="float16"),
     Shape("dkdv", 128, 128, True, True, dtype="float16"),
+]
+
+
+MAIN_SHAPES = [
+    shape
+    for shape in SHAPES
+    if shape.is_causal and shape.ragged and (not shape.rates or shape.head_dim == 128)
 ]
 
 
@@ -151,12 +160,13 @@ def compiled(shape: Shape) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Print a line for every shape."""
+    shapes = SHAPES if "--every" in arguments else MAIN_SHAPES
     with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:  # torch and triton are imported once
-        for line in pool.imap_unordered(compiled, SHAPES):
+        for line in pool.imap_unordered(compiled, shapes):
             print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
