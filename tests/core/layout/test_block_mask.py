@@ -99,6 +99,37 @@ def test_eager_flex_attention_gives_the_same(lengths: tuple[int, int, bool], hea
     torch.testing.assert_close(found, attend(layout, q, k, v), rtol=1e-12, atol=1e-12)
 
 
+def of_head(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return (query >= key) & ((query - key) % (head + 2) != 1)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["blocks", "masks"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_patterns_per_kv_head_serve_grouped_queries(masked: bool) -> None:
+    layout = (
+        BlockLayout.from_mask_mod(of_head, 200, num_heads=2, causal=True)
+        if masked
+        else layout_of(2, 500, 500, True)
+    )
+    length = layout.q_len
+    q, k, v = (torch.randn(2, heads, length, 16, dtype=torch.float64) for heads in (6, 2, 2))
+    block_mask = layout.to_block_mask(num_heads=6)
+    found = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=True)
+    torch.testing.assert_close(found, attend(layout, q, k, v), rtol=1e-12, atol=1e-12)
+    # compiled, the lists of blocks count, which eager flex_attention does not read
+    again = BlockLayout.from_block_mask(block_mask, causal=True)
+    assert rows(again) == [layout.rows(head // 3) for head in range(6)]
+    assert torch.equal(pairs_of(again), pairs_of(layout).repeat_interleave(3, 1))
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 3, 2.5, "2"])
+def test_heads_of_a_block_mask_that_the_layout_does_not_serve_are_refused(num_heads: Any) -> None:
+    with pytest.raises(
+        ValueError, match=f"num_heads must be a multiple of layout.num_heads 2, got {num_heads!r}"
+    ):
+        layout_of(2, 128, 128, False).to_block_mask(num_heads)
+
+
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_one_compiled_flex_attention_serves_layouts_of_many_sizes(causal: bool) -> None:
     torch._dynamo.reset()

@@ -197,6 +197,17 @@ def one_of_equal_elements(masked: Masked, batch: int) -> Masked:
 # ---- to a BlockMask
 
 
+def group_size(num_heads: int, of_layout: int) -> int:
+    """How many heads of a BlockMask every head of a layout serves."""
+    heads = values.integer(num_heads)
+    if heads is None or heads < 1 or heads % of_layout:
+        raise ValueError(
+            f"num_heads must be a multiple of layout.num_heads {of_layout}, got {values.shown(num_heads)}; "
+            "pass the number of heads of q"
+        )
+    return heads // of_layout
+
+
 def packed(dense: Tensor) -> tuple[Tensor, Tensor]:
     """Counts (batch, heads, n_rows) and left-packed columns (batch, heads, n_rows, n_cols) of a dense block mask."""
     counts = dense.sum(-1, dtype=torch.int32)

@@ -701,15 +701,25 @@ class BlockLayout:
             return dense.view(self.batch, self.num_heads, grid.n_rows, grid.n_cols)
         return dense[0] if self.num_heads == 1 else dense
 
-    def to_block_mask(self) -> BlockMask:
+    def to_block_mask(self, num_heads: int | None = None) -> BlockMask:
         """The same pairs as a FlexAttention BlockMask, for compiled and eager `flex_attention`: blocks and masks inside them.
 
         It hides later keys where the layout is causal. Its rows begin at the first query, also where that sits in the middle
-        of a block. Its format takes 16 to 17 bytes for every pair of blocks, active or not, and head of the layout.
+        of a block. Its format takes 16 to 17 bytes for every pair of blocks, active or not, and head of the BlockMask.
+
+        Args:
+            num_heads: heads of the BlockMask, a multiple of those of the layout, each of which then serves a group of heads in
+                order. `flex_attention` counts the heads of q: with ``enable_gqa=True``, a layout with one pattern per kv head
+                needs it. Default: one for every head of the layout, and a layout with one head serves any number.
+
+        Raises:
+            ValueError: `num_heads` is no multiple of the heads of the layout.
         """
-        from .block_mask import block_mask_of
+        from .block_mask import block_mask_of, group_size
 
         entries = self._entries().view(self.batch, self.num_heads, self.grid.n_rows, self.grid.n_cols)
+        if num_heads is not None:
+            entries = entries.repeat_interleave(group_size(num_heads, self.num_heads), 1)
         return block_mask_of(self.grid, entries, self.block_masks)
 
     def stats(self) -> LayoutStats:
