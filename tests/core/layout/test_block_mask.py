@@ -305,11 +305,13 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "slice": (
         lambda: create_block_mask(causal, 1, 2, 512, 512, device="cpu", BLOCK_SIZE=64)[:, 1:2],
-        r"8 partial blocks.*slice.*whole BlockMask \(and pass q_offset.*allow_partial=True",
+        r"8 partial blocks.*slice(?!.*q_offset).*create_block_mask.*mask_mod that counts batch, heads and queries from the "
+        r"slice.*mask_mod\(b, h \+ 2, q, k\).*allow_partial=True",
     ),
     "rows": (
         lambda: create_block_mask(causal, 1, 1, 512, 512, device="cpu", BLOCK_SIZE=64)[:, :, 3:5],
-        r"2 partial blocks.*slice.*whole BlockMask \(and pass q_offset.*allow_partial=True",
+        r"2 partial blocks.*slice.*whole BlockMask and pass q_offset.*mask_mod that counts batch, heads and queries from the "
+        r"slice.*mask_mod\(b, h, q \+ 128, k\).*allow_partial=True",
     ),
     "axes": (
         lambda: BlockMask.from_kv_blocks(

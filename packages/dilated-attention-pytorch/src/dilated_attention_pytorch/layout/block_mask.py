@@ -59,9 +59,9 @@ def read_block_mask(
     sides, size = block_sizes(block_mask.BLOCK_SIZE, block_size)
     q_tokens, kv_tokens = lengths(block_mask, sides, q_len, kv_len)
     grid = BlockGrid(q_tokens, kv_tokens, size, causal)
-    status = status_of(block_mask, bool(allow_partial), -(-q_tokens // sides.q), -(-kv_tokens // sides.kv))
+    status = status_of(block_mask, bool(allow_partial), sides, q_tokens, kv_tokens)
     batch, num_heads = status.shape[:2]
-    masked = one_of_equal_elements(masked_of_status(grid, status, sides, block_mask.mask_mod), batch)
+    masked = one_of_equal_elements(masked_of_status(grid, status, sides, block_mask), batch)
     if masked.blocks.batch.numel() == 0 or not bool(masked.blocks.batch.any()):
         batch = 1
     return Read(grid, batch, num_heads, masked_lists(grid, batch, num_heads, masked))
@@ -90,7 +90,7 @@ def lengths(block_mask: BlockMask, sides: Sides, q_len: int | None, kv_len: int 
     """The tokens that a BlockMask covers, or the first ones of them that were asked for."""
     q_most, kv_most = map(int, block_mask.seq_lengths)
     n_rows = block_mask.kv_num_blocks.shape[-1]
-    if n_rows * sides.q < q_most:  # a slice of rows keeps the seq_lengths of the whole
+    if is_slice_of_rows(block_mask, sides):
         if q_most % sides.q and q_len is None:
             raise ValueError(
                 f"block_mask has {n_rows} rows of {sides.q} queries, a slice of the rows of {q_most}: "
@@ -108,8 +108,11 @@ def lengths(block_mask: BlockMask, sides: Sides, q_len: int | None, kv_len: int 
     return found[0], found[1]
 
 
-def status_of(block_mask: BlockMask, allow_partial: bool, n_rows: int, n_cols: int) -> Tensor:
+def status_of(
+    block_mask: BlockMask, allow_partial: bool, sides: Sides, q_tokens: int, kv_tokens: int
+) -> Tensor:
     """NONE, PARTIAL or FULL of every block, uint8 (batch, heads, n_rows, n_cols); FULL where both lists have a block."""
+    n_rows, n_cols = -(-q_tokens // sides.q), -(-kv_tokens // sides.kv)
     partial = listed_blocks(block_mask.kv_num_blocks, block_mask.kv_indices, n_rows, n_cols)
     has_none = block_mask.mask_mod is noop_mask
     status = partial.to(torch.uint8) * (FULL if allow_partial or has_none else PARTIAL)
@@ -118,16 +121,29 @@ def status_of(block_mask: BlockMask, allow_partial: bool, n_rows: int, n_cols: i
         status = status.masked_fill(full, FULL)
         n_partial = int((partial & ~full).sum()) if has_none and not allow_partial else 0
         if n_partial and _torch_internals.slices_forget_mask_mod():
-            raise lost_mask_mod(n_partial, "a slice has none")
+            raise lost_mask_mod(n_partial, "a slice has none", is_slice_of_rows(block_mask, sides))
     return status
 
 
-def lost_mask_mod(n_partial: int, why: object) -> ValueError:
+def lost_mask_mod(n_partial: int, why: object, is_of_rows: bool) -> ValueError:
+    """`is_of_rows`: whether the BlockMask is a slice of the rows of another one."""
+    if is_of_rows:
+        instead = "make the layout of the whole BlockMask and pass q_offset to the attention"
+        begin, shifted = "query 128", "mask_mod(b, h, q + 128, k)"
+    else:
+        instead = "make a BlockMask of its batch elements and heads with create_block_mask"
+        begin, shifted = "head 2", "mask_mod(b, h + 2, q, k)"
     return ValueError(
-        f"block_mask has {n_partial} partial blocks, and its mask_mod cannot be asked about them ({why}); make the "
-        "layout of the whole BlockMask (and pass q_offset to the attention) instead of that of a slice, set "
-        "block_mask.mask_mod, or pass allow_partial=True to keep partial blocks whole"
+        f"block_mask has {n_partial} partial blocks, and its mask_mod cannot be asked about them ({why}); instead of a "
+        f"slice, {instead}, or set a mask_mod that counts batch, heads and queries from the slice (where that begins at "
+        f"{begin}, block_mask.mask_mod = lambda b, h, q, k: {shifted}), or pass allow_partial=True to keep partial "
+        "blocks whole"
     )
+
+
+def is_slice_of_rows(block_mask: BlockMask, sides: Sides) -> bool:
+    """Such a slice keeps the seq_lengths of the whole."""
+    return block_mask.kv_num_blocks.shape[-1] * sides.q < int(block_mask.seq_lengths[0])
 
 
 def listed_blocks(counts: Tensor, columns: Tensor, n_rows: int, n_cols: int) -> Tensor:
@@ -145,8 +161,8 @@ def listed_blocks(counts: Tensor, columns: Tensor, n_rows: int, n_cols: int) -> 
     return dense[..., :n_cols]
 
 
-def masked_of_status(grid: BlockGrid, status: Tensor, sides: Sides, mask_mod: Any) -> Masked:
-    """The blocks of a layout, and which of their pairs count: those of FULL blocks, and of PARTIAL ones what `mask_mod` keeps.
+def masked_of_status(grid: BlockGrid, status: Tensor, sides: Sides, block_mask: BlockMask) -> Masked:
+    """The blocks of a layout, and which of their pairs count: those of FULL blocks, and of PARTIAL ones what the mask_mod keeps.
 
     A block of a causal layout may lie in two rows of the BlockMask, whose rows begin at the first query.
     """
@@ -160,7 +176,7 @@ def masked_of_status(grid: BlockGrid, status: Tensor, sides: Sides, mask_mod: An
     whole = whole.taken(has_pairs(grid, whole.row, whole.col).nonzero().squeeze(1))
     partial = Blocks(*((most > NONE) & (least < FULL)).nonzero(as_tuple=True))
     partial = partial.taken(has_pairs(grid, partial.row, partial.col).nonzero().squeeze(1))
-    asked = MaskMod(mask_mod)
+    asked = MaskMod(block_mask.mask_mod)
 
     def kept(blocks: Blocks, query: Tensor, key: Tensor) -> Tensor:
         of_pairs = status[
@@ -172,7 +188,7 @@ def masked_of_status(grid: BlockGrid, status: Tensor, sides: Sides, mask_mod: An
     try:
         found = ask(grid, groups_of(partial, grid), kept, device)
     except ValueError as error:
-        raise lost_mask_mod(partial.number, error) from error
+        raise lost_mask_mod(partial.number, error, is_slice_of_rows(block_mask, sides)) from error
     ids = torch.cat([torch.full_like(whole.row, -1), found.ids])
     return Masked(concatenated([whole, found.blocks]), ids, found.table)
 

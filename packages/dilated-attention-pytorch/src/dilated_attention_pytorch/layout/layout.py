@@ -394,7 +394,7 @@ class BlockLayout:
 
         Blocks of another shape or size are split into square ones. The `mask_mod` is asked about partial blocks alone. A
         slice, ``block_mask[:, :, rows]``, has lost its `mask_mod` and which rows it is of: one with partial blocks is
-        refused.
+        refused, unless it is given a `mask_mod` that counts batch, heads and queries from the slice.
 
         Args:
             block_mask: for one or several batch elements. The layout has `batch` 1 where all are the same.
