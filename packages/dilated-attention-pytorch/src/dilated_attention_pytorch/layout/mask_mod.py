@@ -53,17 +53,17 @@ class MaskMod:
         """
         if self._why_not_vmap is None:
             try:
-                return self._map(batch, head, query, key)
-            except WrongResult:
-                raise
+                kept = self._map(batch, head, query, key)
             except Exception as error:
                 self._why_not_vmap = error
+            else:
+                return self.checked(kept)
         return self._broadcast(batch, head, query, key)
 
-    def _map(self, *indices: Tensor) -> Tensor:
+    def _map(self, *indices: Tensor) -> Any:
         try:
             with self._context():
-                return self.checked(self._each_block(*indices))
+                return self._each_block(*indices)
         except RuntimeError:
             if self._context is _torch_internals.tensors_as_indices:
                 raise
@@ -83,7 +83,7 @@ class MaskMod:
                 raise ValueError(self._why_not(error)) from error
             kept = self.checked(kept)
             if kept.dim() != 3:
-                raise WrongResult(
+                raise TypeError(
                     f"mask_mod must return a bool for every pair, for queries (n, q, 1) and keys (n, 1, kv) a tensor that "
                     f"broadcasts to {shape}, got {tuple(kept.shape)}; torch.vmap cannot take it: "
                     f"{first_line(self._why_not_vmap)}"
@@ -99,15 +99,11 @@ class MaskMod:
 
     def checked(self, kept: Any) -> Tensor:
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
-            raise WrongResult(
+            raise TypeError(
                 f"mask_mod must return a bool tensor, got {kept.dtype if isinstance(kept, Tensor) else shown(kept)}; "
                 "compare, and combine with &, | and ~"
             )
         return kept
-
-
-class WrongResult(TypeError):
-    """A mask_mod returned something else than bools of the pairs."""
 
 
 def first_line(error: Exception | None) -> str:
