@@ -144,7 +144,17 @@ def test_cross_attention_has_no_exact_window() -> None:
         (
             {"pattern_type": "global_local", "window_size": 64, "exact": True},
             ValueError,
-            "exact does not apply to pattern_type='global_local'",
+            "exact does not apply to pattern_type='global_local'.*window with global tokens.*BlockLayout.from_mask_mod",
+        ),
+        (
+            {"pattern_type": "local_window", "window_size": 100, "dilation_rates": [2], "exact": True},
+            ValueError,
+            "dilation_rates does not apply to pattern_type='local_window'.*window with gaps.*BlockLayout.from_mask_mod",
+        ),
+        (
+            {"pattern_type": "local_window", "window_size": 100, "global_tokens": 4, "exact": True},
+            ValueError,
+            "global_tokens does not apply to pattern_type='local_window'.*global tokens.*BlockLayout.from_mask_mod",
         ),
         ({"exact": "yes"}, TypeError, "exact must be True or False, got 'yes'"),
     ],

@@ -148,8 +148,19 @@ class SparsePatternConfig:
             patterns = " or ".join(map(repr, TAKEN_BY[field]))
             raise ValueError(
                 f"{field} does not apply to pattern_type={self.pattern_type!r}, got {given}; "
-                f"use {patterns}, or leave it out"
+                f"use {patterns}, or leave it out" + self._beyond_the_patterns(field)
             )
+
+    def _beyond_the_patterns(self, field: str) -> str:
+        """End of an error message about what no pattern combines, but a mask of tokens can say."""
+        if values.flag(self.exact) is not True:
+            return ""
+        what = {"dilation_rates": "a window with gaps", "global_tokens": "a window with global tokens"}.get(
+            field
+        )
+        if field == "exact" and self.pattern_type == "global_local":
+            what = "a window with global tokens"
+        return f"; for {what}, exact to the token, use BlockLayout.from_mask_mod" if what else ""
 
     def _check_window(self, window_size: Any) -> None:
         self._check_taken("window_size", shown(window_size))
