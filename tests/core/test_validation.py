@@ -109,6 +109,10 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"layout": CONFIG},
         "layout must be a BlockLayout, got SparsePatternConfig; make one with BlockLayout.from_config",
     ),
+    "layout_of_flex_attention": (
+        lambda: {"layout": layout().to_block_mask()},
+        "layout must be a BlockLayout, got BlockMask; make one with BlockLayout.from_block_mask",
+    ),
     "layout_lengths": (
         lambda: {"layout": layout(39, 48)},
         "layout covers queries at positions 0 to 38 and keys at 0 to 47, but the call has queries at 0 to 39 and keys at 0 to "

@@ -25,9 +25,9 @@ class Positions(NamedTuple):
 
 def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool, n_sequences: int) -> None:
     if not isinstance(layout, BlockLayout):
-        raise ValueError(
-            f"layout must be a BlockLayout, got {type(layout).__name__}; make one with BlockLayout.from_config"
-        )
+        name = type(layout).__name__
+        make = "from_block_mask" if name == "BlockMask" else "from_config"
+        raise ValueError(f"layout must be a BlockLayout, got {name}; make one with BlockLayout.{make}")
     if layout.causal and not is_causal:
         raise ValueError(
             "is_causal=False needs a layout made with causal=False, got causal=True: queries would see later keys "
