@@ -147,15 +147,24 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "dropout_nan": (lambda: {"dropout_p": float("nan")}, "dropout_p must be in [0, 1), got nan"),
     "kv_lengths_shape": (
         lambda: {"kv_lengths": torch.tensor([40])},
-        "kv_lengths must be int with shape (2,), got torch.int64 (1,)",
+        "kv_lengths must be int with shape (2,), got torch.int64 (1,); use kv_lengths.expand(2)",
     ),
     "kv_lengths_dtype": (
         lambda: {"kv_lengths": torch.tensor([40.0, 30.0])},
-        "kv_lengths must be int with shape (2,), got torch.float32 (2,)",
+        "kv_lengths must be int with shape (2,), got torch.float32 (2,); use kv_lengths.int()",
     ),
     "kv_lengths_bool": (
         lambda: {"kv_lengths": torch.tensor([True, False])},
-        "kv_lengths must be int with shape (2,), got torch.bool (2,)",
+        "kv_lengths must be int with shape (2,), got torch.bool (2,); pass numbers of tokens, and a bool mask of keys as "
+        "key_padding_mask",
+    ),
+    "kv_lengths_column": (
+        lambda: {"kv_lengths": torch.tensor([[40.0], [30.0]])},
+        "kv_lengths must be int with shape (2,), got torch.float32 (2, 1); use kv_lengths.flatten().int()",
+    ),
+    "kv_lengths_many": (
+        lambda: {"kv_lengths": torch.tensor([40, 30, 20])},
+        "kv_lengths must be int with shape (2,), got torch.int64 (3,); pass one number for every sequence",
     ),
     "padding_shape": (
         lambda: {"key_padding_mask": torch.zeros(2, 41, dtype=torch.bool)},
@@ -211,7 +220,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "offset_shape": (
         lambda: {"q_offset": torch.tensor([0])},
-        "q_offset must be int with shape (2,), got torch.int64 (1,)",
+        "q_offset must be int with shape (2,), got torch.int64 (1,); use q_offset.expand(2)",
     ),
     "offset_of_all": (
         lambda: {"q_offset": torch.tensor(0)},
@@ -219,7 +228,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "offset_dtype": (
         lambda: {"q_offset": torch.tensor([0.0, 0.0])},
-        "q_offset must be int with shape (2,), got torch.float32 (2,)",
+        "q_offset must be int with shape (2,), got torch.float32 (2,); use q_offset.int()",
     ),
     "offset_device": (
         lambda: {"q_offset": torch.zeros(2, dtype=torch.int32, device="meta")},
@@ -240,7 +249,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "starts_shape": (
         lambda: {"kv_starts": torch.zeros(2, 1, dtype=torch.int32)},
-        "kv_starts must be int with shape (2,), got torch.int32 (2, 1)",
+        "kv_starts must be int with shape (2,), got torch.int32 (2, 1); use kv_starts.flatten()",
     ),
     "lengths_leave_the_layout": (
         lambda: {"layout": layout(40, 33), "kv_lengths": torch.tensor([33, 34])},
@@ -260,6 +269,11 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"alibi_slopes": torch.ones(2)},
         "alibi_slopes must be floating point with shape (num_heads,) = (4,) on cpu, got torch.float32 (2,) on cpu",
     ),
+    "slopes_dtype": (
+        lambda: {"alibi_slopes": torch.ones(4, dtype=torch.int64)},
+        "alibi_slopes must be floating point with shape (num_heads,) = (4,) on cpu, got torch.int64 (4,) on cpu; use "
+        "alibi_slopes.float()",
+    ),
     "slopes_per_batch": (
         lambda: {"alibi_slopes": torch.ones(2, 4)},
         "alibi_slopes must be floating point with shape (num_heads,) = (4,) on cpu, got torch.float32 (2, 4) on cpu",
@@ -275,7 +289,8 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "sinks_dtype": (
         lambda: {"sinks": torch.ones(4, dtype=torch.int32)},
-        "sinks must be floating point with shape (num_heads,) = (4,) on cpu, got torch.int32 (4,) on cpu",
+        "sinks must be floating point with shape (num_heads,) = (4,) on cpu, got torch.int32 (4,) on cpu; use "
+        "sinks.float()",
     ),
     "sinks_device": (
         lambda: {"sinks": torch.ones(4, device="meta")},
@@ -289,12 +304,12 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "attn_bias_int": (
         lambda: {"attn_bias": torch.ones(40, 40, dtype=torch.int32)},
         "attn_bias must be torch.float32 on cpu and broadcast to (batch, num_heads, q_len, kv_len) = (2, 4, 40, 40), got "
-        "torch.int32 (40, 40) on cpu",
+        "torch.int32 (40, 40) on cpu; use attn_bias.to(torch.float32)",
     ),
     "attn_bias_dtype": (
         lambda: {"attn_bias": torch.ones(40, 40, dtype=torch.float16)},
         "attn_bias must be torch.float32 on cpu and broadcast to (batch, num_heads, q_len, kv_len) = (2, 4, 40, 40), got "
-        "torch.float16 (40, 40) on cpu",
+        "torch.float16 (40, 40) on cpu; use attn_bias.to(torch.float32)",
     ),
     "attn_bias_shape": (
         lambda: {"attn_bias": torch.ones(8, 40, 40)},
@@ -453,7 +468,8 @@ BAD_PACKED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "keys at 0 to 19; make it for these lengths or longer ones",
     ),
     "offset_shape": (
-        lambda: {"q_offset": int32(0, 1, 2)}, "q_offset must be int with shape (2,), got torch.int32 (3,)",
+        lambda: {"q_offset": int32(0, 1, 2)},
+        "q_offset must be int with shape (2,), got torch.int32 (3,); pass one number for every sequence",
     ),
     "layout_batch": (
         lambda: {"layout": BlockLayout.from_dense(torch.ones(3, 1, 3, 3, dtype=torch.bool), 16)},

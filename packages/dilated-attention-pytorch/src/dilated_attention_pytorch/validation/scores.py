@@ -45,9 +45,10 @@ def check_attn_bias(attn_bias: Tensor, q: Tensor, k: Tensor, backend: str | None
     )
     if not fits or bias.dtype not in (q.dtype, torch.float32) or bias.device != q.device:
         dtypes = "torch.float32" if q.dtype == torch.float32 else f"{q.dtype} or torch.float32"
+        fix = "" if bias.dtype in (q.dtype, torch.float32) else f"; use attn_bias.to({q.dtype})"
         raise ValueError(
             f"attn_bias must be {dtypes} on {q.device} and broadcast to (batch, num_heads, q_len, kv_len) = {full}, got "
-            f"{attn_bias.dtype} {tuple(attn_bias.shape)} on {attn_bias.device}"
+            f"{attn_bias.dtype} {tuple(attn_bias.shape)} on {attn_bias.device}{fix}"
         )
     if attn_bias.requires_grad and torch.is_grad_enabled() and backend != "reference":
         raise ValueError(
@@ -61,9 +62,10 @@ def check_per_head(name: str, value: Tensor, q: Tensor) -> Tensor:
     """A floating point tensor (num_heads,) on q's device."""
     check_option(name, value, q)
     if value.shape != (q.shape[2],) or not value.dtype.is_floating_point or value.device != q.device:
+        fix = "" if value.dtype.is_floating_point else f"; use {name}.float()"
         raise ValueError(
             f"{name} must be floating point with shape (num_heads,) = ({q.shape[2]},) on {q.device}, got {value.dtype} "
-            f"{tuple(value.shape)} on {value.device}"
+            f"{tuple(value.shape)} on {value.device}{fix}"
         )
     return value
 

@@ -32,10 +32,24 @@ def check_per_element(name: str, value: Tensor, q: Tensor, batch: int) -> None:
     """Raise unless an option is an int tensor (batch,)."""
     check_option(name, value, q)
     if value.shape != (batch,) or value.dtype not in INT_TYPES:
-        fix = f"; use {name}.expand({batch})" if value.dim() == 0 and value.dtype in INT_TYPES else ""
         raise ValueError(
-            f"{name} must be int with shape ({batch},), got {value.dtype} {tuple(value.shape)}{fix}"
+            f"{name} must be int with shape ({batch},), got {value.dtype} {tuple(value.shape)}; "
+            + per_element_fix(name, value, batch)
         )
+
+
+def per_element_fix(name: str, value: Tensor, batch: int) -> str:
+    """What to pass instead of a tensor that is not int (batch,)."""
+    if value.dtype == torch.bool and name != "q_offset":
+        return "pass numbers of tokens, and a bool mask of keys as key_padding_mask"
+    cast = "" if value.dtype in INT_TYPES else ".int()"
+    if value.shape == (batch,):
+        return f"use {name}{cast}"
+    if value.numel() == batch:
+        return f"use {name}.flatten(){cast}"
+    if value.dim() == 0 or value.shape == (1,):
+        return f"use {name}{cast}.expand({batch})"
+    return "pass one number for every sequence"
 
 
 def check_q_offset(q_offset: Any, q: Tensor, n_sequences: int) -> int | Tensor:
