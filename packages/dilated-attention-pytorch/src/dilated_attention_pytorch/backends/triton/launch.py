@@ -254,8 +254,7 @@ def is_wide(problem: AttentionProblem) -> bool:
         p.softcap != 0.0
         or p.alibi_slopes is not None
         or p.attn_bias is not None
-        or p.block_masks is not None
-        or beyond_plain_batch(p) is not None
+        or positions_of(p) is not None
     )
 
 
