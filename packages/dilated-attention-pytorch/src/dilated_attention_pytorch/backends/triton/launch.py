@@ -23,6 +23,7 @@ from .masked_lists import MaskedLists, masked_lists
 INTERPRETER_CAPABILITY = (8, 0)
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 DELTA_BLOCK = 64
+PLAIN = dict.fromkeys(Positions._fields)  # what a plain batch has instead of positions
 GAP_PARTS, GAP_BLOCK = 32, 2048  # most gaps are empty, and the one behind the last sequence may be long
 
 
@@ -99,9 +100,9 @@ def broadcast_strides(tensor: Tensor) -> list[int]:
     return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
 
 
-def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
+def common_arguments(problem: AttentionProblem, positions: Positions | None) -> dict[str, Any]:
     """Arguments that the forward, dq and dkdv kernels share."""
-    p, positions = problem, positions_of(problem)
+    p = problem
     bias, padding, sequences, q, k, v = p.block_bias, p.key_padding_mask, p.sequences, p.q, p.k, p.v
     _, q_len, num_heads, head_dim = q.shape
     _, kv_len, num_kv_heads, v_head_dim = v.shape
@@ -124,7 +125,8 @@ def common_arguments(problem: AttentionProblem) -> dict[str, Any]:
         "q_offset": p.q_offset if is_plain else None, "first_row": p.first_row if is_plain else None,
         "num_heads": num_heads, "softmax_scale": p.softmax_scale,
         "threshold": keep_threshold(p.dropout_p), "keep_scale": 1.0 / (1.0 - p.dropout_p),
-        "Table": None if is_plain or sequences is None else sequences.table, "positions": positions, "masks": None,
+        "Table": None if is_plain or sequences is None else sequences.table,
+        **(PLAIN if positions is None else positions._asdict()), "masks": None,
         "softcap": p.softcap or None, "Slopes": p.alibi_slopes,
         "attn_bias": None if p.attn_bias is None else AttnBias(p.attn_bias, *broadcast_strides(p.attn_bias)),
         "GROUP": num_heads // num_kv_heads, "HEADS_PER_LIST": num_heads // p.layout_heads,
@@ -175,7 +177,7 @@ def has_edge(problem: AttentionProblem, positions: Positions | None) -> bool:
 
 def row_programs(problem: AttentionProblem, positions: Positions | None, block_m: int) -> int:
     """Programs of a kernel over rows."""
-    n_rows = problem.n_rows if positions is None else positions.n_rows
+    n_rows = problem.n_rows if positions is None else positions.max_rows
     return n_sequences(problem) * problem.num_heads * n_rows * (problem.block_size // block_m)
 
 
@@ -200,12 +202,11 @@ def clear_gaps(
 def forward_launch(
     problem: AttentionProblem, out: Tensor, lse: Tensor, capability: tuple[int, int]
 ) -> Launch:
-    p = problem
-    common = common_arguments(p)
+    p, positions = problem, positions_of(problem)
+    common = common_arguments(p, positions)
     tile = tuning.tiles(
         "forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability
     )
-    positions = common["positions"]
     arguments = {
         **common, "Out": out, "Lse": lse, **list_arguments(p, by_rows=True), **strides(out, "o", "bshd"),
         "n_rows": p.n_rows if positions is None else None, "Sinks": p.sinks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
@@ -244,6 +245,7 @@ class BackwardCall(NamedTuple):
     # two sequences share has one place for all of them, and likewise for heads. sinks: of every tile of queries
     grads: Gradients
     capability: tuple[int, int]
+    positions: Positions | None
     common: dict[str, Any]  # arguments that the dq and dkdv kernels share
 
 
@@ -291,16 +293,17 @@ def backward_call(
         shape_of_sums = p.batch, p.num_heads, -(-p.q_len // DELTA_BLOCK)
         sink_sums = torch.empty(shape_of_sums, dtype=torch.float32, device=p.q.device)
     grads, delta = Gradients(grad_q, grad_k, grad_v, slots, sink_sums), torch.empty_like(lse)
-    common = common_arguments(p) | {
+    positions = positions_of(p)
+    common = common_arguments(p, positions) | {
         "GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd"),
     }  # fmt: skip
-    return BackwardCall(p, out, lse, grad_out, grad_lse, delta, grads, capability, common)
+    return BackwardCall(p, out, lse, grad_out, grad_lse, delta, grads, capability, positions, common)
 
 
 def delta_launch(call: BackwardCall) -> Launch:
     """delta of every query, and the gradient of the sinks."""
     p, grad_lse = call.problem, call.lse if call.grad_lse is None else call.grad_lse
-    is_plain = call.common["positions"] is None
+    is_plain = call.positions is None
     of_lse = strides(grad_lse, "l", "bhs")
     if call.grad_lse is None and not is_plain:
         of_lse = dict.fromkeys(of_lse, 0)  # they would make a kernel for a length
@@ -318,7 +321,7 @@ def delta_launch(call: BackwardCall) -> Launch:
 
 def dq_launch(call: BackwardCall) -> Launch:
     """dq by rows, and the gradient of the bias."""
-    p, grads, positions = call.problem, call.grads, call.common["positions"]
+    p, grads, positions = call.problem, call.grads, call.positions
     tile = dq_tile(p, call.capability)
     slots = grads.block_bias
     arguments = {
@@ -335,7 +338,7 @@ def dq_launch(call: BackwardCall) -> Launch:
 
 def dkdv_launch(call: BackwardCall) -> Launch:
     """dk and dv by columns."""
-    p, grads, positions = call.problem, call.grads, call.common["positions"]
+    p, grads, positions = call.problem, call.grads, call.positions
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
     wide = is_wide(p)
     tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates), wide)
@@ -364,7 +367,7 @@ def dkdv_launch(call: BackwardCall) -> Launch:
         "EVEN_Q": positions is None and p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
         "HAS_KEY_MASK": has_key_mask, "QUERIES_FIRST": queries_first,
     }  # fmt: skip
-    n_cols = p.n_cols if positions is None else positions.n_cols
+    n_cols = p.n_cols if positions is None else positions.max_cols
     grid = (n_sequences(p) * p.num_kv_heads * n_cols * key_stride * -(-keys // block_n),)
     return Launch(dkdv_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
 

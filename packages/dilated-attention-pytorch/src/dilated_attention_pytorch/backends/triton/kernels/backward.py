@@ -40,6 +40,7 @@ from .parts import (
     Options,
     PairBias,
     Pairs,
+    Positions,
     Queries,
     QueryValues,
     Rows,
@@ -251,14 +252,16 @@ def dq_class(
     return dq
 
 
-@triton.jit(do_not_specialize=["positions"])
+@triton.jit(do_not_specialize=Positions._fields)
 def dq_kernel(
     Q, K, V, GradOut, Lse, Delta, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed, GradQ, GradBias,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vh, stride_vd, stride_gb, stride_gs, stride_gh, stride_gd,
     stride_ob, stride_os, stride_oh, stride_od, stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
     q_len, kv_len, q_offset, first_row, n_rows, num_heads, n_slots, slot_sequences, slot_heads, softmax_scale, threshold,
-    keep_scale, Table, positions, masks, softcap, Slopes, attn_bias,
+    keep_scale,
+    Table, max_rows, max_cols, q_tokens, kv_tokens, q_position, first_grid_row, grid_rows, grid_cols, list_heads,
+    masks, softcap, Slopes, attn_bias,
     GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
@@ -268,27 +271,27 @@ def dq_kernel(
     """dq of one query tile; the strides `stride_o*` are those of GradQ. What follows `keep_scale` may be None."""
     TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
     PARTS_N: tl.constexpr = BLOCK_SIZE // BLOCK_N if BLOCK_SIZE > BLOCK_N else 1
-    n_tiles = (n_rows if positions is None else positions.n_rows) * TILES_M
+    n_tiles = (n_rows if q_tokens is None else max_rows) * TILES_M
     i_tile = tl.program_id(0) % n_tiles
     sequence_head = tl.program_id(0) // n_tiles
     i_sequence, head = sequence_head // num_heads, sequence_head % num_heads
     row = i_tile // TILES_M
-    if positions is None:
+    if q_tokens is None:
         i_batch, batch_head = i_sequence, sequence_head
         block = first_row + row
     else:
         i_batch, q_offset, q_begin, q_end, kv_begin, kv_len = sequence_of(
-            Table, positions, i_sequence, PACKED
+            Table, q_position, q_tokens, kv_tokens, i_sequence, PACKED
         )
         batch_head = i_batch * num_heads + head
-        q_len = positions.q_tokens
+        q_len = q_tokens
         block = block_of(q_offset + q_begin if PACKED else q_offset, BLOCK_SIZE) + row
         if block * BLOCK_SIZE - q_offset >= (q_end if PACKED else q_len):
             return
     position0 = block * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
     position = position0 + tl.arange(0, BLOCK_M)
     query = position - q_offset
-    if positions is None:
+    if q_tokens is None:
         m_in = (query >= 0) & (query < q_len)
         m_store = m_in
     else:
@@ -317,17 +320,17 @@ def dq_kernel(
     kv_valid = valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS)
     scale_log2 = softmax_scale * LOG2E
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if positions is None:
+    if q_tokens is None:
         first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
     else:
         k_base += kv_begin.to(tl.int64) * stride_ks
         v_base += kv_begin.to(tl.int64) * stride_vs
         first_list, has_lists = first_list_of(
-            positions, i_sequence, head // HEADS_PER_LIST, block, positions.first_row, positions.grid_rows, N_CLASSES
+            list_heads, i_sequence, head // HEADS_PER_LIST, block, first_grid_row, grid_rows, N_CLASSES
         )  # fmt: skip
 
     for i_class in tl.static_range(N_CLASSES):
-        if positions is None:
+        if q_tokens is None:
             lo = tl.load(Offsets + first_list + i_class)
             hi = tl.load(Offsets + first_list + i_class + 1)
         else:
@@ -339,19 +342,19 @@ def dq_kernel(
                 Indices, Entries, lo, hi,
                 tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0) if masks is not None else None, masks,
             ),
-            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, positions is not None),
+            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, q_tokens is not None),
             BlockBias(bias_base, stride_be, grad_bias),
             KeyPadding(
-                Padding if positions is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
+                Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
             ),
-            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if positions is not None else None),
+            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if q_tokens is not None else None),
             Scores(
                 scale_log2, softmax_scale / softcap if softcap is not None else None,
                 softcap * LOG2E if softcap is not None else None,
                 tl.load(Slopes + head) * LOG2E if Slopes is not None else None,
                 PairBias(
                     attn_bias.base + i_batch.to(tl.int64) * attn_bias.stride_b + head.to(tl.int64) * attn_bias.stride_h
-                    + (kv_begin.to(tl.int64) * attn_bias.stride_k if positions is not None else 0),
+                    + (kv_begin.to(tl.int64) * attn_bias.stride_k if q_tokens is not None else 0),
                     attn_bias.stride_q, attn_bias.stride_k,
                 ) if attn_bias is not None else None,
                 EXACT_TANH,
@@ -363,7 +366,7 @@ def dq_kernel(
 
     out_ptrs = GradQ + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
     out_ptrs += query64[:, None] * stride_os + d[None, :] * stride_od
-    q_store = q_mask if positions is None else m_store[:, None] & (d < HEAD_DIM)[None, :]
+    q_store = q_mask if q_tokens is None else m_store[:, None] & (d < HEAD_DIM)[None, :]
     tl.store(out_ptrs, (dq * softmax_scale).to(GradQ.dtype.element_ty), mask=q_store)
 
 
@@ -613,7 +616,7 @@ def allowed_of_rows(masks, column, entry, position, sizes, options):
         return allowed_pairs(masks, entry, query[None, :], key, True, sizes.BLOCK_SIZE)
 
 
-@triton.jit(do_not_specialize=["positions"])
+@triton.jit(do_not_specialize=Positions._fields)
 def dkdv_kernel(
     Q, K, V, GradOut, Lse, Delta, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed, GradK, GradV,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
@@ -621,7 +624,8 @@ def dkdv_kernel(
     stride_xb, stride_xs, stride_xh, stride_xd, stride_yb, stride_ys, stride_yh, stride_yd,
     stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
     q_len, kv_len, q_offset, first_row, n_cols, num_heads, softmax_scale, threshold, keep_scale,
-    Table, positions, masks, softcap, Slopes, attn_bias,
+    Table, max_rows, max_cols, q_tokens, kv_tokens, q_position, first_grid_row, grid_rows, grid_cols, list_heads,
+    masks, softcap, Slopes, attn_bias,
     GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, KEY_STRIDE: tl.constexpr,
@@ -635,7 +639,7 @@ def dkdv_kernel(
     """
     KEYS: tl.constexpr = BLOCK_SIZE // KEY_STRIDE
     PARTS: tl.constexpr = KEY_STRIDE * ((KEYS + BLOCK_N - 1) // BLOCK_N)
-    n_tiles = (n_cols if positions is None else positions.n_cols) * PARTS
+    n_tiles = (n_cols if q_tokens is None else max_cols) * PARTS
     num_kv_heads = num_heads // GROUP
     i_tile = tl.program_id(0) % n_tiles
     sequence_kv_head = tl.program_id(0) // n_tiles
@@ -643,29 +647,27 @@ def dkdv_kernel(
     col = i_tile // PARTS
     residue = i_tile % PARTS % KEY_STRIDE
     within = i_tile % PARTS // KEY_STRIDE * BLOCK_N + tl.arange(0, BLOCK_N)
-    if positions is None:
+    if q_tokens is None:
         i_batch = i_sequence
         key = col * BLOCK_SIZE + residue + within * KEY_STRIDE
         n_store = (within < KEYS) & (key < kv_len)
         n_in = n_store & (key < valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS))
     else:
         i_batch, q_offset, q_begin, q_end, kv_begin, kv_len = sequence_of(
-            Table, positions, i_sequence, PACKED
+            Table, q_position, q_tokens, kv_tokens, i_sequence, PACKED
         )
-        q_len, first_row, n_cols = positions.q_tokens, positions.first_row, positions.grid_cols
+        q_len, first_row, n_cols = q_tokens, first_grid_row, grid_cols
         if not PACKED:
             col += block_of(-kv_begin, BLOCK_SIZE)
-        if col * BLOCK_SIZE >= (kv_len if PACKED else positions.kv_tokens - kv_begin):
+        if col * BLOCK_SIZE >= (kv_len if PACKED else kv_tokens - kv_begin):
             return
         key = col * BLOCK_SIZE + residue + within * KEY_STRIDE
         n_in = (within < KEYS) & (key >= 0) & (key < kv_len)
-        n_store = (
-            n_in if PACKED else (within < KEYS) & (key >= -kv_begin) & (key < positions.kv_tokens - kv_begin)
-        )
+        n_store = n_in if PACKED else (within < KEYS) & (key >= -kv_begin) & (key < kv_tokens - kv_begin)
     if HAS_PADDING:
         n_in = not_padded(
             KeyPadding(
-                Padding if positions is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
+                Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
             ),
             key, n_in,
         )  # fmt: skip
@@ -673,7 +675,7 @@ def dkdv_kernel(
     d, d_v = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
 
     key64 = key.to(tl.int64)
-    if positions is not None:
+    if q_tokens is not None:
         key64 += kv_begin  # in memory
     k_base = K + i_batch.to(tl.int64) * stride_kb + kv_head.to(tl.int64) * stride_kh
     v_base = V + i_batch.to(tl.int64) * stride_vb + kv_head.to(tl.int64) * stride_vh
@@ -696,15 +698,15 @@ def dkdv_kernel(
         lse_base = Lse + batch_head.to(tl.int64) * q_len
         delta_base = Delta + batch_head.to(tl.int64) * q_len
         bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
-        if positions is None:
+        if q_tokens is None:
             first_list = ((head // HEADS_PER_LIST) * n_cols + col) * N_CLASSES
         else:
             first_list, has_lists = first_list_of(
-                positions, i_sequence, head // HEADS_PER_LIST, col, 0, n_cols, N_CLASSES
+                list_heads, i_sequence, head // HEADS_PER_LIST, col, 0, n_cols, N_CLASSES
             )
 
         for i_class in tl.static_range(N_CLASSES):
-            if positions is None:
+            if q_tokens is None:
                 lo = tl.load(Offsets + first_list + i_class)
                 hi = tl.load(Offsets + first_list + i_class + 1)
             else:
@@ -719,7 +721,7 @@ def dkdv_kernel(
                 Column(k, v, key, n_in, first_key, last_key), KeyGradients(dk, dv),
                 Rows(
                     q_base, grad_base, lse_base, delta_base, stride_qs, stride_qd, stride_gs, stride_gd, first_row, q_offset,
-                    0 if positions is None else q_begin, q_len if positions is None else q_end, positions is not None,
+                    0 if q_tokens is None else q_begin, q_len if q_tokens is None else q_end, q_tokens is not None,
                 ),
                 Blocks(
                     Indices, Entries, lo, hi,
@@ -727,14 +729,14 @@ def dkdv_kernel(
                     if masks is not None else None, masks,
                 ),
                 BlockBias(bias_base, stride_be, bias_base),
-                Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if positions is not None else None),
+                Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if q_tokens is not None else None),
                 Scores(
                     scale_log2, softmax_scale / softcap if softcap is not None else None,
                     softcap * LOG2E if softcap is not None else None,
                     tl.load(Slopes + head) * LOG2E if Slopes is not None else None,
                     PairBias(
                         attn_bias.base + i_batch.to(tl.int64) * attn_bias.stride_b + head.to(tl.int64) * attn_bias.stride_h
-                        + (kv_begin.to(tl.int64) * attn_bias.stride_k if positions is not None else 0),
+                        + (kv_begin.to(tl.int64) * attn_bias.stride_k if q_tokens is not None else 0),
                         attn_bias.stride_q, attn_bias.stride_k,
                     ) if attn_bias is not None else None,
                     EXACT_TANH,
@@ -745,7 +747,7 @@ def dkdv_kernel(
 
     if QUERIES_FIRST:
         dk, dv = tl.trans(dk), tl.trans(dv)
-    if positions is not None:  # what the keys that do not count have summed up
+    if q_tokens is not None:  # what the keys that do not count have summed up
         dk, dv = tl.where(n_in[:, None], dk, 0.0), tl.where(n_in[:, None], dv, 0.0)
     x_ptrs = GradK + i_batch.to(tl.int64) * stride_xb + kv_head.to(tl.int64) * stride_xh
     x_ptrs += key64[:, None] * stride_xs + d[None, :] * stride_xd

@@ -38,6 +38,7 @@ from .parts import (
     Options,
     PairBias,
     Pairs,
+    Positions,
     Queries,
     Scores,
     Sizes,
@@ -182,14 +183,15 @@ def attend_class(
     return acc, m, l
 
 
-@triton.jit(do_not_specialize=["positions"])
+@triton.jit(do_not_specialize=Positions._fields)
 def forward_kernel(
     Q, K, V, Out, Lse, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
     stride_vb, stride_vs, stride_vh, stride_vd, stride_ob, stride_os, stride_oh, stride_od,
     stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
     q_len, kv_len, q_offset, first_row, n_rows, num_heads, softmax_scale, threshold, keep_scale,
-    Table, positions, masks, softcap, Slopes, Sinks, attn_bias,
+    Table, max_rows, max_cols, q_tokens, kv_tokens, q_position, first_grid_row, grid_rows, grid_cols, list_heads,
+    masks, softcap, Slopes, Sinks, attn_bias,
     GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
@@ -199,27 +201,27 @@ def forward_kernel(
 ):  # fmt: skip
     """One query tile of one head; see the top of this file. What follows `keep_scale` is None where the call has it not."""
     TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
-    n_tiles = (n_rows if positions is None else positions.n_rows) * TILES_M
+    n_tiles = (n_rows if q_tokens is None else max_rows) * TILES_M
     i_tile = tl.program_id(0) % n_tiles
     sequence_head = tl.program_id(0) // n_tiles
     i_sequence, head = sequence_head // num_heads, sequence_head % num_heads
     row = i_tile // TILES_M
-    if positions is None:
+    if q_tokens is None:
         i_batch, batch_head = i_sequence, sequence_head
         block = first_row + row
     else:
         i_batch, q_offset, q_begin, q_end, kv_begin, kv_len = sequence_of(
-            Table, positions, i_sequence, PACKED
+            Table, q_position, q_tokens, kv_tokens, i_sequence, PACKED
         )
         batch_head = i_batch * num_heads + head
-        q_len = positions.q_tokens
+        q_len = q_tokens
         block = block_of(q_offset + q_begin if PACKED else q_offset, BLOCK_SIZE) + row
         if block * BLOCK_SIZE - q_offset >= (q_end if PACKED else q_len):
             return
     position0 = block * BLOCK_SIZE + (i_tile % TILES_M) * BLOCK_M
     position = position0 + tl.arange(0, BLOCK_M)
     query = position - q_offset
-    if positions is None:
+    if q_tokens is None:
         m_in = (query >= 0) & (query < q_len)
         m_store = m_in
     else:
@@ -241,17 +243,17 @@ def forward_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    if positions is None:
+    if q_tokens is None:
         first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
     else:
         k_base += kv_begin.to(tl.int64) * stride_ks
         v_base += kv_begin.to(tl.int64) * stride_vs
         first_list, has_lists = first_list_of(
-            positions, i_sequence, head // HEADS_PER_LIST, block, positions.first_row, positions.grid_rows, N_CLASSES
+            list_heads, i_sequence, head // HEADS_PER_LIST, block, first_grid_row, grid_rows, N_CLASSES
         )  # fmt: skip
 
     for i_class in tl.static_range(N_CLASSES):
-        if positions is None:
+        if q_tokens is None:
             lo = tl.load(Offsets + first_list + i_class)
             hi = tl.load(Offsets + first_list + i_class + 1)
         else:
@@ -263,19 +265,19 @@ def forward_kernel(
                 Indices, Entries, lo, hi,
                 tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0) if masks is not None else None, masks,
             ),
-            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, positions is not None),
+            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, q_tokens is not None),
             BlockBias(bias_base, stride_be, bias_base),
             KeyPadding(
-                Padding if positions is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
+                Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
             ),
-            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if positions is not None else None),
+            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if q_tokens is not None else None),
             Scores(
                 scale_log2, softmax_scale / softcap if softcap is not None else None,
                 softcap * LOG2E if softcap is not None else None,
                 tl.load(Slopes + head) * LOG2E if Slopes is not None else None,
                 PairBias(
                     attn_bias.base + i_batch.to(tl.int64) * attn_bias.stride_b + head.to(tl.int64) * attn_bias.stride_h
-                    + (kv_begin.to(tl.int64) * attn_bias.stride_k if positions is not None else 0),
+                    + (kv_begin.to(tl.int64) * attn_bias.stride_k if q_tokens is not None else 0),
                     attn_bias.stride_q, attn_bias.stride_k,
                 ) if attn_bias is not None else None,
                 EXACT_TANH,
@@ -285,7 +287,7 @@ def forward_kernel(
             Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, SCALE_POSITIVE, PRECISION),
         )  # fmt: skip
 
-    if positions is not None:
+    if q_tokens is not None:
         l = tl.where(m_in, l, 0.0)  # padding among the queries
     empty = l == 0.0
     if Sinks is not None:
@@ -298,7 +300,7 @@ def forward_kernel(
         m = m_new
     acc = acc / tl.where(empty, 1.0, l)[:, None]
     lse = tl.where(empty, float("-inf"), (m + tl.log2(tl.where(empty, 1.0, l))) * LN2)
-    if positions is not None:
+    if q_tokens is not None:
         acc = tl.where(empty[:, None], 0.0, acc)
     tl.store(Lse + batch_head.to(tl.int64) * q_len + query, lse, mask=m_store)
     out_base = Out + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple
 
 
 class Positions(NamedTuple):
-    """Where the queries and keys of a call are, and which of their blocks the layout has. None for a plain batch."""
+    """Where the queries and keys of a call are, and which of their blocks the layout has. None for a plain batch.
 
-    n_rows: Any  # tiles of a sequence begin in so many rows, and columns
-    n_cols: Any
+    The kernels take its fields as arguments: in a tuple, Triton would compile them anew for 1 and for multiples of 16.
+    """
+
+    max_rows: Any  # tiles of a sequence begin in so many rows, and columns
+    max_cols: Any
     q_tokens: Any  # of q, and of k and v, in memory
     kv_tokens: Any
     q_position: Any  # of query 0, where there is no table
-    first_row: Any  # of the layout
+    first_grid_row: Any  # of the layout
     grid_rows: Any
     grid_cols: Any
     list_heads: Any  # heads with lists of their own in every sequence; 0: all sequences share the lists

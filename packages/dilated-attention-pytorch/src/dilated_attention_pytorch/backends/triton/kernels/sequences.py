@@ -18,12 +18,12 @@ def block_of(position, BLOCK_SIZE: tl.constexpr):
 
 
 @triton.jit
-def sequence_of(Table, positions, i_sequence, PACKED: tl.constexpr):
+def sequence_of(Table, q_position, q_tokens, kv_tokens, i_sequence, PACKED: tl.constexpr):
     """Of a sequence, its batch element; the position of the first query in memory; its queries (the first, the one behind
     the last), the first of its keys in memory, and how many there are."""
     if Table is None:
         none = i_sequence * 0  # not 0: the interpreter would make a Python number of it
-        return i_sequence, positions.q_position, none, positions.q_tokens, none, positions.kv_tokens
+        return i_sequence, q_position, none, q_tokens, none, kv_tokens
     else:
         row = Table + i_sequence * 5
         q_begin, q_len, first_key = tl.load(row), tl.load(row + 1), tl.load(row + 2)
@@ -38,9 +38,9 @@ def sequence_of(Table, positions, i_sequence, PACKED: tl.constexpr):
 
 
 @triton.jit
-def first_list_of(positions, i_sequence, group, index, first, count, N_CLASSES: tl.constexpr):
+def first_list_of(list_heads, i_sequence, group, index, first, count, N_CLASSES: tl.constexpr):
     """The first list of a block row or column, of the `count` that the layout has from block `first` on, and whether it is
     one of them. `group` is the layout head."""
     place = index - first
-    first_list = ((i_sequence * positions.list_heads + group) * count + place) * N_CLASSES
+    first_list = ((i_sequence * list_heads + group) * count + place) * N_CLASSES
     return first_list, (place >= 0) & (place < count)
