@@ -204,9 +204,8 @@ def forward_launch(
 ) -> Launch:
     p, positions = problem, positions_of(problem)
     common = common_arguments(p, positions)
-    tile = tuning.tiles(
-        "forward", max(common["BLOCK_D"], common["BLOCK_DV"]), p.block_size, p.q.dtype, capability
-    )
+    padded = max(common["BLOCK_D"], common["BLOCK_DV"])
+    tile = tuning.tiles("forward", padded, p.block_size, p.q.dtype, capability, 1, changes_every_score(p))
     arguments = {
         **common, "Out": out, "Lse": lse, **list_arguments(p, by_rows=True), **strides(out, "o", "bshd"),
         "n_rows": p.n_rows if positions is None else None, "Sinks": p.sinks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
@@ -249,15 +248,14 @@ class BackwardCall(NamedTuple):
     common: dict[str, Any]  # arguments that the dq and dkdv kernels share
 
 
+def changes_every_score(problem: AttentionProblem) -> bool:
+    """Whether more is made of every product than its scaled exponential."""
+    return problem.softcap != 0.0 or problem.alibi_slopes is not None
+
+
 def is_wide(problem: AttentionProblem) -> bool:
     """Whether the backward keeps more of every pair than that of a plain call: its place, its mask, or terms of its score."""
-    p = problem
-    return (
-        p.softcap != 0.0
-        or p.alibi_slopes is not None
-        or p.attn_bias is not None
-        or positions_of(p) is not None
-    )
+    return changes_every_score(problem) or problem.attn_bias is not None or positions_of(problem) is not None
 
 
 def dq_tile(problem: AttentionProblem, capability: tuple[int, int]) -> tuning.Tiles:

@@ -79,6 +79,7 @@ SM90_DILATED: dict[tuple[str, int, int], Tiles] = {
 
 # With positions, masks or what changes scores, for which the plain tiles have no registers left: they would spill.
 SM90_WIDE: dict[tuple[str, int, int], Tiles] = {
+    ("forward", 128, 128): Tiles(64, 64, 4, 3),
     ("dq", 128, 128): Tiles(64, 64, 4, 2),
     ("dkdv", 128, 128): Tiles(32, 128, 8, 2),
 }
