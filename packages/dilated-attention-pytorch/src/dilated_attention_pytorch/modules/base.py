@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import ops, values
+from .. import ops
 from ..backends.problem import AttentionProblem
 from ..backends.reference import attention_reference, attention_weights
 from ..call import PLAIN_TYPES, Call
-from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed, with_shorthands
+from ..config import SparsePatternConfig, with_shorthands
 from ..eager import CachedCall, can_bypass_dispatcher, is_plain_eager, key_of, run_attention
 from ..functional import attend, block_sparse_attention, run_operator
 from ..grid import BlockGrid
@@ -20,12 +20,13 @@ from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
 from ..validation.call import check_call, refusal
-from ..validation.numbers import check_backend, check_flag, checked_dropout, checked_scale
+from ..validation.numbers import check_flag, checked_dropout, checked_scale
+from .settings import PatternSettings
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
 
-class BlockSparseAttention(nn.Module):
+class BlockSparseAttention(PatternSettings, nn.Module):
     """Block-sparse attention of q, k and v. It has no parameters.
 
     Args:
@@ -78,65 +79,13 @@ class BlockSparseAttention(nn.Module):
     ) -> None:
         del device, dtype
         super().__init__()
-        self._segment_lengths: tuple[int, ...] | None = None
-        self._dilation_rates: tuple[int, ...] | None = None
-        self.sparse_config = with_shorthands(sparse_config, sparsity_ratio, block_size)
-        if segment_lengths is not None and dilation_rates is not None:
-            segment_lengths = listed("segment_lengths", segment_lengths)
-            dilation_rates = listed("dilation_rates", dilation_rates)
-        TokenDilation.from_user(segment_lengths, dilation_rates, self.block_size)
-        self._set_dilation(segment_lengths, dilation_rates)
+        configs = with_shorthands(sparse_config, sparsity_ratio, block_size)
+        self._set_pattern(configs, segment_lengths, dilation_rates)
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
 
     # ---- settings
-
-    @property
-    def sparse_config(self) -> SparsePatternConfig | Sequence[SparsePatternConfig]:
-        """The pattern of all heads, or a tuple with one per head or kv head."""
-        return self._sparse_config
-
-    @sparse_config.setter
-    def sparse_config(self, value: SparsePatternConfig | Sequence[SparsePatternConfig]) -> None:
-        value = checked_configs(value)
-        pattern = Pattern.of(value)
-        check_dilation(self._segment_lengths, self._dilation_rates, pattern.block_size)
-        self._sparse_config, self._pattern = value, pattern
-
-    @property
-    def segment_lengths(self) -> tuple[int, ...] | None:
-        """Token dilation by distance, with `dilation_rates`."""
-        return self._segment_lengths
-
-    @segment_lengths.setter
-    def segment_lengths(self, value: Sequence[int] | None) -> None:
-        self._set_dilation(value, self._dilation_rates)
-
-    @property
-    def dilation_rates(self) -> tuple[int, ...] | None:
-        """Token dilation by distance, with `segment_lengths`."""
-        return self._dilation_rates
-
-    @dilation_rates.setter
-    def dilation_rates(self, value: Sequence[int] | None) -> None:
-        self._set_dilation(self._segment_lengths, value)
-
-    def _set_dilation(
-        self, segment_lengths: Sequence[int] | None, dilation_rates: Sequence[int] | None
-    ) -> None:
-        """Set both. Assigned one after the other, they need not fit each other before the next call."""
-        segments = None if segment_lengths is None else listed("segment_lengths", segment_lengths)
-        rates = None if dilation_rates is None else listed("dilation_rates", dilation_rates)
-        check_dilation(segments, rates, self.block_size)
-        segments = None if segments is None else tuple(map(int, segments))
-        rates = None if rates is None else tuple(map(int, rates))
-        self._segment_lengths, self._dilation_rates = segments, rates
-        # rates of 1 drop no key, and a call without dilation is cheaper
-        is_trivial = (
-            rates is not None and set(rates) == {1} and segments is not None and len(segments) == len(rates)
-        )
-        self._dilation = (None, None) if is_trivial else (segments, rates)
 
     @property
     def dropout(self) -> float:
@@ -156,20 +105,6 @@ class BlockSparseAttention(nn.Module):
     def softmax_scale(self, value: float | None) -> None:
         self._softmax_scale = checked_scale(value)
 
-    @property
-    def backend(self) -> str | None:
-        """See `block_sparse_attention`."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, value: str | None) -> None:
-        check_backend(value)
-        self._backend = value
-
-    @property
-    def block_size(self) -> int:
-        return self._pattern.block_size
-
     def extra_repr(self) -> str:
         parts = [f"sparse_config={self.sparse_config}"]
         for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend"):
@@ -177,34 +112,6 @@ class BlockSparseAttention(nn.Module):
             if value is not None:
                 parts.append(f"{name}={list(value) if isinstance(value, tuple) else value!r}")
         return ", ".join(parts + ([f"dropout={self.dropout}"] if self.dropout else []))
-
-    def layout(
-        self,
-        q_len: int,
-        kv_len: int | None = None,
-        causal: bool = False,
-        device: torch.device | str | None = None,
-    ) -> BlockLayout:
-        """The layout for these lengths; built at first use and kept. Steps of decoding use a longer one with the same rows.
-
-        Not inside of torch.compile, whose graphs look layouts up themselves: call it outside, and pass what it returns
-        as `layout` to the call.
-        """
-        if torch.compiler.is_compiling():
-            raise RuntimeError(
-                "BlockSparseAttention.layout cannot run inside of torch.compile; call it outside, and pass what it "
-                "returns as layout=..., or leave it out: a compiled call finds its layout when it runs"
-            )
-        grid = BlockGrid(q_len, q_len if kv_len is None else kv_len, self.block_size, causal)  # checks them
-        return LAYOUTS.find(self._pattern, grid.q_len, grid.kv_len, grid.causal, values.device(device))
-
-    def clear_cache(self, captured: bool = False) -> None:
-        """Drop the layouts kept for this `sparse_config`, whichever module they were built for.
-
-        Args:
-            captured: also those that CUDA graphs were captured with; only once these graphs are gone.
-        """
-        LAYOUTS.clear(self._pattern, captured)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -297,17 +204,6 @@ class BlockSparseAttention(nn.Module):
                 out = run_operator(call, source, backend)[0]
             return (out, attention_weights(dense)[0]) if return_attention_weights else out
         return run_operator(call, source, backend)[0]
-
-
-def check_dilation(
-    segment_lengths: tuple[Any, ...] | None, dilation_rates: tuple[Any, ...] | None, block_size: int
-) -> None:
-    """Check each of the two by itself: they are assigned one after the other."""
-    if segment_lengths is not None:
-        TokenDilation.from_user(segment_lengths, [1] * len(segment_lengths), block_size)
-    if dilation_rates is not None:
-        segments = [block_size * i for i in range(1, len(dilation_rates) + 1)]
-        TokenDilation.from_user(segments, dilation_rates, block_size)
 
 
 def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
