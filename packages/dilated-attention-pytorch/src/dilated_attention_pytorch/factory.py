@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,9 @@ from .modules import BlockSparseAttention
 from .removed import REMOVED_PRESETS, raise_removed_variant
 from .values import shown
 
-VARIANTS = ("auto", "base")
+VARIANTS: dict[str, type[nn.Module]] = {"base": BlockSparseAttention}
+# What "auto" goes by: the first variant of which all these arguments are given, else "base".
+AUTO: dict[str, tuple[str, ...]] = {}
 
 PRESETS = {
     "local": SparsePatternConfig("local_window", window_size=256),
@@ -53,6 +55,9 @@ def create_block_sparse_attention(
     sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None = None,
     sparsity_ratio: float | None = None,
     block_size: int | None = None,
+    adaptive_config: Any = None,
+    embed_dim: int | None = None,
+    num_heads: int | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Make a block-sparse attention module.
@@ -65,11 +70,14 @@ def create_block_sparse_attention(
             fields of a config may be given instead of it.
         sparsity_ratio: overrides the field of `sparse_config`.
         block_size: overrides the field of `sparse_config`.
-        kwargs: `dropout`, `softmax_scale`, `backend`, `device`, `dtype` of `BlockSparseAttention`.
+        adaptive_config: how blocks are chosen from the content, of a variant that does.
+        embed_dim: features of a token, of a variant with projections.
+        num_heads: number of heads, of a variant with projections.
+        kwargs: other arguments of the class of the variant.
 
     Raises:
         ValueError: the variant is unknown or removed, or an argument is out of range.
-        TypeError: the variant does not take an argument.
+        TypeError: the variant does not take an argument, or needs one that is missing.
 
     Examples:
         >>> model = create_block_sparse_attention(
@@ -88,25 +96,51 @@ def create_block_sparse_attention(
     is_name = isinstance(variant, str)
     if (is_name and variant == "hierarchical") or "hierarchical_config" in kwargs:
         raise_removed_variant()
-    if not is_name or variant not in VARIANTS:
-        raise ValueError(f"variant must be one of {VARIANTS}, got {shown(variant)}")
-    parameters = inspect.signature(BlockSparseAttention).parameters
+    if not is_name or variant not in ("auto", *VARIANTS):
+        raise ValueError(f"variant must be one of {('auto', *VARIANTS)}, got {shown(variant)}")
+    named = {
+        "segment_lengths": segment_lengths, "dilation_rates": dilation_rates, "sparse_config": sparse_config,
+        "sparsity_ratio": sparsity_ratio, "block_size": block_size, "adaptive_config": adaptive_config,
+        "embed_dim": embed_dim, "num_heads": num_heads,
+    }  # fmt: skip
+    given = {**{name: value for name, value in named.items() if value is not None}, **kwargs}
+    made = VARIANTS[variant_for(given) if variant == "auto" else variant]
+    check_arguments(variant, made, given)
+    return made(**given)
+
+
+def variant_for(given: Mapping[str, Any]) -> str:
+    """What ``"auto"`` makes of these arguments."""
+    return next((name for name, needed in AUTO.items() if set(needed) <= given.keys()), "base")
+
+
+def check_arguments(variant: str, made: type[nn.Module], given: Mapping[str, Any]) -> None:
+    """Raise TypeError unless the class of a variant takes these arguments, and needs no others."""
+    parameters = inspect.signature(made).parameters
     config_fields = {field.name for field in dataclasses.fields(SparsePatternConfig)}
-    for name in kwargs:
-        if name in config_fields - parameters.keys():
+    for name, value in given.items():
+        if name in parameters:
+            continue
+        refused = f"variant={variant!r} takes no argument {name!r}"
+        if name in config_fields:
             raise TypeError(
-                f"variant={variant!r} takes no argument {name!r}, it is a field of SparsePatternConfig; "
-                f"use sparse_config=SparsePatternConfig({name}={shown(kwargs[name])})"
+                f"{refused}, it is a field of SparsePatternConfig; "
+                f"use sparse_config=SparsePatternConfig({name}={shown(value)})"
             )
-        if name not in parameters:
-            raise TypeError(
-                f"variant={variant!r} takes no argument {name!r}{closest(name, parameters, 'arguments')}"
-            )
-    return BlockSparseAttention(
-        sparse_config,
-        segment_lengths,
-        dilation_rates,
-        sparsity_ratio=sparsity_ratio,
-        block_size=block_size,
-        **kwargs,
-    )
+        of_others = [other for other, its in VARIANTS.items() if name in inspect.signature(its).parameters]
+        if of_others:
+            needed = [need for need in required(VARIANTS[of_others[0]]) if need not in given]
+            also = f", with {' and '.join(needed)}" if needed else ""
+            raise TypeError(f"{refused}; use variant={of_others[0]!r}{also}, or leave it out")
+        raise TypeError(f"{refused}{closest(name, parameters, 'arguments')}")
+    missing = [name for name in required(made) if name not in given]
+    if missing:
+        raise TypeError(f"variant={variant!r} needs {' and '.join(required(made))}, got no {missing[0]}")
+
+
+def required(made: type[nn.Module]) -> list[str]:
+    """The arguments of a class without a default."""
+    parameters = inspect.signature(made).parameters.values()
+    return [
+        each.name for each in parameters if each.default is each.empty and each.kind is not each.VAR_KEYWORD
+    ]
