@@ -323,10 +323,6 @@ def test_pattern_types_are_the_three() -> None:
 
 RATIO = "sparsity_ratio must be the fraction of blocks kept, 0 < ratio <= 1, got {}; for 99 % sparse use 0.01"
 SIZE = "block_size must be one of (16, 32, 64, 128, 256), got {}"
-NO_WINDOW = (
-    "window_size does not apply to pattern_type='dilated_sparse', got 64; "
-    "use 'local_window' or 'global_local', or leave it out"
-)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +337,6 @@ NO_WINDOW = (
             ({"sparsity_ratio": ratio}, RATIO.format(repr(ratio)))
             for ratio in (0, 0.0, -0.1, 1.01, 99, float("nan"), float("inf"), True, "0.1", None)
         ),
-        ({"window_size": 64}, NO_WINDOW),
         *(
             (
                 {"pattern_type": "local_window", "window_size": size},
@@ -355,19 +350,6 @@ NO_WINDOW = (
                 f"global_tokens must be a number of tokens >= 0, got {tokens!r}",
             )
             for tokens in (-1, 1.5, None, True)
-        ),
-        (
-            {"global_tokens": 64},
-            "global_tokens does not apply to pattern_type='dilated_sparse', got 64; use 'global_local', or leave it out",
-        ),
-        (
-            {"pattern_type": "local_window", "global_tokens": 64},
-            "global_tokens does not apply to pattern_type='local_window', got 64; use 'global_local', or leave it out",
-        ),
-        (
-            {"pattern_type": "local_window", "dilation_rates": [1, 2]},
-            "dilation_rates does not apply to pattern_type='local_window', got (1, 2); "
-            "use 'dilated_sparse', or leave it out",
         ),
         *(
             (

@@ -99,12 +99,15 @@ ERRORS: dict[str, Callable[[], object]] = {
     ),
     "q is a nested": attend_to_nested,
     "sparsity_ratio must": lambda: SparsePatternConfig(sparsity_ratio=99),
-    "window_size does not": lambda: SparsePatternConfig(window_size=256),
     "segment_lengths must": lambda: create_block_sparse_attention(segment_lengths=[1000], dilation_rates=[1]),
     "variant must be": lambda: create_block_sparse_attention(variant="multihead"),
     "variant='auto' takes": lambda: create_block_sparse_attention(embed_dim=256, num_heads=4),
     "Hierarchical variant": lambda: create_block_sparse_attention(variant="hierarchical"),
-    "cannot import name": lambda: exec("from dilated_attention_pytorch import LongNet"),
+    "`dilated_attention_pytorch.LongNet`": lambda: exec("from dilated_attention_pytorch import LongNet"),
+    "`dilated_attention_pytorch.block_sparse_factory`": lambda: exec(
+        "from dilated_attention_pytorch.block_sparse_factory import get_block_sparse_preset"
+    ),
+    "create_block_sparse_attention takes no": lambda: create_block_sparse_attention(enable_memory_pool=True),
     "backend='triton' cannot": lambda: attend_in(causal_layout(), 512, 512, is_causal=True, backend="triton"),
     "block_sparse_attention differentiates": second_derivative,
 }
@@ -116,6 +119,8 @@ WARNINGS: dict[str, Callable[[], object]] = {
     "sparsity_ratio 0.1 has no effect": lambda: dilated_attention_pytorch.get_block_sparse_preset(
         "local", sparsity_ratio=0.1
     ),
+    "window_size=256 has no effect": lambda: SparsePatternConfig(window_size=256),
+    "sparsity_ratio 0.95 keeps": lambda: SparsePatternConfig(sparsity_ratio=0.95),
 }
 
 

@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .config import SparsePatternConfig
+from .config_warnings import SparsityRatioWarning, UnusedFieldWarning
 from .decode import block_sparse_decode
 from .factory import create_block_sparse_attention, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
@@ -21,6 +22,8 @@ __all__ = [
     "BlockSparseAttention",
     "LayoutStats",
     "SparsePatternConfig",
+    "SparsityRatioWarning",
+    "UnusedFieldWarning",
     "__version__",
     "block_scores",
     "block_sparse_attention",

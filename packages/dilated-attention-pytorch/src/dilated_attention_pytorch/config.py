@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from . import values
+from .config_warnings import SparsityRatioWarning, UnusedFieldWarning, warn_caller
 from .removed import raise_removed_variant
 from .values import shown
 
 PatternType = Literal["dilated_sparse", "local_window", "global_local"]
 PATTERN_TYPES: tuple[str, ...] = get_args(PatternType)
-# Fields that apply only to some patterns.
+# Fields that apply only to some patterns. Others drop them with a warning; `exact` is a promise and refused instead.
 TAKEN_BY: dict[str, tuple[PatternType, ...]] = {
     "window_size": ("local_window", "global_local"),
     "exact": ("local_window",),
@@ -24,6 +24,8 @@ TAKEN_BY: dict[str, tuple[PatternType, ...]] = {
     "dilation_rates": ("dilated_sparse",),
     "rotation": ("dilated_sparse",),
 }
+# What `exact` cannot be combined with in a pattern.
+BEYOND_EXACT = {"dilation_rates": "a window with gaps", "global_tokens": "a window with global tokens"}
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -40,6 +42,11 @@ def closest(name: str, choices: Iterable[str], what: str) -> str:
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     return (f"; did you mean {near[0]!r}? The " if near else "; the ") + f"{what} are {', '.join(choices)}"
+
+
+def or_(choices: Iterable[str]) -> str:
+    """Choices for a message."""
+    return " or ".join(map(repr, choices))
 
 
 def takes(pattern_type: str, field: str) -> bool:
@@ -81,8 +88,11 @@ class SparsePatternConfig:
 
     Numbers may be NumPy scalars, and lists may be one-dimensional arrays.
 
+    Fields that the pattern does not take are dropped with an `UnusedFieldWarning`; a ratio from 0.5 up to, but not 1,
+    gives a `SparsityRatioWarning`, as it is often meant as the fraction dropped.
+
     Raises:
-        ValueError: an argument is out of range or does not apply to the pattern; the message names it.
+        ValueError: an argument is out of range, or `exact` does not apply to the pattern; the message names it.
 
     Examples:
         >>> config = SparsePatternConfig(sparsity_ratio=0.01, dilation_rates=[1, 2, 4, 8])
@@ -101,38 +111,24 @@ class SparsePatternConfig:
     exact: bool = False
 
     def __post_init__(self) -> None:
+        self._check()
+        if self.window_size is None:
+            warn_of_high_ratio(self.sparsity_ratio)
+
+    def _check(self) -> None:
         if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
             if isinstance(self.pattern_type, str) and str(self.pattern_type) == "hierarchical":
                 raise_removed_variant()
             raise ValueError(f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}")
         self._set("block_size", check_block_size(self.block_size))
         self._set("sparsity_ratio", checked_ratio(self.sparsity_ratio))
-        if self.window_size is not None:
-            self._check_window(self.window_size)
+        self._check_window()
         self._check_global_tokens()
-        if self.dilation_rates is not None:
-            self._check_dilation_rates(self.dilation_rates)
-        if self.min_blocks is not None:
-            blocks = values.tokens(self.min_blocks)
-            if blocks is None:
-                raise ValueError(
-                    f"min_blocks must be a positive number of blocks per row, got {shown(self.min_blocks)}; "
-                    "use 1 for the ratio alone, or None for the default"
-                )
-            if self.window_size is not None:
-                raise ValueError(
-                    f"min_blocks cannot be combined with window_size, got min_blocks {blocks} and "
-                    f"window_size {self.window_size}; leave one of them out"
-                )
-            self._set("min_blocks", blocks)
-
-        rotation = values.integer(self.rotation)
-        if rotation is None or not 0 <= rotation <= values.MAX_TOKENS:
-            raise ValueError(f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}")
-        if rotation:
-            self._check_taken("rotation", str(rotation))
-        self._set("rotation", rotation)
+        self._check_dilation_rates()
+        self._check_rotation()
         self._check_exact()
+        self._drop_unused()
+        self._check_min_blocks()
 
     def least_blocks(self, causal: bool) -> int:
         """`min_blocks`, or its default: 3 for causal ``dilated_sparse``, otherwise 2."""
@@ -143,62 +139,129 @@ class SparsePatternConfig:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_taken(self, field: str, given: str) -> None:
-        if not takes(self.pattern_type, field):
-            patterns = " or ".join(map(repr, TAKEN_BY[field]))
-            raise ValueError(
-                f"{field} does not apply to pattern_type={self.pattern_type!r}, got {given}; "
-                f"use {patterns}, or leave it out" + self._beyond_the_patterns(field)
-            )
-
-    def _beyond_the_patterns(self, field: str) -> str:
-        """End of an error message about what no pattern combines, but a mask of tokens can say."""
-        if values.flag(self.exact) is not True:
-            return ""
-        what = {"dilation_rates": "a window with gaps", "global_tokens": "a window with global tokens"}.get(
-            field
+    def _drop_unused(self) -> None:
+        """Warn of the fields that the pattern does not take, and give them their defaults."""
+        unused = {
+            field: getattr(self, field)
+            for field, patterns in TAKEN_BY.items()
+            if self.pattern_type not in patterns and getattr(self, field) not in (None, 0)
+        }
+        for field in unused:
+            if self.exact and field in BEYOND_EXACT:
+                self._refuse_exact(field, unused[field])
+        if not unused:
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for field in unused:
+            self._set(field, defaults[field])
+        what = " and ".join(
+            f"{field}={list(value) if isinstance(value, tuple) else value}" for field, value in unused.items()
         )
-        if field == "exact" and self.pattern_type == "global_local":
-            what = "a window with global tokens"
-        return f"; for {what}, exact to the token, use BlockLayout.from_mask_mod" if what else ""
+        fix = ", ".join(f"{field} is for {or_(TAKEN_BY[field])}" for field in unused)
+        has, it = ("have", "them") if len(unused) > 1 else ("has", "it")
+        warn_caller(
+            f"{what} {has} no effect with pattern_type={self.pattern_type!r}; leave {it} out ({fix}). To silence "
+            "this: warnings.filterwarnings('ignore', category=dilated_attention_pytorch.UnusedFieldWarning)",
+            UnusedFieldWarning,
+        )
 
-    def _check_window(self, window_size: Any) -> None:
-        self._check_taken("window_size", shown(window_size))
-        tokens = values.tokens(window_size)
+    def _refuse_exact(self, field: str, value: object) -> NoReturn:
+        """Refuse what goes beyond every pattern, but can be said with a mask of tokens."""
+        what = BEYOND_EXACT.get("global_tokens" if self.pattern_type == "global_local" else field)
+        raise ValueError(
+            f"{field} does not apply to pattern_type={self.pattern_type!r}, got {value}; "
+            f"use {or_(TAKEN_BY[field])}, or leave it out"
+            + (f"; for {what}, exact to the token, use BlockLayout.from_mask_mod" if what else "")
+        )
+
+    def _is_empty(self, field: str, value: object) -> bool:
+        """Whether a field that the pattern does not take was filled in with nothing, as config builders do."""
+        return not takes(self.pattern_type, field) and (
+            values.integer(value) == 0 or values.items(value) == ()
+        )
+
+    def _check_window(self) -> None:
+        if self.window_size is None or self._is_empty("window_size", self.window_size):
+            self._set("window_size", None)
+            return
+        tokens = values.tokens(self.window_size)
         if tokens is None:
-            raise ValueError(f"window_size must be a positive number of tokens, got {shown(window_size)}")
+            raise ValueError(
+                f"window_size must be a positive number of tokens, got {shown(self.window_size)}"
+            )
         self._set("window_size", tokens)
 
     def _check_global_tokens(self) -> None:
+        if self.global_tokens is None and not takes(self.pattern_type, "global_tokens"):
+            self._set("global_tokens", 0)
+            return
         tokens = values.integer(self.global_tokens)
         if tokens is None or not 0 <= tokens <= values.MAX_TOKENS:
             raise ValueError(
                 f"global_tokens must be a number of tokens >= 0, got {shown(self.global_tokens)}"
             )
-        if tokens:
-            self._check_taken("global_tokens", str(tokens))
         self._set("global_tokens", tokens)
+
+    def _check_dilation_rates(self) -> None:
+        if self.dilation_rates is None:
+            return
+        given = values.items(self.dilation_rates)
+        if self._is_empty("dilation_rates", given):
+            self._set("dilation_rates", None)
+            return
+        rates = tuple(map(values.tokens, given or ()))
+        if not rates or None in rates:
+            printed = shown(self.dilation_rates if given is None else given)
+            raise ValueError(
+                f"dilation_rates must be positive numbers of blocks, got {printed}; use e.g. [1, 2, 4, 8]"
+            )
+        self._set("dilation_rates", rates)
+
+    def _check_rotation(self) -> None:
+        rotation = values.integer(self.rotation)
+        if rotation is None or not 0 <= rotation <= values.MAX_TOKENS:
+            raise ValueError(f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}")
+        self._set("rotation", rotation)
 
     def _check_exact(self) -> None:
         exact = values.flag(self.exact)
         if exact is None:
             raise TypeError(f"exact must be True or False, got {shown(self.exact)}")
-        if exact:
-            self._check_taken("exact", "True")
-            if self.window_size is None:
-                raise ValueError("exact=True needs window_size, got None; pass the width in tokens")
+        if exact and not takes(self.pattern_type, "exact"):
+            self._refuse_exact("exact", True)
+        if exact and self.window_size is None:
+            raise ValueError("exact=True needs window_size, got None; pass the width in tokens")
         self._set("exact", exact)
 
-    def _check_dilation_rates(self, dilation_rates: Any) -> None:
-        given = values.items(dilation_rates)
-        printed = shown(dilation_rates if given is None else given)
-        self._check_taken("dilation_rates", printed)
-        rates = tuple(map(values.tokens, given or ()))
-        if not rates or None in rates:
+    def _check_min_blocks(self) -> None:
+        if self.min_blocks is None:
+            return
+        blocks = values.tokens(self.min_blocks)
+        if blocks is None:
             raise ValueError(
-                f"dilation_rates must be positive numbers of blocks, got {printed}; use e.g. [1, 2, 4, 8]"
+                f"min_blocks must be a positive number of blocks per row, got {shown(self.min_blocks)}; "
+                "use 1 for the ratio alone, or None for the default"
             )
-        self._set("dilation_rates", rates)
+        if self.window_size is not None:
+            raise ValueError(
+                f"min_blocks cannot be combined with window_size, got min_blocks {blocks} and "
+                f"window_size {self.window_size}; leave one of them out"
+            )
+        self._set("min_blocks", blocks)
+
+
+def warn_of_high_ratio(ratio: float) -> None:
+    """Warn of a ratio from 0.5 up to, but not 1, which often was meant as the fraction dropped."""
+    exact = values.written(ratio)
+    if exact is None or not 0.5 <= exact < 1:
+        return
+    percent = f"{float(100 * exact):.6g} %"
+    fix = f"; for {percent} sparse use {float(1 - exact):.6g}" if 2 * exact != 1 else ""
+    warn_caller(
+        f"sparsity_ratio {ratio} keeps {percent} of the blocks: it is the fraction kept, not the fraction dropped{fix}. "
+        "To silence this: warnings.filterwarnings('ignore', category=dilated_attention_pytorch.SparsityRatioWarning)",
+        SparsityRatioWarning,
+    )
 
 
 def checked_ratio(ratio: Any) -> float:
@@ -248,6 +311,15 @@ def config_of_dict(given: Mapping[Any, Any], name: str) -> SparsePatternConfig:
     return SparsePatternConfig(**given)
 
 
+def config_of_saved(fields: Mapping[str, Any]) -> SparsePatternConfig:
+    """A config of the fields of one that was made before: checked like that one, but without its warnings."""
+    config = object.__new__(SparsePatternConfig)
+    for field in dataclasses.fields(SparsePatternConfig):
+        object.__setattr__(config, field.name, fields.get(field.name, field.default))
+    config._check()
+    return config
+
+
 def with_shorthands(
     sparse_config: Any, sparsity_ratio: float | None, block_size: int | None
 ) -> SparsePatternConfig | tuple[SparsePatternConfig, ...]:
@@ -258,11 +330,13 @@ def with_shorthands(
     one = (configs,) if isinstance(configs, SparsePatternConfig) else configs
     if sparsity_ratio is not None and any(config.window_size is not None for config in one):
         windows = sorted({config.window_size for config in one if config.window_size is not None})
-        warnings.warn(
+        warn_caller(
             f"sparsity_ratio {sparsity_ratio} has no effect because the config has window_size {windows}; "
             "leave sparsity_ratio out, or use a config without window_size",
-            stacklevel=3,
+            UnusedFieldWarning,
         )
+    if not changes:
+        return configs
     if isinstance(configs, SparsePatternConfig):
         return dataclasses.replace(configs, **changes)
     return tuple(dataclasses.replace(config, **changes) for config in configs)

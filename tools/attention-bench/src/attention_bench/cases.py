@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.config import TokenDilation, takes
+from dilated_attention_pytorch.config_warnings import SparsityRatioWarning
 
 from .counts import counted
 
@@ -95,13 +97,15 @@ class Case:
         """The pattern; one with global tokens has one block of them."""
         rates = self.pattern_rates if takes(self.pattern, "dilation_rates") else None
         global_tokens = self.block if takes(self.pattern, "global_tokens") else 0
-        return SparsePatternConfig(
-            self.pattern,  # type: ignore[arg-type]
-            block_size=self.block,
-            sparsity_ratio=self.density,
-            dilation_rates=rates,
-            global_tokens=global_tokens,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SparsityRatioWarning)  # a density is the fraction kept
+            return SparsePatternConfig(
+                self.pattern,  # type: ignore[arg-type]
+                block_size=self.block,
+                sparsity_ratio=self.density,
+                dilation_rates=rates,
+                global_tokens=global_tokens,
+            )
 
     def layout(self, device: str) -> BlockLayout:
         return BlockLayout.from_config(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import io
+import warnings
 from pathlib import Path
 
-from ..config import PATTERN_TYPES, SparsePatternConfig, takes
+from ..config import PATTERN_TYPES, TAKEN_BY, SparsePatternConfig, or_, takes
+from ..config_warnings import SparsityRatioWarning
 from ..layout import BlockLayout
 from ..layout.plot import bin_size
 from .arguments import block_size, did_you_mean, int_list, kept_ratio, natural_int, path, positive_int
@@ -172,18 +174,27 @@ def check_size(config: SparsePatternConfig, q_len: int, kv_len: int, causal: boo
 
 def make_config(args: argparse.Namespace) -> SparsePatternConfig:
     """The pattern given by the options."""
+    for field, patterns in TAKEN_BY.items():
+        given = getattr(args, field)
+        if args.pattern_type not in patterns and given:
+            raise CommandError(
+                f"{field} does not apply to pattern_type={args.pattern_type!r}, got {given}; "
+                f"use {or_(patterns)}, or leave it out"
+            )
     try:
-        return SparsePatternConfig(
-            pattern_type=args.pattern_type,
-            block_size=args.block_size,
-            sparsity_ratio=args.sparsity_ratio,
-            window_size=args.window_size,
-            global_tokens=args.global_tokens,
-            dilation_rates=args.dilation_rates,
-            min_blocks=args.min_blocks,
-            rotation=args.rotation,
-            exact=args.exact,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SparsityRatioWarning)  # --help says what the ratio is
+            return SparsePatternConfig(
+                pattern_type=args.pattern_type,
+                block_size=args.block_size,
+                sparsity_ratio=args.sparsity_ratio,
+                window_size=args.window_size,
+                global_tokens=args.global_tokens,
+                dilation_rates=args.dilation_rates,
+                min_blocks=args.min_blocks,
+                rotation=args.rotation,
+                exact=args.exact,
+            )
     except ValueError as error:
         raise CommandError(str(error)) from None
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..cli.errors import CommandError
 from ..config import SparsePatternConfig
+from ..config_warnings import SparsityRatioWarning
 from ..factory import create_block_sparse_attention
 from .task import FIRST_PASSKEY, VOCABULARY
 
@@ -47,7 +48,9 @@ class ModelSettings:
             return SparsePatternConfig("dilated_sparse", self.block_size, TINY_RATIO, min_blocks=1)
         if kind == "dense":
             raise ValueError("kind must be a sparse attention, got 'dense', which has no pattern")
-        return SparsePatternConfig(kind, self.block_size, self.sparsity_ratio, min_blocks=self.min_blocks)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SparsityRatioWarning)  # --help says what the ratio is
+            return SparsePatternConfig(kind, self.block_size, self.sparsity_ratio, min_blocks=self.min_blocks)
 
 
 class DenseAttention(nn.Module):

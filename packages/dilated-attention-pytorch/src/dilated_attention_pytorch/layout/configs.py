@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 
-from ..config import SparsePatternConfig
+from ..config import SparsePatternConfig, config_of_saved
 
 
 def configs_as_text(configs: Sequence[SparsePatternConfig]) -> str:
@@ -29,5 +29,5 @@ def configs_of_text(text: str) -> list[SparsePatternConfig]:
         ratio = fields["sparsity_ratio"]
         if isinstance(ratio, list):
             fields["sparsity_ratio"] = Fraction(*ratio)
-        made.append(SparsePatternConfig(**fields))
+        made.append(config_of_saved(fields))
     return made

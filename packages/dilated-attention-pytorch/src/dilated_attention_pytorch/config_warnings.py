@@ -1,0 +1,35 @@
+"""The warnings about settings that are allowed, but are often not what was meant; each kind can be silenced by its class."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+# Modules between a user's line and a warning: this library, and the code that copies a config.
+BETWEEN = (__name__.partition(".")[0], "dataclasses", "copy")
+
+
+class SparsityRatioWarning(UserWarning):
+    """`sparsity_ratio` is 0.5 or more, below 1: it is the fraction of blocks kept, not the fraction dropped.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=SparsityRatioWarning)  # where half of the blocks and more are meant
+    """
+
+
+class UnusedFieldWarning(UserWarning):
+    """A field of `SparsePatternConfig` has no effect with the pattern, and was dropped.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=UnusedFieldWarning)  # for code that fills in all fields
+    """
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn of the line outside of this library that led here."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
