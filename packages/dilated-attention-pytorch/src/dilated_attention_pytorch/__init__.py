@@ -1,6 +1,7 @@
 """Block-sparse attention for PyTorch, with exact density, fused kernels and a CPU path."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from .config import SparsePatternConfig
 from .config_warnings import SparsityRatioWarning, UnusedFieldWarning
@@ -10,6 +11,8 @@ from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
 from .modules import BlockSparseAttention
 from .removed import REPLACEMENTS, raise_removed_name
+from .upstream.modules import OLD_MODULES, install, raise_old_module
+from .upstream.names import OLD_NAMES, raise_old_name
 from .varlen import block_sparse_attention_varlen, explain_backends_varlen
 
 try:
@@ -37,10 +40,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name in REPLACEMENTS:
-        raise_removed_name(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+install()
+
+if not TYPE_CHECKING:  # type checkers report old names as what they are, unknown
+
+    def __getattr__(name: str) -> object:
+        if name in REPLACEMENTS:
+            raise_removed_name(name)
+        if name in OLD_NAMES:
+            raise_old_name(name)
+        if name in OLD_MODULES:
+            raise_old_module(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

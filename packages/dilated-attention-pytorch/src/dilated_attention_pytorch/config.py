@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, get_args
 from . import values
 from .config_warnings import SparsityRatioWarning, UnusedFieldWarning, warn_caller
 from .removed import raise_removed_variant
+from .upstream.keywords import explains_old_keywords, refuse_old_keywords
 from .values import shown
 
 PatternType = Literal["dilated_sparse", "local_window", "global_local"]
@@ -54,6 +55,7 @@ def takes(pattern_type: str, field: str) -> bool:
     return pattern_type in TAKEN_BY[field]
 
 
+@explains_old_keywords
 @dataclass(frozen=True)
 class SparsePatternConfig:
     """Which blocks of the attention matrix are kept.
@@ -305,6 +307,7 @@ def check_same_block_size(configs: Sequence[SparsePatternConfig]) -> None:
 
 def config_of_dict(given: Mapping[Any, Any], name: str) -> SparsePatternConfig:
     fields = [field.name for field in dataclasses.fields(SparsePatternConfig)]
+    refuse_old_keywords(given, name)
     for key in given:
         if key not in fields:
             raise ValueError(f"{name} has no field {shown(key)}{closest(str(key), fields, 'fields')}")

@@ -12,6 +12,7 @@ from torch import nn
 from .config import SparsePatternConfig, closest
 from .modules import BlockSparseAttention
 from .removed import REMOVED_PRESETS, raise_removed_variant
+from .upstream.keywords import explains_old_keywords
 from .values import shown
 
 VARIANTS: dict[str, type[nn.Module]] = {"base": BlockSparseAttention}
@@ -26,6 +27,7 @@ PRESETS = {
 }
 
 
+@explains_old_keywords
 def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
     """Make the attention module of a preset: ``local``, ``dilated``, ``global_local`` or ``ultra_sparse``.
 
@@ -48,6 +50,7 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
     return create_block_sparse_attention(**{"variant": "base", "sparse_config": PRESETS[name], **overrides})
 
 
+@explains_old_keywords
 def create_block_sparse_attention(
     variant: str = "auto",
     segment_lengths: Sequence[int] | None = None,

@@ -19,6 +19,7 @@ from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
+from ..upstream.keywords import explains_old_keywords
 from ..validation.call import check_call, refusal
 from ..validation.numbers import check_flag, checked_dropout, checked_scale
 from .settings import PatternSettings
@@ -26,6 +27,7 @@ from .settings import PatternSettings
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
 
+@explains_old_keywords
 class BlockSparseAttention(PatternSettings, nn.Module):
     """Block-sparse attention of q, k and v. It has no parameters.
 

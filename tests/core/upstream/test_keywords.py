@@ -1,0 +1,66 @@
+"""Keywords of 0.2.0 that mean nothing here: every entrance says what to do about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import pytest
+
+import dilated_attention_pytorch as package
+from dilated_attention_pytorch import (
+    BlockSparseAttention,
+    SparsePatternConfig,
+    create_block_sparse_attention,
+    get_block_sparse_preset,
+)
+from dilated_attention_pytorch.upstream.keywords import OLD_KEYWORDS
+
+ENTRANCES: dict[str, Any] = {
+    "create_block_sparse_attention": create_block_sparse_attention,
+    "get_block_sparse_preset": lambda **old: get_block_sparse_preset("local", **old),
+    "BlockSparseAttention": BlockSparseAttention,
+    "SparsePatternConfig": SparsePatternConfig,
+    "sparse_config": lambda **old: BlockSparseAttention(old),
+}
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_old_keyword_says_what_to_do(entrance: str) -> None:
+    for keyword, what in OLD_KEYWORDS.items():
+        with pytest.raises(TypeError) as error:
+            ENTRANCES[entrance](**{keyword: 1})
+        text = f"{entrance} takes no '{keyword}', of version 0.2.0:\n  {keyword}: {what}\n"
+        assert str(error.value).startswith(text)
+
+
+def test_all_old_keywords_of_a_call_are_named_at_once() -> None:
+    with pytest.raises(TypeError) as error:
+        create_block_sparse_attention("base", sparsity_ratio=0.01, use_memory_pool=True, mixed_precision=True)
+    assert "takes no 'use_memory_pool', 'mixed_precision', of version 0.2.0" in str(error.value)
+
+
+def test_no_argument_of_this_library_is_called_old() -> None:
+    made = [getattr(package, name) for name in package.__all__]
+    called = [each.__init__ if isinstance(each, type) else each for each in made if callable(each)]
+    assert len(called) > 10
+    for each in called:
+        assert not set(inspect.signature(each).parameters) & set(OLD_KEYWORDS), each
+
+
+def test_other_unknown_keywords_are_ordinary_errors() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'nothing'"):
+        BlockSparseAttention(nothing=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="takes no argument 'nothing'"):
+        create_block_sparse_attention(nothing=1)
+
+
+def test_signatures_and_docstrings_are_those_of_what_is_decorated() -> None:
+    assert "backend" in inspect.signature(BlockSparseAttention).parameters
+    assert list(inspect.signature(SparsePatternConfig).parameters) == [
+        field.name for field in dataclasses.fields(SparsePatternConfig)
+    ]
+    assert "variant" in inspect.signature(create_block_sparse_attention).parameters
+    assert create_block_sparse_attention.__name__ == "create_block_sparse_attention"
+    assert (get_block_sparse_preset.__doc__ or "").startswith("Make the attention module")
