@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from .config import SparsePatternConfig
 from .config_warnings import SparsityRatioWarning, UnusedFieldWarning
 from .decode import block_sparse_decode
-from .factory import create_block_sparse_attention, get_block_sparse_preset
+from .factory import create_block_sparse_attention, create_multihead_block_sparse, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
-from .modules import BlockSparseAttention
+from .modules import BlockSparseAttention, BlockSparseMultiheadAttention
 from .removed import REPLACEMENTS, raise_removed_name
 from .upstream.modules import OLD_MODULES, install, raise_old_module
 from .upstream.names import OLD_NAMES, raise_old_name
@@ -23,6 +23,7 @@ except PackageNotFoundError:  # run from a source tree
 __all__ = [
     "BlockLayout",
     "BlockSparseAttention",
+    "BlockSparseMultiheadAttention",
     "LayoutStats",
     "SparsePatternConfig",
     "SparsityRatioWarning",
@@ -33,6 +34,7 @@ __all__ = [
     "block_sparse_attention_varlen",
     "block_sparse_decode",
     "create_block_sparse_attention",
+    "create_multihead_block_sparse",
     "explain_backends",
     "explain_backends_varlen",
     "get_block_sparse_preset",

@@ -106,3 +106,38 @@ def slices_forget_mask_mod() -> bool:
     from torch.nn.attention import flex_attention
 
     return not hasattr(flex_attention, "_sliced_mask_mod_error")
+
+
+# ---- nn.MultiheadAttention and NestedTensors
+
+check_multihead_shapes: Callable[..., bool] = torch.nn.functional._mha_shape_check  # type: ignore[attr-defined]
+"""Whether the tensors of nn.MultiheadAttention have a batch dimension; raises its AssertionErrors if they do not fit."""
+
+
+def nested_sizes(nested: Tensor) -> Tensor:
+    """The sizes of the sequences of a NestedTensor with the strided layout, int64 (sequences, dimensions), on the host."""
+    sizes: Tensor = nested._nested_tensor_size()
+    return sizes
+
+
+def jagged_offsets(nested: Any) -> Tensor:
+    """Where each sequence of a jagged tensor begins, and the last ends, int64 (sequences + 1,)."""
+    offsets: Tensor = nested.offsets()
+    return offsets
+
+
+def jagged_max_len(nested: Any) -> int:
+    """The greatest length of a jagged tensor, which it knows, or reads from the device once."""
+    return int(nested._get_max_seqlen())
+
+
+def is_packed_jagged(nested: Any) -> bool:
+    """Whether the sequences of a jagged tensor are its second dimension, and stand one behind the other without gaps."""
+    return bool(nested._ragged_idx == 1 and nested.lengths() is None)
+
+
+def jagged_like(nested: Any, values: Tensor) -> Tensor:
+    """A jagged tensor with the lengths of another, so that the two can be added."""
+    return torch.nested.nested_tensor_from_jagged(
+        values, nested.offsets(), min_seqlen=nested._maybe_min_seqlen, max_seqlen=nested._maybe_max_seqlen
+    )

@@ -10,14 +10,17 @@ from typing import Any
 from torch import nn
 
 from .config import SparsePatternConfig, closest
-from .modules import BlockSparseAttention
+from .modules import BlockSparseAttention, BlockSparseMultiheadAttention
 from .removed import REMOVED_PRESETS, raise_removed_variant
 from .upstream.keywords import explains_old_keywords
 from .values import shown
 
-VARIANTS: dict[str, type[nn.Module]] = {"base": BlockSparseAttention}
+VARIANTS: dict[str, type[nn.Module]] = {
+    "base": BlockSparseAttention,
+    "multihead": BlockSparseMultiheadAttention,
+}
 # What "auto" goes by: the first variant of which all these arguments are given, else "base".
-AUTO: dict[str, tuple[str, ...]] = {}
+AUTO: dict[str, tuple[str, ...]] = {"multihead": ("embed_dim", "num_heads")}
 
 PRESETS = {
     "local": SparsePatternConfig("local_window", window_size=256),
@@ -66,7 +69,7 @@ def create_block_sparse_attention(
     """Make a block-sparse attention module.
 
     Args:
-        variant: ``"base"``, or ``"auto"``, which chooses the variant from the other arguments.
+        variant: ``"base"``, ``"multihead"``, or ``"auto"``, which chooses the variant from the other arguments.
         segment_lengths: distances in tokens below which the corresponding `dilation_rates` apply. Default: none.
         dilation_rates: token dilation by distance, one per segment length. Default: none.
         sparse_config: the pattern, or one per head or kv head. Default: ``SparsePatternConfig()``. A dict with the
@@ -76,7 +79,7 @@ def create_block_sparse_attention(
         adaptive_config: how blocks are chosen from the content, of a variant that does.
         embed_dim: features of a token, of a variant with projections.
         num_heads: number of heads, of a variant with projections.
-        kwargs: other arguments of the class of the variant.
+        kwargs: other arguments of the class of the variant: `BlockSparseAttention` or `BlockSparseMultiheadAttention`.
 
     Raises:
         ValueError: the variant is unknown or removed, or an argument is out of range.
@@ -110,6 +113,30 @@ def create_block_sparse_attention(
     made = VARIANTS[variant_for(given) if variant == "auto" else variant]
     check_arguments(variant, made, given)
     return made(**given)
+
+
+def create_multihead_block_sparse(
+    embed_dim: int, num_heads: int, sparsity_ratio: float | None = None, **kwargs: Any
+) -> BlockSparseMultiheadAttention:
+    """Make a `BlockSparseMultiheadAttention`.
+
+    Args:
+        embed_dim: features of a token.
+        num_heads: number of heads.
+        sparsity_ratio: the fraction of blocks kept; overrides the field of `sparse_config`. Default: that field.
+        kwargs: other arguments of `BlockSparseMultiheadAttention`.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: the class does not take an argument.
+
+    Examples:
+        >>> create_multihead_block_sparse(64, 4, 0.05, batch_first=True).sparse_config.sparsity_ratio
+        0.05
+    """
+    given = {"embed_dim": embed_dim, "num_heads": num_heads, "sparsity_ratio": sparsity_ratio, **kwargs}
+    check_arguments("multihead", BlockSparseMultiheadAttention, given)
+    return BlockSparseMultiheadAttention(**given)
 
 
 def variant_for(given: Mapping[str, Any]) -> str:

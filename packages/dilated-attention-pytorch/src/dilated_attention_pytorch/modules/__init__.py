@@ -1,5 +1,6 @@
 """The attention modules."""
 
 from .base import BlockSparseAttention
+from .multihead import BlockSparseMultiheadAttention
 
-__all__ = ["BlockSparseAttention"]
+__all__ = ["BlockSparseAttention", "BlockSparseMultiheadAttention"]

@@ -217,6 +217,6 @@ def dense_problem(call: Call, pattern: Pattern) -> AttentionProblem:
         layout_heads=pattern.num_heads, rows=none, cols=none, undilated=(none, none),
         entries=ops.block_entries(pattern.text, q_len, kv_len, call.is_causal, call.q.device),
         q_offset=call.q_offset, is_causal=call.is_causal, softmax_scale=call.softmax_scale, dropout_p=call.dropout_p,
-        dilation=call.dilation, block_bias=call.block_bias, key_padding_mask=call.key_padding_mask, seed=call.seed,
-        sequences=call.sequences,
+        softcap=call.softcap, dilation=call.dilation, block_bias=call.block_bias, attn_bias=call.attn_bias, sinks=call.sinks,
+        alibi_slopes=call.alibi_slopes, key_padding_mask=call.key_padding_mask, seed=call.seed, sequences=call.sequences,
     )  # fmt: skip
