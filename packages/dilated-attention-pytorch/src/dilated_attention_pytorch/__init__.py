@@ -9,7 +9,7 @@ from .decode import block_sparse_decode
 from .factory import create_block_sparse_attention, create_multihead_block_sparse, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
-from .modules import BlockSparseAttention, BlockSparseMultiheadAttention
+from .modules import BlockSparseAttention, BlockSparseMultiheadAttention, convert_to_block_sparse
 from .removed import REPLACEMENTS, raise_removed_name
 from .upstream.modules import OLD_MODULES, install, raise_old_module
 from .upstream.names import OLD_NAMES, raise_old_name
@@ -33,6 +33,7 @@ __all__ = [
     "block_sparse_attention",
     "block_sparse_attention_varlen",
     "block_sparse_decode",
+    "convert_to_block_sparse",
     "create_block_sparse_attention",
     "create_multihead_block_sparse",
     "explain_backends",

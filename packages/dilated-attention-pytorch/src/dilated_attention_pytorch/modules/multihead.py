@@ -120,7 +120,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         dilation_rates: Sequence[int] | None,
         backend: str | None,
     ) -> None:
-        """Make what nn.MultiheadAttention has not."""
+        """Set up what nn.MultiheadAttention has not."""
         self._set_pattern(sparse_config, segment_lengths, dilation_rates)
         self.backend = backend
         check_layout_heads(self._pattern.num_heads, self.num_heads)
