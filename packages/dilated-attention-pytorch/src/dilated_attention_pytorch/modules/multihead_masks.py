@@ -94,10 +94,11 @@ def masks_of(
     if key_padding_mask is None:
         return Masks(bias=fitting(bias, q))
     of_keys = key_padding_mask if key_padding_mask.dim() == 2 else key_padding_mask[None]
-    if of_keys.shape != (batch, kv_len):
-        raise AssertionError(
-            f"expecting key_padding_mask shape of {(batch, kv_len)}, but got {tuple(of_keys.shape)}"
-        )
+    for dim, size in enumerate((batch, kv_len)):
+        if of_keys.shape[dim] != size:
+            raise AssertionError(
+                f"Expected key_padded_mask.shape[{dim}] to be {size}, but got {of_keys.shape[dim]}"
+            )
     if of_keys.dtype == torch.bool:
         return Masks(of_keys, fitting(bias, q))
     of_keys = of_keys[:, None, None]
