@@ -15,11 +15,14 @@ import torch
 import dilated_attention_pytorch as package
 from dilated_attention_pytorch import (
     BlockSparseAttention,
+    BlockSparseMultiheadAttention,
     SparsePatternConfig,
     create_block_sparse_attention,
+    create_multihead_block_sparse,
     get_block_sparse_preset,
 )
 from dilated_attention_pytorch.config import PATTERN_TYPES, PatternType
+from dilated_attention_pytorch.factory import VARIANTS
 
 # The wording is fixed: users search for it.
 REMOVED = (
@@ -93,17 +96,72 @@ def test_other_arguments_reach_the_module() -> None:
     assert (module.dropout, module.softmax_scale, module.backend) == (0.2, 0.5, "reference")
 
 
-@pytest.mark.parametrize("variant", ["dense", "", "Base", "multihead", "adaptive", "distributed", None, 3])
+@pytest.mark.parametrize("variant", ["dense", "", "Base", "distributed", None, 3])
 def test_unknown_variant_lists_the_choices(variant: Any) -> None:
     with pytest.raises(ValueError) as error:
         create_block_sparse_attention(variant)
-    assert str(error.value) == f"variant must be one of ('auto', 'base'), got {variant!r}"
+    assert str(error.value) == f"variant must be one of {('auto', *VARIANTS)}, got {variant!r}"
 
 
-@pytest.mark.parametrize("name", ["adaptive_config", "distributed_config", "embed_dim", "sparsity"])
-def test_arguments_of_other_variants_are_refused(name: str) -> None:
-    with pytest.raises(TypeError, match=name):
+@pytest.mark.parametrize("name", ["distributed_config", "sparsity"])
+def test_unknown_arguments_are_refused_with_those_that_there_are(name: str) -> None:
+    with pytest.raises(
+        TypeError, match=f"variant='auto' takes no argument '{name}'.*arguments are sparse_config"
+    ):
         create_block_sparse_attention(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"embed_dim": 64},
+            "variant='auto' takes no argument 'embed_dim'; use variant='multihead', with num_heads, or leave it out",
+        ),
+        (
+            {"variant": "base", "embed_dim": 64, "num_heads": 4},
+            "variant='base' takes no argument 'embed_dim'; use variant='multihead', or leave it out",
+        ),
+        (
+            {"batch_first": True},
+            "variant='auto' takes no argument 'batch_first'; use variant='multihead', with embed_dim and num_heads, or leave it out",
+        ),
+        ({"variant": "multihead", "embed_dim": 64}, "variant='multihead' needs embed_dim and num_heads, got no num_heads"),
+    ],
+)  # fmt: skip
+def test_arguments_of_other_variants_name_them(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError) as error:
+        create_block_sparse_attention(**arguments)
+    assert str(error.value) == message
+
+
+# ---- multihead
+
+
+def test_embed_dim_and_num_heads_make_the_multihead_module() -> None:
+    settings: dict[str, Any] = {"sparsity_ratio": 0.2, "block_size": 32, "batch_first": True, "dropout": 0.1}
+    for module in (
+        create_block_sparse_attention(embed_dim=64, num_heads=4, **settings),
+        create_block_sparse_attention("multihead", embed_dim=64, num_heads=4, **settings),
+        create_multihead_block_sparse(64, 4, **settings),
+    ):
+        assert type(module) is BlockSparseMultiheadAttention
+        assert (module.embed_dim, module.num_heads, module.batch_first, module.dropout) == (64, 4, True, 0.1)
+        assert module.sparse_config == SparsePatternConfig(sparsity_ratio=0.2, block_size=32)
+
+
+def test_every_argument_of_the_factory_reaches_the_multihead_module() -> None:
+    module = create_block_sparse_attention("auto", [64], [2], {"block_size": 32}, 0.3, 16, None, 64, 4)
+    assert isinstance(module, BlockSparseMultiheadAttention)
+    assert (module.segment_lengths, module.dilation_rates) == ((64,), (2,))
+    assert module.sparse_config == SparsePatternConfig(sparsity_ratio=0.3, block_size=16)
+
+
+def test_shorthand_of_the_multihead_module_has_the_same_errors() -> None:
+    with pytest.raises(TypeError, match="variant='multihead' takes no argument 'softmax_scale'"):
+        create_multihead_block_sparse(64, 4, softmax_scale=0.5)
+    with pytest.raises(TypeError, match=r"use sparse_config=SparsePatternConfig\(window_size=64\)"):
+        create_multihead_block_sparse(64, 4, window_size=64)
 
 
 # ---- shorthands

@@ -100,8 +100,8 @@ ERRORS: dict[str, Callable[[], object]] = {
     "q is a nested": attend_to_nested,
     "sparsity_ratio must": lambda: SparsePatternConfig(sparsity_ratio=99),
     "segment_lengths must": lambda: create_block_sparse_attention(segment_lengths=[1000], dilation_rates=[1]),
-    "variant must be": lambda: create_block_sparse_attention(variant="multihead"),
-    "variant='auto' takes": lambda: create_block_sparse_attention(embed_dim=256, num_heads=4),
+    "variant must be": lambda: create_block_sparse_attention(variant="distributed"),
+    "variant='auto' takes": lambda: create_block_sparse_attention(embed_dim=256),
     "Hierarchical variant": lambda: create_block_sparse_attention(variant="hierarchical"),
     "`dilated_attention_pytorch.LongNet`": lambda: exec("from dilated_attention_pytorch import LongNet"),
     "`dilated_attention_pytorch.block_sparse_factory`": lambda: exec(
