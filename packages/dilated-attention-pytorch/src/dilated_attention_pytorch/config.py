@@ -119,9 +119,13 @@ class SparsePatternConfig:
 
     def _check(self) -> None:
         if not isinstance(self.pattern_type, str) or self.pattern_type not in PATTERN_TYPES:
-            if isinstance(self.pattern_type, str) and str(self.pattern_type) == "hierarchical":
+            name = str(self.pattern_type) if isinstance(self.pattern_type, str) else ""
+            if name == "hierarchical":
                 raise_removed_variant()
-            raise ValueError(f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}")
+            fix = "; use variant='adaptive' instead" if name == "adaptive" else ""
+            raise ValueError(
+                f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}{fix}"
+            )
         self._set("block_size", check_block_size(self.block_size))
         self._set("sparsity_ratio", checked_ratio(self.sparsity_ratio))
         self._check_window()
@@ -288,9 +292,11 @@ def checked_configs(
         return config_of_dict(given, name)
     configs = values.items(given)
     if not configs or not all(isinstance(item, (SparsePatternConfig, Mapping)) for item in configs):
+        fix = "use e.g. SparsePatternConfig(sparsity_ratio=0.1)"
+        if configs and None not in map(values.integer, configs):
+            fix = "if these are segment_lengths, pass them by name, and dilation_rates too"
         raise ValueError(
-            f"{name} must be a SparsePatternConfig or a sequence of them, got {shown(given)}; "
-            "use e.g. SparsePatternConfig(sparsity_ratio=0.1)"
+            f"{name} must be a SparsePatternConfig or a sequence of them, got {shown(given)}; {fix}"
         )
     return tuple(config_of_dict(item, name) if isinstance(item, Mapping) else item for item in configs)
 

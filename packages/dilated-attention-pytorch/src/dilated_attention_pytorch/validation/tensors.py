@@ -50,7 +50,10 @@ def check_qkv(q: Tensor, k: Tensor, v: Tensor, shape: str = SHAPE) -> None:
 
 def check_is_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+        fix = "use torch.as_tensor(...)"
+        if name == "key_padding_mask" and isinstance(value, bool):  # the fifth argument of 0.2.0
+            fix = "if this is return_attention_weights, pass it by name"
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}; {fix}")
 
 
 def check_kind(name: str, value: Tensor, shape: str) -> None:
