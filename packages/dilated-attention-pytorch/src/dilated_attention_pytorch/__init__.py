@@ -8,7 +8,7 @@ from .config_warnings import SparsityRatioWarning, UnusedFieldWarning
 from .decode import block_sparse_decode
 from .factory import create_block_sparse_attention, create_multihead_block_sparse, get_block_sparse_preset
 from .functional import block_sparse_attention, explain_backends
-from .layout import BlockLayout, LayoutStats, block_scores, select_blocks
+from .layout import BlockLayout, LayoutStats, TileOrder, block_scores, select_blocks
 from .modules import BlockSparseAttention, BlockSparseMultiheadAttention, convert_to_block_sparse
 from .removed import REPLACEMENTS, raise_removed_name
 from .upstream.modules import OLD_MODULES, install, raise_old_module
@@ -28,6 +28,7 @@ __all__ = [
     "SparsePatternConfig",
     "SparsityRatioWarning",
     "UnusedFieldWarning",
+    "TileOrder",
     "__version__",
     "block_scores",
     "block_sparse_attention",

@@ -1,7 +1,8 @@
-"""BlockLayout and its lists: built from patterns, indices, block masks and BlockMasks; their coverage; plots."""
+"""BlockLayout and its lists: built from patterns, indices, block masks and BlockMasks; their coverage; plots; tiles of videos."""
 
 from .layout import BlockLayout, LayoutStats
 from .lists import BlockLists
 from .selection import block_scores, select_blocks
+from .tile_order import TileOrder
 
-__all__ = ["BlockLayout", "BlockLists", "LayoutStats", "block_scores", "select_blocks"]
+__all__ = ["BlockLayout", "BlockLists", "LayoutStats", "TileOrder", "block_scores", "select_blocks"]
