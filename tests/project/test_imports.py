@@ -34,6 +34,8 @@ LAYERS = (
     ("modules",),
     ("factory",),
     ("__init__",),
+    ("integrations",),
+    ("__init__", "block_sparse_hierarchical"),
     ("cli",),
     ("demo",),
     ("__main__",),
