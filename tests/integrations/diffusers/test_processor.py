@@ -288,7 +288,7 @@ def test_without_diffusers_the_error_says_what_to_install(monkeypatch: pytest.Mo
     assert spec is not None
     assert spec.loader is not None
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match="needs diffusers 0.36 or newer: pip install 'diffusers>=0.36'"):
+    with pytest.raises(ImportError, match=r"needs diffusers 0\.36 or newer: pip install 'diffusers>=0\.36'"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 

@@ -11,6 +11,7 @@ from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, TileOrder, block_scores, select_blocks
 from .modules import BlockSparseAttention, BlockSparseMultiheadAttention, convert_to_block_sparse
 from .removed import REPLACEMENTS, raise_removed_name
+from .sdpa import block_sparse_sdpa
 from .upstream.modules import OLD_MODULES, install, raise_old_module
 from .upstream.names import OLD_NAMES, raise_old_name
 from .varlen import block_sparse_attention_varlen, explain_backends_varlen
@@ -27,13 +28,14 @@ __all__ = [
     "LayoutStats",
     "SparsePatternConfig",
     "SparsityRatioWarning",
-    "UnusedFieldWarning",
     "TileOrder",
+    "UnusedFieldWarning",
     "__version__",
     "block_scores",
     "block_sparse_attention",
     "block_sparse_attention_varlen",
     "block_sparse_decode",
+    "block_sparse_sdpa",
     "convert_to_block_sparse",
     "create_block_sparse_attention",
     "create_multihead_block_sparse",

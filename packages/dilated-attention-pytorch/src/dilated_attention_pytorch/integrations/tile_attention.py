@@ -15,6 +15,7 @@ from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
 from ..layout.selection import block_scores, select_blocks
 from ..layout.tile_order import TileOrder, checked_triple, checked_windows
+from ..sdpa import Masks, masks_of_four_axes
 from ..validation.numbers import check_backend
 
 MAX_READY = 8  # orders that are kept, each with its layout
@@ -249,13 +250,6 @@ def tiles_and_text(order: TileOrder, x: Tensor, n_text: int, text_first: bool, d
     return torch.cat([video, text], dim) if n_text else video
 
 
-class Masks(NamedTuple):
-    """A mask as `block_sparse_attention` takes it."""
-
-    attn_bias: Tensor | None = None
-    key_padding_mask: Tensor | None = None
-
-
 def masks_of_video(
     order: TileOrder, attn_mask: Tensor | None, q: Tensor, n_text: int, text_first: bool
 ) -> Masks:
@@ -267,11 +261,7 @@ def masks_of_video(
         mask = order.to_tiles(parted(mask, n_text, text_first, 2)[0], 2)
     if mask.shape[3] > 1:
         mask = tiles_and_text(order, mask, n_text, text_first, 3)
-    if mask.dtype != torch.bool:
-        return Masks(attn_bias=mask)
-    if mask.shape[1] == mask.shape[2] == 1:
-        return Masks(key_padding_mask=~mask[:, 0, 0].expand(q.shape[0], q.shape[1]))
-    return Masks(attn_bias=torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf))
+    return masks_of_four_axes(mask, q, q.shape[1])
 
 
 def text_rows(attn_mask: Tensor | None, n_text: int, text_first: bool) -> Tensor | None:
