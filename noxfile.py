@@ -129,6 +129,13 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(default=False, venv_backend="none")
+def integrations(session: nox.Session) -> None:
+    """Models of diffusers, also those tests that take long."""
+    python = shared_env(session, "integrations")
+    session.run(python, "-m", "pytest", "tests/integrations", *workers(), *session.posargs)
+
+
+@nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """The tests that need a CUDA device, one after the other."""
     python = shared_env(session, "test")
