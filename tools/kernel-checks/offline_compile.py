@@ -122,8 +122,12 @@ OTHER_SHAPES: list[Shape] = [
 
 
 def main(arguments: list[str]) -> None:
-    """Arguments: capabilities such as 80 90; --other adds every option to the default shapes."""
-    shapes = DEFAULT_SHAPES + (OTHER_SHAPES if "--other" in arguments else [])
+    """Arguments: capabilities such as 80 90; --other adds every option to the default shapes, --some every fourth."""
+    shapes = list(DEFAULT_SHAPES)
+    if "--other" in arguments:
+        shapes += OTHER_SHAPES
+    elif "--some" in arguments:
+        shapes += OTHER_SHAPES[1::4]
     for arch in (int(argument) for argument in arguments if not argument.startswith("--")):
         for head_dim, block_size, dtype, options in shapes:
             for launch in launches(head_dim, block_size, dtype, divmod(arch, 10), **options):
