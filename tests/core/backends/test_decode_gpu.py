@@ -150,6 +150,34 @@ def test_a_repeated_call_goes_straight_to_the_launch(monkeypatch: pytest.MonkeyP
     assert torch.equal(block_sparse_decode(q, k, v, layout, shifted), expected)
 
 
+def test_a_growing_cache_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not decode_launch.HAS_RAW_LAUNCH:
+        pytest.skip("the launcher of this triton is not known")
+    q, k, v, layout = large(4096, 2)
+    k, v = (
+        x.transpose(1, 2).contiguous() for x in (k, v)
+    )  # (batch, heads, length, head_dim), as in transformers
+
+    def step(length: int) -> Tensor:
+        caches = (x[:, :, :length].contiguous().transpose(1, 2) for x in (k, v))
+        return block_sparse_decode(q, *caches, layout, int32(length, length - 50).cuda())
+
+    expected = [step(length) for length in (1000, 1001, 1024, 3000)]
+    assert len(layout._cached_calls) == 1
+    monkeypatch.setattr(decode_launch, "launch_decode", None)
+    for length, out in zip((1000, 1001, 1024, 3000), expected, strict=True):
+        assert torch.equal(step(length), out)
+        whole = block_sparse_decode(
+            q,
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            layout,
+            int32(length, length - 50).cuda(),
+            backend="reference",
+        )
+        torch.testing.assert_close(out, whole, rtol=0.0, atol=7 * torch.finfo(torch.bfloat16).eps)
+
+
 def test_two_runs_give_equal_bits() -> None:
     q, k, v, layout = large(32768, 4)
     lengths = int32(32768, 20000, 777, 1).cuda()

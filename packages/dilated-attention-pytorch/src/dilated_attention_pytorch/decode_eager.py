@@ -15,6 +15,8 @@ from .backends.registry import choose_decode_backend
 from .call import PLAIN_TYPES
 from .layout.layout import BlockLayout
 
+MAX_INT32 = 2**31 - 1
+
 
 def are_plain(inputs: DecodeInputs) -> bool:
     """Whether all are plain tensors, whose values are what their memory holds."""
@@ -24,6 +26,14 @@ def are_plain(inputs: DecodeInputs) -> bool:
 def described(x: Tensor | None) -> Hashable:
     """What a launch depends on of an optional tensor."""
     return None if x is None else (x.shape, x.stride(), x.dtype, x.device)
+
+
+def described_cache(cache: Tensor) -> Hashable:
+    """What a launch depends on of a contiguous cache, which may have another length the next time: kernels are compiled for
+    the kind of each stride."""
+    batch, _, heads, dim = cache.shape
+    kinds = [x if x % 16 else "whole 16s, int64" if x > MAX_INT32 else "whole 16s" for x in cache.stride()]
+    return (batch, heads, dim, *kinds, cache.dtype, cache.device)
 
 
 def key_of(
@@ -45,15 +55,23 @@ def key_of(
             or (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs))
         ):
             return None
+        if inputs.block_table is None:
+            of_caches = (
+                k_cache.shape[1] == v_cache.shape[1],
+                described_cache(k_cache),
+                described_cache(v_cache),
+            )
+        else:
+            of_caches = (True, described(k_cache), described(v_cache))
         return (
-            "decode", q.shape, q.stride(), q.dtype, q.device, k_cache.shape, k_cache.stride(), k_cache.dtype, k_cache.device,
-            v_cache.shape, v_cache.stride(), v_cache.dtype, v_cache.device, cache_lengths.shape, cache_lengths.stride(),
+            "decode", q.shape, q.stride(), q.dtype, q.device, *of_caches, cache_lengths.shape, cache_lengths.stride(),
             cache_lengths.dtype, cache_lengths.device, *map(described, others), softmax_scale, softcap, backend,
         )  # fmt: skip
     except (
         RuntimeError,
         AttributeError,
         TypeError,
+        ValueError,
     ):  # no tensor, or one without strides: validation names it
         return None
 

@@ -162,3 +162,12 @@ def test_a_bound_call_launches_with_the_addresses_of_its_inputs(
     assert (others["PartOut"], others["PartLse"]) == (names["Out"], names["Lse"])
     assert names["Lse"] - names["Out"] == 4 * 2 * 7 * 32 * 128
     assert (names["n_splits"], names["HEAD_DIM"], others["n_splits"]) == (7, 128, 7)
+    assert (names["max_len"], names["stride_ks"], names["softmax_scale"]) == (8192, 0, p.softmax_scale)
+    longer = torch.empty(2, 8, 300, 128, dtype=torch.bfloat16).transpose(1, 2)  # a cache that was made anew
+    bound(given._replace(k_cache=longer, v_cache=longer))
+    after = addresses(noted[2], decode_launch.decode_kernel)
+    changed = dict(zip(("stride_kb", "stride_ks", "stride_kh", "stride_kd"), longer.stride(), strict=True))
+    changed |= dict(zip(("stride_vb", "stride_vs", "stride_vh", "stride_vd"), longer.stride(), strict=True))
+    changed |= {"max_len": 300, "K": longer.data_ptr(), "V": longer.data_ptr()}
+    for name in names.keys() - {"Out", "Lse"}:
+        assert after[name] == changed.get(name, names[name]), name

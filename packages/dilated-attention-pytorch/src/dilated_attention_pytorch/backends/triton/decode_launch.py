@@ -6,7 +6,7 @@ launcher function where raw_launch.py knows it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -165,12 +165,13 @@ class RawLaunch:
         self.raw_launch, _ = raw_launch.unwrapped(launcher, 0)
         self.options = raw_launch.launch_options(launcher, self.compiled.packed_metadata)
         # behind the addresses that `run` is given
-        numbers = tuple(x for x in launch.arguments.values() if not isinstance(x, Tensor))
-        self.others = (*(x.data_ptr() for x in kept), *numbers)
+        numbers = {name: x for name, x in launch.arguments.items() if not isinstance(x, Tensor)}
+        self.others = (*(x.data_ptr() for x in kept), *numbers.values())
+        self.places = {name: len(kept) + i for i, name in enumerate(numbers)}
 
-    def run(self, stream: int, addresses: tuple[int, ...]) -> None:
-        """Launch on a stream of the current device."""
-        arguments = (*addresses, *self.others)
+    def run(self, stream: int, addresses: tuple[int, ...], others: tuple[Any, ...] | None = None) -> None:
+        """Launch on a stream of the current device; `others`: instead of these."""
+        arguments = (*addresses, *(self.others if others is None else others))
         if raw_launch.ARGUMENTS_APART:
             self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, *arguments)  # type: ignore[misc]
         else:
@@ -199,6 +200,13 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
     shape, lse_shape, dtype = results.out.shape, results.lse.shape, inputs.q.dtype
     n_out = -(-results.part_out.numel() // 4) * 4  # whole 16 bytes, as is_aligned
     n_parts = 0 if sizes.n_splits == 1 else n_out + results.part_lse.numel()
+    is_paged, strides_at, max_len_at = (
+        inputs.block_table is not None,
+        walk.places["stride_kb"],
+        walk.places["max_len"],
+    )
+    before_strides, behind_strides = walk.others[:strides_at], walk.others[strides_at + 8 : max_len_at]
+    behind_max_len = walk.others[max_len_at + 1 :]
     # keeps the lists alive
     static = p._replace(inputs=DecodeInputs(*(None,) * len(DecodeInputs._fields)))  # type: ignore[arg-type]
 
@@ -218,15 +226,19 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
         lse = torch.empty(lse_shape, dtype=torch.float32, device=device)
         out_at, lse_at = out.data_ptr(), lse.data_ptr()
         stream = _torch_internals.current_raw_stream(index)
+        others = None
+        if not is_paged:  # the cache may have grown, see decode_eager.described_cache
+            of_caches = (*k_cache.stride(), *v_cache.stride())
+            others = (*before_strides, *of_caches, *behind_strides, k_cache.shape[1], *behind_max_len)
         before = q_at, k_at, v_at
         after = lengths_at, table_at, starts_at, slopes_at, sinks_at
         if not n_parts:
-            walk.run(stream, (*before, out_at, lse_at, *after))
+            walk.run(stream, (*before, out_at, lse_at, *after), others)
             return out, lse
         parts = torch.empty(n_parts, dtype=torch.float32, device=device)
         parts_at = parts.data_ptr()
         part_lse_at = parts_at + 4 * n_out
-        walk.run(stream, (*before, parts_at, part_lse_at, *after))
+        walk.run(stream, (*before, parts_at, part_lse_at, *after), others)
         combine[0].run(stream, (out_at, lse_at, parts_at, part_lse_at, sinks_at))
         return out, lse
 

@@ -85,7 +85,7 @@ def words_of_tile(
     return tl.load(MaskTable + line[:, None] * WORDS + word[None, :], mask=has_mask, other=-1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_len"])
 def decode_kernel(
     Q, K, V, Out, Lse, CacheLengths, BlockTable, KvStarts, Slopes, Sinks, Offsets, Indices, Entries, MaskIds, MaskTable,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
