@@ -307,8 +307,9 @@ def run_stdin(options: argparse.Namespace, settings: Settings) -> int:
     data = streams.read_stdin()
     path = options.stdin_filename
     run = Run([], 1, wrote=not (options.check or options.diff), seq_len=settings.seq_len)
+    run.groups = settings.groups
     options.paths = [path]
-    hits = [(path, data)] if may_hold_use(path, data) else []
+    hits = [(path, data)] if may_hold_use(path, data, settings.groups) else []
     run.results, run.notes = migrate_hits([path], [path], hits, settings, progress(options), {path: data})
     result = run.results[0] if run.results else Result(path)
     if options.diff:
@@ -328,6 +329,7 @@ def run_paths(options: argparse.Namespace, settings: Settings) -> int:
 
     found = find_files(options.paths, settings)
     run = Run([], len(found.files), list(found.errors), not (options.check or options.diff), settings.seq_len)
+    run.groups = settings.groups
     run.notes += [(folder, SKIPPED) for folder in found.skipped]
     read = read_files(found.files, found.scripts, settings)
     run.errors += read.errors

@@ -69,9 +69,12 @@ class Context:
 
     def wants(self, rule: str, node: cst.CSTNode) -> bool:
         """Whether a rule may rewrite a node: it is selected, and no comment there silences it."""
-        return self.settings.wants(rule) and not (
-            self.silence.rules and any(self.silence.names(line, rule) for line in self.lines_of(node))
-        )
+        return self.settings.wants(rule) and not self.is_silenced(rule, node)
+
+    def is_silenced(self, rule: str, node: cst.CSTNode) -> bool:
+        """Whether a comment keeps a rule from a node."""
+        rules = self.silence.rules
+        return bool(rules) and any(self.silence.names(line, rule) for line in self.lines_of(node))
 
     def waits(self, bindings: list[Binding]) -> bool:
         """Whether the uses of an import have to stay because other files still import it from here."""

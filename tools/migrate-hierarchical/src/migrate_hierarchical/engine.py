@@ -13,14 +13,21 @@ from .documents.result import Result
 from .limits import DATA_BYTES
 from .lines import opcodes
 from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SKIP_FILE, TODO
-from .settings import Settings
+from .settings import HIERARCHICAL_GROUP, UPSTREAM, Settings
 from .silence import Silence
 
 
-def may_hold_use(path: str, data: bytes) -> bool:
-    """Fast check of the bytes: whether they contain a removed name and a way to reach the package."""
+def may_hold_use(path: str, data: bytes, groups: tuple[str, ...] = (HIERARCHICAL_GROUP,)) -> bool:
+    """Fast check of the bytes: whether one of the groups may find something in them."""
     if SKIP_FILE in data:
         return False
+    if UPSTREAM in groups and PACKAGE.encode() in data and not path.endswith(PLAIN):
+        return True
+    return HIERARCHICAL_GROUP in groups and may_hold_removed_name(path, data)
+
+
+def may_hold_removed_name(path: str, data: bytes) -> bool:
+    """Whether the bytes contain a removed name and a way to reach the package."""
     if NEEDLE not in data:
         if path.endswith(PLAIN) or PACKAGE.encode() not in data:
             return False
@@ -54,7 +61,58 @@ def may_hand_on(path: str, data: bytes) -> bool:
 def migrate_bytes(path: str, data: bytes, settings: Settings) -> Result:
     """The result for the content of one file; no content makes it raise."""
     result = Result(path)
-    if settings.facts is None and not may_hold_use(path, data):
+    for number, group in enumerate(settings.groups):
+        now = data if result.new is None else result.new
+        later = migrate_with(path, now, settings.of_group(group) if settings.select else settings)
+        result = later if number == 0 or later.error else one_after_the_other(result, later)
+        if result.error is not None:
+            break
+    return result
+
+
+def one_after_the_other(first: Result, second: Result) -> Result:
+    """The result of two runs on one file, the second on what the first has written."""
+    if first.new is not None:
+        back = moved_lines(first.new, first.old)
+        for entry in (*second.rewritten, *second.left):
+            if entry.new_line is None and second.new is None:
+                entry.new_line = entry.line
+            entry.line = back(entry.line)
+        second.old = first.old
+    if second.new is None:
+        second.new, second.old = first.new, first.old
+    else:
+        forward = moved_lines(second.old if first.new is None else first.new, second.new)
+        for entry in (*first.rewritten, *first.left):
+            entry.new_line = forward(entry.line if entry.new_line is None else entry.new_line)
+    for mine, theirs in ((second.rewritten, first.rewritten), (second.left, first.left)):
+        mine += theirs
+        mine.sort(key=lambda entry: entry.line)
+    return second
+
+
+def moved_lines(old: bytes, new: bytes) -> Callable[[int], int]:
+    """A function that returns the new number of a line: of the same line, or of what replaced it."""
+    blocks = [block for block in opcodes(old.splitlines(), new.splitlines()) if block[1] < block[2]]
+    begins = [begin for _, begin, _, _, _ in blocks]
+
+    def moved(line: int) -> int:
+        place = bisect_right(begins, line - 1) - 1
+        if place < 0:
+            return line
+        kind, begin, _, new_begin, _ = blocks[place]
+        return new_begin + (line - begin if kind == "equal" else 1)
+
+    return moved
+
+
+def migrate_with(path: str, data: bytes, settings: Settings) -> Result:
+    """The result of the rules of one group."""
+    result = Result(path)
+    if settings.group == UPSTREAM:
+        if not may_hold_use(path, data, (UPSTREAM,)):
+            return result
+    elif settings.facts is None and not may_hold_use(path, data):
         return result
     if path.endswith(PLAIN):
         from .documents.plain import find_mentions
@@ -111,14 +169,9 @@ def note_new_lines(result: Result, new: bytes) -> None:
     entries = [entry for entry in (*result.rewritten, *result.left) if entry.new_line is None]
     if not entries:
         return
-    blocks = opcodes(result.old.splitlines(), new.splitlines())
-    blocks = [block for block in blocks if block[1] < block[2]]
-    begins = [begin for _, begin, _, _, _ in blocks]
+    moved = moved_lines(result.old, new)
     for entry in entries:
-        place = bisect_right(begins, entry.line - 1) - 1
-        if place >= 0:
-            kind, begin, _, new_begin, _ = blocks[place]
-            entry.new_line = new_begin + (entry.line - begin if kind == "equal" else 1)
+        entry.new_line = moved(entry.line)
 
 
 def read_file(path: str) -> bytes:

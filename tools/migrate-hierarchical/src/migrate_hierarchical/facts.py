@@ -28,7 +28,8 @@ class Facts:
     looked_up: frozenset[str] = frozenset()
     # names in `wanted` that are needed only by files where a comment silences the rule
     quiet: frozenset[str] = frozenset()
-
+    # names of upstream's classes that files of the project import from other modules than the package's
+    shared: frozenset[str] = frozenset()
     # name of the file's own module -> a file that still imports it and is migrated after this one
     awaited: dict[str, str] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__
 from .diagnostic import Diagnostic
 from .documents.result import Result
-from .settings import is_reason
+from .settings import HIERARCHICAL_GROUP, group_of, is_reason
 
 if TYPE_CHECKING:
     from .density import Comparison
@@ -29,6 +29,7 @@ class Run:
     wrote: bool = True
     seq_len: int = 16_384
     notes: list[tuple[str, str]] = field(default_factory=list)  # folders that were left unchanged, and why
+    groups: tuple[str, ...] = (HIERARCHICAL_GROUP,)  # of the rules that ran
 
     @property
     def changed(self) -> list[Result]:
@@ -71,9 +72,15 @@ class Run:
 
 def summaries() -> dict[str, str]:
     """One line for every id."""
-    from .catalogue import REASONS, RULES
+    from .catalogue import REASONS, RULES, UP_REASONS, UP_RULES
 
-    return {**{rule.id: rule.summary for rule in RULES}, **REASONS, **EXTRA_REASONS}
+    return {
+        **{rule.id: rule.summary for rule in RULES},
+        **REASONS,
+        **EXTRA_REASONS,
+        **{rule.id: rule.summary for rule in UP_RULES},
+        **UP_REASONS,
+    }
 
 
 def message(entry: Diagnostic, lines: dict[str, str]) -> str:
@@ -212,7 +219,11 @@ def as_sarif(run: Run) -> str:
     """SARIF 2.1.0, for code scanning."""
     import json
 
-    lines = summaries()
+    lines = {
+        rule: text
+        for rule, text in summaries().items()
+        if group_of(rule) in (*run.groups, HIERARCHICAL_GROUP)
+    }
 
     def found(path: str, entry: Diagnostic, level: str) -> dict[str, Any]:
         place = {

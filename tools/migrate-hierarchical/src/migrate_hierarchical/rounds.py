@@ -17,7 +17,7 @@ from .module_index import ModuleIndex, index_of
 from .project import Project
 from .project_folder import fork_of, stem
 from .removed_api import NEEDLE, SKIP_FILE
-from .settings import Settings, is_reason
+from .settings import UPSTREAM, Settings, is_reason
 from .silence import Silence
 
 FORK = "defines the removed names itself, so it is left unchanged"
@@ -77,6 +77,11 @@ class Rounds:
         self.carried: dict[str, frozenset[str]] = {}
         self.callables: dict[str, frozenset[str]] = {}
         self.silenced: dict[str, bool] = {}
+        self.shared: frozenset[str] = frozenset()
+        if UPSTREAM in settings.groups:
+            from .upstream.sharing import shared_names
+
+            self.shared = shared_names(project.files, project.read)
         self.before = dict(project.index)
         self.after = dict(project.index)
 
@@ -157,6 +162,7 @@ class Rounds:
                 callables=self.callables.get(path, frozenset()),
                 looked_up=by_name,
                 quiet=quiet,
+                shared=self.shared,
             )
         return facts
 

@@ -40,9 +40,12 @@ def read_files(files: list[str], scripts: set[str], settings: Settings) -> Found
             found.errors.append((path, error.strerror or str(error)))
             continue
         found.uses_package = found.uses_package or names_package(path, data)
-        if may_hold_use(path, data) and path in scripts:
-            found.results.append(migrate_script(path, data, settings))
-        elif may_hold_use(path, data):
+        if path in scripts:
+            if may_hold_use(path, data):
+                found.results.append(migrate_script(path, data, settings))
+            elif not found.hands_on and may_hand_on(path, data):
+                found.hands_on = True
+        elif may_hold_use(path, data, settings.groups):
             found.hits.append((path, data))
         elif is_too_large(path, data):
             found.notes.append((path, TOO_LARGE))

@@ -10,6 +10,11 @@ from typing import Any
 
 from .facts import Facts
 
+# Groups of rules, in the order in which they run. The ids of a group begin with its name.
+UPSTREAM = "UP"  # opt-in: it changes calls that are valid in both versions
+HIERARCHICAL_GROUP = "HIER"
+GROUPS = (UPSTREAM, HIERARCHICAL_GROUP)
+
 
 class UsageError(ValueError):
     """An option has a bad value; the message names the option, the value and what is allowed."""
@@ -33,6 +38,7 @@ class Settings:
     # not options: found during a run
     facts: Facts | None = None  # about the file, from the others of its project
     uses_package: bool = False  # a Python file of the run names the package
+    group: str = HIERARCHICAL_GROUP  # of the rules that run now
 
     def check(self) -> Settings:
         """Returns the settings; raises UsageError if a value is out of range."""
@@ -68,9 +74,34 @@ class Settings:
         """
         if rule in self.ignore:
             return False
-        if not self.select or rule in self.select:
-            return True
-        return is_reason(rule) and not any(is_reason(each) for each in self.select)
+        group = group_of(rule)
+        if not self.select:
+            return group == HIERARCHICAL_GROUP
+        selected = [each for each in self.select if group_of(each) == group]
+        if not selected or rule in selected:
+            return bool(selected)
+        return is_reason(rule) and not any(is_reason(each) for each in selected)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that run, in their order."""
+        if not self.select:
+            return (HIERARCHICAL_GROUP,)
+        selected = set(map(group_of, self.select))
+        return tuple(group for group in GROUPS if group in selected)
+
+    def of_group(self, group: str) -> Settings:
+        """The settings for a run of one group only."""
+        from .catalogue import RULES
+
+        select = tuple(each for each in self.select if group_of(each) == group)
+        if (
+            len(self.groups) > 1
+            and group == HIERARCHICAL_GROUP
+            and {rule.id for rule in RULES} <= set(select)
+        ):
+            select = ()  # all of them, as without --select
+        return replace(self, select=select, group=group)
 
     @property
     def wants_all(self) -> bool:
@@ -78,17 +109,23 @@ class Settings:
         return not self.select and all(is_reason(rule) for rule in self.ignore)
 
 
+def group_of(rule: str) -> str:
+    """The group of an id."""
+    return rule.rstrip("0123456789")
+
+
 def is_reason(rule: str) -> bool:
-    """Whether an id is that of a report (HIER1xx), not of a rule that rewrites."""
-    return rule.startswith("HIER1")
+    """Whether an id is that of a report (HIER1xx, UP1xx), not of a rule that rewrites."""
+    return rule.startswith(tuple(f"{group}1" for group in GROUPS))
 
 
 def expanded(given: str, known: Sequence[str], option: str) -> list[str]:
     """The ids that a word stands for: itself, or all that begin with it (HIER1, HIER1xx); raises UsageError."""
     word = given.upper()
     start = word.rstrip("X")
-    found = [rule for rule in known if rule.startswith(start)] if start.startswith("HIER") else []
-    if not found or (len(word) > len("HIER000") and word not in known):
+    group = next((each for each in GROUPS if start.startswith(each)), None)
+    found = [] if group is None else [rule for rule in known if rule.startswith(start)]
+    if not found or (len(word) > len(f"{group}000") and word not in known):
         raise UsageError(
             f"--{option} must name rules of --list-rules, such as HIER001 or HIER113, "
             f"got {given!r}{suggestion(word, known)}"
@@ -104,7 +141,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-FOUND = {"facts", "uses_package"}
+FOUND = {"facts", "uses_package", "group"}
 LISTS = {"select", "ignore", "include", "exclude", "dilation_rates"}
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 import libcst as cst
 
 from ..diagnostic import Diagnostic
-from ..removed_api import MAGIC_LINE, NEEDLE, PIECE, REMOVED_MODULE, REMOVED_NAMES
-from ..settings import Settings
+from ..removed_api import MAGIC_LINE, NEEDLE, PACKAGE, PIECE, REMOVED_MODULE, REMOVED_NAMES
+from ..settings import UPSTREAM, Settings
 from .python import Migrated, Unreadable, migrate_source
 
 NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED_NAMES, REMOVED_MODULE}))})\b")
@@ -58,9 +58,7 @@ class Blocks:
         usable = [i for i, text in enumerate(masked) if text.strip() and is_python(text)]
         known = set(usable)
         unreadable = [
-            i
-            for i, text in enumerate(masked)
-            if i not in known and NEEDLE in text.encode("utf-8", "surrogateescape") and text.strip()
+            i for i, text in enumerate(masked) if i not in known and self.holds_use(text) and text.strip()
         ]
         joined, starts, line = "", [], 1
         newline = "\r\n" if any("\r\n" in text for text in self.texts) else "\n"
@@ -105,6 +103,11 @@ class Blocks:
             report.left += self.masked_uses(i, hidden, masked[i], new_masked[i])
         return result, report
 
+    def holds_use(self, text: str) -> bool:
+        """Whether a piece that cannot be read is worth a report."""
+        needle = PACKAGE.encode() if self.settings.group == UPSTREAM else NEEDLE
+        return needle in text.encode("utf-8", "surrogateescape")
+
     def line(self, index: int, offset: int) -> int:
         lines = self.lines[index]
         return lines[min(max(offset, 0), len(lines) - 1)]
@@ -112,7 +115,7 @@ class Blocks:
     def masked_uses(self, index: int, hidden: list[str], old: str, new: str) -> Iterator[Diagnostic]:
         """Removed names in magics and shell lines, which are never changed."""
         for number, part in enumerate(hidden):
-            match = NAMES.search(part)
+            match = NAMES.search(part) if self.settings.group != UPSTREAM else None
             if match is not None:
                 inside = part.count("\n", 0, match.start())
                 line, new_line = (

@@ -12,17 +12,22 @@ import re
 import tokenize
 import warnings
 from bisect import bisect_right
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from ..diagnostic import Diagnostic
-from ..removed_api import NEEDLE, PIECE, REMOVED_NAMES
-from ..settings import Settings
+from ..removed_api import NEEDLE, PACKAGE, PIECE, REMOVED_NAMES
+from ..settings import UPSTREAM, Settings
+from ..upstream.old_api import NAMES, RENAMED, WITHOUT_SUCCESSOR
 from .blocks import is_python
 from .prose import Piece, find_pieces, is_code, mentions, put_back
 from .python import Migrated, Unreadable, migrate_source
 
 INDENT = "    "
+NEEDLE_PATTERN = re.compile(re.escape(NEEDLE.decode()))
+OLD_NAMES = frozenset({*RENAMED, *WITHOUT_SUCCESSOR})
+OLD_NEEDLE = re.compile(rf"\b{PACKAGE}\b|\b({'|'.join(sorted(NAMES))})\b")
 
 
 @dataclass
@@ -44,7 +49,7 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
         lines = re.split(r"(?<=\n)", data.decode(encoding))
     except (SyntaxError, UnicodeDecodeError, LookupError):
         return migrate_source(data, path, settings)  # reports what is wrong
-    examples, hidden = find_examples(data, lines)
+    examples, hidden = find_examples(data, lines, settings.group)
     if not examples:
         new, report = migrate_source(data, path, settings)
         report.left += hidden
@@ -80,8 +85,10 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, M
     return new, report
 
 
-def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[Diagnostic]]:
+def find_examples(data: bytes, lines: list[str], group: str) -> tuple[list[Example], list[Diagnostic]]:
     """The examples that may contain a use, and reports of those that cannot be changed because of escapes."""
+    names = OLD_NAMES if group == UPSTREAM else REMOVED_NAMES
+    needle = OLD_NEEDLE if group == UPSTREAM else NEEDLE_PATTERN
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -89,27 +96,28 @@ def find_examples(data: bytes, lines: list[str]) -> tuple[list[Example], list[Di
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         # syntax newer than the running Python: it is unknown where the docstrings are
         pieces = [piece for piece in find_pieces(lines, "docstring") if piece.prompts]
-        return [], [entry for piece in pieces for entry in hidden_use(piece, "beside newer syntax")]
+        return [], [entry for piece in pieces for entry in hidden_use(piece, "beside newer syntax", names)]
     examples: list[Example] = []
     hidden: list[Diagnostic] = []
     for number, (begin, end, raw) in enumerate(docstrings(tree, lines)):
         for piece in find_pieces(lines[begin:end], "docstring"):
             moved = replace(piece, first=piece.first + begin, last=piece.last + begin)
-            if not is_code(piece):
-                hidden += mentions(moved)
+            if not is_code(piece, group):
+                hidden += mentions(moved) if group != UPSTREAM else ()
                 continue
             if "\\" in piece.text and not raw:
-                hidden += hidden_use(moved, "beside an escape")
+                hidden += hidden_use(moved, "beside an escape", names)
             elif is_python(piece.text):
                 examples.append(Example(moved, number, piece.first))
-    relevant = {each.docstring for each in examples if NEEDLE.decode() in each.piece.text}
+    relevant = {each.docstring for each in examples if needle.search(each.piece.text)}
     return [each for each in examples if each.docstring in relevant], hidden
 
 
-def hidden_use(piece: Piece, why: str) -> list[Diagnostic]:
+def hidden_use(piece: Piece, why: str, names: Collection[str]) -> list[Diagnostic]:
     """The report of an example that cannot be changed."""
-    names = [name for name in sorted(REMOVED_NAMES) if name in piece.text]
-    return [Diagnostic("HIER103", f"{names[0]} {why}", line=piece.first + 1)] if names else []
+    reason = "HIER103" if names is REMOVED_NAMES else "UP110"
+    found = [name for name in sorted(names) if name in piece.text]
+    return [Diagnostic(reason, f"{found[0]} {why}", line=piece.first + 1)] if found else []
 
 
 def docstrings(tree: ast.AST, lines: list[str]) -> list[tuple[int, int, bool]]:

@@ -15,8 +15,8 @@ from typing import Literal
 
 from ..diagnostic import Diagnostic
 from ..lines import opcodes
-from ..removed_api import NEEDLE
-from ..settings import Settings
+from ..removed_api import NEEDLE, PACKAGE
+from ..settings import HIERARCHICAL_GROUP, UPSTREAM, Settings
 from .blocks import NAMES, Blocks, is_python
 from .python import Migrated, Unreadable
 
@@ -96,12 +96,13 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
     mark = "\ufeff" if text.startswith("\ufeff") else ""
     lines = merge_odd_separators(text.removeprefix(mark).splitlines(keepends=True))
     found = find_pieces(lines, "rst" if path.endswith(".rst") else "markdown")
-    pieces = [piece for piece in found if is_code(piece)]
+    pieces = [piece for piece in found if is_code(piece, settings.group)]
     texts = [piece.text for piece in pieces]
     numbers = [range(piece.first + 1, piece.last + 1) for piece in pieces]
     blocks = Blocks(texts, numbers, [piece.group for piece in pieces], settings, path)
     new, report = blocks.migrate()
-    said = [entry for piece in found if not is_code(piece) for entry in mentions(piece)]
+    other = [piece for piece in found if not is_code(piece) and settings.group != UPSTREAM]
+    said = [entry for piece in other for entry in mentions(piece)]
     report.left += said
     out: list[str] = []
     # where the pieces begin now, and by how much the lines below them moved
@@ -121,10 +122,11 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Mig
     return (mark + "".join(lines)).encode(), report
 
 
-def is_code(piece: Piece) -> bool:
+def is_code(piece: Piece, group: str = HIERARCHICAL_GROUP) -> bool:
     """Whether a piece is migrated."""
     if piece.kind == "literal":
-        return NEEDLE.decode() in piece.text and is_python(piece.text)
+        needle = PACKAGE if group == UPSTREAM else NEEDLE.decode()
+        return needle in piece.text and is_python(piece.text)
     return piece.kind == "python"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import libcst as cst
@@ -11,6 +12,7 @@ from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
 from ..analysis.placement import line_of
 from ..analysis.source_index import SourceIndex
 from ..catalogue.reasons import REASONS
+from ..catalogue.reasons_up import UP_REASONS
 from ..changes import Changes, Edit
 from ..context import Context
 from ..diagnostic import Diagnostic
@@ -20,7 +22,7 @@ from ..edit.places import Places
 from ..planner import Planner
 from ..removed_api import PACKAGE, TODO, below_package, is_gone
 from ..rules.hier009 import ImportEditor
-from ..settings import Settings, is_reason
+from ..settings import UPSTREAM, Settings, group_of, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code
 from .nesting import joined_strings, too_deep
@@ -84,9 +86,15 @@ def migrate_module(
     ORDERS[cst.Module] = order_of(module)
     index.visit(module)
     silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)
-    own_home = imports_of_own_init(index, is_init)
+    is_upstream = settings.group == UPSTREAM
+    reasons = UP_REASONS if is_upstream else REASONS
+    own_home = [] if is_upstream else imports_of_own_init(index, is_init)
     imports: dict[ImportStatement, Edit] = {}
-    if own_home:  # the package's own __init__ cannot import from the package
+    if is_upstream:
+        from ..upstream.planner import plan as plan_upstream
+
+        changes, imports = plan_upstream(module, index, settings, is_init, silence)
+    elif own_home:  # the package's own __init__ cannot import from the package
         changes = Changes(Context(module, index, settings, is_init, silence))
         for statement in own_home:
             changes.leave(statement, "HIER114", "by the package's own __init__")
@@ -98,7 +106,7 @@ def migrate_module(
         entry = replace(rewritten, line=index.lines[node])
         result.rewritten.append(entry)
         found.append((entry, node))
-    for edited in imports:
+    for edited in () if is_upstream else imports:
         result.rewritten.append(Diagnostic("HIER009", line=index.lines[edited]))
         found.append((result.rewritten[-1], edited))
     lines = source.splitlines()
@@ -123,7 +131,7 @@ def migrate_module(
             continue  # no line may be added above the first line of a cell
         if changes.whole is not None and (node, left.rule) not in changes.whole.left_nodes:
             continue  # no mark: the rules that are not selected resolve this use, and the mark would remain
-        text = mark_text(left, lines[index.line_of(line) - 1], settings)
+        text = mark_text(left, reasons, lines[index.line_of(line) - 1], settings)
         if not marks and text not in todos.get(line, []):
             todos.setdefault(line, []).append(text)
     for edited, edit in imports.items():
@@ -132,7 +140,7 @@ def migrate_module(
     stale = stale_marks(imports, changes, seen)
     seen.update(stale)
     for mark, (number, reason) in index.marks.items():
-        if mark not in seen and reason in REASONS:
+        if mark not in seen and reason in reasons:
             result.left.append(Diagnostic(reason, "marked by an earlier run", line=number))
             found.append((result.left[-1], mark))
     for entries in (result.rewritten, result.left):
@@ -157,7 +165,13 @@ def stale_marks(
     held = set(seen)
     for node, left in changes.whole.todos if changes.whole is not None else ():
         held.update(marks_above(line_of(node, index.parents), module, index, left.rule))
-    return {mark for each in imports for mark in marks_above(index.parents[each], module, index)} - held
+    found = {mark for each in imports for mark in marks_above(index.parents[each], module, index)} - held
+    return {mark for mark in found if can_be_stale(index.marks[mark][1], changes.context.settings.group)}
+
+
+def can_be_stale(reason: str, group: str) -> bool:
+    """Whether a mark on an import may be outdated: one of this group, or on a module that the group UP knows."""
+    return group_of(reason) == group or (group == UPSTREAM and reason == "HIER114")
 
 
 def plan(
@@ -232,10 +246,10 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     return "".join([known[part] for part in parts]).encode(module.encoding)
 
 
-def mark_text(left: Diagnostic, line: bytes, settings: Settings) -> str:
+def mark_text(left: Diagnostic, reasons: Mapping[str, str], line: bytes, settings: Settings) -> str:
     """The mark for a statement that begins on a line, shortened if the project's line length requires it."""
     reason = left.rule
-    text = f"{TODO}{reason} {left.text or REASONS[reason]}"
+    text = f"{TODO}{reason} {left.text or reasons[reason]}"
     if not settings.line_length:
         return text
     room = settings.line_length - (len(line) - len(line.lstrip()))

@@ -1,0 +1,14 @@
+"""The same for the group UP."""
+
+UP_REASONS = {
+    "UP101": "name of 0.2.0 without a successor: see the page on coming from 0.2.0",
+    "UP102": "sparsity_ratio is the fraction kept: for 95 % sparse write 0.05",
+    "UP103": "global_tokens counted blocks: write the number of tokens",
+    "UP104": "the default pattern ignored sparsity_ratio: write the pattern_type that is meant",
+    "UP105": "arguments that cannot be seen here: compare them with the new signature",
+    "UP106": "the multihead module returns a pair, and attn_mask has an effect: unpack its result",
+    "UP107": "names of 0.2.0 from a star import: import the new names",
+    "UP108": "subclass of a class whose arguments have changed: adapt its super() calls",
+    "UP109": "argument that means nothing now, but whose value does something: remove it by hand",
+    "UP110": "place where the new code cannot be written: move it to a statement of its own",
+}

@@ -1,0 +1,264 @@
+"""One call of something of upstream's API, and the changes that the rules make to its arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import libcst as cst
+
+from ..analysis.arguments import is_none, string_value
+from ..analysis.uses import Use
+from ..changes import Changes, Rewrite
+from ..context import Context
+from ..edit.build import NO_SPACE
+from .old_api import OLD_PARAMETERS, STILL_IN_PLACE
+
+# Functions without an effect of their own.
+PURE = frozenset(
+    {"bool", "dict", "float", "int", "len", "list", "max", "min", "range", "sorted", "str", "sum", "tuple"}
+)
+EFFECTS = (cst.NamedExpr, cst.Await, cst.Yield)
+
+
+@dataclass(eq=False)
+class OldCall:
+    """A call, its arguments by old parameter, and what the rules decided about them."""
+
+    context: Context
+    changes: Changes
+    use: Use
+    call: cst.Call
+    renames_function: bool  # the function gets another name, so the arguments are those of another signature
+    places: dict[str, int] = field(default_factory=dict)  # parameter -> position in the call
+    stars: list[cst.Arg] = field(default_factory=list)
+    problem: str = ""  # why the arguments are not known
+    gone: dict[int, str] = field(default_factory=dict)  # position -> rule that removes the argument
+    keywords: dict[int, str] = field(default_factory=dict)  # position -> its new keyword
+    first: list[tuple[str, cst.BaseExpression]] = field(
+        default_factory=list
+    )  # keywords that are added in front
+    last: list[tuple[str, cst.BaseExpression]] = field(default_factory=list)  # and at the end
+    notes: list[tuple[str, str]] = field(default_factory=list)  # rule and what the report says
+
+    def __post_init__(self) -> None:
+        parameters = OLD_PARAMETERS[self.use.name]
+        for place, arg in enumerate(self.call.args):
+            if arg.star:
+                self.stars.append(arg)
+            elif arg.keyword is not None:
+                self.places[arg.keyword.value] = place
+            elif any(each.star == "*" for each in self.call.args[:place]) or place >= len(parameters):
+                self.problem = "positional arguments that the old signature does not have"
+            else:
+                self.places[parameters[place]] = place
+
+    # ---- what is there
+
+    def has(self, *names: str) -> bool:
+        """Whether one of the arguments is given, other than as None."""
+        return any(name in self.places and not is_none(self.value(name)) for name in names)
+
+    def value(self, name: str) -> cst.BaseExpression:
+        return self.call.args[self.places[name]].value
+
+    def literal(self, name: str) -> str | None:
+        """The value of an argument that is a string literal."""
+        return string_value(self.value(name)) if name in self.places else None
+
+    def code(self, node: cst.CSTNode) -> str:
+        return self.context.module.code_for_node(node)
+
+    def wants(self, rule: str) -> bool:
+        """Whether a rule may act here. With the name of a class, its arguments are migrated too."""
+        if self.renames_function:
+            ignored = rule in self.context.settings.ignore
+            return not ignored and not self.context.is_silenced(rule, self.use.node)
+        return self.context.wants(rule, self.use.node)
+
+    # ---- what the rules decide
+
+    def note(self, rule: str, text: str) -> None:
+        self.notes.append((rule, text))
+
+    def leave(self, reason: str, detail: str, text: str = "") -> None:
+        self.changes.leave(self.call, reason, detail, text)
+
+    def remove(self, rule: str, name: str, why: str) -> None:
+        """Remove an argument, unless its value does something."""
+        value = self.value(name)
+        if has_effect(value):
+            self.leave("UP109", f"{name}={self.code(value)}")
+            return
+        self.gone[self.places[name]] = rule
+        self.note(rule, f"{name} {why}")
+
+    def add(self, rule: str, name: str, value: cst.BaseExpression, in_front: bool = False) -> None:
+        (self.first if in_front else self.last).append((name, value))
+        self.note(rule, "")
+
+    # ---- the new call
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.gone or self.keywords or self.first or self.last)
+
+    def finish(self) -> None:
+        """Record the rewrite."""
+        self.name_positional()
+        if not self.changed:
+            return
+        self.changes.replacements[self.call] = Rewrite("", self.make, keeps_name=True)
+        by_rule: dict[str, list[str]] = {}
+        for rule, text in self.notes:
+            by_rule.setdefault(rule, []).append(text)
+        for rule, texts in sorted(by_rule.items()):
+            self.changes.note(self.use.node, rule, "; ".join(filter(None, texts)))
+
+    def name_positional(self) -> None:
+        """Give positional arguments a keyword where their places have changed."""
+        parameters = OLD_PARAMETERS[self.use.name]
+        fixed = STILL_IN_PLACE[self.use.name] if self.renames_function or self.changed else parameters
+        for place, arg in enumerate(self.call.args):
+            if arg.keyword is not None or arg.star or place in self.gone:
+                continue
+            in_place = place < len(fixed) and fixed[place] == parameters[place]
+            if not in_place or any(earlier < place for earlier in self.gone):
+                self.keywords.setdefault(place, parameters[place])
+
+    def make(self, now: cst.Call) -> cst.Call:
+        args = [
+            arg if place not in self.keywords else named(arg, self.keywords[place])
+            for place, arg in enumerate(now.args)
+        ]
+        space = now.whitespace_before_args
+        kept = without(args, self.gone)
+        for name, value in reversed(self.first):
+            new = cst.Arg(value, cst.Name(name), NO_SPACE)
+            kept = [with_comma(new, between(kept, space)), *kept] if kept else [new]
+        for name, value in self.last:
+            kept = appended(kept, cst.Arg(value, cst.Name(name), NO_SPACE), space)
+        return now.with_changes(args=kept, whitespace_before_args=space if kept else cst.SimpleWhitespace(""))
+
+
+Decide = Callable[[OldCall], None]
+CALL_RULES: list[tuple[frozenset[str], Decide]] = []
+
+
+def edits(*names: str) -> Callable[[Decide], Decide]:
+    """Register the function that decides about the arguments of calls of these names."""
+
+    def register(decide: Decide) -> Decide:
+        CALL_RULES.append((frozenset(names), decide))
+        return decide
+
+    return register
+
+
+def has_effect(node: cst.CSTNode) -> bool:
+    """Whether computing an expression may do more than give a value."""
+    if isinstance(node, EFFECTS):
+        return True
+    if isinstance(node, cst.Call) and not (isinstance(node.func, cst.Name) and node.func.value in PURE):
+        return True
+    return any(has_effect(child) for child in node.children)
+
+
+NUMBER = re.compile(r"[\d_.eE+-]+")
+
+
+def number(node: cst.BaseExpression | None) -> float | None:
+    """The value of a number literal; None for anything else."""
+    if isinstance(node, cst.Integer | cst.Float) and NUMBER.fullmatch(node.value):
+        return float(node.value)
+    return None
+
+
+# ---- lists of arguments
+
+
+def named(arg: cst.Arg, keyword: str) -> cst.Arg:
+    return arg.with_changes(keyword=cst.Name(keyword), equal=arg.equal if arg.keyword else NO_SPACE)
+
+
+def without(args: Sequence[cst.Arg], gone: dict[int, str]) -> list[cst.Arg]:
+    """The arguments that stay. The last one ends the call as the old last one did, and keeps its own comment."""
+    kept = [arg for place, arg in enumerate(args) if place not in gone]
+    if kept and len(args) - 1 in gone:
+        kept[-1] = ended_like(kept[-1], args[-1])
+    return kept
+
+
+def ended_like(arg: cst.Arg, end: cst.Arg) -> cst.Arg:
+    own, last = arg.comma, end.comma
+    if isinstance(own, cst.Comma) and isinstance(own.whitespace_after, cst.ParenthesizedWhitespace):
+        after = last.whitespace_after if isinstance(last, cst.Comma) else end.whitespace_after_arg
+        if isinstance(after, cst.ParenthesizedWhitespace):
+            space = own.whitespace_after.with_changes(
+                indent=after.indent, last_line=after.last_line, empty_lines=[]
+            )
+            if isinstance(last, cst.Comma):
+                return arg.with_changes(comma=own.with_changes(whitespace_after=space))
+            return arg.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_arg=space)
+        if own.whitespace_after.first_line.comment is not None:  # the comment needs the end of the line
+            return arg
+    return arg.with_changes(comma=last, whitespace_after_arg=end.whitespace_after_arg)
+
+
+def between(
+    args: Sequence[cst.Arg], space: cst.BaseParenthesizableWhitespace
+) -> cst.BaseParenthesizableWhitespace:
+    """What separates two arguments: a line end where each has its own line."""
+    for arg in args[:-1]:
+        if isinstance(arg.comma, cst.Comma):
+            return plain(arg.comma.whitespace_after)
+    if isinstance(space, cst.ParenthesizedWhitespace):
+        return plain(space)
+    return cst.SimpleWhitespace(" ")
+
+
+def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
+    """Whitespace without its comments."""
+    if isinstance(space, cst.ParenthesizedWhitespace):
+        return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
+    return space
+
+
+def with_comma(arg: cst.Arg, space: cst.BaseParenthesizableWhitespace) -> cst.Arg:
+    return arg.with_changes(comma=cst.Comma(whitespace_after=space))
+
+
+def appended(
+    args: Sequence[cst.Arg], new: cst.Arg, space: cst.BaseParenthesizableWhitespace
+) -> list[cst.Arg]:
+    """The arguments with one more at the end, laid out like them."""
+    if not args:
+        return [new]
+    separator, last = between(args, space), args[-1]
+    if isinstance(last.comma, cst.Comma):
+        after = last.comma.whitespace_after
+        if isinstance(after, cst.ParenthesizedWhitespace) and isinstance(
+            separator, cst.ParenthesizedWhitespace
+        ):
+            # the old last one keeps its comment, the new one ends the call
+            own = after.with_changes(indent=separator.indent, last_line=separator.last_line, empty_lines=[])
+            end = after.with_changes(first_line=cst.TrailingWhitespace())
+            return [
+                *args[:-1],
+                with_comma(last, own),
+                new.with_changes(comma=last.comma.with_changes(whitespace_after=end)),
+            ]
+        return [*args[:-1], with_comma(last, separator), new.with_changes(comma=last.comma)]
+    after = last.whitespace_after_arg
+    if isinstance(after, cst.ParenthesizedWhitespace):
+        own = after
+        if isinstance(separator, cst.ParenthesizedWhitespace):
+            own = after.with_changes(indent=separator.indent, last_line=separator.last_line, empty_lines=[])
+        first = last.with_changes(whitespace_after_arg=cst.SimpleWhitespace(""))
+        return [
+            *args[:-1],
+            with_comma(first, own),
+            new.with_changes(whitespace_after_arg=plain(after)),
+        ]
+    return [*args[:-1], with_comma(last, separator), new]

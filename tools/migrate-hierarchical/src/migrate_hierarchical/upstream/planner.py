@@ -1,0 +1,103 @@
+"""Applies the rules of the group to every use of upstream's API in one file."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+import libcst as cst
+
+from .. import rules
+from ..analysis.arguments import string_value
+from ..analysis.binding import ImportStatement
+from ..analysis.roles import CLASS, TYPE
+from ..analysis.source_index import SourceIndex
+from ..analysis.uses import Use
+from ..changes import Changes, Edit
+from ..context import Context
+from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, REMOVED_NAMES
+from ..rules.up001 import ImportEditor, through_the_package
+from ..rules.up002 import Renames
+from ..settings import Settings
+from ..silence import Silence
+from . import values  # noqa: F401  # registers its checks
+from .calls import CALL_RULES, OldCall
+from .names import OldNames
+from .old_api import ADAPTIVE, OLD_PARAMETERS, RENAMED, WITHOUT_SUCCESSOR
+
+for _module in pkgutil.iter_modules(rules.__path__):
+    if _module.name.startswith("up"):
+        import_module(f"{rules.__name__}.{_module.name}")
+
+
+def plan(
+    module: cst.Module, index: SourceIndex, settings: Settings, is_init: bool, silence: Silence
+) -> tuple[Changes, dict[ImportStatement, Edit]]:
+    """Decide what happens to the uses and the imports of a file."""
+    context = Context(module, index, settings, is_init, silence)
+    changes = Changes(context)
+    if index.package is not None:  # a file of the package itself
+        return changes, {}
+    names = OldNames(index)
+    renames = Renames(context, changes, names)
+    skipped = calls_of_the_other_group(context, names)
+    for use in names:
+        if context.is_inside(use.node, skipped):
+            continue
+        plan_use(context, changes, use, renames)
+    changes.place()
+    return changes, ImportEditor(context, changes, renames).edits()
+
+
+def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> None:
+    parent = context.source.parents[use.node]
+    called = isinstance(parent, cst.Call) and parent.func is use.node
+    if use.name in WITHOUT_SUCCESSOR:
+        if not renames.is_marked_at_import(use):
+            changes.leave(use.node, "UP101", use.name, f"{use.name} is gone: {WITHOUT_SUCCESSOR[use.name]}")
+        return
+    if use.is_star and use.name in RENAMED and context.source.stars:
+        changes.leave(use.node, "UP107", use.name)
+        return
+    renamed = renames.rename(use)
+    through_the_package(context, changes, use)
+    if called and use.name in OLD_PARAMETERS:
+        assert isinstance(parent, cst.Call)
+        if not use.agrees:
+            changes.leave(parent, "UP105", f"{use.root.value} is bound in several ways")
+            return
+        call = OldCall(context, changes, use, parent, use.name in RENAMED)
+        if use.name in RENAMED and not renamed:
+            return  # the arguments are those of the old class, which stays
+        for wanted, decide in CALL_RULES:
+            if use.name in wanted:
+                decide(call)
+        call.finish()
+    elif isinstance(parent, cst.Arg) and isinstance(context.source.parents[parent], cst.ClassDef):
+        if use.name in {*RENAMED, ADAPTIVE}:
+            changes.leave(use.node, "UP108", f"subclass of {use.name}")
+    elif use.name in RENAMED and context.roles.of(use.node) not in (TYPE, CLASS):
+        changes.leave(use.node, "UP105", f"{use.name} is used as a value")
+
+
+def calls_of_the_other_group(context: Context, names: OldNames) -> set[cst.CSTNode]:
+    """Calls that the group HIER rewrites, with everything inside them."""
+    found: set[cst.CSTNode] = set()
+    for use in context.resolver:
+        parent = context.source.parents[use.node]
+        if use.name in REMOVED_NAMES and isinstance(parent, cst.Call) and parent.func is use.node:
+            found.add(parent)
+    for use in names:
+        parent = context.source.parents[use.node]
+        if isinstance(parent, cst.Call) and parent.func is use.node and is_hierarchical(parent):
+            found.add(parent)
+    return found
+
+
+def is_hierarchical(call: cst.Call) -> bool:
+    """Whether a call asks for something hierarchical by name."""
+    return any(
+        (arg.keyword is not None and arg.keyword.value == KEYWORD)
+        or string_value(arg.value) in HIERARCHICAL_STRINGS
+        for arg in call.args
+    )

@@ -1,0 +1,29 @@
+"""Which of upstream's class names the files of a project take from one another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+from ..removed_api import PACKAGE
+from .old_api import RENAMED
+
+NAME = re.compile(rb"\b(" + "|".join(sorted(RENAMED)).encode() + rb")\b")
+IMPORT = re.compile(rb"^[ \t]*from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n]*)", re.MULTILINE)
+OURS = re.compile(rf"(?:src\.)?{PACKAGE}(?:\.|$)".encode())
+
+
+def shared_names(paths: Iterable[str], read: Callable[[str], bytes]) -> frozenset[str]:
+    """The names that a file imports from a module of the project, or reads there: they have to stay importable."""
+    found: set[bytes] = set()
+    for path in paths:
+        data = read(path)
+        names = set(NAME.findall(data))
+        if not names:
+            continue
+        if PACKAGE.encode() not in data:
+            found |= names
+        for module, imported in IMPORT.findall(data):
+            if not OURS.match(module):
+                found.update(NAME.findall(imported))
+    return frozenset(name.decode() for name in found)

@@ -1,0 +1,101 @@
+"""Marks arguments that are valid in both versions and mean something else now."""
+
+from __future__ import annotations
+
+import libcst as cst
+
+from ..analysis.arguments import literal_mapping, string_value
+from ..removed_api import FACTORY, GET_PRESET, PATTERN
+from .calls import OldCall, edits, number
+from .old_api import (
+    ADAPTIVE,
+    BASE,
+    CREATE_ADAPTIVE,
+    CREATE_MULTIHEAD,
+    MULTIHEAD,
+    SPARSEST,
+)
+
+
+@edits(PATTERN, BASE, MULTIHEAD, FACTORY, GET_PRESET, CREATE_MULTIHEAD)
+def ratio(call: OldCall) -> None:
+    """A ratio that was meant as the fraction dropped."""
+    if "sparsity_ratio" in call.places:
+        check_ratio(call, call.value("sparsity_ratio"))
+
+
+def check_ratio(call: OldCall, node: cst.BaseExpression) -> None:
+    value = number(node)
+    if value is not None and SPARSEST <= value < 1:
+        call.leave("UP102", f"sparsity_ratio={call.code(node)}")
+
+
+@edits(PATTERN)
+def global_tokens(call: OldCall) -> None:
+    """They were counted in blocks, and there was one by default."""
+    pattern = call.literal("pattern_type") if "pattern_type" in call.places else "local_window"
+    if pattern not in (None, "global_local") or call.stars or call.problem:
+        return
+    given = call.value("global_tokens") if "global_tokens" in call.places else None
+    size = call.value("block_size") if "block_size" in call.places else None
+    check_global_tokens(call, given, size, pattern is not None)
+
+
+def check_global_tokens(
+    call: OldCall, given: cst.BaseExpression | None, size: cst.BaseExpression | None, is_global: bool
+) -> None:
+    block = 64.0 if size is None else number(size)
+    blocks = 1.0 if given is None else number(given)
+    if blocks == 0 or (given is None and not is_global):
+        return
+    written = "left out, which meant 1" if given is None else call.code(given)
+    now = "" if block is None or blocks is None else f", {blocks * block:.0f} tokens"
+    call.leave(
+        "UP103", f"global_tokens={written}{now}" if given is not None else f"global_tokens {written}{now}"
+    )
+
+
+@edits(GET_PRESET)
+def preset(call: OldCall) -> None:
+    """The preset with global blocks."""
+    name = call.literal("preset_name") if "preset_name" in call.places else call.literal("name")
+    if name == "global_local" and not call.has("sparse_config"):
+        call.leave("UP103", "the preset 'global_local' had 64 global blocks, 4096 tokens; it has 64 tokens")
+
+
+@edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD)
+def fields_in_a_dictionary(call: OldCall) -> None:
+    """A pattern given as a dictionary."""
+    name = "sparse_config" if "sparse_config" in call.places else "sparsity_config"
+    fields = literal_mapping(call.value(name)) if name in call.places else None
+    if fields is None:
+        return
+    if "sparsity_ratio" in fields:
+        check_ratio(call, fields["sparsity_ratio"])
+    if "pattern_type" not in fields:
+        call.leave("UP104", f"{name} without a pattern_type")
+    pattern = string_value(fields.get("pattern_type"))
+    if "global_tokens" in fields and pattern == "global_local":
+        check_global_tokens(call, fields["global_tokens"], fields.get("block_size"), True)
+
+
+@edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD, CREATE_ADAPTIVE, PATTERN)
+def unseen(call: OldCall) -> None:
+    """Arguments that may be anything."""
+    if call.problem:
+        call.leave("UP105", call.problem)
+    elif call.stars:
+        arg = call.stars[0]
+        call.leave("UP105", f"{arg.star}{call.code(arg.value)}")
+
+
+@edits(FACTORY)
+def distributed(call: OldCall) -> None:
+    if (
+        call.literal("variant") == "distributed"
+        if "variant" in call.places
+        else call.has("distributed_config")
+    ):
+        call.leave(
+            "UP101", "the variant 'distributed'", "the variant 'distributed' is gone: use 'base' on one GPU"
+        )
