@@ -28,7 +28,8 @@ FACTORY = "create_block_sparse_attention"
 GET_PRESET = "get_block_sparse_preset"
 PATTERN = "SparsePatternConfig"
 MODULE = "BlockSparseAttention"
-FUNCTION = "block_sparse_attention"  # begins like a module that is gone
+# Functions whose names begin like those of the modules that are gone.
+FUNCTIONS = frozenset({"block_sparse_attention", "block_sparse_attention_varlen", "block_sparse_decode"})
 KEPT_NAMES = frozenset({FACTORY, GET_PRESET, PATTERN, MODULE})
 CHOOSE = frozenset({FACTORY, GET_PRESET, PATTERN})  # take a variant, a preset or a pattern by name
 
@@ -116,13 +117,16 @@ SKIP_FILE = b"migrate-hierarchical: skip-file"
 NEEDLE = b"ierarchical"
 
 # Nor has one with neither a removed name nor a module that is gone.
-GONE = re.compile(rb"\bblock_sparse_(?!attention\b)\w|\bdilated_attention_pytorch\.sparse")
+GONE = re.compile(
+    rb"\b(?!(?:" + "|".join(sorted(FUNCTIONS)).encode() + rb")\b)block_sparse_\w"
+    rb"|\bdilated_attention_pytorch\.sparse"
+)
 
 
 def is_gone(module: str) -> bool:
     """Whether a submodule of the package (a path below it, "" for the root) no longer exists."""
     first = module.split(".")[0]
-    return first != FUNCTION and first.startswith(("block_sparse", "sparse"))
+    return first not in FUNCTIONS and first.startswith(("block_sparse", "sparse"))
 
 
 def strip_source(path: str) -> str:

@@ -11,4 +11,5 @@ UP_REASONS = {
     "UP108": "subclass of a class whose arguments have changed: adapt its super() calls",
     "UP109": "argument that means nothing now, but whose value does something: remove it by hand",
     "UP110": "place where the new code cannot be written: move it to a statement of its own",
+    "UP111": "keyword with another name or place now, which had no effect: write the new one, or remove it",
 }

@@ -45,7 +45,7 @@ def module(call: OldCall) -> None:
         return
     if call.use.name == FACTORY and not uses_pattern(call):
         return
-    if call.has("sparsity_ratio") or call.use.name == CREATE_MULTIHEAD:
+    if call.has("sparsity_ratio"):
         call.leave("UP104", "sparsity_ratio without a pattern_type")
         return
     style = call.context.style(call.call)

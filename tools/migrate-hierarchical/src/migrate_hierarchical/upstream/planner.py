@@ -66,6 +66,9 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
         if not use.agrees:
             changes.leave(parent, "UP105", f"{use.root.value} is bound in several ways")
             return
+        if use.name == ADAPTIVE and may_be_new(parent):
+            changes.leave(parent, "UP105", "positional arguments")
+            return
         call = OldCall(context, changes, use, parent, use.name in RENAMED)
         if use.name in RENAMED and not renamed:
             return  # the arguments are those of the old class, which stays
@@ -78,6 +81,12 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
             changes.leave(use.node, "UP108", f"subclass of {use.name}")
     elif use.name in RENAMED and context.roles.of(use.node) not in (TYPE, CLASS):
         changes.leave(use.node, "UP105", f"{use.name} is used as a value")
+
+
+def may_be_new(call: cst.Call) -> bool:
+    """Whether positional arguments of a class with the same name may be those of its new signature."""
+    first = call.args[0] if call.args else None
+    return first is not None and first.keyword is None and not isinstance(first.value, cst.List | cst.Tuple)
 
 
 def calls_of_the_other_group(context: Context, names: OldNames) -> set[cst.CSTNode]:

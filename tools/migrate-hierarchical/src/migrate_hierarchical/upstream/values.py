@@ -13,6 +13,7 @@ from .old_api import (
     CREATE_ADAPTIVE,
     CREATE_MULTIHEAD,
     MULTIHEAD,
+    OTHER_KEYWORDS,
     SPARSEST,
 )
 
@@ -87,6 +88,14 @@ def unseen(call: OldCall) -> None:
     elif call.stars:
         arg = call.stars[0]
         call.leave("UP105", f"{arg.star}{call.code(arg.value)}")
+
+
+@edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD, CREATE_ADAPTIVE)
+def other_keywords(call: OldCall) -> None:
+    """Keywords that have another name or place now."""
+    for name, instead in OTHER_KEYWORDS.items():
+        if name in call.places:
+            call.leave("UP111", f"{name}: {instead}")
 
 
 @edits(FACTORY)
