@@ -59,7 +59,9 @@ def test_untouched_means_no_report_either(case: Case) -> None:
 
 def test_every_rule_and_reason_has_cases() -> None:
     written = {
-        entry.rule for case in CASES for entry in migrate_bytes(case.path, case.before.encode(), SETTINGS).rewritten
+        entry.rule
+        for case in CASES
+        for entry in migrate_bytes(case.path, case.before.encode(), SETTINGS).rewritten
     }
     assert written == {rule.id for rule in UP_RULES}
     assert {case.name.split()[0] for case in CASES if case.file == "reports"} == set(UP_REASONS)
