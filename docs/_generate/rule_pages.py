@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rules import tab
 
-from migrate_hierarchical.catalogue import RULES, Rule
+from migrate_hierarchical.catalogue import REASONS, RULES, UP_REASONS, UP_RULES, Rule
 from migrate_hierarchical.catalogue.explanations import EXPLANATIONS, Explanation
-from migrate_hierarchical.catalogue.reasons import REASONS
+from migrate_hierarchical.catalogue.explanations_up import UP_EXPLANATIONS
 from migrate_hierarchical.engine import migrate_bytes
-from migrate_hierarchical.settings import Settings
+from migrate_hierarchical.settings import UPSTREAM, Settings, group_of
 
 PAGES = Path(__file__).resolve().parents[1] / "rules"
 OTHERS = "[All rules and reports](index.md)"
@@ -29,7 +29,7 @@ def sentence(text: str) -> str:
 
 def reason(name: str) -> str:
     """Its line of `--list-rules`, in which a * is a *."""
-    return REASONS[name].replace("*", r"\*")
+    return {**REASONS, **UP_REASONS}[name].replace("*", r"\*")
 
 
 def silence(heading: str, name: str, comment: str) -> str:
@@ -45,10 +45,15 @@ def kind(rule: Rule) -> str:
     return "changes results" if rule.changes else "safe"
 
 
+def opt_in(name: str) -> str:
+    """What the pages of the group UP say first."""
+    return "Only with `--select UP`. " if group_of(name) == UPSTREAM else ""
+
+
 def rule_page(rule: Rule) -> str:
     parts = [
         head(rule.id, f"{rule.id.lower()}.py", rule.summary),
-        f"Rewrites code; **{kind(rule)}**. {OTHERS}\n",
+        f"Rewrites code; **{kind(rule)}**. {opt_in(rule.id)}{OTHERS}\n",
         f"## Why\n\n{rule.why}",
         "## Example\n",
         tab("Before", rule.before),
@@ -66,23 +71,30 @@ def rule_page(rule: Rule) -> str:
     return "\n".join([*parts, silence("Skip this rule", rule.id, skip)])
 
 
-def marked(explanation: Explanation) -> str:
+def settings_for(name: str) -> Settings:
+    """The settings of a run in which a rule or reason takes part."""
+    upstream = (*(rule.id for rule in UP_RULES), *UP_REASONS)
+    return Settings(select=upstream if group_of(name) == UPSTREAM else ())
+
+
+def marked(name: str, explanation: Explanation) -> str:
     """The code as the codemod leaves it."""
-    result = migrate_bytes(explanation.path, explanation.before.encode(), Settings())
+    result = migrate_bytes(explanation.path, explanation.before.encode(), settings_for(name))
     return (result.new or result.old).decode()
 
 
 def reason_page(name: str) -> str:
-    explanation = EXPLANATIONS[name]
+    upstream = name in UP_EXPLANATIONS
+    explanation = UP_EXPLANATIONS[name] if upstream else EXPLANATIONS[name]
     parts = [
-        head(name, "explanations.py", reason(name)),
-        f"A report: you have to finish this use by hand, and the exit status is 2. {OTHERS}\n",
+        head(name, "explanations_up.py" if upstream else "explanations.py", reason(name)),
+        f"A report: you have to finish this use by hand, and the exit status is 2. {opt_in(name)}{OTHERS}\n",
         f"## Why it is left\n\n{explanation.why}",
         f"## What to do\n\n{explanation.todo}",
         "## Example\n",
     ]
     if explanation.by_hand:
-        parts += [tab("Before", explanation.before), tab("Marked", marked(explanation), ".wrap")]
+        parts += [tab("Before", explanation.before), tab("Marked", marked(name, explanation), ".wrap")]
         parts.append(tab("By hand", explanation.by_hand))
     else:
         language = Path(explanation.path).suffix.removeprefix(".")
@@ -96,6 +108,20 @@ def reason_page(name: str) -> str:
     return "\n".join([*parts, silence("Silence it", name, comment)])
 
 
+REPORT_HEAD = ("| id | why, and what to do |", "|---|---|")
+
+
+def rows_of(rules: tuple[Rule, ...]) -> list[str]:
+    return [
+        f"| [{rule.id}]({rule.id}.md) | {sentence(rule.summary)} | {'change' if rule.changes else 'safe'} |"
+        for rule in rules
+    ]
+
+
+def report_row(name: str) -> str:
+    return f"| [{name}]({name}.md) | {sentence(reason(name))} |"
+
+
 def index() -> str:
     """The table of all pages."""
     lines = [
@@ -107,12 +133,19 @@ def index() -> str:
         "| id | what it rewrites | results |",
         "|---|---|---|",
     ]
+    lines += rows_of(RULES)
+    lines += ["\n## Reports\n", *REPORT_HEAD, *(report_row(name) for name in REASONS)]
     lines += [
-        f"| [{rule.id}]({rule.id}.md) | {sentence(rule.summary)} | {'change' if rule.changes else 'safe'} |"
-        for rule in RULES
+        "\n## Code for 0.2.0\n",
+        "These rules run [only with `--select UP`](../migrate.md#code-for-020): they change calls that are valid in both",
+        "versions.\n",
+        "| id | what it rewrites | results |",
+        "|---|---|---|",
+        *rows_of(UP_RULES),
+        "",
+        *REPORT_HEAD,
+        *(report_row(name) for name in UP_REASONS),
     ]
-    lines += ["\n## Reports\n", "| id | why, and what to do |", "|---|---|"]
-    lines += [f"| [{name}]({name}.md) | {sentence(reason(name))} |" for name in REASONS]
     return "\n".join(lines) + "\n"
 
 
@@ -121,7 +154,7 @@ def write(markdown: Path, assets: Path) -> None:
     for old in PAGES.glob("*.md"):
         old.unlink()
     (PAGES / "index.md").write_text(index(), "utf-8")
-    for rule in RULES:
+    for rule in (*RULES, *UP_RULES):
         (PAGES / f"{rule.id}.md").write_text(rule_page(rule), "utf-8")
-    for name in REASONS:
+    for name in (*REASONS, *UP_REASONS):
         (PAGES / f"{name}.md").write_text(reason_page(name), "utf-8")

@@ -25,7 +25,7 @@ other = get_block_sparse_preset("local", ring_size=2)
 ```
 
 ```bash
-pip install dilated_attention_pytorch
+echo dilated_attention_pytorch
 ```
 """
 

@@ -54,10 +54,12 @@ LATE = {
     "codemod": {
         "__main__": "Ctrl-C during the imports",
         "cli": "--help and --version without libcst",
+        "documents.python": "a run without --select UP needs none of its rules",
         "engine": "files without a removed name need no libcst",
         "report": "a run without a finding needs no texts of rules",
         "rounds": "a project without name lookups needs no libcst",
         "runner": "a tree without a use needs neither",
+        "settings": "a run without --select needs no texts of rules",
         "workers": "imported before the fork, so that all workers share them",
     },
     "bench": {"__main__": "says in one line that torch is missing"},

@@ -126,7 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--select",
         type=identifiers,
         metavar="ID,ID",
-        help="use only these rules and reports; HIER1xx means all that begin with HIER1",
+        help="use only these rules and reports; HIER1xx means all that begin with HIER1; UP is for other code for 0.2.0 "
+        "and runs only if it is named (HIER)",
         **suppressed,
     )
     files.add_argument(

@@ -1,0 +1,246 @@
+"""The same about the reasons of the group UP."""
+
+from __future__ import annotations
+
+from .explanations import PACKAGE, Explanation
+
+UP_EXPLANATIONS = {
+    "UP101": Explanation(
+        """\
+The package does not have the name, and what comes closest takes other arguments or computes something else.
+""",
+        """\
+The mark says what to use; [Names of 0.2.0](../upstream-names.md) has all of them. `LongNet` and its layers become layers of
+`torch.nn` whose attention is replaced.
+""",
+        f"""\
+{PACKAGE}create_dilated_attention
+
+attention = create_dilated_attention("improved", segment_lengths=[2048, 4096], dilation_rates=[1, 2])
+""",
+        f"""\
+{PACKAGE}BlockSparseAttention, SparsePatternConfig
+
+pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=1.0)
+attention = BlockSparseAttention(pattern, segment_lengths=[2048, 4096], dilation_rates=[1, 2])
+""",
+    ),
+    "UP102": Explanation(
+        """\
+`sparsity_ratio` is the fraction of the blocks kept. In 0.2.0 it had no effect on the blocks, and its examples called 0.95
+"95 % sparse". Now 0.95 keeps 95 % of the blocks.
+""",
+        """\
+Write the fraction that is kept. If a ratio of 0.5 or more is meant, say so with a comment `# noqa: UP102`.
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig
+
+pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=0.95)
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig
+
+pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=0.05)
+""",
+    ),
+    "UP103": Explanation(
+        """\
+`global_tokens` counted blocks in 0.2.0, and there was one if it was left out. It counts tokens now, and is 0 if it is left
+out. The number cannot be rewritten: a second run would multiply it again.
+""",
+        """\
+Multiply it by the block size; the report does. Then keep the mark away with a comment `# noqa: UP103`. The preset
+`global_local` had 64 global blocks and has 64 global tokens: give it a `sparse_config` if you want the blocks back.
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig
+
+pattern = SparsePatternConfig("global_local", window_size=256, global_tokens=2)
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig
+
+pattern = SparsePatternConfig("global_local", window_size=256, global_tokens=128)  # noqa: UP103
+""",
+    ),
+    "UP104": Explanation(
+        """\
+Without a pattern the module used a window of 256 tokens, and the ratio had no effect. Now the same call is a
+`dilated_sparse` pattern of that ratio. Which of the two is meant only you know.
+""",
+        """\
+Write the pattern: a window as it was, or a pattern that follows the ratio.
+""",
+        f"""\
+{PACKAGE}create_block_sparse_attention
+
+attention = create_block_sparse_attention(sparsity_ratio=0.1)
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+
+as_it_was = create_block_sparse_attention(sparse_config=SparsePatternConfig("local_window", window_size=256))
+by_the_ratio = create_block_sparse_attention(sparse_config=SparsePatternConfig("dilated_sparse", sparsity_ratio=0.1))
+""",
+    ),
+    "UP105": Explanation(
+        """\
+The arguments are not in the call: they are unpacked, or the class is passed on and called elsewhere. Their order and
+meaning have changed.
+""",
+        """\
+Pass what is left by name, and without what the rules remove: `segment_lengths`, `dilation_rates`, `enable_memory_pool`.
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+
+options = dict(variant="base", ring_size=1, sparse_config=SparsePatternConfig("dilated_sparse"))
+attention = create_block_sparse_attention(**options)
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+
+options = dict(variant="base", sparse_config=SparsePatternConfig("dilated_sparse"))
+attention = create_block_sparse_attention(**options)  # noqa: UP105
+""",
+    ),
+    "UP106": Explanation(
+        """\
+The multihead module is a `torch.nn.MultiheadAttention`: it returns `(output, weights)`, where the old one returned only the
+output unless `need_weights=True`, which was off by default. `attn_mask` has an effect, and `is_causal` needs it.
+""",
+        """\
+Unpack the result, or take its first item, and pass `need_weights=False`. Then silence the report.
+""",
+        f"""\
+import torch
+{PACKAGE}SparsePatternConfig, create_multihead_block_sparse
+
+attention = create_multihead_block_sparse(64, 4, sparse_config=SparsePatternConfig("dilated_sparse"))
+x = torch.randn(1, 128, 64)
+out = attention(x, x, x)
+""",
+        f"""\
+import torch
+{PACKAGE}SparsePatternConfig, create_multihead_block_sparse
+
+pattern = SparsePatternConfig("dilated_sparse")
+attention = create_multihead_block_sparse(64, 4, sparse_config=pattern, batch_first=True)  # noqa: UP106
+x = torch.randn(1, 128, 64)
+out, _ = attention(x, x, x, need_weights=False)
+""",
+    ),
+    "UP107": Explanation(
+        """\
+A star import does not say which names it gives, and a new name could hide one of yours.
+""",
+        """\
+Import the names that the file uses.
+""",
+        """\
+from dilated_attention_pytorch.block_sparse_factory import *
+
+attention = get_block_sparse_preset("local")
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+attention = get_block_sparse_preset("local")
+""",
+    ),
+    "UP108": Explanation(
+        """\
+The base class gets its new name, but the arguments that the subclass passes to it have another order, and the methods that
+it may override are gone.
+""",
+        """\
+Pass the pattern first, and no token dilation.
+""",
+        f"""\
+{PACKAGE}BlockSparseRingDilatedAttention, SparsePatternConfig
+
+
+class Attention(BlockSparseRingDilatedAttention):
+    def __init__(self):
+        super().__init__([2048], [1], SparsePatternConfig("dilated_sparse"))
+""",
+        f"""\
+{PACKAGE}BlockSparseAttention, SparsePatternConfig
+
+
+class Attention(BlockSparseAttention):
+    def __init__(self):
+        super().__init__(SparsePatternConfig("dilated_sparse"))
+""",
+    ),
+    "UP109": Explanation(
+        """\
+The argument means nothing now, but what computes its value may do something that the program needs, such as starting
+processes.
+""",
+        """\
+Remove the argument, and keep the call as a statement of its own if it is needed.
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+
+def start():
+    return 1
+
+
+attention = get_block_sparse_preset("local", ring_size=start())
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+
+def start():
+    return 1
+
+
+start()
+attention = get_block_sparse_preset("local")
+""",
+    ),
+    "UP110": Explanation(
+        """\
+The new code needs quotes inside nested f-strings, stands in a docstring with escapes, or would take the place of an argument
+that is there already, as in `sparse_config=None`.
+""",
+        """\
+Move the call to a statement of its own, and write there what the other rules would write.
+""",
+        f"""\
+{PACKAGE}create_block_sparse_attention
+
+attention = create_block_sparse_attention("base", sparse_config=None)
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+
+pattern = SparsePatternConfig("local_window", window_size=256)
+attention = create_block_sparse_attention("base", sparse_config=pattern)
+""",
+    ),
+    "UP111": Explanation(
+        """\
+The block-sparse classes took any keyword and ignored what they did not know: this one never had an effect on them. What it
+asks for has another name now, so that writing it would change the results.
+""",
+        """\
+Remove it, or write the new name if the effect is wanted; the report says which it is.
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+attention = get_block_sparse_preset("dilated", local_window_size=512)
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+attention = get_block_sparse_preset("dilated")
+""",
+    ),
+}
