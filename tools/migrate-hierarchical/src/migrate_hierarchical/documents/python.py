@@ -112,7 +112,7 @@ def migrate_module(
     lines = source.splitlines()
     todos: dict[cst.CSTNode, list[str]] = {}
     seen: set[cst.CSTNode] = set()  # marks of earlier runs that are still valid
-    known: set[tuple[int, str, str]] = set()
+    known: set[tuple[int, str, str, str]] = set()
     for node, left in changes.todos:
         entry = replace(left, line=index.line_of(node))
         line = line_of(node, index.parents)
@@ -120,9 +120,9 @@ def migrate_module(
         seen.update(marks)
         if not settings.wants(entry.rule) or silence.covers(entry.line, entry.rule):
             continue
-        if (entry.line, entry.rule, entry.detail) in known:
+        if (entry.line, entry.rule, entry.detail, entry.text) in known:
             continue
-        known.add((entry.line, entry.rule, entry.detail))
+        known.add((entry.line, entry.rule, entry.detail, entry.text))
         result.left.append(entry)
         found.append((entry, node))
         if left.rule == "HIER115":

@@ -59,7 +59,7 @@ class ImportEditor:
             below = api_path(dotted(alias.name)) or ""
             if below and is_old_module(below) and not (dotted(alias.name) or "").startswith("src."):
                 if not self.all_known(alias, below):
-                    self.changes.leave(statement, "UP101", below, f"the module {below} is gone")
+                    self.changes.leave(statement, "UP101", "", f"the module {below} is gone")
                 elif self.context.wants(RULE, alias):
                     alias, changed = alias.with_changes(name=cst.Name(PACKAGE)), True
             aliases.append(alias)
@@ -145,7 +145,7 @@ class ImportEditor:
             text = f"{gone[0]} is gone: {WITHOUT_SUCCESSOR[gone[0]]}"
         else:
             text = f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} gone"
-        self.changes.leave(statement, "UP101", ", ".join(gone), text)
+        self.changes.leave(statement, "UP101", "", text)
 
     def renamed(self, alias: cst.ImportAlias, new: str) -> cst.ImportAlias:
         """`Old` -> `New` or `New as Old`, `Old as X` -> `New as X`."""

@@ -41,7 +41,7 @@ def module(call: OldCall) -> None:
     """Modules without a sparse_config had this pattern."""
     if not call.wants(RULE) or call.stars or call.problem:
         return
-    if call.has("sparse_config", "sparsity_config"):
+    if call.has("sparse_config", "sparsity_config", "sparse_pattern_config"):
         return
     if call.use.name == FACTORY and not uses_pattern(call):
         return

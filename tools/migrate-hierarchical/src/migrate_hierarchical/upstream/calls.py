@@ -251,14 +251,13 @@ def appended(
             ]
         return [*args[:-1], with_comma(last, separator), new.with_changes(comma=last.comma)]
     after = last.whitespace_after_arg
-    if isinstance(after, cst.ParenthesizedWhitespace):
-        own = after
-        if isinstance(separator, cst.ParenthesizedWhitespace):
-            own = after.with_changes(indent=separator.indent, last_line=separator.last_line, empty_lines=[])
-        first = last.with_changes(whitespace_after_arg=cst.SimpleWhitespace(""))
-        return [
-            *args[:-1],
-            with_comma(first, own),
-            new.with_changes(whitespace_after_arg=plain(after)),
-        ]
-    return [*args[:-1], with_comma(last, separator), new]
+    if not isinstance(after, cst.ParenthesizedWhitespace):
+        return [*args[:-1], with_comma(last, separator), new]
+    bare = last.with_changes(whitespace_after_arg=cst.SimpleWhitespace(""))
+    if after.first_line.comment is not None and not isinstance(separator, cst.ParenthesizedWhitespace):
+        separator = plain(space)  # the comment needs the end of the line
+    if isinstance(separator, cst.ParenthesizedWhitespace):
+        separator = after.with_changes(indent=separator.indent, last_line=separator.last_line, empty_lines=[])
+    elif after.first_line.comment is not None:
+        separator = after
+    return [*args[:-1], with_comma(bare, separator), new.with_changes(whitespace_after_arg=plain(after))]

@@ -8,8 +8,12 @@ from ..removed_api import (
     FUNCTIONS,
     GET_PRESET,
     MODULE,
+    PARAMETERS,
     PATTERN,
     PATTERN_PARAMETERS,
+    REMOVED_CLASS,
+    REMOVED_CREATE_ATTENTION,
+    REMOVED_CREATE_BLOCK_SPARSE,
     REMOVED_MODULE,
     REMOVED_NAMES,
 )
@@ -266,6 +270,11 @@ STILL_IN_PLACE: dict[str, tuple[str, ...]] = {
     CREATE_ADAPTIVE: ("base_sparsity",),
     PATTERN: PATTERN_PARAMETERS,
 }
+
+# What the group HIER rewrites; here only keywords that mean nothing are removed from it.
+HIERARCHICAL_CALLS = (REMOVED_CLASS, REMOVED_CREATE_ATTENTION, REMOVED_CREATE_BLOCK_SPARSE)
+for _name in HIERARCHICAL_CALLS:
+    OLD_PARAMETERS[_name] = STILL_IN_PLACE[_name] = PARAMETERS[_name]
 
 OLD_WINDOW = 256  # the default of window_size
 SPARSEST = 0.5  # ratios from here on were meant as the fraction dropped in upstream's examples

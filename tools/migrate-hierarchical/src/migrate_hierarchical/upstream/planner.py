@@ -18,12 +18,13 @@ from ..context import Context
 from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, REMOVED_NAMES
 from ..rules.up001 import ImportEditor, through_the_package
 from ..rules.up002 import Renames
+from ..rules.up004 import keywords
 from ..settings import Settings
 from ..silence import Silence
 from . import values  # noqa: F401  # registers its checks
 from .calls import CALL_RULES, OldCall
 from .names import OldNames
-from .old_api import ADAPTIVE, OLD_PARAMETERS, RENAMED, WITHOUT_SUCCESSOR
+from .old_api import ADAPTIVE, NAMES, OLD_PARAMETERS, RENAMED, WITHOUT_SUCCESSOR
 
 for _module in pkgutil.iter_modules(rules.__path__):
     if _module.name.startswith("up"):
@@ -40,7 +41,13 @@ def plan(
         return changes, {}
     names = OldNames(index)
     renames = Renames(context, changes, names)
-    skipped = calls_of_the_other_group(context, names)
+    others = calls_of_the_other_group(context, names)
+    for parent, use in others.items():
+        if use.agrees and use.name in OLD_PARAMETERS:
+            call = OldCall(context, changes, use, parent, renames_function=False)
+            keywords(call)
+            call.finish()
+    skipped: set[cst.CSTNode] = set(others)
     for use in names:
         if context.is_inside(use.node, skipped):
             continue
@@ -54,7 +61,7 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
     called = isinstance(parent, cst.Call) and parent.func is use.node
     if use.name in WITHOUT_SUCCESSOR:
         if not renames.is_marked_at_import(use):
-            changes.leave(use.node, "UP101", use.name, f"{use.name} is gone: {WITHOUT_SUCCESSOR[use.name]}")
+            changes.leave(use.node, "UP101", "", f"{use.name} is gone: {WITHOUT_SUCCESSOR[use.name]}")
         return
     if use.is_star and use.name in RENAMED and context.source.stars:
         changes.leave(use.node, "UP107", use.name)
@@ -70,8 +77,8 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
             changes.leave(parent, "UP105", "positional arguments")
             return
         call = OldCall(context, changes, use, parent, use.name in RENAMED)
-        if use.name in RENAMED and not renamed:
-            return  # the arguments are those of the old class, which stays
+        if (use.name in RENAMED and not renamed) or is_placeholder(parent):
+            return  # the arguments are those of the old class, which stays, or are left out as in `Name(...)`
         for wanted, decide in CALL_RULES:
             if use.name in wanted:
                 decide(call)
@@ -83,23 +90,26 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
         changes.leave(use.node, "UP105", f"{use.name} is used as a value")
 
 
+def is_placeholder(call: cst.Call) -> bool:
+    """Whether a call in a text leaves its arguments out: `Name(...)`."""
+    return any(isinstance(arg.value, cst.Ellipsis) for arg in call.args)
+
+
 def may_be_new(call: cst.Call) -> bool:
     """Whether positional arguments of a class with the same name may be those of its new signature."""
     first = call.args[0] if call.args else None
     return first is not None and first.keyword is None and not isinstance(first.value, cst.List | cst.Tuple)
 
 
-def calls_of_the_other_group(context: Context, names: OldNames) -> set[cst.CSTNode]:
+def calls_of_the_other_group(context: Context, names: OldNames) -> dict[cst.Call, Use]:
     """Calls that the group HIER rewrites, with everything inside them."""
-    found: set[cst.CSTNode] = set()
-    for use in context.resolver:
+    found: dict[cst.Call, Use] = {}
+    for use in (*context.resolver, *names):
         parent = context.source.parents[use.node]
-        if use.name in REMOVED_NAMES and isinstance(parent, cst.Call) and parent.func is use.node:
-            found.add(parent)
-    for use in names:
-        parent = context.source.parents[use.node]
-        if isinstance(parent, cst.Call) and parent.func is use.node and is_hierarchical(parent):
-            found.add(parent)
+        if not isinstance(parent, cst.Call) or parent.func is not use.node:
+            continue
+        if use.name in REMOVED_NAMES or (use.name in NAMES and is_hierarchical(parent)):
+            found.setdefault(parent, use)
     return found
 
 

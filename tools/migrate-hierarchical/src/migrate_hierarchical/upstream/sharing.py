@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from ..removed_api import PACKAGE
 from .old_api import RENAMED
 
-NAME = re.compile(rb"\b(" + "|".join(sorted(RENAMED)).encode() + rb")\b")
+NAMES = "|".join(sorted(RENAMED)).encode()
+NAME = re.compile(rb"\b(" + NAMES + rb")\b")
+MEMBER = re.compile(rb"\w\.(" + NAMES + rb")\b")
 IMPORT = re.compile(rb"^[ \t]*from[ \t]+([\w.]+)[ \t]+import[ \t]*(\([^)]*\)|[^\n]*)", re.MULTILINE)
 OURS = re.compile(rf"(?:src\.)?{PACKAGE}(?:\.|$)".encode())
 
@@ -18,11 +20,10 @@ def shared_names(paths: Iterable[str], read: Callable[[str], bytes]) -> frozense
     found: set[bytes] = set()
     for path in paths:
         data = read(path)
-        names = set(NAME.findall(data))
-        if not names:
+        if NAME.search(data) is None:
             continue
         if PACKAGE.encode() not in data:
-            found |= names
+            found.update(MEMBER.findall(data))
         for module, imported in IMPORT.findall(data):
             if not OURS.match(module):
                 found.update(NAME.findall(imported))

@@ -105,6 +105,4 @@ def distributed(call: OldCall) -> None:
         if "variant" in call.places
         else call.has("distributed_config")
     ):
-        call.leave(
-            "UP101", "the variant 'distributed'", "the variant 'distributed' is gone: use 'base' on one GPU"
-        )
+        call.leave("UP101", "", "the variant 'distributed' is gone: use 'base' on one GPU")
