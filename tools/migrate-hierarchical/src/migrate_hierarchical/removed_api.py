@@ -29,7 +29,14 @@ GET_PRESET = "get_block_sparse_preset"
 PATTERN = "SparsePatternConfig"
 MODULE = "BlockSparseAttention"
 # Functions whose names begin like those of the modules that are gone.
-FUNCTIONS = frozenset({"block_sparse_attention", "block_sparse_attention_varlen", "block_sparse_decode"})
+FUNCTIONS = frozenset(
+    {
+        "block_sparse_attention",
+        "block_sparse_attention_varlen",
+        "block_sparse_decode",
+        "block_sparse_sdpa",
+    }
+)
 KEPT_NAMES = frozenset({FACTORY, GET_PRESET, PATTERN, MODULE})
 CHOOSE = frozenset({FACTORY, GET_PRESET, PATTERN})  # take a variant, a preset or a pattern by name
 
