@@ -110,7 +110,8 @@ def migrate_with(path: str, data: bytes, settings: Settings) -> Result:
     """The result of the rules of one group."""
     result = Result(path)
     if settings.group == UPSTREAM:
-        if not may_hold_use(path, data, (UPSTREAM,)):
+        taken = settings.facts is not None and (settings.facts.imported or settings.facts.upstream)
+        if SKIP_FILE in data or not (taken or may_hold_use(path, data, (UPSTREAM,))):
             return result
     elif settings.facts is None and not may_hold_use(path, data):
         return result

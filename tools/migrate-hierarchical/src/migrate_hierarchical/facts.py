@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 # In place of an API name, for an import from a module of the user's own:
 SEVERAL = "?"  # a name that is bound in several ways there
@@ -30,8 +30,16 @@ class Facts:
     quiet: frozenset[str] = frozenset()
     # names of upstream's classes that files of the project import from other modules than the package's
     shared: frozenset[str] = frozenset()
+    # like `imported`, for names of upstream that the group HIER does not follow
+    upstream: dict[str, dict[str, str]] = field(default_factory=dict)
     # name of the file's own module -> a file that still imports it and is migrated after this one
     awaited: dict[str, str] = field(default_factory=dict)
+
+    def with_upstream(self) -> Facts:
+        """The same with the names of upstream among those that are imported."""
+        modules = {*self.imported, *self.upstream}
+        both = {each: {**self.imported.get(each, {}), **self.upstream.get(each, {})} for each in modules}
+        return replace(self, imported=both)
 
     def taken(self, name: str) -> str:
         """Who takes a wanted name from the file, and how."""

@@ -78,10 +78,13 @@ class Rounds:
         self.callables: dict[str, frozenset[str]] = {}
         self.silenced: dict[str, bool] = {}
         self.shared: frozenset[str] = frozenset()
+        self.upstream: dict[str, dict[str, dict[str, str]]] = {}
         if UPSTREAM in settings.groups:
-            from .upstream.sharing import shared_names
+            from .upstream.sharing import Taken, shared_names
 
             self.shared = shared_names(project.files, project.read)
+            taken = Taken(project)
+            self.upstream = {path: found for path in taken.index if (found := taken.by(path))}
         self.before = dict(project.index)
         self.after = dict(project.index)
 
@@ -96,6 +99,9 @@ class Rounds:
         for path in self.project.index:
             if path in self.given and path not in self.source and self.takes_names(path):
                 self.add(path, self.project.data[path])
+        for path in self.upstream:
+            if path in self.given and path not in self.source:
+                self.add(path, self.project.read(path))
         self.add_importers()
         self.carried = carried(
             self.project, [path for path in self.project.index if path in self.given or path in self.source]
@@ -163,6 +169,7 @@ class Rounds:
                 looked_up=by_name,
                 quiet=quiet,
                 shared=self.shared,
+                upstream=self.upstream.get(path, {}),
             )
         return facts
 

@@ -82,7 +82,10 @@ def migrate_module(
     module: cst.Module, source: bytes, path: str, settings: Settings
 ) -> tuple[bytes, Migrated]:
     package, is_init = package_of(path)
-    index = SourceIndex(package, path, settings.facts)
+    facts = settings.facts
+    if facts is not None and settings.group == UPSTREAM:
+        facts = facts.with_upstream()
+    index = SourceIndex(package, path, facts)
     ORDERS[cst.Module] = order_of(module)
     index.visit(module)
     silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)

@@ -43,13 +43,20 @@ class ImportEditor:
         for statement in self.source.imports:
             if is_import(statement):
                 new = self.edit_import(statement)
-            elif not statement.relative:
-                new = self.edit_import_from(statement)
+            elif statement.relative or api_path(self.source.absolute(statement)) is None:
+                new = self.beside(statement)
             else:
-                continue
+                new = self.edit_import_from(statement)
             if new is not None:
                 result[statement] = new
         return result
+
+    def beside(self, statement: cst.ImportFrom) -> Edit | None:
+        """An import from a module of the user's own, and one from the package for what new code needs."""
+        aliases: list[cst.ImportAlias] = []
+        for name, local in self.changes.needs.get(statement, {}).items():
+            OtherEditor.add(aliases, name, local)
+        return [statement, cst.ImportFrom(cst.Name(PACKAGE), aliases)] if aliases else None
 
     # ---- import package.module
 

@@ -113,6 +113,8 @@ class Renames:
             )
             self.changes.note(use.node, RULE)
             return True
+        if any(binding.statement in self.source.again for binding in use.bindings):
+            return True  # from a module of the project, which keeps the name
         aliases = [binding.alias for binding in use.bindings if binding.alias in self.imports]
         if not aliases and not use.is_star:
             return False
