@@ -115,6 +115,7 @@ def create_block_sparse_attention(
     return made(**given)
 
 
+@explains_old_keywords
 def create_multihead_block_sparse(
     embed_dim: int, num_heads: int, sparsity_ratio: float | None = None, **kwargs: Any
 ) -> BlockSparseMultiheadAttention:

@@ -12,6 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .. import values
 from ..config import SparsePatternConfig, with_shorthands
+from ..upstream.keywords import explains_old_keywords
 from ..validation.numbers import checked_dropout
 from ..varlen import block_sparse_attention_varlen
 from .extra_keys import with_extra_keys
@@ -21,6 +22,7 @@ from .pattern_attention import Attended, attend_to_pattern
 from .settings import PatternSettings
 
 
+@explains_old_keywords
 class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
     """A drop-in for `torch.nn.MultiheadAttention` that attends over the blocks of a pattern.
 
