@@ -236,8 +236,8 @@ def test_nothing_in_a_dimension(
     q, kv = inputs((batch, q_len), (batch, kv_len))
     given = {"query": q, "key": kv, "value": kv}
     found = results(sparse, given, need_weights=need_weights)
-    if batch == 0 and need_weights is False and not extra:  # PyTorch cannot view such tensors everywhere
-        assert found["out"].shape == (batch, q_len, EMBED)
+    assert found["out"] is not None
+    assert found["out"].shape == (batch, q_len, EMBED)
     assert found["out"].isfinite().all()
     if kv_len == 0 and batch:
         assert_same(found, results(dense, given, need_weights=need_weights))

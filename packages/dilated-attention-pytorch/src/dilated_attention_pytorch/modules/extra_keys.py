@@ -40,7 +40,9 @@ def with_extra_keys(
         logits.append(torch.zeros_like(lse))
     total = torch.stack([lse, *logits]).logsumexp(0)
     of_pattern = (lse - total).exp()
-    of_extra = [torch.dropout((logit - total).exp(), dropout_p, dropout_p > 0.0) for logit in logits]
+    of_extra = [(logit - total).exp() for logit in logits]
+    if dropout_p > 0.0:
+        of_extra = [torch.nn.functional.dropout(each, dropout_p) for each in of_extra]
 
     out = attended.out.to(dtype) * of_pattern.transpose(1, 2)[..., None]
     if bias_v is not None:
