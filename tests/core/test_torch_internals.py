@@ -208,3 +208,35 @@ def test_stream_and_device_are_the_current_ones() -> None:
         stream = torch.cuda.current_stream()
         assert _torch_internals.current_raw_stream(stream.device_index) == stream.cuda_stream != 0
     assert _torch_internals.current_raw_stream(torch.cuda.current_device()) == 0
+
+
+# ---- nn.MultiheadAttention and NestedTensors
+
+
+def test_shapes_of_multihead_attention_are_checked() -> None:
+    x, y = torch.ones(2, 3, 4), torch.ones(3, 4)
+    assert _torch_internals.check_multihead_shapes(x, x, x, None, None, 2)
+    assert not _torch_internals.check_multihead_shapes(y, y, y, None, None, 2)
+    with pytest.raises(AssertionError, match="expected `key` and `value` to be 3-D"):
+        _torch_internals.check_multihead_shapes(x, y, y, None, None, 2)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_sizes_of_a_strided_nested_tensor_are_on_the_host() -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)])
+    assert _torch_internals.nested_sizes(nested).tolist() == [[2, 4], [3, 4]]
+
+
+def test_parts_of_a_jagged_tensor() -> None:
+    jagged = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    assert _torch_internals.jagged_offsets(jagged).tolist() == [0, 2, 5]
+    assert _torch_internals.jagged_max_len(jagged) == 3
+    assert _torch_internals.is_packed_jagged(jagged)
+    assert not _torch_internals.is_packed_jagged(jagged.transpose(1, 2))
+    lengths = torch.tensor([1, 3])
+    with_gaps = torch.nested.nested_tensor_from_jagged(
+        torch.ones(5, 4), _torch_internals.jagged_offsets(jagged), lengths
+    )
+    assert not _torch_internals.is_packed_jagged(with_gaps)
+    total = jagged + _torch_internals.jagged_like(jagged, torch.ones(5, 4))
+    assert [each.sum().item() for each in total.unbind()] == [16, 24]
