@@ -14,6 +14,19 @@ from .names import PAGE
 
 PACKAGE = __name__.partition(".")[0]
 
+OTHER_RINGS = (
+    "ring_attention",
+    "ring_dilated_attention_hilbert_optimized_correct",
+    "ring_dilated_attention_hilbert_optimized_fixed",
+    "ring_dilated_attention_hilbert_proper",
+    "ring_dilated_attention_hybrid_hilbert",
+    "ring_dilated_attention_simple_triton",
+    "ring_dilated_attention_triton_integrated",
+    "ring_dilated_attention_v3",
+    "simulated_ring_dilated_attention",
+    "true_ring_dilated_attention",
+)
+
 # The modules of 0.2.0, also of its later folders, and the public names that they had.
 OLD_MODULES: dict[str, tuple[str, ...]] = {
     "block_sparse_adaptive": ("AdaptiveConfig", "BlockSparseAdaptive"),
@@ -22,6 +35,7 @@ OLD_MODULES: dict[str, tuple[str, ...]] = {
     "block_sparse_optimized": ("BlockSparseOptimized",),
     "block_sparse_ring_dilated_attention": ("BlockSparseRingDilatedAttention", "SparsePatternConfig"),
     "block_sparse_ring_dilated_attention_fixed": ("BlockSparseRingDilatedAttention",),
+    "block_sparse_ring_dilated_attention_hilbert_post_pattern": ("BlockSparseRingDilatedAttention",),
     "block_sparse_ring_dilated_attention_original": ("BlockSparseRingDilatedAttention",),
     "block_sparse_ring_distributed_dilated_attention": ("BlockSparseRingDistributedDilatedAttention",),
     "block_sparse_ring_multihead_dilated_attention": ("BlockSparseRingMultiheadDilatedAttention",),
@@ -32,6 +46,7 @@ OLD_MODULES: dict[str, tuple[str, ...]] = {
     "sparse_pattern_utils": ("PatternConfig", "SparsePatternGenerator"),
     "base": ("DilatedAttention", "MultiheadDilatedAttention"),
     "dilated_attention": ("DilatedAttention",),
+    "improved_dilated_attention_v2": ("ImprovedDilatedAttentionV2",),
     "improved_dilated_attention": ("ImprovedDilatedAttention",),
     "multihead_dilated_attention": ("MultiheadDilatedAttention",),
     "improved_multihead_dilated_attention": ("ImprovedMultiheadDilatedAttention",),
@@ -50,11 +65,11 @@ OLD_MODULES: dict[str, tuple[str, ...]] = {
     "ring_dilated_attention_v2": ("RingDilatedAttentionV2",),
     "ring_dilated_attention_v2_collective": ("RingDilatedAttentionV2Collective",),
     "ring_dilated_attention_v2_flash": ("RingDilatedAttentionV2Flash",),
-    "ring_dilated_attention_hilbert_optimized_fixed": ("RingDilatedAttention",),
     "ring_distributed_dilated_attention": ("RingDistributedDilatedAttention",),
+    "ring_distributed_refactored": ("RingDistributedDilatedAttention",),
+    "ring_improved_distributed_dilated_attention": ("RingDistributedDilatedAttention",),
     "ring_multihead_dilated_attention": ("RingMultiheadDilatedAttention",),
-    "simulated_ring_dilated_attention": ("RingDilatedAttention",),
-    "true_ring_dilated_attention": ("RingDilatedAttention",),
+    **dict.fromkeys(OTHER_RINGS, ("RingDilatedAttention",)),
     "core": ("create_dilated_attention", "create_multihead_dilated_attention"),
     "utils": ("PatternConfig", "SparsePatternGenerator"),
     "distributed_memory_optimization": (),

@@ -136,6 +136,8 @@ print(layout.stats(), layout.coverage(layers=2))
 OPTIMIZER = Replacement(
     "", "It changed masks by trial and error. Blocks chosen from the content: docs/guides/from-data.md."
 )
+POOL = Replacement("", "Memory needs no pool: delete it.")
+SEGMENTS = Replacement("", "Patterns have no segments to choose: delete it.")
 
 # Of all public names of 0.2.0 those that are neither here nor in removed.py.
 OLD_NAMES: dict[str, Replacement] = {
@@ -166,6 +168,7 @@ OLD_NAMES: dict[str, Replacement] = {
     "PatternQualityAnalyzer": ANALYZER,
     "PatternOptimizer": OPTIMIZER,
     # Public at other times of 0.2.0, whose number did not change, or named in its documentation
+    "BlockSparseDilatedAttention": BASE,
     "BlockSparseOptimized": BASE,
     "BlockSparseTorchSparse": BASE,
     "create_block_sparse_multihead_attention": MULTIHEAD,
@@ -178,6 +181,12 @@ OLD_NAMES: dict[str, Replacement] = {
     "EnterpriseDistributedDilatedAttention": DISTRIBUTED,
     "RingDistributedDilatedAttention": DISTRIBUTED,
     "DistributedRingAttention": DISTRIBUTED,
+    "ImprovedDistributedDilatedAttention": DISTRIBUTED,
+    "RingDilatedAttentionHilbert": RING,
+    "RingDilatedAttentionHilbertOptimized": RING,
+    "RingDilatedAttentionHybrid": RING,
+    "RingDilatedAttentionHybridOptimizedV2": RING,
+    "RingHilbertDilatedAttention": RING,
     "RingDilatedAttentionV2": RING,
     "RingDilatedAttentionV2Collective": RING,
     "RingDilatedAttentionV2Flash": RING,
@@ -189,9 +198,17 @@ OLD_NAMES: dict[str, Replacement] = {
     "RingBlockSparseAttention": RING,
     "create_ring_attention": RING,
     "RingMultiheadDilatedAttention": MULTIHEAD_DILATED,
+    "RingMultiheadDilatedAttentionHybrid": MULTIHEAD_DILATED,
+    "HeadParallelDilatedAttention": DILATED,
+    "ImprovedDilatedAttentionV2": DILATED,
     "DynamicDilatedAttention": DILATED,
     "DynamicMultiheadDilatedAttention": MULTIHEAD_DILATED,
     "create_dynamic_dilated_attention": DILATED,
+    "DynamicSegmentSelector": SEGMENTS,
+    "SegmentSelectionConfig": SEGMENTS,
+    "AdaptiveMemoryPool": POOL,
+    "MemoryPool": POOL,
+    "UnifiedMemoryPool": POOL,
 }
 
 
