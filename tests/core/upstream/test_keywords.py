@@ -11,8 +11,10 @@ import pytest
 import dilated_attention_pytorch as package
 from dilated_attention_pytorch import (
     BlockSparseAttention,
+    BlockSparseMultiheadAttention,
     SparsePatternConfig,
     create_block_sparse_attention,
+    create_multihead_block_sparse,
     get_block_sparse_preset,
 )
 from dilated_attention_pytorch.upstream.keywords import OLD_KEYWORDS
@@ -20,7 +22,9 @@ from dilated_attention_pytorch.upstream.keywords import OLD_KEYWORDS
 ENTRANCES: dict[str, Any] = {
     "create_block_sparse_attention": create_block_sparse_attention,
     "get_block_sparse_preset": lambda **old: get_block_sparse_preset("local", **old),
+    "create_multihead_block_sparse": lambda **old: create_multihead_block_sparse(64, 2, **old),
     "BlockSparseAttention": BlockSparseAttention,
+    "BlockSparseMultiheadAttention": lambda **old: BlockSparseMultiheadAttention(64, 2, **old),
     "SparsePatternConfig": SparsePatternConfig,
     "sparse_config": lambda **old: BlockSparseAttention(old),
 }
