@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, get_args
 
 from . import values
-from .config_warnings import SparsityRatioWarning, UnusedFieldWarning, warn_caller
+from .config_warnings import UnusedFieldWarning, warn_caller, warn_of_high_ratio
 from .removed import raise_removed_variant
 from .upstream.keywords import explains_old_keywords, refuse_old_keywords
 from .values import shown
@@ -254,20 +254,6 @@ class SparsePatternConfig:
                 f"window_size {self.window_size}; leave one of them out"
             )
         self._set("min_blocks", blocks)
-
-
-def warn_of_high_ratio(ratio: float) -> None:
-    """Warn of a ratio from 0.5 up to, but not 1, which often was meant as the fraction dropped."""
-    exact = values.written(ratio)
-    if exact is None or not 0.5 <= exact < 1:
-        return
-    percent = f"{float(100 * exact):.6g} %"
-    fix = f"; for {percent} sparse use {float(1 - exact):.6g}" if 2 * exact != 1 else ""
-    warn_caller(
-        f"sparsity_ratio {ratio} keeps {percent} of the blocks: it is the fraction kept, not the fraction dropped{fix}. "
-        "To silence this: warnings.filterwarnings('ignore', category=dilated_attention_pytorch.SparsityRatioWarning)",
-        SparsityRatioWarning,
-    )
 
 
 def checked_ratio(ratio: Any) -> float:
