@@ -1,0 +1,145 @@
+"""What transformers calls in place of scaled_dot_product_attention, in every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...decode import block_sparse_decode
+from ...eager import is_plain_eager
+from ...functional import block_sparse_attention, run_operator
+from ...layout.cache import LAYOUTS, Pattern
+from ...validation.call import check_call
+from ...varlen import block_sparse_attention_varlen
+from .dense import attend_densely
+from .layer_call import LayerCall, Packed, layer_call
+from .patterns import full_pattern, longest_layout, window_pattern
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a name was registered with; `register_block_sparse_attention` says what they mean."""
+
+    name: str
+    pattern: Pattern
+    layers: frozenset[int] | Callable[[nn.Module], bool] | None
+    cross_attention: bool
+
+
+def make_attention(settings: Settings) -> Callable[..., tuple[Tensor, None]]:
+    """The function for `AttentionInterface`."""
+    # dense layers with what scaled_dot_product_attention does not compute
+    full = full_pattern(settings.pattern.block_size)
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        sinks = kwargs.get("sinks") if s_aux is None else s_aux
+        options = {
+            "sliding_window": sliding_window, "dropout": dropout, "scaling": scaling, "softcap": softcap, "sinks": sinks
+        }  # fmt: skip
+        call = layer_call(
+            settings.name, module, (query, key, value), attention_mask, is_causal, options, kwargs
+        )
+        is_sparse = settings.cross_attention if call.is_cross else is_chosen(settings, module)
+        if not is_sparse and softcap is None and sinks is None:
+            return attend_densely(call), None
+        if sliding_window is not None:
+            pattern = window_pattern(full.block_size, sliding_window, call.causal)
+        else:
+            pattern = settings.pattern if is_sparse else full
+        return attend_blocks(settings.name, call, pattern), None
+
+    return attend
+
+
+def is_chosen(settings: Settings, module: nn.Module) -> bool:
+    """Whether a layer of self-attention is one of `layers`."""
+    layers = settings.layers
+    if layers is None:
+        return True
+    if not isinstance(layers, frozenset):
+        return bool(layers(module))
+    index = getattr(module, "layer_idx", None)
+    if index is None:
+        raise ValueError(
+            f"layers of {settings.name} are numbers, but {type(module).__name__} has no layer_idx; pass a function of the "
+            "attention module as layers, or None for all"
+        )
+    return index in layers
+
+
+def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:
+    """out (batch, q_len, num_heads, v_head_dim), over the blocks of a pattern."""
+    q, k, v = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
+    scores: dict[str, Any] = {"softmax_scale": call.scaling, "softcap": call.softcap, "sinks": call.sinks}
+    if call.packed is not None:
+        return attend_packed(q, k, v, call.packed, pattern, is_causal=call.causal, dropout_p=call.dropout, **scores)
+    if call.mask is not None:
+        if call.causal:
+            raise NotImplementedError(
+                f"{name} serves causal layers with an attention_mask (batch, length), got one of shape "
+                f"{tuple(call.mask.shape)}; pass the mask of the tokenizer, or use attn_implementation='sdpa'"
+            )
+        scores["attn_bias"] = added(call.mask, q.dtype)
+    scores["dropout_p"] = call.dropout
+    if call.ranges is None:
+        return attend_pattern(q, k, v, pattern, is_causal=call.causal, **scores)
+    start, end = call.ranges.start, call.ranges.end
+    if not call.causal:
+        return attend_pattern(q, k, v, pattern, is_causal=False, kv_starts=start, kv_lengths=end, **scores)
+    layout = longest_layout(pattern, call.kv_len, q.device)
+    if call.can_decode:
+        del scores["dropout_p"]
+        return block_sparse_decode(q, k, v, layout, end, kv_starts=start, **scores)
+    return block_sparse_attention(
+        q, k, v, layout, is_causal=True, q_offset=end - start - call.q_len, kv_lengths=end, kv_starts=start, **scores
+    )  # fmt: skip
+
+
+def attend_pattern(
+    q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, is_causal: bool, **options: Any
+) -> Tensor:
+    """`block_sparse_attention` with the layout of a pattern for these lengths, found when a compiled graph runs."""
+    if not is_plain_eager():
+        return run_operator(check_call(q, k, v, pattern, is_causal=is_causal, **options), pattern, None)[0]
+    layout = LAYOUTS.covering(pattern, q.shape[1], k.shape[1], is_causal, q.device)
+    return block_sparse_attention(q, k, v, layout, is_causal=is_causal, **options)
+
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, packed: Packed, pattern: Pattern, *, is_causal: bool, **options: Any
+) -> Tensor:
+    """`block_sparse_attention_varlen` of all tokens of a batch."""
+    longest_q, longest_k = packed.longest_q, packed.longest_k
+    if is_causal:
+        layout = longest_layout(pattern, longest_k, q.device)
+    else:
+        layout = LAYOUTS.find(pattern, longest_q, longest_k, False, q.device)
+    out = block_sparse_attention_varlen(
+        *(x.flatten(0, 1) for x in (q, k, v)), layout, packed.cu_seqlens_q.int(), packed.cu_seqlens_k.int(), longest_q,
+        longest_k, is_causal=is_causal, **options,
+    )  # fmt: skip
+    return out.unflatten(0, q.shape[:2])
+
+
+def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to the scores."""
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
+    return mask.to(dtype)
