@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.utils.import_utils import is_tracing
 
 from ...backends.decode_problem import MAX_QUERIES
@@ -147,14 +148,14 @@ def collect(name: str, mask_function: Callable[..., Any], parts: dict[str, Any])
 
 def traced_facts(name: str, mask_function: Callable[..., Any], options: dict[str, Any]) -> Facts:
     """`facts_of` in compiled code, from the name of the outermost function and what comes with it."""
-    part = mask_function.__qualname__
     width, config = options.get("local_size"), options.get("config")
-    windowed = width is not None
-    if part not in (CAUSAL, BIDIRECTIONAL, AND):
-        raise NotImplementedError(refusal(name, f"the mask {part}"))
-    if windowed and width != getattr(config, "sliding_window", None):
+    causal = mask_function is not bidirectional_mask_function and "allow_is_bidirectional_skip" not in options
+    is_plain = mask_function is causal_mask_function or mask_function is bidirectional_mask_function
+    if not is_plain and mask_function.__name__ != "and_mask":
+        raise NotImplementedError(refusal(name, "a mask that is not read in a compiled model"))
+    if width is not None and width != getattr(config, "sliding_window", None):
         raise NotImplementedError(refusal(name, "the mask chunked_overlay"))
-    return Facts("allow_is_bidirectional_skip" not in options, windowed, None)
+    return Facts(causal, width is not None, None)
 
 
 def refusal(name: str, what: str) -> str:

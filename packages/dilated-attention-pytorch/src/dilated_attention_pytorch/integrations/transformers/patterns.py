@@ -51,13 +51,29 @@ def longest_layout(pattern: Pattern, kv_len: int, device: torch.device) -> Block
     at different positions, share it.
     """
     if torch.compiler.is_compiling():
-        made: BlockLayout = layout_for_graph(*pattern, kv_len, str(device))
+        made: BlockLayout = getattr(HELD, hold_layout(*pattern, kv_len, str(device)))
         return made
     length = max(SHORTEST, 1 << (kv_len - 1).bit_length())
     return LAYOUTS.find(pattern, length, length, True, device)
 
 
+class HeldLayouts:
+    """The layouts of compiled graphs as attributes: what Dynamo looks up in an object it has seen before."""
+
+
+HELD = HeldLayouts()
+MAX_HELD = 64  # a graph whose layout is gone is compiled again
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def layout_for_graph(text: str, block_size: int, num_heads: int, kv_len: int, device: str) -> BlockLayout:
-    """`longest_layout`, once per compiled graph, which holds it."""
-    return longest_layout(Pattern(text, block_size, num_heads), kv_len, torch.device(device))
+def hold_layout(text: str, block_size: int, num_heads: int, kv_len: int, device: str) -> str:
+    """The name under which `HELD` has the `longest_layout` of a pattern, once per compiled graph."""
+    pattern = Pattern(text, block_size, num_heads)
+    length = max(SHORTEST, 1 << (kv_len - 1).bit_length())
+    layout = LAYOUTS.find(pattern, length, length, True, torch.device(device))
+    name = f"layout_{id(layout)}"
+    held = vars(HELD)
+    while name not in held and len(held) >= MAX_HELD:
+        delattr(HELD, next(iter(held)))
+    setattr(HELD, name, layout)
+    return name
