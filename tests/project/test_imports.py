@@ -32,6 +32,7 @@ LAYERS = (
     ("backends",),
     ("the entrance",),
     ("modules",),
+    ("integrations",),
     ("factory",),
     ("integrations",),
     ("__init__",),

@@ -5,8 +5,7 @@ try:
     from transformers import AttentionMaskInterface as AttentionMaskInterface
 except ImportError as error:
     raise ImportError(
-        "dilated_attention_pytorch.integrations.transformers needs transformers 5 or newer: "
-        'pip install "dilated-attention-pytorch[transformers]"'
+        "dilated_attention_pytorch.integrations.transformers needs transformers 5: pip install 'transformers>=5'"
     ) from error
 
 from .register import register_block_sparse_attention

@@ -89,7 +89,9 @@ def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
     scores: dict[str, Any] = {"softmax_scale": call.scaling, "softcap": call.softcap, "sinks": call.sinks}
     if call.packed is not None:
-        return attend_packed(q, k, v, call.packed, pattern, is_causal=call.causal, dropout_p=call.dropout, **scores)
+        return attend_packed(
+            q, k, v, call.packed, pattern, is_causal=call.causal, dropout_p=call.dropout, **scores
+        )
     if call.mask is not None:
         if call.causal:
             raise NotImplementedError(
@@ -106,10 +108,13 @@ def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:
     layout = longest_layout(pattern, call.kv_len, q.device)
     if call.can_decode:
         del scores["dropout_p"]
-        return block_sparse_decode(q, k, v, layout, end, kv_starts=start, **scores)
-    return block_sparse_attention(
-        q, k, v, layout, is_causal=True, q_offset=end - start - call.q_len, kv_lengths=end, kv_starts=start, **scores
-    )  # fmt: skip
+        out: Tensor = block_sparse_decode(q, k, v, layout, end, kv_starts=start, **scores)
+    else:
+        place = end - start - call.q_len
+        out = block_sparse_attention(
+            q, k, v, layout, is_causal=True, q_offset=place, kv_lengths=end, kv_starts=start, **scores
+        )
+    return out
 
 
 def attend_pattern(
@@ -119,23 +124,25 @@ def attend_pattern(
     if not is_plain_eager():
         return run_operator(check_call(q, k, v, pattern, is_causal=is_causal, **options), pattern, None)[0]
     layout = LAYOUTS.covering(pattern, q.shape[1], k.shape[1], is_causal, q.device)
-    return block_sparse_attention(q, k, v, layout, is_causal=is_causal, **options)
+    out: Tensor = block_sparse_attention(q, k, v, layout, is_causal=is_causal, **options)
+    return out
 
 
 def attend_packed(
     q: Tensor, k: Tensor, v: Tensor, packed: Packed, pattern: Pattern, *, is_causal: bool, **options: Any
 ) -> Tensor:
     """`block_sparse_attention_varlen` of all tokens of a batch."""
-    longest_q, longest_k = packed.longest_q, packed.longest_k
+    lengths = packed.longest_q, packed.longest_k
     if is_causal:
-        layout = longest_layout(pattern, longest_k, q.device)
+        layout = longest_layout(pattern, packed.longest_k, q.device)
     else:
-        layout = LAYOUTS.find(pattern, longest_q, longest_k, False, q.device)
-    out = block_sparse_attention_varlen(
-        *(x.flatten(0, 1) for x in (q, k, v)), layout, packed.cu_seqlens_q.int(), packed.cu_seqlens_k.int(), longest_q,
-        longest_k, is_causal=is_causal, **options,
-    )  # fmt: skip
-    return out.unflatten(0, q.shape[:2])
+        layout = LAYOUTS.find(pattern, *lengths, False, q.device)
+    tokens = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    offsets = packed.cu_seqlens_q.int(), packed.cu_seqlens_k.int()
+    out: Tensor = block_sparse_attention_varlen(
+        *tokens, layout, *offsets, *lengths, is_causal=is_causal, **options
+    )
+    return out.view(*q.shape[:2], *out.shape[1:])
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:

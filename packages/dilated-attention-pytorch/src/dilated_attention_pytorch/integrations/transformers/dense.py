@@ -27,7 +27,10 @@ def dense_mask(call: LayerCall) -> Tensor | None:
         return None
     query, key = torch.arange(q_len, device=device)[:, None], torch.arange(kv_len, device=device)
     if call.packed is not None:
-        of_q, of_k = document_of(call.packed.cu_seqlens_q, call.query), document_of(call.packed.cu_seqlens_k, call.key)
+        of_q, of_k = (
+            document_of(call.packed.cu_seqlens_q, call.query),
+            document_of(call.packed.cu_seqlens_k, call.key),
+        )
         seen = of_q[:, :, None] == of_k[:, None]
         query = query + (kv_len - q_len if call.causal else 0)
     elif ranges is None:

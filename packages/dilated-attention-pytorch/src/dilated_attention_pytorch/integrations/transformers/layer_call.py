@@ -62,7 +62,11 @@ class LayerCall(NamedTuple):
     def can_decode(self) -> bool:
         """Whether `block_sparse_decode` serves the queries."""
         inputs = (self.query, self.key, self.value, self.sinks)
-        if self.q_len > MAX_QUERIES or self.dropout or not self.query.dtype == self.key.dtype == self.value.dtype:
+        if (
+            self.q_len > MAX_QUERIES
+            or self.dropout
+            or not self.query.dtype == self.key.dtype == self.value.dtype
+        ):
             return False
         return not torch.is_grad_enabled() or not any(x is not None and x.requires_grad for x in inputs)
 

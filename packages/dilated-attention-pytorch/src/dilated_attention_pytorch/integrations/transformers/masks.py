@@ -47,36 +47,32 @@ def make_mask_function(name: str, look_for_padding: bool) -> Callable[..., Tenso
         **options: Any,
     ) -> Tensor | None:
         facts = facts_of(name, mask_function, options)
-        is_traced = is_tracing(attention_mask)
         kind = Kind(facts.causal, facts.windowed)
         if facts.packed is not None:
             return packed_ranges(kind, facts.packed).tensor
-        if is_traced and attention_mask is None and facts.causal and isinstance(q_offset, int) and q_offset == 0:
-            if q_length == kv_length:  # transformers looks for packed sequences only where it can read
-                none = torch.zeros(batch_size, dtype=torch.int32, device=device)
-                return KeyRanges.of_batch(kind._replace(unread=True), none, none).tensor
+        is_traced = is_tracing(attention_mask)
+        may_be_packed = facts.causal and attention_mask is None and type(q_offset) is int and q_offset == 0
+        if is_traced and may_be_packed and q_length == kv_length:  # transformers reads no position_ids here
+            none = torch.zeros(batch_size, dtype=torch.int32, device=device)
+            return KeyRanges.of_batch(kind._replace(unread=True), none, none).tensor
         if attention_mask is not None:
             attention_mask = attention_mask[:, kv_offset : kv_offset + kv_length]
-        if attention_mask is not None and look_for_padding and q_length > MAX_QUERIES and not is_traced:
-            if bool(attention_mask.all()):
+            if look_for_padding and q_length > MAX_QUERIES and not is_traced and bool(attention_mask.all()):
                 attention_mask = None
         if not facts.causal:
             if attention_mask is None:
                 return None
-            start, end = ends_of_tokens(name, attention_mask)
-            return KeyRanges.of_batch(kind, start, end).tensor
-        written = q_offset + q_length - kv_offset
-        if attention_mask is None and isinstance(written, int):
-            if written == kv_length and (q_length > MAX_QUERIES or q_length == kv_length):
+            return KeyRanges.of_batch(kind, *ends_of_tokens(name, attention_mask)).tensor
+        end = q_offset + q_length - kv_offset
+        if attention_mask is None and isinstance(end, int):
+            if end == kv_length and (q_length > MAX_QUERIES or q_length == kv_length):
                 return None
-            if written == q_length:
-                kind = kind._replace(is_prefix=True)
-        end = torch.zeros(batch_size, dtype=torch.int32, device=device) + written
+            kind = kind._replace(is_prefix=end == q_length)
+        ends = torch.zeros(batch_size, dtype=torch.int32, device=device) + end
         if attention_mask is None:
-            start = torch.zeros_like(end)
-        else:
-            start = torch.minimum(ends_of_tokens(name, attention_mask)[0], end)
-        return KeyRanges.of_batch(kind, start, end).tensor
+            return KeyRanges.of_batch(kind, torch.zeros_like(ends), ends).tensor
+        starts, _ = ends_of_tokens(name, attention_mask)
+        return KeyRanges.of_batch(kind, torch.minimum(starts, ends), ends).tensor
 
     return key_ranges
 
@@ -132,7 +128,7 @@ def facts_of(name: str, mask_function: Callable[..., Any], options: dict[str, An
 def collect(name: str, mask_function: Callable[..., Any], parts: dict[str, Any]) -> None:
     """The parts of a mask function by their names, with what a closure has besides functions."""
     part = mask_function.__qualname__
-    inside = [cell.cell_contents for cell in mask_function.__closure__ or ()]  # type: ignore[attr-defined]
+    inside = [cell.cell_contents for cell in mask_function.__closure__ or ()]
     if part == AND:
         for each in inside[0]:
             collect(name, each, parts)
