@@ -32,7 +32,6 @@ LAYERS = (
     ("backends",),
     ("the entrance",),
     ("modules",),
-    ("integrations",),
     ("factory",),
     ("integrations",),
     ("__init__",),

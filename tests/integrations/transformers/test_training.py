@@ -53,7 +53,7 @@ def test_gradient_checkpointing_changes_nothing(side: str | None, use_reentrant:
 @pytest.mark.parametrize("name", ["llama", pytest.param("mistral", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph(name: str) -> None:
     torch.compiler.reset()
-    model = model_of(name)
+    model = model_of(name, num_hidden_layers=1)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for mask in (None, padding("left")):
         with torch.no_grad():
@@ -72,7 +72,7 @@ def test_compiles_to_one_graph(name: str) -> None:
 def test_compiled_packed_position_ids_are_refused() -> None:
     """Reading whether sequences are packed would end the graph, so the graph itself fails if they are."""
     torch.compiler.reset()
-    compiled = torch.compile(model_of("llama"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model_of("llama", num_hidden_layers=1), fullgraph=True, backend="aot_eager")
     places = torch.cat([torch.arange(100), torch.arange(50)])[None]
     with pytest.raises(RuntimeError, match="cannot read packed position_ids in a compiled model"):
         compiled(tokens()[:1], position_ids=places, use_cache=False)

@@ -23,6 +23,9 @@ class Kind(NamedTuple):
     """Compiled, so nobody has read whether the position_ids are those of packed sequences."""
 
 
+NOTE = "_dilated_attention_key_ranges"
+
+
 class KeyRanges(NamedTuple):
     """Where the keys of every sequence begin and end.
 
@@ -36,18 +39,22 @@ class KeyRanges(NamedTuple):
     """int32 (batch, 2 + the bits of kind, 1, 1): start and end of the keys of each element, in memory. Causal, the last
     query sits at the last key before the end. Packed: int32 (1, ..., longest, sequences + 1), where each begins."""
 
+    start: Tensor
+    """int32 (batch,), its first column."""
+    end: Tensor
+    """int32 (batch,), its second column."""
+
     @classmethod
     def of_batch(cls, kind: Kind, start: Tensor, end: Tensor) -> KeyRanges:
         """The ranges of a batch.
 
         Args:
             kind: of the mask.
-            start: int (batch,), the first key of each element.
-            end: int (batch,), where its keys end.
+            start: int32 (batch,), the first key of each element.
+            end: int32 (batch,), where its keys end.
         """
-        start, end = start.int()[:, None], end.int()[:, None]
-        columns = torch.cat([start, end.expand(-1, 1 + bits_of(kind))], 1)
-        return cls(kind, columns[:, :, None, None])
+        columns = torch.stack([start, end, *[end] * bits_of(kind)])
+        return cls(kind, columns.t()[:, :, None, None], start, end).noted()
 
     @classmethod
     def of_packed(cls, kind: Kind, cu_seqlens: Tensor, longest: int) -> KeyRanges:
@@ -58,25 +65,30 @@ class KeyRanges(NamedTuple):
             cu_seqlens: int (sequences + 1,), where each begins, of the tokens of all batch elements.
             longest: tokens of the longest.
         """
-        return cls(kind, cu_seqlens.int().expand(1, 2 + bits_of(kind), longest, -1))
+        return cls.of_tensor(cu_seqlens.int().expand(1, 2 + bits_of(kind), longest, -1))
+
+    @classmethod
+    def of_tensor(cls, mask: Tensor) -> KeyRanges:
+        """The ranges of the tensor that stands for them."""
+        bits = int(mask.shape[1]) - 2
+        kind = Kind(*[bool(bits >> i & 1) for i in range(len(Kind._fields))])
+        return cls(kind, mask, mask[:, 0, 0, 0], mask[:, 1, 0, 0])
 
     @classmethod
     def read(cls, mask: Tensor | None) -> KeyRanges | None:
         """The ranges that a layer is given as its mask; None for none, and for a mask that is not ours."""
         if mask is None or mask.dtype != torch.int32 or mask.dim() != 4:
             return None
-        bits = int(mask.shape[1]) - 2
-        return cls(Kind(*(bool(bits >> i & 1) for i in range(len(Kind._fields)))), mask)
+        if torch.compiler.is_compiling():
+            return cls.of_tensor(mask)
+        noted = getattr(mask, NOTE, None)
+        return cls.of_tensor(mask).noted() if noted is None else cls(noted[0], mask, *noted[1:])
 
-    @property
-    def start(self) -> Tensor:
-        """int32 (batch,)."""
-        return self.tensor[:, 0, 0, 0]
-
-    @property
-    def end(self) -> Tensor:
-        """int32 (batch,)."""
-        return self.tensor[:, 1, 0, 0]
+    def noted(self) -> KeyRanges:
+        """These ranges, which the other layers find with the tensor instead of reading it again."""
+        if not torch.compiler.is_compiling():
+            setattr(self.tensor, NOTE, (self.kind, self.start, self.end))
+        return self
 
     @property
     def cu_seqlens(self) -> Tensor:

@@ -154,6 +154,7 @@ def check_positions(name: str, position_ids: Tensor | None) -> None:
 
 def is_cross(module: nn.Module, causal: bool, q_len: int, kv_len: int) -> bool:
     """Whether a module attends to the states of another sequence; models have no common name for it."""
-    if "Cross" in type(module).__name__ or getattr(module, "is_cross_attention", False):
+    attributes = module.__dict__  # a module takes long to say that it has no such attribute
+    if attributes.get("is_cross_attention", False) or "Cross" in type(module).__name__:
         return True
-    return not causal and (q_len != kv_len or bool(getattr(module, "is_decoder", False)))
+    return not causal and (q_len != kv_len or bool(attributes.get("is_decoder", False)))

@@ -56,7 +56,8 @@ def make_mask_function(name: str, look_for_padding: bool) -> Callable[..., Tenso
             none = torch.zeros(batch_size, dtype=torch.int32, device=device)
             return KeyRanges.of_batch(kind._replace(unread=True), none, none).tensor
         if attention_mask is not None:
-            attention_mask = attention_mask[:, kv_offset : kv_offset + kv_length]
+            if kv_offset or attention_mask.shape[1] > kv_length:
+                attention_mask = attention_mask[:, kv_offset : kv_offset + kv_length]
             if look_for_padding and q_length > MAX_QUERIES and not is_traced and bool(attention_mask.all()):
                 attention_mask = None
         if not facts.causal:
@@ -68,38 +69,57 @@ def make_mask_function(name: str, look_for_padding: bool) -> Callable[..., Tenso
             if end == kv_length and (q_length > MAX_QUERIES or q_length == kv_length):
                 return None
             kind = kind._replace(is_prefix=end == q_length)
-        ends = torch.zeros(batch_size, dtype=torch.int32, device=device) + end
+        ends = torch.empty(batch_size, dtype=torch.int32, device=device)
+        ends = ends.fill_(end) if isinstance(end, int) else ends.copy_(end)
         if attention_mask is None:
-            return KeyRanges.of_batch(kind, torch.zeros_like(ends), ends).tensor
-        starts, _ = ends_of_tokens(name, attention_mask)
-        return KeyRanges.of_batch(kind, torch.minimum(starts, ends), ends).tensor
+            starts = torch.zeros_like(ends)
+        elif q_length == 1:
+            starts = start_before_step(name, attention_mask)
+        else:
+            starts = torch.minimum(ends_of_tokens(name, attention_mask)[0], ends)
+        return KeyRanges.of_batch(kind, starts, ends).tensor
 
     return key_ranges
 
 
 def ends_of_tokens(name: str, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the tokens of a padding mask begin and end, int64 (batch,) each; both 0 where there are none.
+    """Where the tokens of a padding mask begin and end, int32 (batch,) each; both 0 where there are none.
 
     Args:
         name: of the attention.
         attention_mask: bool (batch, length), True at tokens.
     """
     length = attention_mask.shape[1]
-    place = torch.arange(length, device=attention_mask.device)
+    place = torch.arange(length, dtype=torch.int32, device=attention_mask.device)
     start = torch.where(attention_mask, place, length).amin(1)
     end = torch.where(attention_mask, place + 1, 0).amax(1)
     start = torch.minimum(start, end)
-    has_no_gap = (end - start == attention_mask.sum(1)).all()
+    assert_no_gap(name, attention_mask, end - start == attention_mask.sum(1))
+    return start, end
+
+
+def start_before_step(name: str, attention_mask: Tensor) -> Tensor:
+    """Where the tokens begin, int32 (batch,), of a step of one token, the last of the mask: with half the launches.
+
+    What a query sees that is padding itself does not matter.
+    """
+    start = attention_mask.view(torch.uint8).argmax(1)
+    is_one_run = (attention_mask.sum(1) + start == attention_mask.shape[1]) | ~attention_mask[:, -1]
+    assert_no_gap(name, attention_mask, is_one_run)
+    return start.int()
+
+
+def assert_no_gap(name: str, attention_mask: Tensor, is_one_run: Tensor) -> None:
+    """Fail unless the tokens of each sequence are one run; on a GPU it fails there, and the host does not wait."""
     message = (
         f"attention_mask has padding between tokens, and {name} serves it before and behind them alone: pad on one side, or "
         "use attn_implementation='sdpa'"
     )
     if attention_mask.is_cpu and not is_tracing(attention_mask):
-        if not has_no_gap:
+        if not is_one_run.all():
             raise ValueError(message)
-    else:  # the host does not wait
-        torch._assert_async(has_no_gap, message)
-    return start, end
+    else:
+        torch._assert_async(is_one_run.all(), message)
 
 
 def packed_ranges(kind: Kind, packed: Tensor) -> KeyRanges:
@@ -118,6 +138,8 @@ def facts_of(name: str, mask_function: Callable[..., Any], options: dict[str, An
     """What a mask function says, which is a composition of closures."""
     if options.get("use_vmap"):
         raise NotImplementedError(refusal(name, "a mask of its own (or_mask_function or and_mask_function)"))
+    if mask_function is causal_mask_function:
+        return Facts(True, False, None)
     if torch.compiler.is_compiling():  # Dynamo opens no closures
         return traced_facts(name, mask_function, options)
     parts: dict[str, Any] = {}
