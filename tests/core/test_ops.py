@@ -290,6 +290,18 @@ def test_compiled_module_draws_new_dropout_in_every_call() -> None:
     torch.testing.assert_close(compiled(module)(q, k, v), module(q, k, v))
 
 
+@pytest.mark.parametrize("length", [40, 48])
+def test_compiled_results_have_the_strides_of_their_fakes(length: int) -> None:
+    """A graph is compiled for them: with fewer kv heads the CPU makes them in another order."""
+    module = BlockSparseAttention(SMALL)
+    q, k, v = (torch.randn(2, length, heads, 16, requires_grad=True) for heads in (4, 2, 2))
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return module(q, k, v, is_causal=True).flatten(2) * 2
+
+    torch.testing.assert_close(compiled(attend)(q, k, v), attend(q, k, v))
+
+
 @pytest.mark.slow
 def test_inductor_compiles_the_surroundings() -> None:
     torch.compiler.reset()
