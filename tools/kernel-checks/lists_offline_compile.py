@@ -1,4 +1,4 @@
-"""Compile the Triton kernels that make lists and work orders on a GPU, without one, and read what ptxas reports.
+"""Compile the Triton kernels that choose blocks and make lists and work orders on a GPU, without one, and read what ptxas reports.
 
 Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and case.
 """
@@ -14,7 +14,8 @@ from offline_compile import Launch, compiled
 
 from dilated_attention_pytorch.backends.hopper import device_order
 from dilated_attention_pytorch.grid import BlockGrid
-from dilated_attention_pytorch.layout import device_lists
+from dilated_attention_pytorch.layout import device_lists, device_selection
+from dilated_attention_pytorch.layout.best_blocks import Choice
 from dilated_attention_pytorch.layout.block_indices import checked_indices
 
 
@@ -34,7 +35,8 @@ class Compiling:
             }
             if case not in self.seen:
                 self.seen.append(case)
-                made = Launch(self.kernel, grid, arguments, {"num_warps": 4})
+                warps = {"num_warps": arguments.pop("num_warps", 4)}
+                made = Launch(self.kernel, grid, arguments, warps)
                 print(json.dumps({**case, **compiled(made, self.capability)}), flush=True)
 
         return launch
@@ -50,11 +52,19 @@ class Case(NamedTuple):
 
 
 CASES = [Case(torch.int64, False, False, 64), Case(torch.int32, True, True, 128)]
+# Scores, and how to choose of them.
+CHOICES = [
+    (torch.zeros(1, 3, 300), Choice(40, None, True, 0, 0, False)),
+    (torch.zeros(1, 3, 2048), Choice(205, None, True, 1, 1, True)),
+    (torch.zeros(1, 3, 2048, dtype=torch.bfloat16), Choice(205, 0.9, True, 1, 1, True)),
+    (torch.zeros(1, 3, 8192), Choice(1639, 0.9, True, 0, 0, True)),
+    (torch.zeros(1, 3, 16384), Choice(1639, None, True, 0, 0, True)),
+]
 
 
 def main(capability: int) -> None:
     """Compile every kernel for one compute capability."""
-    for module in (device_lists, device_order):
+    for module in (device_lists, device_order, device_selection):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             setattr(module, name, Compiling(getattr(module, name), capability))
     for case in CASES:
@@ -63,6 +73,9 @@ def main(capability: int) -> None:
         counts = torch.ones(1, 2, grid.n_rows, dtype=case.dtype) if case.has_counts else None
         rows, cols = device_lists.lists_by_kernels(checked_indices(indices, counts, grid))
         device_order.work_order_by_kernels(grid, 2, rows, cols, None)
+    for scores, choice in CHOICES:
+        budgets = torch.ones(1, 3, dtype=torch.int32) if choice.causal else None
+        device_selection.choose_on_device(scores, budgets, choice)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Triton kernels that make lists and work orders compile, with no GPU present."""
+"""The Triton kernels that choose blocks and make lists and work orders compile, with no GPU present."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 SCRIPT = Path(__file__).parents[3] / "tools" / "kernel-checks" / "lists_offline_compile.py"
-KERNELS = {"mark_kernel", "transpose_kernel", "rows_kernel", "columns_kernel", "level_kernel", "merge_kernel"}
-MOST_REGISTERS = 128  # four programs of 128 threads to a multiprocessor, at the least
+LISTS = {"mark_kernel", "transpose_kernel", "rows_kernel", "columns_kernel", "level_kernel", "merge_kernel"}
+# Four programs of 128 threads to a multiprocessor, at the least; select_kernel holds a row and may take all.
+MOST_REGISTERS = {**dict.fromkeys(LISTS, 128), "select_kernel": 255}
 
 
 def test_kernels_compile_and_spill_nothing() -> None:
@@ -30,7 +31,7 @@ def test_kernels_compile_and_spill_nothing() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["kernel"] for kernel in found} == KERNELS
+    assert {kernel["kernel"] for kernel in found} == set(MOST_REGISTERS)
     for kernel in found:
         assert kernel["spills"] == 0, kernel
-        assert kernel["registers"] <= MOST_REGISTERS, kernel
+        assert kernel["registers"] <= MOST_REGISTERS[kernel["kernel"]], kernel

@@ -11,6 +11,7 @@ from torch import Tensor
 from dilated_attention_pytorch import block_scores, select_blocks
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout import selection
+from dilated_attention_pytorch.layout.best_blocks import Choice
 
 BLOCK = 16
 
@@ -158,6 +159,34 @@ def test_chosen_blocks_are_the_best_ones(
     assert chosen_of(scores, *how, **options) == slow_choice(scores, *how, **options)
 
 
+def test_indices_ascend_and_of_equal_scores_the_first_are_taken() -> None:
+    scores = torch.tensor([[1.0, 3.0, 1.0, 1.0, 2.0], [0.0, -0.0, 0.0, 0.0, 0.0]])
+    indices, _ = select_blocks(scores, 3, keep_diagonal=False)
+    assert indices.tolist() == [[0, 1, 4], [0, 1, 2]]
+    indices, counts = select_blocks(scores[1:], top_p=0.5, keep_diagonal=False)
+    assert (indices.tolist(), counts.tolist()) == ([[0, 1, 2, -1, -1]], [3])
+
+
+def test_scores_of_infinity_have_all_of_the_softmax() -> None:
+    scores = torch.tensor([[0.0, torch.inf, 5.0, torch.inf, 1.0]])
+    for top_p, wanted in ((0.4, {1}), (0.6, {1, 3}), (1.0, {1, 3})):
+        assert chosen_of(scores, None, top_p, keep_diagonal=False) == [wanted]
+    assert chosen_of(scores, 3) == [{0, 1, 3}]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_row_keeps_its_budget(causal: bool) -> None:
+    scores, budgets = torch.randn(2, 3, 7, 7), torch.randint(0, 6, (2, 1, 7))
+    found = chosen_of(scores, 4, window=1 if causal else 0, causal=causal, row_budgets=budgets)
+    most = budgets.clamp(max=4).expand(2, 3, 7).flatten().tolist()
+    for i, (row, budget) in enumerate(zip(scores.flatten(0, 2), most, strict=True)):
+        diagonal = i % 7
+        kept = {diagonal} | ({diagonal - 1} & set(range(7)) if causal else set())
+        others = [c for c in range(7) if c not in kept and (c <= diagonal or not causal)]
+        others.sort(key=lambda c: -float(row[c]))
+        assert found[i] == kept | set(others[: max(0, budget - len(kept))])
+
+
 @pytest.mark.parametrize("at_once", [1, 50, 100])
 def test_rows_chosen_a_few_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     scores = torch.randn(2, 3, 7, 9)
@@ -194,7 +223,95 @@ def test_scores_that_need_a_gradient_are_not_changed() -> None:
 @pytest.mark.parametrize("top_p", [None, 0.5])
 def test_operator_keeps_the_rules_of_operators(top_p: float | None) -> None:
     choose = torch.ops.dilated_attention_pytorch.chosen_blocks.default
-    torch.library.opcheck(choose, (torch.randn(2, 5, 7), 3, top_p, True, 1, 0, True))
+    budgets = None if top_p is None else torch.tensor([1, 2, 3, 4, 5])
+    torch.library.opcheck(choose, (torch.randn(2, 5, 7), budgets, 3, top_p, True, 1, 0, True))
+
+
+# ---- the kernel
+
+
+def hard_scores(dtype: torch.dtype, n_cols: int) -> Tensor:
+    """(1, 9, n_cols): distinct scores, a few different ones, one, all magnitudes, infinities, nan, zeros, one score, none."""
+    scores = torch.randn(9, n_cols)
+    scores[1].round_()
+    scores[2] = 0.5
+    scores[3] *= 10.0 ** torch.randint(-30, 30, (n_cols,))
+    scores[4, ::3], scores[4, 1::4] = -torch.inf, torch.inf
+    scores[5, ::2] = torch.nan
+    scores[6], scores[6, ::2] = -0.0, 0.0
+    scores[7:] = -torch.inf
+    scores[7, 2] = 1.0
+    return scores.to(dtype)[None]
+
+
+CHOICES = {
+    "top_k": Choice(4, None, True, 0, 0, False),
+    "all": Choice(12, None, True, 1, 1, True),
+    "nothing_kept": Choice(3, None, False, 0, 0, True),
+    "only_kept": Choice(1, None, True, 0, 0, False),
+    "top_p": Choice(12, 0.6, True, 0, 0, False),
+    "both": Choice(6, 0.9, True, 1, 1, True),
+    "whole": Choice(12, 1.0, False, 0, 0, True),
+}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("name", "dtype", "n_cols", "with_budgets"),
+    [
+        *((name, torch.float32, 9, i % 2 == 0) for i, name in enumerate(CHOICES)),
+        *((name, torch.float32, 40, name == "top_k") for name in ("top_k", "both")),
+        *((name, dtype, 9, False) for name in ("top_k", "both") for dtype in (torch.bfloat16, torch.float16)),
+    ],
+)
+def test_kernel_chooses_what_the_definition_chooses(
+    name: str, dtype: torch.dtype, n_cols: int, with_budgets: bool
+) -> None:
+    from dilated_attention_pytorch.layout.device_selection import choose_on_device
+
+    scores, choice = hard_scores(dtype, n_cols), CHOICES[name]
+    choice = choice._replace(n_slots=min(choice.n_slots, n_cols))
+    budgets = torch.randint(0, 9, (1, 9)) if with_budgets else None
+    found = choose_on_device(scores, budgets, choice)
+    wanted = selection.choose_a_few_at_a_time(scores, budgets, choice)
+    for mine, other in zip(found, wanted, strict=True):
+        assert mine.dtype == other.dtype == torch.int32
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.interpreter
+def test_kernel_chooses_of_more_rows_than_columns() -> None:
+    from dilated_attention_pytorch.layout.device_selection import choose_on_device
+
+    scores = torch.randn(1, 7, 3)
+    for causal in (False, True):
+        choice = Choice(2, None, True, 0, 0, causal)
+        wanted = selection.choose_a_few_at_a_time(scores, None, choice)
+        assert all(map(torch.equal, choose_on_device(scores, None, choice), wanted))
+
+
+@pytest.mark.interpreter
+def test_kernel_takes_scores_of_any_strides() -> None:
+    from dilated_attention_pytorch.layout.device_selection import choose_on_device
+
+    scores, choice = torch.randn(2, 3, 9), Choice(2, None, True, 0, 0, False)
+    for strided in (
+        scores.transpose(0, 1),
+        scores.transpose(1, 2),
+        scores[:, :, 1:],
+        scores[:1].expand(3, 3, 9),
+    ):
+        wanted = selection.choose_a_few_at_a_time(strided, None, choice)
+        assert all(map(torch.equal, choose_on_device(strided, None, choice), wanted))
+
+
+def test_kernel_is_left_out_where_it_does_not_serve() -> None:
+    pytest.importorskip("triton")
+    from dilated_attention_pytorch.layout.device_selection import fits
+
+    assert fits(torch.empty(1, 1, 16384))
+    assert not fits(torch.empty(1, 1, 16385))
+    assert not fits(torch.empty(1, 1, 8, dtype=torch.float64))
 
 
 SCORES = torch.randn(2, 4, 5)
@@ -218,6 +335,10 @@ SCORES = torch.randn(2, 4, 5)
         ({"keep_diagonal": "no"}, TypeError, "keep_diagonal must be True or False, got 'no'"),
         ({"causal": None}, TypeError, "causal must be True or False, got None"),
         ({"window": -1}, ValueError, "window must be a number of blocks, 0 or more, got -1"),
+        ({"row_budgets": 3}, TypeError, r"row_budgets must be an int32 or int64 tensor \(..., n_rows\), got int"),
+        ({"row_budgets": torch.ones(4)}, ValueError, "row_budgets must be int32 or int64, got torch.float32"),
+        ({"row_budgets": torch.ones(5, dtype=torch.int32)}, ValueError, r"row_budgets must broadcast .* \(2, 4\), got shape \(5,\)"),
+        ({"row_budgets": torch.ones(1, 1, 4, dtype=torch.int32)}, ValueError, r"row_budgets must broadcast .* \(1, 1, 4\)"),
         ({"sinks": 0.5}, ValueError, "sinks must be a number of blocks, 0 or more, got 0.5"),
         ({"window": 1}, ValueError, "num_blocks must be at least 3, which keep_diagonal=True, window=1 and sinks=0 .* got 2"),
         ({"num_blocks": 1, "sinks": 1}, ValueError, "num_blocks must be at least 2, which .* sinks=1 always keep, got 1"),

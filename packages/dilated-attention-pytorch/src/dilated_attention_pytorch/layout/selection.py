@@ -6,7 +6,7 @@ Nothing here waits for a GPU, and all of it can be captured in a CUDA graph. `Bl
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from .. import values
 from ..grid import BlockGrid
 from ..values import shown
+from .best_blocks import Choice, Rows, best_of, diagonal_of
+from .block_indices import check_index_tensor
+from .from_indices import HAS_TRITON
 
 SCORES_AT_ONCE = 2**23  # of which rows are chosen together; at most about 40 bytes for each
 
@@ -116,17 +119,6 @@ def part_lengths(length: int, first: int, whole: int) -> list[int]:
 # ---- selection
 
 
-class Choice(NamedTuple):
-    """Checked arguments of `select_blocks`."""
-
-    n_slots: int  # the most blocks of a row
-    top_p: float | None
-    keep_diagonal: bool
-    window: int
-    sinks: int
-    causal: bool
-
-
 def select_blocks(
     scores: Tensor,
     num_blocks: int | None = None,
@@ -136,12 +128,16 @@ def select_blocks(
     window: int = 0,
     sinks: int = 0,
     causal: bool = False,
+    row_budgets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The blocks with the highest scores in every row, as `BlockLayout.from_indices` takes them.
 
-    Blocks of score -inf or NaN are not chosen. What is always kept (`keep_diagonal`, `window`, `sinks`) counts towards
-    `num_blocks` and `top_p`, and comes before everything else. Rows are chosen a few at a time, so beside the result
-    it takes no more than about 400 MiB.
+    Blocks of score -inf or NaN are not chosen, and of equal scores the first columns are. What is always kept
+    (`keep_diagonal`, `window`, `sinks`) counts towards `num_blocks` and `top_p`, and comes before everything else.
+
+    On a GPU a kernel chooses, which takes no memory beside the result. It serves float32, bfloat16 and float16, and up to
+    16,384 columns. Elsewhere rows are chosen a few at a time, so beside the result that takes no more than about 400 MiB.
+    Both give the same blocks, where with `top_p` shares are rounded to 2**-24 of that of the best block.
 
     Args:
         scores: floating point, (..., n_rows, n_cols), at most 4 axes, as `block_scores` makes them. No gradient flows to them.
@@ -153,9 +149,11 @@ def select_blocks(
         window: always keep so many blocks before the diagonal one, and if not causal as many after it.
         sinks: always keep so many of the first columns.
         causal: the rows end at the last column, and blocks after the diagonal one are not chosen.
+        row_budgets: int32 or int64, broadcastable to (..., n_rows): the most blocks of each row, at most `num_blocks`. What is
+            always kept stays. Default: `num_blocks` in every row.
 
     Returns:
-        indices: int32 (..., n_rows, k), the best first, behind those that are always kept; k is `num_blocks`, at most n_cols.
+        indices: int32 (..., n_rows, k), ascending; k is `num_blocks`, at most n_cols.
         counts: int32 (..., n_rows), how many of them count; the others are -1.
 
     Raises:
@@ -166,29 +164,66 @@ def select_blocks(
         >>> scores = torch.tensor([[9.0, 0.0, 0.0], [1.0, 2.0, 0.0], [5.0, 6.0, 0.0]])
         >>> indices, counts = select_blocks(scores, num_blocks=2, causal=True)
         >>> indices.tolist(), counts.tolist()
-        ([[0, -1], [1, 0], [2, 1]], [1, 2, 2])
+        ([[0, -1], [0, 1], [1, 2]], [1, 2, 2])
     """
     choice = checked_choice(scores, num_blocks, top_p, keep_diagonal, window, sinks, causal)
+    if row_budgets is not None:
+        check_budgets(row_budgets, scores)
     choose = chosen_blocks if torch.compiler.is_compiling() else choose_blocks
-    made: tuple[Tensor, Tensor] = choose(scores.detach(), *choice)
+    made: tuple[Tensor, Tensor] = choose(scores.detach(), row_budgets, *choice)
     return made
 
 
-def choose_blocks(scores: Tensor, *fields: Any) -> tuple[Tensor, Tensor]:
+def check_budgets(budgets: Any, scores: Tensor) -> None:
+    """Raise unless `row_budgets` are integers for the rows of the scores."""
+    check_index_tensor("row_budgets", budgets, "(..., n_rows)")
+    rows = scores.shape[:-1]
+    if budgets.device != scores.device:
+        raise ValueError(f"row_budgets must be on {scores.device} as scores, got {budgets.device}")
+    if budgets.dim() > len(rows) or any(
+        mine not in (1, theirs) for mine, theirs in zip(reversed(budgets.shape), reversed(rows), strict=False)
+    ):
+        raise ValueError(
+            f"row_budgets must broadcast to the rows of scores {tuple(rows)}, got shape {tuple(budgets.shape)}"
+        )
+
+
+def choose_blocks(scores: Tensor, budgets: Tensor | None, *fields: Any) -> tuple[Tensor, Tensor]:
     """Indices and counts of all rows; fields: those of a Choice."""
     choice = Choice(*fields)
-    n_rows, n_cols = scores.shape[-2:]
+    rows, (n_rows, n_cols) = scores.shape[:-1], scores.shape[-2:]
     flat = scores.reshape(-1, n_rows, n_cols)
-    indices = torch.empty(flat.shape[0], n_rows, choice.n_slots, dtype=torch.int32, device=scores.device)
-    counts = torch.empty(flat.shape[0], n_rows, dtype=torch.int32, device=scores.device)
+    if budgets is not None:
+        budgets = budgets.expand(rows).reshape(-1, n_rows)
+    indices, counts = by_kernel_or_not(flat, budgets, choice)
+    return indices.view(*rows, choice.n_slots), counts.view(rows)
+
+
+def by_kernel_or_not(scores: Tensor, budgets: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
+    """As `choose_a_few_at_a_time`; on a GPU by a kernel, where triton is installed and the kernel serves the scores."""
+    if scores.is_cuda and HAS_TRITON:
+        from . import device_selection
+
+        if device_selection.fits(scores):
+            with torch.cuda.device(scores.device):
+                return device_selection.choose_on_device(scores, budgets, choice)
+    return choose_a_few_at_a_time(scores, budgets, choice)
+
+
+def choose_a_few_at_a_time(scores: Tensor, budgets: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
+    """Indices (heads, n_rows, n_slots) and counts (heads, n_rows) of scores (heads, n_rows, n_cols)."""
+    heads, n_rows, n_cols = scores.shape
+    indices = torch.empty(heads, n_rows, choice.n_slots, dtype=torch.int32, device=scores.device)
+    counts = torch.empty(heads, n_rows, dtype=torch.int32, device=scores.device)
     diagonal = diagonal_of(n_rows, n_cols, choice.causal, scores.device)
     n_heads = max(1, SCORES_AT_ONCE // (n_rows * n_cols))
     rows_at_once = max(1, SCORES_AT_ONCE // n_cols)
-    for head in range(0, flat.shape[0], n_heads):
+    for head in range(0, heads, n_heads):
         for row in range(0, n_rows, rows_at_once):
             part = slice(head, head + n_heads), slice(row, row + rows_at_once)
-            indices[part], counts[part] = best_of(flat[part], diagonal[part[1]], choice)
-    return indices.view(*scores.shape[:-1], choice.n_slots), counts.view(scores.shape[:-1])
+            some = Rows(scores[part], diagonal[part[1]], None if budgets is None else budgets[part])
+            indices[part], counts[part] = best_of(some, choice)
+    return indices, counts
 
 
 def checked_choice(
@@ -244,49 +279,21 @@ def checked_choice(
     return choice
 
 
-def diagonal_of(n_rows: int, n_cols: int, causal: bool, device: torch.device) -> Tensor:
-    """Column of each row's diagonal block, int64 (n_rows,), as `BlockGrid.diagonal`."""
-    rows = torch.arange(n_rows, device=device)
-    return rows + (n_cols - n_rows) if causal else rows * n_cols // n_rows
-
-
-def best_of(scores: Tensor, diagonal: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-    """Indices and counts of a few rows; scores (heads, rows, n_cols), diagonal (rows,)."""
-    col = torch.arange(scores.shape[2], device=scores.device)
-    before = diagonal[:, None] - col  # (rows, n_cols)
-    distance = before if choice.causal else before.abs()
-    is_kept = (col < choice.sinks) | ((distance > 0) & (distance <= choice.window))
-    if choice.keep_diagonal:
-        is_kept = is_kept | (distance == 0)
-    hidden = scores.isnan()
-    if choice.causal:
-        is_kept = is_kept & (before >= 0)
-        hidden |= before < 0
-    scores = scores.masked_fill(hidden, -torch.inf)
-    best, indices = scores.masked_fill(is_kept, torch.inf).topk(choice.n_slots, dim=2)
-    is_chosen = best > -torch.inf
-    if choice.top_p is not None:
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        total = scores.to(dtype).logsumexp(2, keepdim=True)
-        share = (scores.gather(2, indices).to(dtype) - total).exp()
-        is_chosen &= (best == torch.inf) | (share.cumsum(2) - share < choice.top_p)
-    is_chosen = (~is_chosen).cumsum(2, dtype=torch.int32) == 0  # rounded sums need not ascend
-    return indices.masked_fill_(~is_chosen, -1), is_chosen.sum(2)
-
-
 # ---- the operator, which torch.compile sees as one node: how many rows are chosen at a time depends on the length
 
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 LIBRARY.define(
-    "chosen_blocks(Tensor scores, SymInt n_slots, float? top_p, bool keep_diagonal, SymInt window, SymInt sinks, bool causal) "
+    "chosen_blocks(Tensor scores, Tensor? budgets, SymInt n_slots, float? top_p, bool keep_diagonal, SymInt window, SymInt sinks, bool causal) "
     "-> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 chosen_blocks = getattr(torch.ops, NAMESPACE).chosen_blocks.default
 
 
-def fake_chosen_blocks(scores: Tensor, n_slots: int, *fields: Any) -> tuple[Tensor, Tensor]:
+def fake_chosen_blocks(
+    scores: Tensor, budgets: Tensor | None, n_slots: int, *fields: Any
+) -> tuple[Tensor, Tensor]:
     rows = scores.shape[:-1]
     return scores.new_empty(*rows, n_slots, dtype=torch.int32), scores.new_empty(rows, dtype=torch.int32)
 
