@@ -3,13 +3,24 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from .adaptive_config import AdaptiveConfig
 from .config import SparsePatternConfig
 from .config_warnings import SparsityRatioWarning, UnusedFieldWarning
 from .decode import block_sparse_decode
-from .factory import create_block_sparse_attention, create_multihead_block_sparse, get_block_sparse_preset
+from .factory import (
+    create_adaptive_block_sparse,
+    create_block_sparse_attention,
+    create_multihead_block_sparse,
+    get_block_sparse_preset,
+)
 from .functional import block_sparse_attention, explain_backends
 from .layout import BlockLayout, LayoutStats, TileOrder, block_scores, select_blocks
-from .modules import BlockSparseAttention, BlockSparseMultiheadAttention, convert_to_block_sparse
+from .modules import (
+    BlockSparseAdaptive,
+    BlockSparseAttention,
+    BlockSparseMultiheadAttention,
+    convert_to_block_sparse,
+)
 from .removed import REPLACEMENTS, raise_removed_name
 from .sdpa import block_sparse_sdpa
 from .upstream.modules import OLD_MODULES, install, raise_old_module
@@ -22,7 +33,9 @@ except PackageNotFoundError:  # run from a source tree
     __version__ = "0.3.0"
 
 __all__ = [
+    "AdaptiveConfig",
     "BlockLayout",
+    "BlockSparseAdaptive",
     "BlockSparseAttention",
     "BlockSparseMultiheadAttention",
     "LayoutStats",
@@ -37,6 +50,7 @@ __all__ = [
     "block_sparse_decode",
     "block_sparse_sdpa",
     "convert_to_block_sparse",
+    "create_adaptive_block_sparse",
     "create_block_sparse_attention",
     "create_multihead_block_sparse",
     "explain_backends",

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from .adaptive_config import AdaptiveConfig
 from .config import SparsePatternConfig, closest
-from .modules import BlockSparseAttention, BlockSparseMultiheadAttention
+from .modules import BlockSparseAdaptive, BlockSparseAttention, BlockSparseMultiheadAttention
 from .removed import REMOVED_PRESETS, raise_removed_variant
 from .upstream.keywords import explains_old_keywords
 from .values import shown
@@ -18,9 +19,13 @@ from .values import shown
 VARIANTS: dict[str, type[nn.Module]] = {
     "base": BlockSparseAttention,
     "multihead": BlockSparseMultiheadAttention,
+    "adaptive": BlockSparseAdaptive,
 }
 # What "auto" goes by: the first variant of which all these arguments are given, else "base".
-AUTO: dict[str, tuple[str, ...]] = {"multihead": ("embed_dim", "num_heads")}
+AUTO: dict[str, tuple[str, ...]] = {
+    "multihead": ("embed_dim", "num_heads"),
+    "adaptive": ("adaptive_config",),
+}
 
 PRESETS = {
     "local": SparsePatternConfig("local_window", window_size=256),
@@ -28,11 +33,15 @@ PRESETS = {
     "global_local": SparsePatternConfig("global_local", window_size=256, global_tokens=64),
     "ultra_sparse": SparsePatternConfig("dilated_sparse", sparsity_ratio=0.01, block_size=128),
 }
+ADAPTIVE_PRESETS = {"adaptive_standard": AdaptiveConfig()}
 
 
 @explains_old_keywords
 def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
-    """Make the attention module of a preset: ``local``, ``dilated``, ``global_local`` or ``ultra_sparse``.
+    """Make the attention module of a preset.
+
+    ``local``, ``dilated``, ``global_local`` and ``ultra_sparse`` are fixed patterns; ``adaptive_standard`` chooses its blocks
+    from the content (`BlockSparseAdaptive`).
 
     Args:
         name: the preset.
@@ -46,11 +55,39 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
         >>> get_block_sparse_preset("ultra_sparse", sparsity_ratio=0.02).sparse_config.sparsity_ratio
         0.02
     """
-    if not isinstance(name, str) or name not in PRESETS:
+    if not isinstance(name, str) or name not in (*PRESETS, *ADAPTIVE_PRESETS):
         if isinstance(name, str) and name in REMOVED_PRESETS:
             raise_removed_variant()
-        raise ValueError(f"name must be one of {tuple(PRESETS)}, got {shown(name)}")
-    return create_block_sparse_attention(**{"variant": "base", "sparse_config": PRESETS[name], **overrides})
+        raise ValueError(f"name must be one of {(*PRESETS, *ADAPTIVE_PRESETS)}, got {shown(name)}")
+    given: dict[str, Any] = {"variant": "base", "sparse_config": PRESETS.get(name)}
+    if name in ADAPTIVE_PRESETS:
+        given = {"variant": "adaptive", "adaptive_config": ADAPTIVE_PRESETS[name]}
+    return create_block_sparse_attention(**{**given, **overrides})
+
+
+def create_adaptive_block_sparse(base_sparsity: float = 0.9, **kwargs: Any) -> nn.Module:
+    """Make a `BlockSparseAdaptive`, which chooses its blocks from the content.
+
+    Args:
+        base_sparsity: the fraction of blocks **dropped**, of the `AdaptiveConfig`.
+        kwargs: other arguments of `create_block_sparse_attention`, but `adaptive_config`, which has its own `base_sparsity`.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: the module does not take an argument, or `adaptive_config` is given.
+
+    Examples:
+        >>> create_adaptive_block_sparse(0.95, num_heads=8, head_dim=64).adaptive_config.base_sparsity
+        0.95
+    """
+    if "adaptive_config" in kwargs:
+        raise TypeError(
+            "create_adaptive_block_sparse makes the adaptive_config; use "
+            "create_block_sparse_attention('adaptive', adaptive_config=...), whose base_sparsity is the fraction dropped"
+        )
+    return create_block_sparse_attention(
+        "adaptive", adaptive_config=AdaptiveConfig(base_sparsity=base_sparsity), **kwargs
+    )
 
 
 @explains_old_keywords
@@ -61,7 +98,7 @@ def create_block_sparse_attention(
     sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None = None,
     sparsity_ratio: float | None = None,
     block_size: int | None = None,
-    adaptive_config: Any = None,
+    adaptive_config: AdaptiveConfig | Mapping[str, Any] | None = None,
     embed_dim: int | None = None,
     num_heads: int | None = None,
     **kwargs: Any,
@@ -69,17 +106,19 @@ def create_block_sparse_attention(
     """Make a block-sparse attention module.
 
     Args:
-        variant: ``"base"``, ``"multihead"``, or ``"auto"``, which chooses the variant from the other arguments.
+        variant: ``"base"``, ``"multihead"``, ``"adaptive"``, or ``"auto"``, which chooses the variant from the other
+            arguments.
         segment_lengths: distances in tokens below which the corresponding `dilation_rates` apply. Default: none.
         dilation_rates: token dilation by distance, one per segment length. Default: none.
         sparse_config: the pattern, or one per head or kv head. Default: ``SparsePatternConfig()``. A dict with the
             fields of a config may be given instead of it.
         sparsity_ratio: overrides the field of `sparse_config`.
         block_size: overrides the field of `sparse_config`.
-        adaptive_config: how blocks are chosen from the content, of a variant that does.
-        embed_dim: features of a token, of a variant with projections.
-        num_heads: number of heads, of a variant with projections.
-        kwargs: other arguments of the class of the variant: `BlockSparseAttention` or `BlockSparseMultiheadAttention`.
+        adaptive_config: how ``"adaptive"`` chooses blocks from the content.
+        embed_dim: features of a token, of a variant with projections; of ``"adaptive"`` those of all heads together.
+        num_heads: number of heads, of a variant with projections or with a scorer.
+        kwargs: other arguments of the class of the variant: `BlockSparseAttention`, `BlockSparseMultiheadAttention` or
+            `BlockSparseAdaptive`.
 
     Raises:
         ValueError: the variant is unknown or removed, or an argument is out of range.

@@ -42,7 +42,7 @@ def diagonal_of(n_rows: int, n_cols: int, causal: bool, device: torch.device) ->
 
 def share_in_units(top_p: float) -> int:
     """top_p in units of the weights, at least 1."""
-    return max(1, round(top_p * 2**WEIGHT_BITS))
+    return max(1, round(top_p * (1 << WEIGHT_BITS)))
 
 
 def best_of(rows: Rows, choice: Choice) -> tuple[Tensor, Tensor]:
@@ -90,10 +90,10 @@ def is_missing(scores: Tensor, has_score: Tensor, is_kept: Tensor, best: Tensor,
 
     def weights(x: Tensor) -> Tensor:
         share = (x.to(dtype) - largest).exp().masked_fill(x == largest, 1.0)
-        return (share * 2**WEIGHT_BITS).masked_fill(~(x > -torch.inf), 0.0).long()
+        return (share * (1 << WEIGHT_BITS)).masked_fill(~(x > -torch.inf), 0.0).long()
 
     of_all = weights(scores).masked_fill(~has_score, 0)
     total, of_kept = (of_all.masked_fill(~mask, 0).sum(2, keepdim=True) for mask in (has_score, is_kept))
-    wanted = (total * share_in_units(top_p) + (2**WEIGHT_BITS - 1)) >> WEIGHT_BITS
+    wanted = (total * share_in_units(top_p) + ((1 << WEIGHT_BITS) - 1)) >> WEIGHT_BITS
     of_best = weights(best)
     return of_kept + of_best.cumsum(2) - of_best < wanted

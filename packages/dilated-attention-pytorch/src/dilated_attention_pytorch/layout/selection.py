@@ -17,6 +17,7 @@ from ..values import shown
 from .best_blocks import Choice, Rows, best_of, diagonal_of
 from .block_indices import check_index_tensor
 from .from_indices import HAS_TRITON
+from .pooled import block_means
 
 SCORES_AT_ONCE = 2**23  # of which rows are chosen together; at most about 40 bytes for each
 
@@ -94,26 +95,6 @@ def check_pooled(q: Any, k: Any) -> None:
         )
     if q.shape[2] % k.shape[2]:
         raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}")
-
-
-def block_means(x: Tensor, block_size: int, behind: int) -> Tensor:
-    """The mean token of each block (batch, n_blocks, heads, head_dim), at least float32; `behind`: where in its block the first one is."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    first = (block_size - behind) % block_size
-    n_whole = max(0, x.shape[1] - first) // block_size
-    head, body, tail = x.split_with_sizes(part_lengths(x.shape[1], first, n_whole * block_size), 1)
-    means = [body.unflatten(1, (n_whole, block_size)).mean(2, dtype=dtype)] if n_whole else []
-    if head.shape[1]:
-        means.insert(0, head.mean(1, keepdim=True, dtype=dtype))
-    if tail.shape[1]:
-        means.append(tail.mean(1, keepdim=True, dtype=dtype))
-    return torch.cat(means, 1)
-
-
-def part_lengths(length: int, first: int, whole: int) -> list[int]:
-    """Tokens of a first block that is not whole, of whole blocks and of a last one that is not."""
-    head = min(first, length)
-    return [head, whole, length - head - whole]
 
 
 # ---- selection

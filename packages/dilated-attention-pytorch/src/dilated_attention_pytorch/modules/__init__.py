@@ -1,7 +1,13 @@
 """The attention modules."""
 
+from .adaptive import BlockSparseAdaptive
 from .base import BlockSparseAttention
 from .convert import convert_to_block_sparse
 from .multihead import BlockSparseMultiheadAttention
 
-__all__ = ["BlockSparseAttention", "BlockSparseMultiheadAttention", "convert_to_block_sparse"]
+__all__ = [
+    "BlockSparseAdaptive",
+    "BlockSparseAttention",
+    "BlockSparseMultiheadAttention",
+    "convert_to_block_sparse",
+]
