@@ -14,9 +14,12 @@ import torch
 
 import dilated_attention_pytorch as package
 from dilated_attention_pytorch import (
+    AdaptiveConfig,
+    BlockSparseAdaptive,
     BlockSparseAttention,
     BlockSparseMultiheadAttention,
     SparsePatternConfig,
+    create_adaptive_block_sparse,
     create_block_sparse_attention,
     create_multihead_block_sparse,
     get_block_sparse_preset,
@@ -164,6 +167,40 @@ def test_shorthand_of_the_multihead_module_has_the_same_errors() -> None:
         create_multihead_block_sparse(64, 4, window_size=64)
 
 
+# ---- adaptive
+
+
+def test_adaptive_config_makes_the_adaptive_module() -> None:
+    config = AdaptiveConfig(base_sparsity=0.8, hidden_dim=16)
+    settings: dict[str, Any] = {"block_size": 32, "dropout": 0.1, "num_heads": 4}
+    for module in (
+        create_block_sparse_attention(
+            adaptive_config=config, num_heads=4, head_dim=16, block_size=32, dropout=0.1
+        ),
+        create_block_sparse_attention("adaptive", adaptive_config=config, embed_dim=64, **settings),
+        create_adaptive_block_sparse(0.8, head_dim=16, **settings),
+        get_block_sparse_preset("adaptive_standard", adaptive_config=config, head_dim=16, **settings),
+    ):
+        assert type(module) is BlockSparseAdaptive
+        assert (module.adaptive_config.base_sparsity, module.block_size, module.dropout) == (0.8, 32, 0.1)
+
+
+def test_adaptive_preset_takes_its_sizes_from_the_first_call() -> None:
+    module = get_block_sparse_preset("adaptive_standard")
+    assert type(module) is BlockSparseAdaptive
+    assert module.adaptive_config == AdaptiveConfig()
+    q = torch.randn(1, 300, 2, 16)
+    assert module(q, q, q, is_causal=True).isfinite().all()
+    assert (module.num_heads, module.head_dim) == (2, 16)
+
+
+def test_shorthand_of_the_adaptive_module_refuses_a_second_base_sparsity() -> None:
+    with pytest.raises(TypeError, match="create_adaptive_block_sparse makes the adaptive_config"):
+        create_adaptive_block_sparse(adaptive_config=AdaptiveConfig())
+    with pytest.raises(ValueError, match="base_sparsity must be the fraction of blocks dropped"):
+        create_adaptive_block_sparse(2)
+
+
 # ---- shorthands
 
 
@@ -240,11 +277,11 @@ def test_preset_takes_overrides() -> None:
     assert get_block_sparse_preset("dilated").sparse_config.sparsity_ratio == 0.1
 
 
-@pytest.mark.parametrize("name", ["", "dense", "Local", "adaptive_standard", "hierarchical", None])
+@pytest.mark.parametrize("name", ["", "dense", "Local", "hierarchical", None])
 def test_unknown_preset_lists_the_choices(name: Any) -> None:
     with pytest.raises(ValueError) as error:
         get_block_sparse_preset(name)
-    choices = "('local', 'dilated', 'global_local', 'ultra_sparse')"
+    choices = "('local', 'dilated', 'global_local', 'ultra_sparse', 'adaptive_standard')"
     assert str(error.value) == f"name must be one of {choices}, got {name!r}"
 
 

@@ -26,7 +26,7 @@ PACKAGES = {
 # file that stands in no other line: functional.py, ops.py and what they share.
 LAYERS = (
     ("values", "removed", "upstream", "config_warnings", "_torch_internals"),
-    ("config", "caching", "grid", "sequences"),
+    ("config", "adaptive_config", "caching", "grid", "sequences"),
     ("patterns",),
     ("layout",),
     ("backends",),
@@ -48,6 +48,7 @@ LATE = {
         "backends.hopper": "launch.py needs triton",
         "backends.triton": "launch.py needs triton",
         "layout.from_indices": "device_lists.py needs triton",
+        "layout.selection": "device_selection.py needs triton",
         "layout.layout": "plot.py needs matplotlib, block_mask.py flex_attention",
         "demo.command": "report.py needs matplotlib",
     },

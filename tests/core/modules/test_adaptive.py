@@ -19,6 +19,7 @@ from dilated_attention_pytorch import (
     block_scores,
     block_sparse_attention,
 )
+from dilated_attention_pytorch.config_warnings import UnusedFieldWarning
 
 BLOCK, HEADS, DIM = 16, 4, 8
 Pattern = dict[str, Any]
@@ -432,7 +433,8 @@ def test_compiled_step_takes_padding() -> None:
         ({"sparse_config": {"sparsity_ratio": 0.25}}, 0.75),
         ({"adaptive_config": {"base_sparsity": 0.8}}, 0.8),
         ({"sparse_config": {"sparsity_ratio": 0.2}, "adaptive_config": {"base_sparsity": 0.8}}, 0.8),
-        ({"sparsity_ratio": 0.5, "adaptive_config": {"base_sparsity": 0.8, "hidden_dim": 4}}, 0.5),
+        ({"sparsity_ratio": 0.4, "adaptive_config": {"base_sparsity": 0.8, "hidden_dim": 4}}, 0.6),
+        ({"sparsity_ratio": 0.4, "sparse_config": SparsePatternConfig("local_window", window_size=64)}, 0.6),
     ],
 )
 def test_fraction_dropped_is_one_minus_the_fraction_kept(arguments: dict[str, Any], dropped: float) -> None:
@@ -481,7 +483,7 @@ def test_errors_of_a_call_name_the_argument(
 
 
 def test_settings_without_effect_are_warned_of_and_a_static_layout_is_refused() -> None:
-    with pytest.warns(UserWarning, match=r"dilation_rates \(1, 2\) of sparse_config has no effect"):
+    with pytest.warns(UnusedFieldWarning, match=r"dilation_rates \(1, 2\) of sparse_config has no effect"):
         module = BlockSparseAdaptive(SparsePatternConfig(dilation_rates=[1, 2]))
     with pytest.raises(RuntimeError, match="return_pattern=True"):
         module.layout(64)

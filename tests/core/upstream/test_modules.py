@@ -14,8 +14,6 @@ from dilated_attention_pytorch.removed import REPLACEMENTS
 from dilated_attention_pytorch.upstream.modules import NOTES, OLD_MODULES, OldModuleFinder, install
 from dilated_attention_pytorch.upstream.names import OLD_NAMES, PAGE
 
-AWAITED = {"AdaptiveConfig", "BlockSparseAdaptive"}
-
 
 @pytest.mark.parametrize("module", OLD_MODULES)
 def test_old_module_says_where_its_names_are(module: str) -> None:
@@ -48,7 +46,7 @@ def test_every_form_of_import_says_it(statement: str) -> None:
 @pytest.mark.parametrize("module", OLD_MODULES)
 def test_names_of_an_old_module_are_here_or_say_what_replaces_them(module: str) -> None:
     for name in OLD_MODULES[module]:
-        assert name in package.__all__ or name in OLD_NAMES or name in AWAITED, name
+        assert name in package.__all__ or name in OLD_NAMES, name
 
 
 def test_no_module_of_this_library_is_called_old() -> None:

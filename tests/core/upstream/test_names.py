@@ -15,7 +15,7 @@ import dilated_attention_pytorch as package
 from dilated_attention_pytorch.removed import REPLACEMENTS
 from dilated_attention_pytorch.upstream.names import OLD_NAMES, PAGE
 
-AWAITED = {"AdaptiveConfig", "BlockSparseMultiheadAttention", "convert_to_block_sparse"}
+AWAITED = {"BlockSparseMultiheadAttention", "convert_to_block_sparse"}
 ROOT = Path(__file__).parents[3]
 
 

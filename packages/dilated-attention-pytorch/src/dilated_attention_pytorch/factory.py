@@ -65,12 +65,12 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
     return create_block_sparse_attention(**{**given, **overrides})
 
 
-def create_adaptive_block_sparse(base_sparsity: float = 0.9, **kwargs: Any) -> nn.Module:
+def create_adaptive_block_sparse(base_sparsity: float = 0.9, **kwargs: Any) -> BlockSparseAdaptive:
     """Make a `BlockSparseAdaptive`, which chooses its blocks from the content.
 
     Args:
         base_sparsity: the fraction of blocks **dropped**, of the `AdaptiveConfig`.
-        kwargs: other arguments of `create_block_sparse_attention`, but `adaptive_config`, which has its own `base_sparsity`.
+        kwargs: other arguments of `BlockSparseAdaptive`, but `adaptive_config`, which has its own `base_sparsity`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -85,9 +85,9 @@ def create_adaptive_block_sparse(base_sparsity: float = 0.9, **kwargs: Any) -> n
             "create_adaptive_block_sparse makes the adaptive_config; use "
             "create_block_sparse_attention('adaptive', adaptive_config=...), whose base_sparsity is the fraction dropped"
         )
-    return create_block_sparse_attention(
-        "adaptive", adaptive_config=AdaptiveConfig(base_sparsity=base_sparsity), **kwargs
-    )
+    given = {"adaptive_config": AdaptiveConfig(base_sparsity=base_sparsity), **kwargs}
+    check_arguments("adaptive", BlockSparseAdaptive, given)
+    return BlockSparseAdaptive(**given)
 
 
 @explains_old_keywords

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from .. import values
 from ..adaptive_config import AdaptiveConfig
 from ..config import SparsePatternConfig, takes, with_shorthands
+from ..config_warnings import UnusedFieldWarning, warn_caller
 from ..functional import block_sparse_attention
 from ..grid import BlockGrid
 from ..layout.budgets import Share, row_budgets
@@ -147,7 +147,9 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         block_size: int | None = None,
     ) -> None:
         super().__init__()
-        config = one_config(with_shorthands(sparse_config, sparsity_ratio, block_size))
+        config = one_config(with_shorthands(sparse_config, None, block_size))
+        if sparsity_ratio is not None:
+            config = dataclasses.replace(config, sparsity_ratio=sparsity_ratio)
         adaptive = checked_adaptive(adaptive_config)
         self.adaptive_config = with_one_ratio(config, adaptive, sparsity_ratio)
         # numbers of a module are constants of a compiled graph, also with dynamic=True
@@ -394,9 +396,9 @@ def one_config(config: SparsePatternConfig | Sequence[SparsePatternConfig]) -> S
     for name, default in ignored.items():
         value = getattr(config, name)
         if value != default:
-            warnings.warn(
+            warn_caller(
                 f"{name} {value} of sparse_config has no effect: blocks are chosen from the content; leave it out",
-                stacklevel=3,
+                UnusedFieldWarning,
             )
     return config
 
