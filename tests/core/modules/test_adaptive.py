@@ -180,6 +180,20 @@ def test_chunks_at_whole_blocks_are_the_rows_of_the_whole() -> None:
         torch.testing.assert_close(chunk, whole[:, end - 64 : end], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dilation", [{}, {"segment_lengths": [32, 64], "dilation_rates": [1, 2]}])
+def test_a_batch_gives_what_its_elements_give_alone(causal: bool, dilation: dict[str, list[int]]) -> None:
+    """Sums of 200 weighted values in another order; also where heads of token dilation count."""
+    module, args = made(), inputs(batch=3)
+    for name, value in dilation.items():
+        setattr(module, name, value)
+    whole = module(*args, is_causal=causal)
+    assert whole.view(3, 200, -1).shape == (3, 200, HEADS * DIM)
+    for i in range(3):
+        alone = module(*(x[i : i + 1] for x in args), is_causal=causal)
+        torch.testing.assert_close(whole[i : i + 1], alone, atol=1e-5, rtol=1e-5)
+
+
 LENGTHS = (200, 77, 5)
 
 

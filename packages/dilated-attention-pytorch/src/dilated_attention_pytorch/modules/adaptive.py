@@ -251,25 +251,37 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
             self._compared = compared
         scores = compared.scores()
         indices, counts = self._choose(scores, compared)
-        grid = compared.grid
-        layout = BlockLayout.from_indices(
-            indices,
-            counts,
-            q_len=grid.q_len,
-            kv_len=grid.kv_len,
-            block_size=grid.block_size,
-            causal=grid.causal,
-        )
-        segment_lengths, dilation_rates = self._dilation
-        out = block_sparse_attention(
-            q, k, v, layout, is_causal=is_causal, softmax_scale=self.softmax_scale,
-            block_bias=self._bias(scores, indices, compared), kv_lengths=kv_lengths, kv_starts=kv_starts,
-            key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
-            dropout_p=self.dropout if self.training else 0.0, backend=self.backend,
-        )  # fmt: skip
+        bias = self._bias(scores, indices, compared)
+        if padding is None and self._can_be_heads(k):
+            # as heads of one batch element: every backend serves that, and a CPU does not take the elements one by one
+            layout = layout_of(indices.flatten(0, 1)[None], counts.flatten(0, 1)[None], compared.grid)
+            out = self._attend(*map(as_heads, (q, k, v)), layout, is_causal, block_bias=bias)
+            out = as_elements(out, q.shape[0])
+        else:
+            layout = layout_of(indices, counts, compared.grid)
+            out = self._attend(
+                q, k, v, layout, is_causal, block_bias=bias, kv_lengths=kv_lengths, kv_starts=kv_starts,
+                key_padding_mask=key_padding_mask,
+            )  # fmt: skip
         if not return_pattern:
             return out
+        if layout.batch != q.shape[0]:
+            layout = layout_of(indices, counts, compared.grid)
         return out, {"layout": layout, "indices": indices, "counts": counts, "scores": scores.detach()}
+
+    def _can_be_heads(self, k: Tensor) -> bool:
+        """Whether batch elements can become heads: not with a token dilation, which counts heads."""
+        batch, kv_len, num_kv_heads, _ = k.shape
+        return batch > 1 and self._dilation == (None, None) and batch * num_kv_heads < 4 * kv_len
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, is_causal: bool, **options: Tensor | None
+    ) -> Tensor:
+        segment_lengths, dilation_rates = self._dilation
+        return block_sparse_attention(
+            q, k, v, layout, is_causal=is_causal, softmax_scale=self.softmax_scale, segment_lengths=segment_lengths,
+            dilation_rates=dilation_rates, dropout_p=self.dropout if self.training else 0.0, backend=self.backend, **options,
+        )  # fmt: skip
 
     def get_sparsity_loss(self) -> Tensor:
         """`sparsity_reg_weight` times the mean entropy of the rows' softmax over their blocks, from 0 (one block) to 1 (all alike).
@@ -381,6 +393,23 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
             if value is not None:
                 parts.append(f"{name}={list(value) if isinstance(value, tuple) else value!r}")
         return ", ".join(parts + ([f"dropout={self.dropout}"] if self.dropout else []))
+
+
+def layout_of(indices: Tensor, counts: Tensor, grid: BlockGrid) -> BlockLayout:
+    """The layout of chosen blocks."""
+    return BlockLayout.from_indices(
+        indices, counts, q_len=grid.q_len, kv_len=grid.kv_len, block_size=grid.block_size, causal=grid.causal
+    )
+
+
+def as_heads(x: Tensor) -> Tensor:
+    """(batch, seq_len, heads, head_dim) as (1, seq_len, batch * heads, head_dim)."""
+    return x.transpose(0, 1).flatten(1, 2)[None]
+
+
+def as_elements(x: Tensor, batch: int) -> Tensor:
+    """The inverse of `as_heads`, a view."""
+    return x[0].unflatten(1, (batch, -1)).transpose(0, 1)
 
 
 # ---- the arguments of the constructor
