@@ -255,12 +255,14 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         if padding is None and self._can_be_heads(k):
             # as heads of one batch element: every backend serves that, and a CPU does not take the elements one by one
             layout = layout_of(indices.flatten(0, 1)[None], counts.flatten(0, 1)[None], compared.grid)
-            out = self._attend(*map(as_heads, (q, k, v)), layout, is_causal, block_bias=bias)
+            out = self._attend(
+                as_heads(q), as_heads(k), as_heads(v), layout, is_causal=is_causal, block_bias=bias
+            )
             out = as_elements(out, q.shape[0])
         else:
             layout = layout_of(indices, counts, compared.grid)
             out = self._attend(
-                q, k, v, layout, is_causal, block_bias=bias, kv_lengths=kv_lengths, kv_starts=kv_starts,
+                q, k, v, layout, is_causal=is_causal, block_bias=bias, kv_lengths=kv_lengths, kv_starts=kv_starts,
                 key_padding_mask=key_padding_mask,
             )  # fmt: skip
         if not return_pattern:
@@ -274,14 +276,14 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         batch, kv_len, num_kv_heads, _ = k.shape
         return batch > 1 and self._dilation == (None, None) and batch * num_kv_heads < 4 * kv_len
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, is_causal: bool, **options: Tensor | None
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, **options: Any) -> Tensor:
+        """The call, with the settings of the module."""
         segment_lengths, dilation_rates = self._dilation
-        return block_sparse_attention(
-            q, k, v, layout, is_causal=is_causal, softmax_scale=self.softmax_scale, segment_lengths=segment_lengths,
+        out: Tensor = block_sparse_attention(
+            q, k, v, layout, softmax_scale=self.softmax_scale, segment_lengths=segment_lengths,
             dilation_rates=dilation_rates, dropout_p=self.dropout if self.training else 0.0, backend=self.backend, **options,
         )  # fmt: skip
+        return out
 
     def get_sparsity_loss(self) -> Tensor:
         """`sparsity_reg_weight` times the mean entropy of the rows' softmax over their blocks, from 0 (one block) to 1 (all alike).
@@ -409,7 +411,8 @@ def as_heads(x: Tensor) -> Tensor:
 
 def as_elements(x: Tensor, batch: int) -> Tensor:
     """The inverse of `as_heads`, a view."""
-    return x[0].unflatten(1, (batch, -1)).transpose(0, 1)
+    elements: Tensor = x[0].unflatten(1, (batch, -1))
+    return elements.transpose(0, 1)
 
 
 # ---- the arguments of the constructor
