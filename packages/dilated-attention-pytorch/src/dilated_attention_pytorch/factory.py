@@ -65,6 +65,7 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
     return create_block_sparse_attention(**{**given, **overrides})
 
 
+@explains_old_keywords
 def create_adaptive_block_sparse(base_sparsity: float = 0.9, **kwargs: Any) -> BlockSparseAdaptive:
     """Make a `BlockSparseAdaptive`, which chooses its blocks from the content.
 

@@ -21,6 +21,7 @@ from ..layout.layout import BlockLayout
 from ..layout.pooled import block_means, first_tokens, moved_to_front, valid_means
 from ..layout.selection import check_pooled, select_blocks
 from ..patterns.budget import written_ratio
+from ..upstream.keywords import explains_old_keywords
 from ..validation.call import check_call
 from ..validation.numbers import check_flag, check_is_causal, checked_dropout, checked_scale
 from ..values import shown
@@ -82,6 +83,7 @@ class Compared(NamedTuple):
         return col >= self.grid.diagonal(device)[:, None]
 
 
+@explains_old_keywords
 class BlockSparseAdaptive(PatternSettings, nn.Module):
     """Attention to the blocks that a learned scorer finds best, chosen in every call for each batch element and head.
 
