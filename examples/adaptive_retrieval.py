@@ -30,7 +30,9 @@ def make(adaptive: bool, seed: int) -> LanguageModel:
     if adaptive:
         config = AdaptiveConfig(hidden_dim=16)  # its base_sparsity is 1 - sparsity_ratio of the pattern
         for layer in model.layers:
-            layer.attention = BlockSparseAdaptive(SETTINGS.config("dilated_sparse"), config, num_heads=2, head_dim=16)
+            layer.attention = BlockSparseAdaptive(
+                SETTINGS.config("dilated_sparse"), config, num_heads=2, head_dim=16
+            )
     return model
 
 

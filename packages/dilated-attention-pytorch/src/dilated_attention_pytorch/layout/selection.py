@@ -118,7 +118,8 @@ def select_blocks(
 
     On a GPU a kernel chooses, which takes no memory beside the result. It serves float32, bfloat16 and float16, and up to
     16,384 columns. Elsewhere rows are chosen a few at a time, so beside the result that takes no more than about 400 MiB.
-    Both give the same blocks, where with `top_p` shares are rounded to 2**-24 of that of the best block.
+    Both give the same blocks; with `top_p`, where the sum comes within the rounding of the exponentials of it, one may take a
+    block more. Shares below 2**-24 of that of the best block count as 0.
 
     Args:
         scores: floating point, (..., n_rows, n_cols), at most 4 axes, as `block_scores` makes them. No gradient flows to them.

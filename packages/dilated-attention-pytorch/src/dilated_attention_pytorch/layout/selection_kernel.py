@@ -4,7 +4,7 @@ A program for each row holds it in registers, as integers in the order of its sc
     the least score that is chosen is found bit by bit: how many (or how much of the softmax) is at or above it
     of equal scores at that place the first columns are taken
     one running sum over the columns says where each chosen one goes
-Nothing is sorted, and integers add up to the same in any order, so it gives exactly what `best_of` gives.
+Nothing is sorted, and integers add up to the same in any order, so it gives what `best_of` gives.
 """
 
 from __future__ import annotations
