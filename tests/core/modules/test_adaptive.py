@@ -501,6 +501,9 @@ def test_settings_without_effect_are_warned_of_and_a_static_layout_is_refused() 
         module = BlockSparseAdaptive(SparsePatternConfig(dilation_rates=[1, 2]))
     with pytest.raises(RuntimeError, match="return_pattern=True"):
         module.layout(64)
+    module.sparse_config = [SparsePatternConfig()] * 2
+    with pytest.raises(ValueError, match="sparse_config must be one config for all heads"):
+        module(*inputs())
 
 
 # ---- a GPU

@@ -153,8 +153,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         if sparsity_ratio is not None:
             config = dataclasses.replace(config, sparsity_ratio=sparsity_ratio)
         adaptive = checked_adaptive(adaptive_config)
-        self.adaptive_config = with_one_ratio(config, adaptive, sparsity_ratio)
-        # numbers of a module are constants of a compiled graph, also with dynamic=True
+        self._adaptive_config = with_one_ratio(config, adaptive, sparsity_ratio)
+        # numbers of a module are constants of a compiled graph
         self._kept, self._kept_of, self._kept_above, _ = Share.of(self.adaptive_config.sparsity_ratio, 1)
         self._set_pattern(config, segment_lengths, dilation_rates)
         self.dropout = checked_dropout(dropout, "dropout")
@@ -173,6 +173,11 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         else:
             self.register_buffer("log_temperature", log_temperature)
         self._compared: Compared | None = None  # of the last call in training, for get_sparsity_loss
+
+    @property
+    def adaptive_config(self) -> AdaptiveConfig:
+        """How blocks are chosen; it stays as it is made."""
+        return self._adaptive_config
 
     @property
     def num_heads(self) -> int | None:
@@ -354,7 +359,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
     def _choose(self, scores: Tensor, compared: Compared) -> tuple[Tensor, Tensor]:
         """Indices and counts of `select_blocks`."""
         its, grid, config = self.adaptive_config, compared.grid, self.sparse_config
-        assert isinstance(config, SparsePatternConfig)  # for mypy: the setter takes no other
+        if not isinstance(config, SparsePatternConfig):
+            raise ValueError(f"sparse_config must be one config for all heads, got {shown(config)}")
         window, sinks = always_kept(config, grid.causal)
         kept = 1 + sinks + window * (1 if grid.causal else 2)
         least = max(config.least_blocks(grid.causal), min(kept, grid.n_cols))
