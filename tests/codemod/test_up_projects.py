@@ -143,3 +143,17 @@ def test_a_class_of_the_project_with_an_old_name_is_left_alone(tmp_path: Path) -
     make(tmp_path, files)
     migrated(tmp_path, "app")
     assert {name: (tmp_path / name).read_text() for name in files} == files
+
+
+@pytest.mark.parametrize("is_package", [True, False])
+def test_the_package_itself_is_left_alone_but_no_other_folder_with_its_name(
+    tmp_path: Path, is_package: bool
+) -> None:
+    source = "from dilated_attention_pytorch import SparsePatternConfig\n\nx = SparsePatternConfig()\n"
+    files = {"pyproject.toml": "", "dilated_attention_pytorch/examples/a.py": source}
+    if is_package:
+        files["dilated_attention_pytorch/__init__.py"] = ""
+    make(tmp_path, files)
+    main(["--select", "UP", str(tmp_path)])
+    text = (tmp_path / "dilated_attention_pytorch/examples/a.py").read_text()
+    assert (text == source) == is_package

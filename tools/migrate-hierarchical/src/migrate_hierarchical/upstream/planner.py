@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from importlib import import_module
 
@@ -15,7 +16,8 @@ from ..analysis.source_index import SourceIndex
 from ..analysis.uses import Use
 from ..changes import Changes, Edit
 from ..context import Context
-from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, REMOVED_NAMES
+from ..project_folder import folders_above
+from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED_NAMES
 from ..rules.up001 import ImportEditor, through_the_package
 from ..rules.up002 import Renames
 from ..rules.up004 import keywords
@@ -37,7 +39,7 @@ def plan(
     """Decide what happens to the uses and the imports of a file."""
     context = Context(module, index, settings, is_init, silence)
     changes = Changes(context)
-    if index.package is not None:  # a file of the package itself
+    if is_of_the_package(index.path):
         return changes, {}
     names = OldNames(index)
     renames = Renames(context, changes, names)
@@ -54,6 +56,15 @@ def plan(
         plan_use(context, changes, use, renames)
     changes.place()
     return changes, ImportEditor(context, changes, renames).edits()
+
+
+def is_of_the_package(path: str) -> bool:
+    """Whether a file lies in a package with our name, whatever a folder around it is called."""
+    folders = list(folders_above(os.path.dirname(path)))
+    return any(
+        os.path.basename(each) == PACKAGE and os.path.isfile(os.path.join(each, "__init__.py"))
+        for each in folders
+    )
 
 
 def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> None:
