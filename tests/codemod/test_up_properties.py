@@ -40,6 +40,7 @@ VALUES: dict[str, list[str]] = {
     "preset_name": ["'local'", "preset"],
     "pattern_type": ["'local_window'", '"dilated_sparse"'],
     "window_size": ["512"],
+    "global_tokens": ["0", "2"],
     "dropout": ["0.1", "lambda: 1"],
     "device": ["'cpu'"],
     "enable_memory_pool": ["True", "flag"],
@@ -107,6 +108,11 @@ def expected(name: str, arguments: dict[str, str]) -> dict[str, Any]:
         values.setdefault("pattern_type", "local_window")
         if values["pattern_type"] == "local_window":
             values.setdefault("window_size", 256)
+            values.pop("dilation_rates", None)
+            values.pop("global_tokens", None)
+        else:
+            values.pop("window_size", None)
+            values.pop("global_tokens", None)
         return values
     if name == BASE or set(values.get("dilation_rates", [0])) != {1}:
         values.pop("segment_lengths", None)

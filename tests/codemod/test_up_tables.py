@@ -15,6 +15,7 @@ from migrate_hierarchical.upstream.old_api import (
     RENAMED,
     RENAMED_KEYWORDS,
     STILL_IN_PLACE,
+    TAKEN_BY,
     WITHOUT_SUCCESSOR,
     is_old_module,
 )
@@ -38,6 +39,12 @@ def test_keywords_that_are_removed_are_those_that_the_package_tells_to_delete() 
     others = {name: text for name, text in keywords.items() if not text.startswith("delete it")}
     assert others.keys() == {*OTHER_KEYWORDS, *RENAMED_KEYWORDS, "preset_name"}
     assert {name: others[name] for name in OTHER_KEYWORDS} == OTHER_KEYWORDS
+
+
+def test_fields_are_taken_by_the_patterns_that_take_them_now() -> None:
+    from dilated_attention_pytorch import config
+
+    assert {field: tuple(config.TAKEN_BY[field]) for field in TAKEN_BY} == TAKEN_BY
 
 
 def test_names_are_in_one_table_only() -> None:

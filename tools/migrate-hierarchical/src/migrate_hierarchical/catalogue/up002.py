@@ -35,5 +35,8 @@ import the old name from this one, where it is exported, or where a string or an
 The old class normalised every block separately and added the results up. The new one has one softmax over all keys that
 a query may see, so its output is another one, also with the same blocks.
 """,
+        """\
+`dropout`, which had no effect on the attention, acts in training mode.
+""",
     ),
 )

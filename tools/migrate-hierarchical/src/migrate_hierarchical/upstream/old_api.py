@@ -43,9 +43,13 @@ CARRIED_OVER = frozenset(
 SEVERAL_GPUS = "for several GPUs see docs/guides/distributed.md"
 ONE_GPU = f"use {MODULE} on one GPU"
 BY_DISTANCE = f"use {MODULE} with segment_lengths and dilation_rates, which gives other results"
+NO_POOL = "leave it out: memory needs no pool"
+NO_SEGMENTS = "leave it out: patterns have no segments to choose"
 PROJECTED = f"use {NEW_MULTIHEAD}, which gives other results"
 WITHOUT_SUCCESSOR = {
+    "AdaptiveMemoryPool": NO_POOL,
     "AdaptiveSparsityTrainer": "the temperature of BlockSparseAdaptive is learned",
+    "BlockSparseDilatedAttention": f"use {MODULE}",
     "BlockSparseOptimized": f"use {MODULE}",
     "BlockSparseRingAdvancedDistributedDilatedAttention": SEVERAL_GPUS,
     "BlockSparseRingDistributedDilatedAttention": SEVERAL_GPUS,
@@ -61,31 +65,44 @@ WITHOUT_SUCCESSOR = {
     "DistributedSparsePattern": SEVERAL_GPUS,
     "DynamicDilatedAttention": BY_DISTANCE,
     "DynamicMultiheadDilatedAttention": PROJECTED,
+    "DynamicSegmentSelector": NO_SEGMENTS,
     "EnterpriseDistributedDilatedAttention": SEVERAL_GPUS,
+    "HeadParallelDilatedAttention": BY_DISTANCE,
     "HilbertRingAttention": ONE_GPU,
     "ImportanceScorer": "BlockSparseAdaptive makes its scorer itself",
     "ImprovedDilatedAttention": BY_DISTANCE,
+    "ImprovedDilatedAttentionV2": BY_DISTANCE,
+    "ImprovedDistributedDilatedAttention": SEVERAL_GPUS,
     "ImprovedMultiheadDilatedAttention": PROJECTED,
     "LongNet": "use torch.nn.TransformerEncoder and convert_to_block_sparse",
+    "MemoryPool": NO_POOL,
     "MultiheadDilatedAttention": PROJECTED,
     "PatternConfig": f"use {PATTERN}",
     "PatternOptimizer": "nothing replaces it",
     "PatternQualityAnalyzer": "use BlockLayout.stats and BlockLayout.coverage",
     "PatternType": f"use the strings of {PATTERN}.pattern_type",
-    "RingAttentionConfig": "leave it out: memory needs no pool",
+    "RingAttentionConfig": NO_POOL,
     "RingBlockSparseAttention": ONE_GPU,
     "RingDilatedAttention": ONE_GPU,
     "RingDilatedAttentionCorrect": ONE_GPU,
+    "RingDilatedAttentionHilbert": ONE_GPU,
     "RingDilatedAttentionHilbertGPUOptimized": ONE_GPU,
+    "RingDilatedAttentionHilbertOptimized": ONE_GPU,
+    "RingDilatedAttentionHybrid": ONE_GPU,
+    "RingDilatedAttentionHybridOptimizedV2": ONE_GPU,
     "RingDilatedAttentionProduction": ONE_GPU,
     "RingDilatedAttentionSDPA": ONE_GPU,
     "RingDilatedAttentionV2": ONE_GPU,
     "RingDilatedAttentionV2Collective": ONE_GPU,
     "RingDilatedAttentionV2Flash": ONE_GPU,
     "RingDistributedDilatedAttention": SEVERAL_GPUS,
+    "RingHilbertDilatedAttention": ONE_GPU,
     "RingMultiheadDilatedAttention": PROJECTED,
+    "RingMultiheadDilatedAttentionHybrid": PROJECTED,
+    "SegmentSelectionConfig": NO_SEGMENTS,
     "SparsePatternGenerator": "use BlockLayout.from_config",
     "StandardRingAttention": ONE_GPU,
+    "UnifiedMemoryPool": NO_POOL,
     "create_adaptive_sparse_attention": f"use {CREATE_ADAPTIVE}",
     "create_adaptive_sparse_multihead_attention": f"use {CREATE_ADAPTIVE}",
     "create_block_sparse_multihead_attention": f"use {CREATE_MULTIHEAD}",
@@ -237,6 +254,12 @@ OTHER_KEYWORDS = {
     "sparse_pattern_config": "use sparse_config",
     "use_adaptive_sparsity": "use variant='adaptive' with adaptive_config=AdaptiveConfig(base_sparsity=...), the fraction dropped",
     "use_learned_patterns": "use variant='adaptive' with adaptive_config=AdaptiveConfig(base_sparsity=...), the fraction dropped",
+}
+# Fields of a pattern -> the patterns that take them.
+TAKEN_BY = {
+    "window_size": ("local_window", "global_local"),
+    "global_tokens": ("global_local",),
+    "dilation_rates": ("dilated_sparse",),
 }
 TOKEN_DILATION = ("segment_lengths", "dilation_rates")
 
