@@ -121,6 +121,8 @@ def expected(name: str, arguments: dict[str, str]) -> dict[str, Any]:
         values["name"] = values.pop("preset_name")
     elif not {"sparse_config", "sparsity_ratio"} & values.keys():
         values["sparse_config"] = WINDOW
+        if "block_size" in values:
+            values["sparse_config"] = {**WINDOW, "block_size": values.pop("block_size")}
     return values
 
 

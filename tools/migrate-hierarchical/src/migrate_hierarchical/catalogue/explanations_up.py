@@ -243,4 +243,25 @@ attention = get_block_sparse_preset("dilated", local_window_size=512)
 attention = get_block_sparse_preset("dilated")
 """,
     ),
+    "UP112": Explanation(
+        """\
+Beside a `sparse_config`, also that of a preset, `sparsity_ratio` and `block_size` had no effect: the config counted alone.
+Now they replace its fields.
+""",
+        """\
+Leave the argument out to get the blocks of before. If it shall count, put it into the config.
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+
+pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=0.1)
+attention = create_block_sparse_attention(sparse_config=pattern, sparsity_ratio=0.02)
+""",
+        f"""\
+{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+
+pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=0.02)
+attention = create_block_sparse_attention(sparse_config=pattern)
+""",
+    ),
 }

@@ -56,6 +56,12 @@ def module(call: OldCall) -> None:
         Item("pattern_type", string("local_window", style)),
         Item("window_size", cst.Integer(str(OLD_WINDOW))),
     ]
+    if call.use.name == FACTORY and call.has("block_size"):  # it was a field of the default pattern
+        size = call.value("block_size")
+        call.remove(RULE, "block_size", "is written into the pattern")
+        if call.places["block_size"] not in call.gone:
+            return
+        inside.insert(1, Item("block_size", size))
     one_line = type(style)(style.quote, None, style.from_block, style.unit)
     config = new_call(call.changes.name(call.use, PATTERN), inside, one_line)
     call.add(RULE, "sparse_config", config)

@@ -31,6 +31,17 @@ def check_ratio(call: OldCall, node: cst.BaseExpression) -> None:
         call.leave("UP102", f"sparsity_ratio={call.code(node)}")
 
 
+@edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD)
+def shorthands(call: OldCall) -> None:
+    """sparsity_ratio and block_size beside a pattern, which counted alone."""
+    has_pattern = call.use.name == GET_PRESET or call.has("sparse_config", "sparsity_config")
+    given = [name for name in ("sparsity_ratio", "block_size") if call.has(name)]
+    if not has_pattern:  # the classes took no block_size
+        given = [name for name in given if name == "block_size" and call.use.name in (BASE, MULTIHEAD)]
+    if given:
+        call.leave("UP112", ", ".join(f"{name}={call.code(call.value(name))}" for name in given))
+
+
 @edits(PATTERN)
 def global_tokens(call: OldCall) -> None:
     """They were counted in blocks, and there was one by default."""
