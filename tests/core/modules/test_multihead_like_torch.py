@@ -152,11 +152,16 @@ def test_state_dicts_load_both_ways_and_begin_alike(dims: dict[str, int], extra:
     sparse._reset_parameters()  # what code that materialises modules calls
 
 
-def test_half_precision_is_as_close_as_pytorch() -> None:
-    dense, sparse = pair(32, 4, batch_first=True)
-    x = torch.randn(2, 40, 32, dtype=torch.float64)
-    exact = dense(x, x, x)[0]
-    dense, sparse, y = dense.bfloat16(), sparse.bfloat16(), x.bfloat16()
-    error = (sparse(y, y, y)[0].double() - exact).abs().max()
-    theirs = (dense(y, y, y)[0].double() - exact).abs().max()
-    assert error <= 2 * theirs
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_other_precisions_are_as_close_as_pytorch(dtype: torch.dtype, batch_first: bool) -> None:
+    dense, sparse = pair(32, 2, batch_first=batch_first)
+    x = torch.randn(10, 10, 32, dtype=torch.float64)
+    exact, exact_weights = dense(x, x, x)
+    dense, sparse, y = dense.to(dtype), sparse.to(dtype), x.to(dtype)
+    errors = []
+    for module in (sparse, dense):
+        out, weights = module(y, y, y)
+        assert out.dtype == weights.dtype == dtype
+        errors.append([(out.double() - exact).abs().max(), (weights.double() - exact_weights).abs().max()])
+    assert all(ours <= 2 * theirs for ours, theirs in zip(*errors))

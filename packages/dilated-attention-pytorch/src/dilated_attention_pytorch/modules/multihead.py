@@ -309,8 +309,9 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
             key_padding_mask=masks.padding, attn_bias=masks.bias, kv_lengths=kv_lengths,
             segment_lengths=self._dilation[0], dilation_rates=self._dilation[1], dropout_p=dropout_p,
         )  # fmt: skip
-        if attended.weights is not None:
-            attended = attended._replace(weights=first_or_more(attended.weights, -1, kv_len))
+        if attended.weights is not None and attended.weights.shape[-1] != kv_len:
+            weights = first_or_more(attended.weights, -1, kv_len)
+            attended = Attended(attended.out, attended.lse, weights)
         return self._with_extra_keys(attended, q, dropout_p)
 
     def _with_extra_keys(self, attended: Attended, q: Tensor, dropout_p: float) -> Attended:
