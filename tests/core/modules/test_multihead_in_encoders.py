@@ -6,6 +6,7 @@ import copy
 import inspect
 import io
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,9 @@ LENGTH, EMBED = 100, 16
 ENCODER_KNOWS_COMPILE = "is_compiling" in inspect.getsource(nn.TransformerEncoder.forward)
 SPARSE = SparsePatternConfig(sparsity_ratio=0.2, block_size=16)
 # PyTorch on its NestedTensors
-pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors:UserWarning", "ignore:packed sequences have:UserWarning"
+)
 
 
 def sparse_layer(config: SparsePatternConfig = SPARSE, **options: Any) -> nn.TransformerEncoderLayer:
@@ -190,6 +193,27 @@ def test_encoder_that_packs_padding_gives_what_it_gives_padded(side: str, mask_c
         out, expected = (each(x, src_key_padding_mask=hidden) for each in (encoder, padded))
     torch.testing.assert_close(out[~hidden], expected[~hidden])
     assert side == "left" or not out[hidden].any()
+
+
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [
+        (SPARSE, True),
+        (SparsePatternConfig("global_local", 16, 0.5), True),
+        (SparsePatternConfig(sparsity_ratio=1.0, block_size=16), False),
+        (SparsePatternConfig("local_window", 16, window_size=32), False),
+    ],
+)
+def test_encoder_that_packs_warns_where_the_padded_length_decides_the_pattern(
+    config: SparsePatternConfig, warns: bool
+) -> None:
+    encoder, x = nn.TransformerEncoder(sparse_layer(config), 1).eval(), torch.randn(3, LENGTH, EMBED)
+    with warnings.catch_warnings(record=True) as given, torch.no_grad():
+        warnings.simplefilter("always")
+        encoder(x, src_key_padding_mask=padding())
+    ours = [str(each.message) for each in given if "pass enable_nested_tensor=False" in str(each.message)]
+    assert len(ours) == warns
+    assert not warns or "longest one, of 100 tokens" in ours[0]
 
 
 @pytest.mark.parametrize("d_model", [12, 64])

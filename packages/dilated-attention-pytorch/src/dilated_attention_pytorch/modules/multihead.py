@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -231,6 +232,13 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         of_query = Packed.of(query)
         of_key = of_query if key is query else Packed.of(key)
         of_value = of_key if value is key else Packed.of(value)
+        if query.layout != torch.jagged and not is_causal and self._depends_on_length:
+            warnings.warn(
+                f"packed sequences have the pattern of the longest one, of {of_query.max_len} tokens; if they are padded "
+                "further in training, that is another pattern: pass enable_nested_tensor=False to nn.TransformerEncoder, or set "
+                "its use_nested_tensor",
+                stacklevel=2,
+            )
         if need_weights:
             padded = of_query.padded()
             of_keys = padded if of_key is of_query else of_key.padded()
@@ -320,13 +328,18 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         return with_extra_keys(attended, q, self.bias_k, self.bias_v, self.add_zero_attn, dropout_p)
 
     @property
+    def _configs(self) -> Sequence[SparsePatternConfig]:
+        one = self.sparse_config
+        return (one,) if isinstance(one, SparsePatternConfig) else one
+
+    @property
     def _keeps_all_blocks(self) -> bool:
-        one = (
-            (self.sparse_config,)
-            if isinstance(self.sparse_config, SparsePatternConfig)
-            else self.sparse_config
-        )
-        return all(config.sparsity_ratio == 1 and config.window_size is None for config in one)
+        return all(config.sparsity_ratio == 1 and config.window_size is None for config in self._configs)
+
+    @property
+    def _depends_on_length(self) -> bool:
+        """Whether tokens see other blocks in a longer sequence, without causality."""
+        return any(config.sparsity_ratio != 1 and config.window_size is None for config in self._configs)
 
 
 def multihead_attention(
