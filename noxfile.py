@@ -138,8 +138,8 @@ def integrations(session: nox.Session) -> None:
 @nox.session(default=False, venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """The tests that need a CUDA device, one after the other."""
-    python = shared_env(session, "test")
-    session.run(python, "-m", "pytest", "tests/core", "-m", "gpu", *session.posargs)
+    python = shared_env(session, "test", "integrations")
+    session.run(python, "-m", "pytest", "tests/core", "tests/integrations", "-m", "gpu", *session.posargs)
 
 
 @nox.session(default=False, venv_backend="none")

@@ -240,3 +240,18 @@ def test_parts_of_a_jagged_tensor() -> None:
     assert not _torch_internals.is_packed_jagged(with_gaps)
     total = jagged + _torch_internals.jagged_like(jagged, torch.ones(5, 4))
     assert [each.sum().item() for each in total.unbind()] == [16, 24]
+
+
+# ---- what a model does that is compiled
+
+
+def test_assert_async_fails_on_the_cpu_with_its_message() -> None:
+    _torch_internals.assert_async(torch.tensor(True), "no")
+    with pytest.raises(RuntimeError, match="the message"):
+        _torch_internals.assert_async(torch.tensor(False), "the message")
+
+
+def test_keep_address_is_what_cuda_graphs_ask_for() -> None:
+    tensor = torch.zeros(1)
+    _torch_internals.keep_address(tensor)
+    assert tensor._dynamo_static_input_type == "unguarded"

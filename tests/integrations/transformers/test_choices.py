@@ -189,6 +189,12 @@ def test_chunked_attention() -> None:
         logits(model, input_ids=tokens())
 
 
+def test_layers_that_the_model_does_not_have() -> None:
+    register_block_sparse_attention("numbers", SMALL, layers=[0, 3])
+    with pytest.raises(ValueError, match="layers of numbers must be below the 3 layers of the model, got 3"):
+        causal_logits(model_of("llama", "numbers"), tokens())
+
+
 def test_layers_by_number_need_layer_idx() -> None:
     register_block_sparse_attention("numbers", SMALL, layers=[0])
     config = transformers.ViTConfig(

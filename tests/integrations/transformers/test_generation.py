@@ -157,3 +157,24 @@ def test_compiled_with_a_static_cache(name: str) -> None:
     assert torch.equal(found, expected)
     # a second one where the cache of a window counts in Python
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if name == "llama" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_compiled_chunked_prefill(name: str) -> None:
+    torch.compiler.reset()
+    model, mask = model_of(name), padding("left")
+    compile_config = transformers.CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compile_config._compile_all_devices = True
+    expected = model.generate(tokens(), attention_mask=mask, **GREEDY)
+    options = {"cache_implementation": "static", "prefill_chunk_size": 50, "compile_config": compile_config}
+    assert torch.equal(model.generate(tokens(), attention_mask=mask, **options, **GREEDY), expected)
+
+
+@pytest.mark.slow
+def test_compiled_with_a_cache_that_grows() -> None:
+    torch.compiler.reset()
+    model, mask = model_of("llama"), padding("left")
+    expected = model.generate(tokens(), attention_mask=mask, **GREEDY)
+    model.forward = torch.compile(model.forward, backend="aot_eager")
+    assert torch.equal(model.generate(tokens(), attention_mask=mask, **GREEDY), expected)

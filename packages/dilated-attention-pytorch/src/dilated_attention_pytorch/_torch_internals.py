@@ -141,3 +141,16 @@ def jagged_like(nested: Any, values: Tensor) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(
         values, nested.offsets(), min_seqlen=nested._maybe_min_seqlen, max_seqlen=nested._maybe_max_seqlen
     )
+
+
+# ---- what a model does that is compiled, or runs on a device that nobody waits for
+
+
+def assert_async(condition: Tensor, message: str) -> None:
+    """Fail on the device of a condition unless it holds; the host does not wait."""
+    torch._assert_async(condition, message)
+
+
+def keep_address(tensor: Tensor) -> None:
+    """Say to compiled graphs that a tensor stays where it is: then CUDA graphs do not copy it."""
+    torch._dynamo.mark_static_address(tensor)  # type: ignore[no-untyped-call, unused-ignore]

@@ -81,7 +81,19 @@ def is_chosen(settings: Settings, module: nn.Module) -> bool:
             f"layers of {settings.name} are numbers, but {type(module).__name__} has no layer_idx; pass a function of the "
             "attention module as layers, or None for all"
         )
+    if index not in layers and layers:
+        check_numbers(settings.name, layers, getattr(module, "config", None))
     return index in layers
+
+
+def check_numbers(name: str, layers: frozenset[int], config: object) -> None:
+    """Raise where a model does not have the layers that are to be sparse."""
+    counts = [getattr(config, f"{part}_layers", None) for part in ("num_hidden", "encoder", "decoder")]
+    most = max((count for count in counts if isinstance(count, int)), default=None)
+    if most is not None and max(layers) >= most:
+        raise ValueError(
+            f"layers of {name} must be below the {most} layers of the model, got {max(layers)}; register it with others"
+        )
 
 
 def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:

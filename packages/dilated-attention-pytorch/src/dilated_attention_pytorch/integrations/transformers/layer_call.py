@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ... import _torch_internals
 from ...backends.decode_problem import MAX_QUERIES
 from .key_ranges import KeyRanges
 
@@ -145,7 +146,7 @@ def check_positions(name: str, position_ids: Tensor | None) -> None:
     """Fail on the device, without waiting for it, if the position_ids of a compiled model are those of packed sequences."""
     if position_ids is not None:
         is_one = (position_ids.diff(dim=-1) == 1).all()
-        torch._assert_async(
+        _torch_internals.assert_async(
             is_one,
             f"{name} cannot read packed position_ids in a compiled model: pass cu_seq_lens_q, cu_seq_lens_k, max_length_q and "
             "max_length_k too (DataCollatorWithFlattening(return_flash_attn_kwargs=True))",

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 from transformers.utils.import_utils import is_tracing
 
+from ... import _torch_internals
 from ...backends.decode_problem import MAX_QUERIES
 from .key_ranges import KeyRanges, Kind
 
@@ -119,7 +120,7 @@ def assert_no_gap(name: str, attention_mask: Tensor, is_one_run: Tensor) -> None
         if not is_one_run.all():
             raise ValueError(message)
     else:
-        torch._assert_async(is_one_run.all(), message)
+        _torch_internals.assert_async(is_one_run.all(), message)
 
 
 def packed_ranges(kind: Kind, packed: Tensor) -> KeyRanges:

@@ -6,6 +6,7 @@ import functools
 
 import torch
 
+from ... import _torch_internals
 from ...config import SparsePatternConfig
 from ...layout.cache import LAYOUTS, Pattern
 from ...layout.layout import BlockLayout
@@ -75,5 +76,7 @@ def hold_layout(text: str, block_size: int, num_heads: int, kv_len: int, device:
     held = vars(HELD)
     while name not in held and len(held) >= MAX_HELD:
         delattr(HELD, next(iter(held)))
+    for tensor in (*layout.row_lists.tensors(), *layout.col_lists.tensors(), *(layout.block_masks or ())):
+        _torch_internals.keep_address(tensor)
     setattr(HELD, name, layout)
     return name
