@@ -244,7 +244,7 @@ ENTRIES: dict[tuple[str, str], tuple[Callable[..., Any], set[str]]] = {
             right,
         )
         for name, right in {
-            "scores": {"tensor_matrix"}, "num_blocks": set(), "top_p": {"none"}, "keep_diagonal": FLAGS,
+            "scores": {"tensor_matrix", "tensor_on_meta"}, "num_blocks": set(), "top_p": {"none"}, "keep_diagonal": FLAGS,
             "window": {"zero"}, "sinks": {"zero"}, "causal": FLAGS,
         }.items()
     },

@@ -434,8 +434,7 @@ def test_call_with_a_layout_elsewhere_is_not_cached(checks: list[str]) -> None:
     its_layout = layout()
     x = torch.empty(1, LENGTH, 2, 16, device="meta")
     for _ in range(2):
-        with pytest.raises(ValueError, match="no fast backend"):
-            block_sparse_attention(x, x, x, its_layout)
+        assert block_sparse_attention(x, x, x, its_layout).is_meta
     assert not its_layout._cached_calls
 
 

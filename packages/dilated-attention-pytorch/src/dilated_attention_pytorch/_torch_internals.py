@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -51,6 +52,26 @@ is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batc
 def is_forward_mode() -> bool:
     """Whether a level of forward-mode AD is open, so that tensors can have tangents."""
     return forward_ad._current_level >= 0
+
+
+# ---- tensors without values
+
+
+def is_fake(x: object) -> bool:
+    """Whether a tensor is one of a FakeTensorMode, which has shapes and no values."""
+    return isinstance(x, FakeTensor)
+
+
+def has_no_values(x: Tensor) -> bool:
+    """Whether a tensor has shapes alone: on the meta device, or fake."""
+    return x.is_meta or is_fake(x)
+
+
+def as_of_call(x: Tensor, q: Tensor) -> Tensor:
+    """A tensor for a call with q, on its device: fake where q is, as its mode may take no others."""
+    if isinstance(q, FakeTensor) and not isinstance(x, FakeTensor):
+        x = q.fake_mode.from_tensor(x)
+    return x.to(q.device)
 
 
 # ---- around a call

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._torch_internals import without_function_modes
+from ._torch_internals import as_of_call, is_fake, without_function_modes
 from .backends.decode_problem import DecodeInputs, DecodeProblem
 from .decode_eager import cached_call, key_of, run_decode
 from .grid import BlockGrid
@@ -109,6 +109,11 @@ def op_args(problem: DecodeProblem, backend: str | None) -> DecodeOpArgs:
         p.layout_batch,
         p.layout_heads,
     )
+    masks = p.block_masks or (None, None)
+    lists: tuple[Any, ...] = (*p.rows.tensors(), *masks)
+    if not torch.compiler.is_compiling() and is_fake(x.q):
+        lists = tuple(None if tensor is None else as_of_call(tensor, x.q) for tensor in lists)
+    row_indptr, row_indices, row_block_ids, mask_ids, mask_table = lists
     return DecodeOpArgs(
         q=x.q,
         k_cache=x.k_cache,
@@ -118,11 +123,11 @@ def op_args(problem: DecodeProblem, backend: str | None) -> DecodeOpArgs:
         kv_starts=x.kv_starts,
         alibi_slopes=x.alibi_slopes,
         sinks=x.sinks,
-        row_indptr=p.rows.indptr,
-        row_indices=p.rows.indices,
-        row_block_ids=p.rows.block_ids,
-        mask_ids=None if p.block_masks is None else p.block_masks.ids,
-        mask_table=None if p.block_masks is None else p.block_masks.table,
+        row_indptr=row_indptr,
+        row_indices=row_indices,
+        row_block_ids=row_block_ids,
+        mask_ids=mask_ids,
+        mask_table=mask_table,
         geometry=list(geometry),
         numbers=[p.softmax_scale, p.softcap],
         backend=backend or "auto",

@@ -38,11 +38,12 @@ def is_plain_eager() -> bool:
 
 
 def can_bypass_dispatcher(call: Call | AttentionProblem) -> bool:
-    """True in plain eager mode for plain tensors, whose values are what their memory holds."""
+    """True in plain eager mode for plain tensors with values, which are what their memory holds."""
     c = call
     return (
         is_plain_eager()
         and type(c.q) in OPTIONAL_TYPES
+        and not c.q.is_meta  # whose shapes the operator knows
         and type(c.k) in OPTIONAL_TYPES
         and type(c.v) in OPTIONAL_TYPES
         and type(c.block_bias) in OPTIONAL_TYPES

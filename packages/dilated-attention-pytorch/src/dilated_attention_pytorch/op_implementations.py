@@ -14,7 +14,7 @@ from .backends.registry import backend_named, choose_backend
 from .eager import CachedCall, cache_call, gradients, key_of
 from .layout.cache import LAYOUTS, Pattern
 from .layout.layout import BlockLayout
-from .ops import LIBRARY, Geometry, Numbers, OpArgs
+from .ops import LIBRARY, Geometry, Numbers, OpArgs, fake_entries
 
 
 def compute(*args: Any) -> tuple[Tensor, Tensor]:
@@ -75,6 +75,8 @@ def problem_of_backward(a: OpArgs, layout: BlockLayout) -> tuple[AttentionProble
 
 def find_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: torch.device) -> Tensor:
     """Place in the row lists of every block pair of a pattern, -1 where inactive; int64 (heads, n_rows, n_cols)."""
+    if device.type == "meta":  # no tensor among the arguments tells the dispatcher
+        return fake_entries(pattern, q_len, kv_len, causal, device)
     layout = LAYOUTS.find(Pattern.of_text(pattern), q_len, kv_len, causal, device)
     entries: Tensor = without_function_modes(layout._entries)
     return entries

@@ -237,8 +237,12 @@ def op_args_of_call(call: Call, layout: BlockLayout | Pattern, backend: str | No
     if isinstance(layout, Pattern):
         of_pattern = [layout.block_size, 1, layout.num_heads, 1 if call.is_causal else 0, 1, 0, 0, 0]
         return _op_args(call, LayoutTensors(), layout.text, of_pattern, backend)
-    layout = layout.to(call.q.device)
-    tensors = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
+    if not torch.compiler.is_compiling() and _torch_internals.is_fake(call.q):
+        its = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
+        tensors = LayoutTensors(*(None if x is None else _torch_internals.as_of_call(x, call.q) for x in its))
+    else:
+        layout = layout.to(call.q.device)
+        tensors = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
     of_layout = geometry_of_layout(layout.grid, layout.batch, layout.num_heads, layout._is_exact)
     return _op_args(call, tensors, "", of_layout, backend)
 

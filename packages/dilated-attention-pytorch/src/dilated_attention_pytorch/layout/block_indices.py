@@ -35,14 +35,14 @@ class BlockIndices(NamedTuple):
 
 
 def check_index_tensor(name: str, value: Any, shape: str) -> None:
-    """Raise unless an argument is a dense tensor of int32 or int64 with values."""
+    """Raise unless an argument is a dense tensor of int32 or int64."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{name} must be an int32 or int64 tensor {shape}, got {type(value).__name__}; use torch.as_tensor({name})"
         )
-    if value.is_nested or value.layout != torch.strided or value.is_meta:
+    if value.is_nested or value.layout != torch.strided:
         kind = "a nested tensor" if value.is_nested else f"{value.layout} on {value.device}"
-        raise ValueError(f"{name} must be a dense tensor {shape} with values, got {kind}")
+        raise ValueError(f"{name} must be a dense tensor {shape}, got {kind}")
     if value.dtype not in INDEX_TYPES:
         raise ValueError(f"{name} must be int32 or int64, got {value.dtype}; use {name}.long()")
 

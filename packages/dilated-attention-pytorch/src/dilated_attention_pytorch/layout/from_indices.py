@@ -7,6 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from .._torch_internals import has_no_values
 from ..grid import BlockGrid
 from .block_indices import BlockIndices
 from .lists import BlockLists, build_csr
@@ -15,8 +16,11 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def lists_of(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
-    """Row and column lists of `lists_of_indices`; on a GPU from kernels, where triton is installed."""
-    if torch.compiler.is_compiling():
+    """Row and column lists of `lists_of_indices`; on a GPU from kernels, where triton is installed.
+
+    Of indices without values only their shapes, from the operator.
+    """
+    if torch.compiler.is_compiling() or has_no_values(given.indices):
         grid = given.grid
         tensors = block_lists(
             given.indices, given.counts, grid.q_len, grid.kv_len, grid.block_size, grid.causal

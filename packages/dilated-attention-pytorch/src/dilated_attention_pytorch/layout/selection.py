@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import values
+from .._torch_internals import has_no_values
 from ..grid import BlockGrid
 from ..values import shown
 from .best_blocks import Choice, Rows, best_of, diagonal_of
@@ -64,7 +65,7 @@ def block_scores(
     cols = block_means(k, grid.block_size, 0)
     # (batch, num_kv_heads, heads of the group * n_rows, head_dim) by (batch, num_kv_heads, head_dim, n_cols)
     rows = rows.transpose(1, 2).reshape(batch, num_kv_heads, -1, q.shape[3])
-    with torch.autocast(q.device.type, enabled=False):
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):  # meta has no autocast
         scores = torch.matmul(rows, cols.permute(0, 2, 3, 1)).view(batch, num_heads, grid.n_rows, grid.n_cols)
     if not grid.causal:
         return scores
@@ -151,7 +152,8 @@ def select_blocks(
     choice = checked_choice(scores, num_blocks, top_p, keep_diagonal, window, sinks, causal)
     if row_budgets is not None:
         check_budgets(row_budgets, scores)
-    choose = chosen_blocks if torch.compiler.is_compiling() else choose_blocks
+    is_traced = torch.compiler.is_compiling() or has_no_values(scores)
+    choose = chosen_blocks if is_traced else choose_blocks
     made: tuple[Tensor, Tensor] = choose(scores.detach(), row_budgets, *choice)
     return made
 
@@ -219,14 +221,12 @@ def checked_choice(
     if (
         scores.is_nested
         or scores.layout != torch.strided
-        or scores.is_meta
         or not 2 <= scores.dim() <= 4
         or 0 in scores.shape
         or not scores.is_floating_point()
     ):
         raise ValueError(
-            f"scores must be a floating point tensor (..., n_rows, n_cols) of 2 to 4 axes with values, got {shown(scores)}"
-            + (" on meta" if scores.is_meta else "")
+            f"scores must be a floating point tensor (..., n_rows, n_cols) of 2 to 4 axes, got {shown(scores)}"
         )
     flags = []
     for name, given in (("keep_diagonal", keep_diagonal), ("causal", causal)):
