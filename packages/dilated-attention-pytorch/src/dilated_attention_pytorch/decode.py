@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -129,8 +129,8 @@ def block_sparse_decode(
         key = key_of(inputs, softmax_scale, softcap, backend)
         cached = cached_call(layout, key)
         if cached is not None and type(return_lse) is bool:
-            out, lse = cached(inputs)
-            return (out, lse) if return_lse else out
+            results: tuple[Any, Any] = cached(inputs, return_lse)
+            return results if return_lse else results[0]
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
     problem = check_decode(inputs, layout, softmax_scale=softmax_scale, softcap=softcap)

@@ -138,7 +138,8 @@ def test_a_bound_call_launches_with_the_addresses_of_its_inputs(
     bound = decode_launch.bind_decode(p)
     assert bound is not None
     given = p.inputs._replace(q=torch.empty_like(p.inputs.q), cache_lengths=int32(5, 6))
-    out, lse = bound(given)
+    out, lse = bound(given, True)
+    assert lse is not None
     assert out.shape == (2, 1, 32, 128)
     assert lse.shape == (2, 32, 1)
     walk, combine = noted
@@ -164,7 +165,7 @@ def test_a_bound_call_launches_with_the_addresses_of_its_inputs(
     assert (names["n_splits"], names["HEAD_DIM"], others["n_splits"]) == (7, 128, 7)
     assert (names["max_len"], names["stride_ks"], names["softmax_scale"]) == (8192, 0, p.softmax_scale)
     longer = torch.empty(2, 8, 300, 128, dtype=torch.bfloat16).transpose(1, 2)  # a cache that was made anew
-    bound(given._replace(k_cache=longer, v_cache=longer))
+    assert bound(given._replace(k_cache=longer, v_cache=longer), False)[1] is None
     after = addresses(noted[2], decode_launch.decode_kernel)
     changed = dict(zip(("stride_kb", "stride_ks", "stride_kh", "stride_kd"), longer.stride(), strict=True))
     changed |= dict(zip(("stride_vb", "stride_vs", "stride_vh", "stride_vd"), longer.stride(), strict=True))

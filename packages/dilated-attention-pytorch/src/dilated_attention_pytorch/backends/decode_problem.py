@@ -96,4 +96,5 @@ def max_len_of(inputs: DecodeInputs) -> int:
     return size if table is None else size * table.shape[1]
 
 
-Decode = Callable[[DecodeInputs], tuple[Tensor, Tensor]]  # out and lse
+# A call that was resolved: out, and lse if the second argument asks for it.
+Decode = Callable[[DecodeInputs, bool], tuple[Tensor, Tensor | None]]

@@ -199,7 +199,8 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
     index, device = inputs.q.get_device(), inputs.q.device
     shape, lse_shape, dtype = results.out.shape, results.lse.shape, inputs.q.dtype
     n_out = -(-results.part_out.numel() // 4) * 4  # whole 16 bytes, as is_aligned
-    n_parts = 0 if sizes.n_splits == 1 else n_out + results.part_lse.numel()
+    n_lse = results.lse.numel()
+    n_parts = 0 if sizes.n_splits == 1 else n_out + -(-results.part_lse.numel() // 4) * 4
     is_paged, strides_at, max_len_at = (
         inputs.block_table is not None,
         walk.places["stride_kb"],
@@ -210,7 +211,7 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
     # keeps the lists alive
     static = p._replace(inputs=DecodeInputs(*(None,) * len(DecodeInputs._fields)))  # type: ignore[arg-type]
 
-    def decode(given: DecodeInputs) -> tuple[Tensor, Tensor]:
+    def decode(given: DecodeInputs, with_lse: bool) -> tuple[Tensor, Tensor | None]:
         q, k_cache, v_cache, cache_lengths, block_table, kv_starts, slopes, sinks = given
         lengths_at = cache_lengths.data_ptr()
         table_at = lengths_at if block_table is None else block_table.data_ptr()
@@ -223,8 +224,11 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
             with torch.cuda.device(index):
                 return launch_decode(static._replace(inputs=given))
         out = torch.empty(shape, dtype=dtype, device=device)
-        lse = torch.empty(lse_shape, dtype=torch.float32, device=device)
-        out_at, lse_at = out.data_ptr(), lse.data_ptr()
+        lse = torch.empty(lse_shape, dtype=torch.float32, device=device) if with_lse else None
+        # what nobody asked for is written behind the parts
+        more = torch.empty(n_parts + (0 if with_lse else n_lse), dtype=torch.float32, device=device)
+        out_at, more_at = out.data_ptr(), more.data_ptr()
+        lse_at = more_at + 4 * n_parts if lse is None else lse.data_ptr()
         stream = _torch_internals.current_raw_stream(index)
         others = None
         if not is_paged:  # the cache may have grown, see decode_eager.described_cache
@@ -235,11 +239,9 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
         if not n_parts:
             walk.run(stream, (*before, out_at, lse_at, *after), others)
             return out, lse
-        parts = torch.empty(n_parts, dtype=torch.float32, device=device)
-        parts_at = parts.data_ptr()
-        part_lse_at = parts_at + 4 * n_out
-        walk.run(stream, (*before, parts_at, part_lse_at, *after), others)
-        combine[0].run(stream, (out_at, lse_at, parts_at, part_lse_at, sinks_at))
+        part_lse_at = more_at + 4 * n_out
+        walk.run(stream, (*before, more_at, part_lse_at, *after), others)
+        combine[0].run(stream, (out_at, lse_at, more_at, part_lse_at, sinks_at))
         return out, lse
 
     return decode

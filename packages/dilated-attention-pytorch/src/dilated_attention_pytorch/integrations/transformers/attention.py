@@ -18,6 +18,7 @@ from ...varlen import block_sparse_attention_varlen
 from .dense import attend_densely
 from .layer_call import LayerCall, Packed, layer_call
 from .patterns import full_pattern, longest_layout, window_pattern
+from .steps import find_step
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,14 @@ def make_attention(settings: Settings) -> Callable[..., tuple[Tensor, None]]:
         options = {
             "sliding_window": sliding_window, "dropout": dropout, "scaling": scaling, "softcap": softcap, "sinks": sinks
         }  # fmt: skip
-        call = layer_call(
-            settings.name, module, (query, key, value), attention_mask, is_causal, options, kwargs
-        )
+        states = query, key, value
+        step = find_step(module, states, attention_mask, options, kwargs)
+        if step is not None:
+            step = step.of_layer(settings.name, settings.layers is None or is_chosen(settings, module))
+            out = step.again(states, sinks)
+            if out is not None:
+                return out, None
+        call = layer_call(settings.name, module, states, attention_mask, is_causal, options, kwargs)
         is_sparse = settings.cross_attention if call.is_cross else is_chosen(settings, module)
         if not is_sparse and softcap is None and sinks is None:
             return attend_densely(call), None
@@ -63,7 +69,10 @@ def make_attention(settings: Settings) -> Callable[..., tuple[Tensor, None]]:
             pattern = window_pattern(full.block_size, sliding_window, call.causal)
         else:
             pattern = settings.pattern if is_sparse else full
-        return attend_blocks(settings.name, call, pattern), None
+        out = attend_blocks(settings.name, call, pattern)
+        if step is not None and call.ranges is not None:
+            step.keep(call, longest_layout(pattern, call.kv_len, query.device))
+        return out, None
 
     return attend
 

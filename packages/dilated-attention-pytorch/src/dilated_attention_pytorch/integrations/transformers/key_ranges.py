@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...backends.decode_problem import Decode
 
 
 class Kind(NamedTuple):
@@ -24,6 +27,16 @@ class Kind(NamedTuple):
 
 
 NOTE = "_dilated_attention_key_ranges"
+
+
+class Note(NamedTuple):
+    """What is known of a mask once the first layer has read it."""
+
+    kind: Kind
+    start: Tensor
+    end: Tensor
+    steps: dict[Hashable, Decode]
+    """The steps of decoding that were resolved with this mask, see steps.py."""
 
 
 class KeyRanges(NamedTuple):
@@ -82,12 +95,12 @@ class KeyRanges(NamedTuple):
         if torch.compiler.is_compiling():
             return cls.of_tensor(mask)
         noted = getattr(mask, NOTE, None)
-        return cls.of_tensor(mask).noted() if noted is None else cls(noted[0], mask, *noted[1:])
+        return cls.of_tensor(mask).noted() if noted is None else cls(noted.kind, mask, noted.start, noted.end)
 
     def noted(self) -> KeyRanges:
         """These ranges, which the other layers find with the tensor instead of reading it again."""
         if not torch.compiler.is_compiling():
-            setattr(self.tensor, NOTE, (self.kind, self.start, self.end))
+            setattr(self.tensor, NOTE, Note(self.kind, self.start, self.end, {}))
         return self
 
     @property
