@@ -1,12 +1,13 @@
 """Compile the Triton kernels that choose blocks and make lists and work orders on a GPU, without one, and read what ptxas reports.
 
-Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and case.
+Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and case; with --some of fewer choices.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,17 +53,17 @@ class Case(NamedTuple):
 
 
 CASES = [Case(torch.int64, False, False, 64), Case(torch.int32, True, True, 128)]
-# Scores, and how to choose of them.
+# Scores, and how to choose of them; the first with --some.
 CHOICES = [
-    (torch.zeros(1, 3, 300), Choice(40, None, True, 0, 0, False)),
-    (torch.zeros(1, 3, 2048), Choice(205, None, True, 1, 1, True)),
     (torch.zeros(1, 3, 2048, dtype=torch.bfloat16), Choice(205, 0.9, True, 1, 1, True)),
+    (torch.zeros(1, 3, 2048), Choice(205, None, True, 1, 1, True)),
+    (torch.zeros(1, 3, 300), Choice(40, None, True, 0, 0, False)),
     (torch.zeros(1, 3, 8192), Choice(1639, 0.9, True, 0, 0, True)),
     (torch.zeros(1, 3, 16384), Choice(1639, None, True, 0, 0, True)),
 ]
 
 
-def main(capability: int) -> None:
+def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> None:
     """Compile every kernel for one compute capability."""
     for module in (device_lists, device_order, device_selection):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
@@ -73,10 +74,10 @@ def main(capability: int) -> None:
         counts = torch.ones(1, 2, grid.n_rows, dtype=case.dtype) if case.has_counts else None
         rows, cols = device_lists.lists_by_kernels(checked_indices(indices, counts, grid))
         device_order.work_order_by_kernels(grid, 2, rows, cols, None)
-    for scores, choice in CHOICES:
+    for scores, choice in choices:
         budgets = torch.ones(1, 3, dtype=torch.int32) if choice.causal else None
         device_selection.choose_on_device(scores, budgets, choice)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), CHOICES[:1] if "--some" in sys.argv else CHOICES)
