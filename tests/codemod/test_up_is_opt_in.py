@@ -146,6 +146,17 @@ def test_the_order_of_the_two_groups_does_not_matter(
     assert ends[0] == ends[1] == ends[2]
 
 
+def test_a_member_is_marked_by_one_group_only() -> None:
+    source = (
+        "from dilated_attention_pytorch import BlockSparseHierarchical\n\n"
+        "model = BlockSparseHierarchical([2048], [1])\nprint(model.get_pattern_stats())\n"
+    )
+    settings = Settings(select=tuple(IDS))
+    result = migrate_bytes("x.py", source.encode(), settings)
+    assert [entry.rule for entry in result.left] == ["HIER102"]
+    assert migrate_bytes("x.py", result.new or b"", settings).new is None
+
+
 def test_sarif_knows_its_rules_when_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.py").write_text(BOTH)
     out = run(capsys, "--check", "--select", "UP", "--output-format", "sarif", str(tmp_path))[1]

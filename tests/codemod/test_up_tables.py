@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pytest
 
 from migrate_hierarchical.removed_api import REMOVED_MODULE, REMOVED_NAMES, is_gone
 from migrate_hierarchical.upstream.old_api import (
     CARRIED_OVER,
+    MEMBERS,
     OLD_PARAMETERS,
     OTHER_KEYWORDS,
     REMOVED_KEYWORDS,
@@ -45,6 +47,13 @@ def test_fields_are_taken_by_the_patterns_that_take_them_now() -> None:
     from dilated_attention_pytorch import config
 
     assert {field: tuple(config.TAKEN_BY[field]) for field in TAKEN_BY} == TAKEN_BY
+
+
+def test_members_that_are_marked_are_not_members_now() -> None:
+    module = package.BlockSparseAttention()
+    assert not [name for name in MEMBERS if hasattr(module, name)]
+    named = {word for text in MEMBERS.values() for word in re.findall(r"(\w+)\(", text)} - {"stats"}
+    assert all(hasattr(module, name) for name in named)
 
 
 def test_names_are_in_one_table_only() -> None:

@@ -264,4 +264,25 @@ pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=0.02)
 attention = create_block_sparse_attention(sparse_config=pattern)
 """,
     ),
+    "UP113": Explanation(
+        """\
+The module has no caches, pools or counters of its own, and `return_attention_weights=True` gives the weights instead of a
+dictionary of block indices. The codemod marks what it sees on a module that the same file makes.
+""",
+        """\
+`module.layout(seq_len)` returns the layout that the module uses: its `stats()` has the counts and the density.
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+attention = get_block_sparse_preset("local")
+print(attention.get_pattern_stats())
+""",
+        f"""\
+{PACKAGE}get_block_sparse_preset
+
+attention = get_block_sparse_preset("local")
+print(attention.layout(4096).stats())
+""",
+    ),
 }

@@ -263,6 +263,21 @@ TAKEN_BY = {
 }
 TOKEN_DILATION = ("segment_lengths", "dilation_rates")
 
+# What makes a module that is called with q, k and v.
+MAKE_MODULES = frozenset({BASE, FACTORY, GET_PRESET})
+# Members of those modules that are gone, and what to use instead.
+MEMBERS = {
+    "clear_caches": "use clear_cache()",
+    "clear_pattern_cache": "use clear_cache()",
+    "enable_batched_ops": "a call is one kernel",
+    "get_memory_stats": "memory needs no pool",
+    "get_pattern_stats": "use layout(seq_len).stats()",
+    "memory_pool": "memory needs no pool",
+    "pattern_cache": "layouts are cached for all modules",
+    "ring_size": "one GPU needs no ring",
+    "use_fa3": "see explain_backends",
+}
+
 # The old parameters of what can be called, in their order.
 OLD_PARAMETERS: dict[str, tuple[str, ...]] = {
     BASE: (*TOKEN_DILATION, "sparse_config", "enable_batched_ops", "pattern_cache_size"),

@@ -25,6 +25,7 @@ from ..settings import Settings
 from ..silence import Silence
 from . import values  # noqa: F401  # registers its checks
 from .calls import CALL_RULES, OldCall
+from .members import check_members
 from .names import OldNames
 from .old_api import ADAPTIVE, NAMES, OLD_PARAMETERS, RENAMED, WITHOUT_SUCCESSOR
 
@@ -54,6 +55,7 @@ def plan(
         if context.is_inside(use.node, skipped):
             continue
         plan_use(context, changes, use, renames)
+    check_members(context, changes, names)
     changes.place()
     return changes, ImportEditor(context, changes, renames).edits()
 
