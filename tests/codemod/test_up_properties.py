@@ -33,7 +33,7 @@ NEW = {
 VALUES: dict[str, list[str]] = {
     "segment_lengths": ["[2048, 4096]", "segments", "(2048,)"],
     "dilation_rates": ["[1, 2]", "[1]", "(1, 1)", "[2 ** i for i in range(2)]"],
-    "sparse_config": ["pattern", "{'pattern_type': 'dilated_sparse'}"],
+    "sparse_config": ["pattern", "{'pattern_type': 'dilated_sparse'}", "None"],
     "sparsity_ratio": ["0.1", "ratio"],
     "block_size": ["64", "size"],
     "variant": ["'base'", '"auto"'],
@@ -119,7 +119,7 @@ def expected(name: str, arguments: dict[str, str]) -> dict[str, Any]:
         values.pop("dilation_rates", None)
     if name == PRESET:
         values["name"] = values.pop("preset_name")
-    elif not {"sparse_config", "sparsity_ratio"} & values.keys():
+    elif values.get("sparse_config") is None and "sparsity_ratio" not in values:
         values["sparse_config"] = WINDOW
         if "block_size" in values:
             values["sparse_config"] = {**WINDOW, "block_size": values.pop("block_size")}

@@ -206,22 +206,21 @@ attention = get_block_sparse_preset("local")
     ),
     "UP110": Explanation(
         """\
-The new code needs quotes inside nested f-strings, stands in a docstring with escapes, or would take the place of an argument
-that is there already, as in `sparse_config=None`.
+The new code needs quotes inside nested f-strings, which have none left, or stands in a docstring with escapes.
 """,
         """\
 Move the call to a statement of its own, and write there what the other rules would write.
 """,
         f"""\
-{PACKAGE}create_block_sparse_attention
+{PACKAGE}SparsePatternConfig
 
-attention = create_block_sparse_attention("base", sparse_config=None)
+text = f"{{f'{{SparsePatternConfig()}}'}}"
 """,
         f"""\
-{PACKAGE}SparsePatternConfig, create_block_sparse_attention
+{PACKAGE}SparsePatternConfig
 
 pattern = SparsePatternConfig("local_window", window_size=256)
-attention = create_block_sparse_attention("base", sparse_config=pattern)
+text = f"{{f'{{pattern}}'}}"
 """,
     ),
     "UP111": Explanation(

@@ -49,8 +49,8 @@ def module(call: OldCall) -> None:
         call.leave("UP104", "sparsity_ratio without a pattern_type")
         return
     style = call.context.style(call.call)
-    if style is None or "sparse_config" in call.places or "sparsity_config" in call.places:
-        call.leave("UP110", "sparse_config")
+    if style is None:
+        call.leave("UP110", "inside nested f-strings")
         return
     inside = [
         Item("pattern_type", string("local_window", style)),
@@ -64,7 +64,8 @@ def module(call: OldCall) -> None:
         inside.insert(1, Item("block_size", size))
     one_line = type(style)(style.quote, None, style.from_block, style.unit)
     config = new_call(call.changes.name(call.use, PATTERN), inside, one_line)
-    call.add(RULE, "sparse_config", config)
+    name = "sparsity_config" if "sparsity_config" in call.places else "sparse_config"
+    call.give(RULE, name, config)
 
 
 def uses_pattern(call: OldCall) -> bool:

@@ -36,6 +36,7 @@ class OldCall:
     problem: str = ""  # why the arguments are not known
     gone: dict[int, str] = field(default_factory=dict)  # position -> rule that removes the argument
     keywords: dict[int, str] = field(default_factory=dict)  # position -> its new keyword
+    values: dict[int, cst.BaseExpression] = field(default_factory=dict)  # position -> its new value
     first: list[tuple[str, cst.BaseExpression]] = field(
         default_factory=list
     )  # keywords that are added in front
@@ -98,11 +99,19 @@ class OldCall:
         (self.first if in_front else self.last).append((name, value))
         self.note(rule, "")
 
+    def give(self, rule: str, name: str, value: cst.BaseExpression) -> None:
+        """Write an argument that is left out or None."""
+        if name in self.places:
+            self.values[self.places[name]] = value
+            self.note(rule, "")
+        else:
+            self.add(rule, name, value)
+
     # ---- the new call
 
     @property
     def changed(self) -> bool:
-        return bool(self.gone or self.keywords or self.first or self.last)
+        return bool(self.gone or self.keywords or self.values or self.first or self.last)
 
     def finish(self) -> None:
         """Record the rewrite."""
@@ -128,17 +137,23 @@ class OldCall:
                 self.keywords.setdefault(place, parameters[place])
 
     def make(self, now: cst.Call) -> cst.Call:
-        args = [
-            arg if place not in self.keywords else named(arg, self.keywords[place])
-            for place, arg in enumerate(now.args)
-        ]
-        space = now.whitespace_before_args
+        args = []
+        for place, arg in enumerate(now.args):
+            value = self.values.get(place, arg.value)
+            new = arg if value is arg.value else arg.with_changes(value=value)
+            args.append(named(new, self.keywords[place]) if place in self.keywords else new)
+        space, end = now.whitespace_before_args, None
+        if not now.args and isinstance(space, cst.ParenthesizedWhitespace):  # a comment in parentheses
+            inner = space.last_line.value + self.context.module.default_indent
+            space, end = space.with_changes(last_line=cst.SimpleWhitespace(inner)), plain(space)
         kept = without(args, self.gone)
         for name, value in reversed(self.first):
-            new = cst.Arg(value, cst.Name(name), NO_SPACE)
-            kept = [with_comma(new, between(kept, space)), *kept] if kept else [new]
+            added = cst.Arg(value, cst.Name(name), NO_SPACE)
+            kept = [with_comma(added, between(kept, space)), *kept] if kept else [added]
         for name, value in self.last:
             kept = appended(kept, cst.Arg(value, cst.Name(name), NO_SPACE), space)
+        if end is not None:
+            kept[-1] = kept[-1].with_changes(whitespace_after_arg=end)
         return now.with_changes(args=kept, whitespace_before_args=space if kept else cst.SimpleWhitespace(""))
 
 
