@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 import dilated_attention_pytorch
 from dilated_attention_pytorch import (
     BlockLayout,
+    BlockSparseMultiheadAttention,
     SparsePatternConfig,
     block_sparse_attention,
     block_sparse_attention_varlen,
@@ -59,6 +60,13 @@ def second_derivative() -> object:
     return torch.autograd.grad(grad.sum(), q)
 
 
+def attend_to_packed() -> object:
+    attention = BlockSparseMultiheadAttention(16, 4, batch_first=True).eval()
+    x = torch.nested.nested_tensor([tensor(40, 16), tensor(71, 16)])
+    with torch.no_grad():
+        return attention(x, x, x, need_weights=False)
+
+
 Q = (2, 512, 4, 32)
 ERRORS: dict[str, Callable[[], object]] = {
     "num_kv_heads must divide": lambda: attend(tensor(2, 4, 512, 32), tensor(2, 4, 600, 32)),
@@ -98,6 +106,7 @@ ERRORS: dict[str, Callable[[], object]] = {
         *(tensor(512, 4, 32) for _ in range(3)), causal_layout(), *[torch.tensor([0, 300, 512])] * 2, 300, 300
     ),
     "q is a nested": attend_to_nested,
+    "dropout must be": lambda: BlockSparseMultiheadAttention(256, 4, [2048], [1]),
     "sparsity_ratio must": lambda: SparsePatternConfig(sparsity_ratio=99),
     "segment_lengths must": lambda: create_block_sparse_attention(segment_lengths=[1000], dilation_rates=[1]),
     "variant must be": lambda: create_block_sparse_attention(variant="distributed"),
@@ -121,6 +130,7 @@ WARNINGS: dict[str, Callable[[], object]] = {
     ),
     "window_size=256 has no effect": lambda: SparsePatternConfig(window_size=256),
     "sparsity_ratio 0.95 keeps": lambda: SparsePatternConfig(sparsity_ratio=0.95),
+    "packed sequences have": attend_to_packed,
 }
 
 
@@ -164,4 +174,5 @@ def test_warning_is_quoted_as_it_is_given(beginning: str) -> None:
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         WARNINGS[beginning]()
-    assert_quoted(quoted_as(beginning), str(given[0].message))
+    (message,) = (text for text in (str(each.message) for each in given) if text.startswith(beginning))
+    assert_quoted(quoted_as(beginning), message)
