@@ -281,6 +281,18 @@ def test_causal_jagged_sequences() -> None:
         torch.testing.assert_close(found, attention(x, x, x, need_weights=False, is_causal=True)[0])
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_compiled_jagged_sequences(need_weights: bool) -> None:
+    torch.compiler.reset()
+    attention = BlockSparseMultiheadAttention(EMBED, 4, batch_first=True, sparse_config=SPARSE)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    x = torch.nested.nested_tensor([torch.randn(n, EMBED) for n in (100, 33)], layout=torch.jagged)
+    out, weights = compiled(x, x, x, need_weights=need_weights)
+    expected, expected_weights = attention(x, x, x, need_weights=need_weights)
+    torch.testing.assert_close(out.values(), expected.values())
+    torch.testing.assert_close(weights, expected_weights)
+
+
 @pytest.mark.parametrize(
     ("reason", "change"),
     [

@@ -239,26 +239,17 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
                 "its use_nested_tensor",
                 stacklevel=2,
             )
-        if need_weights:
+        if (
+            need_weights or torch.compiler.is_compiling()
+        ):  # a compiled graph has no layout for packed sequences
             padded = of_query.padded()
-            of_keys = padded if of_key is of_query else of_key.padded()
-            of_values = of_keys if of_value is of_key else of_value.padded()
-            out, weights = multihead_attention(
-                self,
-                padded,
-                of_keys,
-                of_values,
-                of_key.is_padding(),
-                True,
-                None,
-                average_attn_weights,
-                is_causal,
-            )
-            assert weights is not None
-            is_padding = of_query.is_padding()
-            weights = weights.masked_fill(
-                is_padding[:, :, None] if average_attn_weights else is_padding[:, None, :, None], 0.0
-            )
+            of_keys = padded if key is query else of_key.padded()
+            of_values = of_keys if value is key else of_value.padded()
+            options = (of_key.is_padding(), need_weights, None, average_attn_weights, is_causal)
+            out, weights = multihead_attention(self, padded, of_keys, of_values, *options)
+            if weights is not None:
+                is_padding = of_query.is_padding()[:, None, :, None]
+                weights = weights.masked_fill(is_padding[:, 0] if average_attn_weights else is_padding, 0.0)
             return nested_like(query, out[of_query.element_and_position()]), weights
         q, k, v = (x[None] for x in self._projected(of_query.values, of_key.values, of_value.values))
         dropout_p = self.dropout if self.training else 0.0
