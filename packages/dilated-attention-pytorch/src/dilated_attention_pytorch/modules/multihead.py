@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..validation.numbers import checked_dropout
 from ..varlen import block_sparse_attention_varlen
 from .extra_keys import with_extra_keys
 from .multihead_masks import Masks, check_shapes, check_types_of_masks, first_or_more, masks_of
-from .nested_input import Packed, nested_like, why_not_nested
+from .nested_input import Packed, check_nested, nested_like, warn_of_length
 from .pattern_attention import Attended, attend_to_pattern
 from .settings import PatternSettings
 
@@ -215,33 +214,18 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         average_attn_weights: bool,
         is_causal: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        why_not = why_not_nested(query, key, value, has_masks, self.batch_first, self.training)
         needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, *self.parameters()))
-        if not why_not and query.layout != torch.jagged and needs_grad:
-            why_not = (
-                "grad is enabled and at least one of query or the input/output projection weights or biases "
-                "requires_grad; use layout=torch.jagged"
-            )
-        if not why_not and is_causal and query is not key:
-            why_not = "is_causal is only for self-attention"
-        if why_not:
-            raise AssertionError(
-                "MultiheadAttention does not support NestedTensor outside of its fast path. "
-                f"The fast path was not hit because {why_not}"
-            )
+        check_nested(
+            query, key, value, has_masks=has_masks, is_causal=is_causal, batch_first=self.batch_first,
+            training=self.training, needs_grad=needs_grad,
+        )  # fmt: skip
         of_query = Packed.of(query)
         of_key = of_query if key is query else Packed.of(key)
         of_value = of_key if value is key else Packed.of(value)
         if query.layout != torch.jagged and not is_causal and self._depends_on_length:
-            warnings.warn(
-                f"packed sequences have the pattern of the longest one, of {of_query.max_len} tokens; if they are padded "
-                "further in training, that is another pattern: pass enable_nested_tensor=False to nn.TransformerEncoder, or set "
-                "its use_nested_tensor",
-                stacklevel=2,
-            )
-        if (
-            need_weights or torch.compiler.is_compiling()
-        ):  # a compiled graph has no layout for packed sequences
+            warn_of_length(of_query.max_len)
+        # a compiled graph has no layout for packed sequences
+        if need_weights or torch.compiler.is_compiling():
             padded = of_query.padded()
             of_keys = padded if key is query else of_key.padded()
             of_values = of_keys if value is key else of_value.padded()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -59,35 +60,73 @@ def nested_like(nested: Tensor, values: Tensor) -> Tensor:
     return torch.nested.as_nested_tensor(list(values.split(lengths)))
 
 
-def why_not_nested(
-    query: Tensor, key: Tensor, value: Tensor, has_masks: bool, batch_first: bool, training: bool
-) -> str:
-    """Why a call with a NestedTensor is refused; empty if it is served.
+def check_nested(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    has_masks: bool,
+    is_causal: bool,
+    batch_first: bool,
+    training: bool,
+    needs_grad: bool,
+) -> None:
+    """Raise AssertionError, in the words of PyTorch, for a call with a NestedTensor that is not served.
 
     The jagged layout may have gradients and be cross attention; the older, strided one may be what TransformerEncoder makes
     of padding.
     """
-    layouts = (
-        {x.layout for x in (query, key, value)}
-        if query.is_nested and key.is_nested and value.is_nested
-        else set()
-    )
+    why_not = why_not_nested(query, key, value, has_masks, batch_first)
+    if not why_not and is_causal and query is not key:
+        why_not = "is_causal is only for self-attention"
+    if not why_not and query.layout != torch.jagged:
+        why_not = why_not_strided(query, key, value, training, needs_grad)
+    if why_not:
+        raise AssertionError(
+            "MultiheadAttention does not support NestedTensor outside of its fast path. "
+            f"The fast path was not hit because {why_not}"
+        )
+
+
+def why_not_nested(query: Tensor, key: Tensor, value: Tensor, has_masks: bool, batch_first: bool) -> str:
+    """Why NestedTensors of either layout are refused; empty if they are not."""
     if query.dim() != 3:
         return (
             f"input not batched; expected query.dim() of 3 but got {query.dim()}: query should be unbatched 2D or "
             f"batched 3D tensor but received {query.dim()}-D query tensor"
         )
-    if len(layouts) != 1:
+    are_nested = query.is_nested and key.is_nested and value.is_nested
+    if not are_nested or not query.layout == key.layout == value.layout:
         return "query, key and value are not NestedTensors of one layout"
     if has_masks:
         return "supplying key_padding_mask or attn_mask is not supported with NestedTensor input"
     if not batch_first:
         return "batch_first was not True"
-    if layouts == {torch.jagged}:
-        is_packed = all(map(_torch_internals.is_packed_jagged, (query, key, value)))
-        return "" if is_packed else "a jagged NestedTensor is transposed or has gaps; use its contiguous()"
+    is_jagged = query.layout == torch.jagged
+    if is_jagged and not all(map(_torch_internals.is_packed_jagged, (query, key, value))):
+        return "a jagged NestedTensor is transposed or has gaps; use its contiguous()"
+    return ""
+
+
+def why_not_strided(query: Tensor, key: Tensor, value: Tensor, training: bool, needs_grad: bool) -> str:
+    """Why NestedTensors of the strided layout are refused; empty if they are not."""
     if query is not key or key is not value:
         return "non-self attention was used (query, key, and value are not the same Tensor); use layout=torch.jagged"
     if training:
         return "training is enabled; use layout=torch.jagged"
+    if needs_grad:
+        return (
+            "grad is enabled and at least one of query or the input/output projection weights or biases "
+            "requires_grad; use layout=torch.jagged"
+        )
     return ""
+
+
+def warn_of_length(max_len: int) -> None:
+    """Warn that padding behind the longest sequence was forgotten, where it decides the pattern."""
+    warnings.warn(
+        f"packed sequences have the pattern of the longest one, of {max_len} tokens; if they are padded further in "
+        "training, that is another pattern: pass enable_nested_tensor=False to nn.TransformerEncoder, or set its "
+        "use_nested_tensor",
+        stacklevel=2,
+    )
