@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.integrations.transformers.models import (
     DENSE,
     TOLERANCE,
+    logits,
     model_of,
     padding,
     tokens,
@@ -33,12 +34,21 @@ def gradients(model: Any, mask: Tensor | None, checkpointing: bool = False, **op
 
 
 @pytest.mark.parametrize("side", [None, "left"], ids=["no padding", "left"])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss"])
 def test_gradients_at_ratio_1(name: str, side: str | None) -> None:
     mask = None if side is None else padding(side)
     attentions = (DENSE.get(name, "sdpa"), "all_blocks")
     expected, found = (gradients(model_of(name, attention), mask) for attention in attentions)
     torch.testing.assert_close(found, expected, **tolerance(name))
+
+
+def test_attention_dropout_is_for_training() -> None:
+    model = model_of("llama", attention_dropout=0.5)
+    expected = logits(model_of("llama"), input_ids=tokens())
+    torch.testing.assert_close(logits(model, input_ids=tokens()), expected, **TOLERANCE)
+    model.train()
+    first, second = logits(model, input_ids=tokens()), logits(model, input_ids=tokens())
+    assert not torch.allclose(first, second, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
