@@ -163,8 +163,16 @@ def test_padding_between_tokens() -> None:
 
 def test_a_mask_of_four_dimensions() -> None:
     mask = torch.ones(2, 1, 150, 150, dtype=torch.bool).tril()
-    with pytest.raises(NotImplementedError, match=r"one of shape \(2, 1, 150, 150\)"):
+    message = r"causal layers of a model that is given an attention_mask \(batch, length\); LlamaAttention got torch.bool \(2, 1"
+    with pytest.raises(NotImplementedError, match=message):
         logits(model_of("llama"), input_ids=tokens(), attention_mask=mask)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_mask_of_integers_is_not_taken_for_key_ranges(heads: int) -> None:
+    mask = torch.ones(2, heads, 150, 150, dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match=r"or bool or floating point .* got torch.int32 \(2"):
+        logits(model_of("bert"), input_ids=tokens(), attention_mask=mask)
 
 
 def test_a_mask_of_four_dimensions_of_an_encoder() -> None:

@@ -114,11 +114,7 @@ def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:
             q, k, v, call.packed, pattern, is_causal=call.causal, dropout_p=call.dropout, **scores
         )
     if call.mask is not None:
-        if call.causal:
-            raise NotImplementedError(
-                f"{name} serves causal layers with an attention_mask (batch, length), got one of shape "
-                f"{tuple(call.mask.shape)}; pass the mask of the tokenizer, or use attn_implementation='sdpa'"
-            )
+        check_mask(name, call)
         scores["attn_bias"] = added(call.mask, q.dtype)
     scores["dropout_p"] = call.dropout
     if call.ranges is None:
@@ -164,6 +160,21 @@ def attend_packed(
         *tokens, layout, *offsets, *lengths, is_causal=is_causal, **options
     )
     return out.view(*q.shape[:2], *out.shape[1:])
+
+
+def check_mask(name: str, call: LayerCall) -> None:
+    """Raise unless a mask of the user's is one over q_len and kv_len, of a layer without causality."""
+    mask = call.mask
+    if mask is None:
+        return
+    is_dense = mask.dim() == 4 and (mask.dtype == torch.bool or mask.is_floating_point())
+    if call.causal or not is_dense:
+        kind = "causal layers" if call.causal else "layers"
+        also = "" if call.causal else ", or bool or floating point (batch, 1, q_len, kv_len)"
+        raise NotImplementedError(
+            f"{name} serves {kind} of a model that is given an attention_mask (batch, length){also}; "
+            f"{type(call.module).__name__} got {mask.dtype} {tuple(mask.shape)}; use attn_implementation='sdpa'"
+        )
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -90,7 +90,9 @@ class KeyRanges(NamedTuple):
     @classmethod
     def read(cls, mask: Tensor | None) -> KeyRanges | None:
         """The ranges that a layer is given as its mask; None for none, and for a mask that is not ours."""
-        if mask is None or mask.dtype != torch.int32 or mask.dim() != 4:
+        if mask is None or mask.dtype != torch.int32 or mask.dim() != 4 or mask.shape[1] < 2:
+            return None
+        if (mask.shape[2] != 1 or mask.shape[3] != 1) and mask.stride(1) != 0:  # neither a batch nor packed
             return None
         if torch.compiler.is_compiling():
             return cls.of_tensor(mask)
