@@ -67,6 +67,11 @@ def has_no_values(x: Tensor) -> bool:
     return x.is_meta or is_fake(x)
 
 
+def is_for_the_dispatcher(x: Tensor) -> bool:
+    """Whether a tensor that looks plain has to go through an operator: it has no values, or stands for those of many samples."""
+    return has_no_values(x) or functorch_interpreter() is not None
+
+
 def as_of_call(x: Tensor, q: Tensor) -> Tensor:
     """A tensor for a call with q, on its device: fake where q is, as its mode may take no others."""
     if isinstance(q, FakeTensor) and not isinstance(x, FakeTensor):

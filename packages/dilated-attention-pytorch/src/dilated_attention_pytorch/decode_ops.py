@@ -18,6 +18,7 @@ from .grid import BlockGrid
 from .layout.layout import ALIVE, BlockLayout, key_of_alive
 from .layout.lists import BlockLists, BlockMasks
 from .ops import LIBRARY, NAMESPACE, lse_dtype
+from .samples import one_by_one
 
 LIBRARY.define(
     "decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lengths, Tensor? block_table, Tensor? kv_starts, "
@@ -178,3 +179,11 @@ def fake(q: Tensor, k_cache: Tensor, v_cache: Tensor, *others: Any) -> tuple[Ten
 
 LIBRARY.impl("decode", compute, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::decode", fake, lib=LIBRARY)
+
+
+def vmap_decode(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """A step of each sample."""
+    return one_by_one(decode, in_dims, args, info.batch_size)
+
+
+torch.library.register_vmap(f"{NAMESPACE}::decode", vmap_decode, lib=LIBRARY)

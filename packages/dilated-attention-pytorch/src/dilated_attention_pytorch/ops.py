@@ -25,6 +25,7 @@ from .grid import BlockGrid
 from .layout.cache import LAYOUTS, Pattern
 from .layout.layout import BlockLayout, Span
 from .layout.lists import BlockLists, BlockMasks
+from .samples import one_by_one
 from .sequences import Sequences
 
 NAMESPACE = "dilated_attention_pytorch"
@@ -463,41 +464,24 @@ def is_for_all(bias: Tensor | None, dim: int | None) -> bool:
 def fits_one_batch(args: OpArgs, dims: Any) -> bool:
     """Whether samples can become elements of the batch.
 
-    Not with dropout, whose bits count elements, packed sequences, lists for each element, or numbers of a head for each
-    sample.
+    Not with dropout, whose bits count elements, packed sequences, lists for each element or sample, or numbers of a head for
+    each sample.
     """
     geometry = Geometry(*args.geometry)
     return (
         args.seed is None
         and not geometry.is_packed
         and geometry.layout_batch == 1
+        and all(dim is None for dim in dims.of_layout())
         and dims.sinks is None
         and dims.alibi_slopes is None
     )
-
-
-def take(x: Any, dim: int | None, i: int) -> Any:
-    """Sample i of an argument."""
-    return x.select(dim, i) if isinstance(x, Tensor) and dim is not None else x
-
-
-def one_by_one(op: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...], size: int) -> tuple[Any, Any]:
-    """A call per sample."""
-    samples = [op(*(take(x, dim, i) for x, dim in zip(args, in_dims, strict=True))) for i in range(size)]
-    outs = [torch.stack(parts) for parts in zip(*samples, strict=True)]
-    return tuple(outs), (0,) * len(outs)
-
-
-def check_shared_lists(dims: Any) -> None:
-    if any(dim is not None for dim in dims.of_layout()):
-        raise ValueError("the lists of a layout must be the same for every sample of vmap, got batched ones")
 
 
 def vmap_attention(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
     """Samples go into the batch dimension, or one after the other, see `fits_one_batch`."""
     a, size = OpArgs(*args), info.batch_size
     dims: Any = OpArgs(*in_dims)
-    check_shared_lists(dims)
     if not fits_one_batch(a, dims):
         return one_by_one(attention, in_dims, args, size)
     out, lse = attention(*fold_args(a, dims, size))
@@ -517,7 +501,6 @@ def vmap_attention_backward(
     results, size = (out, lse, grad_out, grad_lse), info.batch_size
     a = OpArgs(*args)
     dims: Any = OpArgs(*in_dims[len(results) :])
-    check_shared_lists(dims)
     if a.sinks is not None or not fits_one_batch(a, dims):  # every sample has a gradient of the sinks
         return one_by_one(attention_backward, in_dims, (*results, *args), size)
     folded = fold_args(a, dims, size)

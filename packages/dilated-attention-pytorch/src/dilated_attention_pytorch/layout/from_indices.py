@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._torch_internals import has_no_values
+from .._torch_internals import is_for_the_dispatcher
 from ..grid import BlockGrid
+from ..samples import one_by_one
 from .block_indices import BlockIndices
 from .lists import BlockLists, build_csr
 
@@ -18,9 +20,9 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 def lists_of(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
     """Row and column lists of `lists_of_indices`; on a GPU from kernels, where triton is installed.
 
-    Of indices without values only their shapes, from the operator.
+    Indices without values, or of the samples of `torch.vmap`, go through the operator.
     """
-    if torch.compiler.is_compiling() or has_no_values(given.indices):
+    if torch.compiler.is_compiling() or is_for_the_dispatcher(given.indices):
         grid = given.grid
         tensors = block_lists(
             given.indices, given.counts, grid.q_len, grid.kv_len, grid.block_size, grid.causal
@@ -105,5 +107,11 @@ def fake_block_lists(
     return *row_lists, empty(heads * n_cols + 1), empty(capacity), empty(capacity)
 
 
+def vmap_block_lists(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    """The lists of each sample."""
+    return one_by_one(block_lists, in_dims, args, info.batch_size)
+
+
 LIBRARY.impl("block_lists", make_block_lists, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::block_lists", fake_block_lists, lib=LIBRARY)
+torch.library.register_vmap(f"{NAMESPACE}::block_lists", vmap_block_lists, lib=LIBRARY)

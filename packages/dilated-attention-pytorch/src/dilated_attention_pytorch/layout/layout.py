@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import values
-from .._torch_internals import has_no_values, mark_length_dynamic, without_modes
+from .._torch_internals import is_for_the_dispatcher, mark_length_dynamic, without_modes
 from ..caching import BoundedCache, make_in_graph, make_once
 from ..config import (
     SparsePatternConfig,
@@ -372,7 +372,7 @@ class BlockLayout:
         """
         grid = BlockGrid(q_len, kv_len, block_size, causal)
         given = checked_indices(indices, counts, grid)
-        if torch.compiler.is_compiling() or has_no_values(given.indices):
+        if torch.compiler.is_compiling() or is_for_the_dispatcher(given.indices):
             rows, cols = lists_of(given)
         else:
             with without_modes():  # a layout built in inference mode may be used in training later

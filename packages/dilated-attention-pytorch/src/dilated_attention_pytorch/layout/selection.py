@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import values
-from .._torch_internals import has_no_values
+from .._torch_internals import is_for_the_dispatcher
 from ..grid import BlockGrid
+from ..samples import one_by_one
 from ..values import shown
 from .best_blocks import Choice, Rows, best_of, diagonal_of
 from .block_indices import check_index_tensor
@@ -152,7 +153,7 @@ def select_blocks(
     choice = checked_choice(scores, num_blocks, top_p, keep_diagonal, window, sinks, causal)
     if row_budgets is not None:
         check_budgets(row_budgets, scores)
-    is_traced = torch.compiler.is_compiling() or has_no_values(scores)
+    is_traced = torch.compiler.is_compiling() or is_for_the_dispatcher(scores)
     choose = chosen_blocks if is_traced else choose_blocks
     made: tuple[Tensor, Tensor] = choose(scores.detach(), row_budgets, *choice)
     return made
@@ -282,3 +283,13 @@ def fake_chosen_blocks(
 
 LIBRARY.impl("chosen_blocks", choose_blocks, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::chosen_blocks", fake_chosen_blocks, lib=LIBRARY)
+
+
+def vmap_chosen_blocks(info: Any, in_dims: tuple[Any, ...], scores: Tensor, *others: Any) -> tuple[Any, Any]:
+    """The rows of all samples at once."""
+    if any(dim is not None for dim in in_dims[1:]):
+        return one_by_one(chosen_blocks, in_dims, (scores, *others), info.batch_size)
+    return chosen_blocks(scores.movedim(in_dims[0], 0), *others), (0, 0)
+
+
+torch.library.register_vmap(f"{NAMESPACE}::chosen_blocks", vmap_chosen_blocks, lib=LIBRARY)
