@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.utils._python_dispatch import _disable_current_modes
 
 # ---- the CUDA device; None in builds of torch without CUDA
@@ -52,6 +52,20 @@ is_legacy_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batc
 def is_forward_mode() -> bool:
     """Whether a level of forward-mode AD is open, so that tensors can have tangents."""
     return forward_ad._current_level >= 0
+
+
+# ---- profiles
+
+profiler_flags = profiler
+"""Its `_is_profiler_enabled` says whether a profiler runs: an attribute to read, which costs less than any call."""
+
+
+def labelled(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The result of the function, a range of this name where a profiler runs."""
+    if not profiler_flags._is_profiler_enabled:
+        return function(*args)
+    with torch.profiler.record_function(name):
+        return function(*args)
 
 
 # ---- tensors without values

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from . import decode_ops
+from ._torch_internals import labelled, profiler_flags
 from .backends.decode_problem import DecodeInputs
 from .decode_eager import are_plain, cached_call, key_of, run_decode
 from .eager import is_plain_eager
 from .layout.layout import BlockLayout
+from .ops import NAMESPACE
 from .validation.decode import check_decode
 from .validation.numbers import check_backend, check_flag
+
+LABEL = f"{NAMESPACE}::decode"  # in a profile, as the operator
 
 
 @overload
@@ -129,14 +133,18 @@ def block_sparse_decode(
         key = key_of(inputs, softmax_scale, softcap, backend)
         cached = cached_call(layout, key)
         if cached is not None and type(return_lse) is bool:
-            results: tuple[Any, Any] = cached(inputs, return_lse)
+            results: tuple[Any, Any]
+            if profiler_flags._is_profiler_enabled:
+                results = labelled(LABEL, cached, inputs, return_lse)
+            else:
+                results = cached(inputs, return_lse)
             return results if return_lse else results[0]
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
     problem = check_decode(inputs, layout, softmax_scale=softmax_scale, softcap=softcap)
     check_backend(backend)
     if is_plain_eager() and not q.is_meta and are_plain(inputs):
-        out, lse = run_decode(problem, backend, layout, key)
+        out, lse = labelled(LABEL, run_decode, problem, backend, layout, key)
     else:
         out, lse = decode_ops.decode(*decode_ops.op_args(problem, backend))
     return (out, lse) if return_lse else out

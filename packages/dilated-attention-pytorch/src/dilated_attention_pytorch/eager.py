@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling  # looked up in every call
 
 from . import _torch_internals, ops
-from ._torch_internals import without_function_modes
+from ._torch_internals import labelled, profiler_flags, without_function_modes
 from .backends.problem import AttentionProblem, Backend, Forward
 from .call import PLAIN_TYPES, Call
 from .layout.layout import BlockLayout
 
+# A call that bypasses the dispatcher has the names of the operators in a profile.
+LABEL, LABEL_OF_BACKWARD = f"{ops.NAMESPACE}::attention", f"{ops.NAMESPACE}::attention_backward"
 OPTIONAL_TYPES = (*PLAIN_TYPES, type(None))
 SEQUENCES = (list, tuple)
 
@@ -30,7 +33,7 @@ SEQUENCES = (list, tuple)
 def is_plain_eager() -> bool:
     """True in plain eager mode: no dispatch mode, functorch transform, tracer or compiler is active."""
     return (
-        not torch.compiler.is_compiling()
+        not is_compiling()
         and not _torch_internals.num_dispatch_modes()
         and _torch_internals.functorch_interpreter() is None
         and _torch_internals.tracing_state() is None
@@ -79,6 +82,12 @@ class CachedCall(NamedTuple):
 
     def run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """out and lse."""
+        if profiler_flags._is_profiler_enabled:
+            made: tuple[Tensor, Tensor] = labelled(LABEL, self._run, q, k, v)
+            return made
+        return self._run(q, k, v)
+
+    def _run(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if self.needs_grad:
             out, lse = EagerAttention.apply(q, k, v, self)  # type: ignore[no-untyped-call]
             return out, lse
@@ -100,6 +109,12 @@ def forward_of(static_problem: AttentionProblem, backend: Backend) -> Forward:
 
 def run_attention(problem: AttentionProblem, backend: Backend) -> tuple[Tensor, Tensor]:
     """out and lse of a problem that can bypass the dispatcher."""
+    made: tuple[Tensor, Tensor] = labelled(LABEL, attention_of, problem, backend)
+    return made
+
+
+def attention_of(problem: AttentionProblem, backend: Backend) -> tuple[Tensor, Tensor]:
+    """As `run_attention`, without a label."""
     p = problem
     if _torch_internals.is_forward_mode():
         ops.check_no_tangents((name, getattr(p, name)) for name in ops.DIFFERENTIABLE)
@@ -153,7 +168,9 @@ class EagerAttention(torch.autograd.Function):
             args = ops.op_args(problem, backend.name)
             dq, dk, dv, grad_bias, grad_sinks = ops.attention_backward(out, lse, grad_out, grad_lse, *args)
         else:
-            dq, dk, dv, grad_bias, grad_sinks = gradients(problem, backend, out, lse, grad_out, grad_lse)
+            dq, dk, dv, grad_bias, grad_sinks = labelled(
+                LABEL_OF_BACKWARD, gradients, problem, backend, out, lse, grad_out, grad_lse
+            )
         if not others:
             return dq, dk, dv, None
         bias, sinks, _ = others
