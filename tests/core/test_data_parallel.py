@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from dilated_attention_pytorch import (
+    BlockSparseAdaptive,
     BlockSparseAttention,
     BlockSparseMultiheadAttention,
     SparsePatternConfig,
@@ -62,6 +63,24 @@ class Multihead(nn.Module):
         return x + out
 
 
+class Adaptive(nn.Module):
+    """Attention that trains its scorer, whose parameters have another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_qkv = nn.Linear(FEATURES, 3 * FEATURES)
+        self.attention = BlockSparseAdaptive(
+            SparsePatternConfig(block_size=16),
+            {"hidden_dim": 8, "hard_sparsity": True},
+            num_heads=HEADS,
+            head_dim=FEATURES // HEADS,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, HEADS, -1)).unbind(2)
+        return x + self.attention(q, k, v, is_causal=True).flatten(2)
+
+
 def encoder_layer() -> nn.Module:
     layer = nn.TransformerEncoderLayer(FEATURES, HEADS, 2 * FEATURES, dropout=0.0, batch_first=True)
     converted: nn.Module = convert_to_block_sparse(layer, CONFIG)
@@ -71,6 +90,7 @@ def encoder_layer() -> nn.Module:
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "base": Base,
     "multihead": Multihead,
+    "adaptive": Adaptive,
     "encoder": encoder_layer,
 }
 
@@ -78,7 +98,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 def made(name: str) -> nn.Sequential:
     """Two layers, the same in every process."""
     torch.manual_seed(0)
-    return nn.Sequential(LAYERS[name](), LAYERS[name]()).double()
+    return nn.Sequential(LAYERS[name](), LAYERS[name]()).double().eval()  # no noise of the choice
 
 
 def batches() -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dilated_attention_pytorch import (
     BlockLayout,
+    BlockSparseAdaptive,
     BlockSparseAttention,
     BlockSparseMultiheadAttention,
     SparsePatternConfig,
@@ -31,12 +32,14 @@ FORWARD, BACKWARD, DECODE = (
     f"dilated_attention_pytorch::{name}" for name in ("attention", "attention_backward", "decode")
 )
 
+ADAPTIVE = BlockSparseAdaptive(CONFIG, num_heads=2, head_dim=8)
 MULTIHEAD = BlockSparseMultiheadAttention(16, 2, batch_first=True, sparse_config=CONFIG)
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "function": lambda x: block_sparse_attention(x, x, x, LAYOUT),
     "with_options": lambda x: block_sparse_attention(x, x, x, LAYOUT, softcap=5.0),
     "module": lambda x: BlockSparseAttention(CONFIG)(x, x, x),
     "multihead": lambda x: MULTIHEAD(x.flatten(2), x.flatten(2), x.flatten(2))[0],
+    "adaptive": lambda x: ADAPTIVE(x, x, x, is_causal=True),
     "packed": lambda x: block_sparse_attention_varlen(x[0], x[0], x[0], LAYOUT, OFFSETS, OFFSETS, 56, 56),
     "sdpa": lambda x: block_sparse_sdpa(*[x.transpose(1, 2)] * 3, sparse_config=CONFIG),
 }

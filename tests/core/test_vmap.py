@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dilated_attention_pytorch import (
     BlockLayout,
+    BlockSparseAdaptive,
     BlockSparseMultiheadAttention,
     SparsePatternConfig,
     block_scores,
@@ -27,6 +28,7 @@ CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.4)
 LENGTH = 96
 CAUSAL = BlockLayout.from_config(CONFIG, LENGTH, causal=True)
 OFFSETS = torch.tensor([0, 40, LENGTH], dtype=torch.int32)
+ADAPTIVE = BlockSparseAdaptive(CONFIG, num_heads=2, head_dim=4).eval()  # in training it draws noise
 MODULE = BlockSparseMultiheadAttention(8, 2, sparse_config=CONFIG, batch_first=True)
 
 
@@ -49,6 +51,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "chosen": chosen,
     "chosen_by_share": lambda q, k, v: chosen(q, k, v, top_p=0.6),
     "packed": packed,
+    "adaptive": lambda q, k, v: ADAPTIVE(q, k, v, is_causal=True),
     "multihead": lambda q, k, v: MODULE(*(x.flatten(2) for x in (q, k, v)))[0],
     "sdpa": lambda q, k, v: block_sparse_sdpa(*(x.transpose(1, 2) for x in (q, k, v)), sparse_config=CONFIG),
 }

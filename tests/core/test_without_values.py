@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from dilated_attention_pytorch import (
     BlockLayout,
+    BlockSparseAdaptive,
     BlockSparseAttention,
     SparsePatternConfig,
     TileOrder,
@@ -81,6 +82,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     ),
     "chosen": lambda q, k, v: chosen(q, k, v, num_blocks=2),
     "chosen_by_share": lambda q, k, v: chosen(q, k, v, top_p=0.5),
+    "adaptive": lambda q, k, v: BlockSparseAdaptive(CONFIG, num_heads=4, head_dim=8, device=q.device)(
+        q, k, v, is_causal=True
+    ),
     "module": lambda q, k, v: BlockSparseAttention(CONFIG)(q, k, v, is_causal=True),
     "module_with_a_layout": lambda q, k, v: BlockSparseAttention(CONFIG)(q, k, v, layout=LAYOUT),
     "sdpa": lambda q, k, v: block_sparse_sdpa(
@@ -148,13 +152,15 @@ def test_call_without_values_leaves_the_layout_as_it_was() -> None:
 # ---- modules
 
 
-@pytest.mark.parametrize("variant", ["base", "multihead"])
+@pytest.mark.parametrize("variant", ["base", "multihead", "adaptive"])
 def test_modules_are_made_on_meta_and_filled_later(variant: str) -> None:
     arguments: dict[str, Any] = {"sparse_config": CONFIG}
     if variant == "multihead":
         arguments |= {"embed_dim": 32, "num_heads": 4, "batch_first": True}
+    if variant == "adaptive":
+        arguments |= {"head_dim": 8, "num_heads": 4}
     torch.manual_seed(0)
-    whole = create_block_sparse_attention(variant=variant, **arguments)
+    whole = create_block_sparse_attention(variant=variant, **arguments).eval()
     with torch.device("meta"):
         made = create_block_sparse_attention(variant=variant, **arguments)
         x = torch.randn(2, LENGTH, 32) if variant == "multihead" else torch.randn(2, LENGTH, 4, 8)
@@ -164,7 +170,7 @@ def test_modules_are_made_on_meta_and_filled_later(variant: str) -> None:
     assert out.shape == x.shape
     assert all(p.is_meta for p in made.parameters())
 
-    filled = made.to_empty(device="cpu")
+    filled = made.to_empty(device="cpu").eval()
     filled.load_state_dict(whole.state_dict())
     x = torch.randn(x.shape)
     for ours, theirs in zip(filled(x, x, x), whole(x, x, x)):

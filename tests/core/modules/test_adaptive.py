@@ -317,7 +317,7 @@ def test_straight_through_gradient_is_that_of_a_bias_of_zero() -> None:
     (of_bias,) = torch.autograd.grad(again, bias, grad)
     chosen = pattern["scores"].gather(-1, pattern["indices"].clamp(min=0).long()).flatten()
     # scores are divided by the temperature, so each changes by -itself with its logarithm; 1e4 products in float32
-    torch.testing.assert_close(found, -(of_bias.flatten() * chosen).sum(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.squeeze(), -(of_bias.flatten() * chosen).sum(), atol=1e-4, rtol=1e-4)
 
 
 def test_temperature_is_a_parameter_or_a_buffer_and_at_least_the_least() -> None:

@@ -51,3 +51,8 @@ def moved_to_front(x: Tensor, starts: Tensor) -> Tensor:
     place = (torch.arange(x.shape[1], device=x.device) + starts[:, None]).clamp(max=x.shape[1] - 1)
     element = torch.arange(x.shape[0], device=x.device)[:, None]
     return x[element, place]
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A context in which products on the device of a tensor keep their types."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)  # there is none for meta

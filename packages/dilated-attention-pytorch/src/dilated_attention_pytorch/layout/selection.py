@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from .. import values
-from .._torch_internals import is_for_the_dispatcher
+from .._torch_internals import as_of_call, is_for_the_dispatcher
 from ..grid import BlockGrid
 from ..samples import one_by_one
 from ..values import shown
 from .best_blocks import Choice, Rows, best_of, diagonal_of
 from .block_indices import check_index_tensor
 from .from_indices import HAS_TRITON
-from .pooled import block_means
+from .pooled import block_means, without_autocast
 
 SCORES_AT_ONCE = 2**23  # of which rows are chosen together; at most about 40 bytes for each
 
@@ -66,7 +66,7 @@ def block_scores(
     cols = block_means(k, grid.block_size, 0)
     # (batch, num_kv_heads, heads of the group * n_rows, head_dim) by (batch, num_kv_heads, head_dim, n_cols)
     rows = rows.transpose(1, 2).reshape(batch, num_kv_heads, -1, q.shape[3])
-    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):  # meta has no autocast
+    with without_autocast(q):
         scores = torch.matmul(rows, cols.permute(0, 2, 3, 1)).view(batch, num_heads, grid.n_rows, grid.n_cols)
     if not grid.causal:
         return scores
@@ -151,9 +151,11 @@ def select_blocks(
         ([[0, -1], [0, 1], [1, 2]], [1, 2, 2])
     """
     choice = checked_choice(scores, num_blocks, top_p, keep_diagonal, window, sinks, causal)
+    is_traced = torch.compiler.is_compiling() or is_for_the_dispatcher(scores)
     if row_budgets is not None:
         check_budgets(row_budgets, scores)
-    is_traced = torch.compiler.is_compiling() or is_for_the_dispatcher(scores)
+        if is_traced and not torch.compiler.is_compiling():
+            row_budgets = as_of_call(row_budgets, scores)
     choose = chosen_blocks if is_traced else choose_blocks
     made: tuple[Tensor, Tensor] = choose(scores.detach(), row_budgets, *choice)
     return made

@@ -18,7 +18,7 @@ from ..functional import block_sparse_attention
 from ..grid import BlockGrid
 from ..layout.budgets import Share, row_budgets
 from ..layout.layout import BlockLayout
-from ..layout.pooled import block_means, first_tokens, moved_to_front, valid_means
+from ..layout.pooled import block_means, first_tokens, moved_to_front, valid_means, without_autocast
 from ..layout.selection import check_pooled, select_blocks
 from ..patterns.budget import written_ratio
 from ..upstream.keywords import explains_old_keywords
@@ -71,7 +71,7 @@ class Compared(NamedTuple):
 
     def scores(self) -> Tensor:
         """(batch, num_heads, n_rows, n_cols); blocks without keys have -inf."""
-        with torch.autocast(self.queries.device.type, enabled=False):
+        with without_autocast(self.queries):
             scores = self.queries @ self.keys
         if self.has_keys is None:
             return scores
@@ -113,7 +113,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
 
     Attributes:
         scorer: the network.
-        log_temperature: the logarithm of the temperature, a parameter, or a buffer if it is not learnable.
+        log_temperature: the logarithm of the temperature, (1,), a parameter, or a buffer if it is not learnable.
 
     Nothing waits for a GPU, and calls can be captured in a CUDA graph, whose replays choose anew. Scores take 4 bytes for every
     pair of blocks, head and batch element (268 MB for 131,072 tokens, blocks of 64 and 16 heads).
@@ -167,7 +167,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
             "device": device, "dtype": dtype,
         }  # fmt: skip
         self.scorer = LazyBlockScorer(**network) if sizes is None else BlockScorer(*sizes, **network)
-        log_temperature = torch.full((), math.log(its.temperature), device=device, dtype=dtype)
+        # one axis: fully_shard takes no parameters without dimensions
+        log_temperature = torch.full((1,), math.log(its.temperature), device=device, dtype=dtype)
         if its.learnable_temperature:
             self.log_temperature: Tensor = nn.Parameter(log_temperature)
         else:
@@ -192,7 +193,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
     @property
     def temperature(self) -> Tensor:
         """What divides the scores, at least `min_temperature`. Assign a number to anneal it."""
-        temperature = self.log_temperature.exp()
+        temperature = self.log_temperature.squeeze().exp()
         # a temperature below the least one still has a gradient, or it would stay there for good
         return (
             temperature + (temperature.clamp(min=self.adaptive_config.min_temperature) - temperature).detach()

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
+from ..layout.pooled import without_autocast
+
 
 class BlockScorer(nn.Module):
     """Features of blocks of queries and of keys, whose products are the scores of the pairs.
@@ -91,7 +93,7 @@ class BlockScorer(nn.Module):
             queries: (batch, n_rows, num_heads, head_dim), float32 or float64.
             keys: (batch, n_cols, num_kv_heads, head_dim).
         """
-        with torch.autocast(queries.device.type, enabled=False):
+        with without_autocast(queries):
             keys = keys.repeat_interleave(queries.shape[2] // keys.shape[2], 2)
             of_queries, of_keys = self._features("q", queries), self._features("k", keys)
         return of_queries, of_keys.transpose(2, 3)
