@@ -133,12 +133,13 @@ def block_sparse_decode(
         key = key_of(inputs, softmax_scale, softcap, backend)
         cached = cached_call(layout, key)
         if cached is not None and type(return_lse) is bool:
-            results: tuple[Any, Any]
+            results: Any
             if profiler_flags._is_profiler_enabled:
                 results = labelled(LABEL, cached, inputs, return_lse)
             else:
                 results = cached(inputs, return_lse)
-            return results if return_lse else results[0]
+            out_or_both: Tensor | tuple[Tensor, Tensor] = results if return_lse else results[0]
+            return out_or_both
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
     problem = check_decode(inputs, layout, softmax_scale=softmax_scale, softcap=softcap)
