@@ -72,14 +72,6 @@ CARRIED_OVER = [
     "create_multihead_block_sparse",
     "get_block_sparse_preset",
 ]
-AWAITED = {
-    "AdaptiveConfig",
-    "BlockSparseAdaptive",
-    "BlockSparseMultiheadAttention",
-    "convert_to_block_sparse",
-    "create_adaptive_block_sparse",
-    "create_multihead_block_sparse",
-} - set(dilated_attention_pytorch.__all__)
 REQUIRED = "required"
 # The arguments of 0.2.0 and their defaults; "forward" is the call of the class before it.
 THERE: dict[str, dict[str, object]] = {
@@ -197,7 +189,7 @@ def test_every_public_name_of_upstream_is_carried_over_or_has_one_row() -> None:
 def test_names_carried_over_exist_and_the_others_do_not() -> None:
     headings = re.findall(r"^### `(\w+)`$", PAGE, re.MULTILINE)
     assert sorted(headings) == CARRIED_OVER
-    assert set(CARRIED_OVER) - AWAITED == set(UPSTREAM) & set(dilated_attention_pytorch.__all__)
+    assert set(CARRIED_OVER) == set(UPSTREAM) & set(dilated_attention_pytorch.__all__)
 
 
 def test_hierarchical_names_are_those_of_the_codemod() -> None:
@@ -211,7 +203,7 @@ def test_what_a_row_names_exists(name: str) -> None:
         if path in GONE:
             assert here == f"as `{path}`", here
             continue
-        if path in ("segment_lengths", "dilation_rates", "log_temperature") or path in AWAITED:
+        if path in ("segment_lengths", "dilation_rates", "log_temperature"):
             continue
         thing: object = dilated_attention_pytorch
         for part in path.split("."):
@@ -252,8 +244,6 @@ def cell(value: object) -> str:
 
 @pytest.mark.parametrize("path", THERE)
 def test_table_has_every_argument_with_its_defaults_there_and_here(path: str) -> None:
-    if path.split(".")[0] in AWAITED or (AWAITED and path == "create_block_sparse_attention"):
-        pytest.skip(f"{path} does not exist yet")
     heading, table = HEADINGS.get(path, (f"### `{path}`", "argument"))
     (text,) = re.findall(rf"^\| {table} \|.*\n\|[-|]+\n((?:\|.*\n)+)", section(heading), re.MULTILINE)
     there, here, found = THERE[path], arguments_here(path), rows(text)
@@ -307,8 +297,6 @@ def test_figures_of_the_old_patterns() -> None:
 
 @pytest.mark.parametrize("path", re.findall(r"\]\(([\w/.-]+\.md)", PAGE))
 def test_pages_that_are_linked_exist(path: str) -> None:
-    if path == "guides/adaptive.md" and "AdaptiveConfig" in AWAITED:
-        pytest.skip("does not exist yet")
     assert (ROOT / "docs" / path).exists()
 
 

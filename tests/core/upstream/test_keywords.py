@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import dilated_attention_pytorch as package
 from dilated_attention_pytorch import (
+    AdaptiveConfig,
+    BlockSparseAdaptive,
     BlockSparseAttention,
     BlockSparseMultiheadAttention,
     SparsePatternConfig,
+    create_adaptive_block_sparse,
     create_block_sparse_attention,
     create_multihead_block_sparse,
     get_block_sparse_preset,
 )
 from dilated_attention_pytorch.upstream.keywords import OLD_KEYWORDS
+from dilated_attention_pytorch.upstream.names import PAGE
+
+ROOT = Path(__file__).parents[3]
 
 ENTRANCES: dict[str, Any] = {
     "create_block_sparse_attention": create_block_sparse_attention,
     "get_block_sparse_preset": lambda **old: get_block_sparse_preset("local", **old),
     "create_multihead_block_sparse": lambda **old: create_multihead_block_sparse(64, 2, **old),
+    "create_adaptive_block_sparse": create_adaptive_block_sparse,
     "BlockSparseAttention": BlockSparseAttention,
+    "BlockSparseAdaptive": BlockSparseAdaptive,
     "BlockSparseMultiheadAttention": lambda **old: BlockSparseMultiheadAttention(64, 2, **old),
     "SparsePatternConfig": SparsePatternConfig,
+    "AdaptiveConfig": AdaptiveConfig,
     "sparse_config": lambda **old: BlockSparseAttention(old),
+    "adaptive_config": lambda **old: BlockSparseAdaptive(adaptive_config=old),
 }
 
 
@@ -37,6 +49,12 @@ def test_old_keyword_says_what_to_do(entrance: str) -> None:
             ENTRANCES[entrance](**{keyword: 1})
         text = f"{entrance} takes no '{keyword}', of version 0.2.0:\n  {keyword}: {what}\n"
         assert str(error.value).startswith(text)
+
+
+def test_entrances_are_all_of_upstreams_names_that_take_keywords() -> None:
+    carried_over = re.findall(r"^### `(\w+)`$", (ROOT / PAGE).read_text("utf-8"), re.MULTILINE)
+    new_names = {"BlockSparseAttention", "BlockSparseMultiheadAttention"}
+    assert {*carried_over, *new_names, "sparse_config", "adaptive_config"} == set(ENTRANCES)
 
 
 def test_all_old_keywords_of_a_call_are_named_at_once() -> None:

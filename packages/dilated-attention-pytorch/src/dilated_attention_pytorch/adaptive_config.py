@@ -8,9 +8,11 @@ from fractions import Fraction
 from typing import Any
 
 from . import values
+from .upstream.keywords import explains_old_keywords
 from .values import shown
 
 
+@explains_old_keywords
 @dataclass(frozen=True)
 class AdaptiveConfig:
     """How `BlockSparseAdaptive` chooses its blocks.

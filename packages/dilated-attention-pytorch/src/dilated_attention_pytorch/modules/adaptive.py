@@ -21,7 +21,7 @@ from ..layout.layout import BlockLayout
 from ..layout.pooled import block_means, first_tokens, moved_to_front, valid_means, without_autocast
 from ..layout.selection import check_pooled, select_blocks
 from ..patterns.budget import written_ratio
-from ..upstream.keywords import explains_old_keywords
+from ..upstream.keywords import explains_old_keywords, refuse_old_keywords
 from ..validation.call import check_call
 from ..validation.numbers import check_flag, check_is_causal, checked_dropout, checked_scale
 from ..values import shown
@@ -449,6 +449,7 @@ def checked_adaptive(given: Any) -> AdaptiveConfig:
     if given is None:
         return AdaptiveConfig()
     if isinstance(given, Mapping):
+        refuse_old_keywords(given, "adaptive_config")
         fields = [field.name for field in dataclasses.fields(AdaptiveConfig)]
         for name in given:
             if name not in fields:
