@@ -279,10 +279,12 @@ def run_core_tests(
 
 def run_integrations(session: nox.Session, python: str, *selection: str) -> None:
     """Run the tests in models of other libraries, with one thread per worker and without a network."""
+    # 5 is no test: arguments may be for other tests, and the libraries need Python 3.11
+    may_be_none = session.posargs or sys.version_info < (3, 11)
     session.run(
         *(python, "-m", "pytest", *workers(), "tests/integrations", *selection, *session.posargs),
         env={"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        success_codes=[0, 5] if session.posargs else [0],  # 5: arguments that are for other tests select none
+        success_codes=[0, 5] if may_be_none else [0],
     )
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
-transformers = pytest.importorskip("transformers", minversion="5.0")  # needs Python 3.11
-
-from dilated_attention_pytorch import SparsePatternConfig  # noqa: E402
-from dilated_attention_pytorch.integrations.transformers import register_block_sparse_attention  # noqa: E402
+from dilated_attention_pytorch import SparsePatternConfig
+from dilated_attention_pytorch.integrations.transformers import register_block_sparse_attention
 
 transformers.logging.set_verbosity_error()
 
