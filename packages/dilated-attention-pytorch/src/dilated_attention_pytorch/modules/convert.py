@@ -54,8 +54,8 @@ def convert_to_block_sparse(
         TypeError: an argument has the wrong type.
 
     Examples:
-        >>> layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
-        >>> model = nn.TransformerEncoder(layer, num_layers=2)
+        >>> layer = torch.nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+        >>> model = torch.nn.TransformerEncoder(layer, num_layers=2)
         >>> model = convert_to_block_sparse(model, SparsePatternConfig(sparsity_ratio=0.2))
         >>> type(model.layers[0].self_attn).__name__
         'BlockSparseMultiheadAttention'
