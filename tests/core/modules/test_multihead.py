@@ -183,6 +183,18 @@ def test_autocast_gives_its_type() -> None:
     assert exact.dtype == torch.float32
 
 
+@pytest.mark.parametrize("is_cross", [False, True])
+def test_bias_of_another_type_is_added(is_cross: bool) -> None:
+    dense, sparse = pair(EMBED, HEADS, batch_first=True)
+    x = torch.randn(2, 20, EMBED, dtype=torch.float64)
+    key = x.clone() if is_cross else x
+    found = []
+    for module in (sparse, dense):
+        module.in_proj_bias = nn.Parameter(module.in_proj_bias.half())
+        found.append(module(x, key, key))
+    torch.testing.assert_close(found[0], found[1], **EXACT)
+
+
 def test_dropout_is_drawn_in_training_only_and_again_in_a_checkpoint() -> None:
     attention = sparse_attention(dropout=0.5, sparse_config=SparsePatternConfig(sparsity_ratio=1.0))
     x = torch.randn(2, 40, EMBED, requires_grad=True)

@@ -249,7 +249,10 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Heads of the projected inputs, (..., num_heads, head_dim); of self-attention views of one product."""
-        weight, bias, n = self.in_proj_weight, self.in_proj_bias, self.embed_dim
+        weight, n = self.in_proj_weight, self.embed_dim
+        bias: Tensor | None = self.in_proj_bias
+        if bias is not None and bias.dtype != query.dtype:  # which PyTorch adds, too
+            bias = bias.to(query.dtype)
         if weight is None:
             weights: Sequence[Tensor] = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         elif query is key and key is value:
