@@ -272,6 +272,29 @@ def test_jagged_tensors_train_and_may_be_cross_attention() -> None:
     assert all(x.grad is not None and x.grad.values().isfinite().all() for x in jagged)
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+@pytest.mark.parametrize("lengths", [(10, 0, 8), (0, 3), (0, 0)])
+def test_nested_sequences_without_tokens(lengths: tuple[int, ...], layout: Any) -> None:
+    attention = BlockSparseMultiheadAttention(EMBED, 4, batch_first=True, sparsity_ratio=1.0).eval()
+    sequences = [torch.randn(length, EMBED) for length in lengths]
+    x = torch.nested.nested_tensor(sequences, layout=layout)
+    for need_weights in (False, True):
+        with torch.no_grad():
+            out, _ = attention(x, x, x, need_weights=need_weights)
+            for found, each in zip(out.unbind(), sequences):
+                torch.testing.assert_close(found, attention(each, each, each)[0])
+
+
+def test_jagged_values_may_be_other_tensors_than_their_keys() -> None:
+    attention = BlockSparseMultiheadAttention(10, 5, batch_first=True, sparsity_ratio=1.0)
+    q, k, v = ([torch.randn(n, 10) for n in lengths] for lengths in ((4, 6), (7, 16), (7, 16)))
+    jagged = [torch.nested.nested_tensor(x, layout=torch.jagged) for x in (q, k, v)]
+    for need_weights in (False, True):
+        out, _ = attention(*jagged, need_weights=need_weights)
+        for found, *each in zip(out.unbind(), q, k, v):
+            torch.testing.assert_close(found, attention(*each)[0])
+
+
 def test_causal_jagged_sequences() -> None:
     attention = BlockSparseMultiheadAttention(EMBED, 4, batch_first=True, sparse_config=SPARSE)
     sequences = [torch.randn(length, EMBED) for length in (100, 33)]

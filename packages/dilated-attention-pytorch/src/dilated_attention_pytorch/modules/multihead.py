@@ -224,8 +224,9 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         of_value = of_key if value is key else Packed.of(value)
         if query.layout != torch.jagged and not is_causal and self._depends_on_length:
             warn_of_length(of_query.max_len)
-        # a compiled graph has no layout for packed sequences
-        if need_weights or torch.compiler.is_compiling():
+        max_q, max_k = of_query.max_len, of_key.max_len
+        # a compiled graph has no layout for packed sequences, nor has one without tokens
+        if need_weights or torch.compiler.is_compiling() or max_q == 0 or max_k == 0:
             padded = of_query.padded()
             of_keys = padded if key is query else of_key.padded()
             of_values = of_keys if value is key else of_value.padded()
@@ -237,7 +238,6 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
             return nested_like(query, out[of_query.element_and_position()]), weights
         q, k, v = (x[None] for x in self._projected(of_query.values, of_key.values, of_value.values))
         dropout_p = self.dropout if self.training else 0.0
-        max_q, max_k = of_query.max_len, of_key.max_len
         layout = self.layout(max_q, max_k, is_causal, q.device)
         out, lse = block_sparse_attention_varlen(
             q[0], k[0], v[0], layout, of_query.offsets, of_key.offsets, max_q, max_k, is_causal=is_causal,
