@@ -260,8 +260,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         scores = compared.scores()
         indices, counts = self._choose(scores, compared)
         bias = self._bias(scores, indices, compared)
-        if padding is None and self._can_be_heads(k):
-            # as heads of one batch element: every backend serves that, and a CPU does not take the elements one by one
+        if padding is None and self._can_be_heads(k, bias):
             layout = layout_of(indices.flatten(0, 1)[None], counts.flatten(0, 1)[None], compared.grid)
             out = self._attend(
                 as_heads(q), as_heads(k), as_heads(v), layout, is_causal=is_causal, block_bias=bias
@@ -279,10 +278,15 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
             layout = layout_of(indices, counts, compared.grid)
         return out, {"layout": layout, "indices": indices, "counts": counts, "scores": scores.detach()}
 
-    def _can_be_heads(self, k: Tensor) -> bool:
-        """Whether batch elements can become heads: not with a token dilation, which counts heads."""
+    def _can_be_heads(self, k: Tensor, bias: Tensor | None) -> bool:
+        """Whether batch elements are to become heads of one element: not with a token dilation, which counts heads.
+
+        Every backend serves that, and a CPU does not take the elements one by one then. With a bias the only backend of a GPU
+        takes them as they are.
+        """
         batch, kv_len, num_kv_heads, _ = k.shape
-        return batch > 1 and self._dilation == (None, None) and batch * num_kv_heads < 4 * kv_len
+        is_worth_it = batch > 1 and (bias is None or k.device.type == "cpu")
+        return is_worth_it and self._dilation == (None, None) and batch * num_kv_heads < 4 * kv_len
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, **options: Any) -> Tensor:
         """The call, with the settings of the module."""

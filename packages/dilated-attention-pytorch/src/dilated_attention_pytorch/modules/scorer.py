@@ -82,8 +82,8 @@ class BlockScorer(nn.Module):
         for head in range(self.q_map.shape[0]):
             if self.hidden_dim >= self.head_dim:
                 nn.init.eye_(self.q_map[head])
-            else:
-                nn.init.orthogonal_(self.q_map[head])
+            else:  # in float32, which has such matrices everywhere
+                self.q_map[head] = nn.init.orthogonal_(self.q_map[head].float())
         self.k_map.copy_(self.q_map)
 
     def forward(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
