@@ -8,6 +8,7 @@ import libcst as cst
 
 from ..analysis.binding import Binding, import_name, is_import_from, local_name
 from ..analysis.comments import is_meant_for_others
+from ..analysis.failures import expects_failure
 from ..analysis.roles import TYPE
 from ..analysis.uses import Use, api_path
 from ..changes import Changes, bare
@@ -46,6 +47,7 @@ class Renames:
             is_import_from(statement)
             and not statement.relative
             and api_path(self.source.absolute(statement)) is not None
+            and not expects_failure(statement, self.source.parents, of_name=True)
         )
 
     def keeps_name(self, alias: cst.ImportAlias, binding: Binding) -> bool:
