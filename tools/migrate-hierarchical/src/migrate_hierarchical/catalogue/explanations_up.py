@@ -86,8 +86,8 @@ by_the_ratio = create_block_sparse_attention(sparse_config=SparsePatternConfig("
     ),
     "UP105": Explanation(
         """\
-The arguments are not in the call: they are unpacked, or the class is passed on and called elsewhere. Their order and
-meaning have changed.
+The arguments are not in the call: they are unpacked, or the class is passed on and called elsewhere, as by `partial` or as
+a `default_factory`. Their order, their meaning and their defaults have changed.
 """,
         """\
 Pass what is left by name, and without what the rules remove: `segment_lengths`, `dilation_rates`, `enable_memory_pool`.

@@ -10,7 +10,7 @@ import libcst as cst
 
 from .. import rules
 from ..analysis.arguments import string_value
-from ..analysis.binding import ImportStatement
+from ..analysis.binding import ImportStatement, dotted
 from ..analysis.roles import CLASS, TYPE
 from ..analysis.source_index import SourceIndex
 from ..analysis.uses import Use
@@ -101,6 +101,18 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
             changes.leave(use.node, "UP108", f"subclass of {use.name}")
     elif use.name in RENAMED and context.roles.of(use.node) not in (TYPE, CLASS):
         changes.leave(use.node, "UP105", f"{use.name} is used as a value")
+    elif use.name in OLD_PARAMETERS and is_called_elsewhere(context, parent):
+        changes.leave(use.node, "UP105", f"{use.name} is called elsewhere")
+
+
+def is_called_elsewhere(context: Context, parent: cst.CSTNode) -> bool:
+    """Whether a function is given to `partial` or as a `default_factory`."""
+    call = context.source.parents.get(parent)
+    if not isinstance(parent, cst.Arg) or not isinstance(call, cst.Call):
+        return False
+    if parent.keyword is not None:
+        return parent.keyword.value == "default_factory"
+    return (dotted(call.func) or "").split(".")[-1] == "partial"
 
 
 def is_placeholder(call: cst.Call) -> bool:
