@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from .. import values
+from ..caching import make_to_stay
 from ..config import check_block_size, checked_ratio
 from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
@@ -200,7 +201,12 @@ class TileAttention:
         size = order.block_size() if self.block_size is None else self.block_size
         layout = None
         if self.windows is not None:
-            layout = order.window_layout(self.windows, size, text_tokens=int(n_text), device=device)
+            target = torch.device(device)
+            windows, text_tokens = self.windows, int(n_text)
+            layout = make_to_stay(
+                target,
+                lambda: order.window_layout(windows, size, text_tokens=text_tokens, device=target),
+            )
         while len(kept) >= MAX_READY:
             kept.pop(next(iter(kept)), None)
         kept[name] = Ready(order, size, layout)
