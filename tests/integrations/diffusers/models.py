@@ -11,6 +11,7 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
+    SkyReelsV2Transformer3DModel,
     WanTransformer3DModel,
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -50,6 +51,28 @@ def wan() -> Case:
         "encoder_hidden_states": torch.randn(2, 7, 16),
     }
     return Case(model.eval(), call, ["blocks.0.attn1", "blocks.1.attn1"], {})
+
+
+def skyreels() -> Case:
+    """(4, 6, 5) tokens in pairs of frames, of which none sees a later one: a mask of all pairs of tokens."""
+    model = SkyReelsV2Transformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=256,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+    model._set_ar_attention(2)
+    call = {
+        "hidden_states": torch.randn(1, 4, 4, 12, 10),
+        "timestep": torch.tensor([3]),
+        "encoder_hidden_states": torch.randn(1, 7, 16),
+    }
+    return Case(model.eval(), call, ["blocks.0.attn1"], {})
 
 
 def hunyuan() -> Case:
@@ -161,6 +184,7 @@ def flux() -> Case:
 
 MODELS: dict[str, Callable[[], Case]] = {
     "wan": wan,
+    "skyreels": skyreels,
     "hunyuan": hunyuan,
     "cogvideox": cogvideox,
     "ltx": ltx,
