@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal, NoReturn, get_args
+
+import torch
 
 from . import values
 from .config_warnings import UnusedFieldWarning, warn_caller, warn_of_high_ratio
@@ -142,6 +146,12 @@ class SparsePatternConfig:
             return self.min_blocks
         return 3 if causal and self.pattern_type == "dilated_sparse" else 2
 
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _as_text(self) -> str:
+        """The fields as JSON; a constant where torch.compile meets it."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SparsePatternConfig)}
+        return json.dumps(fields, default=as_pair)
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
@@ -254,6 +264,11 @@ class SparsePatternConfig:
                 f"window_size {self.window_size}; leave one of them out"
             )
         self._set("min_blocks", blocks)
+
+
+def as_pair(value: Fraction) -> list[int]:
+    """A Fraction for JSON."""
+    return [value.numerator, value.denominator]
 
 
 def checked_ratio(ratio: Any) -> float:

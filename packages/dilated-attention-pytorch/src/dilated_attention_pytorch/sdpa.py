@@ -14,6 +14,7 @@ from .config import SparsePatternConfig, checked_configs
 from .eager import is_plain_eager
 from .functional import block_sparse_attention, run_operator
 from .layout.cache import LAYOUTS, Pattern
+from .layout.configs import configs_as_text
 from .layout.layout import BlockLayout
 from .validation.call import check_call
 from .validation.numbers import check_flag
@@ -134,11 +135,17 @@ def of_lead(out: Tensor, lead: torch.Size) -> Tensor:
     return out if len(lead) == 1 else out.reshape(*lead, *out.shape[1:])
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def pattern_of(sparse_config: Any) -> Pattern:
     """The pattern of a config or a sequence of them; a constant of compiled graphs."""
-    configs = checked_configs(sparse_config)
-    return kept_pattern(configs)
+    if torch.compiler.is_compiling():
+        one = isinstance(sparse_config, SparsePatternConfig)
+        configs = (sparse_config,) if one else tuple(sparse_config)
+        if not all(isinstance(config, SparsePatternConfig) for config in configs):
+            raise TypeError(
+                "sparse_config must be a SparsePatternConfig or a sequence of them inside of torch.compile; make it outside"
+            )
+        return Pattern(configs_as_text(configs), configs[0].block_size, len(configs))
+    return kept_pattern(checked_configs(sparse_config))
 
 
 @lru_cache(maxsize=256)

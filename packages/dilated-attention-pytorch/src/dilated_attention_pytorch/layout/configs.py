@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,14 +11,7 @@ from ..config import SparsePatternConfig, config_of_saved
 
 def configs_as_text(configs: Sequence[SparsePatternConfig]) -> str:
     """The fields of configs as JSON."""
-    names = [field.name for field in dataclasses.fields(SparsePatternConfig)]
-    fields = [{name: getattr(config, name) for name in names} for config in configs]
-    return json.dumps(fields, default=as_pair)
-
-
-def as_pair(value: Fraction) -> list[int]:
-    """A Fraction for JSON."""
-    return [value.numerator, value.denominator]
+    return f"[{', '.join([config._as_text() for config in configs])}]"
 
 
 def configs_of_text(text: str) -> list[SparsePatternConfig]:
