@@ -7,6 +7,7 @@ write `_torch_internals.name(...)`, so a test replaces a name in one place.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad, profiler
+from torch.autograd.function import _SingleLevelFunction
 from torch.utils._python_dispatch import _disable_current_modes
 
 # ---- the CUDA device; None in builds of torch without CUDA
@@ -123,7 +125,14 @@ def call_below_autograd(op: Any, keyset: Any, args: tuple[Any, ...]) -> Any:
 def apply_at_this_level(function: type[torch.autograd.Function], *args: Any) -> Any:
     """`function.apply` for one transform of `torch.func` alone; `apply` itself starts with the innermost one again."""
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*args)  # type: ignore[misc]
+        return of_one_level(function).apply(*args)
+
+
+@functools.lru_cache(maxsize=16)
+def of_one_level(function: type[torch.autograd.Function]) -> Any:
+    """The function with the base class that transforms of `torch.func` leave alone."""
+    methods = {"forward": staticmethod(function.forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (_SingleLevelFunction,), methods)
 
 
 # ---- compilation
