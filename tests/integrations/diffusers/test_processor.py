@@ -16,6 +16,8 @@ from diffusers.models.transformers import transformer_hunyuan_video, transformer
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.integrations import tile_attention
 from dilated_attention_pytorch.integrations.diffusers import (
     BlockSparseAttnProcessor,
     TileAttention,
@@ -384,3 +386,26 @@ def test_cross_attention_that_was_asked_for_is_refused_by_name() -> None:
     set_block_sparse_attention(case.model, tile=TILE, window=(1, 1, 1), layers=["blocks.0.attn2"])
     with pytest.raises(ValueError, match="150 queries and 7 keys; leave this layer out"):
         case()
+
+
+def test_choices_of_a_batch_take_what_serves_one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elements of a batch are heads of one call, grouped queries too, so no backend sees a layout of several elements."""
+    batches = []
+    real = tile_attention.block_sparse_attention
+
+    def record(q: Tensor, k: Tensor, v: Tensor, layout: BlockLayout, **options: Any) -> Any:
+        batches.append((q.shape[0], layout.batch))
+        return real(q, k, v, layout, **options)
+
+    monkeypatch.setattr(tile_attention, "block_sparse_attention", record)
+    q, k, v = (torch.randn(3, 60 + 9, heads, 8, requires_grad=True) for heads in (4, 2, 2))
+    for text_first in (False, True):
+        attention = TileAttention((3, 4, 5), tile=TILE, sparsity_ratio=0.5, text_first=text_first)
+        together = attention(q, k, v)
+        alone = torch.cat([attention(*(x[i : i + 1] for x in (q, k, v))) for i in range(3)])
+        close(together, alone)
+        weight = torch.randn_like(alone)
+        grads, expected = (torch.autograd.grad(out, (q, k, v), weight) for out in (together, alone))
+        for ours, theirs in zip(grads, expected):
+            close(ours, theirs)
+    assert set(batches) == {(1, 1)}

@@ -142,20 +142,29 @@ class TileAttention:
         n_text = self._check_tokens(q, k)
         ready = self._ready(n_text, q.device)
         order, text_first = ready.order, bool(self.text_first)
-        q_video, q_text = parted(q, n_text, text_first, 1)
-        keys, values_ = (tiles_and_text(order, x, n_text, text_first, 1) for x in (k, v))
-        q_video = order.to_tiles(q_video)
+        masks = masks_of_video(order, attn_mask, q, n_text, text_first)
+        # blocks that each batch element chooses are those of a head where elements are heads of one: every backend serves it
+        as_heads = ready.layout is None and attn_mask is None and q.shape[0] > 1
+        q_video, keys, values_ = (
+            batch_as_heads(x.transpose(0, 1), order, n_text, text_first, with_text)
+            if as_heads
+            else tiles_and_text(order, x, n_text, text_first, 1, with_text)
+            for x, with_text in ((q, False), (k, True), (v, True))
+        )
         layout = ready.layout
         if layout is None:
             layout = self._chosen(q_video, keys, order, ready.block_size, softmax_scale)
-        masks = masks_of_video(order, attn_mask, q, n_text, text_first)
         out = block_sparse_attention(
             q_video, keys, values_, layout, dropout_p=dropout_p, softmax_scale=softmax_scale, backend=self.backend,
             attn_bias=masks.attn_bias, key_padding_mask=masks.key_padding_mask,
         )  # fmt: skip
-        video = order.to_raster(out)
+        if as_heads:  # (tokens, batch, num_heads, v_head_dim)
+            video = order.to_raster(out[0].unflatten(1, (q.shape[0], -1)), 0).transpose(0, 1)
+        else:
+            video = order.to_raster(out)
         if not n_text:
             return video
+        q_text = parted(q, n_text, text_first, 1)[1]
         text = dense_rows(q_text, k, v, text_rows(attn_mask, n_text, text_first), dropout_p, softmax_scale)
         return torch.cat([text, video] if text_first else [video, text], 1)
 
@@ -249,11 +258,18 @@ def parted(x: Tensor, n_text: int, text_first: bool, dim: int) -> tuple[Tensor, 
     return x.narrow(dim, 0, n_video), x.narrow(dim, n_video, n_text)
 
 
-def tiles_and_text(order: TileOrder, x: Tensor, n_text: int, text_first: bool, dim: int) -> Tensor:
+def tiles_and_text(
+    order: TileOrder, x: Tensor, n_text: int, text_first: bool, dim: int, with_text: bool = True
+) -> Tensor:
     """The tokens of the video in tile order, and the text behind them."""
     video, text = parted(x, n_text, text_first, dim)
     video = order.to_tiles(video, dim)
-    return torch.cat([video, text], dim) if n_text else video
+    return torch.cat([video, text], dim) if n_text and with_text else video
+
+
+def batch_as_heads(x: Tensor, order: TileOrder, n_text: int, text_first: bool, with_text: bool) -> Tensor:
+    """(1, tokens, batch * heads, head_dim) of (tokens, batch, heads, head_dim), as `tiles_and_text`; no copy more than there."""
+    return tiles_and_text(order, x, n_text, text_first, 0, with_text).flatten(1, 2)[None]
 
 
 def masks_of_video(
