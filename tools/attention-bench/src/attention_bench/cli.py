@@ -1,4 +1,4 @@
-"""The command line: attention-bench [run] | plot | markdown | breakeven | long | decode | host | determinism | tune."""
+"""The command line: attention-bench [run] and the commands of COMMANDS."""
 
 from __future__ import annotations
 
@@ -10,7 +10,21 @@ from typing import Any, TypeVar
 
 from dilated_attention_pytorch.cli.arguments import did_you_mean
 
-from . import breakeven, decode, determinism, host, large, markdown, plots, report, run, tune
+from . import (
+    breakeven,
+    decode,
+    determinism,
+    host,
+    large,
+    markdown,
+    models,
+    plots,
+    report,
+    run,
+    selection,
+    tune,
+    video,
+)
 from .options import Unusable, make_parser
 from .outcome import INTERRUPTED
 
@@ -43,7 +57,7 @@ def build_plot_parser() -> argparse.ArgumentParser:
 
 
 def build_markdown_parser() -> argparse.ArgumentParser:
-    return file_parser("markdown", "Print the figures of run, long, decode or host as a Markdown table.")
+    return file_parser("markdown", "Print figures as a Markdown table, whichever command wrote them.")
 
 
 def build_breakeven_parser() -> argparse.ArgumentParser:
@@ -100,6 +114,9 @@ COMMANDS: dict[str, Command] = {
     "breakeven": (build_breakeven_parser, find_breakeven),
     "long": (large.build_parser, large.main),
     "decode": (decode.build_parser, decode.main),
+    "selection": (selection.build_parser, selection.main),
+    "video": (video.build_parser, video.main),
+    "models": (models.build_parser, models.main),
     "host": (host.build_parser, host.main),
     "determinism": (determinism.build_parser, determinism.main),
     "tune": (tune.build_parser, tune.main),

@@ -21,19 +21,17 @@ from dilated_attention_pytorch.cli.arguments import positive_int
 
 from . import files, measure, options, outcome
 from .cases import DTYPES, Case
-from .environment import environment, footnote
+from .environment import environment
 from .host import call_us
 from .peers import PEERS
 from .presets import PRESETS
 from .report import milliseconds
+from .tables import table
 from .timing import call_ms
+from .turns import times_in_turn
 
 KIND = "decode"
 DEFAULT_PEERS = ("ours-decode", "ours-decode-paged", "flex", "sdpa")
-WRITTEN_BYTES = {
-    "cuda": 2**30,
-    "cpu": 2**20,
-}  # before every step; on a GPU this takes longer than the host does
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**26}
 
 
@@ -85,20 +83,6 @@ def copy_gb_per_s(device: str) -> float:
     return 2 * COPIED_BYTES[device] / statistics.median(times) / 1e6
 
 
-def times_in_turn(calls: Sequence[Callable[[], object]], device: str, rounds: int) -> list[float]:
-    """Median milliseconds of calls made in turn, each after other memory was written."""
-    written = torch.empty(WRITTEN_BYTES[device] // 4, dtype=torch.int32, device=device)
-    times: list[list[float]] = [[] for _ in calls]
-    for call in calls:
-        call()
-    for i_round in range(rounds):
-        in_order = list(zip(calls, times, strict=True))
-        for call, found in in_order[::-1] if i_round % 2 else in_order:
-            written.zero_()
-            found.append(call_ms(call, device)[1])
-    return [statistics.median(found) for found in times]
-
-
 def measured(case: Case, names: Sequence[str], device: str, rounds: int, copied: float) -> list[DecodeRow]:
     """The rows of a case."""
     layout = case.layout(device)
@@ -145,9 +129,7 @@ HEADINGS = ["case", "library", "step", "keys and values", "of a copy", "host"]
 
 def markdown(rows: list[DecodeRow], where: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n" + footnote(where)
+    return table(HEADINGS, map(cells, rows), where)
 
 
 def line(row: DecodeRow) -> str:
@@ -185,8 +167,7 @@ def main(arguments: list[str]) -> int:
     parser = build_parser()
     given = parser.parse_args(arguments)
     device = options.device_of(given)
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    options.set_threads(given)
     cases = PRESETS["decode" if device == "cuda" else "cpu-decode"]
     cases = [options.case_of(given, cases[0])] if options.has_case(given) else cases
     command = options.command_line(parser.prog, arguments, given.json)

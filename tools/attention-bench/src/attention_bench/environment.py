@@ -46,8 +46,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def environment(device: str, command: str) -> dict[str, Any]:
-    """Device, versions, date and the command."""
+def environment(device: str, command: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Device, versions (of `packages` too), date and the command."""
     import dilated_attention_pytorch
 
     cuda = device == "cuda"
@@ -58,7 +58,7 @@ def environment(device: str, command: str) -> dict[str, Any]:
         "driver": driver() if cuda else None,
         "versions": {
             "dilated-attention-pytorch": dilated_attention_pytorch.__version__,
-            **{package: installed(package) for package in PACKAGES},
+            **{package: installed(package) for package in (*PACKAGES, *packages)},
         },
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),

@@ -21,11 +21,12 @@ from dilated_attention_pytorch.cli.arguments import positive_int
 from . import files, options, outcome
 from .cases import Case
 from .counts import counted
-from .environment import environment, footnote
+from .environment import environment
 from .measure import build, free, one_line
 from .peers.ours import Ours
 from .report import milliseconds, rate
 from .spot_check import QueryError, all_finite, query_errors
+from .tables import table
 from .timing import timed
 
 KIND = "long"
@@ -176,9 +177,7 @@ HEADINGS = ["case", "layout", "forward", "forward and backward", "memory above t
 
 def markdown(rows: list[LargeRow], where: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n" + footnote(where)
+    return table(HEADINGS, map(cells, rows), where)
 
 
 def text(row: LargeRow) -> str:

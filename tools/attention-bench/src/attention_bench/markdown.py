@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from . import decode, files, host, large, report
+from . import decode, files, generation, host, large, report, selection, training, video
 
 KINDS = {
     files.RUN: lambda path: report.markdown(*report.read_json(path)),
     large.KIND: lambda path: large.markdown(*large.read_json(path)),
     decode.KIND: lambda path: decode.markdown(*decode.read_json(path)),
+    selection.KIND: lambda path: selection.markdown(*selection.read_json(path)),
+    video.KIND: lambda path: video.markdown(*video.read_json(path)),
+    training.KIND: lambda path: training.markdown(*training.read_json(path)),
+    generation.KIND: lambda path: generation.markdown(*generation.read_json(path)),
     host.KIND: lambda path: host.markdown(*host.read_json(path)),
 }
 

@@ -85,8 +85,13 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=thread_count, help="CPU threads (default: the choice of torch)")
 
 
-def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """Options for the fields of a Case; options that are not given are missing in the namespace."""
+def set_threads(options: argparse.Namespace) -> None:
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+
+
+def add_sizes(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Options for the fields of a Case without a pattern; options that are not given are missing in the namespace."""
 
     def add(flag: str, help: str | None = None, **others: object) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
@@ -98,14 +103,23 @@ def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     add("--head-dim", type=positive_int)
     add("--block", "tokens per block side", type=block_size)
     add("--density", "fraction of blocks kept", type=kept_ratio)
+    add("--dtype", choices=DTYPES)
+    add("--causal", action="store_true")
+
+
+def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Options for all fields of a Case; options that are not given are missing in the namespace."""
+
+    def add(flag: str, help: str | None = None, **others: object) -> None:
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
+
+    add_sizes(parser, meaning)
     add("--pattern", choices=PATTERN_TYPES)
     add(
         "--dilation-rates",
         "of dilated_sparse, in blocks, such as 1,2,4,8; none for the powers of two",
         type=numbers, dest="pattern_rates", metavar="RATES",
     )  # fmt: skip
-    add("--dtype", choices=DTYPES)
-    add("--causal", action="store_true")
     add(
         "--segment-lengths",
         "of token dilation, in tokens, such as 2048,4096",

@@ -15,8 +15,10 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 class PeerRow(Protocol):
     """The figures of a peer, or the reason why there are none."""
 
-    peer: str
     refused: str | None
+
+    @property
+    def peer(self) -> str: ...
 
     @property
     def has_figures(self) -> bool: ...

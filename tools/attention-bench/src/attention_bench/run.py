@@ -113,8 +113,7 @@ def main(arguments: list[str]) -> int:
     parser = build_parser()
     given = parser.parse_args(arguments)
     device = options.device_of(given)
-    if given.threads is not None:
-        torch.set_num_threads(given.threads)
+    options.set_threads(given)
     found: dict[tuple[Case, str], list[Row]] = {}
     command = options.command_line(parser.prog, arguments, given.json)
     cases = chosen_cases(given, device)
