@@ -148,3 +148,15 @@ def test_error_of_one_module_leaves_the_others_dense() -> None:
     with pytest.raises(ValueError, match="one for each of num_heads 8, got 4"):
         convert_to_block_sparse(model, [SPARSE] * 4)
     assert not converted_names(model)
+
+
+def test_a_second_conversion_says_how_to_change_a_pattern() -> None:
+    layer = convert_to_block_sparse(nn.TransformerEncoderLayer(64, 4, 128))
+    with pytest.raises(
+        ValueError, match=r"converted already: 'self_attn'; to change a pattern, assign a sparse_config"
+    ):
+        convert_to_block_sparse(layer, sparsity_ratio=0.3)
+    attention = layer.self_attn
+    assert isinstance(attention, BlockSparseMultiheadAttention)
+    attention.sparse_config = SparsePatternConfig(sparsity_ratio=0.3)
+    assert attention.layout(640).density > 0.28

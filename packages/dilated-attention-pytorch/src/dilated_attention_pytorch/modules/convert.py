@@ -67,7 +67,14 @@ def convert_to_block_sparse(
     meant = [each for name, each in found.items() if names is None or is_meant(names, name, each)]
     if not meant:
         which = f" that names={shown(names)} means" if found else ""
-        there = f"there are {', '.join(map(repr, found))}" if found else "subclasses of it stay as they are"
+        done = [
+            name for name, each in model.named_modules() if isinstance(each, BlockSparseMultiheadAttention)
+        ]
+        there = "subclasses of it stay as they are"
+        if found:
+            there = f"there are {', '.join(map(repr, found))}"
+        elif done:
+            there = f"converted already: {', '.join(map(repr, done))}; to change a pattern, assign a sparse_config"
         raise ValueError(f"model has no torch.nn.MultiheadAttention{which}; {there}")
     for each in meant:  # raises before the first is changed; no memory, no random numbers
         BlockSparseMultiheadAttention(
