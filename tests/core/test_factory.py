@@ -99,14 +99,22 @@ def test_other_arguments_reach_the_module() -> None:
     assert (module.dropout, module.softmax_scale, module.backend) == (0.2, 0.5, "reference")
 
 
-@pytest.mark.parametrize("variant", ["dense", "", "Base", "distributed", None, 3])
+@pytest.mark.parametrize("variant", ["dense", "", "Base", None, 3])
 def test_unknown_variant_lists_the_choices(variant: Any) -> None:
     with pytest.raises(ValueError) as error:
         create_block_sparse_attention(variant)
     assert str(error.value) == f"variant must be one of {('auto', *VARIANTS)}, got {variant!r}"
 
 
-@pytest.mark.parametrize("name", ["distributed_config", "sparsity"])
+@pytest.mark.parametrize("options", [{"variant": "distributed"}, {"distributed_config": {}}])
+def test_several_gpus_have_a_guide(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"variant must be one of .*; for sequences over several GPUs see docs/guides/dist"
+    ):
+        create_block_sparse_attention(**options)
+
+
+@pytest.mark.parametrize("name", ["sparsities", "sparsity"])
 def test_unknown_arguments_are_refused_with_those_that_there_are(name: str) -> None:
     with pytest.raises(
         TypeError, match=f"variant='auto' takes no argument '{name}'.*arguments are sparse_config"

@@ -203,7 +203,7 @@ def test_what_a_row_names_exists(name: str) -> None:
         if path in GONE:
             assert here == f"as `{path}`", here
             continue
-        if path in ("segment_lengths", "dilation_rates", "log_temperature"):
+        if path in ("segment_lengths", "dilation_rates"):
             continue
         thing: object = dilated_attention_pytorch
         for part in path.split("."):

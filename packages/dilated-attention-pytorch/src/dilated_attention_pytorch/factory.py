@@ -142,8 +142,17 @@ def create_block_sparse_attention(
     is_name = isinstance(variant, str)
     if (is_name and variant == "hierarchical") or "hierarchical_config" in kwargs:
         raise_removed_variant()
-    if not is_name or variant not in ("auto", *VARIANTS):
-        raise ValueError(f"variant must be one of {('auto', *VARIANTS)}, got {shown(variant)}")
+    if not is_name or variant not in ("auto", *VARIANTS) or "distributed_config" in kwargs:
+        several = (is_name and variant == "distributed") or "distributed_config" in kwargs
+        got = "distributed_config" if "distributed_config" in kwargs else shown(variant)
+        raise ValueError(
+            f"variant must be one of {('auto', *VARIANTS)}, got {got}"
+            + (
+                "; for sequences over several GPUs see docs/guides/distributed.md of the repository"
+                if several
+                else ""
+            )
+        )
     named = {
         "segment_lengths": segment_lengths, "dilation_rates": dilation_rates, "sparse_config": sparse_config,
         "sparsity_ratio": sparsity_ratio, "block_size": block_size, "adaptive_config": adaptive_config,
