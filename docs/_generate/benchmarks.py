@@ -61,6 +61,23 @@ PARTS = [
         "blocks, of `sdpa` all, and is compared with that of a large copy.",
     ),
     (
+        "*-selection*",
+        "Blocks chosen from the content",
+        "Every part of a call, in the order in which they run; `attention` has a layout that is ready, `together` is all of them.",
+    ),
+    (
+        "*-models-*",
+        "Language models",
+        "A Llama 3.2 1B with random weights, through the transformers integration. A step of fine-tuning is forward, backward "
+        "and AdamW with gradient checkpointing; a token of `generate()` ends when it is on the host.",
+    ),
+    (
+        "*-video*",
+        "Tiles of videos",
+        "Shapes of video models, in tokens along frames, height and width. The times of tiles include bringing q, k and v into "
+        "their order and back.",
+    ),
+    (
         "*-host*",
         "Python time of a call",
         "Measured on a problem so small that the GPU has almost nothing to do, with the host's clock and without waiting "
