@@ -72,6 +72,8 @@ BAD_USAGE = {
     "selection --heads 3 --kv-heads 2 --device cpu": "attention-bench selection: kv_heads must divide heads 3",
     "video --tiles 4,4": "--tiles: must be three whole numbers of at least 1 separated by commas, such as 4,4,4, got '4,4'",
     "video --shapes wan-480": "--shapes: invalid choice: 'wan-480'; did you mean 'wan-480p'?",
+    "video --heads 4 --device cpu": "attention-bench video: --heads needs --grid",
+    "video --grid 2,4,8 --shapes tiny": "--shapes: not allowed with argument --grid",
     "models": "the following arguments are required: {train,generate}",
     "models trian": "invalid choice: 'trian'; did you mean 'train'? (choose from train, generate)",
     "models train --peers ours-65": "--peers: invalid choice: 'ours-65'; did you mean 'ours-64'?",

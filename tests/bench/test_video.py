@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,31 @@ def test_backward_that_fails_leaves_the_forward(
 
 @pytest.mark.parametrize("peer", [Tiles((4, 4, 4), window=(5, 5, 5)), Tiles((4, 4, 4), kept=1.0)])
 def test_tiles_that_see_all_give_dense_attention(peer: Tiles) -> None:
-    case = SHAPES["tiny"]
+    case = replace(SHAPES["tiny"], dtype="float32")
     q, k, v, _ = case.inputs("cpu")
     expected = video.Dense().prepare(case)(q, k, v)
     torch.testing.assert_close(peer.prepare(case)(q, k, v), expected, rtol=0, atol=1e-5)
+
+
+def test_interrupted_backward_keeps_the_forward(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rounds = []
+
+    def interrupted_at_the_second(*args: object) -> list[float]:
+        rounds.append(args)
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        return [2.0, 1.0]
+
+    monkeypatch.setattr(video, "times_in_turn", interrupted_at_the_second)
+    file = str(tmp_path / "video.json")
+    choices = ["--tiles", "2,4,4", "--windows", "1,1,1", "--densities", "--json", file]
+    assert cli.main(["video", *GRID, *choices]) == 130
+    rows, _ = video.read_json(file)
+    assert [(row.forward_ms, row.dense_forward_ms, row.both_ms) for row in rows] == [
+        (2.0, 2.0, None),
+        (1.0, 2.0, None),
+    ]
+    expected = f"attention-bench video: interrupted; measured 2 rows, written to {file}\n"
+    assert capsys.readouterr().err == expected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ SHAPES = {
     "wan-480p": VideoCase((21, 30, 52), 12, 128),
     "wan-720p": VideoCase((21, 45, 80), 12, 128),
     "hunyuan-720p": VideoCase((33, 45, 80), 24, 128, text=256),
-    "tiny": VideoCase((4, 8, 16), 2, 32, text=16, dtype="float32"),
+    "tiny": VideoCase((4, 8, 16), 2, 32, text=16),
 }
 DEFAULT_SHAPES = {"cuda": ["wan-480p", "wan-720p", "hunyuan-720p"], "cpu": ["tiny"]}
 DEFAULT_TILES = [(4, 4, 4), (2, 8, 8)]
@@ -255,18 +255,15 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_device(parser)
     options.add_threads(parser)
     default = ", ".join(DEFAULT_SHAPES["cuda"])
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--shapes", nargs="+", choices=SHAPES, metavar="SHAPE",
         help=f"of {', '.join(SHAPES)}; default: {default}, on a CPU tiny",
     )  # fmt: skip
-    parser.add_argument(
-        "--grid",
-        type=triple,
-        help="tokens along frames, height and width, such as 21,30,52; replaces --shapes",
-    )
-    parser.add_argument("--heads", type=positive_int, default=12, help="with --grid (default 12)")
-    parser.add_argument("--head-dim", type=positive_int, default=128, help="with --grid (default 128)")
-    parser.add_argument("--text", type=natural_int, default=0, help="with --grid: tokens of text (default 0)")
+    what.add_argument("--grid", type=triple, help="tokens along frames, height and width, such as 21,30,52")
+    parser.add_argument("--heads", type=positive_int, help="with --grid (default 12)")
+    parser.add_argument("--head-dim", type=positive_int, help="with --grid (default 128)")
+    parser.add_argument("--text", type=natural_int, help="with --grid: tokens of text behind (default 0)")
     parser.add_argument(
         "--tiles", nargs="+", type=triple, default=DEFAULT_TILES, metavar="TILE",
         help="tokens of a tile along the three axes (default 4,4,4 2,8,8)",
@@ -288,16 +285,27 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def cases_of(given: argparse.Namespace, device: str) -> list[VideoCase]:
+    """The named shapes or the grid; float32 on a CPU."""
+    sizes = {name: getattr(given, name) for name in ("heads", "head_dim", "text")}
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    if given.grid:
+        cases = [VideoCase(given.grid, **{"heads": 12, "head_dim": 128, **sizes})]
+    elif sizes:
+        flag = next(iter(sizes)).replace("_", "-")
+        raise options.Unusable(f"--{flag} needs --grid: a shape of --shapes has its own")
+    else:
+        cases = [SHAPES[name] for name in dict.fromkeys(given.shapes or DEFAULT_SHAPES[device])]
+    return cases if device == "cuda" else [replace(case, dtype="float32") for case in cases]
+
+
 def main(arguments: list[str]) -> int:
     """Exit status 0; 1 if a peer has no figures; 130 if interrupted, with the figures so far saved."""
     parser = build_parser()
     given = parser.parse_args(arguments)
     device = options.device_of(given)
     options.set_threads(given)
-    cases = [SHAPES[name] for name in dict.fromkeys(given.shapes or DEFAULT_SHAPES[device])]
-    if given.grid:
-        dtype = "bfloat16" if device == "cuda" else "float32"
-        cases = [VideoCase(given.grid, given.heads, given.head_dim, given.text, dtype)]
+    cases = cases_of(given, device)
     peers = peers_of(given.tiles, given.windows, given.densities)
     command = options.command_line(parser.prog, arguments, given.json)
     found = Collection(parser.prog, KIND, line, given.json, device, environment(device, command))
