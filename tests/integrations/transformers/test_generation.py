@@ -159,6 +159,21 @@ def test_compiled_with_a_static_cache(name: str) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if name == "llama" else 2)
 
 
+def test_compiled_after_another_attention() -> None:
+    """The masks differ in their lengths, which torch.compile makes symbols of then."""
+    torch.compiler.reset()
+    model, mask = model_of("llama", num_hidden_layers=1), padding("left")
+    ours = model.config._attn_implementation
+    compile_config = transformers.CompileConfig(fullgraph=True, backend="eager", mode=None)
+    compile_config._compile_all_devices = True
+    options = {**GREEDY, "max_new_tokens": 4, "min_new_tokens": 4, "attention_mask": mask}
+    compiled = {"cache_implementation": "static", "compile_config": compile_config}
+    for name in ("sdpa", ours, "sdpa", ours):
+        model.set_attn_implementation(name)
+        expected = model.generate(tokens(), **options)
+        assert torch.equal(model.generate(tokens(), **options, **compiled), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_compiled_chunked_prefill(name: str) -> None:

@@ -26,6 +26,11 @@ class Kind(NamedTuple):
     """Compiled, so nobody has read whether the position_ids are those of packed sequences."""
 
 
+KINDS = [
+    Kind(*[bool(bits >> i & 1) for i in range(len(Kind._fields))]) for bits in range(1 << len(Kind._fields))
+]
+"""Every kind, at the place of its bits."""
+
 NOTE = "_dilated_attention_key_ranges"
 
 
@@ -83,14 +88,15 @@ class KeyRanges(NamedTuple):
     @classmethod
     def of_tensor(cls, mask: Tensor) -> KeyRanges:
         """The ranges of the tensor that stands for them."""
-        bits = int(mask.shape[1]) - 2
-        kind = Kind(*[bool(bits >> i & 1) for i in range(len(Kind._fields))])
+        kind = KINDS[mask.shape[1] - 2]  # an index is no symbol, also where torch.compile made the length one
         return cls(kind, mask, mask[:, 0, 0, 0], mask[:, 1, 0, 0])
 
     @classmethod
     def read(cls, mask: Tensor | None) -> KeyRanges | None:
         """The ranges that a layer is given as its mask; None for none, and for a mask that is not ours."""
-        if mask is None or mask.dtype != torch.int32 or mask.dim() != 4 or mask.shape[1] < 2:
+        if mask is None or mask.dtype != torch.int32 or mask.dim() != 4:
+            return None
+        if not 2 <= mask.shape[1] < 2 + len(KINDS):
             return None
         if (mask.shape[2] != 1 or mask.shape[3] != 1) and mask.stride(1) != 0:  # neither a batch nor packed
             return None
