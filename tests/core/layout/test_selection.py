@@ -369,3 +369,15 @@ def test_blocks_are_chosen_in_a_graph_as_outside_it(how: tuple[int | None, float
     graph.replay()
     for found, wanted in zip(captured, choose(), strict=True):
         assert torch.equal(found, wanted)
+
+
+def test_scores_and_choice_compile_with_every_number_a_symbol() -> None:
+    torch.compiler.reset()
+
+    def choose(q: torch.Tensor) -> torch.Tensor:
+        return select_blocks(block_scores(q, q, 16), 3)[0]
+
+    compiled = torch.compile(choose, fullgraph=True, dynamic=True, backend="aot_eager")
+    for shape in ((2, 100, 2, 16), (3, 140, 4, 8)):
+        q = torch.randn(shape)
+        assert torch.equal(compiled(q), choose(q))

@@ -174,13 +174,16 @@ def test_compiled_blocks_are_one_graph_and_serve_other_videos(way: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "dynamic"), [("window", None), ("ratio", None), ("ratio", True), ("top_p", True)]
+)
 @torch.no_grad()
-def test_compiled_model_is_one_graph() -> None:
+def test_compiled_model_is_one_graph(way: str, dynamic: bool | None) -> None:
     torch.compiler.reset()
     case = wan()
-    set_block_sparse_attention(case.model, tile=TILE, window=(1, 2, 1))
+    set_block_sparse_attention(case.model, tile=TILE, **WAYS[way])
     eager = case()
-    compiled = torch.compile(case.model, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(case.model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     close(compiled(**case.call, return_dict=False)[0], eager)
     assert restore_attention(compiled) == case.layers
 

@@ -226,21 +226,26 @@ class TileAttention:
     ) -> BlockLayout:
         """The layout of the best blocks of the video for q, in tile order, and of all blocks with text."""
         n_video, n_keys = order.num_tokens, keys.shape[1]
-        n_blocks = -(-n_video // block_size)
-        most = None
-        if self.sparsity_ratio is not None:
-            exact = values.written(self.sparsity_ratio)
-            assert exact is not None
-            most = max(1, exact.numerator * n_blocks // exact.denominator)
+        most, top_p = self._limits(f"{-(-n_video // block_size)}").split(",")
         with torch.no_grad():
             scores = block_scores(q, keys[:, :n_video], block_size, softmax_scale=softmax_scale)
-            indices, _ = select_blocks(scores, most, self.top_p)
+            indices, _ = select_blocks(scores, int(most) if most else None, float(top_p) if top_p else None)
             if n_keys > n_video:  # all that is not chosen is -1, and dropped
                 of_text = torch.arange(
                     n_video // block_size, -(-n_keys // block_size), dtype=indices.dtype, device=q.device
                 )
                 indices = torch.cat([indices, of_text.expand(*indices.shape[:-1], -1)], -1)
             return BlockLayout.from_indices(indices, q_len=n_video, kv_len=n_keys, block_size=block_size)
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _limits(self, n_blocks: str) -> str:
+        """The most blocks of a row, and their share, empty for none: a text, as torch.compile may make symbols of numbers."""
+        if self.sparsity_ratio is None:
+            return f",{self.top_p}"
+        exact = values.written(self.sparsity_ratio)
+        assert exact is not None
+        most = max(1, exact.numerator * int(n_blocks) // exact.denominator)
+        return f"{most},{'' if self.top_p is None else self.top_p}"
 
 
 def of_state(state: dict[str, Any]) -> TileAttention:

@@ -57,7 +57,8 @@ def block_scores(
     """
     check_pooled(q, k)
     scale = 1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else values.number(softmax_scale)
-    if scale is None or not math.isfinite(scale):
+    # a tracer has symbols for numbers
+    if scale is None or not (torch.compiler.is_compiling() or math.isfinite(scale)):
         raise ValueError(f"softmax_scale must be a finite number, got {shown(softmax_scale)}")
     batch, q_len, num_heads, _ = q.shape
     kv_len, num_kv_heads = k.shape[1:3]
