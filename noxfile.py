@@ -77,7 +77,8 @@ def docs(session: nox.Session) -> None:
     python = shared_env(session, "docs")
     session.run(python, "docs/_generate")
     session.run(
-        *(python, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", "site"),
+        # not --quiet, which would silence the warnings that --strict counts
+        *(python, "-m", "mkdocs", "build", "--strict", "--site-dir", "site"),
         env={"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"},
     )
     session.run(python, "-m", "pytest", "tests/docs", *workers(), *session.posargs)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import types
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -255,3 +259,17 @@ def test_keep_address_is_what_cuda_graphs_ask_for() -> None:
     tensor = torch.zeros(1)
     _torch_internals.keep_address(tensor)
     assert tensor._dynamo_static_input_type == "unguarded"
+
+
+def test_the_import_leaves_dynamo_out() -> None:
+    """Which takes seconds; a mark on a function is all that `assume_constant_result` makes."""
+    program = "import sys, dilated_attention_pytorch; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+    def function() -> None: ...
+
+    def marks(mark: Callable[..., Any]) -> dict[str, Any]:
+        return dict(vars(mark(types.FunctionType(function.__code__, {}))))
+
+    assert marks(_torch_internals.constant_in_graphs) == marks(torch.compiler.assume_constant_result)

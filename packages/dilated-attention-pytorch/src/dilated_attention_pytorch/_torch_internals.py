@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad, profiler
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._python_dispatch import _disable_current_modes
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 # ---- the CUDA device; None in builds of torch without CUDA
 
@@ -203,3 +205,12 @@ def assert_async(condition: Tensor, message: str) -> None:
 def keep_address(tensor: Tensor) -> None:
     """Say to compiled graphs that a tensor stays where it is: then CUDA graphs do not copy it."""
     torch._dynamo.mark_static_address(tensor)  # type: ignore[no-untyped-call, unused-ignore]
+
+
+# ---- compiled graphs
+
+
+def constant_in_graphs(function: Made) -> Made:
+    """`torch.compiler.assume_constant_result`, which would import Dynamo: that takes longer than all the rest of this library."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, NoReturn, get_args
 
-import torch
-
-from . import values
+from . import _torch_internals, values
 from .config_warnings import UnusedFieldWarning, warn_caller, warn_of_high_ratio
 from .removed import raise_removed_variant
 from .upstream.keywords import explains_old_keywords, refuse_old_keywords
@@ -146,7 +144,7 @@ class SparsePatternConfig:
             return self.min_blocks
         return 3 if causal and self.pattern_type == "dilated_sparse" else 2
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @_torch_internals.constant_in_graphs
     def _as_text(self) -> str:
         """The fields as JSON; a constant where torch.compile meets it."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SparsePatternConfig)}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from .. import values
+from .. import _torch_internals, values
 from ..caching import make_to_stay
 from ..config import check_block_size, checked_ratio
 from ..functional import block_sparse_attention
@@ -198,7 +198,7 @@ class TileAttention:
         made: Ready = getattr(self._kept, name)
         return made
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @_torch_internals.constant_in_graphs
     def _make_ready(self, name: str) -> bool:
         kept = self._kept.__dict__
         if name in kept:
@@ -237,7 +237,7 @@ class TileAttention:
                 indices = torch.cat([indices, of_text.expand(*indices.shape[:-1], -1)], -1)
             return BlockLayout.from_indices(indices, q_len=n_video, kv_len=n_keys, block_size=block_size)
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    @_torch_internals.constant_in_graphs
     def _limits(self, n_blocks: str) -> str:
         """The most blocks of a row, and their share, empty for none: a text, as torch.compile may make symbols of numbers."""
         if self.sparsity_ratio is None:

@@ -10,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ... import _torch_internals
 from ...config import TokenDilation
 from ...layout.layout import BlockLayout
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
@@ -136,7 +137,7 @@ def rejected_call(problem: AttentionProblem) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a compiled call warns when it is traced
+@_torch_internals.constant_in_graphs  # a compiled call warns when it is traced
 def warn_of_untested_triton() -> None:
     """Warn once per process that an untested triton keeps the Hopper kernels from serving calls."""
     if not WARNED:

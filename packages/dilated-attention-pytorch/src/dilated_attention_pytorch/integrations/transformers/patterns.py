@@ -28,7 +28,7 @@ def window_text(block_size: int, sliding_window: int, causal: bool) -> str:
     return Pattern.of(config).text
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_torch_internals.constant_in_graphs
 def window_text_for_graph(block_size: int, sliding_window: int, causal: bool) -> str:
     """`window_text`, once per compiled graph."""
     return window_text(block_size, sliding_window, causal)
@@ -66,7 +66,7 @@ HELD = HeldLayouts()
 MAX_HELD = 64  # a graph whose layout is gone is compiled again
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_torch_internals.constant_in_graphs
 def hold_layout(text: str, block_size: int, num_heads: int, kv_len: int, device: str) -> str:
     """The name under which `HELD` has the `longest_layout` of a pattern, once per compiled graph."""
     pattern = Pattern(text, block_size, num_heads)
