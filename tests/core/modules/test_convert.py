@@ -127,6 +127,7 @@ def test_subclasses_stay_as_they_are() -> None:
     ("model", "settings", "kind", "message"),
     [
         (transformer(), {"names": "*.attention"}, ValueError, r"no torch.nn.MultiheadAttention that names='\*.attention' means; there are 'encoder.layers.0.self_attn', "),
+        (transformer(), {"names": ["*.self_attn", "typo.*"]}, ValueError, r"that names=\['typo.\*'\] means; there are 'enc"),
         (nn.Linear(3, 3), {}, ValueError, "model has no torch.nn.MultiheadAttention; subclasses of it stay as they are"),
         ("model", {}, TypeError, "model must be a torch.nn.Module, got 'model'"),
         (transformer(), {"sparse_config": [SPARSE] * 3}, ValueError, "one for each of num_heads 4, got 3"),

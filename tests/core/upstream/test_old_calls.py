@@ -34,7 +34,7 @@ JOURNEYS: dict[str, list[Step]] = {
         (HERE + "BlockSparseRingMultiheadDilatedAttention", ("BlockSparseMultiheadAttention(",)),
         (
             HERE + "BlockSparseMultiheadAttention\nBlockSparseMultiheadAttention(64, 2, [128, 256], [1, 2])",
-            ("pass segment_lengths and dilation_rates by name",),
+            ("leave segment_lengths and dilation_rates of 0.2.0 out",),
         ),
         (
             HERE + "BlockSparseMultiheadAttention\n"
@@ -55,7 +55,7 @@ JOURNEYS: dict[str, list[Step]] = {
         (HERE + "DilatedAttention", ("BlockSparseAttention(", "segment_lengths=[2048, 4096, 8192]")),
         (
             HERE + "BlockSparseAttention\nBlockSparseAttention([128, 256], [1, 2])",
-            ("if these are segment_lengths, pass them by name",),
+            ("if these are segment_lengths of 0.2.0, leave them and dilation_rates out",),
         ),
         (
             HERE + "BlockSparseAttention\n"

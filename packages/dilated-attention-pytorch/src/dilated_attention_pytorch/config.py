@@ -293,7 +293,7 @@ def checked_configs(
     if not configs or not all(isinstance(item, (SparsePatternConfig, Mapping)) for item in configs):
         fix = "use e.g. SparsePatternConfig(sparsity_ratio=0.1)"
         if configs and None not in map(values.integer, configs):
-            fix = "if these are segment_lengths, pass them by name, and dilation_rates too"
+            fix = "if these are segment_lengths of 0.2.0, leave them and dilation_rates out: they had no effect there"
         raise ValueError(
             f"{name} must be a SparsePatternConfig or a sequence of them, got {shown(given)}; {fix}"
         )

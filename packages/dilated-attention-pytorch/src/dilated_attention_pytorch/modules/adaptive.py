@@ -112,8 +112,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         block_size: replaces the field of that name in `sparse_config`.
 
     Attributes:
-        scorer: the network.
-        log_temperature: the logarithm of the temperature, (1,), a parameter, or a buffer if it is not learnable.
+        scorer (BlockScorer | LazyBlockScorer): the network.
+        log_temperature (Tensor): the logarithm of the temperature, (1,), a parameter, or a buffer if it is not learnable.
 
     Nothing waits for a GPU, and calls can be captured in a CUDA graph, whose replays choose anew. Scores take 4 bytes for every
     pair of blocks, head and batch element (268 MB for 131,072 tokens, blocks of 64 and 16 heads).
@@ -300,7 +300,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
     def get_sparsity_loss(self) -> Tensor:
         """`sparsity_reg_weight` times the mean entropy of the rows' softmax over their blocks, from 0 (one block) to 1 (all alike).
 
-        Of the last call in training mode, 0 before one. Added to the loss it makes the scorer decide: fewer blocks hold more
+        Of the last call in training mode, 0 before one. Add it to the loss before the backward: it makes the scorer decide: fewer blocks hold more
         of the softmax, so fewer of those that matter are left out, and `top_p` stops earlier. It makes the scores once more.
         """
         its, compared = self.adaptive_config, self._compared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar, cast
 
@@ -50,7 +50,7 @@ def convert_to_block_sparse(
         The model itself.
 
     Raises:
-        ValueError: no module is meant, or an argument is out of range; then nothing is converted.
+        ValueError: no module is meant, or none by one of `names`, or an argument is out of range; then nothing is converted.
         TypeError: an argument has the wrong type.
 
     Examples:
@@ -65,8 +65,13 @@ def convert_to_block_sparse(
     configs = with_shorthands(sparse_config, sparsity_ratio, block_size)
     found = {name: each for name, each in model.named_modules() if type(each) is nn.MultiheadAttention}
     meant = [each for name, each in found.items() if names is None or is_meant(names, name, each)]
-    if not meant:
-        which = f" that names={shown(names)} means" if found else ""
+    idle = (
+        []
+        if names is None or callable(names)
+        else [each for each in listed(names) if not matches(each, found)]
+    )
+    if not meant or idle:
+        which = f" that names={shown(names if not meant else idle)} means" if found else ""
         done = [
             name for name, each in model.named_modules() if isinstance(each, BlockSparseMultiheadAttention)
         ]
@@ -94,4 +99,12 @@ def convert_to_block_sparse(
 def is_meant(names: Names, name: str, module: nn.Module) -> bool:
     if callable(names):
         return bool(names(name, module))
-    return any(fnmatchcase(name, each) for each in ([names] if isinstance(names, str) else names))
+    return any(fnmatchcase(name, each) for each in listed(names))
+
+
+def listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)

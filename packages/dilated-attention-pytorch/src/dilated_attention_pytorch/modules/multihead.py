@@ -96,7 +96,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         if values.items(dropout) is not None:
             raise TypeError(
                 f"dropout must be a number, got {values.shown(dropout)}; the arguments are in the order of "
-                "torch.nn.MultiheadAttention, so pass segment_lengths and dilation_rates by name"
+                "torch.nn.MultiheadAttention; leave segment_lengths and dilation_rates of 0.2.0 out, where they had no effect"
             )
         checked_dropout(dropout, "dropout")
         super().__init__(
