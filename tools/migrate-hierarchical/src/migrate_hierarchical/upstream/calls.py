@@ -92,6 +92,8 @@ class OldCall:
         if has_effect(value):
             self.leave("UP109", f"{name}={self.code(value)}")
             return
+        if self.problem and self.call.args[self.places[name]].keyword is None:
+            return  # it would move the arguments that no parameter is known for
         self.gone[self.places[name]] = rule
         self.note(rule, f"{name} {why}")
 
@@ -127,6 +129,8 @@ class OldCall:
 
     def name_positional(self) -> None:
         """Give positional arguments a keyword where their places have changed."""
+        if self.problem:
+            return  # marked as UP105
         parameters = OLD_PARAMETERS[self.use.name]
         fixed = STILL_IN_PLACE[self.use.name] if self.renames_function or self.changed else parameters
         for place, arg in enumerate(self.call.args):
