@@ -108,10 +108,13 @@ attention = create_block_sparse_attention(**options)  # noqa: UP105
     "UP106": Explanation(
         """\
 The multihead module is a `torch.nn.MultiheadAttention`: it returns `(output, weights)`, where the old one returned only the
-output unless `need_weights=True`, which was off by default. `attn_mask` has an effect, and `is_causal` needs it.
+output unless `need_weights=True`, which was off by default. `attn_mask` has an effect. The seventh and eighth arguments of
+a call were `is_causal, average_attn_weights` and are `average_attn_weights, is_causal`: a seventh argument `True` asked for
+causality and does not any more. Calls that pass it by position are marked where the same file makes the module.
 """,
         """\
-Unpack the result, or take its first item, and pass `need_weights=False`. Then silence the report.
+Unpack the result, or take its first item, and pass `need_weights=False` and, if it is meant, `is_causal=True` by name; no
+`attn_mask` is needed. Then silence the report.
 """,
         f"""\
 import torch
@@ -119,7 +122,7 @@ import torch
 
 attention = create_multihead_block_sparse(64, 4, sparse_config=SparsePatternConfig("dilated_sparse"))
 x = torch.randn(1, 128, 64)
-out = attention(x, x, x)
+out = attention(x, x, x, None, False, None, True)
 """,
         f"""\
 import torch
@@ -128,7 +131,7 @@ import torch
 pattern = SparsePatternConfig("dilated_sparse")
 attention = create_multihead_block_sparse(64, 4, sparse_config=pattern, batch_first=True)  # noqa: UP106
 x = torch.randn(1, 128, 64)
-out, _ = attention(x, x, x, need_weights=False)
+out, _ = attention(x, x, x, need_weights=False, is_causal=True)
 """,
     ),
     "UP107": Explanation(

@@ -6,7 +6,7 @@ UP_REASONS = {
     "UP103": "global_tokens counted blocks: write the number of tokens",
     "UP104": "the default pattern ignored sparsity_ratio: write the pattern_type that is meant",
     "UP105": "arguments that cannot be seen here: compare them with the new signature",
-    "UP106": "the multihead module returns a pair, and attn_mask has an effect: unpack its result",
+    "UP106": "the multihead module returns a pair, attn_mask has an effect, is_causal comes eighth: unpack its result, pass is_causal by name",
     "UP107": "names of 0.2.0 from a star import: import the new names",
     "UP108": "subclass of a class whose arguments have changed: adapt its super() calls",
     "UP109": "argument that means nothing now, but whose value does something: remove it by hand",

@@ -17,7 +17,7 @@ attention = create_block_sparse_attention("multihead", sparse_config=pattern, em
 from dilated_attention_pytorch import create_block_sparse_attention, SparsePatternConfig
 
 pattern = SparsePatternConfig("dilated_sparse")
-# TODO(migrate-hierarchical): UP106 the multihead module returns a pair, and attn_mask has an effect: unpack its result
+# TODO(migrate-hierarchical): UP106 the multihead module returns a pair, attn_mask has an effect, is_causal comes eighth: unpack its result, pass is_causal by name
 attention = create_block_sparse_attention("multihead", sparse_config=pattern, embed_dim=512, num_heads=8, batch_first=True)
 """,
     why="""\

@@ -175,6 +175,13 @@ def edits(*names: str) -> Callable[[Decide], Decide]:
     return register
 
 
+def is_multihead(call: OldCall) -> bool:
+    """Whether the factory makes the multihead variant."""
+    if "variant" in call.places and call.literal("variant") != "auto":
+        return call.literal("variant") == "multihead"
+    return call.has("embed_dim") and call.has("num_heads") and not call.has("distributed_config")
+
+
 def has_effect(node: cst.CSTNode) -> bool:
     """Whether computing an expression may do more than give a value."""
     if isinstance(node, EFFECTS):
