@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from migrate_hierarchical.engine import migrate_bytes
+from migrate_hierarchical.settings import Settings
 from tests.codemod.test_up_fixtures import SETTINGS
 
 package = pytest.importorskip("dilated_attention_pytorch")
@@ -43,6 +46,21 @@ def test_the_default_pattern_keeps_its_blocks(block_size: int) -> None:
 def test_the_default_of_a_module_keeps_its_blocks() -> None:
     config = written("create_block_sparse_attention as create\nconfig = create('base').sparse_config\n")
     assert rows(config) == window_then(64)
+
+
+def test_a_ratio_beside_the_window_of_the_default_is_not_asked_for() -> None:
+    """Neither the codemod nor the package asks for another ratio where it has no effect."""
+    source = b"from dilated_attention_pytorch import SparsePatternConfig\nconfig = SparsePatternConfig(sparsity_ratio=0.95)\n"
+    result = migrate_bytes("x.py", source, SETTINGS)
+    assert result.left == []
+    notes = [entry for entry in result.rewritten if entry.rule == "UP003"]
+    assert "has no effect beside window_size" in str(notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", package.SparsityRatioWarning)
+        config = written("SparsePatternConfig\nconfig = SparsePatternConfig(sparsity_ratio=0.95)\n")
+    assert rows(config) == window_then(64)
+    left = migrate_bytes("x.py", source, Settings(select=("UP001",))).left
+    assert [entry.rule for entry in left] == ["UP102"]  # without UP003 the ratio decides
 
 
 def test_a_causal_window_reaches_twice_as_far_back() -> None:

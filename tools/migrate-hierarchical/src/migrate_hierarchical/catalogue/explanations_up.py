@@ -28,7 +28,8 @@ attention = BlockSparseAttention(pattern, segment_lengths=[2048, 4096], dilation
     "UP102": Explanation(
         """\
 `sparsity_ratio` is the fraction of the blocks kept. In 0.2.0 it had no effect on the blocks, and its examples called 0.95
-"95 % sparse". Now 0.95 keeps 95 % of the blocks.
+"95 % sparse". Now 0.95 keeps 95 % of the blocks. Beside a `window_size`, also the one that [UP003](UP003.md) writes, a ratio
+still has no effect and is not marked.
 """,
         """\
 Write the fraction that is kept. If a ratio of 0.5 or more is meant, say so with a comment `# noqa: UP102`.

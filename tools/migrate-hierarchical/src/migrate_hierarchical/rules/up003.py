@@ -8,11 +8,10 @@ from ..edit.build import Item, string
 from ..edit.build import call as new_call
 from ..removed_api import FACTORY, PATTERN
 from ..upstream.calls import OldCall, edits
-from ..upstream.old_api import BASE, CREATE_MULTIHEAD, MULTIHEAD, OLD_WINDOW
+from ..upstream.old_api import BASE, CREATE_MULTIHEAD, MULTIHEAD, OLD_WINDOW, WITH_WINDOW
 
 RULE = "UP003"
 
-WITH_WINDOW = ("local_window", "global_local")
 NOT_THEIRS = ("adaptive", "distributed")  # variants that had another default
 
 
@@ -32,7 +31,7 @@ def pattern(call: OldCall) -> None:
         call.add(RULE, "pattern_type", string("local_window", style), in_front=True)
     if "window_size" not in call.places:
         call.add(RULE, "window_size", cst.Integer(str(OLD_WINDOW)))
-        if "sparsity_ratio" in call.places and call.literal("pattern_type") != "global_local":
+        if "sparsity_ratio" in call.places:
             call.note(RULE, "sparsity_ratio has no effect beside window_size, as in 0.2.0")
 
 

@@ -261,6 +261,7 @@ TAKEN_BY = {
     "global_tokens": ("global_local",),
     "dilation_rates": ("dilated_sparse",),
 }
+WITH_WINDOW = TAKEN_BY["window_size"]
 TOKEN_DILATION = ("segment_lengths", "dilation_rates")
 
 # What makes a module that is called with q, k and v.

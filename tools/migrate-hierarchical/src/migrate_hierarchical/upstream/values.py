@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..analysis.arguments import literal_mapping, string_value
+from ..analysis.arguments import is_none, literal_mapping, string_value
 from ..removed_api import FACTORY, GET_PRESET, PATTERN
 from .calls import OldCall, edits, number
 from .old_api import (
@@ -15,14 +15,23 @@ from .old_api import (
     MULTIHEAD,
     OTHER_KEYWORDS,
     SPARSEST,
+    WITH_WINDOW,
 )
 
 
 @edits(PATTERN, BASE, MULTIHEAD, FACTORY, GET_PRESET, CREATE_MULTIHEAD)
 def ratio(call: OldCall) -> None:
     """A ratio that was meant as the fraction dropped."""
-    if "sparsity_ratio" in call.places:
+    if "sparsity_ratio" in call.places and not (call.use.name == PATTERN and window_decides(call)):
         check_ratio(call, call.value("sparsity_ratio"))
+
+
+def window_decides(call: OldCall) -> bool:
+    """Whether the pattern is a window of fixed width, beside which a ratio has no effect; UP003 writes the default."""
+    writes = call.wants("UP003") and not call.stars and not call.problem
+    if call.literal("pattern_type") not in WITH_WINDOW and ("pattern_type" in call.places or not writes):
+        return False
+    return call.has("window_size") if "window_size" in call.places else writes
 
 
 def check_ratio(call: OldCall, node: cst.BaseExpression) -> None:
@@ -82,11 +91,12 @@ def fields_in_a_dictionary(call: OldCall) -> None:
     fields = literal_mapping(call.value(name)) if name in call.places else None
     if fields is None:
         return
-    if "sparsity_ratio" in fields:
+    pattern, window = string_value(fields.get("pattern_type")), fields.get("window_size")
+    fixed = pattern in WITH_WINDOW and window is not None and not is_none(window)
+    if "sparsity_ratio" in fields and not fixed:
         check_ratio(call, fields["sparsity_ratio"])
     if "pattern_type" not in fields:
         call.leave("UP104", f"{name} without a pattern_type")
-    pattern = string_value(fields.get("pattern_type"))
     if "global_tokens" in fields and pattern == "global_local":
         check_global_tokens(call, fields["global_tokens"], fields.get("block_size"), True)
 
