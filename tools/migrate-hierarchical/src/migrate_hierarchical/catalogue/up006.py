@@ -29,7 +29,7 @@ The block-sparse classes of 0.2.0 required both and did not use them. Now they a
 """,
     safe="""\
 Every key of an active block takes part, as in 0.2.0. Rates that are all 1 have no effect in either version and stay where
-the function has the same name. The field `dilation_rates` of `SparsePatternConfig`, which counts blocks, stays.
+the function has the same name and the same place for them. The field `dilation_rates` of `SparsePatternConfig`, which counts blocks, stays.
 """,
     changes=(),
 )

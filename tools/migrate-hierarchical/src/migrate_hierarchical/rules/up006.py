@@ -12,6 +12,7 @@ from ..upstream.old_api import (
     CREATE_ADAPTIVE,
     CREATE_MULTIHEAD,
     MULTIHEAD,
+    STILL_IN_PLACE,
     TOKEN_DILATION,
 )
 
@@ -20,11 +21,19 @@ RULE = "UP006"
 
 @edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD, CREATE_ADAPTIVE)
 def token_dilation(call: OldCall) -> None:
-    if not call.wants(RULE) or call.problem or (not call.renames_function and has_no_effect(call)):
+    if not call.wants(RULE) or call.problem or (not call.renames_function and may_stay(call)):
         return
     for name in TOKEN_DILATION:
         if name in call.places:
             call.remove(RULE, name, "had no effect and is removed")
+
+
+def may_stay(call: OldCall) -> bool:
+    """Whether the arguments have no effect now either, and no other parameter has taken their places."""
+    in_place = STILL_IN_PLACE[call.use.name]
+    given = [name for name in TOKEN_DILATION if name in call.places]
+    by_name = (call.call.args[call.places[name]].keyword is not None or name in in_place for name in given)
+    return has_no_effect(call) and all(by_name)
 
 
 def has_no_effect(call: OldCall) -> bool:
