@@ -103,6 +103,8 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
         changes.leave(use.node, "UP105", f"{use.name} is used as a value")
     elif use.name in OLD_PARAMETERS and is_called_elsewhere(context, parent):
         changes.leave(use.node, "UP105", f"{use.name} is called elsewhere")
+    elif use.name in OLD_PARAMETERS and is_called_by_another_name(context, parent, use):
+        changes.leave(use.node, "UP105", f"{use.name} is called by another name")
 
 
 def is_called_elsewhere(context: Context, parent: cst.CSTNode) -> bool:
@@ -113,6 +115,20 @@ def is_called_elsewhere(context: Context, parent: cst.CSTNode) -> bool:
     if parent.keyword is not None:
         return parent.keyword.value == "default_factory"
     return (dotted(call.func) or "").split(".")[-1] == "partial"
+
+
+def is_called_by_another_name(context: Context, parent: cst.CSTNode, use: Use) -> bool:
+    """Whether `make = function` stands in the file, and a call `make(...)`."""
+    if isinstance(parent, cst.Assign) and parent.value is use.node:
+        targets = [dotted(each.target) for each in parent.targets]
+    elif isinstance(parent, cst.AnnAssign) and parent.value is use.node:
+        targets = [dotted(parent.target)]
+    else:
+        return False
+    called = {dotted(call.func) for call in context.source.calls}
+    return any(
+        name is not None and not called.isdisjoint((name, f"self.{name}", f"cls.{name}")) for name in targets
+    )
 
 
 def is_placeholder(call: cst.Call) -> bool:
