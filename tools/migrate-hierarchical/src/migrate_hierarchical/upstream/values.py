@@ -7,6 +7,7 @@ import libcst as cst
 from ..analysis.arguments import is_none, literal_mapping, string_value
 from ..removed_api import FACTORY, GET_PRESET, PATTERN
 from .calls import OldCall, edits, number
+from .numbers import Numbers
 from .old_api import (
     ADAPTIVE,
     BASE,
@@ -35,9 +36,10 @@ def window_decides(call: OldCall) -> bool:
 
 
 def check_ratio(call: OldCall, node: cst.BaseExpression) -> None:
-    value = number(node)
-    if value is not None and SPARSEST <= value < 1:
-        call.leave("UP102", f"sparsity_ratio={call.code(node)}")
+    high = [value for value in Numbers(call.context).of(node) if SPARSEST <= value < 1]
+    if high:
+        value = "" if number(node) is not None else ", " + " or ".join(f"{each:.6g}" for each in sorted(high))
+        call.leave("UP102", f"sparsity_ratio={call.code(node)}{value}")
 
 
 @edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD)
