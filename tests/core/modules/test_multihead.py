@@ -55,7 +55,7 @@ def test_arguments_are_those_of_pytorch_in_its_order() -> None:
         ((16, 4), {"segment_lengths": [64]}, ValueError, "dilation_rates is None; pass both or neither"),
         ((16, 4), {"enable_memory_pool": True}, TypeError, "delete it: memory needs no pool"),
         # the order of version 0.2: embed_dim, num_heads, segment_lengths, dilation_rates
-        ((16, 4, [2048], [1]), {}, TypeError, "in the order of torch.nn.MultiheadAttention, so pass segment_lengths"),
+        ((16, 4, [2048], [1]), {}, TypeError, "in the order of torch.nn.MultiheadAttention; leave segment_lengths"),
     ],
 )  # fmt: skip
 def test_errors_of_the_constructor(
