@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,8 +54,11 @@ def is_ours(target: str | None) -> bool:
     return (target or "").removeprefix("src.").startswith(PACKAGE + ".")
 
 
-class Resolver:
-    """Finds uses through the bindings of one file."""
+Found = tuple[str, cst.Name | cst.Attribute, cst.BaseExpression | None]  # name, node and base of a Use
+
+
+class NameUses(ABC):
+    """The uses of names of an API in one file, in source order, through its bindings."""
 
     def __init__(self, source: SourceIndex) -> None:
         self.source = source
@@ -71,24 +75,60 @@ class Resolver:
         scope = self.source.scope_of[root]
         bindings = scope.lookup(root.value)
         if not bindings:
-            if root.value in REMOVED_NAMES | KEPT_NAMES and (self.source.stars or self.source.group(root)):
-                return Use(root.value, root, root, scope, [], None, True)
-            api = self.source.again_by_star.get(root.value, "")
-            return Use(api, root, root, scope, [], None, True) if api in REMOVED_NAMES | KEPT_NAMES else None
+            return self.unbound(root, scope)
         found = [self.follow(root, binding) for binding in bindings]
         ours = [each for each in found if each is not None]
         if not ours:
             return None
-        name, node, base = next((each for each in ours if each[0] in REMOVED_NAMES), ours[0])
+        name, node, base = self.first_of(ours)
         agrees = len(ours) == len(found) and all(each[:2] == ours[0][:2] for each in ours)
         # an import under `global` cannot bind another name
         agrees = agrees and not any(binding.scope.elsewhere.get(root.value) for binding in bindings)
         return Use(name, node, root, scope, bindings, base, agrees)
 
-    def follow(
-        self, root: cst.Name, binding: Binding
-    ) -> tuple[str, cst.Name | cst.Attribute, cst.BaseExpression | None] | None:
+    def first_of(self, ours: list[Found]) -> Found:
+        """The one to take where bindings lead to several."""
+        return ours[0]
+
+    @abstractmethod
+    def unbound(self, root: cst.Name, scope: Scope) -> Use | None:
+        """The use of a name that nothing in the file binds."""
+
+    @abstractmethod
+    def follow(self, root: cst.Name, binding: Binding) -> Found | None:
         """Follow the attributes of a name as far as its binding leads into our package."""
+
+    @staticmethod
+    @abstractmethod
+    def is_module_gone(path: str, /) -> bool:
+        """Whether a path below the package was a module."""
+
+    def becomes_package(self, binding: Binding) -> bool:
+        """`import package.submodule as x` is rewritten to `import package as x`: x stays a module."""
+        return (
+            is_import(binding.statement)
+            and binding.alias is not None
+            and binding.alias.asname is not None
+            and self.is_module_gone(api_path(binding.target) or "")
+        )
+
+
+class Resolver(NameUses):
+    """The uses of the names that were removed with the hierarchical variant, and of those around them."""
+
+    is_module_gone = staticmethod(is_gone)
+
+    def unbound(self, root: cst.Name, scope: Scope) -> Use | None:
+        """A name from a star import of the package, or on a page in a block that does not import it."""
+        if root.value in REMOVED_NAMES | KEPT_NAMES and (self.source.stars or self.source.group(root)):
+            return Use(root.value, root, root, scope, [], None, True)
+        api = self.source.again_by_star.get(root.value, "")
+        return Use(api, root, root, scope, [], None, True) if api in REMOVED_NAMES | KEPT_NAMES else None
+
+    def first_of(self, ours: list[Found]) -> Found:
+        return next((each for each in ours if each[0] in REMOVED_NAMES), ours[0])
+
+    def follow(self, root: cst.Name, binding: Binding) -> Found | None:
         target = binding.target if binding.kind == "import" else None
         if target is None or (target != "src" and api_path(target) is None):
             return None
@@ -117,17 +157,6 @@ class Resolver:
             node = parent
             if path == PACKAGE:
                 base = node
-
-    @staticmethod
-    def becomes_package(binding: Binding) -> bool:
-        """`import package.submodule as x` is rewritten to `import package as x`: x stays a module."""
-        return (
-            is_import(binding.statement)
-            and binding.target is not None
-            and binding.alias is not None
-            and binding.alias.asname is not None
-            and is_gone(api_path(binding.target) or "")
-        )
 
 
 def is_foreign(source: SourceIndex, node: cst.BaseExpression, through_values: bool = False) -> bool:
