@@ -253,16 +253,20 @@ def changes_every_score(problem: AttentionProblem) -> bool:
     return problem.softcap != 0.0 or problem.alibi_slopes is not None
 
 
-def is_wide(problem: AttentionProblem) -> bool:
+def is_wide(problem: AttentionProblem, positions: Positions | None) -> bool:
     """Whether the backward keeps more of every pair than that of a plain call: its place, its mask, or terms of its score."""
-    return changes_every_score(problem) or problem.attn_bias is not None or positions_of(problem) is not None
+    return changes_every_score(problem) or problem.attn_bias is not None or positions is not None
 
 
-def dq_tile(problem: AttentionProblem, capability: tuple[int, int]) -> tuning.Tiles:
+def dq_tile(
+    problem: AttentionProblem, positions: Positions | None, capability: tuple[int, int]
+) -> tuning.Tiles:
     """Tiles of the dq kernel."""
     p = problem
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
-    return tuning.tiles("dq", padded, p.block_size, p.q.dtype, capability, max(p.rates), is_wide(p))
+    return tuning.tiles(
+        "dq", padded, p.block_size, p.q.dtype, capability, max(p.rates), is_wide(p, positions)
+    )
 
 
 def backward_call(
@@ -276,9 +280,9 @@ def backward_call(
     """The call, with memory for its results."""
     p = problem
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
-    slots = None
+    slots, positions = None, positions_of(p)
     if p.block_bias is not None:
-        tile = dq_tile(p, capability)
+        tile = dq_tile(p, positions, capability)
         n_tiles = p.block_size // tile.block_m * max(1, p.block_size // tile.block_n)
         bias, n_of_all = p.block_bias, n_sequences(p)
         of_sequences = 1 if bias.shape[0] == 1 and p.layout_batch == n_of_all else n_of_all
@@ -291,7 +295,6 @@ def backward_call(
         shape_of_sums = p.batch, p.num_heads, -(-p.q_len // DELTA_BLOCK)
         sink_sums = torch.empty(shape_of_sums, dtype=torch.float32, device=p.q.device)
     grads, delta = Gradients(grad_q, grad_k, grad_v, slots, sink_sums), torch.empty_like(lse)
-    positions = positions_of(p)
     common = common_arguments(p, positions) | {
         "GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd"),
     }  # fmt: skip
@@ -320,7 +323,7 @@ def delta_launch(call: BackwardCall) -> Launch:
 def dq_launch(call: BackwardCall) -> Launch:
     """dq by rows, and the gradient of the bias."""
     p, grads, positions = call.problem, call.grads, call.positions
-    tile = dq_tile(p, call.capability)
+    tile = dq_tile(p, positions, call.capability)
     slots = grads.block_bias
     arguments = {
         **call.common, **list_arguments(p, by_rows=True),
@@ -338,7 +341,7 @@ def dkdv_launch(call: BackwardCall) -> Launch:
     """dk and dv by columns."""
     p, grads, positions = call.problem, call.grads, call.positions
     padded = max(padded_dim(p.head_dim), padded_dim(p.v_head_dim))
-    wide = is_wide(p)
+    wide = is_wide(p, positions)
     tile = tuning.tiles("dkdv", padded, p.block_size, p.q.dtype, call.capability, max(p.rates), wide)
     key_stride = max(p.rates)
     keys = p.block_size // key_stride
