@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...decode import block_sparse_decode
-from ...eager import is_plain_eager
-from ...functional import block_sparse_attention, run_operator
+from ...functional import block_sparse_attention
 from ...layout.cache import LAYOUTS, Pattern
-from ...validation.call import check_call
+from ...modules.pattern_attention import attend_to_pattern
 from ...varlen import block_sparse_attention_varlen
 from .dense import attend_densely
 from .layer_call import LayerCall, Packed, layer_call
@@ -137,12 +136,10 @@ def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:
 def attend_pattern(
     q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, is_causal: bool, **options: Any
 ) -> Tensor:
-    """`block_sparse_attention` with the layout of a pattern for these lengths, found when a compiled graph runs."""
-    if not is_plain_eager():
-        return run_operator(check_call(q, k, v, pattern, is_causal=is_causal, **options), pattern, None)[0]
-    layout = LAYOUTS.covering(pattern, q.shape[1], k.shape[1], is_causal, q.device)
-    out: Tensor = block_sparse_attention(q, k, v, layout, is_causal=is_causal, **options)
-    return out
+    """out, over the layout of a pattern for these lengths, found when a compiled graph runs."""
+    return attend_to_pattern(
+        q, k, v, pattern, is_causal=is_causal, need_weights=False, backend=None, **options
+    ).out
 
 
 def attend_packed(

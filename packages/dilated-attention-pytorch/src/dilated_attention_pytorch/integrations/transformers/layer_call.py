@@ -92,11 +92,11 @@ def layer_call(
         options: the fields of a LayerCall that are passed on as they are.
         others: what else transformers passes.
     """
-    for option, why in REFUSED.items():
-        if others.get(option) is not None and others[option] is not False:
-            raise NotImplementedError(
-                f"{name} does not serve {type(module).__name__}: {why}; use attn_implementation='eager'"
-            )
+    why = why_refused(others)
+    if why is not None:
+        raise NotImplementedError(
+            f"{name} does not serve {type(module).__name__}: {why}; use attn_implementation='eager'"
+        )
     query, key, value = states
     ranges = KeyRanges.read(attention_mask)
     mask = attention_mask if ranges is None else None
@@ -116,6 +116,14 @@ def layer_call(
     return LayerCall(
         module, query, key, value, mask, ranges, packed, causal and not crosses, crosses, **options
     )
+
+
+def why_refused(others: dict[str, Any]) -> str | None:
+    """Why what transformers passes besides is not served; None if it is."""
+    asked = (
+        why for name, why in REFUSED.items() if others.get(name) is not None and others[name] is not False
+    )
+    return next(asked, None)
 
 
 def check_window(name: str, module: nn.Module, ranges: KeyRanges, sliding_window: int | None) -> None:

@@ -12,7 +12,7 @@ from ...decode_eager import resolved_call
 from ...eager import is_plain_eager
 from ...layout.layout import BlockLayout
 from .key_ranges import NOTE, Note
-from .layer_call import REFUSED, LayerCall
+from .layer_call import LayerCall, why_refused
 
 
 class Step(NamedTuple):
@@ -66,7 +66,7 @@ def find_step(
         or torch.is_grad_enabled()
         or not is_plain_eager()
         or others.get("cu_seq_lens_q") is not None
-        or any(others.get(name) is not None and others[name] is not False for name in REFUSED)
+        or why_refused(others) is not None
     ):
         return None
     sinks = options["sinks"]
