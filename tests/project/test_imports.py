@@ -32,6 +32,7 @@ LAYERS = (
     ("backends",),
     ("the entrance",),
     ("modules",),
+    ("distributed",),
     ("factory",),
     ("integrations",),
     ("__init__",),

@@ -1,0 +1,1 @@
+"""One sequence over several processes: who holds which tokens, who needs which, how they travel."""

@@ -1,0 +1,209 @@
+"""SequenceSharding: which tokens of a sequence each rank holds; a tensor cut into them, and put together again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .. import values
+from ..caching import BoundedCache, make_once
+from ..layout import BlockLayout
+from .balance import Chunks, chunks_of, row_costs
+
+if TYPE_CHECKING:
+    from .config import DistributedSparseConfig
+
+
+@dataclass(frozen=True)
+class SequenceSharding:
+    """Which blocks of a sequence each rank holds. Immutable and hashable; make one with `from_layout` or `make`.
+
+    Every block belongs to one rank, the last one to the last rank. A rank's tokens are those of its chunks, one after another.
+
+    Attributes:
+        chunks: per rank its ranges (first block, one behind the last), ascending; none touches the one before.
+        seq_len: tokens of the whole sequence; the last block may be short.
+        block_size: tokens per block.
+        rank: this rank.
+
+    Raises:
+        ValueError: the chunks are not of this kind, or the rank is not one of theirs.
+    """
+
+    chunks: Chunks
+    seq_len: int
+    block_size: int
+    rank: int
+    # int64 positions by device
+    _positions: BoundedCache = field(
+        default_factory=lambda: BoundedCache(4), init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        check_ranks(self.seq_len, self.block_size, len(self.chunks))
+        check_chunks(self.chunks, -(-self.seq_len // self.block_size))
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {values.shown(self.rank)}")
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.chunks, self.seq_len, self.block_size, self.rank))
+
+    @classmethod
+    def make(
+        cls, chunks: Sequence[Sequence[Sequence[int]]], seq_len: int, block_size: int, rank: int
+    ) -> SequenceSharding:
+        """A sharding of your own; no process group is needed."""
+        of_ranks = tuple(tuple((first, stop) for first, stop in mine) for mine in chunks)
+        return cls(of_ranks, seq_len, block_size, rank)
+
+    @classmethod
+    def from_layout(
+        cls, layout: BlockLayout | Sequence[BlockLayout], config: DistributedSparseConfig
+    ) -> SequenceSharding:
+        """The sharding that `config.balance` gives, from one layout or those of several layers together.
+
+        Raises:
+            ValueError: queries and keys are not the same tokens, the layouts differ in length or block size, or there are
+                more ranks than blocks.
+        """
+        several = checked_layouts(layout)
+        grid = several[0].grid
+        check_ranks(grid.q_len, grid.block_size, config.world_size)
+        chunks = chunks_of(config.balance, row_costs(several), config.world_size)
+        return cls(chunks, grid.q_len, grid.block_size, config.rank)
+
+    @property
+    def world_size(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.seq_len // self.block_size)
+
+    @property
+    def local_len(self) -> int:
+        """Tokens of this rank."""
+        return self.local_lens[self.rank]
+
+    @cached_property
+    def local_lens(self) -> tuple[int, ...]:
+        """Tokens of every rank."""
+        return tuple(
+            sum(stop - first for first, stop in self.token_ranges(i)) for i in range(self.world_size)
+        )
+
+    def token_ranges(self, rank: int) -> tuple[tuple[int, int], ...]:
+        """The chunks of a rank in tokens: (first, one behind the last)."""
+        size = self.block_size
+        return tuple((first * size, min(stop * size, self.seq_len)) for first, stop in self.chunks[rank])
+
+    def positions(self, device: torch.device | str | None = None) -> Tensor:
+        """The position in the whole sequence of each token of this rank, int64 (local_len,), default on the CPU.
+
+        It is kept, so do not write to it.
+        """
+        target = values.device(device)
+        return make_once(self._positions, target, target, lambda: self._made_positions(target))
+
+    def _made_positions(self, device: torch.device) -> Tensor:
+        ranges = self.token_ranges(self.rank)
+        return torch.cat([torch.arange(first, stop, device=device) for first, stop in ranges])
+
+    def rank_of_block(self) -> Tensor:
+        """The owner of every block, int64 (n_blocks,) on the CPU."""
+        owners = torch.empty(self.n_blocks, dtype=torch.int64)
+        for rank, mine in enumerate(self.chunks):
+            for first, stop in mine:
+                owners[first:stop] = rank
+        return owners
+
+    def blocks_of(self, rank: int) -> Tensor:
+        """The blocks of a rank, int64 (n,) on the CPU, ascending."""
+        return torch.cat([torch.arange(first, stop) for first, stop in self.chunks[rank]])
+
+
+def check_ranks(seq_len: int, block_size: int, world_size: int) -> None:
+    """Raise unless there is a block for every rank."""
+    n_blocks = -(-seq_len // block_size)
+    if n_blocks < world_size:
+        raise ValueError(
+            f"seq_len {seq_len} has {n_blocks} blocks of block_size {block_size}, too few for {world_size} ranks: each holds at "
+            f"least one; use at most {n_blocks} ranks or a smaller block_size"
+        )
+
+
+def check_chunks(chunks: Chunks, n_blocks: int) -> None:
+    """Raise unless the chunks are a partition of the blocks, each rank's are ascending, and the last block is the last rank's."""
+    for rank, mine in enumerate(chunks):
+        bounds = list(itertools.chain.from_iterable(mine))
+        if not bounds or any(a >= b for a, b in itertools.pairwise(bounds)):
+            raise ValueError(
+                f"chunks[{rank}] must be ascending ranges (first, stop) of blocks with others between them, at least one, "
+                f"got {values.shown(mine)}"
+            )
+    in_order = sorted(itertools.chain.from_iterable(chunks))
+    ends = [0, *(stop for _, stop in in_order)]
+    if [first for first, _ in in_order] != ends[:-1] or ends[-1] != n_blocks:
+        raise ValueError(f"chunks must hold each of the blocks 0 to {n_blocks - 1} once")
+    if chunks[-1][-1][1] != n_blocks:
+        raise ValueError("the last block must belong to the last rank; number the ranks so that it does")
+
+
+def checked_layouts(layout: Any) -> tuple[BlockLayout, ...]:
+    """The layouts as a tuple, of one length and block size.
+
+    Raises:
+        TypeError: something else than layouts. ValueError: see `SequenceSharding.from_layout`.
+    """
+    several = (layout,) if isinstance(layout, BlockLayout) else values.items(layout)
+    if not several or not all(isinstance(each, BlockLayout) for each in several):
+        raise TypeError(f"layout must be a BlockLayout or a sequence of them, got {values.shown(layout)}")
+    for each in several:
+        if not each.grid.is_square:
+            raise ValueError(
+                f"layout must be of the same tokens as queries and keys, got q_len {each.grid.q_len} and kv_len "
+                f"{each.grid.kv_len} with q_offset {each.grid.q_offset}"
+            )
+    kinds = sorted({(each.grid.q_len, each.grid.block_size) for each in several})
+    if len(kinds) > 1:
+        raise ValueError(f"the layouts must have one length and block size, got (tokens, block_size) {kinds}")
+    return several
+
+
+def checked_dim(x: Tensor, dim: int, length: int, what: str) -> int:
+    """The dimension as a number from 0; ValueError if x does not have this length there."""
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(
+            f"dim must be {-x.dim()} to {x.dim() - 1} for x of shape {tuple(x.shape)}, got {dim}"
+        )
+    if x.shape[dim] != length:
+        raise ValueError(
+            f"x must have {what} {length} tokens in dim {dim}, got {x.shape[dim]} (shape {tuple(x.shape)})"
+        )
+    return dim % x.dim()
+
+
+def shard_sequence(x: Tensor, sharding: SequenceSharding, dim: int = 1) -> Tensor:
+    """This rank's tokens of a whole tensor; differentiable, a view where the rank has one chunk.
+
+    Args:
+        x: any tensor with all `seq_len` tokens in dimension `dim`.
+        sharding: see `SequenceSharding`.
+        dim: the dimension of the tokens.
+
+    Raises:
+        ValueError: x has another number of tokens there.
+    """
+    dim = checked_dim(x, dim, sharding.seq_len, "the seq_len of the sharding,")
+    parts = [x.narrow(dim, first, stop - first) for first, stop in sharding.token_ranges(sharding.rank)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
