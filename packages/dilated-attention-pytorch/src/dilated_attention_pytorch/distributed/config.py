@@ -1,0 +1,116 @@
+"""DistributedSparseConfig: over which processes a sequence is distributed, and how."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch.distributed as dist
+
+from .. import values
+from ..upstream.keywords import explains_old_keywords
+from ..values import shown
+from .balance import BALANCES
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+Balance = Literal["cost", "zigzag", "contiguous"]
+
+
+@explains_old_keywords
+@dataclass(frozen=True)
+class DistributedSparseConfig:
+    """Over which processes a sequence is distributed, and how.
+
+    Attributes:
+        mesh: a DeviceMesh, or a ProcessGroup. The other dimensions of a mesh are free for DDP, FSDP2 or tensor parallelism.
+        mesh_dim: the dimension of the mesh that shares a sequence, its name or number. Default: the only one.
+        balance: which tokens a rank holds. ``"cost"``: about two pieces a rank with equal numbers of tokens and of active
+            blocks; ``"zigzag"``: two pieces, one from each end (as ring attention does for causal masks);
+            ``"contiguous"``: one piece, with the least traffic.
+        stages: groups of kv heads: while one computes, the blocks of the next travel. 1: no overlap. Default: chosen by the
+            size of the call. Layouts that differ by head fetch for each group what its heads need.
+        save_fetched: keep the blocks of others from the forward to the backward, instead of fetching them again.
+        capacity: for layouts from data: the most blocks that a rank fetches from each other rank. Default: all that it has.
+        agreement_timeout: seconds. Before the first call of its kind the ranks compare their layouts, lengths, types and
+            options, and raise if these differ, or if one does not come. 0: they do not.
+
+    Raises:
+        ValueError: an argument is out of its range; the message names it.
+        TypeError: an argument has the wrong type; the message names it.
+    """
+
+    mesh: DeviceMesh | ProcessGroup
+    mesh_dim: str | int | None = None
+    balance: Balance = "cost"
+    stages: int | None = None
+    save_fetched: bool = False
+    capacity: int | None = None
+    agreement_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not dist.is_available():
+            raise ValueError("mesh needs torch.distributed, which this build of torch does not have")
+        self._check_mesh()
+        if self.balance not in BALANCES:
+            raise ValueError(f"balance must be one of {BALANCES}, got {shown(self.balance)}")
+        for name in ("stages", "capacity"):
+            given = getattr(self, name)
+            number = values.tokens(given)
+            if given is not None and number is None:
+                raise ValueError(f"{name} must be a positive int or None, got {shown(given)}")
+            object.__setattr__(self, name, number)
+        if values.flag(self.save_fetched) is None:
+            raise TypeError(f"save_fetched must be True or False, got {shown(self.save_fetched)}")
+        seconds = self.agreement_timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
+            raise ValueError(f"agreement_timeout must be a number of seconds, or 0, got {shown(seconds)}")
+
+    def _check_mesh(self) -> None:
+        mesh: Any = self.mesh
+        if isinstance(mesh, dist.ProcessGroup):
+            if self.mesh_dim is not None:
+                raise ValueError(
+                    f"mesh_dim is for a DeviceMesh, got {shown(self.mesh_dim)} with a ProcessGroup"
+                )
+            return
+        if not hasattr(mesh, "get_group") or not hasattr(mesh, "mesh_dim_names"):
+            raise TypeError(
+                f"mesh must be a DeviceMesh or a ProcessGroup, got {shown(mesh)}; use "
+                "torch.distributed.device_mesh.init_device_mesh('cuda', (n_gpus,))"
+            )
+        names = mesh.mesh_dim_names
+        if self.mesh_dim is None:
+            if mesh.ndim != 1:
+                raise ValueError(
+                    f"mesh has {mesh.ndim} dimensions {names}; name the one of the sequence: mesh_dim=..."
+                )
+        elif isinstance(self.mesh_dim, str):
+            if self.mesh_dim not in (names or ()):
+                raise ValueError(f"mesh_dim must be one of {names}, got {shown(self.mesh_dim)}")
+        elif values.integer(self.mesh_dim) is None or not 0 <= self.mesh_dim < mesh.ndim:
+            raise ValueError(f"mesh_dim must be a name or 0 to {mesh.ndim - 1}, got {shown(self.mesh_dim)}")
+
+    @functools.cached_property
+    def group(self) -> ProcessGroup:
+        """The processes of the sequence."""
+        if isinstance(self.mesh, dist.ProcessGroup):
+            return self.mesh
+        made: ProcessGroup = self.mesh.get_group(self.mesh_dim)
+        return made
+
+    @functools.cached_property
+    def rank(self) -> int:
+        """Of this process in the group."""
+        return dist.get_rank(self.group)
+
+    @functools.cached_property
+    def world_size(self) -> int:
+        """The number of processes of the group."""
+        return dist.get_world_size(self.group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
