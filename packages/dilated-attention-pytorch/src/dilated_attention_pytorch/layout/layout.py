@@ -845,6 +845,10 @@ class BlockLayout:
         )
         return lists
 
+    def keep_lists(self, dilation: TokenDilation, lists: tuple[BlockLists, BlockLists]) -> None:
+        """Make `lists` return these for a token dilation, of a layout whose blocks are elsewhere than its columns say."""
+        self._make(self._dilated, dilation, lambda: lists)
+
     def keep(
         self, owner: str, dilation: TokenDilation | None, make: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
