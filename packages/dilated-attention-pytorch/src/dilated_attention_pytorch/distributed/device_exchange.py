@@ -1,0 +1,45 @@
+"""The exchange on a GPU: what of it is done by kernels."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from .exchange_kernels import add_returned_kernel, gather_kernel
+from .local_layout import Returned
+
+TOKENS = 16  # of a program
+
+
+def check_last_is_dense(*tensors: Tensor) -> None:
+    assert all(x.stride(3) == 1 or x.shape[3] == 1 for x in tensors)
+
+
+def launch_gather(x: Tensor, tokens: Tensor, into: Tensor) -> None:
+    """``into[:, i] = x[:, tokens[i]]``, of tensors (batch, tokens, heads, dim)."""
+    batch, n_tokens, num_heads, dim = into.shape
+    if not into.numel():
+        return
+    x = x if x.stride(3) == 1 else x.contiguous()
+    check_last_is_dense(x, into)
+    grid = (triton.cdiv(n_tokens, TOKENS), batch * num_heads)
+    with torch.cuda.device_of(x):
+        gather_kernel[grid](
+            x, tokens, into, n_tokens, *x.stride()[:3], *into.stride()[:3], num_heads, DIM=dim,
+            BLOCK_D=triton.next_power_of_2(dim), TOKENS=TOKENS,
+        )  # fmt: skip
+
+
+def launch_add_returned(own: Tensor, returned: Tensor, where: Returned, into: Tensor) -> None:
+    """See `exchange.add_returned`."""
+    batch, n_tokens, num_heads, dim = own.shape
+    if not own.numel():
+        return
+    check_last_is_dense(own, returned, into)
+    grid = (triton.cdiv(n_tokens, TOKENS), batch * num_heads)
+    with torch.cuda.device_of(own):
+        add_returned_kernel[grid](
+            own, returned, where.indptr, where.starts, into, n_tokens, *own.stride()[:3], *returned.stride()[:3],
+            *into.stride()[:3], num_heads, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_SIZE=where.block_size, TOKENS=TOKENS,
+        )  # fmt: skip
