@@ -214,3 +214,9 @@ def constant_in_graphs(function: Made) -> Made:
     """`torch.compiler.assume_constant_result`, which would import Dynamo: that takes longer than all the rest of this library."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def not_traced(function: Made) -> Made:
+    """`torch.compiler.disable`, which would import Dynamo too: a graph breaks here."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,444 @@
+"""distributed_block_sparse_attention: attention of a sequence whose tokens are distributed over the ranks of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .._torch_internals import labelled, not_traced, without_function_modes
+from ..backends.problem import AttentionProblem, Backend, Gradients
+from ..caching import BoundedCache
+from ..config import TokenDilation
+from ..eager import CachedCall, cache_call, gradients, key_of
+from ..functional import block_sparse_attention
+from ..layout.layout import BlockLayout
+from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call
+from ..validation.numbers import check_backend, check_flag
+from ..validation.tensors import check_qkv, check_tensors
+from ..values import shown
+from .agreement import check_agreement
+from .config import DistributedSparseConfig
+from .exchange import KeysAndValues, Started, add_returned, start_fetch, start_return
+from .sharding import SequenceSharding
+from .stages import Shape, Stage, stages_of
+
+LABEL = "dilated_attention_pytorch::distributed_attention"
+AGREED = BoundedCache(256)  # signatures of calls that all ranks were found to make alike
+
+
+@overload
+def distributed_block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    sharding: SequenceSharding,
+    config: DistributedSparseConfig,
+    *,
+    is_causal: bool = ...,
+    softmax_scale: float | None = ...,
+    softcap: float | None = ...,
+    sinks: Tensor | None = ...,
+    block_bias: Tensor | None = ...,
+    segment_lengths: Sequence[int] | None = ...,
+    dilation_rates: Sequence[int] | None = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[False] = ...,
+    backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def distributed_block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    sharding: SequenceSharding,
+    config: DistributedSparseConfig,
+    *,
+    is_causal: bool = ...,
+    softmax_scale: float | None = ...,
+    softcap: float | None = ...,
+    sinks: Tensor | None = ...,
+    block_bias: Tensor | None = ...,
+    segment_lengths: Sequence[int] | None = ...,
+    dilation_rates: Sequence[int] | None = ...,
+    dropout_p: float = ...,
+    return_lse: Literal[True],
+    backend: str | None = ...,
+) -> tuple[Tensor, Tensor]: ...
+
+
+@not_traced
+def distributed_block_sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    sharding: SequenceSharding,
+    config: DistributedSparseConfig,
+    *,
+    is_causal: bool = False,
+    softmax_scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    block_bias: Tensor | None = None,
+    segment_lengths: Sequence[int] | None = None,
+    dilation_rates: Sequence[int] | None = None,
+    dropout_p: float = 0.0,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`block_sparse_attention` of a sequence whose tokens are distributed over ranks; every rank calls it with its own.
+
+    Each rank fetches the blocks of k and v that its rows need, and no others: the layout says which. The gradients of these
+    blocks go back to their owners, which add them in float32 by ascending rank, so that results are the same from run to run.
+    The gradients of `sinks` and `block_bias` are those of the rank's own rows, to be summed over the ranks like those of any
+    other parameter.
+
+    Args:
+        q: (batch, local_len, num_heads, head_dim), the tokens of this rank, in the order of ``sharding.positions()``.
+        k: (batch, local_len, num_kv_heads, head_dim).
+        v: (batch, local_len, num_kv_heads, v_head_dim).
+        layout: of the whole sequence, alike on every rank: square, for `seq_len` of the sharding or more tokens.
+        sharding: which tokens each rank holds.
+        config: the processes, and how they exchange blocks.
+        is_causal: no query sees a key at a later position of the whole sequence.
+        softmax_scale: default ``1 / sqrt(head_dim)``.
+        softcap: as in `block_sparse_attention`.
+        sinks: (num_heads,), alike on every rank.
+        block_bias: broadcastable to (batch, num_heads, ``layout.num_block_ids``), alike on every rank.
+        segment_lengths: token dilation by distance in the whole sequence, with `dilation_rates`.
+        dilation_rates: the rate of each of `segment_lengths`.
+        dropout_p: probability with which an attention weight is dropped; which ones differs from a single process.
+        return_lse: also return the log of the softmax denominators, (batch, num_heads, local_len).
+        backend: as in `block_sparse_attention`, but for ``"reference"``.
+
+    Returns:
+        out (batch, local_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
+
+    Raises:
+        ValueError: an argument does not fit the others, or the ranks make different calls; the message says why.
+        TypeError: an argument has the wrong type; the message names it and its value.
+        RuntimeError: in the backward, when a second derivative is asked for.
+    """
+    check_flag("return_lse", return_lse)
+    check_arguments(q, k, v, layout, sharding, config, backend)
+    q, k, v = as_autocast_has_them(q, k, v)
+    check_tensors(q, k, v)
+    check_numbers_of_call(is_causal, softmax_scale, softcap, dropout_p)
+    options = {
+        "is_causal": is_causal, "softmax_scale": softmax_scale, "softcap": softcap, "segment_lengths": segment_lengths,
+        "dilation_rates": dilation_rates, "dropout_p": dropout_p, "backend": backend,
+    }  # fmt: skip
+    layout = cut_to_length(layout, sharding, block_bias)
+    if sharding.world_size == 1:
+        made = block_sparse_attention(
+            q, k, v, layout, sinks=sinks, block_bias=block_bias, return_lse=return_lse, **options
+        )  # type: ignore[call-overload]
+        return made  # type: ignore[no-any-return]
+    dilation = TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size)
+    shape = Shape(
+        sharding, is_causal, q.shape[2], k.shape[2], dilation, q.device, config.stages,
+        k.shape[0] * k.shape[2] * (k.shape[3] + v.shape[3]) * k.element_size(),
+    )  # fmt: skip
+    stages = stages_of(layout, shape)
+    others = [others_of(stage, layout, block_bias, sinks) for stage in stages]
+    agree(q, k, v, layout, shape, config, block_bias, sinks, options)
+    if stages[0].plan.is_local:
+        bias, its_sinks = others[0]
+        made = block_sparse_attention(
+            q,
+            k,
+            v,
+            stages[0].local.layout,
+            sinks=its_sinks,
+            block_bias=bias,
+            return_lse=return_lse,
+            **options,
+        )  # type: ignore[call-overload]
+        return made  # type: ignore[no-any-return]
+    run = Run(stages, config, options)
+    flat = [x for pair in others for x in pair]
+    out, lse = labelled(LABEL, DistributedAttention.apply, q, k, v, run, *flat)
+    return (out, lse) if return_lse else out
+
+
+# ---- checks
+
+
+def check_arguments(q: Any, k: Any, v: Any, layout: Any, sharding: Any, config: Any, backend: Any) -> None:
+    """Raise unless the arguments have their types, and fit this process."""
+    for name, given, wanted in (
+        ("layout", layout, BlockLayout),
+        ("sharding", sharding, SequenceSharding),
+        ("config", config, DistributedSparseConfig),
+    ):
+        if not isinstance(given, wanted):
+            raise TypeError(f"{name} must be a {wanted.__name__}, got {shown(given)}")
+    check_qkv(q, k, v)
+    check_backend(backend)
+    if backend == "reference":
+        raise ValueError(
+            "backend='reference' is the dense definition in one process; compare with block_sparse_attention on the whole "
+            "sequence"
+        )
+    if (sharding.rank, sharding.world_size) != (config.rank, config.world_size):
+        raise ValueError(
+            f"sharding is that of rank {sharding.rank} of {sharding.world_size}, but this process is rank {config.rank} of "
+            f"{config.world_size} in the group of the config"
+        )
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.shape[1] != sharding.local_len:
+            raise ValueError(
+                f"{name} must have the {sharding.local_len} tokens that rank {sharding.rank} of {sharding.world_size} holds "
+                f"of {sharding.seq_len}, got shape {tuple(x.shape)}; use shard_sequence({name}, sharding)"
+            )
+    if layout.block_size != sharding.block_size:
+        raise ValueError(
+            f"layout has block_size {layout.block_size}, but the sharding has {sharding.block_size}; make one for the other"
+        )
+
+
+def cut_to_length(layout: BlockLayout, sharding: SequenceSharding, block_bias: Tensor | None) -> BlockLayout:
+    """The layout of the whole sequence, the prefix of a longer one."""
+    grid, length = layout.grid, sharding.seq_len
+    if not grid.is_square or grid.q_len < length:
+        raise ValueError(
+            f"layout must be square, for the {length} tokens of the sequence or more, got q_len {grid.q_len} and kv_len "
+            f"{grid.kv_len}"
+        )
+    if grid.q_len == length:
+        return layout
+    if block_bias is not None:
+        raise ValueError(
+            f"a block_bias needs a layout for exactly the {length} tokens of the sequence, got one for {grid.q_len}"
+        )
+    return layout.prefix(length)
+
+
+def agree(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    shape: Shape,
+    config: DistributedSparseConfig,
+    block_bias: Tensor | None,
+    sinks: Tensor | None,
+    options: dict[str, Any],
+) -> None:
+    """Raise on every rank unless all make this call; asked once for calls that are alike."""
+    if not config.agreement_timeout:
+        return
+    needs_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (q, k, v, block_bias, sinks)
+    )
+    facts: dict[str, Any] = {
+        "dtype": str(q.dtype), "device": q.device.type, "batch": q.shape[0], "num_heads": q.shape[2],
+        "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "v_head_dim": v.shape[3],
+        **{name: tuple(x) if isinstance(x, (list, tuple)) else x for name, x in options.items()},
+        "block_bias": None if block_bias is None else tuple(block_bias.shape), "sinks": sinks is not None,
+        "requires_grad": needs_grad, "stages": config.stages, "save_fetched": config.save_fetched,
+    }  # fmt: skip
+    signature: Hashable = (id(config.group), shape, id(layout.row_lists.indices), *facts.values())
+    if AGREED.get(signature) is layout:
+        return
+    sharding, masks = shape.sharding, layout.block_masks
+    facts |= {
+        "seq_len": sharding.seq_len, "block_size": sharding.block_size, "chunks": sharding.chunks,
+        "layout": (layout.batch, layout.num_heads, layout.causal),
+        "layout rows": layout.row_lists.indptr, "layout columns": layout.row_lists.indices,
+        "mask ids": None if masks is None else masks.ids, "masks": None if masks is None else masks.table,
+    }  # fmt: skip
+    check_agreement(config, facts, config.agreement_timeout)
+    AGREED.keep(signature, layout)
+
+
+# ---- the call
+
+
+class Run(NamedTuple):
+    """A checked call without its tensors."""
+
+    stages: tuple[Stage, ...]
+    config: DistributedSparseConfig
+    options: dict[str, Any]
+
+    def fetch(self, i: int, k: Tensor, v: Tensor) -> Started | None:
+        """Start the exchange of a stage, if there is one."""
+        if i == len(self.stages):
+            return None
+        stage = self.stages[i]
+        of_k, of_v = (x[:, :, stage.kv_heads.start : stage.kv_heads.stop] for x in (k, v))
+        return start_fetch(of_k, of_v, stage.plan, stage.local, self.config.group)
+
+
+class Served(NamedTuple):
+    """What a stage was computed with."""
+
+    static_problem: AttentionProblem
+    backend: Backend
+
+
+def others_of(
+    stage: Stage, layout: BlockLayout, block_bias: Tensor | None, sinks: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """The block bias and the sinks of a stage."""
+    if block_bias is not None:
+        if block_bias.dim() != 3:
+            block_bias = block_bias.expand(*[1] * (3 - block_bias.dim()), *block_bias.shape)
+        if block_bias.shape[2] != layout.num_block_ids and block_bias.shape[2] != 1:
+            raise ValueError(
+                f"block_bias must be broadcastable to (batch, num_heads, {layout.num_block_ids}), got {tuple(block_bias.shape)}"
+            )
+        of_heads = (
+            block_bias if block_bias.shape[1] == 1 else block_bias[:, stage.heads.start : stage.heads.stop]
+        )
+        block_bias = of_heads.expand(-1, -1, layout.num_block_ids).index_select(2, stage.local.block_ids)
+    return block_bias, None if sinks is None else sinks[stage.heads.start : stage.heads.stop]
+
+
+def attend_stage(
+    q: Tensor,
+    buffer: KeysAndValues,
+    stage: Stage,
+    rank: int,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor, Served]:
+    """out and lse of the heads of a stage, and what they were computed with."""
+    k, v, layout, key = buffer.k, buffer.v, stage.local.layout, None
+    if bias is None and sinks is None and not options["softcap"] and not options["dropout_p"]:
+        key = key_of(
+            q, k, v, options["is_causal"], options["softmax_scale"], None, options["segment_lengths"],
+            options["dilation_rates"], options["backend"], needs_grad=False,
+        )  # fmt: skip
+        cached: CachedCall | None = layout._cached_calls.get(key)
+        if cached is not None:
+            out, lse = cached.forward(q, k, v)
+            return out, lse, Served(cached.static_problem, cached.backend)
+    call = check_call(q, k, v, layout, sinks=sinks, block_bias=bias, **options)
+    if call.seed is not None:  # ranks that draw the same seed drop other weights all the same
+        call = call._replace(seed=call.seed + rank)
+    problem, backend = call.served(layout, options["backend"])
+    out, lse = without_function_modes(backend.forward, problem)
+    cache_call(layout, key, q, k, v, problem, backend, needs_grad=False)
+    return out, lse, Served(problem.without_inputs(), backend)
+
+
+class DistributedAttention(torch.autograd.Function):
+    """The gradient of a call with exchanges. `others` are the block bias and the sinks of each stage, or None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, run: Run, *others: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        outs, lses, buffers, ctx.served = [], [], [], []
+        pending = run.fetch(0, k, v)
+        for i, stage in enumerate(run.stages):
+            following = run.fetch(i + 1, k, v)
+            assert pending is not None
+            buffer = pending.wait()
+            of_stage = q[:, :, stage.heads.start : stage.heads.stop]
+            bias, sinks = others[2 * i : 2 * i + 2]
+            out, lse, served = attend_stage(
+                of_stage, buffer, stage, run.config.rank, bias, sinks, run.options
+            )
+            outs.append(out)
+            lses.append(lse)
+            ctx.served.append(served)
+            if run.config.save_fetched:
+                buffers.append(buffer.both)
+            pending = following
+        out, lse = joined(outs, 2), joined(lses, 1)
+        ctx.save_for_backward(q, k, v, out, lse, *others, *buffers)
+        ctx.run = run
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, *rest = ctx.saved_tensors
+        run: Run = ctx.run
+        others, saved = rest[: 2 * len(run.stages)], rest[2 * len(run.stages) :]
+        # every rank takes part in the exchanges, also one whose results nobody used
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out.resolve_neg()
+        grad_lse = None if grad_lse is None else grad_lse.resolve_neg()
+
+        def fetch(i: int) -> Started | None:
+            if saved and i < len(saved):
+                return Started(KeysAndValues(saved[i], k.shape[3]), None, saved[i])
+            return None if saved else run.fetch(i, k, v)
+
+        dqs: list[Tensor] = []
+        of_others: list[Tensor | None] = []
+        dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+        pending, returning = fetch(0), None
+        for i, stage in enumerate(run.stages):
+            following = fetch(i + 1)
+            assert pending is not None
+            buffer = pending.wait()
+            bias, sinks = others[2 * i : 2 * i + 2]
+            grads = gradients_of_stage(
+                ctx.served[i], q, buffer, bias, sinks, stage.heads, out, lse, grad_out, grad_lse
+            )
+            returned = start_return(grads.k, grads.v, stage.plan, stage.local, run.config.group)
+            if returning is not None:
+                returning.add_to(dk, dv)
+            returning = Returning(stage, returned, grads)
+            dqs.append(grads.q)
+            of_others += [grads.block_bias, grads.sinks]
+            pending = following
+        assert returning is not None
+        returning.add_to(dk, dv)
+        return joined(dqs, 2), dk, dv, None, *of_others
+
+
+class Returning(NamedTuple):
+    """A stage whose gradients are on their way back."""
+
+    stage: Stage
+    returned: Started
+    grads: Gradients
+
+    def add_to(self, dk: Tensor, dv: Tensor) -> None:
+        """Wait for them, and write the sum of all to the heads of the stage."""
+        local, returned = self.stage.local, self.returned.wait()
+        heads, own = self.stage.kv_heads, slice(local.own_at, local.own_at + dk.shape[1])
+        for own_grad, theirs, into in ((self.grads.k, returned.k, dk), (self.grads.v, returned.v, dv)):
+            add_returned(own_grad[:, own], theirs, local.returned, into[:, :, heads.start : heads.stop])
+
+
+def gradients_of_stage(
+    served: Served,
+    q: Tensor,
+    buffer: KeysAndValues,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    heads: range,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+) -> Gradients:
+    """The gradients of the heads of a stage, with those of all tokens of its buffer."""
+    of_heads = slice(heads.start, heads.stop)
+    problem = served.static_problem.with_inputs(q[:, :, of_heads], buffer.k, buffer.v, bias, sinks)
+    grad_lse = None if grad_lse is None else grad_lse[:, of_heads].contiguous()
+    made = gradients(
+        problem, served.backend, out[:, :, of_heads], lse[:, of_heads].contiguous(), grad_out[:, :, of_heads], grad_lse
+    )  # fmt: skip
+    return Gradients(*made)
+
+
+def joined(parts: list[Tensor], dim: int) -> Tensor:
+    """The parts of all heads as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)

@@ -1,0 +1,119 @@
+"""Stages of a call: groups of kv heads, whose exchanges overlap with the attention of the others."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+import torch
+
+from ..caching import BoundedCache
+from ..config import TokenDilation
+from ..layout.layout import BlockLayout
+from .local_layout import LocalLayout, make_local_layout
+from .plan import ExchangePlan, blocks_of, needed_blocks
+from .sharding import SequenceSharding
+
+MOST_STAGES = 4  # chosen by default where all heads share their blocks: the first exchange is a quarter, the rest is hidden
+MOST_STAGES_BY_HEAD = 8  # where they do not: each fetches what its own heads need
+LEAST_BYTES = (
+    8 * 2**20
+)  # fetched by a stage, on average over the ranks; smaller messages cost more than they hide
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Some kv heads with their queries, what is exchanged for them, and what they compute with."""
+
+    kv_heads: range
+    heads: range
+    plan: ExchangePlan
+    local: LocalLayout
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a call its stages depend on beside the layout."""
+
+    sharding: SequenceSharding
+    is_causal: bool
+    num_heads: int
+    num_kv_heads: int
+    dilation: TokenDilation | None
+    device: torch.device
+    stages: int | None  # as asked for
+    bytes_per_token: int  # of k and v, over the batch and the kv heads
+
+
+# Of each layout, the stages of calls; layouts live as long as their users.
+STAGES: weakref.WeakKeyDictionary[BlockLayout, BoundedCache] = weakref.WeakKeyDictionary()
+
+
+def stages_of(layout: BlockLayout, shape: Shape) -> tuple[Stage, ...]:
+    """The stages of a call: made once, then kept with the layout."""
+    kept = STAGES.get(layout)
+    if kept is None:
+        kept = STAGES.setdefault(layout, BoundedCache(16))
+    found: tuple[Stage, ...] | None = kept.get(shape)
+    return found if found is not None else kept.keep(shape, make_stages(layout, shape))
+
+
+def make_stages(layout: BlockLayout, shape: Shape) -> tuple[Stage, ...]:
+    """The stages of a call; one where no rank needs a block of another."""
+    whole = blocks_of(layout, None, shape.is_causal)
+    needed = needed_blocks(whole.row, whole.col, shape.sharding)
+    parts = [range(shape.num_kv_heads)]
+    if needed.numel():
+        fetched = (
+            needed.numel() * shape.sharding.block_size * shape.bytes_per_token / shape.sharding.world_size
+        )
+        parts = split_heads(shape, layout.num_heads > 1, fetched)
+    group = shape.num_heads // shape.num_kv_heads
+    made: dict[range, tuple[ExchangePlan, LocalLayout]] = {}
+    stages = []
+    for part in parts:
+        heads = range(part.start * group, part.stop * group)
+        per_list = shape.num_heads // layout.num_heads
+        of_layout = range(heads.start // per_list, -(-heads.stop // per_list))
+        if of_layout not in made:
+            blocks = (
+                whole if len(of_layout) == layout.num_heads else blocks_of(layout, of_layout, shape.is_causal)
+            )
+            if blocks is not whole:
+                needed = needed_blocks(blocks.row, blocks.col, shape.sharding)
+            plan = ExchangePlan.of_needed(needed, shape.sharding)
+            local = make_local_layout(
+                layout,
+                blocks,
+                len(of_layout),
+                plan,
+                shape.sharding,
+                shape.is_causal,
+                shape.dilation,
+                shape.device,
+            )
+            made[of_layout] = plan, local
+        stages.append(Stage(part, heads, *made[of_layout]))
+    return tuple(stages)
+
+
+def split_heads(shape: Shape, by_head: bool, fetched_bytes: float) -> list[range]:
+    """The kv heads of each stage, of nearly equal numbers.
+
+    Token dilation counts heads from the first of a call, so a stage begins where that counts anew.
+    """
+    n = shape.num_kv_heads
+    if shape.stages is not None:
+        number = min(shape.stages, n)
+    elif by_head:
+        number = min(MOST_STAGES_BY_HEAD, n)
+    else:
+        number = max(1, min(MOST_STAGES, n, int(fetched_bytes // LEAST_BYTES)))
+    rate = 1 if shape.dilation is None else max(shape.dilation.dilation_rates)
+    group = shape.num_heads // n
+    bounds = [0]
+    for i in range(1, number):
+        bound = i * n // number
+        if bound > bounds[-1] and bound * group % rate == 0:
+            bounds.append(bound)
+    return [range(a, b) for a, b in zip(bounds, [*bounds[1:], n], strict=True)]
