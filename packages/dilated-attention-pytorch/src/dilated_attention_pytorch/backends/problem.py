@@ -285,6 +285,26 @@ class Backend(ABC):
     ) -> Gradients:
         """Gradients in the inputs' dtypes, given the gradients of out and lse."""
 
+    def forward_into(self, problem: AttentionProblem, out: Tensor) -> Tensor:
+        """`forward` that fills `out`, of any strides with 1 for the last; returns lse. A backend may save the copy."""
+        made, lse = self.forward(problem)
+        out.copy_(made)
+        return lse
+
+    def backward_into(
+        self,
+        problem: AttentionProblem,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        dq: Tensor,
+    ) -> Gradients:
+        """`backward` that fills `dq`, as `forward_into` fills out, and returns it among the gradients."""
+        grads = self.backward(problem, out, lse, grad_out, grad_lse)
+        dq.copy_(grads.q)
+        return grads._replace(q=dq)
+
     def rejects_decode(self, problem: DecodeProblem) -> str | None:
         """`rejects` of a decoding call."""
         return "it does not decode"

@@ -12,8 +12,9 @@ from torch.autograd.function import once_differentiable
 from .._torch_internals import labelled, not_traced, without_function_modes
 from ..backends.problem import AttentionProblem, Backend, Gradients
 from ..caching import BoundedCache
+from ..call import is_captured
 from ..config import TokenDilation
-from ..eager import CachedCall, cache_call, gradients, key_of
+from ..eager import key_of, of_shape
 from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
 from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call
@@ -312,25 +313,29 @@ def attend_stage(
     bias: Tensor | None,
     sinks: Tensor | None,
     options: dict[str, Any],
-) -> tuple[Tensor, Tensor, Served]:
-    """out and lse of the heads of a stage, and what they were computed with."""
+    out: Tensor,
+) -> tuple[Tensor, Served]:
+    """Fill `out` for the heads of a stage; lse, and what they were computed with."""
     k, v, layout, key = buffer.k, buffer.v, stage.local.layout, None
     if bias is None and sinks is None and not options["softcap"] and not options["dropout_p"]:
         key = key_of(
             q, k, v, options["is_causal"], options["softmax_scale"], None, options["segment_lengths"],
             options["dilation_rates"], options["backend"], needs_grad=False,
         )  # fmt: skip
-        cached: CachedCall | None = layout._cached_calls.get(key)
-        if cached is not None:
-            out, lse = cached.forward(q, k, v)
-            return out, lse, Served(cached.static_problem, cached.backend)
+        key = None if key is None else (LABEL, key)  # a call of another kind would not find it, nor serve it
+        served: Served | None = layout._cached_calls.get(key)
+        if served is not None:
+            problem = served.static_problem.with_inputs(q, k, v)
+            return without_function_modes(served.backend.forward_into, problem, out), served
     call = check_call(q, k, v, layout, sinks=sinks, block_bias=bias, **options)
     if call.seed is not None:  # ranks that draw the same seed drop other weights all the same
         call = call._replace(seed=call.seed + rank)
     problem, backend = call.served(layout, options["backend"])
-    out, lse = without_function_modes(backend.forward, problem)
-    cache_call(layout, key, q, k, v, problem, backend, needs_grad=False)
-    return out, lse, Served(problem.without_inputs(), backend)
+    lse: Tensor = without_function_modes(backend.forward_into, problem, out)
+    served = Served(problem.without_inputs(), backend)
+    if key is not None and problem.q is q and not is_captured(q):
+        layout._cached_calls.keep(key, served)
+    return lse, served
 
 
 class DistributedAttention(torch.autograd.Function):
@@ -340,24 +345,23 @@ class DistributedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, run: Run, *others: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        outs, lses, buffers, ctx.served = [], [], [], []
+        out = q.new_empty(*q.shape[:3], v.shape[3])
+        lses, buffers, ctx.served = [], [], []
         pending = run.fetch(0, k, v)
         for i, stage in enumerate(run.stages):
             following = run.fetch(i + 1, k, v)
             assert pending is not None
-            buffer = pending.wait()
-            of_stage = q[:, :, stage.heads.start : stage.heads.stop]
+            buffer, heads = pending.wait(), slice(stage.heads.start, stage.heads.stop)
             bias, sinks = others[2 * i : 2 * i + 2]
-            out, lse, served = attend_stage(
-                of_stage, buffer, stage, run.config.rank, bias, sinks, run.options
+            lse, served = attend_stage(
+                q[:, :, heads], buffer, stage, run.config.rank, bias, sinks, run.options, out[:, :, heads]
             )
-            outs.append(out)
             lses.append(lse)
             ctx.served.append(served)
             if run.config.save_fetched:
                 buffers.append(buffer.both)
             pending = following
-        out, lse = joined(outs, 2), joined(lses, 1)
+        lse = lses[0] if len(lses) == 1 else torch.cat(lses, 1)
         ctx.save_for_backward(q, k, v, out, lse, *others, *buffers)
         ctx.run = run
         ctx.set_materialize_grads(False)
@@ -371,35 +375,41 @@ class DistributedAttention(torch.autograd.Function):
         others, saved = rest[: 2 * len(run.stages)], rest[2 * len(run.stages) :]
         # every rank takes part in the exchanges, also one whose results nobody used
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out.resolve_neg()
-        grad_lse = None if grad_lse is None else grad_lse.resolve_neg()
+        results = Results(out, lse, grad_out, None if grad_lse is None else grad_lse.resolve_neg())
 
         def fetch(i: int) -> Started | None:
             if saved and i < len(saved):
                 return Started(KeysAndValues(saved[i], k.shape[3]), None, saved[i])
             return None if saved else run.fetch(i, k, v)
 
-        dqs: list[Tensor] = []
         of_others: list[Tensor | None] = []
-        dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
         pending, returning = fetch(0), None
         for i, stage in enumerate(run.stages):
             following = fetch(i + 1)
             assert pending is not None
-            buffer = pending.wait()
             bias, sinks = others[2 * i : 2 * i + 2]
             grads = gradients_of_stage(
-                ctx.served[i], q, buffer, bias, sinks, stage.heads, out, lse, grad_out, grad_lse
+                ctx.served[i], stage.heads, q, pending.wait(), bias, sinks, results, dq
             )
             returned = start_return(grads.k, grads.v, stage.plan, stage.local, run.config.group)
             if returning is not None:
                 returning.add_to(dk, dv)
             returning = Returning(stage, returned, grads)
-            dqs.append(grads.q)
-            of_others += [grads.block_bias, grads.sinks]
+            of_others += [of_shape(grads.block_bias, bias), of_shape(grads.sinks, sinks)]
             pending = following
         assert returning is not None
         returning.add_to(dk, dv)
-        return joined(dqs, 2), dk, dv, None, *of_others
+        return dq, dk, dv, None, *of_others
+
+
+class Results(NamedTuple):
+    """What a forward gave, and the gradients of that."""
+
+    out: Tensor
+    lse: Tensor
+    grad_out: Tensor
+    grad_lse: Tensor | None
 
 
 class Returning(NamedTuple):
@@ -419,26 +429,20 @@ class Returning(NamedTuple):
 
 def gradients_of_stage(
     served: Served,
+    heads: range,
     q: Tensor,
     buffer: KeysAndValues,
     bias: Tensor | None,
     sinks: Tensor | None,
-    heads: range,
-    out: Tensor,
-    lse: Tensor,
-    grad_out: Tensor,
-    grad_lse: Tensor | None,
+    results: Results,
+    dq: Tensor,
 ) -> Gradients:
-    """The gradients of the heads of a stage, with those of all tokens of its buffer."""
-    of_heads = slice(heads.start, heads.stop)
-    problem = served.static_problem.with_inputs(q[:, :, of_heads], buffer.k, buffer.v, bias, sinks)
-    grad_lse = None if grad_lse is None else grad_lse[:, of_heads].contiguous()
-    made = gradients(
-        problem, served.backend, out[:, :, of_heads], lse[:, of_heads].contiguous(), grad_out[:, :, of_heads], grad_lse
+    """Fill the heads of a stage in `dq`; its gradients, with those of all tokens of its buffer."""
+    part = slice(heads.start, heads.stop)
+    problem = served.static_problem.with_inputs(q[:, :, part], buffer.k, buffer.v, bias, sinks)
+    out, lse, grad_out, grad_lse = results
+    made: Gradients = without_function_modes(
+        served.backend.backward_into, problem, out[:, :, part], lse[:, part].contiguous(), grad_out[:, :, part],
+        None if grad_lse is None else grad_lse[:, part].contiguous(), dq[:, :, part],
     )  # fmt: skip
-    return Gradients(*made)
-
-
-def joined(parts: list[Tensor], dim: int) -> Tensor:
-    """The parts of all heads as one tensor."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return made

@@ -6,28 +6,28 @@ import torch
 import triton
 from torch import Tensor
 
-from .exchange_kernels import add_returned_kernel, gather_kernel
+from .exchange_kernels import add_returned_kernel, copy_kernel
 from .local_layout import Returned
 
-TOKENS = 16  # of a program
+TOKENS, COPIED_TOKENS = 16, 64  # of a program
 
 
 def check_last_is_dense(*tensors: Tensor) -> None:
     assert all(x.stride(3) == 1 or x.shape[3] == 1 for x in tensors)
 
 
-def launch_gather(x: Tensor, tokens: Tensor, into: Tensor) -> None:
-    """``into[:, i] = x[:, tokens[i]]``, of tensors (batch, tokens, heads, dim)."""
+def launch_copy(x: Tensor, into: Tensor, tokens: Tensor | None) -> None:
+    """See `exchange.copy`."""
     batch, n_tokens, num_heads, dim = into.shape
     if not into.numel():
         return
     x = x if x.stride(3) == 1 else x.contiguous()
     check_last_is_dense(x, into)
-    grid = (triton.cdiv(n_tokens, TOKENS), batch * num_heads)
+    grid = (triton.cdiv(n_tokens, COPIED_TOKENS), batch * num_heads)
     with torch.cuda.device_of(x):
-        gather_kernel[grid](
+        copy_kernel[grid](
             x, tokens, into, n_tokens, *x.stride()[:3], *into.stride()[:3], num_heads, DIM=dim,
-            BLOCK_D=triton.next_power_of_2(dim), TOKENS=TOKENS,
+            BLOCK_D=triton.next_power_of_2(dim), TOKENS=COPIED_TOKENS,
         )  # fmt: skip
 
 

@@ -70,13 +70,13 @@ def start_fetch(k: Tensor, v: Tensor, plan: ExchangePlan, local: LocalLayout, gr
     """Start to fill the buffer of a stage: own blocks are copied, others fetched."""
     buffer = KeysAndValues.empty(local.num_tokens, k, v)
     sent = KeysAndValues.empty(plan.num_sent_tokens, k, v)
-    gather(k, local.sent, sent.k)
-    gather(v, local.sent, sent.v)
+    copy(k, sent.k, local.sent)
+    copy(v, sent.v, local.sent)
     fetched = buffer.tokens(local.fetched_at, plan.num_fetched_tokens)
     work = start_all_to_all(fetched.both, sent.both, plan.fetched_tokens, plan.sent_tokens, group)
     own = buffer.tokens(local.own_at, k.shape[1])
-    own.k.copy_(k)
-    own.v.copy_(v)
+    copy(k, own.k)
+    copy(v, own.v)
     return Started(buffer, work, sent.both)
 
 
@@ -84,19 +84,19 @@ def start_return(dk: Tensor, dv: Tensor, plan: ExchangePlan, local: LocalLayout,
     """Start to give the gradients of fetched blocks back to their owners; dk and dv are those of the buffer."""
     tokens = slice(local.fetched_at, local.fetched_at + plan.num_fetched_tokens)
     fetched = KeysAndValues.empty(plan.num_fetched_tokens, dk, dv)
-    fetched.k.copy_(dk[:, tokens])
-    fetched.v.copy_(dv[:, tokens])
+    copy(dk[:, tokens], fetched.k)
+    copy(dv[:, tokens], fetched.v)
     returned = KeysAndValues.empty(plan.num_sent_tokens, dk, dv)
     work = start_all_to_all(returned.both, fetched.both, plan.sent_tokens, plan.fetched_tokens, group)
     return Started(returned, work, fetched.both)
 
 
-def gather(x: Tensor, tokens: Tensor, into: Tensor) -> None:
-    """``into[:, i] = x[:, tokens[i]]``."""
+def copy(x: Tensor, into: Tensor, tokens: Tensor | None = None) -> None:
+    """``into[:, i] = x[:, tokens[i]]``, or all of x in order; of tensors (batch, tokens, heads, dim)."""
     if x.is_cuda:
-        kernels().launch_gather(x, tokens, into)
+        kernels().launch_copy(x, into, tokens)
     else:
-        into.copy_(x.index_select(1, tokens))
+        into.copy_(x if tokens is None else x.index_select(1, tokens))
 
 
 def add_returned(own: Tensor, returned: Tensor, where: Returned, into: Tensor) -> None:

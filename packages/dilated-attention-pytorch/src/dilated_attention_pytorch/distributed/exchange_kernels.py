@@ -7,16 +7,18 @@ import triton.language as tl
 
 
 @triton.jit
-def gather_kernel(
+def copy_kernel(
     X, Tokens, Into, n_tokens, x_b, x_t, x_h, into_b, into_t, into_h, num_heads, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """A program copies some tokens of one head of one batch element."""
+    """A program copies some tokens of one head of one batch element: those of Tokens, or of the first ones without it."""
     of_head = tl.program_id(1)
     batch, head = (of_head // num_heads).to(tl.int64), (of_head % num_heads).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     d = tl.arange(0, BLOCK_D)
-    token = tl.load(Tokens + i, mask=i < n_tokens, other=0)
+    token = i
+    if Tokens is not None:
+        token = tl.load(Tokens + i, mask=i < n_tokens, other=0)
     here = (i < n_tokens)[:, None] & (d < DIM)[None, :]
     x = tl.load(X + batch * x_b + token[:, None] * x_t + head * x_h + d[None, :], mask=here)
     tl.store(Into + batch * into_b + i[:, None] * into_t + head * into_h + d[None, :], x, mask=here)

@@ -191,5 +191,25 @@ class HopperBackend(Backend):
         made: Gradients = launches().launch_backward(problem, out, lse, grad_out, grad_lse)
         return made
 
+    def forward_into(self, problem: AttentionProblem, out: Tensor) -> Tensor:
+        if badly_strided("out", out) is not None or out.data_ptr() % 16:
+            return super().forward_into(problem, out)
+        lse: Tensor = launches().launch_forward(problem, out)[1]
+        return lse
+
+    def backward_into(
+        self,
+        problem: AttentionProblem,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        dq: Tensor,
+    ) -> Gradients:
+        if badly_strided("dq", dq) is not None or dq.data_ptr() % 16:
+            return super().backward_into(problem, out, lse, grad_out, grad_lse, dq)
+        made: Gradients = launches().launch_backward(problem, out, lse, grad_out, grad_lse, dq)
+        return made
+
 
 HOPPER = HopperBackend()

@@ -27,21 +27,21 @@ def readable(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """out and lse of a problem."""
+def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """out, which is `into` where that is given, and lse of a problem."""
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
     if index != _torch_internals.current_device():
         with torch.cuda.device(index):
-            return launch_forward(problem)
+            return launch_forward(problem, into)
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-        return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)))
+        return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)), into)
     batch, q_len, num_heads, _ = q.shape
     # the fastest ways to make a tensor
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format) if into is None else into
     lse = torch.empty_strided(
         (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
     )
-    key = ("forward", p.signature)
+    key = ("forward", p.signature) if into is None else ("forward", p.signature, into.stride())
     launch = LAUNCHES.get(key)
     if launch is None:
         n_tiles = FORWARD.n_tiles(p)
@@ -80,9 +80,14 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
 
 
 def backward_call(
-    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    into: Tensor | None = None,
 ) -> BackwardCall:
-    """The call, with copies of tensors that the kernels cannot read."""
+    """The call, with copies of tensors that the kernels cannot read; dq is `into` where that is given."""
     p = problem
     grad_out = readable(grad_out)
     # all unchanged since the forward, unless a hook on saved tensors changed them
@@ -93,12 +98,12 @@ def backward_call(
     out, lse = aligned(out), aligned(lse)
     has_grad_lse = grad_lse is not None
     grad_lse = lse if grad_lse is None else aligned(grad_lse)
-    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format) if into is None else into
     grad_k = torch.empty_like(k, memory_format=torch.contiguous_format)
     grad_v = torch.empty_like(v, memory_format=torch.contiguous_format)
     key = (
         p.signature, q.stride(), k.stride(), v.stride(), out.stride(), grad_out.stride(), grad_lse.stride(),
-        has_grad_lse,
+        has_grad_lse, None if into is None else into.stride(),
     )  # fmt: skip
     grads = Gradients(grad_q, grad_k, grad_v, None)
     return BackwardCall(p, out, lse, grad_out, grad_lse, has_grad_lse, grads, key)
@@ -143,14 +148,19 @@ def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
 
 
 def launch_backward(
-    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    into: Tensor | None = None,
 ) -> Gradients:
-    """Gradients of a problem."""
+    """Gradients of a problem; dq is `into` where that is given."""
     index = problem.q.get_device()
     if index != _torch_internals.current_device():
         with torch.cuda.device(index):
-            return launch_backward(problem, out, lse, grad_out, grad_lse)
-    call = backward_call(problem, out, lse, grad_out, grad_lse)
+            return launch_backward(problem, out, lse, grad_out, grad_lse, into)
+    call = backward_call(problem, out, lse, grad_out, grad_lse, into)
     if nothing_to_do(call):
         return call.grads
     key = ("backward", call.key)

@@ -59,6 +59,11 @@ def unserved_tensors(q: Tensor, v_head_dim: int) -> str | None:
     return None
 
 
+def is_packed(problem: AttentionProblem) -> bool:
+    """Whether sequences are packed: what clears the gaps between them wants whole tokens."""
+    return problem.sequences is not None and problem.sequences.is_packed
+
+
 class TritonBackend(Backend):
     """Fused kernels; see kernels/forward.py, kernels/backward.py and kernels/decode.py."""
 
@@ -90,6 +95,28 @@ class TritonBackend(Backend):
         from .launch import launch_backward
 
         return launch_backward(problem, out, lse, grad_out, grad_lse)
+
+    def forward_into(self, problem: AttentionProblem, out: Tensor) -> Tensor:
+        from .launch import launch_forward
+
+        if is_packed(problem) or out.stride(3) != 1:
+            return super().forward_into(problem, out)
+        return launch_forward(problem, out)[1]
+
+    def backward_into(
+        self,
+        problem: AttentionProblem,
+        out: Tensor,
+        lse: Tensor,
+        grad_out: Tensor,
+        grad_lse: Tensor | None,
+        dq: Tensor,
+    ) -> Gradients:
+        from .launch import launch_backward
+
+        if is_packed(problem) or dq.stride(3) != 1:
+            return super().backward_into(problem, out, lse, grad_out, grad_lse, dq)
+        return launch_backward(problem, out, lse, grad_out, grad_lse, dq)
 
     def rejects_decode(self, problem: DecodeProblem) -> str | None:
         return unserved_tensors(problem.inputs.q, problem.v_head_dim)

@@ -220,10 +220,11 @@ def forward_launch(
     return Launch(forward_kernel, grid, arguments, options)
 
 
-def launch_forward(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-    """out and lse of a problem."""
-    p = problem
-    out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device=p.q.device)
+def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """out, which is `into` where that is given, and lse of a problem."""
+    p, out = problem, into
+    if out is None:
+        out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device=p.q.device)
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=torch.float32, device=p.q.device)
     forward_launch(p, out, lse, capability_of(p)).run()
     for launch in clear_gaps(p, "q_start", out, lse=lse):
@@ -276,10 +277,12 @@ def backward_call(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     capability: tuple[int, int],
+    into: Tensor | None = None,
 ) -> BackwardCall:
-    """The call, with memory for its results."""
+    """The call, with memory for its results; dq is `into` where that is given."""
     p = problem
-    grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.q, p.k, p.v))
+    grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (p.k, p.v))
+    grad_q = torch.empty(p.q.shape, dtype=p.q.dtype, device=p.q.device) if into is None else into
     slots, positions = None, positions_of(p)
     if p.block_bias is not None:
         tile = dq_tile(p, positions, capability)
@@ -383,21 +386,28 @@ def backward_launches(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     capability: tuple[int, int],
+    into: Tensor | None = None,
 ) -> tuple[list[Launch], Gradients]:
-    """The kernels of a backward, in order, and what they fill."""
-    call = backward_call(problem, out, lse, grad_out, grad_lse, capability)
+    """The kernels of a backward, in order, and what they fill; dq is `into` where that is given."""
+    call = backward_call(problem, out, lse, grad_out, grad_lse, capability, into)
     grads = call.grads
     of_gaps = clear_gaps(problem, "q_start", grads.q) + clear_gaps(problem, "kv_start", grads.k, grads.v)
     return [launch_of(call) for launch_of in PASSES] + of_gaps, grads
 
 
 def launch_backward(
-    problem: AttentionProblem, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None
+    problem: AttentionProblem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    into: Tensor | None = None,
 ) -> Gradients:
-    """Gradients of a problem."""
+    """Gradients of a problem; dq is `into` where that is given."""
     if grad_out.stride(-1) != 1:
         grad_out = grad_out.contiguous()
-    launches, grads = backward_launches(problem, out, lse, grad_out, grad_lse, capability_of(problem))
+    capability = capability_of(problem)
+    launches, grads = backward_launches(problem, out, lse, grad_out, grad_lse, capability, into)
     for launch in launches:
         launch.run()
     if grads.block_bias is not None:
