@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -23,7 +24,7 @@ from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
 from .agreement import check_agreement
 from .config import DistributedSparseConfig
-from .exchange import KeysAndValues, Started, add_returned, start_fetch, start_return
+from .exchange import KeysAndValues, Started, add_returned, kept, start_fetch, start_return
 from .sharding import SequenceSharding
 from .stages import Shape, Stage, stages_of
 
@@ -271,13 +272,30 @@ class Run(NamedTuple):
     config: DistributedSparseConfig
     options: dict[str, Any]
 
-    def fetch(self, i: int, k: Tensor, v: Tensor) -> Started | None:
-        """Start the exchange of a stage, if there is one."""
-        if i == len(self.stages):
-            return None
+    def fetch(self, i: int, k: Tensor, v: Tensor) -> Started:
+        """Start the exchange of a stage."""
         stage = self.stages[i]
         of_k, of_v = (x[:, :, stage.kv_heads.start : stage.kv_heads.stop] for x in (k, v))
         return start_fetch(of_k, of_v, stage.plan, stage.local, self.config.group)
+
+
+class Arriving:
+    """The buffers of the stages, one after the other; those of the next ones are on their way.
+
+    Two ahead: a transfer that is started just before a kernel that fills the GPU runs only after it.
+    """
+
+    AHEAD = 2
+
+    def __init__(self, n_stages: int, fetch: Callable[[int], Started]) -> None:
+        self.fetch, self.left = fetch, deque(range(n_stages))
+        self.started: deque[Started] = deque()
+
+    def take(self) -> KeysAndValues:
+        """The buffer of the next stage, which the current stream may read."""
+        while self.left and len(self.started) <= self.AHEAD:
+            self.started.append(self.fetch(self.left.popleft()))
+        return self.started.popleft().wait()
 
 
 class Served(NamedTuple):
@@ -347,11 +365,9 @@ class DistributedAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         out = q.new_empty(*q.shape[:3], v.shape[3])
         lses, buffers, ctx.served = [], [], []
-        pending = run.fetch(0, k, v)
+        arriving = Arriving(len(run.stages), lambda i: run.fetch(i, k, v))
         for i, stage in enumerate(run.stages):
-            following = run.fetch(i + 1, k, v)
-            assert pending is not None
-            buffer, heads = pending.wait(), slice(stage.heads.start, stage.heads.stop)
+            buffer, heads = arriving.take(), slice(stage.heads.start, stage.heads.stop)
             bias, sinks = others[2 * i : 2 * i + 2]
             lse, served = attend_stage(
                 q[:, :, heads], buffer, stage, run.config.rank, bias, sinks, run.options, out[:, :, heads]
@@ -360,7 +376,6 @@ class DistributedAttention(torch.autograd.Function):
             ctx.served.append(served)
             if run.config.save_fetched:
                 buffers.append(buffer.both)
-            pending = following
         lse = lses[0] if len(lses) == 1 else torch.cat(lses, 1)
         ctx.save_for_backward(q, k, v, out, lse, *others, *buffers)
         ctx.run = run
@@ -377,27 +392,22 @@ class DistributedAttention(torch.autograd.Function):
         grad_out = torch.zeros_like(out) if grad_out is None else grad_out.resolve_neg()
         results = Results(out, lse, grad_out, None if grad_lse is None else grad_lse.resolve_neg())
 
-        def fetch(i: int) -> Started | None:
-            if saved and i < len(saved):
-                return Started(KeysAndValues(saved[i], k.shape[3]), None, saved[i])
-            return None if saved else run.fetch(i, k, v)
+        def fetch(i: int) -> Started:
+            return kept(KeysAndValues(saved[i], k.shape[3])) if saved else run.fetch(i, k, v)
 
         of_others: list[Tensor | None] = []
         dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        pending, returning = fetch(0), None
+        arriving, returning = Arriving(len(run.stages), fetch), None
         for i, stage in enumerate(run.stages):
-            following = fetch(i + 1)
-            assert pending is not None
             bias, sinks = others[2 * i : 2 * i + 2]
             grads = gradients_of_stage(
-                ctx.served[i], stage.heads, q, pending.wait(), bias, sinks, results, dq
+                ctx.served[i], stage.heads, q, arriving.take(), bias, sinks, results, dq
             )
             returned = start_return(grads.k, grads.v, stage.plan, stage.local, run.config.group)
             if returning is not None:
                 returning.add_to(dk, dv)
             returning = Returning(stage, returned, grads)
             of_others += [of_shape(grads.block_bias, bias), of_shape(grads.sinks, sinks)]
-            pending = following
         assert returning is not None
         returning.add_to(dk, dv)
         return dq, dk, dv, None, *of_others
