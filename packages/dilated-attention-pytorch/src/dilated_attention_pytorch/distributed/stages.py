@@ -14,7 +14,7 @@ from .local_layout import LocalLayout, make_local_layout
 from .plan import ExchangePlan, blocks_of, needed_blocks
 from .sharding import SequenceSharding
 
-MOST_STAGES = 4  # chosen by default where all heads share their blocks: the first exchange is a quarter, the rest is hidden
+MOST_STAGES = 8  # chosen by default where all heads share their blocks: the first exchange is an eighth, the rest is hidden
 MOST_STAGES_BY_HEAD = 8  # where they do not: each fetches what its own heads need
 LEAST_BYTES = (
     8 * 2**20
