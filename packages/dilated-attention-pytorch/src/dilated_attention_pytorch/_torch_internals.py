@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad, profiler
 from torch.autograd.function import _SingleLevelFunction
 from torch.utils._python_dispatch import _disable_current_modes
+
+if TYPE_CHECKING:  # torch may be built without it
+    from torch._C._distributed_c10d import ProcessGroup, Store
 
 Made = TypeVar("Made", bound=Callable[..., Any])
 
@@ -220,3 +223,13 @@ def not_traced(function: Made) -> Made:
     """`torch.compiler.disable`, which would import Dynamo too: a graph breaks here."""
     function._torchdynamo_disable = True  # type: ignore[attr-defined]
     return function
+
+
+# ---- process groups
+
+
+def group_store(group: ProcessGroup, prefix: str) -> Store:
+    """The store in which the ranks of a process group found one another; its keys are those of the group and the prefix."""
+    from torch.distributed.distributed_c10d import PrefixStore, _get_process_group_store
+
+    return PrefixStore(prefix, _get_process_group_store(group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, NamedTuple, overload
@@ -22,14 +23,16 @@ from ..validation.call import as_autocast_has_them, check_call, check_numbers_of
 from ..validation.numbers import check_backend, check_flag
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
-from .agreement import check_agreement
+from .agreement import agreed_by, check_agreement
 from .config import DistributedSparseConfig
 from .exchange import KeysAndValues, Started, add_returned, kept, start_fetch, start_return
+from .fingerprints import facts_of_layout
 from .sharding import SequenceSharding
 from .stages import Shape, Stage, stages_of
 
 LABEL = "dilated_attention_pytorch::distributed_attention"
-AGREED = BoundedCache(256)  # signatures of calls that all ranks were found to make alike
+# Of each layout, the digests of the facts of calls, by what takes no time to compare.
+KNOWN: weakref.WeakKeyDictionary[BlockLayout, BoundedCache] = weakref.WeakKeyDictionary()
 
 
 @overload
@@ -248,18 +251,16 @@ def agree(
         "block_bias": None if block_bias is None else tuple(block_bias.shape), "sinks": sinks is not None,
         "requires_grad": needs_grad, "stages": config.stages, "save_fetched": config.save_fetched,
     }  # fmt: skip
-    signature: Hashable = (id(config.group), shape, id(layout.row_lists.indices), *facts.values())
-    if AGREED.get(signature) is layout:
+    alike = KNOWN.get(layout)
+    if alike is None:
+        alike = KNOWN.setdefault(layout, BoundedCache(64))
+    signature: Hashable = (shape, *facts.values())
+    agreed = agreed_by(config.group)
+    if alike.get(signature) in agreed:
         return
-    sharding, masks = shape.sharding, layout.block_masks
-    facts |= {
-        "seq_len": sharding.seq_len, "block_size": sharding.block_size, "chunks": sharding.chunks,
-        "layout": (layout.batch, layout.num_heads, layout.causal),
-        "layout rows": layout.row_lists.indptr, "layout columns": layout.row_lists.indices,
-        "mask ids": None if masks is None else masks.ids, "masks": None if masks is None else masks.table,
-    }  # fmt: skip
-    check_agreement(config, facts, config.agreement_timeout)
-    AGREED.keep(signature, layout)
+    sharding = shape.sharding
+    facts |= {"seq_len": sharding.seq_len, "chunks": sharding.chunks, **facts_of_layout(layout)}
+    alike.keep(signature, check_agreement(config, facts, config.agreement_timeout))
 
 
 # ---- the call
