@@ -14,6 +14,7 @@ parent. Modules with such tests have `pytestmark = needs_gloo`.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -143,6 +144,9 @@ class GlooProcesses:
                 if outcomes[rank].error is not None and grace is not None:
                     deadline = min(deadline, time.monotonic() + grace)
         seconds = time.monotonic() - begin
+        for rank in set(range(self.world_size)) - set(outcomes):
+            os.kill(self.processes[rank].pid, signal.SIGUSR1)  # write the stacks to the output
+            self.processes[rank].join(0.5)
         late = {
             rank: Outcome(rank, seconds, error=NOT_ARRIVED, message="killed")
             for rank in range(self.world_size)
@@ -217,6 +221,7 @@ def serve(
     with open(output, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(1)
 
     def join() -> None:

@@ -187,17 +187,23 @@ def collective_instead(rank: int) -> str:
         message = ""
     else:
         with pytest.raises(TimeoutError) as caught:
-            check(rank, SHORT, {})
+            check(rank, SHORT, {"call": 1})
         message = str(caught.value)
         torch.distributed.all_reduce(x)
     assert x.item() == 2
+    with pytest.raises(
+        TimeoutError, match="did not come within"
+    ):  # at once on rank 0, and on rank 1, which missed it
+        check(rank, 30.0, {"call": 2})
+    with pytest.raises(TimeoutError, match="This process makes no more calls with this group"):
+        check(rank, 30.0, {"call": 3})
     return message
 
 
 def die_before(rank: int) -> None:
     if rank == 1:
         die()
-    check(rank, SHORT, {})
+    check(rank, SHORT, {"call": 1})
 
 
 def test_two_processes_agree_or_get_the_same_error() -> None:
@@ -212,7 +218,7 @@ def test_two_processes_agree_or_get_the_same_error() -> None:
         message, _ = processes.run(collective_instead, limit=60)
         assert "rank 1 did not come within 0.5 seconds" in message
 
-        # and so is a dead rank
+    with GlooProcesses(2) as processes:  # a dead rank is named, too
         left, dead = processes.outcomes(die_before, limit=30)
         assert (left.error, dead.error) == ("TimeoutError", "died")
         assert "rank 1 did not come within 0.5 seconds" in left.message

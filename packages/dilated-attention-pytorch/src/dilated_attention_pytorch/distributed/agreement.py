@@ -52,6 +52,8 @@ NEVER_CAME = (
 
 # Of each group, what it has agreed on: the digests of facts, the oldest first, alike on all ranks.
 AGREED: weakref.WeakKeyDictionary[ProcessGroup, BoundedCache] = weakref.WeakKeyDictionary()
+# Groups with ranks that did not come: they may be in an exchange, and would take the next one of this rank for its part in it.
+BROKEN: weakref.WeakKeyDictionary[ProcessGroup, str] = weakref.WeakKeyDictionary()
 
 
 def agreed_by(group: ProcessGroup) -> BoundedCache:
@@ -79,7 +81,8 @@ def check_agreement(
 
     Raises:
         ValueError: some ranks have other facts; the same message on every rank says which.
-        TimeoutError: some ranks did not come in time; the same message on every rank that came says which.
+        TimeoutError: some ranks did not come in time; the same message on every rank that came says which. From then on a
+            rank raises it in every check of this group, until the processes make another.
         TypeError: a fact is something else.
         torch.distributed.DistError: the store is gone, as its process has ended.
     """
@@ -88,10 +91,17 @@ def check_agreement(
     mine = json.dumps(texts_of(facts), sort_keys=True)
     digest = hashlib.sha256(mine.encode()).hexdigest()
     agreed = agreed_by(config.group)
+    if config.group in BROKEN:
+        raise TimeoutError(f"{BROKEN[config.group]}. This process makes no more calls with this group")
     if digest not in agreed:
         store = _torch_internals.group_store(config.group, "agreement")
         of_world = torch.distributed.get_process_group_ranks(config.group)
-        Meeting(store, config.rank, of_world, timeout).hold(mine)
+        try:
+            Meeting(store, config.rank, of_world, timeout).hold(mine)
+        except TimeoutError as error:
+            BROKEN[config.group] = str(error)
+            agreed.clear()  # so that calls known to be alike come here, too
+            raise
         agreed.keep(digest, None)
     return digest
 
