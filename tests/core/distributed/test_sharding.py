@@ -1,0 +1,239 @@
+"""Tokens of a sequence on their ranks: positions, slices, and the whole again."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.distributed.balance import chunks_of, row_costs
+from dilated_attention_pytorch.distributed.config import DistributedSparseConfig
+from dilated_attention_pytorch.distributed.sharding import (
+    SequenceSharding,
+    shard_sequence,
+    unshard_sequence,
+)
+from tests.core.distributed.gloo_processes import needs_gloo, run_processes
+
+CHUNKS = (((2, 4),), ((0, 2), (4, 7)))
+LENGTH = 16 * 7 - 5
+
+
+def sharding_of(rank: int) -> SequenceSharding:
+    return SequenceSharding.make(CHUNKS, LENGTH, 16, rank)
+
+
+def layout_of(length: int, block_size: int = 16, ratio: float = 0.3, causal: bool = True) -> BlockLayout:
+    return BlockLayout.from_config(
+        SparsePatternConfig(block_size=block_size, sparsity_ratio=ratio), length, causal=causal
+    )
+
+
+def config_of(rank: int, world_size: int, balance: str = "cost") -> DistributedSparseConfig:
+    """What a sharding reads of a config, without processes."""
+    return cast(
+        DistributedSparseConfig,
+        SimpleNamespace(rank=rank, world_size=world_size, balance=balance, group=None),
+    )
+
+
+# ---- which tokens
+
+
+def test_positions_are_those_of_the_chunks() -> None:
+    first, last = sharding_of(0), sharding_of(1)
+    assert first.positions().tolist() == list(range(32, 64))
+    assert last.positions().tolist() == [*range(32), *range(64, LENGTH)]
+    assert first.positions().dtype == torch.int64
+    assert (first.local_len, last.local_len) == (32, LENGTH - 32)
+    assert first.local_lens == last.local_lens == (32, LENGTH - 32)
+
+
+def test_positions_are_made_once() -> None:
+    sharding = sharding_of(0)
+    assert sharding.positions() is sharding.positions("cpu")
+
+
+def test_blocks_know_their_ranks() -> None:
+    sharding = sharding_of(0)
+    assert sharding.rank_of_block().tolist() == [1, 1, 0, 0, 1, 1, 1]
+    assert sharding.blocks_of(0).tolist() == [2, 3]
+    assert sharding.blocks_of(1).tolist() == [0, 1, 4, 5, 6]
+    assert sharding.n_blocks == 7
+
+
+def test_equal_shardings_are_equal_and_hash_alike() -> None:
+    assert sharding_of(0) == sharding_of(0)
+    assert hash(sharding_of(0)) == hash(sharding_of(0))
+    assert sharding_of(0) != sharding_of(1)
+    sharding_of(0).positions()
+    copy = pickle.loads(pickle.dumps(sharding_of(1)))
+    assert copy == sharding_of(1)
+    assert hash(copy) == hash(sharding_of(1))
+
+
+@pytest.mark.parametrize("balance", ["cost", "zigzag", "contiguous"])
+def test_shardings_of_a_layout_are_alike_on_every_rank(balance: str) -> None:
+    layout = layout_of(16 * 40 - 3)
+    shardings = [SequenceSharding.from_layout(layout, config_of(rank, 3, balance)) for rank in range(3)]
+    assert len({sharding.chunks for sharding in shardings}) == 1
+    assert shardings[0].chunks == chunks_of(balance, row_costs(layout), 3)
+    positions = torch.cat([sharding.positions() for sharding in shardings])
+    assert positions.sort().values.tolist() == list(range(16 * 40 - 3))
+    assert max(shardings[0].local_lens) - min(shardings[0].local_lens) <= 16
+
+
+def test_several_layouts_are_balanced_together() -> None:
+    layouts = [layout_of(640, ratio=0.5), layout_of(640, ratio=0.1, causal=False)]
+    sharding = SequenceSharding.from_layout(layouts, config_of(0, 4))
+    assert sharding.chunks == chunks_of("cost", row_costs(layouts), 4)
+    assert 0 <= sharding.imbalance(layouts) <= 0.03
+    assert sharding.imbalance(layouts[0]) > sharding.imbalance(layouts)
+
+
+def test_one_rank_holds_everything() -> None:
+    sharding = SequenceSharding.from_layout(layout_of(100), config_of(0, 1))
+    assert sharding.positions().tolist() == list(range(100))
+    x = torch.randn(1, 100, 2)
+    assert shard_sequence(x, sharding).data_ptr() == x.data_ptr()
+    assert unshard_sequence(x, sharding, config_of(0, 1)) is x
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ([[(0, 3)], [(4, 7)]], "each of the blocks 0 to 6 once"),
+        ([[(0, 4)], [(3, 7)]], "each of the blocks 0 to 6 once"),
+        ([[(0, 4)], [(4, 8)]], "each of the blocks 0 to 6 once"),
+        ([[(4, 7)], [(0, 4)]], "last block must belong to the last rank"),
+        ([[], [(0, 7)]], r"chunks\[0\] must be ascending"),
+        ([[(0, 2)], [(4, 7), (2, 4)]], r"chunks\[1\] must be ascending"),
+        ([[(0, 2)], [(2, 4), (4, 7)]], r"chunks\[1\] must be ascending"),
+    ],
+)
+def test_other_chunks_are_refused(chunks: list[list[tuple[int, int]]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SequenceSharding.make(chunks, LENGTH, 16, 0)
+
+
+def test_a_rank_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank must be 0 to 1, got 2"):
+        sharding_of(2)
+
+
+@pytest.mark.parametrize("balance", ["cost", "zigzag", "contiguous"])
+def test_more_ranks_than_blocks_are_refused(balance: str) -> None:
+    message = "seq_len 40 has 3 blocks of block_size 16, too few for 4 ranks.*at most 3 ranks"
+    with pytest.raises(ValueError, match=message):
+        SequenceSharding.from_layout(layout_of(40), config_of(0, 4, balance))
+
+
+def test_a_rank_for_every_block() -> None:
+    sharding = SequenceSharding.from_layout(layout_of(40), config_of(2, 3))
+    assert sorted(sharding.local_lens) == [8, 16, 16]
+    assert sharding.positions().tolist() == list(range(32, 40))
+
+
+def test_other_layouts_are_refused() -> None:
+    with pytest.raises(TypeError, match="layout must be a BlockLayout or a sequence of them, got 3"):
+        SequenceSharding.from_layout(cast(Any, 3), config_of(0, 2))
+    with pytest.raises(TypeError, match="layout must be a BlockLayout"):
+        SequenceSharding.from_layout([], config_of(0, 2))
+    with pytest.raises(ValueError, match="one length and block size"):
+        SequenceSharding.from_layout([layout_of(64), layout_of(80)], config_of(0, 2))
+    cross = BlockLayout.from_config(SparsePatternConfig(block_size=16), 32, 64, causal=True)
+    with pytest.raises(ValueError, match="q_len 32 and kv_len 64"):
+        SequenceSharding.from_layout(cross, config_of(0, 2))
+    with pytest.raises(ValueError, match="107 tokens in blocks of 16"):
+        sharding_of(0).imbalance(layout_of(64))
+
+
+# ---- a tensor in parts
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_rank_takes_its_tokens(dim: int) -> None:
+    x = torch.randn(3, LENGTH, 2).movedim(1, dim).contiguous()
+    for rank in range(2):
+        sharding = sharding_of(rank)
+        part = shard_sequence(x, sharding, dim)
+        assert torch.equal(part, x.index_select(dim, sharding.positions()))
+
+
+def test_the_gradient_of_a_part_is_at_its_tokens() -> None:
+    x = torch.zeros(1, LENGTH, 2, requires_grad=True)
+    sharding = sharding_of(1)
+    shard_sequence(x, sharding).sum().backward()
+    assert x.grad is not None
+    assert x.grad[0, :, 0].nonzero().flatten().tolist() == sharding.positions().tolist()
+
+
+def test_other_lengths_are_refused() -> None:
+    x = torch.zeros(2, 9, 3)
+    with pytest.raises(ValueError, match=r"the seq_len of the sharding, 107 tokens in dim 1, got 9 \(shape"):
+        shard_sequence(x, sharding_of(0))
+    with pytest.raises(ValueError, match="the local_len of rank 1, 75 tokens in dim 0, got 2"):
+        unshard_sequence(x, sharding_of(1), config_of(1, 2), dim=0)
+    with pytest.raises(ValueError, match="dim must be -3 to 2"):
+        shard_sequence(x, sharding_of(0), 3)
+
+
+def test_a_sharding_of_other_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank 0 of 4 as config is, got rank 1 of 2"):
+        unshard_sequence(torch.zeros(1, 75), sharding_of(1), config_of(0, 4))
+
+
+# ---- the whole again, in two processes
+
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
+
+
+def whole(dtype: torch.dtype = torch.float64) -> Tensor:
+    """Some values, the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, LENGTH, 2, dtype=torch.float64, generator=generator)
+    return values > 0 if dtype == torch.bool else values.mul(9).to(dtype)
+
+
+def in_parts_and_together(rank: int) -> list[Tensor]:
+    """The whole of every type, of other dimensions, of one, and a gradient."""
+    config = DistributedSparseConfig(dist.group.WORLD)
+    sharding = sharding_of(rank)
+    found = []
+    for dtype in TYPES:
+        x = whole(dtype)
+        found.append(unshard_sequence(shard_sequence(x, sharding), sharding, config))
+    for dim in (0, -1):
+        x = whole().movedim(1, dim)
+        found.append(
+            unshard_sequence(shard_sequence(x, sharding, dim), sharding, config, dim).movedim(dim, 1)
+        )
+    x = torch.arange(LENGTH)
+    found.append(unshard_sequence(shard_sequence(x, sharding, 0), sharding, config, 0))
+    x = whole().requires_grad_()
+    loss = unshard_sequence(shard_sequence(x, sharding), sharding, config).pow(3).sum()
+    found.append(torch.autograd.grad(loss, x)[0])
+    return found
+
+
+@needs_gloo
+def test_parts_come_together_again() -> None:
+    of_ranks = run_processes(2, in_parts_and_together, limit=120.0)
+    for rank, found in enumerate(of_ranks):
+        results = iter(found)
+        for dtype in TYPES:
+            assert torch.equal(next(results), whole(dtype))
+        for _ in range(2):
+            assert torch.equal(next(results), whole())
+        assert torch.equal(next(results), torch.arange(LENGTH))
+        expected = torch.zeros_like(whole())
+        mine = sharding_of(rank).positions()
+        expected[:, mine] = 3 * whole()[:, mine] ** 2
+        torch.testing.assert_close(next(results), expected, rtol=1e-12, atol=0)
+        assert next(results, None) is None
