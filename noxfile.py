@@ -27,6 +27,7 @@ CORE = "packages/dilated-attention-pytorch"
 CODEMOD = "tools/migrate-hierarchical"
 BENCH = "tools/attention-bench"
 PACKAGES = (CORE, CODEMOD, BENCH)
+QUICK = "not gpu and not processes"  # these have sessions of their own
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")  # releases that the Hopper kernels support, the newest last
 
 # Default sessions: what the README's test command runs, in this order.
@@ -58,9 +59,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Core package, quick tests of integrations, benchmark tool, on the CPU; GPU kernels in the newest Triton's interpreter."""
     python = shared_env(session, "test", "integrations")
-    run_core_tests(
-        session, python, "tests/bench", "-m", "not gpu", env=with_triton(session, python, TRITONS[-1])
-    )
+    run_core_tests(session, python, "tests/bench", "-m", QUICK, env=with_triton(session, python, TRITONS[-1]))
     run_integrations(session, python, "-m", "not slow")
 
 
@@ -140,7 +139,19 @@ def integrations(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """The tests that need a CUDA device, one after the other."""
     python = shared_env(session, "test", "integrations")
-    session.run(python, "-m", "pytest", "tests/core", "tests/integrations", "-m", "gpu", *session.posargs)
+    chosen = ("tests/core", "tests/integrations", "-m", "gpu and not processes", *session.posargs)
+    session.run(python, "-m", "pytest", *chosen)
+
+
+@nox.session(default=False, venv_backend="none")
+def distributed(session: nox.Session) -> None:
+    """The tests that start up to 8 processes: gloo on the CPU, and NCCL where there are as many GPUs."""
+    python = shared_env(session, "test")
+    # not in parallel: each test has processes of its own, and time limits
+    session.run(
+        *(python, "-m", "pytest", "tests/core", "tests/bench", "-m", "processes", *session.posargs),
+        env={"OMP_NUM_THREADS": "1"},
+    )
 
 
 @nox.session(default=False, venv_backend="none")
@@ -192,7 +203,7 @@ def minimums(session: nox.Session) -> None:
     """The core package with the oldest torch and triton that it allows."""
     # newer ones break the interpreter of Triton before 3.7
     session.install(*group("test"), "numpy<2.4", "-e", f"{CORE}[demo]", *oldest_dependencies())
-    run_core_tests(session, "python", "-m", "not gpu")
+    run_core_tests(session, "python", "-m", QUICK)
 
 
 @nox.session(default=False)
@@ -207,7 +218,7 @@ def newest(session: nox.Session) -> None:
     """The core package with the newest torch and triton that pip finds together."""
     session.install("--upgrade", "--upgrade-strategy", "eager", *group("test"), "-e", f"{CORE}[demo]")
     session.run("python", "-m", "pip", "list", silent=False)
-    run_core_tests(session, "python", "-m", "not gpu")
+    run_core_tests(session, "python", "-m", QUICK)
 
 
 @nox.session(default=False)

@@ -59,6 +59,17 @@ def test_default_sessions_are_the_documented_ones() -> None:
     assert default == {"lint", "versions", "typecheck", "tests", "codemod", "docs", "wheels"}
 
 
+@pytest.mark.parametrize("name", ["tests", "minimums", "newest"])
+def test_sessions_on_any_cpu_leave_out_what_has_a_session_of_its_own(name: str) -> None:
+    """A test with a marker that names its session is not run by those that anybody can run."""
+    markers = load_toml(ROOT / "pyproject.toml")["tool"]["pytest"]["ini_options"]["markers"]
+    own = [marker.split(":")[0] for marker in markers if re.search(r"`nox -s \w+` runs these", marker)]
+    assert "processes" in own
+    (given,) = re.findall(r'^QUICK = "(.*)"', (ROOT / "noxfile.py").read_text("utf-8"), re.MULTILINE)
+    assert given == " and ".join(f"not {marker}" for marker in own)
+    assert "'-m', QUICK" in ast.unparse(nox_sessions()[name])
+
+
 def test_release_sends_nothing_to_a_name_that_is_not_owned() -> None:
     session = nox_sessions()["release"]
     said = [node.value for node in ast.walk(session) if isinstance(node, ast.Constant)]
