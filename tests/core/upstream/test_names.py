@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dilated_attention_pytorch as package
 from dilated_attention_pytorch.removed import REPLACEMENTS
 from dilated_attention_pytorch.upstream.names import OLD_NAMES, PAGE
 
 ROOT = Path(__file__).parents[3]
+# For one process. Port 0: one that is free.
+AS_TORCHRUN_SETS_THEM = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+}  # fmt: skip
 
 
 def message(name: str) -> str:
@@ -41,11 +46,17 @@ def test_attribute_of_the_package_says_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("replacement", {each: name for name, each in OLD_NAMES.items()}.values())
-def test_program_in_the_message_runs(replacement: str) -> None:
+def test_program_in_the_message_runs(replacement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in AS_TORCHRUN_SETS_THEM.items():
+        monkeypatch.setenv(name, value)
     program = textwrap.dedent("".join(re.findall(r"^(?:    .*)?\n", message(replacement), re.MULTILINE)))
     assert program.strip() == OLD_NAMES[replacement].program.strip()
     namespace: dict[str, Any] = {}
-    exec(program, namespace)
+    try:
+        exec(program, namespace)
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.core.distributed.one_process import mesh_of_one
+
 Step = tuple[str, tuple[str, ...]]
 HERE = "from dilated_attention_pytorch import "
 CALL = "out = attention(q, k, v, is_causal=True); assert out.shape == q.shape"
@@ -217,11 +219,43 @@ JOURNEYS: dict[str, list[Step]] = {
         (HERE + f"BlockSparseAttention\nattention = BlockSparseAttention(); {CALL}", ()),
     ],
     "several GPUs": [
-        (HERE + "DistributedSparseConfig", ("guides/distributed.md",)),
+        (
+            HERE + "BlockSparseRingDistributedDilatedAttention, DistributedSparseConfig",
+            ("BlockSparseDistributedAttention(", "init_device_mesh(", "guides/distributed.md"),
+        ),
+        (
+            HERE + "create_block_sparse_attention, DistributedSparseConfig\n"
+            "create_block_sparse_attention('distributed', distributed_config=DistributedSparseConfig("
+            "sparsity_ratio=0.1, local_sparsity=0.4, enable_gradient_compression=True))",
+            (
+                "sparsity_ratio: use sparsity_ratio of SparsePatternConfig",
+                "local_sparsity: delete it: sparse_config says",
+                "enable_gradient_compression: delete it: gradients are sent as they are",
+            ),
+        ),
         (
             HERE + "create_block_sparse_attention\n"
-            "create_block_sparse_attention('base', enable_deepspeed_integration=True)",
-            ("enable_deepspeed_integration: delete it: for several GPUs see docs/guides/distributed.md",),
+            "create_block_sparse_attention('distributed', sparsity_ratio=0.1, embed_dim=64, num_heads=2)",
+            ("'embed_dim'; delete it: the module is called with q, k and v",),
+        ),
+        (
+            HERE + "create_block_sparse_attention\n"
+            "create_block_sparse_attention('distributed', sparsity_ratio=0.1)",
+            ("use DistributedSparseConfig(mesh), mesh=torch.distributed.init_device_mesh(",),
+        ),
+        (
+            HERE + "create_block_sparse_attention, DistributedSparseConfig\n"
+            "config = DistributedSparseConfig(mesh)\n"
+            "attention = create_block_sparse_attention('distributed', sparsity_ratio=0.1, distributed_config=config); "
+            f"{CALL}",
+            (),
+        ),
+    ],
+    "one of several GPUs, without the others": [
+        (
+            HERE + "create_block_sparse_attention\n"
+            "create_block_sparse_attention('base', enable_deepspeed_integration=True, communication_backend='nccl')",
+            ("enable_deepspeed_integration: delete it: weights and", "communication_backend: delete it"),
         ),
         (
             HERE
@@ -274,8 +308,22 @@ JOURNEYS: dict[str, list[Step]] = {
 
 def said(program: str) -> str:
     """The error of a program, or its warnings."""
+    if "(mesh)" in program:
+        with mesh_of_one() as mesh:
+            return said_of(program, mesh)
+    return said_of(program, None)
+
+
+def said_of(program: str, mesh: object) -> str:
     q, k, v = (torch.randn(1, 256, 2, 32) for _ in range(3))
-    namespace: dict[str, Any] = {"torch": torch, "q": q, "k": k, "v": v, "x": torch.randn(1, 256, 64)}
+    namespace: dict[str, Any] = {
+        "torch": torch,
+        "mesh": mesh,
+        "q": q,
+        "k": k,
+        "v": v,
+        "x": torch.randn(1, 256, 64),
+    }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

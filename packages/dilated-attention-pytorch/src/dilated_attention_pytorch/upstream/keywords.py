@@ -16,8 +16,15 @@ CHECKPOINT = (
 )
 AMP = "delete it: use torch.autocast, or pass tensors of the wanted dtype"
 PROFILE = "delete it: use torch.profiler"
-RING = "delete it: one GPU needs no ring; for several see docs/guides/distributed.md"
-SHARDS = "delete it: for several GPUs see docs/guides/distributed.md"
+RING = "delete it: one GPU needs no ring, and over several variant='distributed' sends only the blocks that are needed"
+GROUP = "delete it: the process group of the mesh decides"
+OVERLAP = "delete it: exchanges overlap with the attention, see stages of DistributedSparseConfig"
+BALANCE = "delete it: balance of DistributedSparseConfig says how rows are shared out"
+ONE_PATTERN = "delete it: sparse_config says which blocks are kept, wherever they are"
+GRADIENTS = "delete it: gradients are sent as they are; torch's DistributedDataParallel has buckets and compression hooks"
+SHARDS = "delete it: weights and optimizer states are sharded by fully_shard or DeepSpeed, around the model"
+MESH = "delete it: the dimensions of a DeviceMesh say what is parallel, see docs/guides/distributed.md"
+RESTART = "delete it: torchrun restarts, torch.distributed.checkpoint saves"
 NORM = "delete it, and put a torch.nn.LayerNorm around the module"
 FIELDS = "pass its fields as arguments"
 ADAPTIVE = (
@@ -69,8 +76,9 @@ OLD_KEYWORDS: dict[str, str] = {
     "ring_size": RING,
     "use_packed_communication": RING,
     "enable_packed_comm": RING,
-    "overlap_communication": RING,
-    "communication_backend": SHARDS,
+    "overlap_communication": OVERLAP,
+    "enable_async_communication": OVERLAP,
+    "communication_backend": GROUP,
     "enable_deepspeed_integration": SHARDS,
     "enable_apex_optimization": SHARDS,
     "use_deepspeed": SHARDS,
@@ -78,25 +86,24 @@ OLD_KEYWORDS: dict[str, str] = {
     "cpu_offload": SHARDS,
     "nvme_offload": SHARDS,
     "use_8bit_optimizer": SHARDS,
-    "use_gradient_compression": SHARDS,
-    "model_parallel": SHARDS,
-    "sequence_parallel": SHARDS,
-    "data_parallel": SHARDS,
-    "bucket_size": SHARDS,
-    "enable_fault_tolerance": SHARDS,
-    "checkpoint_interval": SHARDS,
-    "auto_resume": SHARDS,
-    "local_sparsity": SHARDS,
-    "global_sparsity": SHARDS,
-    "inter_node_sparsity": SHARDS,
-    "compression_ratio": SHARDS,
-    "load_balance_threshold": SHARDS,
-    "adaptive_sparsity_rate": SHARDS,
-    "enable_async_communication": SHARDS,
-    "enable_gradient_compression": SHARDS,
-    "enable_load_balancing": SHARDS,
-    "gradient_bucket_size_mb": SHARDS,
-    "gradient_bucket_count": SHARDS,
+    "model_parallel": MESH,
+    "sequence_parallel": MESH,
+    "data_parallel": MESH,
+    "use_gradient_compression": GRADIENTS,
+    "enable_gradient_compression": GRADIENTS,
+    "compression_ratio": GRADIENTS,
+    "bucket_size": GRADIENTS,
+    "gradient_bucket_size_mb": GRADIENTS,
+    "gradient_bucket_count": GRADIENTS,
+    "enable_fault_tolerance": RESTART,
+    "checkpoint_interval": RESTART,
+    "auto_resume": RESTART,
+    "local_sparsity": ONE_PATTERN,
+    "global_sparsity": ONE_PATTERN,
+    "inter_node_sparsity": ONE_PATTERN,
+    "adaptive_sparsity_rate": ONE_PATTERN,
+    "enable_load_balancing": BALANCE,
+    "load_balance_threshold": BALANCE,
     "layer_norm": NORM,
     "use_layer_norm": NORM,
     "layer_norm_eps": NORM,
@@ -125,14 +132,33 @@ OLD_KEYWORDS: dict[str, str] = {
     "memory_budget_gb": "delete it: memory is proportional to the active blocks",
 }
 
+IN_PATTERN = "use {} of SparsePatternConfig, in sparse_config of the module"
+PROJECTIONS = "delete it: the module is called with q, k and v, projections are yours"
+# The same about keywords that mean nothing to one class only.
+OF_ONE_CLASS: dict[str, dict[str, str]] = {
+    "DistributedSparseConfig": {
+        "pattern_type": IN_PATTERN.format("pattern_type"),
+        "sparsity_ratio": IN_PATTERN.format("sparsity_ratio") + ", the fraction kept",
+        "block_size": IN_PATTERN.format("block_size"),
+    },
+    "BlockSparseDistributedAttention": dict.fromkeys(("embed_dim", "num_heads"), PROJECTIONS),
+}
+OF_ONE_CLASS["distributed_config"] = OF_ONE_CLASS["DistributedSparseConfig"]  # a dict of its fields
+
 Made = TypeVar("Made", bound=Callable[..., Any])
+
+
+def old_keywords(who: str) -> dict[str, str]:
+    """What to do about the keywords of 0.2.0 that a class or function does not take."""
+    return {**OLD_KEYWORDS, **OF_ONE_CLASS.get(who, {})}
 
 
 def refuse_old_keywords(given: Iterable[object], who: str) -> None:
     """Raise TypeError for keywords of 0.2.0, with what to do about each."""
-    old = [name for name in given if isinstance(name, str) and name in OLD_KEYWORDS]
+    known = old_keywords(who)
+    old = [name for name in given if isinstance(name, str) and name in known]
     if old:
-        what = "".join(f"\n  {name}: {OLD_KEYWORDS[name]}" for name in old)
+        what = "".join(f"\n  {name}: {known[name]}" for name in old)
         raise TypeError(
             f"{who} takes no {', '.join(map(repr, old))}, of version 0.2.0:{what}\n"
             f"{PAGE} of the repository has all arguments of 0.2.0."
@@ -143,10 +169,11 @@ def explains_old_keywords(made: Made) -> Made:
     """Decorator of classes and functions: keywords of 0.2.0 say what to do, not only that they are unknown."""
     called: Any = made.__init__ if isinstance(made, type) else made  # type: ignore[misc]
     who = made.__name__
+    names = old_keywords(who).keys()
 
     @functools.wraps(called)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if not OLD_KEYWORDS.keys().isdisjoint(kwargs):
+        if not names.isdisjoint(kwargs):
             refuse_old_keywords(kwargs, who)
         return called(*args, **kwargs)
 

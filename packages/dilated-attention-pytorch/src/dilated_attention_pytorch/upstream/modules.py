@@ -83,7 +83,7 @@ NOTES = {
     "utils": "Its helpers are gone: for ALiBi use alibi_slopes, for masks BlockLayout.from_mask_mod.",
     "distributed_memory_optimization": "Its memory pools are not needed: delete them.",
     "ring_attention_lse": "It has no counterpart: return_lse=True of block_sparse_attention returns the lse.",
-    "ring_attention_utils": "It has no counterpart; several GPUs: docs/guides/distributed.md.",
+    "ring_attention_utils": "It has no counterpart; for several GPUs use BlockSparseDistributedAttention: docs/guides/distributed.md.",
     "kernels": "Hilbert curves have no counterpart; backends are chosen by themselves.",
 }
 

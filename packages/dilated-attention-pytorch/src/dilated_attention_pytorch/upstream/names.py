@@ -108,13 +108,29 @@ model = convert_to_block_sparse(model, SparsePatternConfig(sparsity_ratio=0.1))
 )
 RING = Replacement(
     BASE.program,
-    "On one GPU it needs no ring: memory is linear in the sequence length. Several GPUs: docs/guides/distributed.md.",
+    "On one GPU it needs no ring: memory is linear in the sequence length. For one sequence over several GPUs use "
+    "BlockSparseDistributedAttention, which sends only the blocks that are needed: docs/guides/distributed.md.",
 )
 RING_CONFIG = RING._replace(
     note="Its settings have no counterpart: memory needs no pool, the backward stores no weights, and torch.autocast sets the "
     "precision. Leave it out."
 )
-DISTRIBUTED = Replacement("", "Sequences over several GPUs: docs/guides/distributed.md.")
+DISTRIBUTED = Replacement(
+    """\
+import os
+import torch
+from dilated_attention_pytorch import BlockSparseDistributedAttention, DistributedSparseConfig, SparsePatternConfig
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+mesh = torch.distributed.init_device_mesh(device, (int(os.environ["WORLD_SIZE"]),))  # as torchrun sets it
+attention = BlockSparseDistributedAttention(SparsePatternConfig(sparsity_ratio=0.1), DistributedSparseConfig(mesh))
+""",
+    "It is called with the q, k and v of this rank's tokens, (batch, tokens, num_heads, head_dim); projections are yours. "
+    "docs/guides/distributed.md has the rest.",
+)
+DISTRIBUTED_PATTERN = Replacement(
+    "", "One pattern, sparse_config, says which blocks are kept, whichever GPU holds them: delete it."
+)
 PATTERN = Replacement(
     """\
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
@@ -144,8 +160,7 @@ OLD_NAMES: dict[str, Replacement] = {
     "BlockSparseRingDilatedAttention": BASE,
     "BlockSparseRingMultiheadDilatedAttention": MULTIHEAD,
     "BlockSparseRingDistributedDilatedAttention": DISTRIBUTED,
-    "DistributedSparseConfig": DISTRIBUTED,
-    "DistributedSparsePattern": DISTRIBUTED,
+    "DistributedSparsePattern": DISTRIBUTED_PATTERN,
     "ImportanceScorer": SCORER,
     "AdaptiveSparsityTrainer": TRAINER,
     "create_adaptive_sparse_attention": ADAPTIVE,
