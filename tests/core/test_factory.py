@@ -17,7 +17,9 @@ from dilated_attention_pytorch import (
     AdaptiveConfig,
     BlockSparseAdaptive,
     BlockSparseAttention,
+    BlockSparseDistributedAttention,
     BlockSparseMultiheadAttention,
+    DistributedSparseConfig,
     SparsePatternConfig,
     create_adaptive_block_sparse,
     create_block_sparse_attention,
@@ -26,6 +28,8 @@ from dilated_attention_pytorch import (
 )
 from dilated_attention_pytorch.config import PATTERN_TYPES, PatternType
 from dilated_attention_pytorch.factory import VARIANTS
+from tests.core.distributed.gloo_processes import needs_gloo
+from tests.core.distributed.one_process import mesh_of_one
 
 # The wording is fixed: users search for it.
 REMOVED = (
@@ -106,14 +110,6 @@ def test_unknown_variant_lists_the_choices(variant: Any) -> None:
     assert str(error.value) == f"variant must be one of {('auto', *VARIANTS)}, got {variant!r}"
 
 
-@pytest.mark.parametrize("options", [{"variant": "distributed"}, {"distributed_config": {}}])
-def test_several_gpus_have_a_guide(options: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"variant must be one of .*; for sequences over several GPUs see docs/guides/dist"
-    ):
-        create_block_sparse_attention(**options)
-
-
 @pytest.mark.parametrize("name", ["sparsities", "sparsity"])
 def test_unknown_arguments_are_refused_with_those_that_there_are(name: str) -> None:
     with pytest.raises(
@@ -138,6 +134,29 @@ def test_unknown_arguments_are_refused_with_those_that_there_are(name: str) -> N
             "variant='auto' takes no argument 'batch_first'; use variant='multihead', with embed_dim and num_heads, or leave it out",
         ),
         ({"variant": "multihead", "embed_dim": 64}, "variant='multihead' needs embed_dim and num_heads, got no num_heads"),
+        (
+            {"variant": "distributed"},
+            "variant='distributed' needs distributed_config; use DistributedSparseConfig(mesh), "
+            "mesh=torch.distributed.init_device_mesh('cuda', (number_of_gpus,))",
+        ),
+        (
+            {"variant": "distributed", "embed_dim": 64},
+            "variant='distributed' takes no argument 'embed_dim'; delete it: the module is called with q, k and v, "
+            "projections are yours",
+        ),
+        (
+            {"embed_dim": 64, "num_heads": 4, "distributed_config": {}},
+            "variant='auto' takes no argument 'embed_dim' beside distributed_config; delete it: the module is called with q, "
+            "k and v, projections are yours",
+        ),
+        (
+            {"adaptive_config": {}, "distributed_config": {}},
+            "variant='auto' takes no argument 'adaptive_config'; use variant='adaptive', or leave it out",
+        ),
+        (
+            {"variant": "base", "distributed_config": {}},
+            "variant='base' takes no argument 'distributed_config'; use variant='distributed', or leave it out",
+        ),
     ],
 )  # fmt: skip
 def test_arguments_of_other_variants_name_them(arguments: dict[str, Any], message: str) -> None:
@@ -162,7 +181,7 @@ def test_embed_dim_and_num_heads_make_the_multihead_module() -> None:
 
 
 def test_every_argument_of_the_factory_reaches_the_multihead_module() -> None:
-    module = create_block_sparse_attention("auto", [64], [2], {"block_size": 32}, 0.3, 16, None, 64, 4)
+    module = create_block_sparse_attention("auto", [64], [2], {"block_size": 32}, 0.3, 16, None, None, 64, 4)
     assert isinstance(module, BlockSparseMultiheadAttention)
     assert (module.segment_lengths, module.dilation_rates) == ((64,), (2,))
     assert module.sparse_config == SparsePatternConfig(sparsity_ratio=0.3, block_size=16)
@@ -207,6 +226,40 @@ def test_shorthand_of_the_adaptive_module_refuses_a_second_base_sparsity() -> No
         create_adaptive_block_sparse(adaptive_config=AdaptiveConfig())
     with pytest.raises(ValueError, match="base_sparsity must be the fraction of blocks dropped"):
         create_adaptive_block_sparse(2)
+
+
+# ---- distributed
+
+
+@needs_gloo
+def test_distributed_config_makes_the_distributed_module() -> None:
+    settings: dict[str, Any] = {"sparsity_ratio": 0.2, "block_size": 32, "dropout": 0.1}
+    with mesh_of_one() as mesh:
+        config = DistributedSparseConfig(mesh, balance="zigzag")
+        as_dict = {"mesh": mesh, "balance": "zigzag"}
+        for module in (
+            create_block_sparse_attention(distributed_config=config, **settings),
+            create_block_sparse_attention(distributed_config=as_dict, **settings),
+            create_block_sparse_attention(
+                "distributed", None, None, None, 0.2, 32, None, config, dropout=0.1
+            ),
+            get_block_sparse_preset("dilated", variant="distributed", distributed_config=config, **settings),
+        ):
+            assert type(module) is BlockSparseDistributedAttention
+            assert module.distributed_config == config
+            assert (module.sparse_config.sparsity_ratio, module.block_size, module.dropout) == (0.2, 32, 0.1)
+
+
+@needs_gloo
+def test_distributed_module_of_one_process_is_the_base_module() -> None:
+    q = torch.randn(1, 300, 2, 16)
+    with mesh_of_one() as mesh:
+        module = create_block_sparse_attention(
+            segment_lengths=[64], dilation_rates=[2], distributed_config=DistributedSparseConfig(mesh)
+        )
+        out = module(q, q, q, is_causal=True)
+    expected = made(segment_lengths=[64], dilation_rates=[2])(q, q, q, is_causal=True)
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
 # ---- shorthands

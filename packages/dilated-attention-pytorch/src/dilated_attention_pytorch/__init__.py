@@ -7,6 +7,10 @@ from .adaptive_config import AdaptiveConfig
 from .config import SparsePatternConfig
 from .config_warnings import SparsityRatioWarning, UnusedFieldWarning
 from .decode import block_sparse_decode
+from .distributed.attention import distributed_block_sparse_attention
+from .distributed.config import DistributedSparseConfig
+from .distributed.module import BlockSparseDistributedAttention
+from .distributed.sharding import SequenceSharding, shard_sequence
 from .factory import (
     create_adaptive_block_sparse,
     create_block_sparse_attention,
@@ -37,8 +41,11 @@ __all__ = [
     "BlockLayout",
     "BlockSparseAdaptive",
     "BlockSparseAttention",
+    "BlockSparseDistributedAttention",
     "BlockSparseMultiheadAttention",
+    "DistributedSparseConfig",
     "LayoutStats",
+    "SequenceSharding",
     "SparsePatternConfig",
     "SparsityRatioWarning",
     "TileOrder",
@@ -53,10 +60,12 @@ __all__ = [
     "create_adaptive_block_sparse",
     "create_block_sparse_attention",
     "create_multihead_block_sparse",
+    "distributed_block_sparse_attention",
     "explain_backends",
     "explain_backends_varlen",
     "get_block_sparse_preset",
     "select_blocks",
+    "shard_sequence",
 ]
 
 

@@ -11,18 +11,22 @@ from torch import nn
 
 from .adaptive_config import AdaptiveConfig
 from .config import SparsePatternConfig, closest
+from .distributed.config import MESH, DistributedSparseConfig
+from .distributed.module import BlockSparseDistributedAttention
 from .modules import BlockSparseAdaptive, BlockSparseAttention, BlockSparseMultiheadAttention
 from .removed import REMOVED_PRESETS, raise_removed_variant
-from .upstream.keywords import explains_old_keywords
+from .upstream.keywords import OF_ONE_CLASS, explains_old_keywords
 from .values import shown
 
 VARIANTS: dict[str, type[nn.Module]] = {
     "base": BlockSparseAttention,
     "multihead": BlockSparseMultiheadAttention,
     "adaptive": BlockSparseAdaptive,
+    "distributed": BlockSparseDistributedAttention,
 }
 # What "auto" goes by: the first variant of which all these arguments are given, else "base".
 AUTO: dict[str, tuple[str, ...]] = {
+    "distributed": ("distributed_config",),
     "multihead": ("embed_dim", "num_heads"),
     "adaptive": ("adaptive_config",),
 }
@@ -100,6 +104,7 @@ def create_block_sparse_attention(
     sparsity_ratio: float | None = None,
     block_size: int | None = None,
     adaptive_config: AdaptiveConfig | Mapping[str, Any] | None = None,
+    distributed_config: DistributedSparseConfig | Mapping[str, Any] | None = None,
     embed_dim: int | None = None,
     num_heads: int | None = None,
     **kwargs: Any,
@@ -107,19 +112,20 @@ def create_block_sparse_attention(
     """Make a block-sparse attention module.
 
     Args:
-        variant: ``"base"``, ``"multihead"``, ``"adaptive"``, or ``"auto"``, which chooses the variant from the other
-            arguments.
+        variant: ``"base"``, ``"multihead"``, ``"adaptive"``, ``"distributed"``, or ``"auto"``, which chooses the variant
+            from the other arguments.
         segment_lengths: distances in tokens below which the corresponding `dilation_rates` apply. Default: none.
         dilation_rates: token dilation by distance, one per segment length. Default: none.
         sparse_config: the pattern, or one per head or kv head. Default: ``SparsePatternConfig()``. A dict with the
             fields of a config may be given instead of it.
         sparsity_ratio: overrides the field of `sparse_config`.
         block_size: overrides the field of `sparse_config`.
-        adaptive_config: how ``"adaptive"`` chooses blocks from the content.
+        adaptive_config: how ``"adaptive"`` chooses blocks from the content, or a dict.
+        distributed_config: the mesh over which ``"distributed"`` splits the sequence, or a dict.
         embed_dim: features of a token, of a variant with projections; of ``"adaptive"`` those of all heads together.
         num_heads: number of heads, of a variant with projections or with a scorer.
-        kwargs: other arguments of the class of the variant: `BlockSparseAttention`, `BlockSparseMultiheadAttention` or
-            `BlockSparseAdaptive`.
+        kwargs: other arguments of the class of the variant: `BlockSparseAttention`, `BlockSparseMultiheadAttention`,
+            `BlockSparseAdaptive` or `BlockSparseDistributedAttention`.
 
     Raises:
         ValueError: the variant is unknown or removed, or an argument is out of range.
@@ -142,21 +148,12 @@ def create_block_sparse_attention(
     is_name = isinstance(variant, str)
     if (is_name and variant == "hierarchical") or "hierarchical_config" in kwargs:
         raise_removed_variant()
-    if not is_name or variant not in ("auto", *VARIANTS) or "distributed_config" in kwargs:
-        several = (is_name and variant == "distributed") or "distributed_config" in kwargs
-        got = "distributed_config" if "distributed_config" in kwargs else shown(variant)
-        raise ValueError(
-            f"variant must be one of {('auto', *VARIANTS)}, got {got}"
-            + (
-                "; for sequences over several GPUs see docs/guides/distributed.md of the repository"
-                if several
-                else ""
-            )
-        )
+    if not is_name or variant not in ("auto", *VARIANTS):
+        raise ValueError(f"variant must be one of {('auto', *VARIANTS)}, got {shown(variant)}")
     named = {
         "segment_lengths": segment_lengths, "dilation_rates": dilation_rates, "sparse_config": sparse_config,
         "sparsity_ratio": sparsity_ratio, "block_size": block_size, "adaptive_config": adaptive_config,
-        "embed_dim": embed_dim, "num_heads": num_heads,
+        "distributed_config": distributed_config, "embed_dim": embed_dim, "num_heads": num_heads,
     }  # fmt: skip
     given = {**{name: value for name, value in named.items() if value is not None}, **kwargs}
     made = VARIANTS[variant_for(given) if variant == "auto" else variant]
@@ -207,6 +204,9 @@ def check_arguments(variant: str, made: type[nn.Module], given: Mapping[str, Any
                 f"{refused}, it is a field of SparsePatternConfig; "
                 f"use sparse_config=SparsePatternConfig({name}={shown(value)})"
             )
+        if name in OF_ONE_CLASS.get(made.__name__, {}):
+            beside = " beside distributed_config" if "distributed_config" in given else ""
+            raise TypeError(f"{refused}{beside}; {OF_ONE_CLASS[made.__name__][name]}")
         of_others = [other for other, its in VARIANTS.items() if name in inspect.signature(its).parameters]
         if of_others:
             needed = [need for need in required(VARIANTS[of_others[0]]) if need not in given]
@@ -216,6 +216,10 @@ def check_arguments(variant: str, made: type[nn.Module], given: Mapping[str, Any
     missing = [name for name in required(made) if name not in given]
     if missing:
         raise TypeError(f"variant={variant!r} needs {' and '.join(required(made))}, got no {missing[0]}")
+    if made is BlockSparseDistributedAttention and "distributed_config" not in given:
+        raise TypeError(
+            f"variant={variant!r} needs distributed_config; use DistributedSparseConfig(mesh), {MESH}"
+        )
 
 
 def required(made: type[nn.Module]) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
 
 from .. import values
-from ..upstream.keywords import explains_old_keywords
+from ..config import closest
+from ..upstream.keywords import explains_old_keywords, refuse_old_keywords
 from ..values import shown
 from .balance import BALANCES
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
+MESH = "mesh=torch.distributed.init_device_mesh('cuda', (number_of_gpus,))"  # what messages suggest
 Balance = Literal["cost", "zigzag", "contiguous"]
 
 
@@ -41,6 +44,7 @@ class DistributedSparseConfig:
     Raises:
         ValueError: an argument is out of its range; the message names it.
         TypeError: an argument has the wrong type; the message names it.
+        RuntimeError: this build of torch has no torch.distributed.
     """
 
     mesh: DeviceMesh | ProcessGroup
@@ -53,7 +57,10 @@ class DistributedSparseConfig:
 
     def __post_init__(self) -> None:
         if not dist.is_available():
-            raise ValueError("mesh needs torch.distributed, which this build of torch does not have")
+            raise RuntimeError(
+                "DistributedSparseConfig needs torch.distributed, which this build of torch does not have; one process needs "
+                "no mesh: use BlockSparseAttention"
+            )
         self._check_mesh()
         if self.balance not in BALANCES:
             raise ValueError(f"balance must be one of {BALANCES}, got {shown(self.balance)}")
@@ -78,10 +85,7 @@ class DistributedSparseConfig:
                 )
             return
         if not hasattr(mesh, "get_group") or not hasattr(mesh, "mesh_dim_names"):
-            raise TypeError(
-                f"mesh must be a DeviceMesh or a ProcessGroup, got {shown(mesh)}; use "
-                "torch.distributed.device_mesh.init_device_mesh('cuda', (n_gpus,))"
-            )
+            raise TypeError(f"mesh must be a DeviceMesh or a ProcessGroup, got {shown(mesh)}; use {MESH}")
         names = mesh.mesh_dim_names
         if self.mesh_dim is None:
             if mesh.ndim != 1:
@@ -114,3 +118,26 @@ class DistributedSparseConfig:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def checked_distributed(given: Any) -> DistributedSparseConfig:
+    """The config of an argument `distributed_config`."""
+    if isinstance(given, Mapping):
+        refuse_old_keywords(given, "distributed_config")
+        names = [field.name for field in fields(DistributedSparseConfig)]
+        for name in given:
+            if name not in names:
+                raise ValueError(
+                    f"distributed_config has no field {shown(name)}{closest(str(name), names, 'fields')}"
+                )
+        if "mesh" not in given:
+            raise TypeError(
+                f"distributed_config needs the field 'mesh', got {shown(dict(given))}; use {MESH}"
+            )
+        return DistributedSparseConfig(**given)
+    if not isinstance(given, DistributedSparseConfig):
+        raise TypeError(
+            f"distributed_config must be a DistributedSparseConfig or a dict, got {shown(given)}; use "
+            f"DistributedSparseConfig(mesh), {MESH}"
+        )
+    return given

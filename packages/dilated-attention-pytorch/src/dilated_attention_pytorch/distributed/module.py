@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..validation.numbers import check_is_causal, checked_dropout, checked_scale
 from ..validation.tensors import check_qkv
 from ..values import shown
 from .attention import distributed_block_sparse_attention
-from .config import DistributedSparseConfig
+from .config import DistributedSparseConfig, checked_distributed
 from .sharding import SequenceSharding
 
 
@@ -34,7 +34,7 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
     Args:
         sparse_config: the pattern of all heads, or a sequence with one per head or kv head; a dict stands for a config of its
             items. Default ``SparsePatternConfig()``.
-        distributed_config: the processes, and how they exchange blocks.
+        distributed_config: the processes, and how they exchange blocks; a dict stands for a config of its items. Required.
         segment_lengths: tokens up to which each of `dilation_rates` rules, see `block_sparse_attention`.
         dilation_rates: token dilation by distance, as many as `segment_lengths`.
         dropout: attention dropout, in training mode only.
@@ -56,7 +56,7 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
     def __init__(
         self,
         sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None = None,
-        distributed_config: DistributedSparseConfig | None = None,
+        distributed_config: DistributedSparseConfig | Mapping[str, Any] | None = None,
         segment_lengths: Sequence[int] | None = None,
         dilation_rates: Sequence[int] | None = None,
         dropout: float = 0.0,
@@ -70,15 +70,11 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
     ) -> None:
         del device, dtype
         super().__init__()
-        if not isinstance(distributed_config, DistributedSparseConfig):
-            raise TypeError(
-                f"distributed_config must be a DistributedSparseConfig, got {shown(distributed_config)}; use "
-                "DistributedSparseConfig(mesh) with a torch.distributed DeviceMesh"
-            )
+        config = checked_distributed(distributed_config)
         self._set_pattern(
             with_shorthands(sparse_config, sparsity_ratio, block_size), segment_lengths, dilation_rates
         )
-        self.distributed_config = distributed_config
+        self.distributed_config = config
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
