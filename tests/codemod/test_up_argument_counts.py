@@ -37,6 +37,6 @@ def test_any_number_of_positional_arguments(name: str, first: str) -> None:
 def test_a_keyword_that_means_nothing_goes_and_the_unknown_positions_stay(name: str) -> None:
     arguments = ", ".join(["[2048]", *(f"x{place}" for place in range(1, 20))])
     new, left = migrated(name, f"{arguments}, enable_memory_pool=True")
-    rest = "" if name != "SparsePatternConfig" else ", enable_memory_pool=True"
+    rest = ", enable_memory_pool=True" if name in ("SparsePatternConfig", "DistributedSparseConfig") else ""
     assert f"result = {RENAMED.get(name, name)}({arguments}{rest})\n" in new
     assert "UP105" in left

@@ -288,4 +288,33 @@ attention = get_block_sparse_preset("local")
 print(attention.layout(4096).stats())
 """,
     ),
+    "UP114": Explanation(
+        """\
+In 0.2.0 no keys or values travelled between GPUs: each attended to its own tokens, and the fields of
+`DistributedSparseConfig` chose the blocks. Now every GPU fetches the blocks that its rows need. For that the config takes
+the mesh of the GPUs and none of the old fields, and the pattern is a `sparse_config`, as of every other variant.
+""",
+        """\
+Write the config with a mesh, and the pattern with the fraction of blocks that is kept. The module is called with the q, k
+and v of this GPU's tokens; projections are yours, so `embed_dim` and `num_heads` go.
+[Several GPUs](../guides/distributed.md) shows a whole program.
+""",
+        f"""\
+{PACKAGE}DistributedSparseConfig, create_block_sparse_attention
+
+
+def attention_over_gpus():
+    config = DistributedSparseConfig(local_sparsity=0.4, enable_gradient_compression=True)
+    return create_block_sparse_attention("distributed", embed_dim=512, num_heads=8, distributed_config=config)
+""",
+        f"""\
+{PACKAGE}DistributedSparseConfig, SparsePatternConfig, create_block_sparse_attention
+
+
+def attention_over_gpus(mesh):  # torch.distributed.init_device_mesh("cuda", (number_of_gpus,))
+    pattern = SparsePatternConfig("dilated_sparse", sparsity_ratio=0.1)
+    config = DistributedSparseConfig(mesh)
+    return create_block_sparse_attention("distributed", sparse_config=pattern, distributed_config=config)
+""",
+    ),
 }

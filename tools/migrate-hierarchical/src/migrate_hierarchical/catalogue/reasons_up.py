@@ -14,4 +14,5 @@ UP_REASONS = {
     "UP111": "keyword with another name or place now, which had no effect: write the new one, or remove it",
     "UP112": "sparsity_ratio or block_size that had no effect, and replaces the pattern's now: leave it out if it shall not",
     "UP113": "member or result that the module does not have any more: see layout() and stats()",
+    "UP114": "attention over several GPUs takes a DeviceMesh, a sparse_config, and q, k and v: write it anew",
 }

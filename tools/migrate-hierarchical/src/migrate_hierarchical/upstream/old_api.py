@@ -22,6 +22,7 @@ BASE = "BlockSparseRingDilatedAttention"
 MULTIHEAD = "BlockSparseRingMultiheadDilatedAttention"
 NEW_MULTIHEAD = "BlockSparseMultiheadAttention"
 ADAPTIVE = "BlockSparseAdaptive"
+DISTRIBUTED_CONFIG = "DistributedSparseConfig"
 CREATE_MULTIHEAD = "create_multihead_block_sparse"
 CREATE_ADAPTIVE = "create_adaptive_block_sparse"
 
@@ -33,6 +34,7 @@ CARRIED_OVER = frozenset(
         ADAPTIVE,
         "AdaptiveConfig",
         CREATE_ADAPTIVE,
+        DISTRIBUTED_CONFIG,
         FACTORY,
         CREATE_MULTIHEAD,
         GET_PRESET,
@@ -40,7 +42,7 @@ CARRIED_OVER = frozenset(
     }
 )
 # Names without a successor, and what to use instead.
-SEVERAL_GPUS = "for several GPUs see docs/guides/distributed.md"
+SEVERAL_GPUS = "use BlockSparseDistributedAttention with a DeviceMesh, see docs/guides/distributed.md"
 ONE_GPU = f"use {MODULE} on one GPU"
 BY_DISTANCE = f"use {MODULE} with segment_lengths and dilation_rates, which gives other results"
 NO_POOL = "leave it out: memory needs no pool"
@@ -61,8 +63,7 @@ WITHOUT_SUCCESSOR = {
     "DistributedImprovedMultiheadDilatedAttention": SEVERAL_GPUS,
     "DistributedMultiheadDilatedAttention": SEVERAL_GPUS,
     "DistributedRingAttention": SEVERAL_GPUS,
-    "DistributedSparseConfig": SEVERAL_GPUS,
-    "DistributedSparsePattern": SEVERAL_GPUS,
+    "DistributedSparsePattern": f"leave it out: {PATTERN} says which blocks are kept",
     "DynamicDilatedAttention": BY_DISTANCE,
     "DynamicMultiheadDilatedAttention": PROJECTED,
     "DynamicSegmentSelector": NO_SEGMENTS,
@@ -279,6 +280,20 @@ MEMBERS = {
     "use_fa3": "see explain_backends",
 }
 
+# The fields of DistributedSparseConfig, all of them gone.
+DISTRIBUTED_FIELDS = (
+    *(
+        "pattern_type",
+        "sparsity_ratio",
+        "block_size",
+        "local_sparsity",
+        "global_sparsity",
+        "inter_node_sparsity",
+    ),
+    *("compression_ratio", "load_balance_threshold", "adaptive_sparsity_rate", "enable_async_communication"),
+    *("enable_gradient_compression", "enable_load_balancing", "enable_memory_pool", "enable_pinned_memory"),
+    *("gradient_bucket_size_mb", "gradient_bucket_count"),
+)
 # The old parameters of what can be called, in their order.
 OLD_PARAMETERS: dict[str, tuple[str, ...]] = {
     BASE: (*TOKEN_DILATION, "sparse_config", "enable_batched_ops", "pattern_cache_size"),
@@ -296,6 +311,7 @@ OLD_PARAMETERS: dict[str, tuple[str, ...]] = {
     GET_PRESET: ("preset_name",),
     CREATE_MULTIHEAD: ("embed_dim", "num_heads", "sparsity_ratio"),
     CREATE_ADAPTIVE: ("base_sparsity",),
+    DISTRIBUTED_CONFIG: DISTRIBUTED_FIELDS,
     PATTERN: PATTERN_PARAMETERS,
 }
 # The first parameters that are still in their old places; arguments of the others are named.
@@ -307,6 +323,7 @@ STILL_IN_PLACE: dict[str, tuple[str, ...]] = {
     GET_PRESET: ("preset_name",),
     CREATE_MULTIHEAD: ("embed_dim", "num_heads", "sparsity_ratio"),
     CREATE_ADAPTIVE: ("base_sparsity",),
+    DISTRIBUTED_CONFIG: (),
     PATTERN: PATTERN_PARAMETERS,
 }
 

@@ -13,6 +13,8 @@ from .old_api import (
     BASE,
     CREATE_ADAPTIVE,
     CREATE_MULTIHEAD,
+    DISTRIBUTED_CONFIG,
+    DISTRIBUTED_FIELDS,
     MULTIHEAD,
     OTHER_KEYWORDS,
     SPARSEST,
@@ -103,7 +105,17 @@ def fields_in_a_dictionary(call: OldCall) -> None:
         check_global_tokens(call, fields["global_tokens"], fields.get("block_size"), True)
 
 
-@edits(BASE, MULTIHEAD, ADAPTIVE, FACTORY, GET_PRESET, CREATE_MULTIHEAD, CREATE_ADAPTIVE, PATTERN)
+@edits(
+    BASE,
+    MULTIHEAD,
+    ADAPTIVE,
+    FACTORY,
+    GET_PRESET,
+    CREATE_MULTIHEAD,
+    CREATE_ADAPTIVE,
+    DISTRIBUTED_CONFIG,
+    PATTERN,
+)
 def unseen(call: OldCall) -> None:
     """Arguments that may be anything."""
     if call.problem:
@@ -123,9 +135,26 @@ def other_keywords(call: OldCall) -> None:
 
 @edits(FACTORY)
 def distributed(call: OldCall) -> None:
-    if (
-        call.literal("variant") == "distributed"
-        if "variant" in call.places
-        else call.has("distributed_config")
+    """The variant that had a mesh of its own, and took a dense module's sizes."""
+    has_config = call.has("distributed_config")
+    if (call.literal("variant") if "variant" in call.places else "auto") not in (
+        ("distributed", "auto") if has_config else ("distributed",)
     ):
-        call.leave("UP101", "", "the variant 'distributed' is gone: use 'base' on one GPU")
+        return
+    sizes = [name for name in ("embed_dim", "num_heads") if call.has(name)]
+    if sizes:
+        call.leave("UP114", ", ".join(sizes))
+    elif not has_config and not call.stars:
+        call.leave("UP114", "no distributed_config")
+
+
+@edits(DISTRIBUTED_CONFIG)
+def distributed_config(call: OldCall) -> None:
+    """A config without a mesh. What stands first in one of today is its mesh, so positions say nothing."""
+    fields = [name for name in call.places if name in DISTRIBUTED_FIELDS and is_named(call, name)]
+    if fields or not call.call.args:
+        call.leave("UP114", ", ".join(fields) or "no mesh")
+
+
+def is_named(call: OldCall, name: str) -> bool:
+    return call.call.args[call.places[name]].keyword is not None
