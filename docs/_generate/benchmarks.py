@@ -78,6 +78,13 @@ PARTS = [
         "their order and back.",
     ),
     (
+        "*-scaling*",
+        "Several GPUs",
+        "One sequence over the GPUs of one host: `distributed_block_sparse_attention` with its default settings (`ours`), with one "
+        "stage (no overlap), with `save_fetched=True`, and the same kernel after an all-gather of all keys and values. `ring` is "
+        "dense causal attention in torch's context parallelism, measured up to the length that the table shows.",
+    ),
+    (
         "*-host*",
         "Python time of a call",
         "Measured on a problem so small that the GPU has almost nothing to do, with the host's clock and without waiting "

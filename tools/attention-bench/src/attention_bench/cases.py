@@ -74,11 +74,19 @@ class Case:
     def label_without_density(self) -> str:
         return self._sizes() + self._features()
 
+    @property
+    def label_of_heads(self) -> str:
+        """Without the lengths and the density."""
+        return f"{self._heads()}, block {self.block}{self._features()}"
+
+    def _heads(self) -> str:
+        heads = f"{self.heads}" if self.num_kv_heads == self.heads else f"{self.heads}:{self.num_kv_heads}"
+        return f"{heads} x {self.head_dim}"
+
     def _sizes(self) -> str:
         batch = "" if self.batch == 1 else f"{self.batch} x "
-        heads = f"{self.heads}" if self.num_kv_heads == self.heads else f"{self.heads}:{self.num_kv_heads}"
         tokens = f"1 query, {counted(self.seqlen, 'key')}" if self.decode else counted(self.seqlen, "token")
-        return f"{batch}{tokens}, {heads} x {self.head_dim}, block {self.block}"
+        return f"{batch}{tokens}, {self._heads()}, block {self.block}"
 
     def _features(self) -> str:
         text = " causal" if self.causal and not self.decode else ""
