@@ -18,18 +18,19 @@ from torch import Tensor
 from dilated_attention_pytorch import (
     BlockLayout,
     BlockSparseAttention,
+    BlockSparseDistributedAttention,
+    DistributedSparseConfig,
+    SequenceSharding,
     SparsePatternConfig,
     block_sparse_attention,
+    distributed_block_sparse_attention,
+    shard_sequence,
 )
-from dilated_attention_pytorch.distributed.attention import distributed_block_sparse_attention
-from dilated_attention_pytorch.distributed.config import DistributedSparseConfig
-from dilated_attention_pytorch.distributed.module import BlockSparseDistributedAttention
-from dilated_attention_pytorch.distributed.sharding import SequenceSharding, shard_sequence
 from tests.core.attention_cases import LIMITS
 from tests.core.distributed.gloo_processes import GlooProcesses, needs_gloo
 
 N_GPUS = torch.cuda.device_count()
-pytestmark = [pytest.mark.gpu, needs_gloo]
+pytestmark = [pytest.mark.gpu, pytest.mark.processes, needs_gloo]
 several = pytest.mark.skipif(N_GPUS < 2, reason="needs several GPUs")
 
 

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from dilated_attention_pytorch import BlockLayout, block_sparse_attention
-from dilated_attention_pytorch.distributed.sharding import SequenceSharding
+from dilated_attention_pytorch import BlockLayout, SequenceSharding, block_sparse_attention
 from dilated_attention_pytorch.grid import BlockGrid
 
 from .peers.base import Attend

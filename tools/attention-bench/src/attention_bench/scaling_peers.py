@@ -13,12 +13,16 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dilated_attention_pytorch import BlockLayout, BlockSparseAttention, block_sparse_attention
-from dilated_attention_pytorch.distributed.attention import distributed_block_sparse_attention
-from dilated_attention_pytorch.distributed.config import DistributedSparseConfig
-from dilated_attention_pytorch.distributed.module import BlockSparseDistributedAttention
+from dilated_attention_pytorch import (
+    BlockLayout,
+    BlockSparseAttention,
+    BlockSparseDistributedAttention,
+    DistributedSparseConfig,
+    SequenceSharding,
+    block_sparse_attention,
+    distributed_block_sparse_attention,
+)
 from dilated_attention_pytorch.distributed.plan import ExchangePlan
-from dilated_attention_pytorch.distributed.sharding import SequenceSharding
 
 from .all_gather import all_gather_attention
 from .cases import Case
