@@ -387,7 +387,7 @@ def received_gbps(these: Ranks) -> float | None:
     if these.device != "cuda" or these.size == 1:
         return None
     n_each = 2**29 // these.size
-    sent = torch.zeros(these.size * n_each, dtype=torch.int16, device="cuda")
+    sent = torch.zeros(these.size * n_each, dtype=torch.bfloat16, device="cuda")
     received = torch.empty_like(sent)
     times = [these.call_ms(lambda: dist.all_to_all_single(received, sent)) for _ in range(5)]
     ms = statistics.median(these.most(times[1:]))

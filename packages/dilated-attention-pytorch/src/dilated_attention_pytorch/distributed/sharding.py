@@ -131,7 +131,7 @@ class SequenceSharding:
 
         It is kept, so do not write to it.
         """
-        target = values.device(device)
+        target = torch.empty(0, device=values.device(device)).device  # with its index, "cuda" is the current one
         return make_once(self._positions, target, target, lambda: self._made_positions(target))
 
     def _made_positions(self, device: torch.device) -> Tensor:
