@@ -10,7 +10,7 @@ from .decode import block_sparse_decode
 from .distributed.attention import distributed_block_sparse_attention
 from .distributed.config import DistributedSparseConfig
 from .distributed.module import BlockSparseDistributedAttention
-from .distributed.sharding import SequenceSharding, shard_sequence
+from .distributed.sharding import SequenceSharding, shard_sequence, unshard_sequence
 from .factory import (
     create_adaptive_block_sparse,
     create_block_sparse_attention,
@@ -66,6 +66,7 @@ __all__ = [
     "get_block_sparse_preset",
     "select_blocks",
     "shard_sequence",
+    "unshard_sequence",
 ]
 
 
