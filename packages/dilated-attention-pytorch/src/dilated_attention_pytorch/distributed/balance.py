@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..layout import BlockLayout
+from .swaps import swapped
 from .windows import CircleOfBlocks, Window
 
 Chunks = tuple[tuple[tuple[int, int], ...], ...]
@@ -113,7 +114,8 @@ def balanced_chunks(costs: Tensor, sizes: Sequence[int]) -> Chunks:
 
     1. one chunk per rank, of equal numbers of blocks;
     2. windows on a circle, of equal numbers of blocks, about two chunks per rank;
-    3. rows that cost a good part of a rank's share, as those of global tokens do, spread over the ranks; a rank that cannot
+    3. the same, with single blocks swapped where ranks have too few to choose from;
+    4. rows that cost a good part of a rank's share, as those of global tokens do, spread over the ranks; a rank that cannot
        pay for as many other blocks as the others holds fewer, as few less as needed.
 
     A row that alone costs more than that sets the limit instead; then no windows are tried.
@@ -121,7 +123,7 @@ def balanced_chunks(costs: Tensor, sizes: Sequence[int]) -> Chunks:
     most = most_of_a_rank(costs, len(sizes))
     is_one_too_dear = int(costs.max()) * len(sizes) > int(costs.sum())
     found = contiguous_chunks(sizes)
-    for make in (spread_chunks,) if is_one_too_dear else (window_chunks, spread_chunks):
+    for make in (spread_chunks,) if is_one_too_dear else (window_chunks, swapped_chunks, spread_chunks):
         if max(loads(found, costs)) <= most:
             return found
         found = min(found, make(costs, sizes), key=lambda chunks: max(loads(chunks, costs)))
@@ -143,6 +145,27 @@ def window_chunks(costs: Tensor, sizes: Sequence[int]) -> Chunks:
         n_longer -= window.length > fewest
         taken.append(circle.take(window))
     return of_taken(taken, costs.numel())
+
+
+def swapped_chunks(costs: Tensor, sizes: Sequence[int]) -> Chunks:
+    """The windows, after swaps of single blocks."""
+    owners = owners_of(window_chunks(costs, sizes), costs.numel())
+    return chunks_of_owners(swapped(owners, costs, len(sizes), most_of_a_rank(costs, len(sizes))))
+
+
+def owners_of(chunks: Chunks, n_blocks: int) -> Tensor:
+    """The rank of every block, int64 (n_blocks,)."""
+    owners = torch.empty(n_blocks, dtype=torch.int64)
+    for rank, mine in enumerate(chunks):
+        for first, stop in mine:
+            owners[first:stop] = rank
+    return owners
+
+
+def chunks_of_owners(owners: Tensor) -> Chunks:
+    """The inverse of `owners_of`."""
+    ranks, sizes = owners.unique_consecutive(return_counts=True)
+    return in_order(list(zip(ranks.tolist(), sizes.tolist())))
 
 
 def fair_window(circle: CircleOfBlocks, fewest: int, n_ranks: int, n_longer: int) -> Window:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import values
 from ..caching import BoundedCache, make_once
 from ..layout import BlockLayout
-from .balance import Chunks, chunks_of, imbalance, row_costs
+from .balance import Chunks, chunks_of, imbalance, owners_of, row_costs
 
 if TYPE_CHECKING:
     from .config import DistributedSparseConfig
@@ -140,11 +140,7 @@ class SequenceSharding:
 
     def rank_of_block(self) -> Tensor:
         """The owner of every block, int64 (n_blocks,) on the CPU."""
-        owners = torch.empty(self.n_blocks, dtype=torch.int64)
-        for rank, mine in enumerate(self.chunks):
-            for first, stop in mine:
-                owners[first:stop] = rank
-        return owners
+        return owners_of(self.chunks, self.n_blocks)
 
     def blocks_of(self, rank: int) -> Tensor:
         """The blocks of a rank, int64 (n,) on the CPU, ascending."""
