@@ -122,6 +122,15 @@ def test_other_chunks_are_refused(chunks: list[list[tuple[int, int]]], message: 
         SequenceSharding.make(chunks, LENGTH, 16, 0)
 
 
+def test_other_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="seq_len must be a positive int, got 0"):
+        SequenceSharding.make(CHUNKS, 0, 16, 0)
+    with pytest.raises(ValueError, match=r"block_size must be a positive int, got 16\.0"):
+        SequenceSharding.make(CHUNKS, LENGTH, cast(Any, 16.0), 0)
+    with pytest.raises(ValueError, match="rank must be 0 to 1, got None"):
+        SequenceSharding.make(CHUNKS, LENGTH, 16, cast(Any, None))
+
+
 def test_a_rank_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="rank must be 0 to 1, got 2"):
         sharding_of(2)

@@ -34,7 +34,7 @@ class SequenceSharding:
         rank: this rank.
 
     Raises:
-        ValueError: the chunks are not of this kind, or the rank is not one of theirs.
+        ValueError: a number is not positive, the chunks are not of this kind, or the rank is not one of theirs.
     """
 
     chunks: Chunks
@@ -47,9 +47,14 @@ class SequenceSharding:
     )
 
     def __post_init__(self) -> None:
+        for name in ("seq_len", "block_size"):
+            number = values.integer(getattr(self, name))
+            if number is None or number < 1:
+                raise ValueError(f"{name} must be a positive int, got {values.shown(getattr(self, name))}")
+            object.__setattr__(self, name, number)
         check_ranks(self.seq_len, self.block_size, len(self.chunks))
         check_chunks(self.chunks, -(-self.seq_len // self.block_size))
-        if not 0 <= self.rank < self.world_size:
+        if values.integer(self.rank) is None or not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {values.shown(self.rank)}")
 
     def __hash__(self) -> int:
@@ -131,7 +136,9 @@ class SequenceSharding:
 
         It is kept, so do not write to it.
         """
-        target = torch.empty(0, device=values.device(device)).device  # with its index, "cuda" is the current one
+        target = torch.empty(
+            0, device=values.device(device)
+        ).device  # with its index, "cuda" is the current one
         return make_once(self._positions, target, target, lambda: self._made_positions(target))
 
     def _made_positions(self, device: torch.device) -> Tensor:
