@@ -76,7 +76,8 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
         device_order.work_order_by_kernels(grid, 2, rows, cols, None)
     for scores, choice in choices:
         budgets = torch.ones(1, 3, dtype=torch.int32) if choice.causal else None
-        device_selection.choose_on_device(scores, budgets, choice)
+        diagonal = torch.ones(3, dtype=torch.int32) if choice.sinks else None
+        device_selection.choose_on_device(scores, budgets, choice, diagonal)
 
 
 if __name__ == "__main__":

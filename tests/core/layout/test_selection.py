@@ -220,11 +220,28 @@ def test_scores_that_need_a_gradient_are_not_changed() -> None:
     assert torch.equal(scores, before)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("how", [(4, None), (None, 0.6)])
+def test_some_rows_choose_what_they_choose_among_all(
+    causal: bool, how: tuple[int | None, float | None]
+) -> None:
+    """Rows in any order, by the columns of their diagonal blocks, int32 or int64."""
+    scores, rows = torch.randn(2, 9, 9), torch.tensor([1, 2, 7, 8, 0])
+    options = {"window": 1, "sinks": 1, "causal": causal}
+    wanted = select_blocks(scores, *how, **options)
+    for diagonal in (rows, rows.int()):
+        found = select_blocks(scores[:, rows], *how, **options, diagonal=diagonal)
+        for mine, of_all in zip(found, wanted, strict=True):
+            assert torch.equal(mine, of_all[:, rows])
+
+
 @pytest.mark.parametrize("top_p", [None, 0.5])
 def test_operator_keeps_the_rules_of_operators(top_p: float | None) -> None:
     choose = torch.ops.dilated_attention_pytorch.chosen_blocks.default
     budgets = None if top_p is None else torch.tensor([1, 2, 3, 4, 5])
     torch.library.opcheck(choose, (torch.randn(2, 5, 7), budgets, 3, top_p, True, 1, 0, True))
+    diagonal = torch.tensor([0, 3, 4, 5, 6])
+    torch.library.opcheck(choose, (torch.randn(2, 5, 7), budgets, 3, top_p, True, 1, 0, True, diagonal))
 
 
 # ---- the kernel
@@ -291,6 +308,17 @@ def test_kernel_chooses_of_more_rows_than_columns() -> None:
 
 
 @pytest.mark.interpreter
+def test_kernel_chooses_of_rows_with_given_diagonals() -> None:
+    from dilated_attention_pytorch.layout.device_selection import choose_on_device
+
+    scores, diagonal = torch.randn(2, 4, 9), torch.tensor([1, 2, 7, 8])
+    for causal in (False, True):
+        choice = Choice(4, None, True, 1, 0, causal)
+        wanted = selection.choose_a_few_at_a_time(scores, None, choice, diagonal)
+        assert all(map(torch.equal, choose_on_device(scores, None, choice, diagonal), wanted))
+
+
+@pytest.mark.interpreter
 def test_kernel_takes_scores_of_any_strides() -> None:
     from dilated_attention_pytorch.layout.device_selection import choose_on_device
 
@@ -338,6 +366,9 @@ SCORES = torch.randn(2, 4, 5)
         ({"row_budgets": torch.ones(4)}, ValueError, "row_budgets must be int32 or int64, got torch.float32"),
         ({"row_budgets": torch.ones(5, dtype=torch.int32)}, ValueError, r"row_budgets must broadcast .* \(2, 4\), got shape \(5,\)"),
         ({"row_budgets": torch.ones(1, 1, 4, dtype=torch.int32)}, ValueError, r"row_budgets must broadcast .* \(1, 1, 4\)"),
+        ({"diagonal": 3}, TypeError, r"diagonal must be an int32 or int64 tensor \(n_rows,\), got int"),
+        ({"diagonal": torch.arange(5)}, ValueError, r"diagonal must have one column for each of the 4 rows .* \(5,\)"),
+        ({"diagonal": torch.zeros(1, 4).int()}, ValueError, r"diagonal must have one column .* \(1, 4\)"),
         ({"sinks": 0.5}, ValueError, "sinks must be a number of blocks, 0 or more, got 0.5"),
         ({"window": 1}, ValueError, "num_blocks must be at least 3, which keep_diagonal=True, window=1 and sinks=0 .* got 2"),
         ({"num_blocks": 1, "sinks": 1}, ValueError, "num_blocks must be at least 2, which .* sinks=1 always keep, got 1"),

@@ -145,6 +145,10 @@ class SequenceSharding:
         ranges = self.token_ranges(self.rank)
         return torch.cat([torch.arange(first, stop, device=device) for first, stop in ranges])
 
+    def block_rows(self, device: torch.device | str | None = None) -> Tensor:
+        """The block of the whole sequence that each block of this rank is, int64 (n,), default on the CPU; never waits."""
+        return self.positions(device)[:: self.block_size] // self.block_size
+
     def rank_of_block(self) -> Tensor:
         """The owner of every block, int64 (n_blocks,) on the CPU."""
         return owners_of(self.chunks, self.n_blocks)

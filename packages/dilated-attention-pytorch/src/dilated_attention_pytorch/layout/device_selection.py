@@ -23,10 +23,12 @@ def warps_of(n_cols: int) -> int:
     return 1 if n_cols <= 512 else 2 if n_cols <= 1024 else 4 if n_cols <= 4096 else n_cols // 1024
 
 
-def choose_on_device(scores: Tensor, budgets: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
+def choose_on_device(
+    scores: Tensor, budgets: Tensor | None, choice: Choice, diagonal: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices (heads, n_rows, n_slots) and counts (heads, n_rows), int32, of scores (heads, n_rows, n_cols).
 
-    budgets: integers (heads, n_rows), or None.
+    budgets: integers (heads, n_rows), or None. diagonal: integers (n_rows,), or None for `diagonal_of`.
     """
     heads, n_rows, n_cols = scores.shape
     scores = scores if scores.stride(2) == 1 else scores.contiguous()
@@ -34,11 +36,11 @@ def choose_on_device(scores: Tensor, budgets: Tensor | None, choice: Choice) -> 
     counts = torch.empty(heads, n_rows, dtype=torch.int32, device=scores.device)
     block = max(32, 1 << (n_cols - 1).bit_length())
     select_kernel[heads * n_rows,](
-        Scores=scores, Budgets=counts if budgets is None else budgets.to(torch.int32).contiguous(), Indices=indices,
-        Counts=counts, stride_head=scores.stride(0), stride_row=scores.stride(1), n_rows=n_rows, n_cols=n_cols,
+        Scores=scores, Budgets=counts if budgets is None else budgets.to(torch.int32).contiguous(),
+        Diagonal=counts if diagonal is None else diagonal.to(torch.int32).contiguous(), Indices=indices, Counts=counts, stride_head=scores.stride(0), stride_row=scores.stride(1), n_rows=n_rows, n_cols=n_cols,
         n_slots=choice.n_slots, window=choice.window, sinks=choice.sinks,
         top_p=0 if choice.top_p is None else share_in_units(choice.top_p), HAS_BUDGETS=budgets is not None,
-        HAS_TOP_P=choice.top_p is not None, KEEP_DIAGONAL=choice.keep_diagonal, IS_CAUSAL=choice.causal,
+        HAS_DIAGONAL=diagonal is not None, HAS_TOP_P=choice.top_p is not None, KEEP_DIAGONAL=choice.keep_diagonal, IS_CAUSAL=choice.causal,
         WEIGHT_BITS=WEIGHT_BITS, BLOCK=block, FILL=FILL, num_warps=warps_of(block),
     )  # fmt: skip
     return indices, counts

@@ -113,6 +113,7 @@ def select_blocks(
     sinks: int = 0,
     causal: bool = False,
     row_budgets: Tensor | None = None,
+    diagonal: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The blocks with the highest scores in every row, as `BlockLayout.from_indices` takes them.
 
@@ -136,6 +137,8 @@ def select_blocks(
         causal: the rows end at the last column, and blocks after the diagonal one are not chosen.
         row_budgets: int32 or int64, broadcastable to (..., n_rows): the most blocks of each row, at most `num_blocks`. What is
             always kept stays. Default: `num_blocks` in every row.
+        diagonal: int32 or int64 (n_rows,): the column of each row's diagonal block, where the rows are not the last ones of a
+            sequence: those of one rank, ``sharding.block_rows(device)``.
 
     Returns:
         indices: int32 (..., n_rows, k), ascending; k is `num_blocks`, at most n_cols.
@@ -157,9 +160,25 @@ def select_blocks(
         check_budgets(row_budgets, scores)
         if is_traced and not torch.compiler.is_compiling():
             row_budgets = as_of_call(row_budgets, scores)
+    if diagonal is not None:
+        check_diagonal(diagonal, scores)
+        if is_traced and not torch.compiler.is_compiling():
+            diagonal = as_of_call(diagonal, scores)
     choose = chosen_blocks if is_traced else choose_blocks
-    made: tuple[Tensor, Tensor] = choose(scores.detach(), row_budgets, *choice)
+    made: tuple[Tensor, Tensor] = choose(scores.detach(), row_budgets, *choice, diagonal)
     return made
+
+
+def check_diagonal(diagonal: Any, scores: Tensor) -> None:
+    """Raise unless `diagonal` is an integer for every row of the scores."""
+    check_index_tensor("diagonal", diagonal, "(n_rows,)")
+    if diagonal.device != scores.device:
+        raise ValueError(f"diagonal must be on {scores.device} as scores, got {diagonal.device}")
+    if diagonal.shape != scores.shape[-2:-1]:
+        raise ValueError(
+            f"diagonal must have one column for each of the {scores.shape[-2]} rows of scores, got shape "
+            f"{tuple(diagonal.shape)}"
+        )
 
 
 def check_budgets(budgets: Any, scores: Tensor) -> None:
@@ -176,34 +195,49 @@ def check_budgets(budgets: Any, scores: Tensor) -> None:
         )
 
 
-def choose_blocks(scores: Tensor, budgets: Tensor | None, *fields: Any) -> tuple[Tensor, Tensor]:
-    """Indices and counts of all rows; fields: those of a Choice."""
-    choice = Choice(*fields)
+def choose_blocks(
+    scores: Tensor,
+    budgets: Tensor | None,
+    n_slots: int,
+    top_p: float | None,
+    keep_diagonal: bool,
+    window: int,
+    sinks: int,
+    causal: bool,
+    diagonal: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Indices and counts of all rows, by the fields of a Choice."""
+    choice = Choice(n_slots, top_p, keep_diagonal, window, sinks, causal)
     rows, (n_rows, n_cols) = scores.shape[:-1], scores.shape[-2:]
     flat = scores.reshape(-1, n_rows, n_cols)
     if budgets is not None:
         budgets = budgets.expand(rows).reshape(-1, n_rows)
-    indices, counts = by_kernel_or_not(flat, budgets, choice)
+    indices, counts = by_kernel_or_not(flat, budgets, choice, diagonal)
     return indices.view(*rows, choice.n_slots), counts.view(rows)
 
 
-def by_kernel_or_not(scores: Tensor, budgets: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
+def by_kernel_or_not(
+    scores: Tensor, budgets: Tensor | None, choice: Choice, diagonal: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """As `choose_a_few_at_a_time`; on a GPU by a kernel, where triton is installed and the kernel serves the scores."""
     if scores.is_cuda and HAS_TRITON:
         from . import device_selection
 
         if device_selection.fits(scores):
             with torch.cuda.device(scores.device):
-                return device_selection.choose_on_device(scores, budgets, choice)
-    return choose_a_few_at_a_time(scores, budgets, choice)
+                return device_selection.choose_on_device(scores, budgets, choice, diagonal)
+    return choose_a_few_at_a_time(scores, budgets, choice, diagonal)
 
 
-def choose_a_few_at_a_time(scores: Tensor, budgets: Tensor | None, choice: Choice) -> tuple[Tensor, Tensor]:
+def choose_a_few_at_a_time(
+    scores: Tensor, budgets: Tensor | None, choice: Choice, diagonal: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices (heads, n_rows, n_slots) and counts (heads, n_rows) of scores (heads, n_rows, n_cols)."""
     heads, n_rows, n_cols = scores.shape
     indices = torch.empty(heads, n_rows, choice.n_slots, dtype=torch.int32, device=scores.device)
     counts = torch.empty(heads, n_rows, dtype=torch.int32, device=scores.device)
-    diagonal = diagonal_of(n_rows, n_cols, choice.causal, scores.device)
+    if diagonal is None:
+        diagonal = diagonal_of(n_rows, n_cols, choice.causal, scores.device)
     n_heads = max(1, SCORES_AT_ONCE // (n_rows * n_cols))
     rows_at_once = max(1, SCORES_AT_ONCE // n_cols)
     for head in range(0, heads, n_heads):
@@ -270,7 +304,8 @@ def checked_choice(
 NAMESPACE = "dilated_attention_pytorch"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 LIBRARY.define(
-    "chosen_blocks(Tensor scores, Tensor? budgets, SymInt n_slots, float? top_p, bool keep_diagonal, SymInt window, SymInt sinks, bool causal) "
+    "chosen_blocks(Tensor scores, Tensor? budgets, SymInt n_slots, float? top_p, bool keep_diagonal, SymInt window, SymInt sinks, bool causal, "
+    "Tensor? diagonal=None) "
     "-> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )

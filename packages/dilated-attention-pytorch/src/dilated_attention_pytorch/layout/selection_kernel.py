@@ -81,16 +81,20 @@ def least_of_mass(key, weight, missing):
 
 @triton.jit(do_not_specialize=["n_rows", "n_cols", "n_slots", "window", "sinks", "top_p"])
 def select_kernel(
-    Scores, Budgets, Indices, Counts, stride_head, stride_row, n_rows, n_cols, n_slots, window, sinks, top_p,
-    HAS_BUDGETS: tl.constexpr, HAS_TOP_P: tl.constexpr, KEEP_DIAGONAL: tl.constexpr, IS_CAUSAL: tl.constexpr,
-    WEIGHT_BITS: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
+    Scores, Budgets, Diagonal, Indices, Counts, stride_head, stride_row, n_rows, n_cols, n_slots, window, sinks, top_p,
+    HAS_BUDGETS: tl.constexpr, HAS_DIAGONAL: tl.constexpr, HAS_TOP_P: tl.constexpr, KEEP_DIAGONAL: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, WEIGHT_BITS: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
 ):  # fmt: skip
     """A program for every row of every head. top_p: in units of 2 ** -WEIGHT_BITS."""
     owner = tl.program_id(0)
     row = owner % n_rows
     head = (owner // n_rows).to(tl.int64)
     col = tl.arange(0, BLOCK)
-    before = diagonal_of_row(row, n_rows, n_cols, IS_CAUSAL) - col
+    if HAS_DIAGONAL:
+        diagonal = tl.load(Diagonal + row)
+    else:
+        diagonal = diagonal_of_row(row, n_rows, n_cols, IS_CAUSAL)
+    before = diagonal - col
     is_visible = col < n_cols
     if IS_CAUSAL:
         is_visible = is_visible & (before >= 0)
