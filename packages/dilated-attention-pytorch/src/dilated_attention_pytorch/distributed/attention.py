@@ -153,7 +153,7 @@ def distributed_block_sparse_attention(
         k.shape[0] * k.shape[2] * (k.shape[3] + v.shape[3]) * k.element_size(),
     )  # fmt: skip
     stages = stages_of(layout, shape)
-    others = [others_of(stage, layout, block_bias, sinks) for stage in stages]
+    others = [others_of(stage, layout.num_block_ids, block_bias, sinks) for stage in stages]
     agree(q, k, v, layout, shape, config, block_bias, sinks, options)
     if stages[0].plan.is_local:
         bias, its_sinks = others[0]
@@ -179,35 +179,51 @@ def distributed_block_sparse_attention(
 
 def check_arguments(q: Any, k: Any, v: Any, layout: Any, sharding: Any, config: Any, backend: Any) -> None:
     """Raise unless the arguments have their types, and fit this process."""
-    for name, given, wanted in (
-        ("layout", layout, BlockLayout),
-        ("sharding", sharding, SequenceSharding),
-        ("config", config, DistributedSparseConfig),
-    ):
-        if not isinstance(given, wanted):
-            raise TypeError(f"{name} must be a {wanted.__name__}, got {shown(given)}")
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"layout must be a BlockLayout, got {shown(layout)}")
+    check_place(sharding, config)
     check_qkv(q, k, v)
+    check_served(backend)
+    check_local_tokens(sharding, q=q, k=k, v=v)
+    if layout.block_size != sharding.block_size:
+        raise ValueError(
+            f"layout has block_size {layout.block_size}, but the sharding has {sharding.block_size}; make one for the other"
+        )
+
+
+def check_served(backend: Any) -> None:
+    """Raise unless the backend is one for distributed calls."""
     check_backend(backend)
     if backend == "reference":
         raise ValueError(
             "backend='reference' is the dense definition in one process; compare with block_sparse_attention on the whole "
             "sequence"
         )
+
+
+def check_place(sharding: Any, config: Any) -> None:
+    """Raise unless the sharding is that of this process in the group of the config."""
+    for name, given, wanted in (
+        ("sharding", sharding, SequenceSharding),
+        ("config", config, DistributedSparseConfig),
+    ):
+        if not isinstance(given, wanted):
+            raise TypeError(f"{name} must be a {wanted.__name__}, got {shown(given)}")
     if (sharding.rank, sharding.world_size) != (config.rank, config.world_size):
         raise ValueError(
             f"sharding is that of rank {sharding.rank} of {sharding.world_size}, but this process is rank {config.rank} of "
             f"{config.world_size} in the group of the config"
         )
-    for name, x in (("q", q), ("k", k), ("v", v)):
+
+
+def check_local_tokens(sharding: SequenceSharding, **tensors: Tensor) -> None:
+    """Raise unless tensors (batch, tokens, ...) have the tokens of this rank."""
+    for name, x in tensors.items():
         if x.shape[1] != sharding.local_len:
             raise ValueError(
                 f"{name} must have the {sharding.local_len} tokens that rank {sharding.rank} of {sharding.world_size} holds "
                 f"of {sharding.seq_len}, got shape {tuple(x.shape)}; use shard_sequence({name}, sharding)"
             )
-    if layout.block_size != sharding.block_size:
-        raise ValueError(
-            f"layout has block_size {layout.block_size}, but the sharding has {sharding.block_size}; make one for the other"
-        )
 
 
 def cut_to_length(layout: BlockLayout, sharding: SequenceSharding, block_bias: Tensor | None) -> BlockLayout:
@@ -307,20 +323,20 @@ class Served(NamedTuple):
 
 
 def others_of(
-    stage: Stage, layout: BlockLayout, block_bias: Tensor | None, sinks: Tensor | None
+    stage: Stage, num_block_ids: int, block_bias: Tensor | None, sinks: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """The block bias and the sinks of a stage."""
     if block_bias is not None:
         if block_bias.dim() != 3:
             block_bias = block_bias.expand(*[1] * (3 - block_bias.dim()), *block_bias.shape)
-        if block_bias.shape[2] != layout.num_block_ids and block_bias.shape[2] != 1:
+        if block_bias.shape[2] != num_block_ids and block_bias.shape[2] != 1:
             raise ValueError(
-                f"block_bias must be broadcastable to (batch, num_heads, {layout.num_block_ids}), got {tuple(block_bias.shape)}"
+                f"block_bias must be broadcastable to (batch, num_heads, {num_block_ids}), got {tuple(block_bias.shape)}"
             )
         of_heads = (
             block_bias if block_bias.shape[1] == 1 else block_bias[:, stage.heads.start : stage.heads.stop]
         )
-        block_bias = of_heads.expand(-1, -1, layout.num_block_ids).index_select(2, stage.local.block_ids)
+        block_bias = of_heads.expand(-1, -1, num_block_ids).index_select(2, stage.local.block_ids)
     return block_bias, None if sinks is None else sinks[stage.heads.start : stage.heads.stop]
 
 

@@ -37,7 +37,8 @@ class DistributedSparseConfig:
         stages: groups of kv heads: while one computes, the blocks of the next travel. 1: no overlap. Default: chosen by the
             size of the call. Layouts that differ by head fetch for each group what its heads need.
         save_fetched: keep the blocks of others from the forward to the backward, instead of fetching them again.
-        capacity: for layouts from data: the most blocks that a rank fetches from each other rank. Default: all that it has.
+        capacity: for blocks chosen from the content: the most that a rank fetches from each other rank, for each group of heads,
+            see `plan_of_indices`. Default: all that it has.
         agreement_timeout: seconds. Before the first call of its kind the ranks compare their layouts, lengths, types and
             options, and raise if these differ, or if one does not come. 0: they do not.
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .local_layout import LocalLayout, Returned
-from .plan import ExchangePlan
+from .plan import Transfers
 
 
 class KeysAndValues(NamedTuple):
@@ -71,7 +71,7 @@ def start_all_to_all(
     )
 
 
-def start_fetch(k: Tensor, v: Tensor, plan: ExchangePlan, local: LocalLayout, group: Any) -> Started:
+def start_fetch(k: Tensor, v: Tensor, plan: Transfers, local: LocalLayout, group: Any) -> Started:
     """Start to fill the buffer of a stage: own blocks are copied, others fetched."""
     buffer = KeysAndValues.empty(local.num_tokens, k, v)
     sent = KeysAndValues.empty(plan.num_sent_tokens, k, v)
@@ -85,7 +85,7 @@ def start_fetch(k: Tensor, v: Tensor, plan: ExchangePlan, local: LocalLayout, gr
     return Started(buffer, work, sent.both)
 
 
-def start_return(dk: Tensor, dv: Tensor, plan: ExchangePlan, local: LocalLayout, group: Any) -> Started:
+def start_return(dk: Tensor, dv: Tensor, plan: Transfers, local: LocalLayout, group: Any) -> Started:
     """Start to give the gradients of fetched blocks back to their owners; dk and dv are those of the buffer."""
     tokens = slice(local.fetched_at, local.fetched_at + plan.num_fetched_tokens)
     fetched = KeysAndValues.empty(plan.num_fetched_tokens, dk, dv)
@@ -120,7 +120,11 @@ def add_returned(own: Tensor, returned: Tensor, where: Returned, into: Tensor) -
     start = 0
     for number in where.by_rank:
         part = slice(start, start + number)  # no token twice
-        total.index_add_(1, where.tokens[part], returned[:, part].to(total.dtype))
+        tokens = where.tokens[part]
+        theirs = returned[:, part].to(total.dtype)
+        if where.has_gaps:
+            tokens, theirs = tokens[tokens >= 0], theirs[:, tokens >= 0]
+        total.index_add_(1, tokens, theirs)
         start += number
     into.copy_(total)
 

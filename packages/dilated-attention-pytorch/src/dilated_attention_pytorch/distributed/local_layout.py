@@ -54,6 +54,7 @@ class Returned:
         tokens: int64 (n_returned_tokens,), the own token of each returned one.
         by_rank: how many come from each rank.
         block_size: tokens of a block.
+        has_gaps: whether some of the returned are of no block: -1 among the tokens, and not among the starts.
     """
 
     indptr: Tensor
@@ -61,6 +62,7 @@ class Returned:
     tokens: Tensor
     by_rank: tuple[int, ...]
     block_size: int
+    has_gaps: bool = False
 
 
 def make_local_layout(

@@ -62,24 +62,41 @@ def needed_blocks(row: Tensor, col: Tensor, sharding: SequenceSharding) -> Tenso
 
 
 @dataclass(frozen=True, eq=False)
-class ExchangePlan:
-    """What one rank fetches and sends.
+class Transfers:
+    """How much one rank fetches and sends.
 
     Attributes:
-        rank: whose plan it is.
-        fetched: the blocks that it fetches, by the rank that has them and then ascending; int64 on the CPU, as `sent`.
-        sent: the blocks that it sends, by the rank that needs them and then ascending.
+        rank: which one.
         fetched_tokens: tokens that come from each rank.
         sent_tokens: tokens that go to each rank.
         is_local: whether no rank needs a block of another.
     """
 
     rank: int
-    fetched: Tensor
-    sent: Tensor
     fetched_tokens: tuple[int, ...]
     sent_tokens: tuple[int, ...]
     is_local: bool
+
+    @property
+    def num_fetched_tokens(self) -> int:
+        return sum(self.fetched_tokens)
+
+    @property
+    def num_sent_tokens(self) -> int:
+        return sum(self.sent_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class ExchangePlan(Transfers):
+    """What one rank fetches and sends.
+
+    Attributes:
+        fetched: the blocks that it fetches, by the rank that has them and then ascending; int64 on the CPU, as `sent`.
+        sent: the blocks that it sends, by the rank that needs them and then ascending.
+    """
+
+    fetched: Tensor
+    sent: Tensor
 
     @classmethod
     def of_needed(cls, needed: Tensor, sharding: SequenceSharding, rank: int | None = None) -> ExchangePlan:
@@ -107,14 +124,6 @@ class ExchangePlan:
         """The plan of all heads of a layout."""
         blocks = blocks_of(layout, None, is_causal)
         return cls.of_needed(needed_blocks(blocks.row, blocks.col, sharding), sharding, rank)
-
-    @property
-    def num_fetched_tokens(self) -> int:
-        return sum(self.fetched_tokens)
-
-    @property
-    def num_sent_tokens(self) -> int:
-        return sum(self.sent_tokens)
 
 
 def tokens_of(blocks: Tensor, sharding: SequenceSharding) -> Tensor:

@@ -11,7 +11,7 @@ from ..caching import BoundedCache
 from ..config import TokenDilation
 from ..layout.layout import BlockLayout
 from .local_layout import LocalLayout, make_local_layout
-from .plan import ExchangePlan, blocks_of, needed_blocks
+from .plan import ExchangePlan, Transfers, blocks_of, needed_blocks
 from .sharding import SequenceSharding
 
 MOST_STAGES = 8  # chosen by default where all heads share their blocks: the first exchange is an eighth, the rest is hidden
@@ -27,7 +27,7 @@ class Stage:
 
     kv_heads: range
     heads: range
-    plan: ExchangePlan
+    plan: Transfers
     local: LocalLayout
 
 
