@@ -10,6 +10,9 @@ from .decode import block_sparse_decode
 from .distributed.attention import distributed_block_sparse_attention
 from .distributed.config import DistributedSparseConfig
 from .distributed.module import BlockSparseDistributedAttention
+from .distributed.scores import distributed_block_scores
+from .distributed.selected import distributed_attention_from_indices, distributed_attention_from_plan
+from .distributed.selection_plan import SelectionPlan, plan_of_indices
 from .distributed.sharding import SequenceSharding, shard_sequence, unshard_sequence
 from .factory import (
     create_adaptive_block_sparse,
@@ -45,6 +48,7 @@ __all__ = [
     "BlockSparseMultiheadAttention",
     "DistributedSparseConfig",
     "LayoutStats",
+    "SelectionPlan",
     "SequenceSharding",
     "SparsePatternConfig",
     "SparsityRatioWarning",
@@ -60,10 +64,14 @@ __all__ = [
     "create_adaptive_block_sparse",
     "create_block_sparse_attention",
     "create_multihead_block_sparse",
+    "distributed_attention_from_indices",
+    "distributed_attention_from_plan",
+    "distributed_block_scores",
     "distributed_block_sparse_attention",
     "explain_backends",
     "explain_backends_varlen",
     "get_block_sparse_preset",
+    "plan_of_indices",
     "select_blocks",
     "shard_sequence",
     "unshard_sequence",
