@@ -16,9 +16,8 @@ from .sharding import SequenceSharding
 
 MOST_STAGES = 8  # chosen by default where all heads share their blocks: the first exchange is an eighth, the rest is hidden
 MOST_STAGES_BY_HEAD = 8  # where they do not: each fetches what its own heads need
-LEAST_BYTES = (
-    8 * 2**20
-)  # fetched by a stage, on average over the ranks; smaller messages cost more than they hide
+# Fetched by a stage, on average over the ranks: less takes longer to launch than to compute.
+LEAST_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
