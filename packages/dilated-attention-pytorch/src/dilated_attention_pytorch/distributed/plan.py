@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..layout.layout import BlockLayout
-from .sharding import SequenceSharding
+from .chunks import Chunked
 
 MOST_FLAGS = 2**28  # ranks x blocks up to which needs are found with a flag for each, else by sorting
 
@@ -46,7 +46,7 @@ def blocks_of(layout: BlockLayout, heads: range | None = None, is_causal: bool =
     return blocks
 
 
-def needed_blocks(row: Tensor, col: Tensor, sharding: SequenceSharding) -> Tensor:
+def needed_blocks(row: Tensor, col: Tensor, sharding: Chunked) -> Tensor:
     """The blocks that each rank needs of others, as ascending ``rank * n_blocks + block``; int64 on the CPU."""
     owner = sharding.rank_of_block().to(row.device)
     n_blocks, world_size = owner.numel(), sharding.world_size
@@ -99,7 +99,7 @@ class ExchangePlan(Transfers):
     sent: Tensor
 
     @classmethod
-    def of_needed(cls, needed: Tensor, sharding: SequenceSharding, rank: int | None = None) -> ExchangePlan:
+    def of_needed(cls, needed: Tensor, sharding: Chunked, rank: int | None = None) -> ExchangePlan:
         """The plan of a rank, default that of the sharding, for what `needed_blocks` found."""
         rank = sharding.rank if rank is None else rank
         owner = sharding.rank_of_block()
@@ -119,21 +119,20 @@ class ExchangePlan(Transfers):
 
     @classmethod
     def make(
-        cls, layout: BlockLayout, sharding: SequenceSharding, is_causal: bool = False, rank: int | None = None
+        cls, layout: BlockLayout, sharding: Chunked, is_causal: bool = False, rank: int | None = None
     ) -> ExchangePlan:
         """The plan of all heads of a layout."""
         blocks = blocks_of(layout, None, is_causal)
         return cls.of_needed(needed_blocks(blocks.row, blocks.col, sharding), sharding, rank)
 
 
-def tokens_of(blocks: Tensor, sharding: SequenceSharding) -> Tensor:
-    """Tokens of each block; the last of the sequence may have fewer."""
-    size = sharding.block_size
-    return (sharding.seq_len - blocks * size).clamp(max=size)
+def tokens_of(blocks: Tensor, sharding: Chunked) -> Tensor:
+    """Tokens of each block."""
+    return sharding.tokens_of(blocks)
 
 
-def tokens_by_rank(blocks: Tensor, ranks: Tensor, sharding: SequenceSharding) -> tuple[int, ...]:
+def tokens_by_rank(blocks: Tensor, ranks: Tensor, sharding: Chunked) -> tuple[int, ...]:
     """The tokens of the blocks of each rank."""
     counts = torch.zeros(sharding.world_size, dtype=torch.int64)
-    counts.index_add_(0, ranks, tokens_of(blocks, sharding))
+    counts.index_add_(0, ranks, sharding.tokens_of(blocks))
     return tuple(counts.tolist())

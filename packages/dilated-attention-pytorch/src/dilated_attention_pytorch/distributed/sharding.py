@@ -15,14 +15,15 @@ from torch import Tensor
 from .. import values
 from ..caching import BoundedCache, make_once
 from ..layout import BlockLayout
-from .balance import Chunks, chunks_of, imbalance, owners_of, row_costs
+from .balance import Chunks, chunks_of, imbalance, row_costs
+from .chunks import Chunked
 
 if TYPE_CHECKING:
     from .config import DistributedSparseConfig
 
 
 @dataclass(frozen=True)
-class SequenceSharding:
+class SequenceSharding(Chunked):
     """Which blocks of a sequence each rank holds. Immutable and hashable; make one with `from_layout` or `make`.
 
     Every block belongs to one rank, the last one to the last rank. A rank's tokens are those of its chunks, one after another.
@@ -89,24 +90,12 @@ class SequenceSharding:
         return cls(chunks, grid.q_len, grid.block_size, config.rank)
 
     @property
-    def world_size(self) -> int:
-        return len(self.chunks)
-
-    @property
     def n_blocks(self) -> int:
         return -(-self.seq_len // self.block_size)
 
-    @property
-    def local_len(self) -> int:
-        """Tokens of this rank."""
-        return self.local_lens[self.rank]
-
-    @cached_property
-    def local_lens(self) -> tuple[int, ...]:
-        """Tokens of every rank."""
-        return tuple(
-            sum(stop - first for first, stop in self.token_ranges(i)) for i in range(self.world_size)
-        )
+    def tokens_of(self, blocks: Tensor) -> Tensor:
+        """Tokens of each of these blocks; the last of the sequence may have fewer."""
+        return (self.seq_len - blocks * self.block_size).clamp(max=self.block_size)
 
     def imbalance(self, layout: BlockLayout | Sequence[BlockLayout]) -> float:
         """By how much the rank with the most active blocks has more of them than the mean, as a share of the mean.
@@ -148,14 +137,6 @@ class SequenceSharding:
     def block_rows(self, device: torch.device | str | None = None) -> Tensor:
         """The block of the whole sequence that each block of this rank is, int64 (n,), default on the CPU; never waits."""
         return self.positions(device)[:: self.block_size] // self.block_size
-
-    def rank_of_block(self) -> Tensor:
-        """The owner of every block, int64 (n_blocks,) on the CPU."""
-        return owners_of(self.chunks, self.n_blocks)
-
-    def blocks_of(self, rank: int) -> Tensor:
-        """The blocks of a rank, int64 (n,) on the CPU, ascending."""
-        return torch.cat([torch.arange(first, stop) for first, stop in self.chunks[rank]])
 
 
 def check_ranks(seq_len: int, block_size: int, world_size: int) -> None:
@@ -219,12 +200,12 @@ def checked_dim(x: Tensor, dim: int, length: int, what: str) -> int:
     return dim % x.dim()
 
 
-def shard_sequence(x: Tensor, sharding: SequenceSharding, dim: int = 1) -> Tensor:
+def shard_sequence(x: Tensor, sharding: Chunked, dim: int = 1) -> Tensor:
     """This rank's tokens of a whole tensor; differentiable, a view where the rank has one chunk.
 
     Args:
         x: any tensor with all `seq_len` tokens in dimension `dim`.
-        sharding: see `SequenceSharding`.
+        sharding: a `SequenceSharding` or `PackedSharding`.
         dim: the dimension of the tokens.
 
     Raises:
@@ -235,9 +216,7 @@ def shard_sequence(x: Tensor, sharding: SequenceSharding, dim: int = 1) -> Tenso
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def unshard_sequence(
-    x: Tensor, sharding: SequenceSharding, config: DistributedSparseConfig, dim: int = 1
-) -> Tensor:
+def unshard_sequence(x: Tensor, sharding: Chunked, config: DistributedSparseConfig, dim: int = 1) -> Tensor:
     """The whole tensor, on every rank, from each rank's tokens; the inverse of `shard_sequence`.
 
     All ranks call it together; their tensors differ in dimension `dim` alone. Differentiable: the gradient is the rank's own
@@ -245,7 +224,7 @@ def unshard_sequence(
 
     Args:
         x: any tensor with `local_len` tokens of this rank in dimension `dim`.
-        sharding: see `SequenceSharding`.
+        sharding: a `SequenceSharding` or `PackedSharding`.
         config: the processes.
         dim: the dimension of the tokens.
 
@@ -268,7 +247,7 @@ class Gathered(torch.autograd.Function):
     """Every rank's tokens, put in order; the gradient of its own goes back to each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sharding: SequenceSharding, group: Any, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sharding: Chunked, group: Any, dim: int) -> Tensor:
         ctx.sharding, ctx.dim = sharding, dim
         most = max(sharding.local_lens)
         tokens_first = x.movedim(dim, 0)

@@ -1,0 +1,58 @@
+"""Chunked: what shardings have in common, whose ranks hold ranges of blocks."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .balance import Chunks, owners_of
+
+
+class Chunked:
+    """Blocks in a fixed order, each of which belongs to one rank.
+
+    A rank's tokens are those of its chunks, one after another.
+    """
+
+    chunks: Chunks
+    seq_len: int
+    block_size: int
+    rank: int
+
+    @property
+    def n_blocks(self) -> int:
+        raise NotImplementedError
+
+    def tokens_of(self, blocks: Tensor) -> Tensor:
+        """Tokens of each of these blocks, int64 as they are."""
+        raise NotImplementedError
+
+    def token_ranges(self, rank: int) -> tuple[tuple[int, int], ...]:
+        """The chunks of a rank in tokens: (first, one behind the last)."""
+        raise NotImplementedError
+
+    @property
+    def world_size(self) -> int:
+        return len(self.chunks)
+
+    @property
+    def local_len(self) -> int:
+        """Tokens of this rank."""
+        return self.local_lens[self.rank]
+
+    @cached_property
+    def local_lens(self) -> tuple[int, ...]:
+        """Tokens of every rank."""
+        return tuple(
+            sum(stop - first for first, stop in self.token_ranges(i)) for i in range(self.world_size)
+        )
+
+    def rank_of_block(self) -> Tensor:
+        """The owner of every block, int64 (n_blocks,) on the CPU."""
+        return owners_of(self.chunks, self.n_blocks)
+
+    def blocks_of(self, rank: int) -> Tensor:
+        """The blocks of a rank, int64 (n,) on the CPU, ascending."""
+        return torch.cat([torch.arange(first, stop) for first, stop in self.chunks[rank]])
