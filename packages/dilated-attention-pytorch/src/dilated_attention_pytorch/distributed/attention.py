@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -19,14 +19,16 @@ from ..config import TokenDilation
 from ..eager import key_of, of_shape
 from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
-from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call
+from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call, check_packed_call
 from ..validation.numbers import check_backend, check_flag
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
 from .agreement import agreed_by, check_agreement
+from .chunks import Chunked
 from .config import DistributedSparseConfig
-from .exchange import KeysAndValues, Started, add_returned, kept, start_fetch, start_return
+from .exchange import KeysAndValues, Started, add_returned, kept, start_fetch, start_return, unarranged
 from .fingerprints import facts_of_layout
+from .local_layout import Pieces
 from .sharding import SequenceSharding
 from .stages import Shape, Stage, stages_of
 
@@ -152,9 +154,10 @@ def distributed_block_sparse_attention(
         sharding, is_causal, q.shape[2], k.shape[2], dilation, q.device, config.stages,
         k.shape[0] * k.shape[2] * (k.shape[3] + v.shape[3]) * k.element_size(),
     )  # fmt: skip
-    stages = stages_of(layout, shape)
+    stages = stages_of(layout, sharding, shape)
     others = [others_of(stage, layout.num_block_ids, block_bias, sinks) for stage in stages]
-    agree(q, k, v, layout, shape, config, block_bias, sinks, options)
+    of_sharding = {"seq_len": sharding.seq_len, "chunks": sharding.chunks}
+    agree(q, k, v, layout, shape, of_sharding, config, block_bias, sinks, options)
     if stages[0].plan.is_local:
         bias, its_sinks = others[0]
         made = block_sparse_attention(
@@ -185,10 +188,7 @@ def check_arguments(q: Any, k: Any, v: Any, layout: Any, sharding: Any, config: 
     check_qkv(q, k, v)
     check_served(backend)
     check_local_tokens(sharding, q=q, k=k, v=v)
-    if layout.block_size != sharding.block_size:
-        raise ValueError(
-            f"layout has block_size {layout.block_size}, but the sharding has {sharding.block_size}; make one for the other"
-        )
+    check_block_size_of(layout, sharding)
 
 
 def check_served(backend: Any) -> None:
@@ -209,6 +209,11 @@ def check_place(sharding: Any, config: Any) -> None:
     ):
         if not isinstance(given, wanted):
             raise TypeError(f"{name} must be a {wanted.__name__}, got {shown(given)}")
+    check_rank(sharding, config)
+
+
+def check_rank(sharding: Chunked, config: DistributedSparseConfig) -> None:
+    """Raise unless the sharding is that of this process."""
     if (sharding.rank, sharding.world_size) != (config.rank, config.world_size):
         raise ValueError(
             f"sharding is that of rank {sharding.rank} of {sharding.world_size}, but this process is rank {config.rank} of "
@@ -224,6 +229,14 @@ def check_local_tokens(sharding: SequenceSharding, **tensors: Tensor) -> None:
                 f"{name} must have the {sharding.local_len} tokens that rank {sharding.rank} of {sharding.world_size} holds "
                 f"of {sharding.seq_len}, got shape {tuple(x.shape)}; use shard_sequence({name}, sharding)"
             )
+
+
+def check_block_size_of(layout: BlockLayout, sharding: Chunked) -> None:
+    """Raise unless layout and sharding have the same blocks."""
+    if layout.block_size != sharding.block_size:
+        raise ValueError(
+            f"layout has block_size {layout.block_size}, but the sharding has {sharding.block_size}; make one for the other"
+        )
 
 
 def cut_to_length(layout: BlockLayout, sharding: SequenceSharding, block_bias: Tensor | None) -> BlockLayout:
@@ -248,13 +261,17 @@ def agree(
     k: Tensor,
     v: Tensor,
     layout: BlockLayout,
-    shape: Shape,
+    key: Hashable,
+    of_sharding: Mapping[str, object],
     config: DistributedSparseConfig,
     block_bias: Tensor | None,
     sinks: Tensor | None,
     options: dict[str, Any],
 ) -> None:
-    """Raise on every rank unless all make this call; asked once for calls that are alike."""
+    """Raise on every rank unless all make this call; asked once for calls that are alike.
+
+    Calls that are alike have the same `key`; `of_sharding` are the facts of their sharding.
+    """
     if not config.agreement_timeout:
         return
     needs_grad = torch.is_grad_enabled() and any(
@@ -270,12 +287,11 @@ def agree(
     alike = KNOWN.get(layout)
     if alike is None:
         alike = KNOWN.setdefault(layout, BoundedCache(64))
-    signature: Hashable = (shape, *facts.values())
+    signature: Hashable = (key, *facts.values())
     agreed = agreed_by(config.group)
     if alike.get(signature) in agreed:
         return
-    sharding = shape.sharding
-    facts |= {"seq_len": sharding.seq_len, "chunks": sharding.chunks, **facts_of_layout(layout)}
+    facts |= {**of_sharding, **facts_of_layout(layout)}
     alike.keep(signature, check_agreement(config, facts, config.agreement_timeout))
 
 
@@ -310,9 +326,13 @@ class Arriving:
 
     def take(self) -> KeysAndValues:
         """The buffer of the next stage, which the current stream may read."""
+        self.start()
+        return self.started.popleft().wait()
+
+    def start(self) -> None:
+        """Start the transfers of the next stages."""
         while self.left and len(self.started) <= self.AHEAD:
             self.started.append(self.fetch(self.left.popleft()))
-        return self.started.popleft().wait()
 
 
 class Served(NamedTuple):
@@ -340,19 +360,21 @@ def others_of(
     return block_bias, None if sinks is None else sinks[stage.heads.start : stage.heads.stop]
 
 
-def attend_stage(
+def attend(
     q: Tensor,
-    buffer: KeysAndValues,
-    stage: Stage,
-    rank: int,
+    k: Tensor,
+    v: Tensor,
+    layout: BlockLayout,
+    pieces: Pieces | None,
+    run: Run,
     bias: Tensor | None,
     sinks: Tensor | None,
-    options: dict[str, Any],
     out: Tensor,
 ) -> tuple[Tensor, Served]:
-    """Fill `out` for the heads of a stage; lse, and what they were computed with."""
-    k, v, layout, key = buffer.k, buffer.v, stage.local.layout, None
-    if bias is None and sinks is None and not options["softcap"] and not options["dropout_p"]:
+    """Fill `out` for some heads; lse, and what they were computed with."""
+    options, key = run.options, None
+    is_plain = bias is None and sinks is None and not options["softcap"] and not options["dropout_p"]
+    if pieces is None and is_plain:
         key = key_of(
             q, k, v, options["is_causal"], options["softmax_scale"], None, options["segment_lengths"],
             options["dilation_rates"], options["backend"], needs_grad=False,
@@ -362,15 +384,56 @@ def attend_stage(
         if served is not None:
             problem = served.static_problem.with_inputs(q, k, v)
             return without_function_modes(served.backend.forward_into, problem, out), served
-    call = check_call(q, k, v, layout, sinks=sinks, block_bias=bias, **options)
+    if pieces is None:
+        call = check_call(q, k, v, layout, sinks=sinks, block_bias=bias, **options)
+    else:
+        call = check_packed_call(q[0], k[0], v[0], layout, *pieces.offsets, sinks=sinks, **options)
     if call.seed is not None:  # ranks that draw the same seed drop other weights all the same
-        call = call._replace(seed=call.seed + rank)
+        call = call._replace(seed=call.seed + run.config.rank)
     problem, backend = call.served(layout, options["backend"])
     lse: Tensor = without_function_modes(backend.forward_into, problem, out)
     served = Served(problem.without_inputs(), backend)
     if key is not None and problem.q is q and not is_captured(q):
         layout._cached_calls.keep(key, served)
     return lse, served
+
+
+class Made(NamedTuple):
+    """The results of all stages, and what their backward needs."""
+
+    out: Tensor
+    lse: Tensor
+    served: list[Served]
+    buffers: list[Tensor]
+
+
+def attend_in_stages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    run: Run,
+    others: Sequence[Tensor | None],
+    meanwhile: Callable[[], None] | None = None,
+) -> Made:
+    """The attention of all heads; `meanwhile` is called while the blocks of the first stage travel."""
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    lses, served, buffers = [], [], []
+    arriving = Arriving(len(run.stages), lambda i: run.fetch(i, k, v))
+    arriving.start()
+    if meanwhile is not None:
+        meanwhile()
+    for i, stage in enumerate(run.stages):
+        buffer, heads = arriving.take(), slice(stage.heads.start, stage.heads.stop)
+        bias, sinks = others[2 * i : 2 * i + 2]
+        local = stage.local
+        lse, its = attend(
+            q[:, :, heads], buffer.k, buffer.v, local.layout, local.pieces, run, bias, sinks, out[:, :, heads]
+        )
+        lses.append(lse)
+        served.append(its)
+        if run.config.save_fetched:
+            buffers.append(buffer.both)
+    return Made(out, lses[0] if len(lses) == 1 else torch.cat(lses, 1), served, buffers)
 
 
 class DistributedAttention(torch.autograd.Function):
@@ -380,54 +443,37 @@ class DistributedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, run: Run, *others: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out = q.new_empty(*q.shape[:3], v.shape[3])
-        lses, buffers, ctx.served = [], [], []
-        arriving = Arriving(len(run.stages), lambda i: run.fetch(i, k, v))
-        for i, stage in enumerate(run.stages):
-            buffer, heads = arriving.take(), slice(stage.heads.start, stage.heads.stop)
-            bias, sinks = others[2 * i : 2 * i + 2]
-            lse, served = attend_stage(
-                q[:, :, heads], buffer, stage, run.config.rank, bias, sinks, run.options, out[:, :, heads]
-            )
-            lses.append(lse)
-            ctx.served.append(served)
-            if run.config.save_fetched:
-                buffers.append(buffer.both)
-        lse = lses[0] if len(lses) == 1 else torch.cat(lses, 1)
-        ctx.save_for_backward(q, k, v, out, lse, *others, *buffers)
-        ctx.run = run
+        made = attend_in_stages(q, k, v, run, others)
+        ctx.save_for_backward(q, k, v, made.out, made.lse, *others, *made.buffers)
+        ctx.run, ctx.served = run, made.served
         ctx.set_materialize_grads(False)
-        return out, lse
+        return made.out, made.lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *rest = ctx.saved_tensors
-        run: Run = ctx.run
-        others, saved = rest[: 2 * len(run.stages)], rest[2 * len(run.stages) :]
-        # every rank takes part in the exchanges, also one whose results nobody used
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out.resolve_neg()
-        results = Results(out, lse, grad_out, None if grad_lse is None else grad_lse.resolve_neg())
-
-        def fetch(i: int) -> Started:
-            return kept(KeysAndValues(saved[i], k.shape[3])) if saved else run.fetch(i, k, v)
-
-        of_others: list[Tensor | None] = []
-        dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-        arriving, returning = Arriving(len(run.stages), fetch), None
-        for i, stage in enumerate(run.stages):
-            bias, sinks = others[2 * i : 2 * i + 2]
-            grads = gradients_of_stage(
-                ctx.served[i], stage.heads, q, arriving.take(), bias, sinks, results, dq
-            )
-            returned = start_return(grads.k, grads.v, stage.plan, stage.local, run.config.group)
-            if returning is not None:
-                returning.add_to(dk, dv)
-            returning = Returning(stage, returned, grads)
-            of_others += [of_shape(grads.block_bias, bias), of_shape(grads.sinks, sinks)]
-        assert returning is not None
-        returning.add_to(dk, dv)
+        results = Results.given(out, lse, grad_out, grad_lse)
+        dq, dk, dv, of_others = gradients_in_stages(
+            Inputs.of(q, k, v, ctx.run, rest), ctx.served, ctx.run, results
+        )
         return dq, dk, dv, None, *of_others
+
+
+class Inputs(NamedTuple):
+    """What a forward was given, with the buffers that it kept."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    others: Sequence[Tensor | None]
+    buffers: Sequence[Tensor]
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, run: Run, rest: Sequence[Any]) -> Inputs:
+        """`rest`: the others of each stage, then the buffers."""
+        n = 2 * len(run.stages)
+        return cls(q, k, v, rest[:n], rest[n:])
 
 
 class Results(NamedTuple):
@@ -437,6 +483,46 @@ class Results(NamedTuple):
     lse: Tensor
     grad_out: Tensor
     grad_lse: Tensor | None
+
+    @classmethod
+    def given(cls, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None) -> Results:
+        # every rank takes part in the exchanges, also one whose results nobody used
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out.resolve_neg()
+        return cls(out, lse, grad_out, None if grad_lse is None else grad_lse.resolve_neg())
+
+
+def gradients_in_stages(
+    inputs: Inputs,
+    served: Sequence[Served],
+    run: Run,
+    results: Results,
+    meanwhile: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor | None]]:
+    """The gradients of q, k, v and the others of each stage; `meanwhile` as in `attend_in_stages`."""
+    q, k, v, others, saved = inputs
+
+    def fetch(i: int) -> Started:
+        return kept(KeysAndValues(saved[i], k.shape[3])) if saved else run.fetch(i, k, v)
+
+    of_others: list[Tensor | None] = []
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    arriving, returning = Arriving(len(run.stages), fetch), None
+    arriving.start()
+    if meanwhile is not None:
+        meanwhile()
+    for i, stage in enumerate(run.stages):
+        bias, sinks = others[2 * i : 2 * i + 2]
+        buffer = arriving.take()
+        grads = gradients_of_heads(served[i], stage.heads, q, buffer.k, buffer.v, bias, sinks, results, dq)
+        grads = grads._replace(k=unarranged(grads.k, stage.local), v=unarranged(grads.v, stage.local))
+        returned = start_return(grads.k, grads.v, stage.plan, stage.local, run.config.group)
+        if returning is not None:
+            returning.add_to(dk, dv)
+        returning = Returning(stage, returned, grads)
+        of_others += [of_shape(grads.block_bias, bias), of_shape(grads.sinks, sinks)]
+    assert returning is not None
+    returning.add_to(dk, dv)
+    return dq, dk, dv, of_others
 
 
 class Returning(NamedTuple):
@@ -454,19 +540,20 @@ class Returning(NamedTuple):
             add_returned(own_grad[:, own], theirs, local.returned, into[:, :, heads.start : heads.stop])
 
 
-def gradients_of_stage(
+def gradients_of_heads(
     served: Served,
     heads: range,
     q: Tensor,
-    buffer: KeysAndValues,
+    k: Tensor,
+    v: Tensor,
     bias: Tensor | None,
     sinks: Tensor | None,
     results: Results,
     dq: Tensor,
 ) -> Gradients:
-    """Fill the heads of a stage in `dq`; its gradients, with those of all tokens of its buffer."""
+    """Fill some heads of `dq`; their gradients, with those of all tokens of k and v."""
     part = slice(heads.start, heads.stop)
-    problem = served.static_problem.with_inputs(q[:, :, part], buffer.k, buffer.v, bias, sinks)
+    problem = served.static_problem.with_inputs(q[:, :, part], k, v, bias, sinks)
     out, lse, grad_out, grad_lse = results
     made: Gradients = without_function_modes(
         served.backend.backward_into, problem, out[:, :, part], lse[:, part].contiguous(), grad_out[:, :, part],

@@ -33,13 +33,14 @@ def launch_copy(x: Tensor, into: Tensor, tokens: Tensor | None) -> None:
 
 def launch_add_returned(own: Tensor, returned: Tensor, where: Returned, into: Tensor) -> None:
     """See `exchange.add_returned`."""
-    batch, n_tokens, num_heads, dim = own.shape
+    batch, _, num_heads, dim = own.shape
     if not own.numel():
         return
     check_last_is_dense(own, returned, into)
-    grid = (triton.cdiv(n_tokens, TOKENS), batch * num_heads)
+    tiles = where.block_size // TOKENS
+    grid = ((where.own_starts.numel() - 1) * tiles, batch * num_heads)
     with torch.cuda.device_of(own):
         add_returned_kernel[grid](
-            own, returned, where.indptr, where.starts, into, n_tokens, *own.stride()[:3], *returned.stride()[:3],
-            *into.stride()[:3], num_heads, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_SIZE=where.block_size, TOKENS=TOKENS,
+            own, returned, where.own_starts, where.indptr, where.starts, into, *own.stride()[:3], *returned.stride()[:3],
+            *into.stride()[:3], num_heads, DIM=dim, BLOCK_D=triton.next_power_of_2(dim), TILES=tiles, TOKENS=TOKENS,
         )  # fmt: skip

@@ -49,11 +49,14 @@ class Started(NamedTuple):
     result: KeysAndValues
     work: Any
     kept: Tensor  # read by the transfer until it is done
+    order: Tensor | None = None  # the token of the result at each place of what `wait` returns
 
     def wait(self) -> KeysAndValues:
         if self.work is not None:
             self.work.wait()
-        return self.result
+        if self.order is None:
+            return self.result
+        return KeysAndValues(self.result.both.index_select(0, self.order), self.result.head_dim)
 
 
 def kept(buffer: KeysAndValues) -> Started:
@@ -62,9 +65,19 @@ def kept(buffer: KeysAndValues) -> Started:
 
 
 def start_all_to_all(
-    received: Tensor, sent: Tensor, received_tokens: tuple[int, ...], sent_tokens: tuple[int, ...], group: Any
+    received: Tensor,
+    sent: Tensor,
+    received_tokens: tuple[int, ...],
+    sent_tokens: tuple[int, ...],
+    plan: Transfers,
+    group: Any,
 ) -> Any:
-    """Start to send tokens to every rank, and to receive from every rank; contiguous tensors with tokens first."""
+    """Start to send tokens to every rank, and to receive from every rank; contiguous tensors with tokens first.
+
+    None where no rank has anything to send.
+    """
+    if plan.is_local:
+        return None
     into, out_of = (x.flatten(1).view(torch.uint8) for x in (received, sent))
     return dist.all_to_all_single(
         into, out_of, list(received_tokens), list(sent_tokens), group=group, async_op=True
@@ -78,22 +91,28 @@ def start_fetch(k: Tensor, v: Tensor, plan: Transfers, local: LocalLayout, group
     copy(k, sent.k, local.sent)
     copy(v, sent.v, local.sent)
     fetched = buffer.tokens(local.fetched_at, plan.num_fetched_tokens)
-    work = start_all_to_all(fetched.both, sent.both, plan.fetched_tokens, plan.sent_tokens, group)
+    work = start_all_to_all(fetched.both, sent.both, plan.fetched_tokens, plan.sent_tokens, plan, group)
     own = buffer.tokens(local.own_at, k.shape[1])
     copy(k, own.k)
     copy(v, own.v)
-    return Started(buffer, work, sent.both)
+    return Started(buffer, work, sent.both, None if local.pieces is None else local.pieces.order)
 
 
 def start_return(dk: Tensor, dv: Tensor, plan: Transfers, local: LocalLayout, group: Any) -> Started:
-    """Start to give the gradients of fetched blocks back to their owners; dk and dv are those of the buffer."""
+    """Start to give the gradients of fetched blocks back to their owners; dk and dv are those of the buffer, see `unarranged`."""
     tokens = slice(local.fetched_at, local.fetched_at + plan.num_fetched_tokens)
     fetched = KeysAndValues.empty(plan.num_fetched_tokens, dk, dv)
     copy(dk[:, tokens], fetched.k)
     copy(dv[:, tokens], fetched.v)
     returned = KeysAndValues.empty(plan.num_sent_tokens, dk, dv)
-    work = start_all_to_all(returned.both, fetched.both, plan.sent_tokens, plan.fetched_tokens, group)
+    work = start_all_to_all(returned.both, fetched.both, plan.sent_tokens, plan.fetched_tokens, plan, group)
     return Started(returned, work, fetched.both)
+
+
+def unarranged(grad: Tensor, local: LocalLayout) -> Tensor:
+    """The gradient (batch, tokens, heads, dim) in the order of the buffer, where the call had another."""
+    back = None if local.pieces is None else local.pieces.back
+    return grad if back is None else grad.index_select(1, back)
 
 
 def copy(x: Tensor, into: Tensor, tokens: Tensor | None = None) -> None:

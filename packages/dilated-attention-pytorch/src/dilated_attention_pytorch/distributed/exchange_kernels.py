@@ -26,19 +26,18 @@ def copy_kernel(
 
 @triton.jit
 def add_returned_kernel(
-    Own, Returned, Indptr, Starts, Into, n_tokens, own_b, own_t, own_h, ret_b, ret_t, ret_h, into_b, into_t, into_h, num_heads,
-    DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr,
+    Own, Returned, OwnStarts, Indptr, Starts, Into, own_b, own_t, own_h, ret_b, ret_t, ret_h, into_b, into_t, into_h, num_heads,
+    DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """A program adds up some tokens of one block, of one head of one batch element."""
     of_head = tl.program_id(1)
     batch, head = (of_head // num_heads).to(tl.int64), (of_head % num_heads).to(tl.int64)
-    first = tl.program_id(0).to(tl.int64) * TOKENS
-    token, d = first + tl.arange(0, TOKENS), tl.arange(0, BLOCK_D)
-    here = (token < n_tokens)[:, None] & (d < DIM)[None, :]
+    block = tl.program_id(0) // TILES
+    within, d = tl.program_id(0) % TILES * TOKENS + tl.arange(0, TOKENS), tl.arange(0, BLOCK_D)
+    token = tl.load(OwnStarts + block).to(tl.int64) + within
+    here = (token < tl.load(OwnStarts + block + 1))[:, None] & (d < DIM)[None, :]
     place = token[:, None] * own_t + d[None, :]
     total = tl.load(Own + batch * own_b + head * own_h + place, mask=here, other=0.0).to(tl.float32)
-    block = first // BLOCK_SIZE
-    within = token - block * BLOCK_SIZE
     end = tl.load(Indptr + block + 1)
     for i in range(tl.load(Indptr + block), end):
         at = tl.load(Starts + i).to(tl.int64) + within

@@ -9,6 +9,7 @@ whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from ..config import TokenDilation
 from ..grid import BlockGrid
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists, BlockMasks, build_csr
-from .plan import Blocks, ExchangePlan, tokens_of
+from .chunks import Chunked
+from .copies import copied_to
+from .plan import Blocks, ExchangePlan
 from .sharding import SequenceSharding
 
 
@@ -33,6 +36,7 @@ class LocalLayout:
         fetched_at: the first token of the fetched blocks in the buffer.
         own_at: the first token of the rank's own blocks in the buffer.
         num_tokens: of the buffer.
+        pieces: of packed sequences, see `Pieces`.
     """
 
     layout: BlockLayout
@@ -42,6 +46,31 @@ class LocalLayout:
     fetched_at: int
     own_at: int
     num_tokens: int
+    pieces: Pieces | None = None
+
+
+class Offsets(NamedTuple):
+    """Of packed sequences, as `block_sparse_attention_varlen` takes them."""
+
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """The rank's parts of packed sequences, each with the keys that it sees, one behind the other.
+
+    Attributes:
+        offsets: where each is.
+        order: the token of the buffer at each place, int64 (num_tokens,); None if the buffer has this order.
+        back: its inverse.
+    """
+
+    offsets: Offsets
+    order: Tensor | None = None
+    back: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +81,16 @@ class Returned:
         indptr: int32 (n_own_blocks + 1,).
         starts: int32 (n_sent_blocks,), the first returned token of each, by block and then by the rank that returns it.
         tokens: int64 (n_returned_tokens,), the own token of each returned one.
+        own_starts: int32 (n_own_blocks + 1,), the first token of each own block, and the end of the last.
         by_rank: how many come from each rank.
-        block_size: tokens of a block.
+        block_size: tokens of a block, the most that one has.
         has_gaps: whether some of the returned are of no block: -1 among the tokens, and not among the starts.
     """
 
     indptr: Tensor
     starts: Tensor
     tokens: Tensor
+    own_starts: Tensor
     by_rank: tuple[int, ...]
     block_size: int
     has_gaps: bool = False
@@ -90,7 +121,7 @@ def make_local_layout(
     size, n_blocks = sharding.block_size, -(-sharding.seq_len // sharding.block_size)
     own = sharding.blocks_of(plan.rank)
     fetched_is_first = is_causal or plan.rank == sharding.world_size - 1
-    n_own, n_fetched = int(tokens_of(own, sharding).sum()), plan.num_fetched_tokens
+    n_own, n_fetched = int(sharding.tokens_of(own).sum()), plan.num_fetched_tokens
     own_at, fetched_at = (n_fetched, 0) if fetched_is_first else (0, n_own)
     own_slot, fetched_slot = own_at // size, -(-fetched_at // size)
     slots = torch.full((n_blocks,), -1, dtype=torch.int64)
@@ -102,25 +133,17 @@ def make_local_layout(
     rows_of = own_rows.to(blocks.row.device)
     mine = blocks.taken(rows_of[blocks.row] >= 0)
     row, slot = rows_of[mine.row], slots.to(blocks.row.device)[mine.col]
+    distance = None if dilation is None else (mine.row - mine.col).abs() * size
     grid = BlockGrid(n_own, n_own + n_fetched, size, is_causal)
-    made, order = listed(grid, layout, num_heads, mine.head, row, slot)
-    ids = layout.row_lists.block_ids[mine.place[order]].long().to(device)
-    if layout.block_masks is not None:
-        masks = BlockMasks(
-            layout.block_masks.ids.to(device)[ids].contiguous(), layout.block_masks.table.to(device)
-        )
-        made = BlockLayout(
-            grid, num_heads, made.row_lists.to(device), made.col_lists.to(device), None, layout.batch, masks
-        )
-    made = made.to(device)
-    if dilation is not None:
-        distance = ((mine.row - mine.col).abs() * size)[order].to(device)
-        keep_classes(made, dilation, distance)
+    made, ids = listed(
+        layout, grid, layout.batch, num_heads, mine._replace(row=row, col=slot), device, dilation, distance
+    )
+    starts = torch.arange(own.numel() + 1).mul(size).clamp(max=n_own)
     return LocalLayout(
         layout=made,
         block_ids=ids,
-        sent=tokens_within(own_rows[plan.sent], tokens_of(plan.sent, sharding), size).to(device),
-        returned=returned_to(plan, own_rows, own.numel(), sharding, device),
+        sent=tokens_within(starts[own_rows[plan.sent]], sharding.tokens_of(plan.sent), size).to(device),
+        returned=returned_to(plan, own_rows, starts, sharding, device),
         fetched_at=fetched_at,
         own_at=own_at,
         num_tokens=n_own + n_fetched,
@@ -128,12 +151,41 @@ def make_local_layout(
 
 
 def listed(
-    grid: BlockGrid, layout: BlockLayout, num_heads: int, head: Tensor, row: Tensor, slot: Tensor
+    layout: BlockLayout,
+    grid: BlockGrid,
+    batch: int,
+    num_heads: int,
+    blocks: Blocks,
+    device: torch.device,
+    dilation: TokenDilation | None,
+    distance: Tensor | None,
 ) -> tuple[BlockLayout, Tensor]:
-    """The layout of these blocks, and the order of its row lists."""
-    order = ((head * grid.n_rows + row) * grid.n_cols + slot).argsort()
-    made = BlockLayout._of_blocks(grid, num_heads, head[order], row[order], slot[order], batch=layout.batch)
-    return made, order
+    """The layout of these blocks with the masks that they have in `layout`, and the block id of each there.
+
+    Args:
+        layout: where their places are.
+        grid: the local rows and columns, which those of the blocks are.
+        batch: of the local layout; `blocks.head` counts the heads over it.
+        num_heads: of the local layout.
+        blocks: in any order.
+        device: of the call.
+        dilation: token dilation of the call.
+        distance: for it, of each block in the whole sequence, in tokens.
+    """
+    order = ((blocks.head * grid.n_rows + blocks.row) * grid.n_cols + blocks.col).argsort()
+    head, row, col, place = blocks.taken(order)
+    made = BlockLayout._of_blocks(grid, num_heads, head, row, col, batch=batch)
+    ids = layout.row_lists.block_ids[place].long().to(device)
+    masks = layout.block_masks
+    if masks is not None:
+        masks = BlockMasks(masks.ids.to(device)[ids].contiguous(), masks.table.to(device))
+        made = BlockLayout(
+            grid, num_heads, made.row_lists.to(device), made.col_lists.to(device), None, batch, masks
+        )
+    made = made.to(device)
+    if dilation is not None and distance is not None:
+        keep_classes(made, dilation, distance[order].to(device))
+    return made, ids
 
 
 def keep_classes(layout: BlockLayout, dilation: TokenDilation, distance: Tensor) -> None:
@@ -156,24 +208,33 @@ def keep_classes(layout: BlockLayout, dilation: TokenDilation, distance: Tensor)
     layout.keep_lists(dilation, lists)
 
 
-def tokens_within(blocks: Tensor, counts: Tensor, size: int) -> Tensor:
-    """The tokens of the blocks of a rank, one block after the other; `counts`: how many each has."""
-    tokens = blocks[:, None] * size + torch.arange(size)
+def tokens_within(starts: Tensor, counts: Tensor, size: int) -> Tensor:
+    """The tokens of blocks, one block after the other; where each begins, and how many of at most `size` it has."""
+    tokens = starts[:, None] + torch.arange(size)
     return tokens[torch.arange(size) < counts[:, None]]
 
 
 def returned_to(
-    plan: ExchangePlan, own_rows: Tensor, n_own: int, sharding: SequenceSharding, device: torch.device
+    plan: ExchangePlan, own_rows: Tensor, own_starts: Tensor, sharding: Chunked, device: torch.device
 ) -> Returned:
-    """Where the gradients of the blocks that a rank has sent come back: in the order in which it sent them."""
-    counts = tokens_of(plan.sent, sharding)
+    """Where the gradients of the blocks that a rank has sent come back: in the order in which it sent them.
+
+    Args:
+        plan: of the rank.
+        own_rows: of each block of the sequence, which of the rank's own it is.
+        own_starts: the first token of each own block, and the end of the last.
+        sharding: of the sequence.
+        device: of the call.
+    """
+    counts = sharding.tokens_of(plan.sent)
     starts, row = counts.cumsum(0) - counts, own_rows[plan.sent]
     order = row.argsort(stable=True)
-    indptr = torch.searchsorted(row[order], torch.arange(n_own + 1))
+    indptr = torch.searchsorted(row[order], torch.arange(own_starts.numel()))
     return Returned(
-        indptr.to(device, torch.int32),
-        starts[order].to(device, torch.int32),
-        tokens_within(row, counts, sharding.block_size).to(device),
-        plan.sent_tokens,
-        sharding.block_size,
+        indptr=copied_to(indptr.to(torch.int32), device),
+        starts=copied_to(starts[order].to(torch.int32), device),
+        tokens=copied_to(tokens_within(own_starts[row], counts, sharding.block_size), device),
+        own_starts=copied_to(own_starts.to(torch.int32), device),
+        by_rank=plan.sent_tokens,
+        block_size=sharding.block_size,
     )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from ..caching import BoundedCache
 from ..config import TokenDilation
 from ..layout.layout import BlockLayout
+from .chunks import Chunked
 from .local_layout import LocalLayout, make_local_layout
-from .plan import ExchangePlan, Transfers, blocks_of, needed_blocks
+from .plan import Blocks, ExchangePlan, Transfers, blocks_of, needed_blocks
 from .sharding import SequenceSharding
 
 MOST_STAGES = 8  # chosen by default where all heads share their blocks: the first exchange is an eighth, the rest is hidden
@@ -34,7 +37,7 @@ class Stage:
 class Shape:
     """What of a call its stages depend on beside the layout."""
 
-    sharding: SequenceSharding
+    sharding: Chunked
     is_causal: bool
     num_heads: int
     num_kv_heads: int
@@ -48,19 +51,55 @@ class Shape:
 STAGES: weakref.WeakKeyDictionary[BlockLayout, BoundedCache] = weakref.WeakKeyDictionary()
 
 
-def stages_of(layout: BlockLayout, shape: Shape) -> tuple[Stage, ...]:
+def stages_of(layout: BlockLayout, sharding: SequenceSharding, shape: Shape) -> tuple[Stage, ...]:
     """The stages of a call: made once, then kept with the layout."""
     kept = STAGES.get(layout)
     if kept is None:
         kept = STAGES.setdefault(layout, BoundedCache(16))
     found: tuple[Stage, ...] | None = kept.get(shape)
-    return found if found is not None else kept.keep(shape, make_stages(layout, shape))
+    if found is not None:
+        return found
+    return kept.keep(shape, make_stages(layout, shape, WholeSequence(layout, sharding, shape)))
 
 
-def make_stages(layout: BlockLayout, shape: Shape) -> tuple[Stage, ...]:
+class Source(Protocol):
+    """Where the plans and local layouts of some heads of a layout come from."""
+
+    def needed(self, heads: range) -> Tensor:
+        """The blocks that each rank needs of others, see `needed_blocks`."""
+
+    def local(self, heads: range, plan: ExchangePlan) -> LocalLayout:
+        """The local layout of this plan of the heads."""
+
+
+class WholeSequence:
+    """The source of a call of one sequence."""
+
+    def __init__(self, layout: BlockLayout, sharding: SequenceSharding, shape: Shape) -> None:
+        self.layout, self.sharding, self.shape = layout, sharding, shape
+        self.heads = range(layout.num_heads)
+        self.blocks = blocks_of(layout, None, shape.is_causal)
+
+    def blocks_of(self, heads: range) -> Blocks:
+        if heads != self.heads:  # the same are asked for twice
+            self.heads, self.blocks = heads, blocks_of(self.layout, heads, self.shape.is_causal)
+        return self.blocks
+
+    def needed(self, heads: range) -> Tensor:
+        blocks = self.blocks_of(heads)
+        return needed_blocks(blocks.row, blocks.col, self.sharding)
+
+    def local(self, heads: range, plan: ExchangePlan) -> LocalLayout:
+        shape = self.shape
+        return make_local_layout(
+            self.layout, self.blocks_of(heads), len(heads), plan, self.sharding, shape.is_causal, shape.dilation, shape.device
+        )  # fmt: skip
+
+
+def make_stages(layout: BlockLayout, shape: Shape, source: Source) -> tuple[Stage, ...]:
     """The stages of a call; one where no rank needs a block of another."""
-    whole = blocks_of(layout, None, shape.is_causal)
-    needed = needed_blocks(whole.row, whole.col, shape.sharding)
+    every = range(layout.num_heads)
+    needed = source.needed(every)
     parts = [range(shape.num_kv_heads)]
     if needed.numel():
         fetched = (
@@ -75,23 +114,9 @@ def make_stages(layout: BlockLayout, shape: Shape) -> tuple[Stage, ...]:
         per_list = shape.num_heads // layout.num_heads
         of_layout = range(heads.start // per_list, -(-heads.stop // per_list))
         if of_layout not in made:
-            blocks = (
-                whole if len(of_layout) == layout.num_heads else blocks_of(layout, of_layout, shape.is_causal)
-            )
-            if blocks is not whole:
-                needed = needed_blocks(blocks.row, blocks.col, shape.sharding)
-            plan = ExchangePlan.of_needed(needed, shape.sharding)
-            local = make_local_layout(
-                layout,
-                blocks,
-                len(of_layout),
-                plan,
-                shape.sharding,
-                shape.is_causal,
-                shape.dilation,
-                shape.device,
-            )
-            made[of_layout] = plan, local
+            theirs = needed if of_layout == every else source.needed(of_layout)
+            plan = ExchangePlan.of_needed(theirs, shape.sharding)
+            made[of_layout] = plan, source.local(of_layout, plan)
         stages.append(Stage(part, heads, *made[of_layout]))
     return tuple(stages)
 
