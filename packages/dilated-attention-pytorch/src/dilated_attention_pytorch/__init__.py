@@ -10,10 +10,12 @@ from .decode import block_sparse_decode
 from .distributed.attention import distributed_block_sparse_attention
 from .distributed.config import DistributedSparseConfig
 from .distributed.module import BlockSparseDistributedAttention
+from .distributed.packed_sharding import PackedSharding
 from .distributed.scores import distributed_block_scores
 from .distributed.selected import distributed_attention_from_indices, distributed_attention_from_plan
 from .distributed.selection_plan import SelectionPlan, plan_of_indices
 from .distributed.sharding import SequenceSharding, shard_sequence, unshard_sequence
+from .distributed.varlen import distributed_block_sparse_attention_varlen
 from .factory import (
     create_adaptive_block_sparse,
     create_block_sparse_attention,
@@ -49,6 +51,7 @@ __all__ = [
     "DistributedSparseConfig",
     "LayoutStats",
     "SelectionPlan",
+    "PackedSharding",
     "SequenceSharding",
     "SparsePatternConfig",
     "SparsityRatioWarning",
@@ -68,6 +71,7 @@ __all__ = [
     "distributed_attention_from_plan",
     "distributed_block_scores",
     "distributed_block_sparse_attention",
+    "distributed_block_sparse_attention_varlen",
     "explain_backends",
     "explain_backends_varlen",
     "get_block_sparse_preset",

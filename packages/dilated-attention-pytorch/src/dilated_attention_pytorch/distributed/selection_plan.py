@@ -311,8 +311,13 @@ def serve(
     )
     returned = (
         Returned(
-            indptr=indptr[i], starts=starts[i], tokens=of_blocks[i], own_starts=own_starts,
-            by_rank=table.transfers.sent_tokens, block_size=size, has_gaps=True,
+            indptr=indptr[i],
+            starts=starts[i],
+            tokens=of_blocks[i],
+            own_starts=own_starts,
+            by_rank=table.transfers.sent_tokens,
+            block_size=size,
+            has_gaps=True,
         )  # fmt: skip
         for i in range(asked.shape[0])
     )
