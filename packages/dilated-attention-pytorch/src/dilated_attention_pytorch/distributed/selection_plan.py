@@ -318,7 +318,7 @@ def serve(
             by_rank=table.transfers.sent_tokens,
             block_size=size,
             has_gaps=True,
-        )  # fmt: skip
+        )
         for i in range(asked.shape[0])
     )
     return tokens.unbind(0), tuple(returned)

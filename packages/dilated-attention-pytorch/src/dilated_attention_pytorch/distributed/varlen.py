@@ -165,7 +165,7 @@ def distributed_block_sparse_attention_varlen(
     if not plan.stages:
         out, lse = attend_alone(q, k, v, layout, plan, config, sinks, options)
     else:
-        others = [x for stage in plan.stages for x in others_of(stage, layout, None, sinks)]
+        others = [x for stage in plan.stages for x in others_of(stage, layout.num_block_ids, None, sinks)]
         run = PackedRun(Run(plan.stages, config, options), layout, plan)
         out, lse = labelled(LABEL, PackedAttention.apply, q[None], k[None], v[None], run, sinks, *others)
     return (out[0], lse[0]) if return_lse else out[0]
