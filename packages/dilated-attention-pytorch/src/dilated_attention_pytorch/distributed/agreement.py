@@ -123,7 +123,9 @@ class Meeting:
             self.store.set(f"{number - 1}/{self.rank}", mine)  # told once
             self.obey(self.read(f"{number - 1}/verdict"))
         self.store.set(f"{number}/{self.rank}", mine)
-        self.obey(self.of_all(number) if self.rank == 0 else self.of_rank_0(number))
+        verdict = self.of_all(number) if self.rank == 0 else self.of_rank_0(number)
+        self.next_round(number)  # by every rank before it leaves this one, or it would meet the verdict again
+        self.obey(verdict)
         self.store.delete_key(f"{number}/{self.rank}")  # nobody reads it after this verdict
 
     def missed(self, number: int) -> bool:
@@ -140,7 +142,6 @@ class Meeting:
         said = self.said(number, range(self.world_size))
         if len(set(said.values())) > 1:
             return self.give(number, DIFFER, self.differences(said))
-        self.next_round(number)  # before anyone leaves this one
         return self.give(number, AGREE, "")
 
     def of_rank_0(self, number: int) -> str:
@@ -188,7 +189,6 @@ class Meeting:
         if kind != AGREE and self.of_world != list(range(self.world_size)):
             text = f"{text} (ranks of a group, which are {ranks_as_text(self.of_world)} of the world)"
         given: bytes = self.store.compare_set(f"{number}/verdict", "", f"{kind}\n{text}")
-        self.next_round(number)
         return given.decode()
 
     def next_round(self, number: int) -> None:
