@@ -210,6 +210,17 @@ def test_bytes_generated_from_the_cache_see_what_the_full_forward_sees() -> None
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_positions_of_the_tokens_may_be_given() -> None:
+    model = make_model(TINY_SETTINGS, "dilated_sparse", 0, CPU)
+    tokens, positions = torch.randint(256, (1, 40)), torch.arange(40)
+    assert torch.equal(model(tokens, positions=positions), model(tokens))
+    apart = torch.cat([positions[:20], positions[20:] + 100])
+    out = model(tokens, positions=apart)
+    assert torch.equal(out[:, :20], model(tokens)[:, :20])
+    assert not torch.allclose(out[:, 20:], model(tokens)[:, 20:], rtol=1e-3)
+
+
 def test_sample_is_the_same_for_the_same_seed() -> None:
     model = make_model(TINY_SETTINGS, "dilated_sparse", 0, CPU)
     first, second, other = (model.generate([*b"abc"], 20, seed=seed) for seed in (1, 1, 2))

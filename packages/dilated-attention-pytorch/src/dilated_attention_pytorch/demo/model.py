@@ -141,13 +141,16 @@ class LanguageModel(nn.Module):
                 std = INITIAL_STD * (32 / settings.dim) ** 0.5
                 nn.init.normal_(weight, std=std / (2 * settings.layers) ** 0.5 if writes else std)
 
-    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, cache: KeyValueCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Logits of the next token: int (batch, seq_len) -> (batch, seq_len, VOCABULARY).
 
-        With a cache, the tokens follow those in the cache.
+        `positions` (seq_len,) are those of the tokens; by default they follow one another, after those in the cache.
         """
-        start = 0 if cache is None else cache.length
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        if positions is None:
+            start = 0 if cache is None else cache.length
+            positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         angle = positions[:, None] * self.frequency
         rotation = torch.stack([angle.cos(), angle.sin()])
         x = self.embedding(tokens)
