@@ -273,3 +273,23 @@ def test_the_import_leaves_dynamo_out() -> None:
         return dict(vars(mark(types.FunctionType(function.__code__, {}))))
 
     assert marks(_torch_internals.constant_in_graphs) == marks(torch.compiler.assume_constant_result)
+
+
+def test_what_is_not_traced_is_in_no_graph_nor_what_it_calls() -> None:
+    def below(x: Tensor) -> Tensor:
+        return x.cos()
+
+    @_torch_internals.not_traced
+    def hidden(x: Tensor) -> Tensor:
+        return below(x) + 1
+
+    operators: list[str] = []
+
+    def record(graph: Any, inputs: Any) -> Any:
+        operators.extend(node.name for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph.forward
+
+    x = torch.ones(3)
+    compiled = torch.compile(lambda x: hidden(x.sin()).tan(), backend=record)
+    torch.testing.assert_close(compiled(x), (x.sin().cos() + 1).tan())
+    assert operators == ["sin", "tan"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -220,9 +221,15 @@ def constant_in_graphs(function: Made) -> Made:
 
 
 def not_traced(function: Made) -> Made:
-    """`torch.compiler.disable`, which would import Dynamo too: a graph breaks here."""
-    function._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return function
+    """`torch.compiler.disable`, of all that it calls too, without importing Dynamo for those who do not compile."""
+    hidden = torch._disable_dynamo(function)  # type: ignore[attr-defined]
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (hidden if "torch._dynamo" in sys.modules else function)(*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
 
 
 # ---- process groups
