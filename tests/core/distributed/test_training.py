@@ -233,6 +233,28 @@ def last_synchronizes(case: Case, model: nn.Module, is_last: bool) -> Any:
     return nullcontext()
 
 
+def exchanges(rank: int, case: Case) -> float:
+    """How many exchanges of blocks a training step makes in each layer."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    config = DistributedSparseConfig(mesh, save_fetched=case.save_fetched)
+    layout = BlockLayout.from_config(case.patterns[0], case.length, causal=True)
+    sharding, model = SequenceSharding.from_layout(layout, config), made(case, config)
+    tokens = shard_sequence(batches(case)[0][0], sharding)
+    exchange, count = dist.all_to_all_single, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return exchange(*args, **kwargs)
+
+    dist.all_to_all_single = counted
+    try:
+        model(tokens, sharding.positions(), sharding).sum().backward()
+    finally:
+        dist.all_to_all_single = exchange
+    return count / len(case.patterns)
+
+
 # ---- the tests
 
 
@@ -274,6 +296,15 @@ def test_two_runs_are_bit_equal(two: GlooProcesses) -> None:
     for (losses, parameters), (again, others) in zip(first, second):
         assert losses == again
         assert all(torch.equal(a, b) for a, b in zip(parameters, others))
+
+
+@pytest.mark.parametrize(("is_checkpointed", "save_fetched", "count"), [
+    (False, False, 3), (False, True, 2), (True, False, 4), (True, True, 3)])  # fmt: skip
+def test_exchanges_of_a_step(
+    two: GlooProcesses, is_checkpointed: bool, save_fetched: bool, count: int
+) -> None:
+    case = Case(checkpoint=is_checkpointed, save_fetched=save_fetched)
+    assert two.run(exchanges, case) == [count] * RANKS
 
 
 @pytest.mark.processes
