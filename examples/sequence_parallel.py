@@ -1,9 +1,10 @@
 """One sequence over several processes: each holds some tokens, and attends with some heads.
 
-The library has no distributed attention yet. This is what you can write today: two all-to-alls
-around the call (as in DeepSpeed-Ulysses, arXiv:2309.14509). Weights would be handled by DDP or FSDP,
-as in any model. The script runs two processes with gloo on the CPU; on GPUs use nccl and torchrun.
-It prints the largest differences from a single process.
+Two all-to-alls around the call (as in DeepSpeed-Ulysses, arXiv:2309.14509) give each process all tokens of
+some heads, so the call can do all that it can in one process, ALiBi and padding included. Use it where
+variant="distributed", which moves only the blocks that are needed (train_distributed.py), refuses a
+call. The script runs two processes with gloo on the CPU; on GPUs use nccl and torchrun. It prints the
+largest differences from a single process.
 """
 
 import tempfile
