@@ -233,6 +233,22 @@ def last_synchronizes(case: Case, model: nn.Module, is_last: bool) -> Any:
     return nullcontext()
 
 
+def gradients_with_dropout(rank: int) -> list[list[Tensor]]:
+    """The gradients of a step without and with activation checkpointing."""
+    config = DistributedSparseConfig(init_device_mesh("cpu", (RANKS,)))
+    found = []
+    for case in (Case(), Case(checkpoint=True)):
+        model = made(case, config).train()
+        for layer in model.layers:
+            layer.attention.dropout = 0.3
+        sharding = model.layers[0].attention.sharding(case.length, is_causal=True)
+        tokens = shard_sequence(batches(case)[0][0], sharding)
+        torch.manual_seed(0)
+        model(tokens, sharding.positions(), sharding).square().sum().backward()
+        found.append([x.grad for x in model.parameters()])
+    return found
+
+
 def exchanges(rank: int, case: Case) -> float:
     """How many exchanges of blocks a training step makes in each layer."""
     mesh = init_device_mesh("cpu", (RANKS,))
@@ -296,6 +312,11 @@ def test_two_runs_are_bit_equal(two: GlooProcesses) -> None:
     for (losses, parameters), (again, others) in zip(first, second):
         assert losses == again
         assert all(torch.equal(a, b) for a, b in zip(parameters, others))
+
+
+def test_recomputation_drops_the_same_weights(two: GlooProcesses) -> None:
+    for plain, recomputed in two.run(gradients_with_dropout):
+        assert all(torch.equal(a, b) for a, b in zip(plain, recomputed))
 
 
 @pytest.mark.parametrize(("is_checkpointed", "save_fetched", "count"), [
