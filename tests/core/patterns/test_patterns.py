@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+from dilated_attention_pytorch.grid import BlockGrid
+from dilated_attention_pytorch.patterns.dilated_sparse import ColumnOrder, later_offsets
 from tests.core.pattern_cases import LENGTHS, PATTERNS, layout_of, pattern_id
 from tests.core.slow_definition import Pattern, blocks_of, pattern_rows, row_numbers
 
@@ -246,3 +248,28 @@ def test_global_blocks_see_all_and_are_seen_by_all() -> None:
 def test_default_rates_reach_every_scale_whatever_the_length() -> None:
     row = layout_of(Pattern("dilated_sparse", "0.2"), 16 * 128).rows()[64]
     assert {64 - 2**power for power in range(6)} | {64 + 2**power for power in range(6)} <= set(row)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rates", [[1, 2, 4, 8], [3], [7, 2], [1, 50, 1000]])
+def test_few_offsets_are_the_first_of_all(rates: list[int], causal: bool) -> None:
+    n_cols = 300
+    every = later_offsets(rates, n_cols, causal, n_cols)
+    near = sum(rate < n_cols for rate in rates)
+    assert every.numel() == (n_cols - 1 - near) * (1 if causal else 2)
+    assert every.abs().unique().numel() == n_cols - 1 - near
+    for count in (0, 1, 10, 100):
+        few = later_offsets(rates, n_cols, causal, count)
+        assert few.numel() >= count
+        assert few.tolist() == every[: few.numel()].tolist()
+
+
+def test_rows_of_a_billion_tokens_need_few_offsets() -> None:
+    config = SparsePatternConfig(block_size=128, sparsity_ratio=1e-5)
+    grid = BlockGrid(1280, 10**9, 128, True, 10**9 - 1280)
+    order = ColumnOrder(config, grid, torch.device("cpu"))
+    assert order.n_offsets > 7_000_000
+    columns, valid = order.columns(slice(0, 10), 300)
+    assert columns.shape[1] == 300
+    assert valid.sum(1).min() > 200
+    assert order._later.numel() < 3000

@@ -88,18 +88,27 @@ def with_signs(offsets: Tensor, causal: bool) -> Tensor:
     return -offsets if causal else torch.stack([-offsets, offsets], 1).flatten()
 
 
-def later_offsets(scales: Sequence[int], n_cols: int, causal: bool) -> Tensor:
-    """The distinct offsets of rounds 2, 3, ..., then the nearest ones; without 0 and those of round 1."""
+def later_offsets(scales: Sequence[int], n_cols: int, causal: bool, at_least: int) -> Tensor:
+    """The distinct offsets of rounds 2, 3, ..., then the nearest ones; without 0 and those of round 1.
+
+    The first `at_least` of them or a few more, all if there are fewer: a row takes few, and all are n_cols for every rate.
+    """
     rates = torch.tensor(scales, dtype=torch.int64, device="cpu")
-    rounds = torch.arange(2, max(2, (n_cols - 1) // int(rates.min()) + 1), device="cpu")
-    multiples = (rounds[:, None] * rates).flatten()
-    steps = torch.arange(1, n_cols, device="cpu")
-    ordered = torch.cat([rates, multiples[multiples < n_cols], steps])
-    values, where = ordered.sort(stable=True)  # the first occurrence of an offset wins
-    first = torch.ones_like(values, dtype=torch.bool)
-    first[1:] = values[1:] != values[:-1]
-    once = where[first].sort().values[len(scales) :]
-    return with_signs(ordered[once], causal)
+    n_rounds = (n_cols - 1) // int(rates.min())
+    last_round = 1
+    while True:
+        last_round = min(n_rounds, max(2 * last_round, at_least + 1))
+        rounds = torch.arange(2, max(2, last_round + 1), device="cpu")
+        ordered = (rounds[:, None] * rates).flatten()
+        ordered = torch.cat([rates, ordered[ordered < n_cols]])
+        if last_round >= n_rounds:
+            ordered = torch.cat([ordered, torch.arange(1, n_cols, device="cpu")])
+        values, where = ordered.sort(stable=True)  # the first occurrence of an offset wins
+        first = torch.ones_like(values, dtype=torch.bool)
+        first[1:] = values[1:] != values[:-1]
+        once = where[first].sort().values[len(scales) :]
+        if last_round >= n_rounds or once.numel() >= at_least:
+            return with_signs(ordered[once], causal)
 
 
 class ColumnOrder:
@@ -107,7 +116,8 @@ class ColumnOrder:
 
     def __init__(self, config: SparsePatternConfig, grid: BlockGrid, device: torch.device) -> None:
         scales = scales_of(config.dilation_rates, grid.n_cols)
-        self.n_cols, self.rotation = grid.n_cols, config.rotation
+        self.n_cols, self.causal, self.rotation = grid.n_cols, grid.causal, config.rotation
+        self.scales, self.device = scales, device
         self.diagonal = grid.diagonal(device)
         self.row_number = self.diagonal if grid.causal else torch.arange(grid.n_rows, device=device)
         if grid.causal:
@@ -117,18 +127,30 @@ class ColumnOrder:
         near = [scale for scale in scales if scale < grid.n_cols]
         round_1 = torch.tensor(near, dtype=torch.int64, device="cpu")
         self.round_1 = with_signs(round_1, grid.causal).to(device)
-        self.later = later_offsets(scales, grid.n_cols, grid.causal).to(device)
+        self._later = self.round_1[:0]
+
+    @property
+    def n_later(self) -> int:
+        """The number of offsets after round 1: all up to the length that are not of it."""
+        signs = 1 if self.causal else 2
+        return signs * (self.n_cols - 1) - self.round_1.numel()
 
     @property
     def n_offsets(self) -> int:
-        return 2 + self.round_1.numel() + self.later.numel()
+        return 2 + self.round_1.numel() + self.n_later
+
+    def later(self, count: int) -> Tensor:
+        """The first `count` offsets after round 1, or all if there are fewer."""
+        if self._later.numel() < min(count, self.n_later):
+            self._later = later_offsets(self.scales, self.n_cols, self.causal, count).to(self.device)
+        return self._later[:count]
 
     def columns(self, rows: slice, n_offsets: int) -> tuple[Tensor, Tensor]:
         """Columns (rows, >= n_offsets) in the order in which they are taken, and a bool mask of the valid ones."""
         diagonal, link = self.diagonal[rows, None], self.link[rows, None]
         linked = diagonal + link
         round_1 = self._round_1(rows, diagonal, link)
-        later = self.later[: max(0, n_offsets - 2 - self.round_1.numel())]
+        later = self.later(max(0, n_offsets - 2 - self.round_1.numel()))
         columns = torch.cat([diagonal, linked, round_1, diagonal + later], 1)
         valid = (columns >= 0) & (columns < self.n_cols)
         valid[:, 1] &= link[:, 0] != 0
