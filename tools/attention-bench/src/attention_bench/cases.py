@@ -68,7 +68,8 @@ class Case:
 
     @property
     def label(self) -> str:
-        return f"{self._sizes()}, {self.density:.2%}{self._features()}"
+        density = f"{self.density:.2%}" if self.density >= 1e-4 else f"{self.density * 100:.2g}%"
+        return f"{self._sizes()}, {density}{self._features()}"
 
     @property
     def label_without_density(self) -> str:

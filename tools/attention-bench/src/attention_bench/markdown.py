@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import decode, files, generation, host, large, report, scaling_rows, selection, training, video
+from . import decode, files, generation, host, large, plan, report, scaling_rows, selection, training, video
 
 KINDS = {
     files.RUN: lambda path: report.markdown(*report.read_json(path)),
@@ -14,6 +14,7 @@ KINDS = {
     generation.KIND: lambda path: generation.markdown(*generation.read_json(path)),
     scaling_rows.KIND: lambda path: scaling_rows.markdown(*scaling_rows.read_json(path)),
     host.KIND: lambda path: host.markdown(*host.read_json(path)),
+    plan.KIND: lambda path: plan.markdown(*plan.read_json(path)),
 }
 
 

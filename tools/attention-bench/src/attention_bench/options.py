@@ -6,6 +6,7 @@ import argparse
 import math
 import shlex
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -30,6 +31,9 @@ CASE_FIELDS = (
 )  # fmt: skip
 
 
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
 class Unusable(ValueError):
     """A request of the user that cannot be served; the message says why. Exit status 2."""
 
@@ -37,6 +41,24 @@ class Unusable(ValueError):
 def numbers(text: str) -> tuple[int, ...] | None:
     """Positive ints separated by commas, or None for "none"."""
     return None if text == "none" else tuple(int_list(text))
+
+
+def token_count(text: str) -> int:
+    """A number of tokens: 131072, 131,072, 1e9, or with a unit of 1,024: 128K, 4M, 1G."""
+    unit = UNITS.get(text[-1:].upper(), 1)
+    digits = text[:-1] if unit > 1 else text
+    if unit == 1 and "e" not in text.lower():
+        return positive_int(text)
+    try:
+        value = Decimal(digits) * unit
+        whole = int(value)
+    except (ArithmeticError, ValueError):  # also nan and the infinities
+        whole, value = 0, Decimal(0)
+    if whole < 1 or whole != value:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least 1, such as 4M or 1e9, got {text!r}"
+        )
+    return positive_int(str(whole))
 
 
 def milliseconds(text: str) -> float:
@@ -96,7 +118,8 @@ def add_sizes(parser: argparse.ArgumentParser, meaning: str) -> None:
     def add(flag: str, help: str | None = None, **others: object) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
 
-    add("--seqlen", f"tokens; {meaning}".replace("%", "%%"), type=positive_int)
+    tokens = f"tokens, such as 131072, 4M (K, M, G: 2**10, 2**20, 2**30) or 1e9; {meaning}"
+    add("--seqlen", tokens.replace("%", "%%"), type=token_count)
     add("--batch", type=positive_int)
     add("--heads", type=positive_int)
     add("--kv-heads", type=positive_int)
@@ -107,6 +130,16 @@ def add_sizes(parser: argparse.ArgumentParser, meaning: str) -> None:
     add("--causal", action="store_true")
 
 
+def add_pattern(parser: argparse.ArgumentParser) -> None:
+    """Options for the pattern of a Case; options that are not given are missing in the namespace."""
+    parser.add_argument("--pattern", default=argparse.SUPPRESS, choices=PATTERN_TYPES)
+    parser.add_argument(
+        "--dilation-rates", default=argparse.SUPPRESS,
+        help="of dilated_sparse, in blocks, such as 1,2,4,8; none for the powers of two",
+        type=numbers, dest="pattern_rates", metavar="RATES",
+    )  # fmt: skip
+
+
 def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Options for all fields of a Case; options that are not given are missing in the namespace."""
 
@@ -114,12 +147,7 @@ def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
 
     add_sizes(parser, meaning)
-    add("--pattern", choices=PATTERN_TYPES)
-    add(
-        "--dilation-rates",
-        "of dilated_sparse, in blocks, such as 1,2,4,8; none for the powers of two",
-        type=numbers, dest="pattern_rates", metavar="RATES",
-    )  # fmt: skip
+    add_pattern(parser)
     add(
         "--segment-lengths",
         "of token dilation, in tokens, such as 2048,4096",

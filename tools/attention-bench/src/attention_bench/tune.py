@@ -15,7 +15,7 @@ import torch
 from dilated_attention_pytorch.cli.arguments import block_size, kept_ratio, positive_int
 
 from . import files, tune_hopper, tune_triton
-from .options import Unusable, add_json, make_parser
+from .options import Unusable, add_json, make_parser, token_count
 
 BACKENDS = {"triton": tune_triton, "hopper": tune_hopper}
 KERNELS = ("forward", "dq", "dkdv")  # of every backend
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-dim", type=positive_int, nargs="+", default=[64, 128])
     parser.add_argument("--block", type=block_size, nargs="+", default=[64, 128])
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, help="default: all")
-    parser.add_argument("--seqlen", type=positive_int, default=65536)
+    parser.add_argument("--seqlen", type=token_count, default=65536)
     parser.add_argument("--density", type=kept_ratio, default=0.05)
     parser.add_argument("--processes", type=positive_int, default=8)
     add_json(parser, "every timing")
