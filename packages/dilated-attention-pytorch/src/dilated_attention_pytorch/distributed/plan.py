@@ -41,7 +41,7 @@ def blocks_of(layout: BlockLayout, heads: range | None = None, is_causal: bool =
         blocks = blocks.taken((of_element >= heads.start) & (of_element < heads.stop))
         of_element = blocks.head % layout.num_heads - heads.start
         blocks = blocks._replace(head=blocks.head // layout.num_heads * len(heads) + of_element)
-    if is_causal and not layout.causal:
+    if is_causal:  # also of a causal layout, whose mask may name them
         blocks = blocks.taken(blocks.col <= blocks.row)
     return blocks
 
