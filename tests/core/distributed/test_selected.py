@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 
 from dilated_attention_pytorch import BlockLayout, block_scores, block_sparse_attention, select_blocks
+from dilated_attention_pytorch.distributed.exchange import add_returned
 from dilated_attention_pytorch.distributed.scores import distributed_block_scores
 from dilated_attention_pytorch.distributed.selected import (
     distributed_attention_from_indices,
     distributed_attention_from_plan,
 )
-from dilated_attention_pytorch.distributed.selection_plan import plan_of_indices
+from dilated_attention_pytorch.distributed.selection_plan import plan_of_indices, serve
 from dilated_attention_pytorch.distributed.sharding import shard_sequence
 from dilated_attention_pytorch.distributed.slots import SlotTable
 from tests.core.distributed.gloo_processes import GlooProcesses, needs_gloo
@@ -385,6 +386,31 @@ def test_errors_name_the_argument(two: GlooProcesses) -> None:
         assert said.keys() == MESSAGES.keys()
         for name, part in MESSAGES.items():
             assert part in said[name], (name, said[name])
+
+
+# ---- the kernel
+
+
+@pytest.mark.interpreter
+def test_gradients_of_empty_slots_are_not_added_on_a_gpu_either() -> None:
+    from dilated_attention_pytorch.distributed.device_exchange import launch_add_returned
+
+    case = SelectedCase(causal=False, length=5 * BLOCK + 3, balance="contiguous")
+    sharding = case.sharding(2, 3)
+    table = SlotTable.of(sharding, 1, False, torch.device("cpu"))
+    assert table.sent_slots == (2, 2, 0)  # a whole block and the short one for each
+    received = torch.tensor([[0], [-1], [-1], [1]], dtype=torch.int32)
+    _, (where,) = serve(received, table, sharding)
+    own = torch.randn(2, sharding.local_len, 2, 8)
+    returned = torch.randn(2, int(table.sent_slot.numel()), 2, 8)
+    returned[:, BLOCK : 2 * BLOCK + 3] = torch.nan  # of the empty slots
+    wanted = own.clone()
+    wanted[:, :BLOCK] += returned[:, :BLOCK]
+    wanted[:, BLOCK:] += returned[:, 2 * BLOCK + 3 :]
+    for add in (launch_add_returned, add_returned):
+        into = torch.empty_like(own)
+        add(own, returned, where, into)
+        assert torch.equal(into, wanted)
 
 
 # ---- tables

@@ -97,6 +97,42 @@ def test_several_layouts_are_balanced_together() -> None:
     assert sharding.imbalance(layouts[0]) > sharding.imbalance(layouts)
 
 
+@pytest.mark.parametrize("balance", ["cost", "zigzag", "contiguous"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("num_blocks", [None, 3])
+def test_sharding_of_a_length_is_that_of_rows_with_as_many_blocks(
+    balance: str, causal: bool, num_blocks: int | None
+) -> None:
+    length, n_blocks = 16 * 20 - 3, 20
+    columns = torch.arange(n_blocks)[:, None] - torch.arange(num_blocks or n_blocks)
+    layout = BlockLayout.from_indices(
+        columns if causal else columns % n_blocks, q_len=length, kv_len=length, block_size=16, causal=causal
+    )
+    for rank in range(3):
+        config = config_of(rank, 3, balance)
+        found = SequenceSharding.from_length(length, 16, config, num_blocks=num_blocks, causal=causal)
+        assert found == SequenceSharding.from_layout(layout, config)
+
+
+def test_numbers_of_a_sharding_of_a_length_are_checked() -> None:
+    config = config_of(0, 4)
+    for arguments, message in (
+        ((0, 16), "q_len must be a positive number of tokens"),
+        ((64, 17), "block_size must"),
+        ((40, 16), "seq_len 40 has 3 blocks of block_size 16, too few for 4 ranks"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SequenceSharding.from_length(*arguments, config)
+    with pytest.raises(ValueError, match="num_blocks must be a number of blocks, at least 1, got 0"):
+        SequenceSharding.from_length(64, 16, config, num_blocks=0)
+
+
+def test_rows_of_a_rank_are_its_blocks() -> None:
+    for rank in range(2):
+        sharding = sharding_of(rank)
+        assert torch.equal(sharding.block_rows(), sharding.blocks_of(rank))
+
+
 def test_one_rank_holds_everything() -> None:
     sharding = SequenceSharding.from_layout(layout_of(100), config_of(0, 1))
     assert sharding.positions().tolist() == list(range(100))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import values
 from ..caching import BoundedCache, make_once
+from ..grid import BlockGrid
 from ..layout import BlockLayout
 from .balance import Chunks, chunks_of, imbalance, row_costs
 from .chunks import Chunked
@@ -87,6 +88,39 @@ class SequenceSharding(Chunked):
         grid = several[0].grid
         check_ranks(grid.q_len, grid.block_size, config.world_size)
         chunks = chunks_of(config.balance, row_costs(several), config.world_size)
+        return cls(chunks, grid.q_len, grid.block_size, config.rank)
+
+    @classmethod
+    def from_length(
+        cls,
+        seq_len: int,
+        block_size: int,
+        config: DistributedSparseConfig,
+        *,
+        num_blocks: int | None = None,
+        causal: bool = False,
+    ) -> SequenceSharding:
+        """The sharding that `config.balance` gives where no layout is known: every row attends to as many blocks.
+
+        Args:
+            seq_len: tokens of the whole sequence.
+            block_size: tokens per block.
+            config: the processes, and the balance.
+            num_blocks: blocks of a row, as in `select_blocks`. Default: all.
+            causal: a row has no more than there are up to its own.
+
+        Raises:
+            ValueError: a number is out of its range, or there are more ranks than blocks.
+        """
+        grid = BlockGrid(seq_len, seq_len, block_size, causal)
+        most = grid.n_rows if num_blocks is None else values.tokens(num_blocks)
+        if most is None:
+            raise ValueError(
+                f"num_blocks must be a number of blocks, at least 1, got {values.shown(num_blocks)}"
+            )
+        check_ranks(grid.q_len, grid.block_size, config.world_size)
+        rows = torch.arange(1, grid.n_rows + 1) if causal else torch.full((grid.n_rows,), grid.n_rows)
+        chunks = chunks_of(config.balance, rows.clamp(max=most), config.world_size)
         return cls(chunks, grid.q_len, grid.block_size, config.rank)
 
     @property
