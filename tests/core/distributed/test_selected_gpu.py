@@ -122,7 +122,7 @@ def test_a_rank_beside_its_mirror_gives_what_one_process_gives(
     make_config: Callable[..., DistributedSparseConfig],
 ) -> None:
     """On the CPU: the mirror is right."""
-    inputs, indices = tensors("cpu", torch.float32), drawn("cpu", 0)
+    inputs, indices = [x[:1, :, :, :16] for x in tensors("cpu", torch.float32)], drawn("cpu", 0)[:1]
     check(make_step(inputs, make_config(stages=2))(indices), of_both(inputs, indices), TOLERANCE)
 
 
