@@ -119,6 +119,13 @@ def without_modes() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def without_any_modes() -> Iterator[None]:
+    """Make plain tensors, under function modes too: a default device is one."""
+    with without_modes(), torch._C.DisableTorchFunction():
+        yield
+
+
 # ---- gradients
 
 

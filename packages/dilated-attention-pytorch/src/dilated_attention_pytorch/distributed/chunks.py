@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .._torch_internals import without_any_modes
 from .balance import Chunks, owners_of
 
 
@@ -49,10 +50,12 @@ class Chunked:
             sum(stop - first for first, stop in self.token_ranges(i)) for i in range(self.world_size)
         )
 
+    @without_any_modes()
     def rank_of_block(self) -> Tensor:
         """The owner of every block, int64 (n_blocks,) on the CPU."""
         return owners_of(self.chunks, self.n_blocks)
 
+    @without_any_modes()
     def blocks_of(self, rank: int) -> Tensor:
         """The blocks of a rank, int64 (n,) on the CPU, ascending."""
         return torch.cat([torch.arange(first, stop) for first, stop in self.chunks[rank]])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import values
+from .._torch_internals import without_any_modes
 from ..caching import BoundedCache, make_once
 from ..config import check_block_size
 from ..layout import BlockLayout
@@ -119,7 +120,8 @@ class PackedSharding(Chunked):
         check_ranks(whole, world_size)
         if world_size == 1:
             return whole
-        chunks = chunks_of(config.balance, costs_of(whole.blocks, several, is_causal), world_size)
+        with without_any_modes():
+            chunks = chunks_of(config.balance, costs_of(whole.blocks, several, is_causal), world_size)
         made = cls(chunks, offsets, grid.block_size, config.rank)
         made.__dict__["blocks"] = whole.blocks
         return made
@@ -139,6 +141,7 @@ class PackedSharding(Chunked):
         return n_blocks_of(self.cu_seqlens, self.block_size)
 
     @cached_property
+    @without_any_modes()
     def blocks(self) -> Blocks:
         """All blocks."""
         offsets, size = torch.tensor(self.cu_seqlens), self.block_size
@@ -150,6 +153,7 @@ class PackedSharding(Chunked):
         return Blocks(sequence, of_sequence, offsets[sequence] + of_sequence * size, tokens)
 
     @cached_property
+    @without_any_modes()
     def is_split(self) -> Tensor:
         """Whether blocks of a sequence are on several ranks, bool (n_sequences,) on the CPU."""
         owner, sequence = self.rank_of_block(), self.blocks.sequence
@@ -183,6 +187,7 @@ class PackedSharding(Chunked):
         """
         return self._on(device, "indices", lambda: self._tokens(self.blocks.start))
 
+    @without_any_modes()
     def _tokens(self, of_first: Tensor) -> Tensor:
         """A number for each token of this rank that is given for the first token of each block, and counts on from there."""
         mine = self.blocks_of(self.rank)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._torch_internals import not_traced, without_modes
+from .._torch_internals import not_traced, without_any_modes
 from ..caching import BoundedCache
 from ..grid import BlockGrid
 from ..layout.block_indices import BlockIndices, checked_indices
@@ -121,7 +121,7 @@ def plan_of_indices(
         "stages": config.stages, "capacity": config.capacity,
     }  # fmt: skip
     agree_once(config, sharding, facts)
-    with without_modes():
+    with without_any_modes():
         made = make_stages(given, table, sharding, config, shape, 2 * k.shape[3] * k.element_size())
     return SelectionPlan(sharding, config, is_causal, shape, *made)
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import values
+from .._torch_internals import without_any_modes
 from ..caching import BoundedCache, make_once
 from ..grid import BlockGrid
 from ..layout import BlockLayout
@@ -87,7 +88,8 @@ class SequenceSharding(Chunked):
         several = checked_layouts(layout)
         grid = several[0].grid
         check_ranks(grid.q_len, grid.block_size, config.world_size)
-        chunks = chunks_of(config.balance, row_costs(several), config.world_size)
+        with without_any_modes():
+            chunks = chunks_of(config.balance, row_costs(several), config.world_size)
         return cls(chunks, grid.q_len, grid.block_size, config.rank)
 
     @classmethod
@@ -147,7 +149,8 @@ class SequenceSharding(Chunked):
                 f"layout must be of {self.seq_len} tokens in blocks of {self.block_size} as the sharding is, got {grid.q_len} "
                 f"in blocks of {grid.block_size}"
             )
-        return imbalance(self.chunks, row_costs(several))
+        with without_any_modes():
+            return imbalance(self.chunks, row_costs(several))
 
     def token_ranges(self, rank: int) -> tuple[tuple[int, int], ...]:
         """The chunks of a rank in tokens: (first, one behind the last)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._torch_internals import without_any_modes
 from ..caching import BoundedCache, make_once
 from .plan import Transfers, tokens_of
 from .sharding import SequenceSharding
@@ -100,6 +101,7 @@ def slots_of_all(sharding: SequenceSharding, capacity: int | None, is_causal: bo
     return visible if capacity is None else visible.clamp(max=capacity)
 
 
+@without_any_modes()
 def make_table(
     sharding: SequenceSharding, capacity: int | None, is_causal: bool, device: torch.device
 ) -> SlotTable:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .._torch_internals import without_any_modes
 from ..caching import BoundedCache
 from ..config import TokenDilation
 from ..layout.layout import BlockLayout
@@ -59,7 +60,8 @@ def stages_of(layout: BlockLayout, sharding: SequenceSharding, shape: Shape) -> 
     found: tuple[Stage, ...] | None = kept.get(shape)
     if found is not None:
         return found
-    return kept.keep(shape, make_stages(layout, shape, WholeSequence(layout, sharding, shape)))
+    with without_any_modes():  # what is made in inference mode may be used in training later
+        return kept.keep(shape, make_stages(layout, shape, WholeSequence(layout, sharding, shape)))
 
 
 class Source(Protocol):

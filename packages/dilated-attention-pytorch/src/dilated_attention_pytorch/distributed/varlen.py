@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._torch_internals import labelled, not_traced, without_modes
+from .._torch_internals import labelled, not_traced, without_any_modes
 from ..backends.problem import Gradients
 from ..caching import BoundedCache
 from ..config import TokenDilation
@@ -294,7 +294,7 @@ def plan_of(layout: BlockLayout, sharding: PackedSharding, shape: Shape) -> Pack
 
 def make_plan(layout: BlockLayout, sharding: PackedSharding, shape: Shape) -> PackedPlan:
     """The plan of a call."""
-    with without_modes():  # made in inference mode, it may be used in training later
+    with without_any_modes():  # made in inference mode, it may be used in training later
         blocks, mine = sharding.blocks, sharding.blocks_of(sharding.rank)
         is_split = sharding.is_split[blocks.sequence[mine]]
         tokens = blocks.tokens[mine]
