@@ -451,6 +451,7 @@ class DistributedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @not_traced
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *rest = ctx.saved_tensors
         results = Results.given(out, lse, grad_out, grad_lse)

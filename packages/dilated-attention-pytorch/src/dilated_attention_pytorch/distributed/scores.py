@@ -115,6 +115,7 @@ class GatherBlocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @not_traced
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sharding: SequenceSharding = ctx.sharding
         numbers = blocks_of_ranks(sharding)

@@ -379,6 +379,7 @@ class PackedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @not_traced
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, sinks, *rest = ctx.saved_tensors
         packed: PackedRun = ctx.packed
