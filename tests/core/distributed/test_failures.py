@@ -53,6 +53,8 @@ OTHERWISE: dict[str, tuple[dict[str, Any], str]] = {
     "stages": ({"config": {"stages": 2}}, "stages is None on rank 0, 2 on rank 1"),
     "save_fetched": ({"config": {"save_fetched": True}}, "save_fetched is False on rank 0, True on rank 1"),
     "requires_grad": ({"requires_grad": False}, "requires_grad is True on rank 0, False on rank 1"),
+    "backend": ({"options": {"is_causal": True, "backend": "triton"}}, "backend is None on rank 0, 'triton'"),
+    "autocast": ({"autocast": True}, "dtype is 'torch.float32' on rank 0, 'torch.bfloat16' on rank 1"),
     "no_grad": ({"grad_mode": False}, "requires_grad is True on rank 0, False on rank 1"),
 }
 
@@ -73,7 +75,8 @@ def attend(**changes: Any) -> torch.Tensor:
     )
     settings = {"dtype": call["dtype"], "requires_grad": call["requires_grad"]}
     q, k, v = (torch.ones(*local, n, call["head_dim"], **settings) for n in numbers)
-    with torch.set_grad_enabled(call["grad_mode"]):
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=call.get("autocast", False))
+    with torch.set_grad_enabled(call["grad_mode"]), autocast:
         return distributed_block_sparse_attention(q, k, v, layout, sharding, config, **call["options"]).sum()
 
 
