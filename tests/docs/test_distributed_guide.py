@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 
 import pytest
@@ -21,17 +22,17 @@ BLOCK = 128
 
 
 @functools.cache
-def causal_layout(pattern: str, tokens: int, ratio: float) -> BlockLayout:
-    return BlockLayout.from_config(SparsePatternConfig(pattern, BLOCK, ratio), tokens, causal=True)
+def layout_of(pattern: str, tokens: int, ratio: float, size: int = BLOCK, causal: bool = True) -> BlockLayout:
+    return BlockLayout.from_config(SparsePatternConfig(pattern, size, ratio), tokens, causal=causal)
 
 
 def moved_and_imbalance(layout: BlockLayout, ranks: int, balance: str) -> tuple[float, float]:
     """Blocks that ranks fetch, over those of ring attention; what the dearest rank has over the mean."""
-    tokens = layout.grid.q_len
-    sharding = SequenceSharding.make(chunks_of(balance, row_costs(layout), ranks), tokens, BLOCK, 0)
+    tokens, size = layout.grid.q_len, layout.block_size
+    sharding = SequenceSharding.make(chunks_of(balance, row_costs(layout), ranks), tokens, size, 0)
     blocks = blocks_of(layout)
     fetched = needed_blocks(blocks.row, blocks.col, sharding).numel()
-    return fetched / ((ranks - 1) * tokens // BLOCK), sharding.imbalance(layout)
+    return fetched / ((ranks - 1) * tokens // size), sharding.imbalance(layout)
 
 
 def rows() -> list[tuple[int, float, int, list[tuple[str, str]]]]:
@@ -54,7 +55,7 @@ def test_rows_are_found() -> None:
 def test_row_is_what_the_layout_says(
     tokens: int, ratio: float, ranks: int, cells: list[tuple[str, str]]
 ) -> None:
-    layout = causal_layout("dilated_sparse", tokens, ratio)
+    layout = layout_of("dilated_sparse", tokens, ratio)
     for balance, (moved, over) in zip(BALANCES, cells, strict=True):
         share, imbalance = moved_and_imbalance(layout, ranks, balance)
         assert float(moved) == pytest.approx(100 * share, abs=0.51), balance
@@ -65,5 +66,38 @@ def test_row_is_what_the_layout_says(
 def test_local_window_moves_what_the_page_says() -> None:
     (said,) = re.findall(r"`local_window` moves least: ([\d.]+) % in the first case", PAGE)
     tokens, ratio, ranks, _ = rows()[0]
-    share, _ = moved_and_imbalance(causal_layout("local_window", tokens, ratio), ranks, "cost")
+    share, _ = moved_and_imbalance(layout_of("local_window", tokens, ratio), ranks, "cost")
     assert float(said) == pytest.approx(100 * share, abs=0.051)
+
+
+def test_block_sizes_move_what_the_page_says() -> None:
+    said = re.search(
+        r"8 ranks and all powers of two (\d+) %\s+with blocks of 128, (\d+) % with blocks of 64; without "
+        r"causality (\d+) % and (\d+) %",
+        PAGE,
+    )
+    assert said is not None
+    cases = [(128, True), (64, True), (128, False), (64, False)]
+    for percent, (size, causal) in zip(said.groups(), cases, strict=True):
+        layout = layout_of("dilated_sparse", 131_072, 0.01, size, causal)
+        share, _ = moved_and_imbalance(layout, 8, "cost")
+        assert float(percent) == pytest.approx(100 * share, abs=0.51)
+
+
+def test_planned_shares_are_what_the_page_says() -> None:
+    rows = json.loads((ROOT / "tools/attention-bench/results/plan.json").read_text("utf-8"))["rows"]
+    shares: dict[bool, list[float]] = {True: [], False: []}
+    tokens = []
+    for row in rows:
+        others = row["case"]["seqlen"] * (1 - 1 / row["ranks"])
+        is_near = row["case"]["pattern_rates"] is not None
+        shares[is_near].append(100 * row["mean_fetched_tokens"] / others)
+        if is_near:
+            tokens.append(row["mean_fetched_tokens"])
+    assert re.search(r"most 3 % of the tokens of others, 2,000 to 41,000 of them", PAGE)
+    assert round(max(shares[True])) == 3
+    assert 2_000 <= min(tokens) < 2_500
+    assert 40_500 < max(tokens) <= 41_000
+    assert re.search(r"1.5 to 20 % of those tokens, and\s+75 % at 1,048,576 tokens and 1 %", PAGE)
+    far = sorted(shares[False])
+    assert (round(far[0], 1), round(far[-2]), round(far[-1])) == (1.5, 20, 75)
