@@ -62,6 +62,9 @@ def layout_of(pattern: str, length: int, causal: bool, heads: tuple[int, int]) -
     n_blocks = -(-length // BLOCK)
     if pattern == "dilated":
         return BlockLayout.from_config(DILATED, length, causal=causal)
+    if pattern == "dense":  # every block travels, in order
+        mask = torch.ones(n_blocks, n_blocks, dtype=torch.bool)
+        return BlockLayout.from_dense(mask, BLOCK, length, length, causal=causal)
     if pattern == "local":
         return BlockLayout.from_config(
             SparsePatternConfig("local_window", block_size=BLOCK, window_size=48), length, causal=causal
@@ -108,6 +111,8 @@ CASES = {
     "not_causal_whole_blocks": Case(causal=False, length=24 * BLOCK, stages=2, save_fetched=True),
     "one_token_in_the_last_block": Case(causal=False, length=20 * BLOCK + 1, balance="zigzag"),
     "other_v_dim": Case(dims=(16, 24), stages=2),
+    "dense": Case("dense", stages=2),
+    "dense_not_causal": Case("dense", causal=False),
     "local": Case("local", heads=(4, 4)),
     "local_not_causal": Case("local", causal=False),
     "global": Case("global"),

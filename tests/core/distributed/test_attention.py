@@ -22,6 +22,7 @@ from dilated_attention_pytorch import (
     distributed_block_sparse_attention,
     shard_sequence,
 )
+from dilated_attention_pytorch.distributed.local_layout import first_of_run
 from dilated_attention_pytorch.distributed.plan import ExchangePlan
 from tests.core.distributed.attention_grid import (
     BLOCK,
@@ -158,6 +159,13 @@ def test_every_plan_fetches_exactly_what_its_rows_name(causal: bool, balance: st
         assert plan.fetched.numel() == len(named)
         for other in plans:
             assert other.sent_tokens[plan.rank] == plan.fetched_tokens[other.rank]
+
+
+def test_tokens_that_follow_one_another_are_sent_from_where_they_are() -> None:
+    assert first_of_run(torch.arange(5, 9)) == 5
+    assert first_of_run(torch.tensor([3])) == 3
+    for other in ([1, 3], [2, 2], [1, 0], []):
+        assert first_of_run(torch.tensor(other, dtype=torch.int64)) is None
 
 
 # ---- calls

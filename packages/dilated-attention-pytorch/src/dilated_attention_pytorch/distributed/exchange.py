@@ -87,14 +87,20 @@ def start_all_to_all(
 def start_fetch(k: Tensor, v: Tensor, plan: Transfers, local: LocalLayout, group: Any) -> Started:
     """Start to fill the buffer of a stage: own blocks are copied, others fetched."""
     buffer = KeysAndValues.empty(local.num_tokens, k, v)
-    sent = KeysAndValues.empty(plan.num_sent_tokens, k, v)
-    copy(k, sent.k, local.sent)
-    copy(v, sent.v, local.sent)
+    own = buffer.tokens(local.own_at, k.shape[1])
+    if local.sent_from is None:
+        sent = KeysAndValues.empty(plan.num_sent_tokens, k, v)
+        copy(k, sent.k, local.sent)
+        copy(v, sent.v, local.sent)
+    else:
+        copy(k, own.k)
+        copy(v, own.v)
+        sent = own.tokens(local.sent_from, plan.num_sent_tokens)
     fetched = buffer.tokens(local.fetched_at, plan.num_fetched_tokens)
     work = start_all_to_all(fetched.both, sent.both, plan.fetched_tokens, plan.sent_tokens, plan, group)
-    own = buffer.tokens(local.own_at, k.shape[1])
-    copy(k, own.k)
-    copy(v, own.v)
+    if local.sent_from is None:  # while the others travel
+        copy(k, own.k)
+        copy(v, own.v)
     return Started(buffer, work, sent.both, None if local.pieces is None else local.pieces.order)
 
 

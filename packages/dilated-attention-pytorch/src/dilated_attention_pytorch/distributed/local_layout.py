@@ -37,6 +37,7 @@ class LocalLayout:
         own_at: the first token of the rank's own blocks in the buffer.
         num_tokens: of the buffer.
         pieces: of packed sequences, see `Pieces`.
+        sent_from: the first token of `sent` where these follow one another, so that they travel from where they are.
     """
 
     layout: BlockLayout
@@ -47,6 +48,7 @@ class LocalLayout:
     own_at: int
     num_tokens: int
     pieces: Pieces | None = None
+    sent_from: int | None = None
 
 
 class Offsets(NamedTuple):
@@ -139,10 +141,12 @@ def make_local_layout(
         layout, grid, layout.batch, num_heads, mine._replace(row=row, col=slot), device, dilation, distance
     )
     starts = torch.arange(own.numel() + 1).mul(size).clamp(max=n_own)
+    sent = tokens_within(starts[own_rows[plan.sent]], sharding.tokens_of(plan.sent), size)
     return LocalLayout(
         layout=made,
         block_ids=ids,
-        sent=tokens_within(starts[own_rows[plan.sent]], sharding.tokens_of(plan.sent), size).to(device),
+        sent=sent.to(device),
+        sent_from=first_of_run(sent),
         returned=returned_to(plan, own_rows, starts, sharding, device),
         fetched_at=fetched_at,
         own_at=own_at,
@@ -212,6 +216,13 @@ def tokens_within(starts: Tensor, counts: Tensor, size: int) -> Tensor:
     """The tokens of blocks, one block after the other; where each begins, and how many of at most `size` it has."""
     tokens = starts[:, None] + torch.arange(size)
     return tokens[torch.arange(size) < counts[:, None]]
+
+
+def first_of_run(tokens: Tensor) -> int | None:
+    """The first of these tokens if each follows the one before, else None."""
+    if not tokens.numel() or not bool((tokens.diff() == 1).all()):
+        return None
+    return int(tokens[0])
 
 
 def returned_to(
