@@ -114,7 +114,7 @@ class PackedSharding(Chunked):
         check_one_for_all(several)
         offsets = checked_offsets(cu_seqlens)
         grid, world_size = several[0].grid, config.world_size
-        check_within(offsets, several[0])
+        check_within(longest_of(offsets), several[0])
         alone = ((0, n_blocks_of(offsets, grid.block_size)),)
         whole = cls((alone,), offsets, grid.block_size, 0)
         check_ranks(whole, world_size)
@@ -133,7 +133,7 @@ class PackedSharding(Chunked):
     @cached_property
     def max_seqlen(self) -> int:
         """Tokens of the longest sequence."""
-        return max((b - a for a, b in itertools.pairwise(self.cu_seqlens)), default=0)
+        return longest_of(self.cu_seqlens)
 
     @cached_property
     def n_blocks(self) -> int:
@@ -196,7 +196,8 @@ class PackedSharding(Chunked):
         return torch.repeat_interleave(first, counts) + torch.arange(self.local_len)
 
     def _on(self, device: torch.device | str | None, name: str, make: Any) -> Tensor:
-        target = values.device(device)
+        # with its index: "cuda" is the current one
+        target = torch.empty(0, device=values.device(device)).device
         made: Tensor = make_once(self._kept, (name, target), target, lambda: copied_to(make(), target))
         return made
 
@@ -204,6 +205,11 @@ class PackedSharding(Chunked):
 def n_blocks_of(offsets: Sequence[int], block_size: int) -> int:
     """Blocks of all sequences."""
     return sum(-((a - b) // block_size) for a, b in itertools.pairwise(offsets))
+
+
+def longest_of(offsets: Sequence[int]) -> int:
+    """Tokens of the longest sequence."""
+    return max((b - a for a, b in itertools.pairwise(offsets)), default=0)
 
 
 def costs_of(blocks: Blocks, layouts: Sequence[BlockLayout], is_causal: bool) -> Tensor:
@@ -271,9 +277,8 @@ def check_one_for_all(layouts: Sequence[BlockLayout]) -> None:
             raise ValueError(f"layout must have batch 1, one for all sequences, got {layout.batch}")
 
 
-def check_within(offsets: Sequence[int], layout: BlockLayout) -> None:
-    """Raise if a sequence is longer than a layout."""
-    longest = max((b - a for a, b in itertools.pairwise(offsets)), default=0)
+def check_within(longest: int, layout: BlockLayout) -> None:
+    """Raise if the longest sequence is longer than a layout."""
     if longest > layout.q_len:
         raise ValueError(
             f"layout covers {layout.q_len} positions, but the longest sequence in cu_seqlens has {longest} tokens; make it for "

@@ -213,7 +213,7 @@ def check_arguments(
             f"layout must be square, for the {sharding.max_seqlen} tokens of the longest sequence or more, got q_len "
             f"{grid.q_len} and kv_len {grid.kv_len}"
         )
-    check_within(sharding.cu_seqlens, layout)
+    check_within(sharding.max_seqlen, layout)
 
 
 def agree_on_call(
@@ -232,10 +232,9 @@ def agree_on_call(
     of_sharding = {"sequences": "packed"}
     agree(q[None], k[None], v[None], layout, "packed", of_sharding, config, None, sinks, options)
     agreed = agreed_by(config.group)
-    key = (sharding.chunks, sharding.cu_seqlens, sharding.block_size)
-    if KNOWN_SEQUENCES.get(key) not in agreed:
-        facts = dict(zip(("chunks", "cu_seqlens", "block_size"), key, strict=True))
-        KNOWN_SEQUENCES.keep(key, check_agreement(config, facts, config.agreement_timeout))
+    if KNOWN_SEQUENCES.get(sharding) not in agreed:
+        facts = {name: getattr(sharding, name) for name in ("cu_seqlens", "chunks", "block_size")}
+        KNOWN_SEQUENCES.keep(sharding, check_agreement(config, facts, config.agreement_timeout))
 
 
 # ---- the plan
