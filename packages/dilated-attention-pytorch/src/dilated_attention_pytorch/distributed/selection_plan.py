@@ -306,15 +306,12 @@ def serve(
     bounds = torch.arange(n_own + 1, dtype=torch.int32, device=asked.device).repeat(asked.shape[0], 1)
     indptr = torch.searchsorted(row, bounds, out_int32=True)
     starts = table.sent_starts[order]
-    own_starts = (torch.arange(n_own + 1, dtype=torch.int32, device=asked.device) * size).clamp(
-        max=sharding.local_len
-    )
     returned = (
         Returned(
             indptr=indptr[i],
             starts=starts[i],
             tokens=of_blocks[i],
-            own_starts=own_starts,
+            own_starts=table.own_starts,
             by_rank=table.transfers.sent_tokens,
             block_size=size,
             has_gaps=True,

@@ -41,6 +41,7 @@ class SlotTable:
         taken: int64 (n_slots,), a place in such an order for each slot but that of the short block.
         is_asked_for: bool (n_blocks,), the blocks that compete for slots: no own one, nor a short one.
         own_slots: int32 (n_blocks,), the column of the buffer of each own block, -1 for others.
+        own_starts: int32 (n_rows + 1,), the first token of each own block among the rank's own, and the end of the last.
         sent_slot: int64 (n_sent_tokens,), the slot of each token that is sent.
         sent_offset: int64 (n_sent_tokens,), its place there.
         sent_starts: int32 (n_sent_slots,), the first token of each slot.
@@ -63,6 +64,7 @@ class SlotTable:
     taken: Tensor
     is_asked_for: Tensor
     own_slots: Tensor
+    own_starts: Tensor
     sent_slot: Tensor
     sent_offset: Tensor
     sent_starts: Tensor
@@ -150,6 +152,7 @@ def make_table(
         taken=torch.cat([first + torch.arange(n) for first, n in zip(first_of_rank, fetched, strict=True)]).to(device),
         is_asked_for=is_asked_for.to(device),
         own_slots=own_slots.to(device, torch.int32),
+        own_starts=torch.arange(own.numel() + 1).mul(size).clamp(max=n_own).to(device, torch.int32),
         sent_slot=sent_slot.to(device),
         sent_offset=(torch.arange(sent_slot.numel()) - starts[sent_slot]).to(device),
         sent_starts=starts.to(device, torch.int32),
