@@ -126,11 +126,6 @@ class ExchangePlan(Transfers):
         return cls.of_needed(needed_blocks(blocks.row, blocks.col, sharding), sharding, rank)
 
 
-def tokens_of(blocks: Tensor, sharding: Chunked) -> Tensor:
-    """Tokens of each block."""
-    return sharding.tokens_of(blocks)
-
-
 def tokens_by_rank(blocks: Tensor, ranks: Tensor, sharding: Chunked) -> tuple[int, ...]:
     """The tokens of the blocks of each rank."""
     counts = torch.zeros(sharding.world_size, dtype=torch.int64)

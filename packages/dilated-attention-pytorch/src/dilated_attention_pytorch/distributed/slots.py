@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._torch_internals import without_any_modes
 from ..caching import BoundedCache, make_once
-from .plan import Transfers, tokens_of
+from .plan import Transfers
 from .sharding import SequenceSharding
 
 TABLES = BoundedCache(16)
@@ -119,7 +119,7 @@ def make_table(
     sent_tokens = [n * size + short * s for n, s in zip(sent, sends_short, strict=True)]
 
     own, owner = sharding.blocks_of(rank), sharding.rank_of_block()
-    n_own, n_fetched = int(tokens_of(own, sharding).sum()), sum(fetched_tokens)
+    n_own, n_fetched = int(sharding.tokens_of(own).sum()), sum(fetched_tokens)
     own_at, fetched_at = (n_fetched, 0) if is_causal or rank == last else (0, n_own)
     order = owner.argsort(stable=True)
     first_of_rank = torch.searchsorted(owner[order], torch.arange(world_size))
