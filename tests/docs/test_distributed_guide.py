@@ -101,3 +101,67 @@ def test_planned_shares_are_what_the_page_says() -> None:
     assert re.search(r"1.5 to 20 % of those tokens, and\s+75 % at 1,048,576 tokens and 1 %", PAGE)
     far = sorted(shares[False])
     assert (round(far[0], 1), round(far[-2]), round(far[-1])) == (1.5, 20, 75)
+
+
+# ---- what was measured
+
+
+def both_ms(peer: str, tokens: int, density: float) -> float:
+    rows = json.loads((ROOT / "tools/attention-bench/results/h200x2-scaling.json").read_text("utf-8"))["rows"]
+    found = [
+        row["both_ms"]
+        for row in rows
+        if (row["part"], row["peer"], row["case"]["seqlen"], row["case"]["density"])
+        == ("times", peer, tokens, density)
+    ]
+    return float(found[0])
+
+
+def measured(pattern: str) -> list[float]:
+    """The numbers of a sentence of the section."""
+    section = " ".join(PAGE.split("## Measured")[1].split())
+    found = re.search(pattern, section)
+    assert found is not None, pattern
+    return [float(x.replace(",", "")) for x in found.groups()]
+
+
+def test_measured_sentences_are_those_of_the_file() -> None:
+    results = json.loads((ROOT / "tools/attention-bench/results/h200x2-scaling.json").read_text("utf-8"))[
+        "rows"
+    ]
+    ours = {
+        (row["case"]["seqlen"], row["case"]["density"]): row
+        for row in results
+        if row["part"] == "times" and row["peer"] == "ours"
+    }
+    weak = [100 * ours[2_097_152, density]["weak_both"] for density in (0.01, 0.001)]
+    assert measured(r"computes (\d+) % of the active blocks .* and (\d+) % at 0\.1 %") == [
+        round(x) for x in weak
+    ]
+
+    def least_and_most(peer: str, cases: list[tuple[int, float]]) -> list[float]:
+        shares = [both_ms(peer, *case) / both_ms("all-gather", *case) for case in cases]
+        return [round(min(shares), 2), round(max(shares), 2)]
+
+    long = [case for case in ours if case[0] >= 524_288]
+    assert measured(r"([\d.]+) to ([\d.]+) of its time from 524,288") == least_and_most("ours", long)
+    short = [case for case in ours if case[0] < 524_288]
+    assert measured(r"took ([\d.]+) to ([\d.]+) of the time of the all-gather") == least_and_most(
+        "ours, no overlap", short
+    )
+    case = 2_097_152, 0.01
+    gain = 1 - both_ms("ours", *case) / both_ms("all-gather", *case)
+    (gather,) = [
+        row["forward_ms"]
+        for row in results
+        if row["peer"] == "all-gather" and (row["case"]["seqlen"], row["case"]["density"]) == case
+    ]
+    loss = ours[case]["forward_ms"] / gather - 1
+    assert measured(r"2,097,152 tokens\), ([\d.]+) %, and the forward alone is ([\d.]+) % slower") == [
+        round(100 * gain, 1),
+        round(100 * loss, 1),
+    ]
+    ring = both_ms("ring, dense", 262_144, 0.01) / both_ms("ours", 262_144, 0.01)
+    assert measured(r"262,144 tokens: (\d+) times as fast") == [round(ring)]
+    over = [row["both_of_base"] - 1 for row in results if row["both_of_base"] is not None]
+    assert measured(r"One rank\*\*: ([\d.]+) % over") == [round(100 * max(over), 1)]

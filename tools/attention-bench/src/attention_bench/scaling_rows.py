@@ -170,7 +170,7 @@ def grouped(rows: Sequence[ScalingRow]) -> list[list[ScalingRow]]:
 
 def notes(rows: Sequence[ScalingRow]) -> list[str]:
     """What is said below the table."""
-    lines = [] if not rows else [f"{rows[0].case.label_of_heads.rstrip('. ')}.", DEFINITIONS, ""]
+    lines = [] if not rows else [f"{rows[0].case.label_of_heads}".removesuffix(".") + ".", DEFINITIONS, ""]
     errors = [f"{row.peer} {row.error:.1e}" for row in rows if row.part == CHECK and row.error is not None]
     if errors:
         lines.append(
