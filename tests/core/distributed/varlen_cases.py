@@ -74,13 +74,14 @@ class Case:
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         """q, k, v, the gradient of out, and sinks."""
-        torch.manual_seed(len(self.name))
+        generator = torch.Generator("cpu").manual_seed(len(self.name))
         total = sum(self.lengths)
         q, k, v, grad = (
-            torch.randn(total, heads, dim, device="cpu")
+            torch.randn(total, heads, dim, generator=generator, device="cpu")
             for heads, dim in ((self.heads, 16), (self.kv_heads, 16), (self.kv_heads, 32), (self.heads, 32))
         )
-        return q, k, v, grad, torch.randn(self.heads, device="cpu") if self.sinks else None
+        sinks = torch.randn(self.heads, generator=generator, device="cpu") if self.sinks else None
+        return q, k, v, grad, sinks
 
     def options(self) -> dict[str, Any]:
         return {
