@@ -70,12 +70,15 @@ def test_block_costs_what_its_sequence_lets_it_see() -> None:
         assert costs_of(sharding.blocks, layouts, causal).tolist() == expected
 
 
-def test_many_short_sequences_stay_whole() -> None:
-    cu = list(range(0, 16 * 3 * 40 + 1, 48))
-    for each in shardings(cu, layout_of(48), 4):
+@pytest.mark.parametrize("balance", ["contiguous", "zigzag", "cost"])
+def test_short_sequences_stay_whole_beside_a_long_one(balance: str) -> None:
+    short = list(range(0, 48 * 119 + 1, 48))
+    for each in shardings(short, layout_of(48), 4, balance=balance):
         assert not each.is_split.any()
-    split = next(shardings(cu[:-1], layout_of(48), 4)).is_split
-    assert 0 < int(split.sum()) <= 3
+    with_long = [*short, short[-1] + 5000]
+    found = next(shardings(with_long, layout_of(5000), 4, balance=balance))
+    assert found.is_split[-1]
+    assert int(found.is_split.sum()) <= 3  # one beside each end of the long one's parts
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from .chunks import Chunked
 from .copies import copied_to
 from .row_index import index_of
 from .sharding import check_chunks, checked_layouts
+from .whole_sequences import ending_with_sequences
 
 if TYPE_CHECKING:
     from .config import DistributedSparseConfig
@@ -95,7 +96,8 @@ class PackedSharding(Chunked):
     ) -> PackedSharding:
         """The sharding that `config.balance` gives, from one layout or those of several layers together.
 
-        Whole sequences mostly stay on one rank: only those where a rank's share ends are split.
+        Whole sequences stay on one rank where they can: a rank's share ends with a sequence, unless a rank would then
+        have over 3 % more tokens or active blocks than the mean.
 
         Args:
             cu_seqlens: where each sequence begins, and the end of the last: ints, or an int tensor on the CPU, alike on every
@@ -121,7 +123,9 @@ class PackedSharding(Chunked):
         if world_size == 1:
             return whole
         with without_any_modes():
-            chunks = chunks_of(config.balance, costs_of(whole.blocks, several, is_causal), world_size)
+            blocks, costs = whole.blocks, costs_of(whole.blocks, several, is_causal)
+            chunks = chunks_of(config.balance, costs, world_size)
+            chunks = ending_with_sequences(chunks, blocks.sequence, blocks.tokens, costs)
         made = cls(chunks, offsets, grid.block_size, config.rank)
         made.__dict__["blocks"] = whole.blocks
         return made
