@@ -40,6 +40,7 @@ SLACK = 2.0  # seconds that the others give rank 0, which began to wait at anoth
 SLICE = 5.0  # seconds that one request to the store may take: Ctrl-C works between requests
 LONGEST = 100  # characters of a value in a message
 MOST_FACTS, MOST_VALUES = 8, 4  # of a message
+MOST_RUNS = 8  # of ranks that follow one another, of a value
 MOST_AGREED = 2**14  # digests of facts that are remembered for each group
 PLAIN = (str, int, float, bool, type(None), torch.dtype, torch.device)
 
@@ -274,4 +275,6 @@ def ranks_as_text(ranks: list[int]) -> str:
         else:
             runs.append([rank])
     texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    if len(runs) > MOST_RUNS:
+        texts[MOST_RUNS:] = [f"... ({len(ranks)} ranks)"]
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(texts)}"
