@@ -12,7 +12,7 @@ import torch
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.distributed.attention import distributed_block_sparse_attention
 from dilated_attention_pytorch.distributed.config import DistributedSparseConfig
-from dilated_attention_pytorch.distributed.sharding import SequenceSharding
+from dilated_attention_pytorch.distributed.sharding import SequenceSharding, shard_sequence
 from tests.core.distributed.gloo_processes import GlooProcesses, die, needs_gloo
 
 pytestmark = needs_gloo
@@ -110,7 +110,7 @@ def call_alone(rank: int) -> torch.Tensor:
     with pytest.raises(TimeoutError, match="rank 0 did not come"):
         attend(timeout=TIMEOUT, batch=2)
     with pytest.raises(
-        TimeoutError, match="makes no more calls"
+        RuntimeError, match="makes no more distributed calls"
     ):  # which rank 0 would take for the one before
         attend(timeout=TIMEOUT)
     die()
@@ -135,6 +135,25 @@ def die_in_forward(rank: int) -> torch.Tensor:
 def die_in_backward(rank: int) -> torch.Tensor:
     out = attend(timeout=TIMEOUT)
     if rank == 1:
+        die()
+    out.backward()
+    return out
+
+
+def fail_in_backward(rank: int) -> torch.Tensor:
+    """Rank 1 has no memory left, and goes on with another call, as a training loop may that leaves out such a step."""
+    out = attend()
+    if rank == 1:
+        from dilated_attention_pytorch.distributed import attention
+
+        def out_of_memory(*_: Any) -> None:
+            raise torch.OutOfMemoryError("as if")
+
+        attention.gradients_of_heads = out_of_memory  # type: ignore[assignment]
+        with pytest.raises(torch.OutOfMemoryError):
+            out.backward()
+        with pytest.raises(RuntimeError, match=r"makes no more distributed calls.*OutOfMemoryError: as if"):
+            attend()
         die()
     out.backward()
     return out
@@ -165,9 +184,53 @@ def test_rank_that_makes_no_call_is_named_in_time(processes: GlooProcesses) -> N
     assert seconds < SOON
 
 
-@pytest.mark.parametrize("function", [die_before, die_in_forward, die_in_backward, call_alone])
+@pytest.mark.parametrize(
+    "function", [die_before, die_in_forward, die_in_backward, call_alone, fail_in_backward]
+)
 def test_death_of_a_rank_is_an_error_on_the_other(processes: GlooProcesses, function: Any) -> None:
     left, dead = processes.outcomes(function, limit=LIMIT)
     assert dead.error == "died", dead
     assert left.error == ("TimeoutError" if function is die_before else "RuntimeError"), left
     assert left.seconds < SOON
+
+
+def results(rank: int, death: str) -> list[Any]:
+    """What a rank gets of three steps, of which rank 1 ends in the second: numbers, or the type of the error."""
+    got: list[Any] = []
+    made = torch.Generator().manual_seed(0)
+    for step in range(3):
+        config = DistributedSparseConfig(torch.distributed.group.WORLD, stages=2, agreement_timeout=TIMEOUT)
+        layout = BlockLayout.from_config(SparsePatternConfig(block_size=16, sparsity_ratio=0.3), 400)
+        sharding = SequenceSharding.from_layout(layout, config)
+        x = torch.randn(3, 1, 400, 2, 16, generator=made)
+        q, k, v = (shard_sequence(each, sharding).clone().requires_grad_() for each in x)
+        if step == 1 and rank == 1 and death == "forward":
+            die()
+        try:
+            out = distributed_block_sparse_attention(q, k, v, layout, sharding, config)
+            if step == 1 and rank == 1 and death == "backward":
+                die()
+            out.square().sum().backward()
+        except Exception as error:
+            got.append(type(error).__name__)
+        else:
+            got.append([out.detach(), *(each.grad for each in (q, k, v))])
+    return got
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("death", ["forward", "backward"])
+def test_survivors_of_four_get_right_numbers_or_errors(death: str) -> None:
+    with GlooProcesses(4) as processes:
+        wanted = processes.run(results, "", limit=LIMIT)
+        outcomes = processes.outcomes(results, death, limit=LIMIT)
+    assert [outcome.error for outcome in outcomes] == [None, "died", None, None]
+    errors = 0
+    for outcome, right in zip(outcomes, wanted, strict=True):
+        for step, got in enumerate(outcome.value or ()):
+            if isinstance(got, str):
+                assert got in ("RuntimeError", "TimeoutError")
+                errors += 1
+            else:
+                assert all(torch.equal(x, y) for x, y in zip(got, right[step], strict=True))
+    assert errors >= 4  # at least one in its second step, and all in the third

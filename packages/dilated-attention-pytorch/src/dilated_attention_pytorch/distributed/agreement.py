@@ -16,11 +16,12 @@ whatever else it computes and its caches have dropped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ NEVER_CAME = (
 
 # Of each group, what it has agreed on: the digests of facts, the oldest first, alike on all ranks.
 AGREED: weakref.WeakKeyDictionary[ProcessGroup, BoundedCache] = weakref.WeakKeyDictionary()
-# Groups with ranks that did not come: they may be in an exchange, and would take the next one of this rank for its part in it.
+# Groups whose ranks may be in different exchanges, and would take the next one of this rank for its part in theirs.
 BROKEN: weakref.WeakKeyDictionary[ProcessGroup, str] = weakref.WeakKeyDictionary()
 
 
@@ -82,8 +83,8 @@ def check_agreement(
 
     Raises:
         ValueError: some ranks have other facts; the same message on every rank says which.
-        TimeoutError: some ranks did not come in time; the same message on every rank that came says which. From then on a
-            rank raises it in every check of this group, until the processes make another.
+        TimeoutError: some ranks did not come in time; the same message on every rank that came says which.
+        RuntimeError: after a TimeoutError, and after an exchange that this rank did not finish, see `breaks_if_left`.
         TypeError: a fact is something else.
         torch.distributed.DistError: the store is gone, as its process has ended.
     """
@@ -93,18 +94,41 @@ def check_agreement(
     digest = hashlib.sha256(mine.encode()).hexdigest()
     agreed = agreed_by(config.group)
     if config.group in BROKEN:
-        raise TimeoutError(f"{BROKEN[config.group]}. This process makes no more calls with this group")
+        raise RuntimeError(
+            f"this process makes no more distributed calls with this group, as its ranks are no longer at the same one: "
+            f"{BROKEN[config.group]}. End the job, or let all ranks make a new group and DistributedSparseConfig"
+        )
     if digest not in agreed:
         store = _torch_internals.group_store(config.group, "agreement")
         of_world = torch.distributed.get_process_group_ranks(config.group)
         try:
             Meeting(store, config.rank, of_world, timeout).hold(mine)
         except TimeoutError as error:
-            BROKEN[config.group] = str(error)
-            agreed.clear()  # so that calls known to be alike come here, too
+            break_group(config.group, error)
             raise
         agreed.keep(digest, None)
     return digest
+
+
+def break_group(group: ProcessGroup, error: BaseException) -> None:
+    """Let this process make no more calls with a group, because of an error."""
+    BROKEN[group] = f"{type(error).__name__}: {error}"
+    agreed_by(group).clear()  # so that calls known to be alike are checked, too
+
+
+@contextlib.contextmanager
+def breaks_if_left(group: ProcessGroup) -> Iterator[None]:
+    """Around the exchanges of a call: a rank that leaves them with an error, and goes on, would get those of another call.
+
+    A call that is refused, as all ranks refuse it, breaks nothing.
+    """
+    try:
+        yield
+    except (TypeError, ValueError):
+        raise
+    except BaseException as error:
+        break_group(group, error)
+        raise
 
 
 class Meeting:

@@ -23,7 +23,7 @@ from ..validation.call import as_autocast_has_them, check_call, check_numbers_of
 from ..validation.numbers import check_backend, check_flag
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
-from .agreement import agreed_by, check_agreement
+from .agreement import agreed_by, breaks_if_left, check_agreement
 from .chunks import Chunked
 from .config import DistributedSparseConfig
 from .exchange import KeysAndValues, Started, add_returned, kept, start_fetch, start_return, unarranged
@@ -443,7 +443,8 @@ class DistributedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, run: Run, *others: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        made = attend_in_stages(q, k, v, run, others)
+        with breaks_if_left(run.config.group):
+            made = attend_in_stages(q, k, v, run, others)
         ctx.save_for_backward(q, k, v, made.out, made.lse, *others, *made.buffers)
         ctx.run, ctx.served = run, made.served
         ctx.set_materialize_grads(False)
@@ -455,9 +456,9 @@ class DistributedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, *rest = ctx.saved_tensors
         results = Results.given(out, lse, grad_out, grad_lse)
-        dq, dk, dv, of_others = gradients_in_stages(
-            Inputs.of(q, k, v, ctx.run, rest), ctx.served, ctx.run, results
-        )
+        inputs = Inputs.of(q, k, v, ctx.run, rest)
+        with breaks_if_left(ctx.run.config.group):
+            dq, dk, dv, of_others = gradients_in_stages(inputs, ctx.served, ctx.run, results)
         return dq, dk, dv, None, *of_others
 
 

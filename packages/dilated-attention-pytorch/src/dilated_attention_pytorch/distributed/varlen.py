@@ -27,7 +27,7 @@ from ..validation.layouts import check_layout
 from ..validation.numbers import check_backend, check_flag, check_is_causal
 from ..validation.tensors import PACKED_SHAPE, SHAPE, check_qkv, check_tensors
 from ..values import shown
-from .agreement import agreed_by, check_agreement
+from .agreement import agreed_by, breaks_if_left, check_agreement
 from .attention import (
     LABEL,
     Inputs,
@@ -369,7 +369,8 @@ class PackedAttention(torch.autograd.Function):
         # dropout: every rank draws as many seeds
         meanwhile = attend_to_whole if plan.has_whole or run.options["dropout_p"] else None
         of_q, of_k, of_v = (plan.tokens(x, True) for x in (q, k, v))
-        made = attend_in_stages(of_q, of_k, of_v, run, others, meanwhile)
+        with breaks_if_left(run.config.group):
+            made = attend_in_stages(of_q, of_k, of_v, run, others, meanwhile)
         out, lse = plan.joined(made.out, out_of_whole), plan.joined(made.lse, lse_of_whole, 2)
         ctx.save_for_backward(q, k, v, out, lse, sinks, *others, *made.buffers)
         ctx.packed, ctx.served = packed, made.served
@@ -405,7 +406,8 @@ class PackedAttention(torch.autograd.Function):
         (of_q, of_k, of_v), its = taken(True)
         meanwhile = gradients_of_whole if plan.has_whole else None
         inputs = Inputs.of(of_q, of_k, of_v, run, rest)
-        *made, of_others = gradients_in_stages(inputs, ctx.served, run, its, meanwhile)
+        with breaks_if_left(run.config.group):
+            *made, of_others = gradients_in_stages(inputs, ctx.served, run, its, meanwhile)
         dq, dk, dv = (plan.joined(x, whole) for x, whole in zip(made, of_whole or (None,) * 3, strict=False))
         of_sinks = None if of_whole is None else of_shape(of_whole.sinks, sinks)
         return dq, dk, dv, None, of_sinks, *of_others
