@@ -277,21 +277,23 @@ def agree(
     needs_grad = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (q, k, v, block_bias, sinks)
     )
-    facts: dict[str, Any] = {
-        "dtype": str(q.dtype), "device": q.device.type, "batch": q.shape[0], "num_heads": q.shape[2],
-        "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "v_head_dim": v.shape[3],
-        **{name: tuple(x) if isinstance(x, (list, tuple)) else x for name, x in options.items()},
-        "block_bias": None if block_bias is None else tuple(block_bias.shape), "sinks": sinks is not None,
-        "requires_grad": needs_grad, "stages": config.stages, "save_fetched": config.save_fetched,
-    }  # fmt: skip
+    settings = {name: tuple(x) if isinstance(x, (list, tuple)) else x for name, x in options.items()}
+    shape_of_bias = None if block_bias is None else tuple(block_bias.shape)
+    signature: Hashable = (  # not the length, which packed sequences change from call to call
+        key, q.dtype, q.device, q.shape[0], q.shape[2], q.shape[3], k.shape[2], v.shape[3], shape_of_bias, sinks is None,
+        needs_grad, config.stages, config.save_fetched, *settings.values(),
+    )  # fmt: skip
     alike = KNOWN.get(layout)
     if alike is None:
         alike = KNOWN.setdefault(layout, BoundedCache(64))
-    signature: Hashable = (key, *facts.values())
-    agreed = agreed_by(config.group)
-    if alike.get(signature) in agreed:
+    if alike.get(signature) in agreed_by(config.group):
         return
-    facts |= {**of_sharding, **facts_of_layout(layout)}
+    facts: dict[str, Any] = {
+        "dtype": str(q.dtype), "device": q.device.type, "batch": q.shape[0], "num_heads": q.shape[2],
+        "num_kv_heads": k.shape[2], "head_dim": q.shape[3], "v_head_dim": v.shape[3], **settings,
+        "block_bias": shape_of_bias, "sinks": sinks is not None, "requires_grad": needs_grad, "stages": config.stages,
+        "save_fetched": config.save_fetched, **of_sharding, **facts_of_layout(layout),
+    }  # fmt: skip
     alike.keep(signature, check_agreement(config, facts, config.agreement_timeout))
 
 
