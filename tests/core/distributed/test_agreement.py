@@ -19,6 +19,7 @@ from dilated_attention_pytorch.distributed import agreement
 from dilated_attention_pytorch.distributed.agreement import (
     Meeting,
     agreed_by,
+    breaks_if_left,
     check_agreement,
     ranks_as_text,
     texts_of,
@@ -111,6 +112,19 @@ def test_late_ranks_get_the_error_of_what_they_missed_at_once_and_all_meet_again
         meet(store, {2: "float32"}, 4, SHORT)
     assert "rank" in meet(store, dict.fromkeys([0, 1, 3], "float32"), 4)
     assert meet(store, dict.fromkeys(range(4), "float32"), 4) == ""
+
+
+def test_whoever_leaves_what_ranks_do_together_makes_no_more_calls() -> None:
+    group: Any = type("Group", (), {})()
+    agreed_by(group).keep("digest", None)
+    with pytest.raises(ValueError), breaks_if_left(group):  # all ranks refuse the call
+        raise ValueError
+    assert group not in agreement.BROKEN
+    assert "digest" in agreed_by(group)
+    with pytest.raises(KeyboardInterrupt), breaks_if_left(group):
+        raise KeyboardInterrupt
+    assert group in agreement.BROKEN
+    assert "digest" not in agreed_by(group)
 
 
 def test_slow_ranks_are_waited_for(store: Any) -> None:

@@ -101,11 +101,8 @@ def check_agreement(
     if digest not in agreed:
         store = _torch_internals.group_store(config.group, "agreement")
         of_world = torch.distributed.get_process_group_ranks(config.group)
-        try:
+        with breaks_if_left(config.group):
             Meeting(store, config.rank, of_world, timeout).hold(mine)
-        except TimeoutError as error:
-            break_group(config.group, error)
-            raise
         agreed.keep(digest, None)
     return digest
 
@@ -118,7 +115,7 @@ def break_group(group: ProcessGroup, error: BaseException) -> None:
 
 @contextlib.contextmanager
 def breaks_if_left(group: ProcessGroup) -> Iterator[None]:
-    """Around the exchanges of a call: a rank that leaves them with an error, and goes on, would get those of another call.
+    """Around what ranks do together: one that leaves it with an error, and goes on, would take part in that of another call.
 
     A call that is refused, as all ranks refuse it, breaks nothing.
     """
@@ -154,9 +151,11 @@ class Meeting:
         self.store.delete_key(f"{number}/{self.rank}")  # nobody reads it after this verdict
 
     def missed(self, number: int) -> bool:
-        """Whether the last round failed without this rank."""
-        verdict = self.read(f"{number}/verdict")
-        return not verdict.startswith(AGREE) and not self.store.check([f"{number}/{self.rank}"])
+        """Whether the last round failed without this rank. Its verdict is there until all have come to the next."""
+        key = f"{number}/verdict"
+        if not self.store.check([key]) or self.read(key).startswith(AGREE):
+            return False
+        return not self.store.check([f"{number}/{self.rank}"])
 
     def of_all(self, number: int) -> str:
         """The verdict, on rank 0."""
