@@ -17,6 +17,7 @@ from ..layout.pooled import block_means, without_autocast
 from ..layout.selection import check_pooled
 from ..validation.numbers import check_is_causal
 from ..values import shown
+from .agreement import breaks_if_left
 from .attention import check_local_tokens, check_place
 from .config import DistributedSparseConfig
 from .selection_plan import agree_once
@@ -133,6 +134,7 @@ def blocks_of_ranks(sharding: SequenceSharding) -> list[int]:
 
 def exchange(received: Tensor, sent: Tensor, numbers: list[int], sent_numbers: list[int], group: Any) -> None:
     """One all-to-all of so many blocks from and to every rank."""
-    dist.all_to_all_single(
-        received.flatten(1), sent.contiguous().flatten(1), numbers, sent_numbers, group=group
-    )
+    with breaks_if_left(group):
+        dist.all_to_all_single(
+            received.flatten(1), sent.contiguous().flatten(1), numbers, sent_numbers, group=group
+        )

@@ -22,7 +22,7 @@ from ..layout.layout import BlockLayout
 from ..validation.layouts import check_layout_heads
 from ..validation.numbers import check_is_causal
 from ..validation.tensors import check_qkv
-from .agreement import agreed_by, check_agreement
+from .agreement import agreed_by, breaks_if_left, check_agreement
 from .attention import check_local_tokens, check_place
 from .config import DistributedSparseConfig
 from .local_layout import LocalLayout, Returned
@@ -121,7 +121,7 @@ def plan_of_indices(
         "stages": config.stages, "capacity": config.capacity,
     }  # fmt: skip
     agree_once(config, sharding, facts)
-    with without_any_modes():
+    with without_any_modes(), breaks_if_left(config.group):
         made = make_stages(given, table, sharding, config, shape, 2 * k.shape[3] * k.element_size())
     return SelectionPlan(sharding, config, is_causal, shape, *made)
 
