@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import values
-from .._torch_internals import without_any_modes
+from .._torch_internals import not_traced, without_any_modes
 from ..caching import BoundedCache, make_once
 from ..config import check_block_size
 from ..layout import BlockLayout
@@ -177,6 +177,7 @@ class PackedSharding(Chunked):
             (int(start[first]), int(start[stop - 1] + tokens[stop - 1])) for first, stop in self.chunks[rank]
         )
 
+    @not_traced
     def positions(self, device: torch.device | str | None = None) -> Tensor:
         """The position within its sequence of each token of this rank, int64 (local_len,), default on the CPU.
 
@@ -184,6 +185,7 @@ class PackedSharding(Chunked):
         """
         return self._on(device, "positions", lambda: self._tokens(self.blocks.of_sequence * self.block_size))
 
+    @not_traced
     def indices(self, device: torch.device | str | None = None) -> Tensor:
         """The index in the stream of each token of this rank, int64 (local_len,), default on the CPU.
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import values
-from .._torch_internals import without_any_modes
+from .._torch_internals import not_traced, without_any_modes
 from ..caching import BoundedCache, make_once
 from ..grid import BlockGrid
 from ..layout import BlockLayout
@@ -157,6 +157,7 @@ class SequenceSharding(Chunked):
         size = self.block_size
         return tuple((first * size, min(stop * size, self.seq_len)) for first, stop in self.chunks[rank])
 
+    @not_traced
     def positions(self, device: torch.device | str | None = None) -> Tensor:
         """The position in the whole sequence of each token of this rank, int64 (local_len,), default on the CPU.
 
