@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from dilated_attention_pytorch import (
     distributed_block_sparse_attention,
     shard_sequence,
 )
+from dilated_attention_pytorch.distributed.default_shardings import check_one_choice
 from dilated_attention_pytorch.distributed.local_layout import first_of_run
 from dilated_attention_pytorch.distributed.plan import ExchangePlan
 from tests.core.distributed.attention_grid import (
@@ -266,6 +268,25 @@ def test_one_process_calls_the_base_module(alone: DistributedSparseConfig) -> No
     q, k, v = (torch.randn(2, 333, 2, 16) for _ in range(3))
     assert torch.equal(module(q, k, v, is_causal=True), base(q, k, v, is_causal=True))
     assert torch.equal(module.sharding(333).positions(), torch.arange(333))
+
+
+def test_layers_that_would_take_ranks_to_hold_other_tokens_say_so(alone: DistributedSparseConfig) -> None:
+    def sharding_of_two(first: int) -> SequenceSharding:
+        chunks = (((0, first),), ((first, 4),))
+        return SequenceSharding.make(chunks, 64, BLOCK, 0)
+
+    group = alone.group
+    one, other = (BlockSparseDistributedAttention(DILATED, alone) for _ in range(2))
+    check_one_choice(group, one, sharding_of_two(1))
+    check_one_choice(group, other, sharding_of_two(1))
+    check_one_choice(group, one, sharding_of_two(1))
+    with pytest.raises(
+        ValueError, match="sharding is missing: this layer would take the ranks to hold other tokens"
+    ):
+        check_one_choice(group, other, sharding_of_two(2))
+    del one, other
+    gc.collect()  # layers that are gone have no say
+    check_one_choice(group, BlockSparseDistributedAttention(DILATED, alone), sharding_of_two(2))
 
 
 BAD = {

@@ -21,6 +21,7 @@ from ..validation.tensors import check_qkv
 from ..values import shown
 from .attention import distributed_block_sparse_attention
 from .config import DistributedSparseConfig, checked_distributed
+from .default_shardings import check_one_choice
 from .sharding import SequenceSharding
 
 
@@ -146,7 +147,8 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
             v: (batch, local_len, num_kv_heads, v_head_dim).
             is_causal: no query sees a key at a later position of the whole sequence.
             seq_len: tokens of the whole sequence. Default: those of the sharding, else ``local_len * world_size``.
-            sharding: which tokens each rank holds. Default: ``self.sharding(seq_len, is_causal)``.
+            sharding: which tokens each rank holds. Default: ``self.sharding(seq_len, is_causal)``, if no other layer that is
+                called without one has chosen other tokens.
             layout: attend to the blocks of this layout of the whole sequence, instead of those of `sparse_config`.
 
         Returns:
@@ -165,6 +167,7 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
                     f"seq_len is missing: rank {sharding.rank} has {q.shape[1]} tokens, which is not its share of "
                     f"{length}, {q.shape[1]} times the {sharding.world_size} ranks; pass the tokens of the whole sequence"
                 )
+            check_one_choice(self.distributed_config.group, self, sharding)
         elif seq_len is not None and seq_len != sharding.seq_len:
             raise ValueError(
                 f"seq_len must be that of the sharding, {sharding.seq_len}, got {shown(seq_len)}"
