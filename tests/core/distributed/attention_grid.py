@@ -80,6 +80,11 @@ def layout_of(pattern: str, length: int, causal: bool, heads: tuple[int, int]) -
             SparsePatternConfig(block_size=BLOCK, sparsity_ratio=0.1 + 0.05 * head) for head in range(number)
         ]
         return BlockLayout.from_config(configs, length, causal=causal)
+    if pattern in ("local_heads_first", "local_heads_last"):  # some heads need nothing of other ranks
+        mask = torch.rand(heads[0], n_blocks, n_blocks, generator=generator) < 0.2
+        local = slice(0, heads[0] // 2) if pattern == "local_heads_first" else slice(heads[0] // 2, None)
+        mask[local] = torch.eye(n_blocks, dtype=torch.bool)
+        return BlockLayout.from_dense(mask, BLOCK, length, length, causal=causal)
     if pattern == "by_element":
         mask = torch.rand(2, heads[1], n_blocks, n_blocks, generator=generator) < 0.2
         return BlockLayout.from_dense(mask, BLOCK, length, length, causal=causal)
@@ -121,6 +126,9 @@ CASES = {
     "by_kv_head_not_causal": Case("by_kv_head", causal=False, stages=1),
     "by_head": Case("by_head"),
     "by_head_one_stage": Case("by_head", stages=1, causal=False),
+    "local_heads_first": Case("local_heads_first"),
+    "local_heads_first_not_causal": Case("local_heads_first", causal=False, stages=2, with_others=True),
+    "local_heads_last": Case("local_heads_last", heads=(4, 4), save_fetched=True),
     "by_element": Case("by_element"),
     "by_element_not_causal": Case("by_element", causal=False, stages=2),
     "random": Case("random", causal=False),

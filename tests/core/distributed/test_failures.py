@@ -117,6 +117,21 @@ def call_alone(rank: int) -> torch.Tensor:
     raise AssertionError
 
 
+def swap_known_calls(rank: int) -> str:
+    """With TORCH_DISTRIBUTED_DEBUG=DETAIL, what ranks get that make different calls, each of which all have made before."""
+    for length in (200, 208):
+        attend(length=length)
+    level = torch.distributed.get_debug_level()
+    torch.distributed.set_debug_level(torch.distributed.DebugLevel.DETAIL)
+    try:
+        attend(length=200)
+        with pytest.raises(ValueError) as caught:
+            attend(length=200 + 8 * rank)
+    finally:
+        torch.distributed.set_debug_level(level)
+    return str(caught.value)
+
+
 def die_before(rank: int) -> torch.Tensor:
     if rank == 1:
         die()
@@ -176,6 +191,12 @@ def test_both_ranks_get_the_error_that_says_what_differs(said: list[dict[str, st
     first, second = (of_rank[name] for of_rank in said)
     assert first == second
     assert OTHERWISE[name][1] in first
+
+
+def test_every_call_is_compared_where_torch_compares_every_collective(processes: GlooProcesses) -> None:
+    first, second = processes.run(swap_known_calls, limit=LIMIT)
+    assert first == second
+    assert "seq_len is 200 on rank 0, 208 on rank 1" in first
 
 
 def test_rank_that_makes_no_call_is_named_in_time(processes: GlooProcesses) -> None:

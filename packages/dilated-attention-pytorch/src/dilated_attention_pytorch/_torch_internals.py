@@ -242,8 +242,20 @@ def not_traced(function: Made) -> Made:
 # ---- process groups
 
 
+def are_collectives_compared() -> bool:
+    """Whether TORCH_DISTRIBUTED_DEBUG=DETAIL is set."""
+    from torch.distributed import DebugLevel, get_debug_level  # type: ignore[attr-defined]
+
+    return get_debug_level() is DebugLevel.DETAIL  # type: ignore[no-any-return]
+
+
 def group_store(group: ProcessGroup, prefix: str) -> Store:
     """The store in which the ranks of a process group found one another; its keys are those of the group and the prefix."""
     from torch.distributed.distributed_c10d import PrefixStore, _get_process_group_store
 
-    return PrefixStore(prefix, _get_process_group_store(group))
+    try:
+        return PrefixStore(prefix, _get_process_group_store(group))
+    except KeyError:
+        raise RuntimeError(
+            f"{group} was destroyed (destroy_process_group); make a new group and a config with it"
+        ) from None

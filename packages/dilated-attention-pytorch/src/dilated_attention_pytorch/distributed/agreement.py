@@ -11,7 +11,8 @@ again. When the time is over any rank writes the verdict, with the ranks that ar
 for all. A rank that comes too late gets the error of the round that it missed.
 
 What a group has agreed on it does not check again: every rank knows the same rounds, and so asks for the same checks,
-whatever else it computes and its caches have dropped.
+whatever else it computes and its caches have dropped. Ranks that make different calls of those are not found out, unless
+TORCH_DISTRIBUTED_DEBUG=DETAIL has every call compared, as it has torch compare every collective.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ BROKEN: weakref.WeakKeyDictionary[ProcessGroup, str] = weakref.WeakKeyDictionary
 
 
 def agreed_by(group: ProcessGroup) -> BoundedCache:
-    """The digests of the facts on which a group agrees."""
+    """The digests of the facts on which a group agrees; none where every call is to be compared."""
+    if _torch_internals.are_collectives_compared():
+        return BoundedCache(1)
     found = AGREED.get(group)
     return found if found is not None else AGREED.setdefault(group, BoundedCache(MOST_AGREED))
 

@@ -119,7 +119,8 @@ def distributed_block_sparse_attention(
         softmax_scale: default ``1 / sqrt(head_dim)``.
         softcap: as in `block_sparse_attention`.
         sinks: (num_heads,), alike on every rank.
-        block_bias: broadcastable to (batch, num_heads, ``layout.num_block_ids``), alike on every rank.
+        block_bias: broadcastable to (batch, num_heads, ``layout.num_block_ids``), alike on every rank; the layout must then be
+            for exactly the tokens of the sequence.
         segment_lengths: token dilation by distance in the whole sequence, with `dilation_rates`.
         dilation_rates: the rate of each of `segment_lengths`.
         dropout_p: probability with which an attention weight is dropped; which ones differs from a single process.
@@ -158,7 +159,7 @@ def distributed_block_sparse_attention(
     others = [others_of(stage, layout.num_block_ids, block_bias, sinks) for stage in stages]
     of_sharding = {"seq_len": sharding.seq_len, "chunks": sharding.chunks}
     agree(q, k, v, layout, shape, of_sharding, config, block_bias, sinks, options)
-    if stages[0].plan.is_local:
+    if len(stages) == 1 and stages[0].plan.is_local:
         bias, its_sinks = others[0]
         made = block_sparse_attention(
             q,
@@ -351,14 +352,14 @@ def others_of(
     if block_bias is not None:
         if block_bias.dim() != 3:
             block_bias = block_bias.expand(*[1] * (3 - block_bias.dim()), *block_bias.shape)
-        if block_bias.shape[2] != num_block_ids and block_bias.shape[2] != 1:
+        if block_bias.shape[2] != num_block_ids:
             raise ValueError(
                 f"block_bias must be broadcastable to (batch, num_heads, {num_block_ids}), got {tuple(block_bias.shape)}"
             )
         of_heads = (
             block_bias if block_bias.shape[1] == 1 else block_bias[:, stage.heads.start : stage.heads.stop]
         )
-        block_bias = of_heads.expand(-1, -1, num_block_ids).index_select(2, stage.local.block_ids)
+        block_bias = of_heads.index_select(2, stage.local.block_ids)
     return block_bias, None if sinks is None else sinks[stage.heads.start : stage.heads.stop]
 
 

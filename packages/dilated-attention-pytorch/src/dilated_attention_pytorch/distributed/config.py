@@ -96,8 +96,12 @@ class DistributedSparseConfig:
         elif isinstance(self.mesh_dim, str):
             if self.mesh_dim not in (names or ()):
                 raise ValueError(f"mesh_dim must be one of {names}, got {shown(self.mesh_dim)}")
-        elif values.integer(self.mesh_dim) is None or not 0 <= self.mesh_dim < mesh.ndim:
-            raise ValueError(f"mesh_dim must be a name or 0 to {mesh.ndim - 1}, got {shown(self.mesh_dim)}")
+        elif values.integer(self.mesh_dim) is None or not -mesh.ndim <= self.mesh_dim < mesh.ndim:
+            raise ValueError(
+                f"mesh_dim must be a name or {-mesh.ndim} to {mesh.ndim - 1}, got {shown(self.mesh_dim)}"
+            )
+        else:
+            object.__setattr__(self, "mesh_dim", self.mesh_dim % mesh.ndim)
 
     @functools.cached_property
     def group(self) -> ProcessGroup:
@@ -116,6 +120,10 @@ class DistributedSparseConfig:
     def world_size(self) -> int:
         """The number of processes of the group."""
         return dist.get_world_size(self.group)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DistributedSparseConfig:
+        """Itself: it does not change, and processes cannot be copied."""
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}

@@ -17,7 +17,7 @@ from ..layout.layout import BlockLayout
 from ..modules.settings import PatternSettings
 from ..upstream.keywords import explains_old_keywords
 from ..validation.numbers import check_is_causal, checked_dropout, checked_scale
-from ..validation.tensors import check_qkv
+from ..validation.tensors import SHAPE, check_qkv
 from ..values import shown
 from .attention import distributed_block_sparse_attention
 from .config import DistributedSparseConfig, checked_distributed
@@ -75,11 +75,16 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
         self._set_pattern(
             with_shorthands(sparse_config, sparsity_ratio, block_size), segment_lengths, dilation_rates
         )
-        self.distributed_config = config
+        self._distributed_config = config
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
         self._shardings = BoundedCache(64)
+
+    @property
+    def distributed_config(self) -> DistributedSparseConfig:
+        """The processes, and how they exchange blocks; fixed."""
+        return self._distributed_config
 
     @property
     def dropout(self) -> float:
@@ -159,6 +164,8 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
             TypeError: an argument has the wrong type; the message names it and its value.
         """
         check_qkv(q, k, v)
+        if q.dim() != 4:
+            raise ValueError(f"q must be {SHAPE}, got shape {tuple(q.shape)}")
         if sharding is None:
             length = q.shape[1] * self.distributed_config.world_size if seq_len is None else seq_len
             sharding = self.sharding(length, is_causal)
@@ -168,6 +175,8 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
                     f"{length}, {q.shape[1]} times the {sharding.world_size} ranks; pass the tokens of the whole sequence"
                 )
             check_one_choice(self.distributed_config.group, self, sharding)
+        elif not isinstance(sharding, SequenceSharding):
+            raise TypeError(f"sharding must be a SequenceSharding, got {shown(sharding)}")
         elif seq_len is not None and seq_len != sharding.seq_len:
             raise ValueError(
                 f"seq_len must be that of the sharding, {sharding.seq_len}, got {shown(seq_len)}"
@@ -181,12 +190,3 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
             segment_lengths=segment_lengths, dilation_rates=dilation_rates,
             dropout_p=self._dropout if self.training else 0.0, backend=self._backend,
         )  # fmt: skip
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> BlockSparseDistributedAttention:
-        """A copy on the same processes, which cannot be copied."""
-        memo[id(self.distributed_config)] = self.distributed_config
-        made = type(self)(
-            self.sparse_config, self.distributed_config, self.segment_lengths, self.dilation_rates, self.dropout,
-            self.softmax_scale, self.backend,
-        )  # fmt: skip
-        return made.train(self.training)

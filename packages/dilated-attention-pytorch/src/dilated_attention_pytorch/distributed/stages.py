@@ -48,20 +48,21 @@ class Shape:
     bytes_per_token: int  # of k and v, over the batch and the kv heads
 
 
-# Of each layout, the stages of calls; layouts live as long as their users.
-STAGES: weakref.WeakKeyDictionary[BlockLayout, BoundedCache] = weakref.WeakKeyDictionary()
+# The stages of calls, by the id of their layout. A length has its own: as many are kept as a model with hundreds of lengths or
+# patterns uses at a time.
+STAGES = BoundedCache(256)
 
 
 def stages_of(layout: BlockLayout, sharding: SequenceSharding, shape: Shape) -> tuple[Stage, ...]:
-    """The stages of a call: made once, then kept with the layout."""
-    kept = STAGES.get(layout)
-    if kept is None:
-        kept = STAGES.setdefault(layout, BoundedCache(16))
-    found: tuple[Stage, ...] | None = kept.get(shape)
+    """The stages of a call: made once, then kept as long as the layout lives."""
+    key = id(layout), shape
+    found: tuple[Stage, ...] | None = STAGES.get(key)
     if found is not None:
         return found
-    with without_any_modes():  # what is made in inference mode may be used in training later
-        return kept.keep(shape, make_stages(layout, shape, WholeSequence(layout, sharding, shape)))
+    with without_any_modes():  # made in inference mode, they may be used in training later
+        made = STAGES.keep(key, make_stages(layout, shape, WholeSequence(layout, sharding, shape)))
+    weakref.finalize(layout, STAGES.pop, key, None).atexit = False
+    return made
 
 
 class Source(Protocol):
