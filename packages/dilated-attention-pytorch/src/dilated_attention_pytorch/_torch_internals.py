@@ -246,7 +246,7 @@ def are_collectives_compared() -> bool:
     """Whether TORCH_DISTRIBUTED_DEBUG=DETAIL is set."""
     from torch.distributed import DebugLevel, get_debug_level  # type: ignore[attr-defined]
 
-    return get_debug_level() is DebugLevel.DETAIL  # type: ignore[no-any-return]
+    return bool(get_debug_level() == DebugLevel.DETAIL)
 
 
 def group_store(group: ProcessGroup, prefix: str) -> Store:
