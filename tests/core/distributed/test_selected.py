@@ -354,6 +354,7 @@ def messages(rank: int) -> dict[str, str]:
         "bias": lambda: distributed_attention_from_plan(q, k, v, plan, block_bias=torch.zeros(1, 1, 7)),
         "scale": lambda: distributed_block_scores(q, k, sharding, config, softmax_scale="1"),
         "scores": lambda: distributed_block_scores(q[:, 1:], k[:, 1:], sharding, config),
+        "flag": lambda: distributed_block_scores(q, k, sharding, config, causal=2),
     }
     said = {}
     for name, call in calls.items():
@@ -372,6 +373,7 @@ MESSAGES = {
     "causal": "is_causal must be True or False",
     "config": "config must be a DistributedSparseConfig",
     "rank": "but this process is rank",
+    "flag": "causal must be True or False, got 2",
     "plan": "plan must be a SelectionPlan, made by plan_of_indices",
     "other plan": "plan is for (batch, num_heads, num_kv_heads) (2, 4, 2)",
     "backend": "backend='reference'",

@@ -15,7 +15,7 @@ from .._torch_internals import not_traced
 from ..caching import BoundedCache, make_once
 from ..layout.pooled import block_means, without_autocast
 from ..layout.selection import check_pooled
-from ..validation.numbers import check_is_causal
+from ..validation.numbers import check_flag
 from ..values import shown
 from .agreement import breaks_if_left
 from .attention import check_local_tokens, check_place
@@ -58,7 +58,7 @@ def distributed_block_scores(
         TypeError: an argument is something else; the message names it.
     """
     check_place(sharding, config)
-    check_is_causal(causal)
+    check_flag("causal", causal)
     check_pooled(q, k)
     check_local_tokens(sharding, q=q, k=k)
     scale = 1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else values.number(softmax_scale)
