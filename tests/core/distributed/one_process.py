@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from dilated_attention_pytorch import DistributedSparseConfig
+
 
 @contextmanager
 def mesh_of_one() -> Iterator[DeviceMesh]:
@@ -18,3 +20,10 @@ def mesh_of_one() -> Iterator[DeviceMesh]:
         yield init_device_mesh("cpu", (1,))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def config_of_rank(rank: int, world_size: int, balance: str = "cost") -> DistributedSparseConfig:
+    """The config of a rank without a process group: all that shardings read of one."""
+    config = object.__new__(DistributedSparseConfig)
+    vars(config).update(mesh=None, group=None, rank=rank, world_size=world_size, balance=balance)
+    return config

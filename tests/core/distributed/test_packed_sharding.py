@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,17 +11,10 @@ import torch
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.distributed.packed_sharding import PackedSharding, costs_of
 from dilated_attention_pytorch.distributed.sharding import shard_sequence
+from tests.core.distributed.gloo_processes import needs_gloo
+from tests.core.distributed.one_process import config_of_rank, mesh_of_one
 
 SIZE = 16
-
-
-@dataclass
-class Group:
-    """Stands for a DistributedSparseConfig, of which a sharding reads no more."""
-
-    rank: int
-    world_size: int
-    balance: str = "contiguous"
 
 
 def layout_of(length: int, causal: bool = True, **more: Any) -> BlockLayout:
@@ -32,9 +24,10 @@ def layout_of(length: int, causal: bool = True, **more: Any) -> BlockLayout:
 
 
 def shardings(cu: Sequence[int], layout: Any, world_size: int, **more: Any) -> Iterator[PackedSharding]:
-    is_causal = more.pop("is_causal", True)
+    is_causal, balance = more.pop("is_causal", True), more.pop("balance", "contiguous")
     for rank in range(world_size):
-        yield PackedSharding.from_sequences(cu, layout, Group(rank, world_size, **more), is_causal=is_causal)  # type: ignore[arg-type]
+        config = config_of_rank(rank, world_size, balance)
+        yield PackedSharding.from_sequences(cu, layout, config, is_causal=is_causal)
 
 
 @pytest.mark.parametrize("balance", ["contiguous", "zigzag", "cost"])
@@ -119,3 +112,36 @@ def test_chunks_of_another_kind_are_refused() -> None:
         PackedSharding((((0, 5),), ((5, 10),)), (0, 60, 165), SIZE, 0)
     with pytest.raises(ValueError, match="rank must be 0 to 1, got 2"):
         PackedSharding((((0, 5),), ((5, 11),)), (0, 60, 165), SIZE, 2)
+    with pytest.raises(ValueError, match=r"block_size must be one of .*, got 48"):
+        PackedSharding((((0, 2),),), (0, 96), 48, 0)
+    halves: Any = [[(0, 4.5)], [(4.5, 11)]]
+    with pytest.raises(TypeError, match=r"chunks\[0\] must be .* whole blocks, as ints"):
+        PackedSharding(halves, (0, 60, 165), SIZE, 0)
+
+
+def test_lists_of_chunks_become_tuples() -> None:
+    in_lists: Any = [[[0, 5]], [[5, 11]]]
+    sharding, same = (
+        PackedSharding(chunks, (0, 60, 165), SIZE, 0) for chunks in (in_lists, (((0, 5),), ((5, 11),)))
+    )
+    assert (sharding, hash(sharding)) == (same, hash(same))
+
+
+def test_only_ranks_of_the_sharding_have_tokens() -> None:
+    sharding = PackedSharding((((0, 5),), ((5, 11),)), (0, 60, 165), SIZE, 0)
+    for rank in (-1, 2, 9):
+        for of_rank in (sharding.token_ranges, sharding.blocks_of):
+            with pytest.raises(ValueError, match=f"rank must be 0 to 1, got {rank}"):
+                of_rank(rank)
+
+
+@needs_gloo
+def test_a_mesh_in_place_of_a_config_is_refused() -> None:
+    message = r"config must be a DistributedSparseConfig, got .*; use DistributedSparseConfig\(mesh\)"
+    with mesh_of_one() as mesh, pytest.raises(TypeError, match=message):
+        PackedSharding.from_sequences([0, 90], layout_of(100), mesh)  # type: ignore[arg-type]
+
+
+def test_a_flag_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="is_causal must be True or False, got 2"):
+        list(shardings([0, 90], layout_of(100), 2, is_causal=2))

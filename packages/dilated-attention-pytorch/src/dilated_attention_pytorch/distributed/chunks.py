@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .. import values
 from .._torch_internals import without_any_modes
 from .balance import Chunks, owners_of
 
@@ -31,12 +32,19 @@ class Chunked:
         raise NotImplementedError
 
     def token_ranges(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """The chunks of a rank in tokens: (first, one behind the last)."""
+        """The chunks of a rank in tokens: (first, one behind the last); ValueError if there is no such rank."""
         raise NotImplementedError
 
     @property
     def world_size(self) -> int:
         return len(self.chunks)
+
+    def checked_rank(self, rank: object) -> int:
+        """The rank as an int; ValueError unless it is one of the sharding's."""
+        number = values.integer(rank)
+        if number is None or not 0 <= number < self.world_size:
+            raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {values.shown(rank)}")
+        return number
 
     @property
     def local_len(self) -> int:
@@ -57,5 +65,5 @@ class Chunked:
 
     @without_any_modes()
     def blocks_of(self, rank: int) -> Tensor:
-        """The blocks of a rank, int64 (n,) on the CPU, ascending."""
-        return torch.cat([torch.arange(first, stop) for first, stop in self.chunks[rank]])
+        """The blocks of a rank, int64 (n,) on the CPU, ascending; ValueError if there is no such rank."""
+        return torch.cat([torch.arange(first, stop) for first, stop in self.chunks[self.checked_rank(rank)]])

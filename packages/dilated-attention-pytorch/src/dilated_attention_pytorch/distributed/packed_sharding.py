@@ -17,12 +17,13 @@ from .._torch_internals import not_traced, without_any_modes
 from ..caching import BoundedCache, make_once
 from ..config import check_block_size
 from ..layout import BlockLayout
+from ..validation.numbers import check_is_causal
 from ..validation.sequences import INT_TYPES
 from .balance import Chunks, chunks_of
 from .chunks import Chunked
 from .copies import copied_to
 from .row_index import index_of
-from .sharding import check_chunks, checked_layouts
+from .sharding import check_chunks, check_config, checked_chunks, checked_layouts
 from .whole_sequences import ending_with_sequences
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class PackedSharding(Chunked):
         seq_len: tokens of all sequences together.
 
     Raises:
-        ValueError: the chunks are not of this kind, or the rank is not one of theirs.
+        ValueError: a number is out of its range, the chunks are not of this kind, or the rank is not one of theirs.
+        TypeError: the chunks or offsets are no ints.
     """
 
     chunks: Chunks
@@ -73,10 +75,11 @@ class PackedSharding(Chunked):
     def __post_init__(self) -> None:
         object.__setattr__(self, "cu_seqlens", checked_offsets(self.cu_seqlens))
         object.__setattr__(self, "seq_len", self.cu_seqlens[-1])
+        object.__setattr__(self, "block_size", check_block_size(self.block_size))
+        object.__setattr__(self, "chunks", checked_chunks(self.chunks))
         check_ranks(self, len(self.chunks))
         check_chunks(self.chunks, self.n_blocks)
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {values.shown(self.rank)}")
+        object.__setattr__(self, "rank", self.checked_rank(self.rank))
 
     def __hash__(self) -> int:
         return self._hash
@@ -113,6 +116,8 @@ class PackedSharding(Chunked):
             TypeError: `cu_seqlens` is on a GPU, or an argument is something else.
         """
         several = checked_layouts(layout)
+        check_config(config)
+        check_is_causal(is_causal)
         check_one_for_all(several)
         offsets = checked_offsets(cu_seqlens)
         grid, world_size = several[0].grid, config.world_size
@@ -171,11 +176,9 @@ class PackedSharding(Chunked):
         return self.blocks.tokens[blocks]
 
     def token_ranges(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """The chunks of a rank in tokens of the stream: (first, one behind the last)."""
-        start, tokens = self.blocks.start, self.blocks.tokens
-        return tuple(
-            (int(start[first]), int(start[stop - 1] + tokens[stop - 1])) for first, stop in self.chunks[rank]
-        )
+        """The chunks of a rank in tokens of the stream, as those of a `SequenceSharding`."""
+        start, tokens, mine = self.blocks.start, self.blocks.tokens, self.chunks[self.checked_rank(rank)]
+        return tuple((int(start[first]), int(start[stop - 1] + tokens[stop - 1])) for first, stop in mine)
 
     @not_traced
     def positions(self, device: torch.device | str | None = None) -> Tensor:
@@ -294,7 +297,6 @@ def check_within(longest: int, layout: BlockLayout) -> None:
 
 def check_ranks(sharding: PackedSharding, world_size: int) -> None:
     """Raise unless there is a block for every rank."""
-    check_block_size(sharding.block_size)
     if sharding.n_blocks < world_size:
         raise ValueError(
             f"cu_seqlens has {sharding.n_blocks} blocks of block_size {sharding.block_size}, too few for {world_size} ranks: "

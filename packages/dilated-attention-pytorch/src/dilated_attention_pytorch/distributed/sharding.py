@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,13 +15,12 @@ from torch import Tensor
 from .. import values
 from .._torch_internals import not_traced, without_any_modes
 from ..caching import BoundedCache, make_once
+from ..config import check_block_size
 from ..grid import BlockGrid
 from ..layout import BlockLayout
 from .balance import Chunks, chunks_of, imbalance, row_costs
 from .chunks import Chunked
-
-if TYPE_CHECKING:
-    from .config import DistributedSparseConfig
+from .config import DistributedSparseConfig
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class SequenceSharding(Chunked):
         rank: this rank.
 
     Raises:
-        ValueError: a number is not positive, the chunks are not of this kind, or the rank is not one of theirs.
+        ValueError: a number is out of its range, the chunks are not of this kind, or the rank is not one of theirs.
+        TypeError: the chunks are no pairs of ints.
     """
 
     chunks: Chunks
@@ -50,15 +50,12 @@ class SequenceSharding(Chunked):
     )
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "block_size"):
-            number = values.integer(getattr(self, name))
-            if number is None or number < 1:
-                raise ValueError(f"{name} must be a positive int, got {values.shown(getattr(self, name))}")
-            object.__setattr__(self, name, number)
+        object.__setattr__(self, "seq_len", check_seq_len(self.seq_len))
+        object.__setattr__(self, "block_size", check_block_size(self.block_size))
+        object.__setattr__(self, "chunks", checked_chunks(self.chunks))
         check_ranks(self.seq_len, self.block_size, len(self.chunks))
-        check_chunks(self.chunks, -(-self.seq_len // self.block_size))
-        if values.integer(self.rank) is None or not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {values.shown(self.rank)}")
+        check_chunks(self.chunks, self.n_blocks)
+        object.__setattr__(self, "rank", self.checked_rank(self.rank))
 
     def __hash__(self) -> int:
         return self._hash
@@ -72,8 +69,7 @@ class SequenceSharding(Chunked):
         cls, chunks: Sequence[Sequence[Sequence[int]]], seq_len: int, block_size: int, rank: int
     ) -> SequenceSharding:
         """A sharding of your own; no process group is needed."""
-        of_ranks = tuple(tuple((first, stop) for first, stop in mine) for mine in chunks)
-        return cls(of_ranks, seq_len, block_size, rank)
+        return cls(checked_chunks(chunks), seq_len, block_size, rank)
 
     @classmethod
     def from_layout(
@@ -84,8 +80,10 @@ class SequenceSharding(Chunked):
         Raises:
             ValueError: queries and keys are not the same tokens, the layouts differ in length or block size, or there are
                 more ranks than blocks.
+            TypeError: `layout` or `config` is something else.
         """
         several = checked_layouts(layout)
+        check_config(config)
         grid = several[0].grid
         check_ranks(grid.q_len, grid.block_size, config.world_size)
         with without_any_modes():
@@ -113,7 +111,10 @@ class SequenceSharding(Chunked):
 
         Raises:
             ValueError: a number is out of its range, or there are more ranks than blocks.
+            TypeError: `config` is something else.
         """
+        check_config(config)
+        check_seq_len(seq_len)
         grid = BlockGrid(seq_len, seq_len, block_size, causal)
         most = grid.n_rows if num_blocks is None else values.tokens(num_blocks)
         if most is None:
@@ -153,9 +154,9 @@ class SequenceSharding(Chunked):
             return imbalance(self.chunks, row_costs(several))
 
     def token_ranges(self, rank: int) -> tuple[tuple[int, int], ...]:
-        """The chunks of a rank in tokens: (first, one behind the last)."""
-        size = self.block_size
-        return tuple((first * size, min(stop * size, self.seq_len)) for first, stop in self.chunks[rank])
+        """The chunks of a rank in tokens: (first, one behind the last); ValueError if there is no such rank."""
+        size, mine = self.block_size, self.chunks[self.checked_rank(rank)]
+        return tuple((first * size, min(stop * size, self.seq_len)) for first, stop in mine)
 
     @not_traced
     def positions(self, device: torch.device | str | None = None) -> Tensor:
@@ -177,6 +178,14 @@ class SequenceSharding(Chunked):
         return self.positions(device)[:: self.block_size] // self.block_size
 
 
+def check_seq_len(seq_len: Any) -> int:
+    """The length as an int; ValueError unless it is a number of tokens."""
+    tokens = values.tokens(seq_len)
+    if tokens is None:
+        raise ValueError(f"seq_len must be a positive int below 2**31, got {values.shown(seq_len)}")
+    return tokens
+
+
 def check_ranks(seq_len: int, block_size: int, world_size: int) -> None:
     """Raise unless there is a block for every rank."""
     n_blocks = -(-seq_len // block_size)
@@ -185,6 +194,41 @@ def check_ranks(seq_len: int, block_size: int, world_size: int) -> None:
             f"seq_len {seq_len} has {n_blocks} blocks of block_size {block_size}, too few for {world_size} ranks: each holds at "
             f"least one; use at most {n_blocks} ranks or a smaller block_size"
         )
+
+
+def checked_chunks(chunks: Any) -> Chunks:
+    """The chunks as tuples of ints.
+
+    Raises:
+        TypeError: they are no (first, stop) for each chunk of each rank, or these are no ints.
+        ValueError: there are none.
+    """
+    of_ranks = values.items(chunks)
+    if of_ranks is None:
+        raise TypeError(
+            f"chunks must hold for each rank its ranges (first, stop) of blocks, got {values.shown(chunks)}"
+        )
+    if not of_ranks:
+        raise ValueError("chunks must hold the ranges of one rank or more, got none")
+    return tuple(checked_ranges(mine, rank) for rank, mine in enumerate(of_ranks))
+
+
+def checked_ranges(mine: Any, rank: int) -> tuple[tuple[int, int], ...]:
+    """The chunks of a rank as tuples of ints."""
+    ranges = values.items(mine)
+    pairs = None if ranges is None else [values.items(pair) for pair in ranges]
+    if pairs is None or any(pair is None or len(pair) != 2 for pair in pairs):
+        raise TypeError(
+            f"chunks[{rank}] must be ranges (first, stop) of blocks, such as [(0, 4), (9, 12)], got "
+            f"{values.shown(mine)}"
+        )
+    found = [tuple(map(values.integer, pair)) for pair in pairs if pair is not None]
+    numbers = [(first, stop) for first, stop in found if first is not None and stop is not None]
+    if len(numbers) < len(found):
+        raise TypeError(
+            f"chunks[{rank}] must be ranges (first, stop) of whole blocks, as ints, got {values.shown(mine)}"
+        )
+    return tuple(numbers)
 
 
 def check_chunks(chunks: Chunks, n_blocks: int) -> None:
@@ -202,6 +246,23 @@ def check_chunks(chunks: Chunks, n_blocks: int) -> None:
         raise ValueError(f"chunks must hold each of the blocks 0 to {n_blocks - 1} once")
     if chunks[-1][-1][1] != n_blocks:
         raise ValueError("the last block must belong to the last rank; number the ranks so that it does")
+
+
+def check_config(config: Any) -> None:
+    """Raise TypeError unless this is a DistributedSparseConfig, as for a DeviceMesh."""
+    if not isinstance(config, DistributedSparseConfig):
+        raise TypeError(
+            f"config must be a DistributedSparseConfig, got {values.shown(config)}; use DistributedSparseConfig(mesh)"
+        )
+
+
+def check_sharding(sharding: Any) -> None:
+    """Raise TypeError unless this is a sharding."""
+    if not isinstance(sharding, Chunked):
+        raise TypeError(
+            f"sharding must be a SequenceSharding or PackedSharding, got {values.shown(sharding)}; use "
+            "SequenceSharding.from_layout(layout, config), or the sharding(seq_len) of a module"
+        )
 
 
 def checked_layouts(layout: Any) -> tuple[BlockLayout, ...]:
@@ -225,17 +286,28 @@ def checked_layouts(layout: Any) -> tuple[BlockLayout, ...]:
     return several
 
 
-def checked_dim(x: Tensor, dim: int, length: int, what: str) -> int:
-    """The dimension as a number from 0; ValueError if x does not have this length there."""
-    if not -x.dim() <= dim < x.dim():
+def checked_dim(x: Any, dim: Any, length: int, what: str) -> int:
+    """The dimension as a number from 0.
+
+    Raises:
+        TypeError: x is no tensor, or dim no int. ValueError: x does not have this length there.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {values.shown(x)}; use torch.as_tensor(x)")
+    number = values.integer(dim)
+    if number is None:
+        raise TypeError(f"dim must be an int, the dimension of the tokens in x, got {values.shown(dim)}")
+    if x.dim() == 0:
+        raise ValueError("x must have a dimension of tokens, got a tensor of shape ()")
+    if not -x.dim() <= number < x.dim():
         raise ValueError(
-            f"dim must be {-x.dim()} to {x.dim() - 1} for x of shape {tuple(x.shape)}, got {dim}"
+            f"dim must be {-x.dim()} to {x.dim() - 1} for x of shape {tuple(x.shape)}, got {number}"
         )
-    if x.shape[dim] != length:
+    if x.shape[number] != length:
         raise ValueError(
-            f"x must have {what} {length} tokens in dim {dim}, got {x.shape[dim]} (shape {tuple(x.shape)})"
+            f"x must have {what} {length} tokens in dim {number}, got {x.shape[number]} (shape {tuple(x.shape)})"
         )
-    return dim % x.dim()
+    return number % x.dim()
 
 
 def shard_sequence(x: Tensor, sharding: Chunked, dim: int = 1) -> Tensor:
@@ -248,7 +320,9 @@ def shard_sequence(x: Tensor, sharding: Chunked, dim: int = 1) -> Tensor:
 
     Raises:
         ValueError: x has another number of tokens there.
+        TypeError: an argument is something else; the message names it.
     """
+    check_sharding(sharding)
     dim = checked_dim(x, dim, sharding.seq_len, "the seq_len of the sharding,")
     parts = [x.narrow(dim, first, stop - first) for first, stop in sharding.token_ranges(sharding.rank)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
@@ -268,7 +342,10 @@ def unshard_sequence(x: Tensor, sharding: Chunked, config: DistributedSparseConf
 
     Raises:
         ValueError: x has another number of tokens there, or the sharding is not of this rank and number of ranks.
+        TypeError: an argument is something else; the message names it.
     """
+    check_sharding(sharding)
+    check_config(config)
     if (sharding.rank, sharding.world_size) != (config.rank, config.world_size):
         raise ValueError(
             f"sharding must be of rank {config.rank} of {config.world_size} as config is, got rank {sharding.rank} of "
