@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,10 @@ BAD_USAGE = {
     "plan --head-dim 96": "no rate was measured for head_dim 96, block 128 and bfloat16; give --tflops FORWARD BACKWARD",
     "plan --near 0": "--near: must be a number above 0, got '0'",
     "plan --preset scaling --ranks 4": "--preset scaling has its own cases and ranks",
+    "plan --sample 100 --ranks 8": "--sample must be at most the number of ranks, 8, got 100; leave it out to count all",
+    "plan --preset scaling --sample 1025": "--sample must be at most the number of ranks, 1024, got 1025",
+    "plan --pattern local_window --dilation-rates 1,2": "--dilation-rates are of --pattern dilated_sparse, got --pattern local_window",
+    "--pattern global_local --dilation-rates 1,2 --device cpu": "--dilation-rates are of --pattern dilated_sparse",
     "plan --balance equal": "--balance: invalid choice: 'equal' (choose from cost, zigzag, contiguous)",
     "models": "the following arguments are required: {train,generate}",
     "models trian": "invalid choice: 'trian'; did you mean 'train'? (choose from train, generate)",
@@ -101,6 +106,14 @@ BAD_USAGE = {
 @pytest.mark.parametrize("arguments", BAD_USAGE)
 def test_bad_usage_is_one_line_and_status_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert BAD_USAGE[arguments] in error_of(capsys, *arguments.split())
+
+
+def test_help_names_every_other_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out.split("other commands:")[1]
+    for name in cli.COMMANDS.keys() - {"run"}:
+        assert re.search(rf"\b{name}\b", listed), name
 
 
 @pytest.mark.parametrize("command", [["tune"], ["tune", "--backend", "hopper"], ["--device", "cuda"]])

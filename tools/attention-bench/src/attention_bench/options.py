@@ -21,7 +21,7 @@ from dilated_attention_pytorch.cli.arguments import (
     thread_count,
 )
 from dilated_attention_pytorch.cli.files import check_file
-from dilated_attention_pytorch.config import PATTERN_TYPES
+from dilated_attention_pytorch.config import PATTERN_TYPES, takes
 
 from .cases import DTYPES, Case
 
@@ -172,6 +172,10 @@ def case_of(options: argparse.Namespace, base: Case) -> Case:
         case.config()
     except ValueError as error:
         raise Unusable(str(error)) from error
+    if "pattern_rates" in given and not takes(case.pattern, "dilation_rates"):
+        raise Unusable(
+            f"--dilation-rates are of --pattern dilated_sparse, got --pattern {case.pattern}, which has none; leave one out"
+        )
     return case
 
 

@@ -353,7 +353,13 @@ def main(arguments: list[str]) -> int:
     rows: list[PlanRow] = []
     where = environment("cpu", command)
     where.update(device=COMPUTED, threads=None, cpus=None)
-    for case, ranks in cases_of(given):
+    cases = cases_of(given)
+    most = max(ranks for _, ranks in cases)
+    if given.sample is not None and given.sample > most:
+        raise options.Unusable(
+            f"--sample must be at most the number of ranks, {most}, got {given.sample}; leave it out to count all"
+        )
+    for case, ranks in cases:
         machine = machine_of(given, case)
         try:
             row = make_plan(

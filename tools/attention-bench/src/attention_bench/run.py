@@ -22,8 +22,10 @@ from .presets import PRESETS
 DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
 EPILOG = """\
 other commands: plot and markdown show the figures of a file; breakeven finds the density at which dense attention
-is as fast; long times a problem as large as the GPU memory allows; decode times steps of decoding; host times a call
-on the host; determinism compares runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
+is as fast; long times a problem as large as the GPU memory allows; decode times steps of decoding; selection times
+blocks chosen from the content; video times tiles of a video; models times models of Hugging Face; scaling times one
+sequence over several GPUs; plan computes what it moves, holds and computes, without a GPU; host times a call on the
+host; determinism compares runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
 """
 
 
