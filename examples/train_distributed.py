@@ -79,7 +79,7 @@ def train_distributed(text: Tensor, device: torch.device) -> list[float]:
     )
     sharding = attention.sharding(CONTEXT, is_causal=True)
     positions = sharding.positions(device)
-    contexts = torch.arange(BATCH).chunk(n_groups)[mesh.get_local_rank("data")]
+    contexts = torch.arange(BATCH).tensor_split(n_groups)[mesh.get_local_rank("data")]
 
     model = make_model(attention, device)
     replicated = DistributedDataParallel(model)  # over all processes, of both dimensions of the mesh
@@ -102,6 +102,9 @@ def main() -> None:
     if "RANK" not in os.environ:
         torchrun(["--standalone", "--nproc-per-node", str(RANKS), __file__])
         return
+    n_processes = int(os.environ["WORLD_SIZE"])
+    if n_processes % RANKS or n_processes > RANKS * BATCH:
+        raise SystemExit(f"needs an even number of processes, at most {RANKS * BATCH}, got {n_processes}")
     on_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     device = torch.device("cuda" if on_gpus else "cpu", int(os.environ["LOCAL_RANK"]) if on_gpus else None)
     if on_gpus:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,17 @@ def test_script_runs_and_prints_a_short_result(script: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     assert 1 <= len(done.stdout.splitlines()) <= 10
+
+
+@pytest.mark.parametrize("n_processes", [1, 3, 14])
+def test_processes_that_cannot_share_the_batch_are_refused(
+    n_processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(n_processes))
+    script = runpy.run_path(str(ROOT / "examples/train_distributed.py"))
+    with pytest.raises(SystemExit, match=f"needs an even number of processes, at most 12, got {n_processes}"):
+        script["main"]()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
