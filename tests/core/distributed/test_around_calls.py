@@ -21,7 +21,8 @@ from dilated_attention_pytorch.distributed.attention import distributed_block_sp
 from dilated_attention_pytorch.distributed.config import DistributedSparseConfig
 from dilated_attention_pytorch.distributed.packed_sharding import PackedSharding
 from dilated_attention_pytorch.distributed.selected import distributed_attention_from_indices
-from dilated_attention_pytorch.distributed.sharding import SequenceSharding, shard_sequence, unshard_sequence
+from dilated_attention_pytorch.distributed.sharding import SequenceSharding, shard_sequence
+from dilated_attention_pytorch.distributed.unshard import unshard_sequence
 from dilated_attention_pytorch.distributed.varlen import distributed_block_sparse_attention_varlen
 from tests.core.distributed.gloo_processes import GlooProcesses, needs_gloo
 

@@ -16,8 +16,8 @@ from dilated_attention_pytorch.distributed.config import DistributedSparseConfig
 from dilated_attention_pytorch.distributed.sharding import (
     SequenceSharding,
     shard_sequence,
-    unshard_sequence,
 )
+from dilated_attention_pytorch.distributed.unshard import unshard_sequence
 from tests.core.distributed.gloo_processes import needs_gloo, run_processes
 from tests.core.distributed.one_process import config_of_rank, mesh_of_one
 
@@ -340,6 +340,9 @@ def in_parts_and_together(rank: int) -> list[Tensor]:
     x = whole().requires_grad_()
     loss = unshard_sequence(shard_sequence(x, sharding), sharding, config).pow(3).sum()
     found.append(torch.autograd.grad(loss, x)[0])
+    mine = shard_sequence(whole(torch.float32 if rank else torch.float64), sharding)
+    with pytest.raises(ValueError, match=r"dtype is 'torch.float64' on rank 0, 'torch.float32' on rank 1"):
+        unshard_sequence(mine, sharding, config)
     return found
 
 

@@ -14,7 +14,8 @@ from .distributed.packed_sharding import PackedSharding
 from .distributed.scores import distributed_block_scores
 from .distributed.selected import distributed_attention_from_indices, distributed_attention_from_plan
 from .distributed.selection_plan import SelectionPlan, plan_of_indices
-from .distributed.sharding import SequenceSharding, shard_sequence, unshard_sequence
+from .distributed.sharding import SequenceSharding, shard_sequence
+from .distributed.unshard import unshard_sequence
 from .distributed.varlen import distributed_block_sparse_attention_varlen
 from .factory import (
     create_adaptive_block_sparse,
