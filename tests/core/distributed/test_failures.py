@@ -206,7 +206,16 @@ def test_rank_that_makes_no_call_is_named_in_time(processes: GlooProcesses) -> N
 
 
 @pytest.mark.parametrize(
-    "function", [die_before, die_in_forward, die_in_backward, call_alone, fail_in_backward]
+    "function",
+    [
+        call_alone,
+        die_in_backward,
+        # each starts new processes
+        *(
+            pytest.param(function, marks=pytest.mark.processes)
+            for function in (die_before, die_in_forward, fail_in_backward)
+        ),
+    ],
 )
 def test_death_of_a_rank_is_an_error_on_the_other(processes: GlooProcesses, function: Any) -> None:
     left, dead = processes.outcomes(function, limit=LIMIT)

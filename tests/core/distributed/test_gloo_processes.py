@@ -10,7 +10,7 @@ import torch
 
 from tests.core.distributed.gloo_processes import NOT_ARRIVED, GlooProcesses, die, needs_gloo
 
-pytestmark = needs_gloo
+pytestmark = [needs_gloo, pytest.mark.processes]  # each starts processes of its own
 
 
 def sum_of_ranks(rank: int, size: int) -> torch.Tensor:
