@@ -20,11 +20,11 @@ from ..eager import key_of, of_shape
 from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
 from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call, check_packed_call
-from ..validation.numbers import check_backend, check_flag
+from ..validation.numbers import check_flag
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
 from .agreement import agreed_by, breaks_if_left, check_agreement
-from .chunks import Chunked
+from .checks import check_block_size_of, check_local_tokens, check_place, check_served
 from .config import DistributedSparseConfig
 from .exchange import KeysAndValues, Started, add_returned, kept, start_fetch, start_return, unarranged
 from .fingerprints import facts_of_layout
@@ -185,59 +185,11 @@ def check_arguments(q: Any, k: Any, v: Any, layout: Any, sharding: Any, config: 
     """Raise unless the arguments have their types, and fit this process."""
     if not isinstance(layout, BlockLayout):
         raise TypeError(f"layout must be a BlockLayout, got {shown(layout)}")
-    check_place(sharding, config)
+    check_place(sharding, config, SequenceSharding)
     check_qkv(q, k, v)
     check_served(backend)
     check_local_tokens(sharding, q=q, k=k, v=v)
     check_block_size_of(layout, sharding)
-
-
-def check_served(backend: Any) -> None:
-    """Raise unless the backend is one for distributed calls."""
-    check_backend(backend)
-    if backend == "reference":
-        raise ValueError(
-            "backend='reference' is the dense definition in one process; compare with block_sparse_attention on the whole "
-            "sequence"
-        )
-
-
-def check_place(sharding: Any, config: Any) -> None:
-    """Raise unless the sharding is that of this process in the group of the config."""
-    for name, given, wanted in (
-        ("sharding", sharding, SequenceSharding),
-        ("config", config, DistributedSparseConfig),
-    ):
-        if not isinstance(given, wanted):
-            raise TypeError(f"{name} must be a {wanted.__name__}, got {shown(given)}")
-    check_rank(sharding, config)
-
-
-def check_rank(sharding: Chunked, config: DistributedSparseConfig) -> None:
-    """Raise unless the sharding is that of this process."""
-    if (sharding.rank, sharding.world_size) != (config.rank, config.world_size):
-        raise ValueError(
-            f"sharding is that of rank {sharding.rank} of {sharding.world_size}, but this process is rank {config.rank} of "
-            f"{config.world_size} in the group of the config"
-        )
-
-
-def check_local_tokens(sharding: SequenceSharding, **tensors: Tensor) -> None:
-    """Raise unless tensors (batch, tokens, ...) have the tokens of this rank."""
-    for name, x in tensors.items():
-        if x.shape[1] != sharding.local_len:
-            raise ValueError(
-                f"{name} must have the {sharding.local_len} tokens that rank {sharding.rank} of {sharding.world_size} holds "
-                f"of {sharding.seq_len}, got shape {tuple(x.shape)}; use shard_sequence({name}, sharding)"
-            )
-
-
-def check_block_size_of(layout: BlockLayout, sharding: Chunked) -> None:
-    """Raise unless layout and sharding have the same blocks."""
-    if layout.block_size != sharding.block_size:
-        raise ValueError(
-            f"layout has block_size {layout.block_size}, but the sharding has {sharding.block_size}; make one for the other"
-        )
 
 
 def cut_to_length(layout: BlockLayout, sharding: SequenceSharding, block_bias: Tensor | None) -> BlockLayout:

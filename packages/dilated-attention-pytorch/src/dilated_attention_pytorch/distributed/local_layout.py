@@ -120,7 +120,7 @@ def make_local_layout(
         dilation: token dilation of the call, by distances in the whole sequence.
         device: of the call.
     """
-    size, n_blocks = sharding.block_size, -(-sharding.seq_len // sharding.block_size)
+    size, n_blocks = sharding.block_size, sharding.n_blocks
     own = sharding.blocks_of(plan.rank)
     fetched_is_first = is_causal or plan.rank == sharding.world_size - 1
     n_own, n_fetched = int(sharding.tokens_of(own).sum()), plan.num_fetched_tokens

@@ -20,10 +20,11 @@ from ..layout import BlockLayout
 from ..validation.numbers import check_is_causal
 from ..validation.sequences import INT_TYPES
 from .balance import Chunks, chunks_of
+from .checks import check_config
 from .chunks import Chunked
 from .copies import copied_to
 from .row_index import index_of
-from .sharding import check_chunks, check_config, checked_chunks, checked_layouts
+from .sharding import check_chunks, checked_chunks, checked_layouts
 from .whole_sequences import ending_with_sequences
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ..layout.selection import check_pooled
 from ..validation.numbers import check_flag
 from ..values import shown
 from .agreement import breaks_if_left
-from .attention import check_local_tokens, check_place
+from .checks import check_local_tokens, check_place
 from .config import DistributedSparseConfig
 from .selection_plan import agree_once
 from .sharding import SequenceSharding
@@ -57,7 +57,7 @@ def distributed_block_scores(
         ValueError: an argument does not fit the others, or is out of its range, or the ranks make different calls.
         TypeError: an argument is something else; the message names it.
     """
-    check_place(sharding, config)
+    check_place(sharding, config, SequenceSharding)
     check_flag("causal", causal)
     check_pooled(q, k)
     check_local_tokens(sharding, q=q, k=k)

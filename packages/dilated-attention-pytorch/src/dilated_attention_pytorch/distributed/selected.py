@@ -13,7 +13,8 @@ from ..validation.call import as_autocast_has_them, check_numbers_of_call
 from ..validation.numbers import check_flag
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
-from .attention import LABEL, DistributedAttention, Run, check_local_tokens, check_served, others_of
+from .attention import LABEL, DistributedAttention, Run, others_of
+from .checks import check_local_tokens, check_served
 from .config import DistributedSparseConfig
 from .selection_plan import SelectionPlan, agree_once, plan_of_indices
 from .sharding import SequenceSharding

@@ -23,7 +23,7 @@ from ..validation.layouts import check_layout_heads
 from ..validation.numbers import check_is_causal
 from ..validation.tensors import check_qkv
 from .agreement import agreed_by, breaks_if_left, check_agreement
-from .attention import check_local_tokens, check_place
+from .checks import check_local_tokens, check_place
 from .config import DistributedSparseConfig
 from .local_layout import LocalLayout, Returned
 from .sharding import SequenceSharding
@@ -101,7 +101,7 @@ def plan_of_indices(
         ValueError: an argument does not fit the others, or the ranks make different calls; the message says why.
         TypeError: an argument has the wrong type; the message names it and its value.
     """
-    check_place(sharding, config)
+    check_place(sharding, config, SequenceSharding)
     check_is_causal(is_causal)
     check_qkv(q, k, k)
     check_local_tokens(sharding, q=q, k=k)

@@ -18,6 +18,7 @@ from ..config import check_block_size
 from ..grid import BlockGrid
 from ..layout import BlockLayout
 from .balance import Chunks, chunks_of, imbalance, row_costs
+from .checks import check_config, check_sharding
 from .chunks import Chunked
 from .config import DistributedSparseConfig
 
@@ -245,23 +246,6 @@ def check_chunks(chunks: Chunks, n_blocks: int) -> None:
         raise ValueError(f"chunks must hold each of the blocks 0 to {n_blocks - 1} once")
     if chunks[-1][-1][1] != n_blocks:
         raise ValueError("the last block must belong to the last rank; number the ranks so that it does")
-
-
-def check_config(config: Any) -> None:
-    """Raise TypeError unless this is a DistributedSparseConfig, as for a DeviceMesh."""
-    if not isinstance(config, DistributedSparseConfig):
-        raise TypeError(
-            f"config must be a DistributedSparseConfig, got {values.shown(config)}; use DistributedSparseConfig(mesh)"
-        )
-
-
-def check_sharding(sharding: Any) -> None:
-    """Raise TypeError unless this is a sharding."""
-    if not isinstance(sharding, Chunked):
-        raise TypeError(
-            f"sharding must be a SequenceSharding or PackedSharding, got {values.shown(sharding)}; use "
-            "SequenceSharding.from_layout(layout, config), or the sharding(seq_len) of a module"
-        )
 
 
 def checked_layouts(layout: Any) -> tuple[BlockLayout, ...]:

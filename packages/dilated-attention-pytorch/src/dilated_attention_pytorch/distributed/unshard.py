@@ -9,9 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .agreement import check_agreement
+from .checks import check_config, check_sharding
 from .chunks import Chunked
 from .config import DistributedSparseConfig
-from .sharding import check_config, check_sharding, checked_dim, shard_sequence
+from .sharding import checked_dim, shard_sequence
 
 
 def unshard_sequence(x: Tensor, sharding: Chunked, config: DistributedSparseConfig, dim: int = 1) -> Tensor:

@@ -24,9 +24,8 @@ from ..functional import run_call
 from ..layout.layout import BlockLayout
 from ..validation.call import as_autocast_has_them, check_numbers_of_call, check_packed_call
 from ..validation.layouts import check_layout
-from ..validation.numbers import check_backend, check_flag, check_is_causal
+from ..validation.numbers import check_flag, check_is_causal
 from ..validation.tensors import PACKED_SHAPE, SHAPE, check_qkv, check_tensors
-from ..values import shown
 from .agreement import agreed_by, breaks_if_left, check_agreement
 from .attention import (
     LABEL,
@@ -36,12 +35,11 @@ from .attention import (
     agree,
     attend,
     attend_in_stages,
-    check_block_size_of,
-    check_rank,
     gradients_in_stages,
     gradients_of_heads,
     others_of,
 )
+from .checks import check_block_size_of, check_place, check_served
 from .config import DistributedSparseConfig
 from .local_layout import Pieces
 from .packed_layout import PackedSequences, offsets_of
@@ -178,21 +176,10 @@ def check_arguments(
     q: Any, k: Any, v: Any, layout: Any, sharding: Any, config: Any, backend: Any, is_causal: Any
 ) -> None:
     """Raise unless the arguments have their types, and fit one another and this process."""
-    for name, given, wanted in (
-        ("sharding", sharding, PackedSharding),
-        ("config", config, DistributedSparseConfig),
-    ):
-        if not isinstance(given, wanted):
-            raise TypeError(f"{name} must be a {wanted.__name__}, got {shown(given)}")
+    check_place(sharding, config, PackedSharding)
     check_qkv(q, k, v, PACKED_SHAPE)
     check_is_causal(is_causal)
-    check_backend(backend)
-    if backend == "reference":
-        raise ValueError(
-            "backend='reference' is the dense definition in one process; compare with block_sparse_attention_varlen on all "
-            "sequences"
-        )
-    check_rank(sharding, config)
+    check_served(backend, "block_sparse_attention_varlen on all sequences")
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 3:
             raise ValueError(
