@@ -14,9 +14,9 @@ from ..caching import BoundedCache
 from ..config import SparsePatternConfig, with_shorthands
 from ..layout.cache import LAYOUTS
 from ..layout.layout import BlockLayout
-from ..modules.settings import PatternSettings
+from ..modules.settings import AttentionSettings
 from ..upstream.keywords import explains_old_keywords
-from ..validation.numbers import check_is_causal, checked_dropout, checked_scale
+from ..validation.numbers import check_is_causal
 from ..validation.tensors import SHAPE, check_qkv
 from ..values import shown
 from .attention import distributed_block_sparse_attention
@@ -26,7 +26,7 @@ from .sharding import SequenceSharding
 
 
 @explains_old_keywords
-class BlockSparseDistributedAttention(PatternSettings, nn.Module):
+class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
     """Block-sparse attention of a sequence whose tokens are distributed over processes. It has no parameters.
 
     Every rank calls it with its own tokens, those of ``sharding(seq_len)``, and fetches the blocks of others that its rows need:
@@ -85,24 +85,6 @@ class BlockSparseDistributedAttention(PatternSettings, nn.Module):
     def distributed_config(self) -> DistributedSparseConfig:
         """The processes, and how they exchange blocks; fixed."""
         return self._distributed_config
-
-    @property
-    def dropout(self) -> float:
-        """Attention dropout, in training mode only."""
-        return self._dropout
-
-    @dropout.setter
-    def dropout(self, value: float) -> None:
-        self._dropout = checked_dropout(value, "dropout")
-
-    @property
-    def softmax_scale(self) -> float | None:
-        """None is ``1 / sqrt(head_dim)``."""
-        return self._softmax_scale
-
-    @softmax_scale.setter
-    def softmax_scale(self, value: float | None) -> None:
-        self._softmax_scale = checked_scale(value)
 
     def extra_repr(self) -> str:
         config = self.distributed_config

@@ -21,14 +21,14 @@ from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
 from ..upstream.keywords import explains_old_keywords
 from ..validation.call import check_call, refusal
-from ..validation.numbers import check_flag, checked_dropout, checked_scale
-from .settings import PatternSettings
+from ..validation.numbers import check_flag
+from .settings import AttentionSettings
 
 SETTINGS = ("sparse_config", "segment_lengths", "dilation_rates", "dropout", "softmax_scale", "backend")
 
 
 @explains_old_keywords
-class BlockSparseAttention(PatternSettings, nn.Module):
+class BlockSparseAttention(AttentionSettings, nn.Module):
     """Block-sparse attention of q, k and v. It has no parameters.
 
     Args:
@@ -86,26 +86,6 @@ class BlockSparseAttention(PatternSettings, nn.Module):
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
-
-    # ---- settings
-
-    @property
-    def dropout(self) -> float:
-        """Attention dropout, in training mode only."""
-        return self._dropout
-
-    @dropout.setter
-    def dropout(self, value: float) -> None:
-        self._dropout = checked_dropout(value, "dropout")
-
-    @property
-    def softmax_scale(self) -> float | None:
-        """None is ``1 / sqrt(head_dim)``."""
-        return self._softmax_scale
-
-    @softmax_scale.setter
-    def softmax_scale(self, value: float | None) -> None:
-        self._softmax_scale = checked_scale(value)
 
     def extra_repr(self) -> str:
         parts = [f"sparse_config={self.sparse_config}"]

@@ -1,4 +1,4 @@
-"""PatternSettings: what modules around a pattern have in common, the pattern and the token dilation as attributes."""
+"""What modules around a pattern have in common: the pattern, the token dilation and settings of the call, as attributes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed
 from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
-from ..validation.numbers import check_backend
+from ..validation.numbers import check_backend, checked_dropout, checked_scale
 
 
 class PatternSettings:
@@ -124,6 +124,28 @@ class PatternSettings:
             captured: also those that CUDA graphs were captured with; only once these graphs are gone.
         """
         LAYOUTS.clear(self._pattern, captured)
+
+
+class AttentionSettings(PatternSettings):
+    """Also `dropout` and `softmax_scale`: of modules that do nothing but attend."""
+
+    @property
+    def dropout(self) -> float:
+        """Attention dropout, in training mode only."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = checked_dropout(value, "dropout")
+
+    @property
+    def softmax_scale(self) -> float | None:
+        """None is ``1 / sqrt(head_dim)``."""
+        return self._softmax_scale
+
+    @softmax_scale.setter
+    def softmax_scale(self, value: float | None) -> None:
+        self._softmax_scale = checked_scale(value)
 
 
 def check_dilation(
