@@ -39,6 +39,11 @@ def compile_options(registers: tuning.Registers) -> dict[str, Any]:
     return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
 
 
+def has_no_edge(problem: AttentionProblem) -> bool:
+    """Whether no key ends inside a block, or the causal mask is applied to every edge anyway: not a kernel for each."""
+    return problem.is_causal or problem.kv_len % problem.block_size == 0
+
+
 # ---- forward
 
 
@@ -83,7 +88,7 @@ class ForwardPass:
             "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
             "D": p.head_dim, "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
-            "IS_CAUSAL": p.is_causal, "EVEN_KV": p.kv_len % p.block_size == 0, "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
+            "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
         }  # fmt: skip
 
@@ -146,9 +151,11 @@ class BackwardPass(ABC):
 
 
 def saved_strides(call: BackwardCall) -> dict[str, int]:
-    """The strides of what a dq pass reads without a descriptor."""
-    return {f"stride_o{axis}": call.out.stride(i) for i, axis in enumerate("bsh")} | {
-        f"stride_l{axis}": call.grad_lse.stride(i) for i, axis in enumerate("bhs")
+    """The strides of what a dq pass reads without a descriptor, and whether lse has a gradient."""
+    return {
+        **{f"stride_o{axis}": call.out.stride(i) for i, axis in enumerate("bsh")},
+        **{f"stride_l{axis}": call.grad_lse.stride(i) for i, axis in enumerate("bhs")},
+        "has_grad_lse": int(call.has_grad_lse),
     }
 
 
@@ -174,7 +181,7 @@ def common_arguments(
         "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
         "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "LATE_LSE": tiles.late_lse,
         "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "IS_CAUSAL": p.is_causal,
-        "EVEN_KV": p.kv_len % p.block_size == 0, "HAS_GRAD_LSE": call.has_grad_lse and not dkdv,
+        "EVEN_KV": dkdv or has_no_edge(p),
         "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
@@ -258,7 +265,7 @@ class DilatedDqPass(DqPass):
             "softmax_scale": p.softmax_scale,
             "D": p.head_dim, "TILE": tiles.tile, "RATE": near, "FAR_RATE": far, "N_CLASSES": len(p.rates),
             "STAGES": tiles.stages, "SLOTS": tiles.slots, "OPERANDS_IN_REGISTERS": tiles.operands_in_registers,
-            "IS_CAUSAL": p.is_causal, "HAS_GRAD_LSE": call.has_grad_lse,
+            "IS_CAUSAL": p.is_causal,
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
         }  # fmt: skip
 

@@ -101,7 +101,6 @@ class Config:
     DKDV: gl.constexpr
     IS_CAUSAL: gl.constexpr
     EVEN_KV: gl.constexpr
-    HAS_GRAD_LSE: gl.constexpr
 
 
 @aggregate
@@ -314,9 +313,7 @@ def consumer(
             )  # fmt: skip
         else:
             sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
-            out, lse, grad_lse = load_saved(
-                saved, i_batch, kept_head, work.batch_head, token, D, config.HAS_GRAD_LSE
-            )
+            out, lse, grad_lse = load_saved(saved, i_batch, kept_head, work.batch_head, token, D)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         if not DKDV:
@@ -395,7 +392,7 @@ def consumer(
 
 
 NUMBERS = (
-    "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv",
+    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv",
     "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
 )  # fmt: skip
 
@@ -403,11 +400,11 @@ NUMBERS = (
 @gluon.jit(do_not_specialize=NUMBERS)
 def backward_kernel(
     desc_kept_qk, desc_kept_gv, desc_qk, desc_gv, desc_grad_qk, desc_grad_v, Stats, Out, Lse, GradLse, Offsets, Indices,
-    WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_layout_groups, n_entries, n_groups,
+    WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_layout_groups, n_entries, n_groups,
     n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len,
     softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
     OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, HAS_GRAD_LSE: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file; Out, Lse and GradLse are for the dq pass only.
@@ -423,13 +420,14 @@ def backward_kernel(
         grid = Grid(n_groups, n_lists, n_rows, 0, 0, first_query, first_row * BLOCK_SIZE, kv_len)
     else:
         grid = Grid(n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len)
-    saved = Saved(Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, q_len)
+    saved = Saved(
+        Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len
+    )  # fmt: skip
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
     inputs = Inputs(desc_kept_qk, desc_kept_gv, desc_qk, desc_gv)
     outputs = Outputs(desc_grad_qk, desc_grad_v)
     config = Config(
         D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, IS_CAUSAL, EVEN_KV,
-        HAS_GRAD_LSE,
     )  # fmt: skip
     n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0

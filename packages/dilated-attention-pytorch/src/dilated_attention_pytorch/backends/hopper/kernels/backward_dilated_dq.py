@@ -71,7 +71,6 @@ class Config:
     SLOTS: gl.constexpr
     OPERANDS_IN_REGISTERS: gl.constexpr
     IS_CAUSAL: gl.constexpr
-    HAS_GRAD_LSE: gl.constexpr
 
 
 @aggregate
@@ -231,7 +230,7 @@ def consumer(
         i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
         query = grid.first_query + work.group * BLOCK + W * 64
         position = grid.first_position + work.group * BLOCK + W * 64
-        out, lse, grad_lse = load_saved(saved, i_batch, head, work.batch_head, query, D, config.HAS_GRAD_LSE)
+        out, lse, grad_lse = load_saved(saved, i_batch, head, work.batch_head, query, D)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         chunk = work.group * 2 + W
@@ -261,27 +260,29 @@ def consumer(
 
 
 NUMBERS = (
-    "n_rows", "num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
+    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def dilated_dq_kernel(
     desc_q, desc_grad_out, desc_k, desc_v, desc_k_far, desc_v_far, desc_dq, Stats, Out, Lse, GradLse, Offsets, Indices,
-    WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, n_rows, num_heads, n_batch_heads,
+    WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_rows, num_heads, n_batch_heads,
     heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
     RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
-    OPERANDS_IN_REGISTERS: gl.constexpr, IS_CAUSAL: gl.constexpr, HAS_GRAD_LSE: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, IS_CAUSAL: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
     kept, streams, queue = shared_memory(desc_q.dtype, D, TILE, STAGES, SLOTS, STAGES, False)
     lists = BlockLists(Offsets, Indices, WorkOrder, WorkOrder, WorkOrder, Indices)
-    saved = Saved(Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, q_len)
+    saved = Saved(
+        Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len
+    )  # fmt: skip
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
     grid = Grid(n_rows, first_row * BLOCK - q_offset, first_row * BLOCK, kv_len)
     inputs = Inputs(desc_q, desc_grad_out, desc_k, desc_v, desc_k_far, desc_v_far)
-    config = Config(D, RATE, FAR_RATE, N_CLASSES, SLOTS, OPERANDS_IN_REGISTERS, IS_CAUSAL, HAS_GRAD_LSE)
+    config = Config(D, RATE, FAR_RATE, N_CLASSES, SLOTS, OPERANDS_IN_REGISTERS, IS_CAUSAL)
     n_tiles = n_rows * n_batch_heads
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1

@@ -22,7 +22,7 @@ CHUNK = gl.constexpr(64)  # queries whose lse are adjacent in memory: those of a
 
 @aggregate
 class Saved:
-    """out and lse of the forward and the gradient of lse, with their strides; a stride of 1 is a constant."""
+    """out and lse of the forward and the gradient of lse, with their strides; an out stride of 1 is a constant."""
 
     out: gl.tensor
     stride_ob: gl.tensor | gl.constexpr
@@ -30,9 +30,10 @@ class Saved:
     stride_oh: gl.tensor | gl.constexpr
     lse: gl.tensor
     grad_lse: gl.tensor
-    stride_lb: gl.tensor | gl.constexpr
-    stride_lh: gl.tensor | gl.constexpr
-    stride_ls: gl.tensor | gl.constexpr
+    stride_lb: gl.tensor
+    stride_lh: gl.tensor
+    stride_ls: gl.tensor
+    has_grad_lse: gl.tensor
     q_len: gl.tensor
 
 
@@ -45,8 +46,8 @@ class QueryStats:
 
 
 @gluon.jit
-def load_saved(saved, i_batch, head, batch_head, query, D: gl.constexpr, HAS_GRAD_LSE: gl.constexpr):
-    """out, lse and the gradient of lse of the queries from `query` on; they arrive while grad_out is waited for."""
+def load_saved(saved, i_batch, head, batch_head, query, D: gl.constexpr):
+    """out, lse and the gradient of lse (or 0) of the queries from `query` on; they arrive while grad_out is waited for."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])  # 16 bytes a thread
     rows = query + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, layout))
     d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
@@ -56,15 +57,10 @@ def load_saved(saved, i_batch, head, batch_head, query, D: gl.constexpr, HAS_GRA
         base + rows.to(gl.int64)[:, None] * saved.stride_os + d[None, :], mask=inside[:, None], other=0.0
     )
     lse = gl.load(saved.lse + batch_head.to(gl.int64) * saved.q_len + rows, mask=inside, other=-INFINITY)
-    grad_lse = 0.0
-    if HAS_GRAD_LSE:
-        base_lse = (
-            saved.grad_lse + i_batch.to(gl.int64) * saved.stride_lb + head.to(gl.int64) * saved.stride_lh
-        )
-        grad_lse = gl.load(base_lse + rows.to(gl.int64) * saved.stride_ls, mask=inside, other=0.0).to(
-            gl.float32
-        )
-    return out, lse, grad_lse
+    base_lse = saved.grad_lse + i_batch.to(gl.int64) * saved.stride_lb + head.to(gl.int64) * saved.stride_lh
+    has_grad = inside & (saved.has_grad_lse != 0)
+    grad_lse = gl.load(base_lse + rows.to(gl.int64) * saved.stride_ls, mask=has_grad, other=0.0)
+    return out, lse, grad_lse.to(gl.float32)
 
 
 @gluon.jit
