@@ -66,11 +66,9 @@ class BlockLists:
 
 
 @gluon.jit
-def allocate_queue():
-    """A work queue, ready to use."""
-    numbers = gl.allocate_shared_memory(
-        gl.int32, [2 * NUMBERS_PER_TILE, 1], gl.SwizzledSharedLayout(1, 1, 1, [0])
-    )
+def allocate_queue(NUMBERS: gl.constexpr = NUMBERS_PER_TILE):
+    """A work queue for tiles of so many numbers, ready to use."""
+    numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
@@ -115,7 +113,7 @@ def next_tile(queue, Counter, n_tiles, i_tile):
 def write_number(queue, i_tile, i: gl.constexpr, number):
     """Write number i of the i_tile-th tile of this program."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    place = (i_tile & 1) * NUMBERS_PER_TILE + i
+    place = (i_tile & 1) * (queue.numbers.shape[0] // 2) + i
     queue.numbers.index(place).store(gl.full([1], number, gl.int32, layout=layout))
 
 
@@ -123,7 +121,8 @@ def write_number(queue, i_tile, i: gl.constexpr, number):
 def read_number(queue, i_tile, i: gl.constexpr):
     """Number i of the i_tile-th tile of this program: 0 is the tile, the others are those that were published."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    return gl.max(queue.numbers.index((i_tile & 1) * NUMBERS_PER_TILE + i).load(layout), 0)
+    place = (i_tile & 1) * (queue.numbers.shape[0] // 2) + i
+    return gl.max(queue.numbers.index(place).load(layout), 0)
 
 
 @gluon.jit
