@@ -32,7 +32,10 @@ PROCESSES = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given."""
+    """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
+
+    At head_dim 256 "dkdv" is the pass for dk, and "dv" another.
+    """
 
     kernel: str
     head_dim: int
@@ -53,6 +56,7 @@ SHAPES = [
     for ragged in (True, False)
     if causal == ragged or kernel == "forward"  # the backward with all masks, and with none
 ] + [
+    *(Shape("dv", 256, block_size, causal, causal) for block_size in (64, 128) for causal in (True, False)),
     Shape("dq", 64, 128, True, True, grad_lse=True),
     Shape("dq", 128, 64, False, False, grad_lse=True),
     Shape("forward", 128, 128, True, True, rates=(1, 4)),
@@ -109,7 +113,7 @@ def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
         return one.kernel, one.arguments(p, out, lse), one.options(p), one.programs(p)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
     call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
-    of_backward = passes.backward_of(p).passes[("dq", "dkdv").index(shape.kernel)]
+    of_backward = passes.backward_of(p).passes[("dq", "dkdv", "dv").index(shape.kernel)]
     return of_backward.kernel, of_backward.arguments(call, torch.empty(16)), of_backward.options(p), 1
 
 

@@ -85,7 +85,7 @@ def refusals(block_size: int) -> dict[str, str]:
     return {name: reason for reason, names in lists for name in names}
 
 
-def shaped(case: Case, head_dim: int, block_size: int) -> Case:
+def shaped(case: Case, head_dim: int, block_size: int, v_head_dim: int | None = None) -> Case:
     """A case in a shape that the backend serves; lengths stay, segments and empty rows follow the block size."""
     segments = case.segment_lengths
     if segments is not None:
@@ -94,7 +94,7 @@ def shaped(case: Case, head_dim: int, block_size: int) -> Case:
     return dataclasses.replace(
         case,
         head_dim=head_dim,
-        v_head_dim=head_dim,
+        v_head_dim=v_head_dim or head_dim,
         block_size=block_size,
         segment_lengths=segments,
         empty_rows=tuple(row for row in case.empty_rows if row < n_rows),
@@ -114,11 +114,27 @@ ALL = [
     for head_dim in HEAD_DIMS
     for block_size in BLOCK_SIZES
 ]
+# That are none of the kernels' own, or take three passes backward.
+OTHER_HEAD_DIMS = ((8, 8), (80, 80), (96, 64), (192, 128), (128, 256), (256, 256))
+IN_OTHER_HEAD_DIMS = (
+    "whole_blocks_before_ragged",
+    "many_heads",
+    "columns_unseen_by_some_heads",
+    "seven_heads_share_keys",
+)
+ALL += [
+    shaped(case, head_dim, block_size, v_head_dim)
+    for case in MORE
+    if case.name in IN_OTHER_HEAD_DIMS
+    for head_dim, v_head_dim in OTHER_HEAD_DIMS
+    for block_size in BLOCK_SIZES
+]
 SERVED = sorted((case for case in ALL if case.name not in refusals(case.block_size)), key=constants)
 
 
 def label(case: Case) -> str:
-    return f"{case.name}-{case.head_dim}-{case.block_size}"
+    v_head_dim = "" if case.v_head_dim == case.head_dim else f"-{case.v_head_dim}"
+    return f"{case.name}-{case.head_dim}{v_head_dim}-{case.block_size}"
 
 
 # ---- how far from the definition a result may be

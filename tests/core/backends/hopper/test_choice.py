@@ -95,7 +95,7 @@ def test_refused_cases_are_those_of_the_list_and_no_others() -> None:
 @pytest.mark.usefixtures("on_hopper")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block_size", [64, 128])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 192, 256])
 def test_what_the_kernels_are_made_for_is_chosen(head_dim: int, block_size: int, dtype: torch.dtype) -> None:
     problem = problem_of(dataclasses.replace(PLAIN, head_dim=head_dim, block_size=block_size), dtype)
     assert HOPPER.rejects(problem) is None
@@ -125,8 +125,8 @@ MANY = torch.zeros(1, dtype=torch.int32).expand(2**30)
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "device": (of_shape(device="cpu"), "q is on cpu, needs a CUDA device"),
     "float32": (of_shape(torch.float32), "q has dtype torch.float32, needs float16 or bfloat16"),
-    "head_dim": (of_shape(dim=80, v_dim=80), "head_dim 80 and v head_dim 80 are not both 64 or both 128"),
-    "v_head_dim": (of_shape(v_dim=64), "head_dim 128 and v head_dim 64 are not both 64 or both 128"),
+    "head_dim": (of_shape(dim=84), "head_dim 84 is not a multiple of 8 up to 256"),
+    "v_head_dim": (of_shape(v_dim=264), "v head_dim 264 is not a multiple of 8 up to 256"),
     "block_size": ({"grid": BlockGrid(512, 512, 256, True)}, "block_size 256 is not 64 or 128"),
     "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias is given"),
     "kv_lengths": (

@@ -19,7 +19,8 @@ from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .strides import badly_strided
 from .work_order import make_work_order
 
-HEAD_DIMS = (64, 128)
+MAX_HEAD_DIM = 256
+MAX_DILATED_HEAD_DIM = 128  # with token dilation
 BLOCK_SIZES = (64, 128)
 OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
 # The newest tested release: Gluon is experimental, and its names change from release to release.
@@ -104,8 +105,9 @@ def rejected_call(problem: AttentionProblem) -> str | None:
         return f"compute capability {torch.cuda.get_device_capability(p.q.device)} is not (9, 0)"
     if p.q.dtype not in (torch.float16, torch.bfloat16):
         return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
-    if p.head_dim not in HEAD_DIMS or p.v_head_dim != p.head_dim:
-        return f"head_dim {p.head_dim} and v head_dim {p.v_head_dim} are not both 64 or both 128"
+    for what, dim in (("head_dim", p.head_dim), ("v head_dim", p.v_head_dim)):
+        if dim % 8 or not 0 < dim <= MAX_HEAD_DIM:
+            return f"{what} {dim} is not a multiple of 8 up to {MAX_HEAD_DIM}"
     if p.block_size not in BLOCK_SIZES:
         return f"block_size {p.block_size} is not 64 or 128"
     for what, value in (
@@ -124,6 +126,8 @@ def rejected_call(problem: AttentionProblem) -> str | None:
     if p.dilation is not None:
         if p.block_size != 128:
             return f"token dilation needs block_size 128, got {p.block_size}"
+        if max(p.head_dim, p.v_head_dim) > MAX_DILATED_HEAD_DIM:
+            return f"token dilation needs head_dim up to {MAX_DILATED_HEAD_DIM}, got {p.head_dim} and {p.v_head_dim} of v"
         if len(p.rates) > MAX_RATES:
             return f"token dilation has {len(p.rates)} rates, at most {MAX_RATES} fit"
         if max(p.rates) > MAX_GROUP_SIZE or p.kv_len % max(p.rates):

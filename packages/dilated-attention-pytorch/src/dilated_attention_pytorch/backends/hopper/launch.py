@@ -27,6 +27,13 @@ def readable(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
+def empty_out(q: Tensor, v: Tensor) -> Tensor:
+    """Memory for out; `empty_like` takes half the time of `new_empty`."""
+    if q.shape[3] == v.shape[3]:
+        return torch.empty_like(q, memory_format=torch.contiguous_format)
+    return q.new_empty(*q.shape[:3], v.shape[3])
+
+
 def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """out, which is `into` where that is given, and lse of a problem."""
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
@@ -37,7 +44,7 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
         return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)), into)
     batch, q_len, num_heads, _ = q.shape
     # the fastest ways to make a tensor
-    out = torch.empty_like(q, memory_format=torch.contiguous_format) if into is None else into
+    out = empty_out(q, v) if into is None else into
     lse = torch.empty_strided(
         (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
     )
@@ -71,7 +78,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != _torch_internals.current_device():
             return launch_forward(static_problem.with_inputs(q, k, v, None))
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        out = empty_out(q, v)
         lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
         launch.run(index, (q, k, v, k, v, out), (lse.data_ptr(), *lists, tile_counter(index)))
         return out, lse

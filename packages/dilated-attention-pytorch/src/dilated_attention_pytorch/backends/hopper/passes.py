@@ -34,6 +34,11 @@ def offsets_of(problem: AttentionProblem) -> WorkOrder:
     return WorkOrder.of(p.n_rows, p.n_cols, p.layout_heads, p.rows.indices.numel(), p.block_size, p.dilation)
 
 
+def kernel_dim(problem: AttentionProblem) -> int:
+    """The head_dim of the kernels that holds those of q, k and v: the tensor memory accelerator fills it up with zeros."""
+    return tuning.kernel_dim(max(problem.head_dim, problem.v_head_dim))
+
+
 def compile_options(registers: tuning.Registers) -> dict[str, Any]:
     """How a warp-specialised kernel is compiled; fused multiply-adds are no longer the default in Triton 3.10."""
     return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
@@ -55,7 +60,7 @@ class ForwardPass:
     @staticmethod
     def programs(problem: AttentionProblem) -> int:
         """How many share a multiprocessor."""
-        return tuning.FORWARD[problem.head_dim, problem.block_size].programs
+        return tuning.FORWARD[kernel_dim(problem), problem.block_size].programs
 
     def options(self, problem: AttentionProblem) -> dict[str, Any]:
         """How the kernel is compiled."""
@@ -70,7 +75,7 @@ class ForwardPass:
     def arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
         """Every argument of the kernel."""
         p = problem
-        tiles = tuning.FORWARD[p.head_dim, p.block_size]
+        tiles = tuning.FORWARD[kernel_dim(p), p.block_size]
         near, far = p.rates[0], p.rates[-1]
         near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
         registers = tuning.FORWARD_REGISTERS[tiles.programs]
@@ -86,7 +91,7 @@ class ForwardPass:
             "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
             "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
             "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
-            "D": p.head_dim, "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
+            "D": kernel_dim(p), "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
             "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
@@ -160,7 +165,7 @@ def saved_strides(call: BackwardCall) -> dict[str, int]:
 
 
 def common_arguments(
-    call: BackwardCall, tiles: tuning.BackwardTiles, num_heads: int, *, dkdv: bool
+    call: BackwardCall, tiles: tuning.BackwardTiles, num_heads: int, *, dkdv: bool, sums: str
 ) -> dict[str, Any]:
     """What the two passes without token dilation are given alike, but for the descriptors."""
     p = call.problem
@@ -176,11 +181,11 @@ def common_arguments(
         "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
         "n_lists": n_lists, "n_rows": p.n_rows, "num_heads": num_heads, "n_batch_heads": p.batch * num_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
-        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
+        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "v_dim": p.v_head_dim,
         "softmax_scale": p.softmax_scale,
-        "D": p.head_dim, "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
+        "D": kernel_dim(p), "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
         "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "LATE_LSE": tiles.late_lse,
-        "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "IS_CAUSAL": p.is_causal,
+        "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "SUMS": sums, "IS_CAUSAL": p.is_causal,
         "EVEN_KV": dkdv or has_no_edge(p),
         "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
@@ -193,12 +198,12 @@ class DqPass(BackwardPass):
 
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, dq = call.problem, call.grads.q
-        tiles = tuning.DQ[p.head_dim, p.block_size]
+        tiles = tuning.DQ[kernel_dim(p), p.block_size]
         return {
             "desc_kept_qk": (p.q, 64, 0), "desc_kept_gv": (call.grad_out, 64, 0),
             "desc_qk": (p.k, tiles.tile, 0), "desc_gv": (p.v, tiles.tile, 0),
             "desc_grad_qk": (dq, 64, 0), "desc_grad_v": (dq, 64, 0),
-            "Stats": stats, **common_arguments(call, tiles, p.num_heads, dkdv=False),
+            "Stats": stats, **common_arguments(call, tiles, p.num_heads, dkdv=False, sums="qk"),
         }  # fmt: skip
 
     def n_tiles(self, problem: AttentionProblem) -> int:
@@ -214,18 +219,22 @@ class DqPass(BackwardPass):
 
 
 class DkdvPass(BackwardPass):
-    """dk and dv by columns, with the lse and delta of the dq pass."""
+    """dk and dv by columns, with the lse and delta of the dq pass; or one of them, where both take too many registers."""
 
     kernel = backward_kernel
 
+    def __init__(self, sums: str = "both") -> None:
+        """sums: "both", "qk" (dk) or "v" (dv)."""
+        self.sums = sums
+
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, grads = call.problem, call.grads
-        tiles = tuning.DKDV[p.head_dim, p.block_size]
+        tiles = tuning.DKDV[kernel_dim(p), p.block_size]
         return {
             "desc_kept_qk": (p.k, 64, 0), "desc_kept_gv": (p.v, 64, 0),
             "desc_qk": (p.q, tiles.tile, 0), "desc_gv": (call.grad_out, tiles.tile, 0),
             "desc_grad_qk": (grads.k, 64, 0), "desc_grad_v": (grads.v, 64, 0),
-            "Stats": stats, **common_arguments(call, tiles, p.num_kv_heads, dkdv=True),
+            "Stats": stats, **common_arguments(call, tiles, p.num_kv_heads, dkdv=True, sums=self.sums),
         }  # fmt: skip
 
     def n_tiles(self, problem: AttentionProblem) -> int:
@@ -248,7 +257,7 @@ class DilatedDqPass(DqPass):
 
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p = call.problem
-        tiles, registers = tuning.DQ[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+        tiles, registers = tuning.DQ[kernel_dim(p), p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
         near, far = p.rates[0], p.rates[-1]
         near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
         return {
@@ -261,9 +270,9 @@ class DilatedDqPass(DqPass):
             **saved_strides(call),
             "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads,
             "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
-            "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
+            "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "v_dim": p.v_head_dim,
             "softmax_scale": p.softmax_scale,
-            "D": p.head_dim, "TILE": tiles.tile, "RATE": near, "FAR_RATE": far, "N_CLASSES": len(p.rates),
+            "D": kernel_dim(p), "TILE": tiles.tile, "RATE": near, "FAR_RATE": far, "N_CLASSES": len(p.rates),
             "STAGES": tiles.stages, "SLOTS": tiles.slots, "OPERANDS_IN_REGISTERS": tiles.operands_in_registers,
             "IS_CAUSAL": p.is_causal,
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
@@ -284,7 +293,7 @@ class DilatedDkdvPass(DkdvPass):
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, grads = call.problem, call.grads
         offsets = offsets_of(p)
-        tiles, registers = tuning.DKDV[p.head_dim, p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+        tiles, registers = tuning.DKDV[kernel_dim(p), p.block_size], tuning.BACKWARD_REGISTERS[NEW_PTXAS]
         group_size = max(p.rates)
         kept = p.block_size // group_size
         n_groups = offsets.columns.n_groups
@@ -297,7 +306,7 @@ class DilatedDkdvPass(DkdvPass):
             "num_kv_heads": p.num_kv_heads, "n_batch_kv_heads": p.batch * p.num_kv_heads,
             "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
             "first_row": p.first_row, "q_offset": p.q_offset, "softmax_scale": p.softmax_scale,
-            "D": p.head_dim, "TILE": tiles.tile, "GROUP_SIZE": group_size, "RATE": p.rates[0], "FAR_RATE": p.rates[-1],
+            "D": kernel_dim(p), "TILE": tiles.tile, "GROUP_SIZE": group_size, "RATE": p.rates[0], "FAR_RATE": p.rates[-1],
             "N_CLASSES": len(p.rates), "STAGES": tiles.stages, "SLOTS": tiles.slots,
             "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "IS_CAUSAL": p.is_causal,
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
@@ -323,7 +332,19 @@ class Backward(NamedTuple):
 
 
 def wants_no_dilation(problem: AttentionProblem) -> str | None:
-    return None if problem.dilation is None else f"tokens are dilated with rates {problem.rates}"
+    if problem.dilation is not None:
+        return f"tokens are dilated with rates {problem.rates}"
+    if kernel_dim(problem) > LARGEST_IN_TWO_PASSES:
+        return f"the sums of dk and dv of head_dim {kernel_dim(problem)} take too many registers"
+    return None
+
+
+def wants_one_sum_at_a_time(problem: AttentionProblem) -> str | None:
+    if problem.dilation is not None:
+        return f"tokens are dilated with rates {problem.rates}"
+    if kernel_dim(problem) <= LARGEST_IN_TWO_PASSES:
+        return f"head_dim {kernel_dim(problem)} needs no pass of its own for dv"
+    return None
 
 
 def wants_dilation(problem: AttentionProblem) -> str | None:
@@ -336,10 +357,13 @@ def stats_floats(problem: AttentionProblem) -> int:
     return 2 * p.batch * p.num_heads * p.n_rows * p.block_size
 
 
-DQ, DKDV, DILATED_DQ, DILATED_DKDV = DqPass(), DkdvPass(), DilatedDqPass(), DilatedDkdvPass()
+LARGEST_IN_TWO_PASSES = 128  # head_dim: dk and dv are then 128 registers
+DQ, DKDV, DK, DV = DqPass(), DkdvPass(), DkdvPass("qk"), DkdvPass("v")
+DILATED_DQ, DILATED_DKDV = DilatedDqPass(), DilatedDkdvPass()
 # The first that does not refuse a problem serves it.
 BACKWARDS = [
     Backward("two passes", wants_no_dilation, (DQ, DKDV), stats_floats),
+    Backward("three passes", wants_one_sum_at_a_time, (DQ, DK, DV), stats_floats),
     Backward("two passes with token dilation", wants_dilation, (DILATED_DQ, DILATED_DKDV), stats_floats),
 ]
 

@@ -43,12 +43,22 @@ class BackwardTiles:
     overlap_steps: bool = False
 
 
-# All by (head_dim, block_size).
+HEAD_DIMS = (64, 128, 256)  # of the kernels
+
+
+def kernel_dim(head_dim: int) -> int:
+    """The smallest head_dim of the kernels that holds one."""
+    return next(dim for dim in HEAD_DIMS if dim >= head_dim)
+
+
+# All by (head_dim of the kernels, block_size).
 FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (64, 64): ForwardTiles(5, 5, 2, "none", 64, programs=2),
     (64, 128): ForwardTiles(5, 5, 2, "none", 64, programs=2),
     (128, 64): ForwardTiles(5, 5, 2, "intra_warpgroup", 64),
     (128, 128): ForwardTiles(2, 2, 2, "intra_warpgroup", 128, unroll=1),
+    (256, 64): ForwardTiles(2, 2, 1, "none", 64),
+    (256, 128): ForwardTiles(2, 2, 1, "none", 64),
 }
 # The two passes of the backward; with token dilation the steps of the dkdv pass never overlap.
 DQ: dict[tuple[int, int], BackwardTiles] = {
@@ -56,13 +66,17 @@ DQ: dict[tuple[int, int], BackwardTiles] = {
     (64, 128): BackwardTiles(128, 5, 2, True),
     (128, 64): BackwardTiles(64, 4, 1, True),
     (128, 128): BackwardTiles(128, 2, 1, False),
+    (256, 64): BackwardTiles(32, 3, 1, False),
+    (256, 128): BackwardTiles(32, 3, 1, False),
 }
-# At head_dim 128 dk and dv take 128 registers.
+# At head_dim 128 dk and dv take 128 registers; at 256 either of them does, so each has a pass.
 DKDV: dict[tuple[int, int], BackwardTiles] = {
     (64, 64): BackwardTiles(64, 8, 2, True, late_lse=True),
     (64, 128): BackwardTiles(64, 9, 2, True, overlap_steps=True),
     (128, 64): BackwardTiles(64, 3, 2, False),
     (128, 128): BackwardTiles(64, 3, 2, False),
+    (256, 64): BackwardTiles(32, 3, 1, False),
+    (256, 128): BackwardTiles(32, 3, 1, False),
 }
 
 

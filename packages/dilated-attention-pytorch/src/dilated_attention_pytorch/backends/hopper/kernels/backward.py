@@ -35,6 +35,7 @@ from .backward_step import (
     GradSums,
     StepConfig,
     load_stats,
+    no_sums,
     operands_in_memory,
     operands_in_registers,
     shared_memory,
@@ -99,6 +100,7 @@ class Config:
     LATE_LSE: gl.constexpr
     OVERLAP_STEPS: gl.constexpr
     DKDV: gl.constexpr
+    SUMS: gl.constexpr
     IS_CAUSAL: gl.constexpr
     EVEN_KV: gl.constexpr
 
@@ -278,7 +280,7 @@ def consumer(
     SUB: gl.constexpr = BLOCK_SIZE // TILE
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    step_config = StepConfig(DKDV, config.LATE_LSE, s_layout, sum_layout)
+    step_config = StepConfig(DKDV, config.SUMS, config.LATE_LSE, s_layout, sum_layout)
     qk_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.qk.layout)
     v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.v.layout)
     scale_log2 = softmax_scale * LOG2E
@@ -308,9 +310,7 @@ def consumer(
             n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
         stats = QueryStats(0.0, 0.0)
         if DKDV:
-            sums = GradSums(
-                gl.zeros([64, D], gl.float32, layout=sum_layout), gl.zeros([64, D], gl.float32, layout=sum_layout)
-            )  # fmt: skip
+            sums = no_sums(D, config.SUMS, sum_layout)
         else:
             sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
             out, lse, grad_lse = load_saved(saved, i_batch, kept_head, work.batch_head, token, D)
@@ -378,12 +378,14 @@ def consumer(
                 last = streams.qk.wait_past(last, it - 1)
 
         # the kept tiles are no longer needed: their memory holds the sums until they are stored
-        kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))
-        if DKDV:
+        if config.SUMS != "v":
+            kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))
+        if config.SUMS != "qk":
             kept.gv.index(slot).store(sums.v.to(dtype))
         fence_async_shared()
-        store_tokens(outputs.qk, qk_boxes, slot, i_batch, kept_head, token, D)
-        if DKDV:
+        if config.SUMS != "v":
+            store_tokens(outputs.qk, qk_boxes, slot, i_batch, kept_head, token, D)
+        if config.SUMS != "qk":
             store_tokens(outputs.v, v_boxes, slot, i_batch, kept_head, token, D)
         release_stored(kept.empty, W, SLOTS)
         i_tile += 1
@@ -392,8 +394,9 @@ def consumer(
 
 
 NUMBERS = (
-    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv",
-    "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
+    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows",
+    "num_heads", "n_batch_heads", "heads_per_kv",
+    "heads_per_list", "first_row", "q_offset", "q_len", "kv_len", "v_dim",
 )  # fmt: skip
 
 
@@ -401,9 +404,9 @@ NUMBERS = (
 def backward_kernel(
     desc_kept_qk, desc_kept_gv, desc_qk, desc_gv, desc_grad_qk, desc_grad_v, Stats, Out, Lse, GradLse, Offsets, Indices,
     WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_layout_groups, n_entries, n_groups,
-    n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len,
+    n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, v_dim,
     softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
-    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr, SUMS: gl.constexpr,
     IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
     HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
@@ -421,13 +424,13 @@ def backward_kernel(
     else:
         grid = Grid(n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len)
     saved = Saved(
-        Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len
+        Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len, v_dim
     )  # fmt: skip
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
     inputs = Inputs(desc_kept_qk, desc_kept_gv, desc_qk, desc_gv)
     outputs = Outputs(desc_grad_qk, desc_grad_v)
     config = Config(
-        D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, IS_CAUSAL, EVEN_KV,
+        D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, SUMS, IS_CAUSAL, EVEN_KV,
     )  # fmt: skip
     n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0

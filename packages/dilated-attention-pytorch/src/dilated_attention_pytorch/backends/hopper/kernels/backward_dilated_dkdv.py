@@ -333,7 +333,7 @@ def consumer(
     N_BOXES: gl.constexpr = SLOTS * GROUP_SIZE * (D // 64)
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    step_config = StepConfig(True, False, s_layout, sum_layout)
+    step_config = StepConfig(True, "both", False, s_layout, sum_layout)
     dk_boxes = reinterpret(kept.qk, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
     dv_boxes = reinterpret(kept.gv, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
     groups = column_groups(WorkOrder, grid.n_layout_groups, config.N_CLASSES)

@@ -216,7 +216,7 @@ def consumer(
     dtype: gl.constexpr = kept.qk.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    step_config = StepConfig(False, False, s_layout, sum_layout)
+    step_config = StepConfig(False, "qk", False, s_layout, sum_layout)
     dq_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
     scale_log2 = softmax_scale * LOG2E
     n_tiles = grid.n_rows * heads.batched
@@ -260,7 +260,7 @@ def consumer(
 
 
 NUMBERS = (
-    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list", "first_row", "q_offset", "q_len", "kv_len",
+    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list", "first_row", "q_offset", "q_len", "kv_len", "v_dim",
 )  # fmt: skip
 
 
@@ -268,7 +268,7 @@ NUMBERS = (
 def dilated_dq_kernel(
     desc_q, desc_grad_out, desc_k, desc_v, desc_k_far, desc_v_far, desc_dq, Stats, Out, Lse, GradLse, Offsets, Indices,
     WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_rows, num_heads, n_batch_heads,
-    heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
+    heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, v_dim, softmax_scale, D: gl.constexpr, TILE: gl.constexpr,
     RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
     OPERANDS_IN_REGISTERS: gl.constexpr, IS_CAUSAL: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
@@ -277,7 +277,7 @@ def dilated_dq_kernel(
     kept, streams, queue = shared_memory(desc_q.dtype, D, TILE, STAGES, SLOTS, STAGES, False)
     lists = BlockLists(Offsets, Indices, WorkOrder, WorkOrder, WorkOrder, Indices)
     saved = Saved(
-        Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len
+        Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len, v_dim
     )  # fmt: skip
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
     grid = Grid(n_rows, first_row * BLOCK - q_offset, first_row * BLOCK, kv_len)

@@ -52,7 +52,7 @@ class Operands:
 
 @aggregate
 class GradSums:
-    """Sums of dk and dv, which products in flight may still add to; in the dq pass of dq alone, and v is the number 0."""
+    """Sums of dk and dv, which products in flight may still add to; one that a pass does not compute is the number 0."""
 
     qk: gl.tensor | warpgroup_mma_accumulator
     v: gl.tensor | warpgroup_mma_accumulator
@@ -60,12 +60,28 @@ class GradSums:
 
 @aggregate
 class StepConfig:
-    """Constants of a step; DKDV: of the dkdv pass; LATE_LSE: lse is read behind the products, not before them."""
+    """Constants of a step.
+
+    DKDV: of the dkdv pass; SUMS: which are computed, "both", "qk" or "v"; LATE_LSE: lse is read behind the products, not
+    before them.
+    """
 
     DKDV: gl.constexpr
+    SUMS: gl.constexpr
     LATE_LSE: gl.constexpr
     s_layout: gl.constexpr
     sum_layout: gl.constexpr
+
+
+@gluon.jit
+def no_sums(D: gl.constexpr, SUMS: gl.constexpr, layout: gl.constexpr):
+    """The sums before the first step; one that is not asked for is the number 0."""
+    sum_qk, sum_v = gl.to_tensor(0), gl.to_tensor(0)
+    if SUMS != "v":
+        sum_qk = gl.zeros([64, D], gl.float32, layout=layout)
+    if SUMS != "qk":
+        sum_v = gl.zeros([64, D], gl.float32, layout=layout)
+    return GradSums(sum_qk, sum_v)
 
 
 @gluon.jit
@@ -76,7 +92,11 @@ def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED:
     if PAIRED:
         row = row >> 1
     m = gl.arange(0, TILE, layout=lanes)
-    ptrs = stats + (row * SUB + sub) * (2 * TILE) + (m // CHUNK) * (2 * CHUNK) + m % CHUNK
+    if TILE >= CHUNK:
+        ptrs = stats + (row * SUB + sub) * (2 * TILE) + (m // CHUNK) * (2 * CHUNK) + m % CHUNK
+    else:
+        m += (row * SUB + sub) * TILE
+        ptrs = stats + (m // CHUNK) * (2 * CHUNK) + m % CHUNK
     return gl.load(ptrs), gl.load(ptrs + CHUNK)
 
 
@@ -113,58 +133,72 @@ def step(
     last one waits: ptxas serialises all products of a loop if one of them crosses its end.
     """
     DKDV: gl.constexpr = config.DKDV
+    SUM_QK: gl.constexpr = config.SUMS != "v"
+    SUM_V: gl.constexpr = config.SUMS != "qk"
     s_layout: gl.constexpr = config.s_layout
     operand: gl.constexpr = gl.DotOperandLayout(0, config.sum_layout, 2)
     dtype: gl.constexpr = operands.qk.dtype
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
     lse, delta = stats.lse, stats.delta
-    sum_qk, sum_v = sums.qk, sums.v
     qk_tile = streams.qk.consumer_wait(place)
     if DKDV and not config.LATE_LSE:  # before the products: shared memory is read in program order
         lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    if DKDV and DELTA_FIRST:
+    if DKDV and SUM_QK and DELTA_FIRST:
         delta = in_every_row(
             streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout)), TILE, s_layout
         )
     s = scores(operands.qk, qk_tile, TILE, s_layout)
     if not FIRST:
-        if DKDV:
-            sum_qk, sum_v = warpgroup_mma_wait(1, deps=[sum_qk, sum_v])
-        else:
-            sum_qk = warpgroup_mma_wait(1, deps=[sum_qk])
+        sums = wait_sums(sums, 1, config.SUMS)
         streams.qk.consumer_release(place - 1)  # gv too: they share a barrier
+    sum_qk, sum_v = sums.qk, sums.v
     gv_tile = streams.gv.consumer_wait(place)
-    if DKDV and DELTA_FIRST:
-        dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
-    else:
-        dp = scores(operands.gv, gv_tile, TILE, s_layout)
+    if SUM_QK:
+        if DKDV and DELTA_FIRST:
+            dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
+        else:
+            dp = scores(operands.gv, gv_tile, TILE, s_layout)
     if DKDV and config.LATE_LSE:
         lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    s = warpgroup_mma_wait(1, deps=[s])
+    s = warpgroup_mma_wait(1 if SUM_QK else 0, deps=[s])
     if DKDV:
         p = gl.exp2(s * scale_log2 - lse[None, :])
     else:
         p = gl.exp2(s * scale_log2 - lse[:, None])
     p = mask.apply_mask(p, s_layout)
     if DKDV:
-        if not DELTA_FIRST:
+        if SUM_QK and not DELTA_FIRST:
             delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-        sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), gv_tile, sum_v, is_async=True)
-        dp = warpgroup_mma_wait(1, deps=[dp])
-        if not DELTA_FIRST:
-            dp += delta[None, :]
-        ds = p * dp
+        if SUM_V:
+            sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), gv_tile, sum_v, is_async=True)
+        if SUM_QK:
+            dp = warpgroup_mma_wait(1 if SUM_V else 0, deps=[dp])
+            if not DELTA_FIRST:
+                dp += delta[None, :]
+            ds = p * dp
     else:
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = p * (dp + delta[:, None])
-    sum_qk = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), qk_tile, sum_qk, is_async=True)
+    if SUM_QK:
+        sum_qk = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), qk_tile, sum_qk, is_async=True)
+    sums = GradSums(sum_qk, sum_v)
     if LAST:
-        if DKDV:
-            sum_qk, sum_v = warpgroup_mma_wait(0, deps=[sum_qk, sum_v])
-        else:
-            sum_qk = warpgroup_mma_wait(0, deps=[sum_qk])
+        sums = wait_sums(sums, 0, config.SUMS)
         streams.qk.consumer_release(place)
+    return sums
+
+
+@gluon.jit
+def wait_sums(sums, N: gl.constexpr, SUMS: gl.constexpr):
+    """Wait until at most N products are in flight, none of them of the sums."""
+    sum_qk, sum_v = sums.qk, sums.v
+    if SUMS == "both":
+        sum_qk, sum_v = warpgroup_mma_wait(N, deps=[sum_qk, sum_v])
+    elif SUMS == "qk":
+        sum_qk = warpgroup_mma_wait(N, deps=[sum_qk])
+    else:
+        sum_v = warpgroup_mma_wait(N, deps=[sum_v])
     return GradSums(sum_qk, sum_v)
 
 

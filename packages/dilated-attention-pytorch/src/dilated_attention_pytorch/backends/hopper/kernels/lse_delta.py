@@ -35,6 +35,7 @@ class Saved:
     stride_ls: gl.tensor
     has_grad_lse: gl.tensor
     q_len: gl.tensor
+    v_dim: gl.tensor
 
 
 @aggregate
@@ -54,7 +55,9 @@ def load_saved(saved, i_batch, head, batch_head, query, D: gl.constexpr):
     base = saved.out + i_batch.to(gl.int64) * saved.stride_ob + head.to(gl.int64) * saved.stride_oh
     inside = (rows >= 0) & (rows < saved.q_len)
     out = gl.load(
-        base + rows.to(gl.int64)[:, None] * saved.stride_os + d[None, :], mask=inside[:, None], other=0.0
+        base + rows.to(gl.int64)[:, None] * saved.stride_os + d[None, :],
+        mask=inside[:, None] & (d < saved.v_dim)[None, :],
+        other=0.0,
     )
     lse = gl.load(saved.lse + batch_head.to(gl.int64) * saved.q_len + rows, mask=inside, other=-INFINITY)
     base_lse = saved.grad_lse + i_batch.to(gl.int64) * saved.stride_lb + head.to(gl.int64) * saved.stride_lh
