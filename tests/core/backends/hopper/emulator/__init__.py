@@ -7,6 +7,16 @@ partition of a program is a thread, of which one runs at a time (schedule.py). W
 from .calls import backward, forward, run
 from .comparison import errors
 from .kernels import emulated
+from .launches import emulated_launches
 from .schedule import Deadlock, EmulatorError
 
-__all__ = ["Deadlock", "EmulatorError", "backward", "emulated", "errors", "forward", "run"]
+__all__ = [
+    "Deadlock",
+    "EmulatorError",
+    "backward",
+    "emulated",
+    "emulated_launches",
+    "errors",
+    "forward",
+    "run",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .dtypes import int32
+from .dtypes import constexpr, int32
 from .memory import Buffer
 from .schedule import Actor, Scheduler, current, scheduler
 from .tensors import pointer, tensor, to_tensor
@@ -80,7 +80,9 @@ def launch(
                 raise TypeError(f"{function} needs an argument {name}")
             continue
         is_constant = "constexpr" in str(parameter.annotation)
-        made[name] = arguments[name] if is_constant else value_of(name, arguments[name], box_layout)
+        made[name] = (
+            constexpr(arguments[name]) if is_constant else value_of(name, arguments[name], box_layout)
+        )
     unknown = [name for name in arguments if name not in parameters]
     if unknown:
         raise TypeError(f"{function} has no arguments {unknown}")
