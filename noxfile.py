@@ -198,6 +198,17 @@ def triton(session: nox.Session, version: str) -> None:
     )
 
 
+@nox.session(default=False, venv_backend="none")
+def emulator(session: nox.Session) -> None:
+    """The Hopper kernels, emulated on the CPU: every short case of the GPU's tests, forward and backward."""
+    python = shared_env(session, "test")
+    kernels = "tests/core/backends/hopper/test_emulated_kernels.py"
+    session.run(
+        *(python, "-m", "pytest", kernels, *workers(), *session.posargs),
+        env={"EVERY_SHAPE": "1", "OMP_NUM_THREADS": "1", **with_triton(session, python, TRITONS[-1])},
+    )
+
+
 @nox.session(default=False)
 def minimums(session: nox.Session) -> None:
     """The core package with the oldest torch and triton that it allows."""

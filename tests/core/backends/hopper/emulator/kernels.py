@@ -14,12 +14,17 @@ PACKAGE = "dilated_attention_pytorch.backends.hopper"
 NAMES = ("gluon_names", "passes", "launcher", "launch", "tuning", "work_order")
 
 
-@functools.lru_cache(maxsize=4)
 def emulated(release: str | None = None) -> Any:
     """The modules by name (`passes`, `tuning`, ... and `kernels`, with those of the kernels), as for a release of Triton.
 
     They are apart from the usual ones: what a test replaces here changes nothing else.
     """
+    return imported(triton.__version__ if release is None else release)
+
+
+@functools.lru_cache(maxsize=4)
+def imported(release: str) -> Any:
+    """`emulated`, once for every release."""
     importlib.import_module("triton.language")
     importlib.import_module("dilated_attention_pytorch.backends.raw_launch")
     package = importlib.import_module(PACKAGE)
@@ -36,8 +41,7 @@ def emulated(release: str | None = None) -> Any:
         del sys.modules[name]
     try:
         sys.modules.update(fakes)
-        if release is not None:
-            triton.__version__ = release
+        triton.__version__ = release
         made = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in NAMES}
         prefix = f"{PACKAGE}.kernels."
         kernels = {

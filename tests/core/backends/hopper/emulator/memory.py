@@ -126,21 +126,25 @@ def store(ptr: Any, value: Any, mask: Any = None, **_: Any) -> None:
 
 
 def atomic(function: Any) -> Any:
-    """An atomic operation, one lane after the other."""
+    """An atomic operation, given as a ufunc, in the order of the lanes."""
 
     def apply(ptr: pointer, value: Any, mask: Any = None, **_: Any) -> tensor:
         buffer, shape = ptr.buffer, ptr.shape
         values = np.broadcast_to(buffer.dtype.rounded(to_tensor(value).data), shape)
         lanes = active(mask, shape)
         lanes = np.broadcast_to(True, shape) if lanes is None else lanes
-        buffer.check(np.asarray(ptr.data)[lanes], "atomic operation")
+        offsets, values = np.broadcast_to(ptr.data, shape)[lanes], values[lanes]
+        buffer.check(offsets, "atomic operation")
         found = np.full(shape, buffer.dtype.nothing, buffer.dtype.held)
-        for place in np.ndindex(*shape):
-            if lanes[place]:
-                offset = int(np.asarray(ptr.data)[place])
-                old = buffer.read(offset)
-                found[place] = old
-                buffer.write(offset, buffer.dtype.rounded(function(old, values[place])))
+        if len(np.unique(offsets)) == offsets.size:
+            old = buffer.read(offsets)
+            buffer.write(offsets, buffer.dtype.rounded(function(old, values)))
+        else:
+            old = np.empty(offsets.shape, buffer.dtype.held)
+            for i, offset in enumerate(offsets):
+                old[i] = buffer.read(offset)
+                buffer.write(offset, buffer.dtype.rounded(function(old[i], values[i])))
+        found[lanes] = old
         return ptr.like(found[()], buffer.dtype)
 
     return apply
