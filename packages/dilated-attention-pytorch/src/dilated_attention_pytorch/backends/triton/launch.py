@@ -9,13 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
-from ...sequences import COLUMNS
 from ..dropout import keep_threshold
+from ..gap_kernel import clear_gaps_kernel
+from ..gaps import clearing
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
 from . import tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
 from .kernels.forward import forward_kernel
-from .kernels.gaps import clear_gaps_kernel
 from .kernels.parts import AttnBias, Masks, Positions
 from .masked_lists import MaskedLists, masked_lists
 
@@ -24,7 +24,6 @@ INTERPRETER_CAPABILITY = (8, 0)
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 DELTA_BLOCK = 64
 PLAIN = dict.fromkeys(Positions._fields)  # what a plain batch has instead of positions
-GAP_PARTS, GAP_BLOCK = 32, 2048  # most gaps are empty, and the one behind the last sequence may be long
 
 
 class Launch(NamedTuple):
@@ -188,15 +187,8 @@ def clear_gaps(
     sequences = problem.sequences
     if sequences is None or not sequences.is_packed:
         return []
-    arguments = {
-        "X": x, "Y": y, "Lse": lse, "Table": sequences.table, "n_tokens": x.shape[1], "n_sequences": sequences.table.shape[0],
-        "START": COLUMNS.index(column), "X_WIDTH": x.shape[2] * x.shape[3], "Y_WIDTH": 0 if y is None else y.shape[2] * y.shape[3],
-        "NUM_HEADS": problem.num_heads, "PARTS": GAP_PARTS, "BLOCK": GAP_BLOCK,
-    }  # fmt: skip
-    n_gaps = sequences.table.shape[0] + 1
-    return [
-        Launch(clear_gaps_kernel, (n_gaps * GAP_PARTS if x.shape[1] > 0 else 0,), arguments, {"num_warps": 4})
-    ]
+    grid, arguments = clearing(sequences, column, x, y, lse)
+    return [Launch(clear_gaps_kernel, grid, arguments, {"num_warps": 4})]
 
 
 def forward_launch(
