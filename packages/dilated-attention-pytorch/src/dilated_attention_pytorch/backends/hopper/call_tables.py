@@ -1,0 +1,45 @@
+"""What the kernels need of the tensors of a call beside q, k and v: made in every call, without a host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...sequences import Sequences
+from .kernels.padding_bits import padding_bits_kernel
+from .kernels.tile_starts import tile_starts_kernel
+
+SEQUENCES_AT_ONCE = 1024
+WORDS = 32  # of padding bits, of a program
+
+
+def tile_starts(sequences: Sequences, first_position: int) -> Tensor:
+    """Cumulative numbers of tiles of 128 queries and of 128 keys, int32 (2, n_sequences + 1); see kernels/tile_starts.py.
+
+    Args:
+        sequences: of the call.
+        first_position: where the first row of the layout begins.
+    """
+    table = sequences.table
+    n_sequences = table.shape[0]
+    starts = torch.empty(2, n_sequences + 1, dtype=torch.int32, device=table.device)
+    tile_starts_kernel[1,](table, starts, n_sequences, first_position, BLOCK=SEQUENCES_AT_ONCE)
+    return starts
+
+
+def padding_bits(mask: Tensor, sequences: Sequences | None) -> Tensor:
+    """The keys that count as bits, int32 (batch, words); see kernels/padding_bits.py.
+
+    Args:
+        mask: bool (batch, kv_len), True is padding; any strides.
+        sequences: of the call, one in each batch element.
+    """
+    batch, kv_len = mask.shape
+    n_words = -(-kv_len // 32)
+    bits = torch.empty(batch, n_words, dtype=torch.int32, device=mask.device)
+    n_programs = batch * -(-n_words // WORDS)
+    if n_programs > 0:
+        padding_bits_kernel[n_programs,](
+            mask.view(torch.int8), None if sequences is None else sequences.table, bits, kv_len, n_words, *mask.stride(), WORDS=WORDS
+        )  # fmt: skip
+    return bits
