@@ -322,3 +322,11 @@ def test_work_order_needs_no_synchronisation() -> None:
             work_order(layout)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_lists_of_batch_elements_are_ordered_as_those_of_heads(block_size: int) -> None:
+    mask = torch.rand(3, 2, 7, 5) < 0.5
+    of_batch, of_heads = (BlockLayout.from_dense(x, block_size) for x in (mask, mask.flatten(0, 1)))
+    assert (of_batch.batch, of_heads.batch) == (3, 1)
+    assert torch.equal(work_order(of_batch), work_order(of_heads))

@@ -16,6 +16,7 @@ from ...layout.layout import BlockLayout
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import AttentionProblem, Backend, Forward, Gradients, beyond_plain_batch, beyond_plain_scores
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
+from .prepared import make_prepared
 from .strides import badly_strided
 from .work_order import make_work_order
 
@@ -169,16 +170,18 @@ class HopperBackend(Backend):
         return rejected_call(problem)
 
     def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
-        """The work order (work_order.py)."""
+        """`Prepared`, flat."""
         # outside the closure, which may run in a thread that must not wait for this one
-        rows, cols = layout.lists(dilation)
-        grid, n_heads = layout.grid, layout.num_heads
+        lists, masks = layout.lists(dilation), layout.block_masks
+        grid, n_heads = layout.grid, layout.batch * layout.num_heads
         make = (
             order_kernels().work_order_by_kernels
             if layout.device.type == "cuda" and HAS_GLUON
             else make_work_order
         )
-        return layout.keep(self.name, dilation, lambda: (make(grid, n_heads, rows, cols, dilation),))
+        return layout.keep(
+            self.name, dilation, lambda: make_prepared(grid, n_heads, lists, dilation, masks, make).tensors()
+        )
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -11,7 +11,8 @@ from torch import Tensor
 from ... import _torch_internals
 from ..problem import AttentionProblem, Forward, Gradients
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
-from .passes import FORWARD, BackwardCall, BackwardPass, backward_of, work_order_of
+from .passes import FORWARD, BackwardCall, BackwardPass, backward_of
+from .prepared import work_order_of
 from .strides import badly_strided
 
 

@@ -19,13 +19,8 @@ from .kernels.backward import backward_kernel
 from .kernels.backward_dilated_dkdv import dilated_dkdv_kernel
 from .kernels.backward_dilated_dq import dilated_dq_kernel
 from .kernels.forward import forward_kernel
+from .prepared import work_order_of
 from .work_order import WorkOrder
-
-
-def work_order_of(problem: AttentionProblem) -> Tensor:
-    """What `HopperBackend.prepare` made for the problem."""
-    (work_order,) = problem.prepared
-    return work_order
 
 
 def offsets_of(problem: AttentionProblem) -> WorkOrder:
