@@ -47,8 +47,12 @@ class Recorder:
         self.runs.append((described, addresses))
         tensors = [x[0] for x in self.arguments.values() if isinstance(x, tuple)]
         assert [(x.shape, x.stride()) for x in described] == [(x.shape, x.stride()) for x in tensors]
-        names = [name for name, x in self.arguments.items() if isinstance(x, Tensor)]
+        names = launcher.pointers(self.arguments)
         assert len(names) == len(addresses)
+        given = dict(zip(names, addresses, strict=True))
+        assert {name for name, x in given.items() if x is None} == {
+            name for name in names if self.arguments[name] is None
+        }
         of_layout = {
             name: address
             for name, address in zip(names, addresses, strict=True)

@@ -9,11 +9,25 @@ import torch
 from torch import Tensor
 
 from ... import _torch_internals
+from ..gap_kernel import clear_gaps_kernel
+from ..gaps import clearing
 from ..problem import AttentionProblem, Forward, Gradients
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
-from .passes import FORWARD, BackwardCall, BackwardPass, backward_of
-from .prepared import work_order_of
+from .passes import FORWARD, NO_TENSORS, BackwardCall, BackwardPass, backward_of, extra_pointers, slot_parts
+from .prepared import of_kernel_blocks, work_order_of
+from .quarters import LARGE
+from .sinks import sink_gradient
 from .strides import badly_strided
+from .wide import (
+    Addresses,
+    addresses,
+    bias_slots,
+    call_tensors,
+    chunks,
+    has_positions,
+    has_query_gaps,
+    is_wide,
+)
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -35,6 +49,27 @@ def empty_out(q: Tensor, v: Tensor) -> Tensor:
     return q.new_empty(*q.shape[:3], v.shape[3])
 
 
+class ForwardLaunch(NamedTuple):
+    """The forward of a problem and of all others of its shapes and strides, ready to run."""
+
+    launch: Launch | None  # None without queries
+    pointers: tuple[str, ...]  # behind the tile counter
+    absent: Addresses | None  # what a plain call gives for them; None for a wide call
+
+
+def make_forward(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, tensors: dict[str, Tensor], index: int
+) -> ForwardLaunch:
+    """The launch; `tensors` are the pointers of a wide call."""
+    p, n_tiles = problem, FORWARD.n_tiles(problem)
+    names = extra_pointers(FORWARD.kernel)
+    made = None
+    if n_tiles:
+        grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
+        made = Launch(FORWARD.kernel, FORWARD.arguments(p, out, lse, tensors), FORWARD.options(p), grid)
+    return ForwardLaunch(made, names, None if is_wide(p) else (None,) * len(names))
+
+
 def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """out, which is `into` where that is given, and lse of a problem."""
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
@@ -43,6 +78,8 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
             return launch_forward(problem, into)
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
         return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)), into)
+    if p.grid.block_size == LARGE:
+        p = of_kernel_blocks(p)
     batch, q_len, num_heads, _ = q.shape
     # the fastest ways to make a tensor
     out = empty_out(q, v) if into is None else into
@@ -50,38 +87,66 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
         (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
     )
     key = ("forward", p.signature) if into is None else ("forward", p.signature, into.stride())
-    launch = LAUNCHES.get(key)
-    if launch is None:
-        n_tiles = FORWARD.n_tiles(p)
-        if not n_tiles:
-            return out, lse
-        grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
-        made = Launch(FORWARD.kernel, FORWARD.arguments(p, out, lse), FORWARD.options(p), grid)
-        launch = LAUNCHES.keep(key, made)
-    launch.run(index, (q, k, v, k, v, out), (lse.data_ptr(), *FORWARD.lists(p), tile_counter(index)))
+    made: ForwardLaunch | None = LAUNCHES.get(key)
+    tensors = NO_TENSORS
+    if made is None or made.absent is None:
+        tensors = FORWARD.extra_tensors(p, out, call_tensors(p)) if is_wide(p) else NO_TENSORS
+    if made is None:
+        made = LAUNCHES.keep(key, make_forward(p, out, lse, tensors, index))
+    launch, pointers, extras = made
+    if launch is not None:
+        extras = addresses(pointers, tensors) if extras is None else extras
+        launch.run(
+            index, (q, k, v, k, v, out), (lse.data_ptr(), *FORWARD.lists(p), tile_counter(index), *extras)
+        )
+    if p.sequences is not None and has_query_gaps(p):
+        clear(p, "q_start", out, lse=lse)
     return out, lse
+
+
+def clear(
+    problem: AttentionProblem, column: str, x: Tensor, y: Tensor | None = None, lse: Tensor | None = None
+) -> None:
+    """Clear what tokens in no sequence have; the kernels write no such token."""
+    assert problem.sequences is not None
+    grid, arguments = clearing(problem.sequences, column, x, y, lse)
+    if grid[0]:
+        clear_gaps_kernel[grid](**arguments)
 
 
 def bind_forward(problem: AttentionProblem) -> Forward | None:
     """`launch_forward` for problems that differ from this one in q, k and v only, with everything else looked up once.
 
-    None if no such problem was launched, for example without queries.
+    None if no such problem was launched, for example without queries, or if a call gives more tensors.
     """
     p, index, device = problem, problem.q.get_device(), problem.q.device
-    launch = LAUNCHES.get(("forward", p.signature))
-    if launch is None:
+    made: ForwardLaunch | None = LAUNCHES.get(("forward", p.signature))
+    if made is None or made.launch is None or p.sequences is not None or p.key_padding_mask is not None:
         return None
+    static_problem = p.without_inputs()  # keeps the tensors of these addresses alive
+    if p.grid.block_size == LARGE:
+        p = of_kernel_blocks(p)
+    launch = made.launch
+    before: Addresses = made.absent or ()
+    after: Addresses = ()
+    has_rows = has_positions(p) and "OutRows" in made.pointers
+    if made.absent is None:
+        before = addresses(made.pointers, FORWARD.extra_tensors(p, p.q, NO_TENSORS))
+    if has_rows:
+        place = made.pointers.index("OutRows")
+        before, after = before[:place], before[place + 1 :]
     batch, q_len, num_heads, _ = p.q.shape
     shape, steps = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1)
     lists = FORWARD.lists(p)
-    static_problem = p.without_inputs()  # keeps the tensors of these addresses alive
 
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != _torch_internals.current_device():
             return launch_forward(static_problem.with_inputs(q, k, v, None))
         out = empty_out(q, v)
         lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
-        launch.run(index, (q, k, v, k, v, out), (lse.data_ptr(), *lists, tile_counter(index)))
+        rows = (out.data_ptr(),) if has_rows else ()
+        given = (lse.data_ptr(), *lists, tile_counter(index), *before, *rows, *after)
+        launch.run(index, (q, k, v, k, v, out), given)
         return out, lse
 
     return forward
@@ -100,6 +165,8 @@ def backward_call(
     grad_out = readable(grad_out)
     # all unchanged since the forward, unless a hook on saved tensors changed them
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
+    if p.grid.block_size == LARGE:
+        p = of_kernel_blocks(p)
     q, k, v = readable(p.q), readable(p.k), readable(p.v)
     if q is not p.q or k is not p.k or v is not p.v:
         p = replace(p, q=q, k=k, v=v)
@@ -132,6 +199,8 @@ class PassLaunch(NamedTuple):
     of: BackwardPass
     launch: Launch
     work_order_at: int  # bytes from the start of the work order
+    pointers: tuple[str, ...]  # behind the tile counter
+    absent: Addresses | None  # as of a ForwardLaunch
 
 
 class BackwardLaunches(NamedTuple):
@@ -139,20 +208,32 @@ class BackwardLaunches(NamedTuple):
 
     passes: list[PassLaunch]
     n_floats: int
+    is_wide: bool
 
 
 def make_backward(call: BackwardCall, index: int) -> BackwardLaunches:
     """The launches of a call and of all others of its shapes and strides."""
     p = call.problem
-    backward = backward_of(p)
+    backward, wide = backward_of(p), is_wide(p)
     # only its type counts: every call makes its own
     floats = torch.empty(1, dtype=torch.float32, device=p.q.device)
     made = []
     for each in backward.passes:
-        grid = min(each.n_tiles(p), multiprocessors(index))
+        grid = max(1, min(each.n_tiles(p), multiprocessors(index)))
         launch = Launch(each.kernel, each.arguments(call, floats), each.options(p), grid)
-        made.append(PassLaunch(each, launch, 4 * each.work_order_at(p)))
-    return BackwardLaunches(made, backward.n_floats(p))
+        names = extra_pointers(each.kernel)
+        absent = None if wide else (None,) * len(names)
+        made.append(PassLaunch(each, launch, 4 * each.work_order_at(p), names, absent))
+    return BackwardLaunches(made, backward.n_floats(p), wide)
+
+
+def with_wide_tensors(call: BackwardCall) -> BackwardCall:
+    """The call with the tensors that its kernels read beside the usual ones."""
+    p = call.problem
+    tensors = call_tensors(p)
+    if p.block_bias is not None:
+        tensors["Slots"] = bias_slots(p, slot_parts(p))
+    return call._replace(tensors=tensors)
 
 
 def launch_backward(
@@ -170,13 +251,48 @@ def launch_backward(
             return launch_backward(problem, out, lse, grad_out, grad_lse, into)
     call = backward_call(problem, out, lse, grad_out, grad_lse, into)
     if nothing_to_do(call):
-        return call.grads
+        return without_pairs(problem, call.grads)
     key = ("backward", call.key)
-    launches = LAUNCHES.get(key) or LAUNCHES.keep(key, make_backward(call, index))
+    launches: BackwardLaunches | None = LAUNCHES.get(key)
+    if launches is None or launches.is_wide:
+        call = with_wide_tensors(call)
+    if launches is None:
+        launches = LAUNCHES.keep(key, make_backward(call, index))
     stats = torch.empty(launches.n_floats, dtype=torch.float32, device=out.device)
     saved = stats.data_ptr(), call.out.data_ptr(), call.lse.data_ptr(), call.grad_lse.data_ptr()
     work_order = work_order_of(call.problem).data_ptr()
-    for each, launch, start in launches.passes:
-        described, addresses = each.tensors(call, saved, work_order + start)
-        launch.run(index, described, (*addresses, tile_counter(index)))
-    return call.grads
+    for each, launch, start, names, absent in launches.passes:
+        described, places = each.tensors(call, saved, work_order + start)
+        extras = addresses(names, each.extra_tensors(call)) if absent is None else absent
+        launch.run(index, described, (*places, tile_counter(index), *extras))
+    return completed(problem, call, stats) if launches.is_wide else call.grads
+
+
+def completed(problem: AttentionProblem, call: BackwardCall, stats: Tensor) -> Gradients:
+    """The gradients of a wide call, with what the passes leave to others: tokens in no sequence, block_bias and sinks."""
+    p, grads, tensors = call.problem, call.grads, call.tensors
+    if p.sequences is not None:
+        if has_query_gaps(p):
+            clear(p, "q_start", grads.q)
+        clear(p, "kv_start", grads.k, grads.v)
+    if "Slots" in tensors:
+        of_blocks = tensors["Slots"].sum(-1)
+        if problem.grid.block_size == LARGE:
+            of_blocks = of_blocks.unflatten(2, (-1, 4)).sum(-1)
+        grads = grads._replace(block_bias=of_blocks)
+    if "Sinks" in tensors:
+        n_heads = p.num_heads if has_positions(p) else p.batch * p.num_heads
+        of_sinks = sink_gradient(
+            stats, tensors["Sinks"], tensors.get("Starts"), n_heads, chunks(p) // n_heads
+        )
+        grads = grads._replace(sinks=of_sinks)
+    return grads
+
+
+def without_pairs(problem: AttentionProblem, grads: Gradients) -> Gradients:
+    """Gradients of a call without queries or without keys, where those of q, k and v are 0 already."""
+    bias, sinks = (
+        None if x is None else torch.zeros_like(x, dtype=torch.float32)
+        for x in (problem.block_bias, problem.sinks)
+    )
+    return grads._replace(block_bias=bias, sinks=sinks)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -98,11 +98,18 @@ def same_descriptors(arguments: dict[str, Any]) -> list[int]:
     ]
 
 
+def pointers(names: Iterable[str]) -> list[str]:
+    """The arguments of a kernel between the descriptors and the first number."""
+    behind = itertools.dropwhile(lambda name: name.startswith("desc_"), names)
+    return list(itertools.takewhile(lambda name: not name[0].islower(), behind))
+
+
 class Launch:
     """A compiled kernel with all of its arguments but descriptors and addresses.
 
     `arguments` holds every argument by name and in order: tensor descriptors first, as (tensor, rows, rate), then
-    tensors, then numbers and constants. What `run` is given later must have the same shapes, strides and types.
+    tensors or None, then numbers and constants; the first number has a name in lower case. What `run` is given later must have
+    the same shapes, strides and types, and None at the same places.
     """
 
     def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, Any], grid: int) -> None:
@@ -112,8 +119,7 @@ class Launch:
         maps = [BoundedCache(N_ADDRESSES) for _ in self.boxes]
         self.maps = [maps[place] for place in same_descriptors(arguments)]
         self.described = BoundedCache(N_ADDRESSES)  # the results of `describe`, by all addresses together
-        n_tensors = sum(isinstance(x, Tensor) for x in arguments.values())
-        self.numbers = list(arguments.values())[len(self.boxes) + n_tensors :]
+        self.numbers = list(arguments.values())[len(self.boxes) + len(pointers(arguments)) :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
         compiled = function.warmup(grid=(1,), **made, **options)
         self.compiled = compiled.result() if hasattr(compiled, "result") else compiled
@@ -134,7 +140,9 @@ class Launch:
         """The arguments that one descriptor expands to."""
         return encoded(descriptor(x, *self.boxes[place]), self.descriptors[place])
 
-    def run(self, index: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]) -> None:
+    def run(
+        self, index: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor | None, ...]
+    ) -> None:
         """Launch on the current stream of device `index`."""
         stream = _torch_internals.current_raw_stream(index)
         if self.raw_launch is None or is_hooked():
@@ -151,7 +159,7 @@ class Launch:
             self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, made)
 
     def run_by_triton(
-        self, stream: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor, ...]
+        self, stream: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor | None, ...]
     ) -> None:
         """`run` through Triton's launcher, which calls the hooks."""
         boxes = [descriptor(x, *box) for x, box in zip(described, self.boxes, strict=True)]

@@ -19,14 +19,40 @@ from .kernels.backward import backward_kernel
 from .kernels.backward_dilated_dkdv import dilated_dkdv_kernel
 from .kernels.backward_dilated_dq import dilated_dq_kernel
 from .kernels.forward import forward_kernel
+from .launcher import pointers
 from .prepared import work_order_of
+from .wide import (
+    CHUNK,
+    chunks,
+    column_groups,
+    has_positions,
+    list_tensors,
+    row_groups,
+    row_strides,
+    wide_arguments,
+    wide_constants,
+)
 from .work_order import WorkOrder
+
+NO_TENSORS: dict[str, Tensor] = {}  # never changed
 
 
 def offsets_of(problem: AttentionProblem) -> WorkOrder:
     """Where the parts of the work order are."""
-    p = problem
-    return WorkOrder.of(p.n_rows, p.n_cols, p.layout_heads, p.rows.indices.numel(), p.block_size, p.dilation)
+    p, grid = problem, problem.grid
+    n_heads = p.layout_batch * p.layout_heads
+    return WorkOrder.of(grid.n_rows, grid.n_cols, n_heads, p.rows.indices.numel(), p.block_size, p.dilation)
+
+
+def in_order(kernel: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a kernel in its order; those given that it does not take are left out."""
+    return {name: given[name] for name in kernel.arg_names}
+
+
+def extra_pointers(kernel: Any) -> tuple[str, ...]:
+    """The pointers that a kernel takes behind the tile counter: None in a plain call."""
+    names = pointers(kernel.arg_names)
+    return tuple(names[names.index("Counter") + 1 :])
 
 
 def kernel_dim(problem: AttentionProblem) -> int:
@@ -40,8 +66,9 @@ def compile_options(registers: tuning.Registers) -> dict[str, Any]:
 
 
 def has_no_edge(problem: AttentionProblem) -> bool:
-    """Whether no key ends inside a block, or the causal mask is applied to every edge anyway: not a kernel for each."""
-    return problem.is_causal or problem.kv_len % problem.block_size == 0
+    """Whether no block has keys beyond the end, or a mask is applied to every edge anyway: not a kernel for each."""
+    p = problem
+    return p.is_causal or p.kv_len == p.grid.n_cols * p.block_size or has_positions(p)
 
 
 # ---- forward
@@ -64,33 +91,45 @@ class ForwardPass:
     @staticmethod
     def n_tiles(problem: AttentionProblem) -> int:
         """Work tiles of all heads."""
+        if has_positions(problem):
+            return row_groups(problem) * problem.num_heads
         return offsets_of(problem).rows.n_groups * problem.batch * problem.num_heads
 
     @staticmethod
-    def arguments(problem: AttentionProblem, out: Tensor, lse: Tensor) -> dict[str, Any]:
-        """Every argument of the kernel."""
+    def extra_tensors(
+        problem: AttentionProblem, out: Tensor, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The pointers of a wide call; `tensors` are those that all passes have."""
+        of_pass = {"OutRows": out} if has_positions(problem) else {}
+        return {**tensors, **list_tensors(problem, by_rows=True), **of_pass}
+
+    def arguments(
+        self, problem: AttentionProblem, out: Tensor, lse: Tensor, tensors: dict[str, Tensor] = NO_TENSORS
+    ) -> dict[str, Any]:
+        """Every argument of the kernel; `tensors`: the pointers of a wide call."""
         p = problem
         tiles = tuning.FORWARD[kernel_dim(p), p.block_size]
         near, far = p.rates[0], p.rates[-1]
         near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
         registers = tuning.FORWARD_REGISTERS[tiles.programs]
         n_groups = offsets_of(p).rows.n_groups
-        return {
-            "desc_q": (p.q, 64, 0),
+        return in_order(self.kernel, {
+            **wide_arguments(p, tensors), **row_strides("o", out, has_positions(p)), "desc_q": (p.q, 64, 0),
             "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
             "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
             "desc_out": (out, 64, 0),
             "Lse": lse, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": work_order_of(p),
             "Counter": p.rows.indptr,
-            "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.rows.indices.numel(), "n_groups": n_groups,
-            "n_rows": p.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads, "first_row": p.first_row,
-            "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
+            "n_layout_groups": n_groups * p.layout_batch * p.layout_heads, "n_entries": p.rows.indices.numel(),
+            "n_groups": n_groups, "n_rows": p.grid.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads,
+            "first_row": p.grid.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "heads_per_kv": p.num_heads // p.num_kv_heads,
             "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
             "D": kernel_dim(p), "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
             "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
+            **wide_constants(p),
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
-        }  # fmt: skip
+        })  # fmt: skip
 
     @staticmethod
     def lists(problem: AttentionProblem) -> tuple[int, int, int]:
@@ -116,6 +155,7 @@ class BackwardCall(NamedTuple):
     has_grad_lse: bool
     grads: Gradients
     key: Hashable
+    tensors: dict[str, Tensor] = NO_TENSORS  # pointers of a wide call that all passes have
 
 
 Saved = tuple[int, int, int, int]  # addresses of stats, which the passes share, and of out, lse and grad_lse
@@ -132,6 +172,10 @@ class BackwardPass(ABC):
     @abstractmethod
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         """Every argument of the kernel."""
+
+    @abstractmethod
+    def extra_tensors(self, call: BackwardCall) -> dict[str, Tensor]:
+        """The pointers of a wide call."""
 
     @abstractmethod
     def n_tiles(self, problem: AttentionProblem) -> int:
@@ -160,30 +204,42 @@ def saved_strides(call: BackwardCall) -> dict[str, int]:
 
 
 def common_arguments(
-    call: BackwardCall, tiles: tuning.BackwardTiles, num_heads: int, *, dkdv: bool, sums: str
+    call: BackwardCall,
+    tensors: dict[str, Tensor],
+    tiles: tuning.BackwardTiles,
+    num_heads: int,
+    *,
+    dkdv: bool,
+    sums: str,
 ) -> dict[str, Any]:
-    """What the two passes without token dilation are given alike, but for the descriptors."""
+    """What the two passes without token dilation are given alike, but for the descriptors; tensors: of a wide call."""
     p = call.problem
     registers, offsets = tuning.BACKWARD_REGISTERS[NEW_PTXAS], offsets_of(p)
-    lists, n_lists, n_groups, start = p.rows, p.n_rows, offsets.rows.n_groups, 0
+    lists, n_lists, n_groups, start = p.rows, p.grid.n_rows, offsets.rows.n_groups, 0
     if dkdv:
-        lists, n_lists = p.cols, p.n_cols
+        lists, n_lists = p.cols, p.grid.n_cols
         n_groups, start = offsets.columns.n_groups, offsets.columns_at
     return {
-        "Out": call.out, "Lse": call.lse, "GradLse": call.grad_lse,
+        **wide_arguments(p, tensors), "Out": call.out, "Lse": call.lse, "GradLse": call.grad_lse,
         "Offsets": lists.indptr, "Indices": lists.indices, "WorkOrder": work_order_of(p)[start:], "Counter": p.rows.indptr,
         **saved_strides(call),
-        "n_layout_groups": n_groups * p.layout_heads, "n_entries": lists.indices.numel(), "n_groups": n_groups,
-        "n_lists": n_lists, "n_rows": p.n_rows, "num_heads": num_heads, "n_batch_heads": p.batch * num_heads,
+        "n_layout_groups": n_groups * p.layout_batch * p.layout_heads, "n_entries": lists.indices.numel(),
+        "n_groups": n_groups, "n_lists": n_lists, "n_rows": p.grid.n_rows, "num_heads": num_heads, "n_batch_heads": p.batch * num_heads,
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
-        "first_row": p.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len, "v_dim": p.v_head_dim,
-        "softmax_scale": p.softmax_scale,
+        "first_row": p.grid.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
+        "v_dim": p.v_head_dim, "softmax_scale": p.softmax_scale, **wide_constants(p),
         "D": kernel_dim(p), "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
         "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "LATE_LSE": tiles.late_lse,
         "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "SUMS": sums, "IS_CAUSAL": p.is_causal,
         "EVEN_KV": dkdv or has_no_edge(p),
         "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
+
+
+def slot_parts(problem: AttentionProblem) -> int:
+    """Sums that the dq pass leaves of a block: a warp has 16 queries, and a step some of the keys."""
+    p = problem
+    return p.block_size // 16 * (p.block_size // tuning.DQ[kernel_dim(p), p.block_size].tile)
 
 
 class DqPass(BackwardPass):
@@ -193,15 +249,22 @@ class DqPass(BackwardPass):
 
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, dq = call.problem, call.grads.q
-        tiles = tuning.DQ[kernel_dim(p), p.block_size]
-        return {
+        tiles, tensors = tuning.DQ[kernel_dim(p), p.block_size], self.extra_tensors(call)
+        return in_order(self.kernel, {
             "desc_kept_qk": (p.q, 64, 0), "desc_kept_gv": (call.grad_out, 64, 0),
             "desc_qk": (p.k, tiles.tile, 0), "desc_gv": (p.v, tiles.tile, 0),
             "desc_grad_qk": (dq, 64, 0), "desc_grad_v": (dq, 64, 0),
-            "Stats": stats, **common_arguments(call, tiles, p.num_heads, dkdv=False, sums="qk"),
-        }  # fmt: skip
+            "Stats": stats, **common_arguments(call, tensors, tiles, p.num_heads, dkdv=False, sums="qk"),
+            **row_strides("g", dq, has_positions(p)),
+        })  # fmt: skip
+
+    def extra_tensors(self, call: BackwardCall) -> dict[str, Tensor]:
+        of_pass = {"GradQk": call.grads.q} if has_positions(call.problem) else {}
+        return {**call.tensors, **list_tensors(call.problem, by_rows=True), **of_pass}
 
     def n_tiles(self, problem: AttentionProblem) -> int:
+        if has_positions(problem):
+            return row_groups(problem) * problem.num_heads
         return offsets_of(problem).rows.n_groups * problem.batch * problem.num_heads
 
     def work_order_at(self, problem: AttentionProblem) -> int:
@@ -224,15 +287,23 @@ class DkdvPass(BackwardPass):
 
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, grads = call.problem, call.grads
-        tiles = tuning.DKDV[kernel_dim(p), p.block_size]
-        return {
+        tiles, tensors = tuning.DKDV[kernel_dim(p), p.block_size], self.extra_tensors(call)
+        return in_order(self.kernel, {
             "desc_kept_qk": (p.k, 64, 0), "desc_kept_gv": (p.v, 64, 0),
             "desc_qk": (p.q, tiles.tile, 0), "desc_gv": (call.grad_out, tiles.tile, 0),
             "desc_grad_qk": (grads.k, 64, 0), "desc_grad_v": (grads.v, 64, 0),
-            "Stats": stats, **common_arguments(call, tiles, p.num_kv_heads, dkdv=True, sums=self.sums),
-        }  # fmt: skip
+            "Stats": stats, **common_arguments(call, tensors, tiles, p.num_kv_heads, dkdv=True, sums=self.sums),
+            **row_strides("g", grads.k, has_positions(p)), **row_strides("v", grads.v, has_positions(p)),
+        })  # fmt: skip
+
+    def extra_tensors(self, call: BackwardCall) -> dict[str, Tensor]:
+        of_pass = {"GradQk": call.grads.k, "GradV": call.grads.v} if has_positions(call.problem) else {}
+        of_call = {name: x for name, x in call.tensors.items() if name != "Slots"}
+        return {**of_call, **list_tensors(call.problem, by_rows=False), **of_pass}
 
     def n_tiles(self, problem: AttentionProblem) -> int:
+        if has_positions(problem):
+            return column_groups(problem) * problem.num_kv_heads
         return offsets_of(problem).columns.n_groups * problem.batch * problem.num_kv_heads
 
     def work_order_at(self, problem: AttentionProblem) -> int:
@@ -348,8 +419,7 @@ def wants_dilation(problem: AttentionProblem) -> str | None:
 
 def stats_floats(problem: AttentionProblem) -> int:
     """lse and delta of every query."""
-    p = problem
-    return 2 * p.batch * p.num_heads * p.n_rows * p.block_size
+    return 2 * CHUNK * chunks(problem)
 
 
 LARGEST_IN_TWO_PASSES = 128  # head_dim: dk and dv are then 128 registers
