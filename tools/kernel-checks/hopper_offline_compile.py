@@ -136,7 +136,7 @@ def source(kernel: Any, arguments: dict[str, Any]) -> Any:
     for place, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
         is_free_int = isinstance(value, int) and not parameter.do_not_specialize
-        if parameter.is_constexpr or (is_free_int and value == 1):
+        if parameter.is_constexpr or value is None or (is_free_int and value == 1):
             signature[parameter.name], constants[(place,)] = "constexpr", value
             continue
         signature[parameter.name] = type_of(value)

@@ -15,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
 from ..gluon_names import aggregate
+from .clear_rows import keep_rows
 from .pipeline import Ring
 from .softmax import INFINITY, first_max, rescale_acc, softmax, softmax_unmasked
 from .tile_scheduler import count_below
@@ -56,11 +57,13 @@ class RingPlaces:
 
 @aggregate
 class QueryTile:
-    """The 64 queries of a warpgroup: where in shared memory they are, and their positions."""
+    """The 64 queries of a warpgroup: where in shared memory they are, their positions, the first one, its place in its block."""
 
     tiles: gl.shared_memory_descriptor
     slot: gl.tensor
     position: gl.tensor
+    position0: gl.tensor
+    row0: gl.constexpr
 
 
 @aggregate
@@ -82,13 +85,14 @@ class Sums:
 
 @aggregate
 class AttendConfig:
-    """Constants of the forward."""
+    """Constants of the forward. CLEAR_VALUES: behind the last key of a sequence v may be anything."""
 
     BLOCK_N: gl.constexpr
     IS_CAUSAL: gl.constexpr
     EVEN_KV: gl.constexpr
     OVERLAP: gl.constexpr
     UNROLL: gl.constexpr
+    CLEAR_VALUES: gl.constexpr
     s_layout: gl.constexpr
     acc_layout: gl.constexpr
 
@@ -122,6 +126,18 @@ def apply_mask(s, keys, t, position, MASKED: gl.constexpr, config):
         visible = visible_keys(keys, t, position, config.BLOCK_N, config.IS_CAUSAL, config.s_layout)
         s = gl.where(visible, s, -INFINITY)
     return s
+
+
+@gluon.jit
+def clear_values(rings, place, keys, t, config):
+    """Clear the rows of the v tile at `place` that are behind the last key of the sequence, if tile t has any."""
+    if config.CLEAR_VALUES:
+        first = t * config.BLOCK_N
+        key0 = gl.load(keys.indices + keys.lo + first // keys.BLOCK_SIZE) * keys.BLOCK_SIZE
+        n_keys = keys.kv_len - key0 - first % keys.BLOCK_SIZE
+        if n_keys < config.BLOCK_N:
+            rings.v.wait_full(place)
+            keep_rows(rings.v.tiles, place % rings.v.tiles.shape[0], 0, n_keys)
 
 
 @gluon.jit
@@ -165,15 +181,20 @@ def attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, c
         sums, last = attend_in_turn(
             q, rings, seen, places, n_tiles, n_whole, sums, last, scale_log2, HAS_EDGE, config
         )
-    # tiles after the last visible key were loaded all the same
-    for t in range(n_tiles, gl.cdiv((keys.hi - keys.lo) * (BLOCK_SIZE // RATE), BLOCK_N)):
+    return sums, pass_over(rings, keys, places, n_tiles, last, BLOCK_N)
+
+
+@gluon.jit
+def pass_over(rings, keys, places, n_tiles, last, BLOCK_N: gl.constexpr):
+    """Release the tiles after the last visible key, which were loaded all the same; return the last one."""
+    for t in range(n_tiles, gl.cdiv((keys.hi - keys.lo) * (keys.BLOCK_SIZE // keys.RATE), BLOCK_N)):
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
         rings.k.skip(place)
         rings.v.skip(place)
         last = place
-    return sums, last
+    return last
 
 
 @gluon.jit
@@ -216,6 +237,7 @@ def attend_overlapped(
         p, alpha, m, l = softmax(
             s, sums.m, sums.l, scale_log2, rings.v.tiles.dtype, HAS_EDGE, config.s_layout
         )
+        clear_values(rings, place, keys, t, config)  # the keys end in no earlier tile
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
         acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
@@ -316,6 +338,8 @@ def attend_tile(
         p, alpha, m, l = softmax_unmasked(s, sums.m, sums.l, scale_log2, dtype, config.s_layout)
     else:
         p, alpha, m, l = softmax(s, sums.m, sums.l, scale_log2, dtype, MASKED, config.s_layout)
+    if MASKED:
+        clear_values(rings, place, keys, t, config)
     acc = rescale_acc(sums.acc, alpha, config.acc_layout)
     p = gl.convert_layout(p, p_layout)
     acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)

@@ -38,3 +38,21 @@ def keep_rows(tiles, stage, begin, end):
                 eight = eights.index((stage * PIECES + piece) * (ROWS // 8) + i)
                 eight.store(gl.where(keep, eight.load(EIGHT_ROWS), 0.0))
     fence_async_shared()
+
+
+@gluon.jit
+def keep_listed_rows(tiles, stage, words):
+    """Set the rows of tile `stage` whose bits in `words` (rows / 32,) are 0 to 0, as `keep_rows` does."""
+    ROWS: gl.constexpr = tiles.shape[1]
+    PIECES: gl.constexpr = tiles.shape[2] // 64
+    eights = in_eights(tiles)
+    lanes = gl.arange(0, 8, layout=gl.SliceLayout(1, EIGHT_ROWS))
+    places = gl.arange(0, ROWS // 32, layout=words.type.layout)
+    for i in range(ROWS // 8):
+        bits = (gl.sum(gl.where(places == i // 4, words, 0), 0) >> (i % 4 * 8)) & 255
+        if bits != 255:
+            keep = (((bits >> lanes) & 1) != 0)[:, None]
+            for piece in gl.static_range(PIECES):
+                eight = eights.index((stage * PIECES + piece) * (ROWS // 8) + i)
+                eight.store(gl.where(keep, eight.load(EIGHT_ROWS), 0.0))
+    fence_async_shared()

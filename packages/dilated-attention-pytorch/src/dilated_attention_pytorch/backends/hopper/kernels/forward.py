@@ -33,9 +33,13 @@ from .attend import (
     attend,
     entries_of_list,
 )
+from .attend_terms import attend_with_terms
+from .forward_sequences import NUMBERS_PER_SEQUENCE_TILE, find_sequence_lists, read_part, read_share
 from .pipeline import PHASES, Ring
+from .sequences import Layout, Sequences, total_groups
 from .softmax import INFINITY, by_row, nothing_seen
 from .tile_scheduler import (
+    NUMBERS_PER_TILE,
     Heads,
     allocate_queue,
     block_lists,
@@ -46,6 +50,7 @@ from .tile_scheduler import (
     wait_work_tile,
     work_tile_coords,
 )
+from .tile_scores import ScoreArguments, terms_of_head
 from .tma import load_box, load_tokens, release_stored, release_stored_before, store_tokens
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -73,7 +78,10 @@ class QuerySlots:
 
 @aggregate
 class Grid:
-    """Sizes of the call: rows of blocks and groups of rows of 128 tokens, positions and lengths."""
+    """Sizes of the call: rows of blocks and groups of rows of 128 tokens, positions and lengths.
+
+    sequences, layout: None where all batch elements have the positions of the layout.
+    """
 
     n_groups: gl.tensor
     n_tiles: gl.tensor
@@ -82,6 +90,21 @@ class Grid:
     q_offset: gl.tensor
     q_len: gl.tensor
     kv_len: gl.tensor
+    sequences: Sequences | gl.constexpr
+    layout: Layout | gl.constexpr
+
+
+@aggregate
+class Results:
+    """Where results go; out by strides, for tiles that are not stored whole, is None in plain calls, as are the sinks."""
+
+    desc_out: tma.tensor_descriptor
+    lse: gl.tensor
+    out: gl.tensor | gl.constexpr
+    stride_ob: gl.tensor | gl.constexpr
+    stride_os: gl.tensor | gl.constexpr
+    stride_oh: gl.tensor | gl.constexpr
+    sinks: gl.tensor | gl.constexpr
 
 
 @aggregate
@@ -95,15 +118,20 @@ class Config:
     FAR_RATE: gl.constexpr
     N_CLASSES: gl.constexpr
     SLOTS: gl.constexpr
+    SEQUENCES: gl.constexpr
     IS_CAUSAL: gl.constexpr
     EVEN_KV: gl.constexpr
     OVERLAP: gl.constexpr
     UNROLL: gl.constexpr
+    HAS_TERMS: gl.constexpr
 
 
 @aggregate
 class KeySource:
-    """Where the tiles of a list are loaded from: KEYS kept keys of every listed column, in JOIN boxes of BOX tokens."""
+    """Where the tiles of a list are loaded from: KEYS kept keys of every listed column, in JOIN boxes of BOX tokens.
+
+    first_key: where position 0 is in memory.
+    """
 
     columns: gl.tensor
     hi: gl.tensor
@@ -111,6 +139,7 @@ class KeySource:
     i_batch: gl.tensor
     kv_head: gl.tensor
     residue: gl.tensor
+    first_key: gl.tensor | gl.constexpr
     KEYS: gl.constexpr
     BOX: gl.constexpr
     JOIN: gl.constexpr
@@ -132,8 +161,8 @@ def load_tile(desc, boxes, ring, source, e, column, part, it, one_only):
     bar = ring.full_barrier(it)
     mbarrier.expect(bar, BOX * JOIN * source.D * 2)
     load_box(
-        desc, boxes, bar, stage * JOIN, source.i_batch, source.kv_head, source.residue, column * source.KEYS + part * BOX,
-        source.D, JOIN,
+        desc, boxes, bar, stage * JOIN, source.i_batch, source.kv_head, source.residue,
+        source.first_key + column * source.KEYS + part * BOX, source.D, JOIN,
     )  # fmt: skip
     for j in gl.static_range(1, JOIN):
         # past the end of the list a box lies outside of the tensor: zeros, and no traffic
@@ -146,7 +175,7 @@ def load_tile(desc, boxes, ring, source, e, column, part, it, one_only):
 
 @gluon.jit
 def load_list(
-    desc_k, desc_v, rings, columns, lo, hi, it, batch_head, heads, n_cols, RATE: gl.constexpr, config
+    desc_k, desc_v, rings, columns, lo, hi, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, config
 ):
     """Load the tiles of a list; return the next place in the rings."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
@@ -158,9 +187,8 @@ def load_list(
     V_BOXES: gl.constexpr = rings.v.tiles.shape[0] * (config.D // 64) * JOIN
     k_boxes = reinterpret(rings.k.tiles, desc_k.dtype, [K_BOXES, 1, 1, BOX, 1, 64], desc_k.layout)
     v_boxes = reinterpret(rings.v.tiles, desc_v.dtype, [V_BOXES, 1, 1, BOX, 1, 64], desc_v.layout)
-    i_batch, head = batch_head // heads.num, batch_head % heads.num
     source = KeySource(
-        columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, KEYS, BOX, JOIN, config.D
+        columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN, config.D
     )
     for e in range(lo, hi, JOIN):
         column = gl.load(columns + e)
@@ -190,23 +218,36 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
     i_tile = 0
     tile = wait_work_tile(queue, i_tile)
     while tile < grid.n_tiles:
-        work = read_work_tile(queue, i_tile)
-        release_work_tile(queue, i_tile)
-        i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
-        query0 = (grid.first_row + work.group * ROWS) * config.BLOCK_SIZE - grid.q_offset
+        first_key = 0
+        if config.SEQUENCES:
+            share, first, second = (
+                read_share(queue, i_tile, heads, grid, config.BLOCK_SIZE), read_part(queue, i_tile, 0),
+                read_part(queue, i_tile, 1),
+            )  # fmt: skip
+            release_work_tile(queue, i_tile)
+            i_batch, head, query0, first_key = share.i_batch, share.head, share.query0, share.kv_start
+            lo, end = first.lo, first.lo + first.n
+            if PAIRED:
+                end += second.n  # of the merged list, which begins where the first list does
+        else:
+            work = read_work_tile(queue, i_tile)
+            release_work_tile(queue, i_tile)
+            i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
+            query0 = (grid.first_row + work.group * ROWS) * config.BLOCK_SIZE - grid.q_offset
+            lo = work.lo
+            end = work.hi if PAIRED else work.middle
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(
                 inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D
             )  # fmt: skip
-        end = work.hi if PAIRED else work.middle
         it = load_list(
-            inputs.k, inputs.v, rings, columns, work.lo, end, it, work.batch_head, heads, n_cols, config.RATE, config
+            inputs.k, inputs.v, rings, columns, lo, end, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
         )  # fmt: skip
         if config.N_CLASSES == 2:
             it = load_list(
-                inputs.k_far, inputs.v_far, rings, columns, work.middle, work.hi, it, work.batch_head, heads, n_cols,
+                inputs.k_far, inputs.v_far, rings, columns, work.middle, work.hi, it, i_batch, head, first_key, heads, n_cols,
                 config.FAR_RATE, config,
             )  # fmt: skip
         i_tile += 1
@@ -242,61 +283,100 @@ def find_lists(tile, lists, heads, grid, config):
 
 
 @gluon.jit
-def consumer(W: gl.constexpr, desc_out, Lse, queries, rings, queue, lists, heads, grid, scale_log2, config):
+def add_keys(q, rings, keys, places, n_visible, n_whole, sums, last, terms, scale_log2, attend_config, config):
+    """`attend`, with the terms of the scores where a call has any."""
+    if config.HAS_TERMS:
+        return attend_with_terms(
+            q, rings, keys, places, n_visible, n_whole, sums, last, terms, attend_config
+        )
+    else:
+        return attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, attend_config)
+
+
+@gluon.jit
+def with_sink(m, l, sink_log2):
+    """Sums with the sink of a head, a logit that only joins the denominator: factor for the output, m and l."""
+    m_new = gl.maximum(m, sink_log2)
+    empty = l == 0.0
+    factor = gl.where(empty, 1.0, gl.exp2(m - m_new))
+    return factor, gl.where(empty, m, m_new), gl.where(empty, 0.0, l * factor + gl.exp2(sink_log2 - m_new))
+
+
+@gluon.jit
+def consumer(W: gl.constexpr, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config):
     """Warpgroup W: queries W * 64 to W * 64 + 63 of every tile."""
     D: gl.constexpr = config.D
     BLOCK_N: gl.constexpr = config.BLOCK_N
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
     SLOTS: gl.constexpr = config.SLOTS
+    SEQUENCES: gl.constexpr = config.SEQUENCES
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     ROWS: gl.constexpr = 2 if PAIRED else 1
     dtype: gl.constexpr = queries.tiles.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     attend_config = AttendConfig(
-        BLOCK_N, config.IS_CAUSAL, config.EVEN_KV, config.OVERLAP, config.UNROLL, s_layout, acc_layout
-    )
-    out_boxes = reinterpret(queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_out.layout)
+        BLOCK_N, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES, s_layout,
+        acc_layout,
+    )  # fmt: skip
+    out_boxes = reinterpret(queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], results.desc_out.layout)
     it = 0
     last = -1
     i_tile = 0
     tile = wait_work_tile(queue, i_tile)
     while tile < grid.n_tiles:
-        work = read_work_tile(queue, i_tile)
-        visible, visible_2 = work.middle - work.lo, work.hi - work.middle
-        whole, whole_2 = visible, visible_2
-        if config.IS_CAUSAL or not config.EVEN_KV:
-            visible, whole = read_number(queue, i_tile, 6), read_number(queue, i_tile, 7)
-            visible_2, whole_2 = read_number(queue, i_tile, 8), read_number(queue, i_tile, 9)
-        release_work_tile(queue, i_tile)
-        i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
-        row = work.group * ROWS
-        if PAIRED:
-            position0 = (grid.first_row + row + W) * BLOCK_SIZE
+        if SEQUENCES:
+            share, part = read_share(queue, i_tile, heads, grid, BLOCK_SIZE), read_part(queue, i_tile, W if PAIRED else 0)
+            release_work_tile(queue, i_tile)
+            i_sequence, i_batch, head, kv_len = share.i_sequence, share.i_batch, share.head, share.kv_len
+            position0 = share.position0 + W * 64
+            lo, hi, visible, whole = part.lo, part.lo + part.n, part.visible, part.whole
         else:
-            position0 = (grid.first_row + row) * BLOCK_SIZE + W * 64
+            work = read_work_tile(queue, i_tile)
+            visible, visible_2 = work.middle - work.lo, work.hi - work.middle
+            whole, whole_2 = visible, visible_2
+            if config.IS_CAUSAL or not config.EVEN_KV:
+                visible, whole = read_number(queue, i_tile, 6), read_number(queue, i_tile, 7)
+                visible_2, whole_2 = read_number(queue, i_tile, 8), read_number(queue, i_tile, 9)
+            release_work_tile(queue, i_tile)
+            i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
+            i_sequence, kv_len = i_batch, grid.kv_len
+            row = work.group * ROWS
+            if PAIRED:
+                position0 = (grid.first_row + row + W) * BLOCK_SIZE
+            else:
+                position0 = (grid.first_row + row) * BLOCK_SIZE + W * 64
+            lo, hi = work.lo, work.middle
+            if PAIRED and W == 1:
+                lo, hi, visible, whole = hi, work.hi, visible_2, whole_2
         position = position0 + gl.arange(0, 64, layout=gl.SliceLayout(1, s_layout))
+        terms = 0
+        if config.HAS_TERMS:
+            terms = terms_of_head(arguments, i_sequence, head)
         m, l = nothing_seen()
         sums = Sums(gl.zeros([64, D], gl.float32, layout=acc_layout), m, l)
         release_stored_before(queries.empty, i_tile, W, SLOTS)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(queries.full.index(slot), (i_tile // SLOTS) & 1)
-        q = QueryTile(queries.tiles, slot, position)
+        q = QueryTile(queries.tiles, slot, position, position0, 0 if PAIRED else W * 64)
+        keys = KeyList(lists.indices, lo, hi, head, kv_len, config.RATE, BLOCK_SIZE)
         if PAIRED:
             # q of this tile was requested after all places before `it`, so those one round of the ring back have arrived
             last = gl.maximum(last, it - 1 - rings.k.tiles.shape[0])
-            lo, hi = work.lo, work.middle
-            if W == 1:
-                lo, hi, visible, whole = hi, work.hi, visible_2, whole_2
-            keys = KeyList(lists.indices, lo, hi, head, grid.kv_len, 1, BLOCK_SIZE)
             places = RingPlaces(it, lists.places + lo, True)
-            sums, last = attend(q, rings, keys, places, visible, whole, sums, last, scale_log2, attend_config)
-            it += gl.load(lists.unions + (head // heads.per_list) * grid.n_groups + work.group)
+            sums, last = add_keys(
+                q, rings, keys, places, visible, whole, sums, last, terms, scale_log2, attend_config, config
+            )
+            if SEQUENCES:
+                it += share.n_places
+            else:
+                it += gl.load(lists.unions + (head // heads.per_list) * grid.n_groups + work.group)
         else:
-            keys = KeyList(lists.indices, work.lo, work.middle, head, grid.kv_len, config.RATE, BLOCK_SIZE)
             places = RingPlaces(it, lists.indices, False)
-            sums, _ = attend(q, rings, keys, places, visible, whole, sums, it - 1, scale_log2, attend_config)
-            it += gl.cdiv((work.middle - work.lo) * (BLOCK_SIZE // config.RATE), BLOCK_N)
+            sums, _ = add_keys(
+                q, rings, keys, places, visible, whole, sums, it - 1, terms, scale_log2, attend_config, config
+            )
+            it += gl.cdiv((hi - lo) * (BLOCK_SIZE // config.RATE), BLOCK_N)
             if config.N_CLASSES == 2:
                 keys = KeyList(
                     lists.indices, work.middle, work.hi, head, grid.kv_len, config.FAR_RATE, BLOCK_SIZE
@@ -308,47 +388,82 @@ def consumer(W: gl.constexpr, desc_out, Lse, queries, rings, queue, lists, heads
                 it += gl.cdiv((work.hi - work.middle) * (BLOCK_SIZE // config.FAR_RATE), BLOCK_N)
 
         m, l = by_row(sums.m, sums.l, s_layout)
+        factor = 1.0
+        if results.sinks is not None:
+            factor, m, l = with_sink(m, l, gl.load(results.sinks + head) * LOG2E)
         empty = l == 0.0
         l = gl.where(empty, 1.0, l)
         lse = gl.where(empty, -INFINITY, (m + gl.log2(l)) * LN2)
-        query = position - grid.q_offset
-        gl.store(
-            Lse + work.batch_head.to(gl.int64) * grid.q_len + query, lse, mask=(query >= 0) & (query < grid.q_len)
-        )  # fmt: skip
-        queries.tiles.index(slot).store(
-            (sums.acc * gl.convert_layout(1.0 / l, gl.SliceLayout(1, acc_layout))[:, None]).to(dtype)
-        )  # q is no longer needed
+        if SEQUENCES:
+            query = share.query0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, s_layout))
+            is_query = (query >= share.first_query) & (query < share.end_query)
+            lse_row = (i_batch * heads.num + head).to(gl.int64) * grid.q_len
+            gl.store(results.lse + lse_row + query, lse, mask=is_query)
+        else:
+            query = position - grid.q_offset
+            gl.store(
+                results.lse + work.batch_head.to(gl.int64) * grid.q_len + query,
+                lse,
+                mask=(query >= 0) & (query < grid.q_len),
+            )
+        # q is no longer needed
+        out = (sums.acc * gl.convert_layout(factor / l, gl.SliceLayout(1, acc_layout))[:, None]).to(dtype)
+        queries.tiles.index(slot).store(out)
         fence_async_shared()
-        store_tokens(desc_out, out_boxes, slot, i_batch, head, position0 - grid.q_offset, D)
+        if SEQUENCES:
+            query0 = share.query0 + W * 64
+            if (query0 >= share.first_query) & (query0 + 64 <= share.end_query):
+                store_tokens(results.desc_out, out_boxes, slot, i_batch, head, query0, D)
+            else:
+                store_part(results, out, i_batch, head, query0, share.first_query, share.end_query, D, acc_layout)
+        else:
+            store_tokens(results.desc_out, out_boxes, slot, i_batch, head, position0 - grid.q_offset, D)
         release_stored(queries.empty, W, SLOTS)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
     tma.store_wait(0)
 
 
+@gluon.jit
+def store_part(results, out, i_batch, head, query0, first_query, end_query, D: gl.constexpr, layout: gl.constexpr):
+    """Store the rows of a tile that are queries of its sequence; the others are those of another, or of none."""
+    query = query0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
+    base = results.out + i_batch.to(gl.int64) * results.stride_ob + head.to(gl.int64) * results.stride_oh
+    rows = query.to(gl.int64) * results.stride_os
+    is_query = (query >= first_query) & (query < end_query)
+    gl.store(base + rows[:, None] + d[None, :], out, mask=is_query[:, None])
+
+
 NUMBERS = (
     "n_layout_groups", "n_entries", "n_groups", "n_rows", "num_heads", "n_batch_heads", "first_row", "q_offset", "q_len",
-    "kv_len", "heads_per_kv", "heads_per_list",
+    "kv_len", "heads_per_kv", "heads_per_list", "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "stride_bb",
+    "stride_bh", "stride_be", "stride_pb", "stride_ob", "stride_os", "stride_oh",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def forward_kernel(
-    desc_q, desc_k, desc_v, desc_k_far, desc_v_far, desc_out, Lse, Offsets, Indices, WorkOrder, Counter,
-    n_layout_groups, n_entries, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, q_len, kv_len,
-    heads_per_kv, heads_per_list, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
+    desc_q, desc_k, desc_v, desc_k_far, desc_v_far, desc_out, Lse, Offsets, Indices, WorkOrder, Counter, Table, Starts,
+    MaskIds, MaskTable, Padding, BlockIds, Bias, Slopes, Sinks, OutRows, n_layout_groups, n_entries, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, q_len, kv_len,
+    heads_per_kv, heads_per_list, n_sequences, n_layout_rows, n_layout_cols, list_heads, softcap, stride_bb, stride_bh,
+    stride_be, stride_pb, stride_ob, stride_os, stride_oh, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, SLOTS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
     OVERLAP: gl.constexpr, UNROLL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+    SEQUENCES: gl.constexpr, PACKED: gl.constexpr,
 ):  # fmt: skip
-    """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
+    """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition.
+
+    From Table to OutRows, and the numbers for them, what a call has not got is None. With SEQUENCES first_row is the layout's.
+    """
     dtype: gl.constexpr = desc_q.dtype
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     PHASES_USED: gl.constexpr = PHASES if BLOCK_SIZE == 64 else 1
     q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
     k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D], tile_layout)
     v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, D], tile_layout)
-    queue = allocate_queue()
+    queue = allocate_queue(NUMBERS_PER_SEQUENCE_TILE if SEQUENCES else NUMBERS_PER_TILE)
     q_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [PHASES_USED * K_STAGES, 1], mbarrier.MBarrierLayout())
@@ -373,18 +488,38 @@ def forward_kernel(
     rings = KeyRings(Ring(k_smem, k_full, k_empty), Ring(v_smem, v_full, v_empty))
     scale_log2 = softmax_scale * LOG2E
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
-    grid = Grid(n_groups, n_groups * n_batch_heads, n_rows, first_row, q_offset, q_len, kv_len)
+    if SEQUENCES:
+        sequences = Sequences(Table, Starts, n_sequences, q_len, kv_len, q_offset, PACKED)
+        layout = Layout(n_layout_rows, n_layout_cols, first_row, list_heads, BLOCK_SIZE)
+        n_tiles = total_groups(sequences, layout, False) * num_heads
+        grid = Grid(n_groups, n_tiles, n_rows, first_row, q_offset, q_len, kv_len, sequences, layout)
+    else:
+        grid = Grid(
+            n_groups, n_groups * n_batch_heads, n_rows, first_row, q_offset, q_len, kv_len, None, None
+        )
     inputs = Inputs(desc_q, desc_k, desc_v, desc_k_far, desc_v_far)
+    results = Results(desc_out, Lse, OutRows, stride_ob, stride_os, stride_oh, Sinks)
+    HAS_TERMS: gl.constexpr = (
+        MaskIds is not None
+        or Padding is not None
+        or Bias is not None
+        or softcap is not None
+        or Slopes is not None
+    )
+    arguments = ScoreArguments(
+        softmax_scale if HAS_TERMS else None, MaskIds, MaskTable, Padding, stride_pb, BlockIds, Bias, stride_bb, stride_bh,
+        stride_be, softcap, Slopes,
+    )  # fmt: skip
     config = Config(
-        D, BLOCK_N, BLOCK_SIZE, RATE, FAR_RATE, N_CLASSES, SLOTS, IS_CAUSAL, EVEN_KV, OVERLAP, UNROLL
+        D, BLOCK_N, BLOCK_SIZE, RATE, FAR_RATE, N_CLASSES, SLOTS, SEQUENCES, IS_CAUSAL, EVEN_KV, OVERLAP, UNROLL, HAS_TERMS
     )
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
-    FIND: gl.constexpr = find_lists
+    FIND: gl.constexpr = find_sequence_lists if SEQUENCES else find_lists
     gl.warp_specialize(
         [
-            (consumer, (W0, desc_out, Lse, queries, rings, queue, lists, heads, grid, scale_log2, config)),
-            (consumer, (W1, desc_out, Lse, queries, rings, queue, lists, heads, grid, scale_log2, config)),
+            (consumer, (W0, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config)),
+            (consumer, (W1, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config)),
             (producer, (inputs, queries, rings, queue, lists.entries, heads, grid, config)),
             (scheduler_warp, (queue, Counter, grid.n_tiles, FIND, lists, heads, grid, config)),
         ],

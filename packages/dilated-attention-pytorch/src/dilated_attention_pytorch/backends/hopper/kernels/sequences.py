@@ -103,21 +103,14 @@ def sequence_of(sequences, i):
 
 
 @gluon.jit
-def first_row_group(sequence, layout):
-    """The group of the first query."""
-    return (sequence.q_position - layout.first_row * layout.BLOCK_SIZE) >> GROUP_BITS
-
-
-@gluon.jit
 def groups_of(sequence, layout, COLUMNS: gl.constexpr):
-    """The first group of the queries, or of the keys, and how many there are."""
+    """The first group of the queries, or of the keys, and how many there are, also where positions overflow."""
     if COLUMNS:
         return 0, (sequence.kv_len + 127) >> GROUP_BITS
     else:
-        first = first_row_group(sequence, layout)
-        last_query = sequence.q_position + sequence.q_len - 1 - layout.first_row * layout.BLOCK_SIZE
-        n = (last_query >> GROUP_BITS) - first + 1
-        return first, gl.where(sequence.q_len > 0, n, 0)
+        position = sequence.q_position - layout.first_row * layout.BLOCK_SIZE  # in the layout
+        n = ((position & 127) + sequence.q_len + 127) >> GROUP_BITS
+        return position >> GROUP_BITS, gl.where(sequence.q_len > 0, n, 0)
 
 
 @gluon.jit

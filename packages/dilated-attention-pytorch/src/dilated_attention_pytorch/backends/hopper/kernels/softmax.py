@@ -221,6 +221,118 @@ def softmax_unmasked(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.conste
     return p, alpha, m + grown, l * alpha + max_by_thread(sums)
 
 
+# A row whose m is below this many of log2 has seen no key yet, or only keys of a very low bias: less m its scores would
+# lose their digits.
+LEAST_M = gl.constexpr(-1024.0)
+
+
+@gluon.jit
+def of_thread_hidden(t, m, N: gl.constexpr, PACK: gl.constexpr):
+    """`of_thread` of scores of which some are -infinity, less m of rows whose m is not low: p in pairs, the new m, the sums."""
+    is_low, is_low_below = m[0] < LEAST_M, m[2] < LEAST_M
+    p, sum_upper, sum_lower = exponentials(t, 0.0, 0.0, N, PACK)
+    m_upper, m_lower = m[0], m[2]
+    if any_is_large(gl.where(is_low, INFINITY, sum_upper), gl.where(is_low_below, INFINITY, sum_lower)) != 0:
+        upper = gl.maximum(largest_of_row(t, 0, N), gl.where(is_low, m_upper, 0.0))
+        lower = gl.maximum(largest_of_row(t, 2, N), gl.where(is_low_below, m_lower, 0.0))
+        m_upper = gl.where(is_low, upper, m_upper + upper)
+        m_lower = gl.where(is_low_below, lower, m_lower + lower)
+        # a row that still has seen no key
+        upper = gl.where(upper == -INFINITY, 0.0, upper)
+        lower = gl.where(lower == -INFINITY, 0.0, lower)
+        p, sum_upper, sum_lower = exponentials(t, upper, lower, N, PACK)
+    m_new, sums = (), ()
+    for _ in gl.static_range(0, N, 4):
+        m_new = m_new + (m_upper, m_upper, m_lower, m_lower)  # type: ignore[assignment]
+        sums = sums + (sum_upper, sum_upper, sum_lower, sum_lower)  # type: ignore[assignment]
+    return p + m_new + sums
+
+
+def of_threads_hidden(pack: str) -> tuple[Any, Any]:
+    """`of_thread_hidden`, as `of_threads`: functions of the scores and of m, as often."""
+    PACK = gl.constexpr(pack)
+
+    @gluon.jit
+    def of_32(
+        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21,
+        t22, t23, t24, t25, t26, t27, t28, t29, t30, t31,
+        m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16, m17, m18, m19, m20, m21,
+        m22, m23, m24, m25, m26, m27, m28, m29, m30, m31,
+    ):  # fmt: skip
+        t = (
+            t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21,
+            t22, t23, t24, t25, t26, t27, t28, t29, t30, t31,
+        )  # fmt: skip
+        m = (
+            m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16, m17, m18, m19, m20, m21,
+            m22, m23, m24, m25, m26, m27, m28, m29, m30, m31,
+        )  # fmt: skip
+        return of_thread_hidden(t, m, 32, PACK)
+
+    @gluon.jit
+    def of_64(
+        t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21,
+        t22, t23, t24, t25, t26, t27, t28, t29, t30, t31, t32, t33, t34, t35, t36, t37, t38, t39, t40, t41,
+        t42, t43, t44, t45, t46, t47, t48, t49, t50, t51, t52, t53, t54, t55, t56, t57, t58, t59, t60, t61,
+        t62, t63,
+        m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16, m17, m18, m19, m20, m21,
+        m22, m23, m24, m25, m26, m27, m28, m29, m30, m31, m32, m33, m34, m35, m36, m37, m38, m39, m40, m41,
+        m42, m43, m44, m45, m46, m47, m48, m49, m50, m51, m52, m53, m54, m55, m56, m57, m58, m59, m60, m61,
+        m62, m63,
+    ):  # fmt: skip
+        t = (
+            t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, t10, t11, t12, t13, t14, t15, t16, t17, t18, t19, t20, t21,
+            t22, t23, t24, t25, t26, t27, t28, t29, t30, t31, t32, t33, t34, t35, t36, t37, t38, t39, t40, t41,
+            t42, t43, t44, t45, t46, t47, t48, t49, t50, t51, t52, t53, t54, t55, t56, t57, t58, t59, t60, t61,
+            t62, t63,
+        )  # fmt: skip
+        m = (
+            m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16, m17, m18, m19, m20, m21,
+            m22, m23, m24, m25, m26, m27, m28, m29, m30, m31, m32, m33, m34, m35, m36, m37, m38, m39, m40, m41,
+            m42, m43, m44, m45, m46, m47, m48, m49, m50, m51, m52, m53, m54, m55, m56, m57, m58, m59, m60, m61,
+            m62, m63,
+        )  # fmt: skip
+        return of_thread_hidden(t, m, 64, PACK)
+
+    return of_32, of_64
+
+
+HIDDEN_BFLOAT16_32, HIDDEN_BFLOAT16_64 = of_threads_hidden("cvt.rn.bf16x2.f32 $0, $2, $1;")
+HIDDEN_FLOAT16_32, HIDDEN_FLOAT16_64 = of_threads_hidden("cvt.rn.f16x2.f32 $0, $2, $1;")
+
+
+@gluon.jit
+def softmax_hidden(t, m, l, bias, dtype: gl.constexpr, layout: gl.constexpr):
+    """`softmax` of a tile of 64 or 128 keys, of which any may be hidden, with `t` from `less_m`."""
+    KEYS: gl.constexpr = t.shape[1]
+    of_m = over_tile(m - bias, KEYS, layout)
+    gl.static_assert(KEYS == 64 or KEYS == 128)
+    if dtype == gl.bfloat16:
+        if KEYS == 64:
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_32, t, of_m, pack=32)
+        else:
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_64, t, of_m, pack=64)
+        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
+    else:
+        if KEYS == 64:
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_32, t, of_m, pack=32)
+        else:
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_64, t, of_m, pack=64)
+        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.float16, is_pure=True, pack=2)
+    m_new = max_by_thread(m_new)
+    is_same = m_new == m - bias
+    alpha = gl.where(is_same, 1.0, gl.exp2(m - bias - m_new))
+    # m_new + bias would round m off where a bias is very low
+    return p, alpha, gl.where(is_same, m, m_new + bias), l * alpha + max_by_thread(sums)
+
+
+@gluon.jit
+def less_m(m, bias, KEYS: gl.constexpr, layout: gl.constexpr):
+    """What `softmax_hidden` wants to be subtracted from the scores of a tile with a bias."""
+    of_tile = m - bias
+    return over_tile(gl.where(of_tile < LEAST_M, 0.0, of_tile), KEYS, layout)
+
+
 @gluon.jit
 def first_max(s, m, scale_log2, layout: gl.constexpr):
     """m of queries that have seen no key yet, from the scores of their first tile."""

@@ -1,0 +1,119 @@
+"""Work tiles of the forward where sequences have positions of their own: what the scheduler publishes, and who reads it."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from ..gluon_names import aggregate
+from .attend import entries_of_list
+from .sequences import (
+    entries_between,
+    first_list_of,
+    merged_entries,
+    sequence_of,
+    tile_of_sequence,
+)
+from .tile_scheduler import read_number
+
+NUMBERS_PER_SEQUENCE_TILE = gl.constexpr(17)
+# Published numbers are not negative, but a group may begin this many tokens before the first one in memory.
+QUERIES_BEFORE = gl.constexpr(128)
+
+
+@aggregate
+class ListPart:
+    """Entries of a list that are loaded: `n` from `lo` on; how many some query sees, and how many need no mask."""
+
+    lo: gl.tensor
+    n: gl.tensor
+    visible: gl.tensor
+    whole: gl.tensor
+
+
+@aggregate
+class SequenceShare:
+    """What the programs of a work tile have to know of its sequence. `query0`: where the first query of the group is in memory."""
+
+    i_sequence: gl.tensor
+    i_batch: gl.tensor
+    head: gl.tensor
+    position0: gl.tensor
+    query0: gl.tensor
+    first_query: gl.tensor
+    end_query: gl.tensor
+    kv_start: gl.tensor
+    kv_len: gl.tensor
+    n_places: gl.tensor
+
+
+@gluon.jit
+def counted(lists, entries, block_row, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUSAL: gl.constexpr):
+    """The numbers of a `ListPart`."""
+    counts = entries_of_list(
+        lists.indices, entries.lo, entries.hi, block_row, kv_len, BLOCK_SIZE, IS_CAUSAL
+    )
+    numbers = (entries.lo, entries.hi - entries.lo)
+    numbers += counts
+    return numbers
+
+
+@gluon.jit
+def find_sequence_lists(tile, lists, heads, grid, config):
+    """The numbers of a work tile, from 1 on."""
+    BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
+    ROWS: gl.constexpr = 2 if BLOCK_SIZE == 64 else 1
+    sequences, layout = grid.sequences, grid.layout
+    work = tile_of_sequence(tile, sequences, layout, heads.per_kv, False, config.IS_CAUSAL)
+    sequence = sequence_of(sequences, work.i_sequence)
+    row = work.group * ROWS
+    block_row = layout.first_row + row
+    first_list = first_list_of(layout, work.i_sequence, work.head // heads.per_list, False)
+    end = gl.cdiv(sequence.kv_len, BLOCK_SIZE)
+    if config.IS_CAUSAL:
+        end = gl.minimum(end, block_row + ROWS)
+    first = entries_between(lists, layout, first_list, row, 0, end, False)
+    n_places = first.hi - first.lo
+    parts = counted(lists, first, block_row, sequence.kv_len, BLOCK_SIZE, config.IS_CAUSAL)
+    if ROWS == 2:
+        second = entries_between(lists, layout, first_list, row + 1, 0, end, False)
+        n_places = merged_entries(lists, first, second).n_places
+        parts += counted(
+            lists, second, block_row + 1, sequence.kv_len, BLOCK_SIZE, config.IS_CAUSAL
+        )
+    else:
+        parts += parts
+    query0 = sequence.q_start + block_row * BLOCK_SIZE - sequence.q_position
+    numbers = (work.i_sequence * heads.num + work.head, gl.maximum(work.group, 0))
+    numbers += parts
+    numbers += (
+        n_places, query0 + QUERIES_BEFORE, sequence.q_start, sequence.q_start + sequence.q_len, sequence.kv_start,
+        sequence.kv_len,
+    )  # fmt: skip
+    return numbers
+
+
+@gluon.jit
+def read_part(queue, i_tile, i: gl.constexpr):
+    """List i of the i_tile-th tile of this program."""
+    return ListPart(
+        read_number(queue, i_tile, 3 + 4 * i), read_number(queue, i_tile, 4 + 4 * i),
+        read_number(queue, i_tile, 5 + 4 * i), read_number(queue, i_tile, 6 + 4 * i),
+    )  # fmt: skip
+
+
+@gluon.jit
+def read_share(queue, i_tile, heads, grid, BLOCK_SIZE: gl.constexpr):
+    """The other numbers of the i_tile-th tile of this program."""
+    ROWS: gl.constexpr = 2 if BLOCK_SIZE == 64 else 1
+    sequence_head = read_number(queue, i_tile, 1)
+    i_sequence = sequence_head // heads.num
+    i_batch = i_sequence
+    if grid.sequences.PACKED:
+        i_batch = i_sequence * 0
+    position0 = (grid.layout.first_row + read_number(queue, i_tile, 2) * ROWS) * BLOCK_SIZE
+    return SequenceShare(
+        i_sequence, i_batch, sequence_head % heads.num, position0, read_number(queue, i_tile, 12) - QUERIES_BEFORE,
+        read_number(queue, i_tile, 13), read_number(queue, i_tile, 14), read_number(queue, i_tile, 15),
+        read_number(queue, i_tile, 16), read_number(queue, i_tile, 11),
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""What a call asks of its scores beyond the products: masks inside blocks, padding, a bias per block, softcap, alibi.
+
+Scores are in units of log2. A bias is one number per tile, so it moves the maximum of the softmax instead of the scores.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from ..gluon_names import aggregate
+from .tile_masks import (
+    FOUR_WORDS,
+    TWO_WORDS,
+    below,
+    hide,
+    rows_of_tile,
+    words_of_columns,
+    words_of_mask,
+)
+
+LOG2E = gl.constexpr(1.4426950408889634)
+INFINITY = gl.constexpr(float("inf"))
+LEAST = gl.constexpr(-1.7e38)  # times LOG2E it is a float32, and so is that less a score
+
+
+@aggregate
+class ScoreArguments:
+    """Arguments of a kernel; None where a call has not got them.
+
+    mask_ids: of every entry, -1 for a whole block. masks: their words. padding: words of the keys of every sequence.
+    block_ids: of every entry, its place in the bias. slopes: of every query head.
+    """
+
+    softmax_scale: gl.tensor | gl.constexpr
+    mask_ids: gl.tensor | gl.constexpr
+    masks: gl.tensor | gl.constexpr
+    padding: gl.tensor | gl.constexpr
+    stride_pb: gl.tensor | gl.constexpr
+    block_ids: gl.tensor | gl.constexpr
+    bias: gl.tensor | gl.constexpr
+    stride_bb: gl.tensor | gl.constexpr
+    stride_bh: gl.tensor | gl.constexpr
+    stride_be: gl.tensor | gl.constexpr
+    softcap: gl.tensor | gl.constexpr
+    slopes: gl.tensor | gl.constexpr
+
+
+@aggregate
+class ScoreTerms:
+    """The same for one head of one sequence; padding, bias and slope_log2 are its own."""
+
+    mask_ids: gl.tensor | gl.constexpr
+    masks: gl.tensor | gl.constexpr
+    padding: gl.tensor | gl.constexpr
+    block_ids: gl.tensor | gl.constexpr
+    bias: gl.tensor | gl.constexpr
+    stride_be: gl.tensor | gl.constexpr
+    slope_log2: gl.tensor | gl.constexpr
+    capped_scale: gl.tensor | gl.constexpr
+    scale_log2: gl.tensor
+
+
+@aggregate
+class TileTerms:
+    """The same for one tile of keys: the position of its first key, its mask and the first word there, padding, bias.
+
+    Where a call has no padding all bits are set.
+    """
+
+    key0: gl.tensor
+    first_word: gl.tensor
+    mask_id: gl.tensor
+    padding: gl.tensor
+    bias_log2: gl.tensor
+
+
+@gluon.jit
+def terms_of_head(arguments, i_sequence, head):
+    """The terms of a query head of a sequence."""
+    padding = arguments.padding
+    if arguments.padding is not None:
+        padding = arguments.padding + i_sequence.to(gl.int64) * arguments.stride_pb
+    bias = arguments.bias
+    if arguments.bias is not None:
+        bias = (
+            arguments.bias
+            + i_sequence.to(gl.int64) * arguments.stride_bb
+            + head.to(gl.int64) * arguments.stride_bh
+        )
+    slope_log2 = arguments.slopes
+    if arguments.slopes is not None:
+        slope_log2 = gl.load(arguments.slopes + head) * LOG2E
+    capped_scale = arguments.softcap
+    scale_log2 = arguments.softmax_scale * LOG2E
+    if arguments.softcap is not None:
+        capped_scale = arguments.softmax_scale / arguments.softcap
+        scale_log2 = arguments.softcap * LOG2E
+    return ScoreTerms(
+        arguments.mask_ids, arguments.masks, padding, arguments.block_ids, bias, arguments.stride_be, slope_log2,
+        capped_scale, scale_log2,
+    )  # fmt: skip
+
+
+@gluon.jit
+def terms_of_tile(terms, indices, entry, first, BLOCK_SIZE: gl.constexpr, KEYS: gl.constexpr):
+    """The terms of a tile: KEYS keys of the block of an entry, from its key `first` on. To be loaded a tile early."""
+    WORDS: gl.constexpr = KEYS // 32
+    LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    key0 = gl.load(indices + entry) * BLOCK_SIZE + first
+    mask_id = gl.to_tensor(-1)
+    if terms.mask_ids is not None:
+        mask_id = gl.load(terms.mask_ids + entry)
+    padding = gl.full([WORDS], -1, gl.int32, layout=gl.SliceLayout(0, LAYOUT))
+    if terms.padding is not None:
+        padding = words_of_columns(terms.padding + key0 // 32, WORDS)
+    bias_log2 = gl.to_tensor(0.0)
+    if terms.bias is not None:
+        block_id = gl.load(terms.block_ids + entry).to(gl.int64)
+        bias = gl.load(terms.bias + block_id * terms.stride_be)
+        bias_log2 = gl.where(bias == -INFINITY, bias, gl.maximum(bias, LEAST) * LOG2E)
+    return TileTerms(key0, first // 32, mask_id, padding, bias_log2)
+
+
+@gluon.jit
+def finite_bias(tile):
+    """The bias of a tile, 0 where it hides the tile."""
+    return gl.where(tile.bias_log2 == -INFINITY, 0.0, tile.bias_log2)
+
+
+@gluon.jit
+def is_padded(tile):
+    """Whether a key of a tile is padding."""
+    return gl.min(gl.where(tile.padding == -1, 1, 0), 0) == 0
+
+
+@gluon.jit
+def hide_pairs(
+    s, terms, tile, has_edge, query0, row0, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUSAL: gl.constexpr, layout: gl.constexpr
+):  # fmt: skip
+    """Scores with -infinity where a pair does not count, in a branch: most tiles hide none.
+
+    has_edge: the keys end in the tile, or not all queries see all of its keys. query0: the position of the first query.
+    row0: its place in its block.
+    """
+    WORDS: gl.constexpr = s.shape[1] // 32
+    if has_edge | (tile.mask_id >= 0) | is_padded(tile) | (tile.bias_log2 == -INFINITY):
+        words = below(kv_len, tile.key0, WORDS)
+        if IS_CAUSAL:
+            words = words & below(query0 + 1 + rows_of_tile(WORDS), tile.key0, WORDS)
+        if terms.mask_ids is not None:
+            words = words & words_of_mask(
+                terms.masks, tile.mask_id, row0, tile.first_word, BLOCK_SIZE, WORDS
+            )
+        if terms.padding is not None:
+            words = words & tile.padding[None, :]
+        if terms.bias is not None:
+            words = words & gl.where(tile.bias_log2 == -INFINITY, 0, -1)
+        s = hide(s, words, layout)
+    return s
+
+
+@gluon.jit
+def capped(s, terms):
+    """Products, in units in which `scale_log2` makes scores of them."""
+    if terms.capped_scale is not None:
+        s = gl.inline_asm_elementwise(
+            "tanh.approx.f32 $0, $1;", "=f,f", [s * terms.capped_scale], dtype=gl.float32, is_pure=True, pack=1
+        )  # fmt: skip
+    return s
+
+
+@gluon.jit
+def distances(query0, key0, KEYS: gl.constexpr, layout: gl.constexpr):
+    """How far apart the queries and the keys of a tile are, float32 (64, KEYS)."""
+    query = (query0 - key0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))).to(gl.float32)
+    key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)).to(gl.float32)
+    return gl.abs(query[:, None] - key[None, :])
