@@ -13,12 +13,6 @@ from .kernels import emulated
 from .programs import launch
 
 
-def uninitialised(x: Tensor) -> Tensor:
-    """Memory like that of x, full of NaN."""
-    made = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return made.fill_(float("nan"))
-
-
 def run(
     kernel: Any, arguments: dict[str, Any], grid: int, *, release: str | None = None, **options: Any
 ) -> None:
@@ -46,7 +40,7 @@ def forward(
     """out and lse of a problem that `prepared_by(HOPPER, layout)` has made; `programs` at most."""
     p = problem
     one = emulated(release).passes.FORWARD
-    out = uninitialised(p.q)
+    out = torch.full((*p.q.shape[:3], p.v_head_dim), float("nan"), dtype=p.q.dtype)
     lse = torch.full((p.batch, p.num_heads, p.q_len), float("nan"))
     grid = min(one.n_tiles(p), programs)
     if grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -14,11 +15,23 @@ from .programs import num_programs, program_id, warp_specialize
 from .schedule import EmulatorError, current, scheduler
 
 
+class Parameter:
+    """What Triton tells of a parameter of a kernel."""
+
+    def __init__(self, place: int, parameter: inspect.Parameter) -> None:
+        self.num, self.name, self.default = place, parameter.name, parameter.default
+        self.has_default = parameter.default is not inspect.Parameter.empty
+        self.is_constexpr = "constexpr" in str(parameter.annotation)
+
+
 class JITFunction:
     """A kernel function, run by Python."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.fn = function
+        parameters = inspect.signature(function).parameters
+        self.arg_names = list(parameters)
+        self.params = [Parameter(i, each) for i, each in enumerate(parameters.values())]
         self.__name__, self.__module__, self.__doc__ = (
             function.__name__,
             function.__module__,

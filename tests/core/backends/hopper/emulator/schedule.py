@@ -100,8 +100,9 @@ class Scheduler:
         self.finished.wait()
         for thread in self.threads:
             thread.join()
-        for copy in self.copies:
-            copy.arrive()
+        HERE.scheduler = self
+        while self.copies and self.failure is None:
+            self.arrive(0)
         self.copies.clear()
         if self.failure is not None:
             where = "" if self.failed is None else f"{self.failed}: "
