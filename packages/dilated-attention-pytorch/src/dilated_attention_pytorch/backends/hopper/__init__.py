@@ -93,17 +93,27 @@ def order_kernels() -> ModuleType:
     return device_order
 
 
+def rejected_device(q: Tensor) -> str | None:
+    """Why the kernels do not run where q is; None if they do."""
+    if q.device.type != "cuda":
+        return f"q is on {q.device}, needs a CUDA device"
+    if torch.version.hip is not None:
+        return f"q is on {q.device}, a GPU of AMD; needs an NVIDIA GPU of compute capability (9, 0)"
+    if not is_hopper(q.device.index):
+        return f"compute capability {torch.cuda.get_device_capability(q.device)} is not (9, 0)"
+    return None
+
+
 def rejected_call(problem: AttentionProblem) -> str | None:
     """Why the kernels cannot serve a call, whatever triton is installed; None if they can."""
+    return rejected_device(problem.q) or rejected_values(problem)
+
+
+def rejected_values(problem: AttentionProblem) -> str | None:
+    """Why the kernels cannot serve a call on the right device; None if they can."""
     p, beyond = problem, beyond_plain_batch(problem) or beyond_plain_scores(problem)
     if beyond is not None:
         return beyond
-    if p.q.device.type != "cuda":
-        return f"q is on {p.q.device}, needs a CUDA device"
-    if torch.version.hip is not None:
-        return f"q is on {p.q.device}, a GPU of AMD; needs an NVIDIA GPU of compute capability (9, 0)"
-    if not is_hopper(p.q.device.index):
-        return f"compute capability {torch.cuda.get_device_capability(p.q.device)} is not (9, 0)"
     if p.q.dtype not in (torch.float16, torch.bfloat16):
         return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
     for what, dim in (("head_dim", p.head_dim), ("v head_dim", p.v_head_dim)):

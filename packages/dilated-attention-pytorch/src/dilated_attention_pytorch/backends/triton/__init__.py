@@ -97,9 +97,9 @@ class TritonBackend(Backend):
         return launch_backward(problem, out, lse, grad_out, grad_lse)
 
     def forward_into(self, problem: AttentionProblem, out: Tensor) -> Tensor:
-        from .launch import launch_forward
+        from .launch import is_readable, launch_forward, unit_of
 
-        if is_packed(problem) or out.stride(3) != 1:
+        if is_packed(problem) or not is_readable(out, unit_of(problem)):
             return super().forward_into(problem, out)
         return launch_forward(problem, out)[1]
 
@@ -112,9 +112,9 @@ class TritonBackend(Backend):
         grad_lse: Tensor | None,
         dq: Tensor,
     ) -> Gradients:
-        from .launch import launch_backward
+        from .launch import is_readable, launch_backward, unit_of
 
-        if is_packed(problem) or dq.stride(3) != 1:
+        if is_packed(problem) or not is_readable(dq, unit_of(problem)):
             return super().backward_into(problem, out, lse, grad_out, grad_lse, dq)
         return launch_backward(problem, out, lse, grad_out, grad_lse, dq)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -42,6 +43,45 @@ class Launch(NamedTuple):
 
 def strides(tensor: Tensor, suffix: str, axes: str) -> dict[str, int]:
     return dict(zip(stride_names(suffix, axes), tensor.stride(), strict=True))
+
+
+def unit_of(problem: AttentionProblem) -> int:
+    """In what strides are counted: pieces of 16 bytes if heads consist of them, else elements.
+
+    So kernels read whole pieces, and are not compiled anew for other strides.
+    """
+    unit = 16 // problem.q.element_size()
+    return 1 if problem.head_dim % unit or problem.v_head_dim % unit else unit
+
+
+def is_readable(x: Tensor, unit: int) -> bool:
+    """Whether every head of x, (batch, tokens, heads, dim), lies in one piece and begins at a unit."""
+    sb, ss, sh, sd = x.stride()
+    if sd != 1 or (unit > 1 and x.data_ptr() % 16):
+        return False
+    return not (sb | ss | sh) % unit or not any(
+        step % unit for step, size in zip((sb, ss, sh), x.shape, strict=False) if size > 1
+    )
+
+
+def readable(x: Tensor, unit: int) -> Tensor:
+    """The tensor, or a contiguous copy of one that the kernels cannot read."""
+    return x if is_readable(x, unit) else x.clone(memory_format=torch.contiguous_format)
+
+
+def with_readable_inputs(problem: AttentionProblem) -> AttentionProblem:
+    """The problem with q, k and v as the kernels read them."""
+    p, unit = problem, unit_of(problem)
+    if is_readable(p.q, unit) and is_readable(p.k, unit) and is_readable(p.v, unit):
+        return p
+    return replace(p, q=readable(p.q, unit), k=readable(p.k, unit), v=readable(p.v, unit))
+
+
+def token_strides(tensor: Tensor, suffix: str, unit: int) -> dict[str, int]:
+    """The strides of batch, tokens and heads in units."""
+    sb, ss, sh, _ = tensor.stride()
+    batch, tokens, heads = stride_names(suffix, "bsh")
+    return {batch: sb // unit, tokens: ss // unit, heads: sh // unit}
 
 
 @lru_cache(maxsize=64)
@@ -109,7 +149,7 @@ def common_arguments(problem: AttentionProblem, positions: Positions | None) -> 
     bias_strides = [0, 0, 0] if bias is None else [*broadcast_strides(bias)[:2], bias.stride(2)]
     padding_strides = (0, 0) if padding is None else padding.stride()
     kv_lengths = p.kv_lengths if is_plain and sequences is not None else None
-    rates = p.rates
+    rates, unit = p.rates, unit_of(p)
     # the dummies are never read: the flags below are off
     return {
         "Q": q, "K": k, "V": v,
@@ -117,7 +157,7 @@ def common_arguments(problem: AttentionProblem, positions: Positions | None) -> 
         "KvLengths": q if kv_lengths is None else kv_lengths,
         "Padding": q if padding is None else padding.view(torch.int8),
         "Seed": q if p.seed is None else p.seed,
-        **strides(q, "q", "bshd"), **strides(k, "k", "bshd"), **strides(v, "v", "bshd"),
+        **token_strides(q, "q", unit), **token_strides(k, "k", unit), **token_strides(v, "v", unit),
         "stride_bb": bias_strides[0], "stride_bh": bias_strides[1], "stride_be": bias_strides[2],
         "stride_pb": padding_strides[0], "stride_ps": padding_strides[1],
         "q_len": q_len if is_plain else None, "kv_len": kv_len if is_plain else None,
@@ -128,7 +168,7 @@ def common_arguments(problem: AttentionProblem, positions: Positions | None) -> 
         **(PLAIN if positions is None else positions._asdict()), "masks": None,
         "softcap": p.softcap or None, "Slopes": p.alibi_slopes,
         "attn_bias": None if p.attn_bias is None else AttnBias(p.attn_bias, *broadcast_strides(p.attn_bias)),
-        "GROUP": num_heads // num_kv_heads, "HEADS_PER_LIST": num_heads // p.layout_heads,
+        "group": num_heads // num_kv_heads, "heads_per_list": num_heads // p.layout_heads,
         "HEAD_DIM": head_dim, "V_HEAD_DIM": v_head_dim,
         "BLOCK_D": padded_dim(head_dim), "BLOCK_DV": padded_dim(v_head_dim), "BLOCK_SIZE": p.grid.block_size,
         "N_CLASSES": len(rates), "RATES_LOG2": rates_log2(rates),
@@ -136,7 +176,7 @@ def common_arguments(problem: AttentionProblem, positions: Positions | None) -> 
         "HAS_PADDING": padding is not None, "DROPOUT": p.dropout_p > 0.0,
         "PRECISION": "ieee",  # of float32 products; TF32 would lose 13 bits of them
         "PACKED": sequences is not None and sequences.is_packed,
-        "EXACT_TANH": INTERPRETED or q.dtype == torch.float32,
+        "EXACT_TANH": INTERPRETED or q.dtype == torch.float32, "UNIT": unit,
     }  # fmt: skip
 
 
@@ -199,9 +239,9 @@ def forward_launch(
     padded = max(common["BLOCK_D"], common["BLOCK_DV"])
     tile = tuning.tiles("forward", padded, p.block_size, p.q.dtype, capability, 1, changes_every_score(p))
     arguments = {
-        **common, "Out": out, "Lse": lse, **list_arguments(p, by_rows=True), **strides(out, "o", "bshd"),
+        **common, "Out": out, "Lse": lse, **list_arguments(p, by_rows=True), **token_strides(out, "o", common["UNIT"]),
         "n_rows": p.n_rows if positions is None else None, "Sinks": p.sinks, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
-        "HAS_EDGE": has_edge(p, positions), "SCALE_POSITIVE": p.softmax_scale > 0.0,
+        "has_edge": int(has_edge(p, positions)), "SCALE_POSITIVE": p.softmax_scale > 0.0,
     }  # fmt: skip
     grid = (row_programs(p, positions, tile.block_m),)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
@@ -214,7 +254,7 @@ def forward_launch(
 
 def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """out, which is `into` where that is given, and lse of a problem."""
-    p, out = problem, into
+    p, out = with_readable_inputs(problem), into
     if out is None:
         out = torch.empty(p.batch, p.q_len, p.num_heads, p.v_head_dim, dtype=p.q.dtype, device=p.q.device)
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=torch.float32, device=p.q.device)
@@ -290,26 +330,27 @@ def backward_call(
         shape_of_sums = p.batch, p.num_heads, -(-p.q_len // DELTA_BLOCK)
         sink_sums = torch.empty(shape_of_sums, dtype=torch.float32, device=p.q.device)
     grads, delta = Gradients(grad_q, grad_k, grad_v, slots, sink_sums), torch.empty_like(lse)
-    common = common_arguments(p, positions) | {
-        "GradOut": grad_out, "Lse": lse, "Delta": delta, **strides(grad_out, "g", "bshd"),
-    }  # fmt: skip
+    common = common_arguments(p, positions)
+    common |= {
+        "GradOut": grad_out,
+        "Lse": lse,
+        "Delta": delta,
+        **token_strides(grad_out, "g", common["UNIT"]),
+    }
     return BackwardCall(p, out, lse, grad_out, grad_lse, delta, grads, capability, positions, common)
 
 
 def delta_launch(call: BackwardCall) -> Launch:
     """delta of every query, and the gradient of the sinks."""
     p, grad_lse = call.problem, call.lse if call.grad_lse is None else call.grad_lse
-    is_plain = call.positions is None
-    of_lse = strides(grad_lse, "l", "bhs")
-    if call.grad_lse is None and not is_plain:
-        of_lse = dict.fromkeys(of_lse, 0)  # they would make a kernel for a length
+    unit = call.common["UNIT"]
     arguments = {
         "Out": call.out, "GradOut": call.grad_out, "GradLse": grad_lse, "Delta": call.delta,
         "Lse": None if p.sinks is None else call.lse, "Sinks": p.sinks, "SinkSums": call.grads.sinks,
-        **strides(call.out, "o", "bshd"), **strides(call.grad_out, "g", "bshd"), **of_lse,
-        "q_len": p.q_len if is_plain else None, "n_tokens": None if is_plain else p.q_len, "num_heads": p.num_heads,
+        **token_strides(call.out, "o", unit), **token_strides(call.grad_out, "g", unit), **strides(grad_lse, "l", "bhs"),
+        "q_len": p.q_len, "num_heads": p.num_heads,
         "V_HEAD_DIM": p.v_head_dim, "BLOCK_DV": padded_dim(p.v_head_dim),
-        "BLOCK_M": DELTA_BLOCK, "HAS_GRAD_LSE": call.grad_lse is not None,
+        "BLOCK_M": DELTA_BLOCK, "HAS_GRAD_LSE": call.grad_lse is not None, "UNIT": unit,
     }  # fmt: skip
     grid = (p.batch * p.num_heads * -(-p.q_len // DELTA_BLOCK),)
     return Launch(delta_kernel, grid, arguments, {"num_warps": 4})
@@ -323,10 +364,11 @@ def dq_launch(call: BackwardCall) -> Launch:
     arguments = {
         **call.common, **list_arguments(p, by_rows=True),
         "GradQ": grads.q, "GradBias": call.lse if slots is None else slots,
-        **strides(grads.q, "o", "bshd"), "n_rows": p.n_rows if positions is None else None,
+        **token_strides(grads.q, "o", call.common["UNIT"]), "n_rows": p.n_rows if positions is None else None,
         "n_slots": 0 if slots is None else slots.shape[2],
         "slot_sequences": 1 if slots is None else slots.shape[0], "slot_heads": 1 if slots is None else slots.shape[1],
-        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "HAS_EDGE": has_edge(p, positions),
+        "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n,
+        "has_edge": int(has_edge(p, positions)),
     }  # fmt: skip
     grid = (row_programs(p, positions, tile.block_m),)
     return Launch(dq_kernel, grid, arguments, {"num_warps": tile.num_warps, "num_stages": tile.num_stages})
@@ -349,19 +391,13 @@ def dkdv_launch(call: BackwardCall) -> Launch:
         and padded >= 64
         and call.capability[0] == 9
     )
-    # with positions, sums of keys that do not count are dropped in the end
-    has_key_mask = positions is None and (
-        p.kv_len % p.block_size != 0
-        or keys % block_n != 0
-        or p.kv_lengths is not None
-        or p.key_padding_mask is not None
-    )
+    has_edge_rows = positions is not None or p.q_len % p.block_size != 0 or p.q_offset % p.block_size != 0
     arguments = {
         **call.common, **list_arguments(p, by_rows=False),
-        "GradK": grads.k, "GradV": grads.v, **strides(grads.k, "x", "bshd"), **strides(grads.v, "y", "bshd"),
+        "GradK": grads.k, "GradV": grads.v, **token_strides(grads.k, "x", call.common["UNIT"]), **token_strides(grads.v, "y", call.common["UNIT"]),
         "n_cols": p.n_cols if positions is None else None, "BLOCK_M": tile.block_m, "BLOCK_N": block_n, "KEY_STRIDE": key_stride,
-        "EVEN_Q": positions is None and p.q_len % p.block_size == 0 and p.q_offset % p.block_size == 0,
-        "HAS_KEY_MASK": has_key_mask, "QUERIES_FIRST": queries_first,
+        "has_edge": int(has_edge_rows), "EVEN_Q": queries_first and not has_edge_rows, "QUERIES_FIRST": queries_first,
+        "GROUPED": p.num_heads > p.num_kv_heads,
     }  # fmt: skip
     n_cols = p.n_cols if positions is None else positions.max_cols
     grid = (n_sequences(p) * p.num_kv_heads * n_cols * key_stride * -(-keys // block_n),)
@@ -396,10 +432,9 @@ def launch_backward(
     into: Tensor | None = None,
 ) -> Gradients:
     """Gradients of a problem; dq is `into` where that is given."""
-    if grad_out.stride(-1) != 1:
-        grad_out = grad_out.contiguous()
-    capability = capability_of(problem)
-    launches, grads = backward_launches(problem, out, lse, grad_out, grad_lse, capability, into)
+    p, unit = with_readable_inputs(problem), unit_of(problem)
+    out, grad_out = readable(out, unit), readable(grad_out, unit)
+    launches, grads = backward_launches(p, out, lse, grad_out, grad_lse, capability_of(p), into)
     for launch in launches:
         launch.run()
     if grads.block_bias is not None:

@@ -29,6 +29,7 @@ from .masking import (
     whole_and_visible,
 )
 from .parts import (
+    UNSPECIALISED,
     BlockBias,
     Blocks,
     Column,
@@ -40,7 +41,6 @@ from .parts import (
     Options,
     PairBias,
     Pairs,
-    Positions,
     Queries,
     QueryValues,
     Rows,
@@ -48,7 +48,7 @@ from .parts import (
     Sizes,
 )
 from .scores import added, block_bias, block_biases, in_log2, tanh
-from .sequences import block_of, first_list_of, sequence_of
+from .sequences import block_of, first_list_of, in_elements, sequence_of
 
 
 @triton.jit
@@ -58,20 +58,20 @@ def load_lse(Lse, offsets, mask):
     return tl.where(lse == float("-inf"), float("inf"), lse * LOG2E)
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def delta_kernel(
     Out, GradOut, GradLse, Delta, Lse, Sinks, SinkSums,
-    stride_ob, stride_os, stride_oh, stride_od, stride_gb, stride_gs, stride_gh, stride_gd,
-    stride_lb, stride_lh, stride_ls, q_len, n_tokens, num_heads,
+    stride_ob, stride_os, stride_oh, stride_gb, stride_gs, stride_gh,
+    stride_lb, stride_lh, stride_ls, q_len, num_heads,
     V_HEAD_DIM: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_M: tl.constexpr, HAS_GRAD_LSE: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """delta = sum(grad_out * out) - grad_lse, float32 (batch, num_heads, q_len).
 
-    With Sinks, also the share of each tile in their gradient, -exp(sink - lse) * delta. `n_tokens` is a q_len that a kernel
-    is not compiled for.
+    With Sinks, also the share of each tile in their gradient, -exp(sink - lse) * delta.
     """
-    if n_tokens is not None:
-        q_len = n_tokens
+    stride_ob, stride_os, stride_oh = in_elements(stride_ob, stride_os, stride_oh, UNIT)
+    stride_gb, stride_gs, stride_gh = in_elements(stride_gb, stride_gs, stride_gh, UNIT)
     n_tiles = tl.cdiv(q_len, BLOCK_M)
     query = (tl.program_id(0) % n_tiles) * BLOCK_M + tl.arange(0, BLOCK_M)
     batch_head = tl.program_id(0) // n_tiles
@@ -80,16 +80,8 @@ def delta_kernel(
     m_in = query < q_len
     mask = m_in[:, None] & (dv < V_HEAD_DIM)[None, :]
     query64 = query.to(tl.int64)
-    out_ptrs = (
-        Out + i_batch * stride_ob + head * stride_oh + query64[:, None] * stride_os + dv[None, :] * stride_od
-    )
-    grad_ptrs = (
-        GradOut
-        + i_batch * stride_gb
-        + head * stride_gh
-        + query64[:, None] * stride_gs
-        + dv[None, :] * stride_gd
-    )
+    out_ptrs = Out + i_batch * stride_ob + head * stride_oh + query64[:, None] * stride_os + dv[None, :]
+    grad_ptrs = GradOut + i_batch * stride_gb + head * stride_gh + query64[:, None] * stride_gs + dv[None, :]
     out = tl.load(out_ptrs, mask=mask, other=0.0).to(tl.float32)
     grad = tl.load(grad_ptrs, mask=mask, other=0.0).to(tl.float32)
     delta = tl.sum(out * grad, 1)
@@ -143,9 +135,9 @@ def dq_masked_step(values, dq, queries, keys, key, n_in, allowed, bias, dropout,
     key64 = key.to(tl.int64)
     k_mask = n_in[:, None] & (d < sizes.HEAD_DIM)[None, :]
     v_mask = n_in[:, None] & (dv < sizes.V_HEAD_DIM)[None, :]
-    k_ptrs = keys.k_base + key64[:, None] * keys.stride_ks + d[None, :] * keys.stride_kd
+    k_ptrs = keys.k_base + key64[:, None] * keys.stride_ks + d[None, :]
     k = tl.load(k_ptrs, mask=k_mask, other=0.0)
-    v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
+    v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :]
     v = tl.load(v_ptrs, mask=v_mask, other=0.0)
     return dq_step(
         k, v, values, dq,
@@ -168,10 +160,10 @@ def dq_class(
     KEYS: tl.constexpr = BLOCK_SIZE // RATE
     Indices, Entries, lo, hi = blocks.Indices, blocks.Entries, blocks.lo, blocks.hi
     d, dv, n = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV), tl.arange(0, BLOCK_N)
-    k_offsets = n[:, None] * keys.stride_ks + d[None, :] * keys.stride_kd
-    v_offsets = n[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
+    k_offsets = n[:, None] * keys.stride_ks + d[None, :]
+    v_offsets = n[:, None] * keys.stride_vs + dv[None, :]
     if RATE == 1 and BLOCK_SIZE >= BLOCK_N:
-        n_whole, n_visible = whole_and_visible(blocks, queries.position0, keys.kv_valid, sizes, options)
+        n_whole, n_visible = whole_and_visible(blocks, queries.position0, keys, sizes, options)
         for t in tl.range(0, n_whole * PARTS_N):
             entry = lo + t // PARTS_N
             key0 = tl.load(Indices + entry) * BLOCK_SIZE + (t % PARTS_N) * BLOCK_N
@@ -196,27 +188,26 @@ def dq_class(
             if options.HAS_BIAS:
                 slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
                 tl.store(bias_of.gradient + slot, tl.sum(ds))
-        if options.HAS_EDGE:
-            end = edge_end(blocks, n_visible, queries.position0, keys.kv_valid, sizes, options)
-            for t in tl.range(n_whole * PARTS_N, end * PARTS_N, num_stages=1):
-                entry = entry_of(blocks, t // PARTS_N, n_visible)
-                key = tl.load(Indices + entry) * BLOCK_SIZE + (t % PARTS_N) * BLOCK_N + n
-                n_in = key < keys.kv_valid
-                bias = 0.0
-                if options.HAS_BIAS:
-                    bias = block_bias(bias_of, Entries, entry)
-                if options.HAS_PADDING:
-                    n_in = not_padded(padding, key, n_in)
-                dq, ds = dq_masked_step(
-                    values, dq, queries, keys, key, n_in,
-                    allowed_in_tile(
-                        blocks.masks, entry, queries.position & (BLOCK_SIZE - 1), (t % PARTS_N) * BLOCK_N, BLOCK_SIZE, BLOCK_N, False
-                    ) if blocks.masks is not None else None,
-                    bias, dropout, scores, sizes, options,
-                )  # fmt: skip
-                if options.HAS_BIAS:
-                    slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
-                    tl.store(bias_of.gradient + slot, tl.sum(ds))
+        end = edge_end(blocks, n_visible, queries.position0, keys.kv_valid, sizes, options)
+        for t in tl.range(n_whole * PARTS_N, end * PARTS_N, num_stages=1):
+            entry = entry_of(blocks, t // PARTS_N, n_visible)
+            key = tl.load(Indices + entry) * BLOCK_SIZE + (t % PARTS_N) * BLOCK_N + n
+            n_in = key < keys.kv_valid
+            bias = 0.0
+            if options.HAS_BIAS:
+                bias = block_bias(bias_of, Entries, entry)
+            if options.HAS_PADDING:
+                n_in = not_padded(padding, key, n_in)
+            dq, ds = dq_masked_step(
+                values, dq, queries, keys, key, n_in,
+                allowed_in_tile(
+                    blocks.masks, entry, queries.position & (BLOCK_SIZE - 1), (t % PARTS_N) * BLOCK_N, BLOCK_SIZE, BLOCK_N, False
+                ) if blocks.masks is not None else None,
+                bias, dropout, scores, sizes, options,
+            )  # fmt: skip
+            if options.HAS_BIAS:
+                slot = tl.load(Entries + entry).to(tl.int64) * TILES_M * PARTS_N + t % PARTS_N
+                tl.store(bias_of.gradient + slot, tl.sum(ds))
     else:
         if keys.BEYOND and blocks.masks is None:
             past_end = past_visible(queries.position0, keys.kv_valid, sizes, options.IS_CAUSAL)
@@ -252,23 +243,29 @@ def dq_class(
     return dq
 
 
-@triton.jit(do_not_specialize=Positions._fields)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def dq_kernel(
     Q, K, V, GradOut, Lse, Delta, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed, GradQ, GradBias,
-    stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
-    stride_vb, stride_vs, stride_vh, stride_vd, stride_gb, stride_gs, stride_gh, stride_gd,
-    stride_ob, stride_os, stride_oh, stride_od, stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
-    q_len, kv_len, q_offset, first_row, n_rows, num_heads, n_slots, slot_sequences, slot_heads, softmax_scale, threshold,
-    keep_scale,
+    stride_qb, stride_qs, stride_qh, stride_kb, stride_ks, stride_kh,
+    stride_vb, stride_vs, stride_vh, stride_gb, stride_gs, stride_gh,
+    stride_ob, stride_os, stride_oh, stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
+    q_len, kv_len, q_offset, first_row, n_rows, num_heads, group, heads_per_list, has_edge, n_slots, slot_sequences, slot_heads,
+    softmax_scale, threshold, keep_scale,
     Table, max_rows, max_cols, q_tokens, kv_tokens, q_position, first_grid_row, grid_rows, grid_cols, list_heads,
     masks, softcap, Slopes, attn_bias,
-    GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
-    HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr, EXACT_TANH: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """dq of one query tile; the strides `stride_o*` are those of GradQ. What follows `keep_scale` may be None."""
+    stride_qb, stride_qs, stride_qh = in_elements(stride_qb, stride_qs, stride_qh, UNIT)
+    stride_kb, stride_ks, stride_kh = in_elements(stride_kb, stride_ks, stride_kh, UNIT)
+    stride_vb, stride_vs, stride_vh = in_elements(stride_vb, stride_vs, stride_vh, UNIT)
+    stride_gb, stride_gs, stride_gh = in_elements(stride_gb, stride_gs, stride_gh, UNIT)
+    stride_ob, stride_os, stride_oh = in_elements(stride_ob, stride_os, stride_oh, UNIT)
     TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
     PARTS_N: tl.constexpr = BLOCK_SIZE // BLOCK_N if BLOCK_SIZE > BLOCK_N else 1
     n_tiles = (n_rows if q_tokens is None else max_rows) * TILES_M
@@ -301,15 +298,13 @@ def dq_kernel(
 
     query64 = query.to(tl.int64)
     q_base = Q + i_batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh
-    k_base = K + i_batch.to(tl.int64) * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
-    v_base = V + i_batch.to(tl.int64) * stride_vb + (head // GROUP).to(tl.int64) * stride_vh
+    k_base = K + i_batch.to(tl.int64) * stride_kb + (head // group).to(tl.int64) * stride_kh
+    v_base = V + i_batch.to(tl.int64) * stride_vb + (head // group).to(tl.int64) * stride_vh
     grad_base = GradOut + i_batch.to(tl.int64) * stride_gb + head.to(tl.int64) * stride_gh
     q_mask = m_in[:, None] & (d < HEAD_DIM)[None, :]
-    q = tl.load(q_base + query64[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0)
+    q = tl.load(q_base + query64[:, None] * stride_qs + d[None, :], mask=q_mask, other=0.0)
     grad_mask = m_in[:, None] & (dv < V_HEAD_DIM)[None, :]
-    grad_out = tl.load(
-        grad_base + query64[:, None] * stride_gs + dv[None, :] * stride_gd, mask=grad_mask, other=0.0
-    )
+    grad_out = tl.load(grad_base + query64[:, None] * stride_gs + dv[None, :], mask=grad_mask, other=0.0)
     lse = load_lse(Lse, batch_head.to(tl.int64) * q_len + query, m_in)
     delta = tl.load(Delta + batch_head.to(tl.int64) * q_len + query, mask=m_in, other=0.0)
     bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
@@ -321,12 +316,12 @@ def dq_kernel(
     scale_log2 = softmax_scale * LOG2E
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if q_tokens is None:
-        first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+        first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
     else:
         k_base += kv_begin.to(tl.int64) * stride_ks
         v_base += kv_begin.to(tl.int64) * stride_vs
         first_list, has_lists = first_list_of(
-            list_heads, i_sequence, head // HEADS_PER_LIST, block, first_grid_row, grid_rows, N_CLASSES
+            list_heads, i_sequence, head // heads_per_list, block, first_grid_row, grid_rows, N_CLASSES
         )  # fmt: skip
 
     for i_class in tl.static_range(N_CLASSES):
@@ -342,7 +337,7 @@ def dq_kernel(
                 Indices, Entries, lo, hi,
                 tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0) if masks is not None else None, masks,
             ),
-            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, q_tokens is not None),
+            Keys(k_base, v_base, stride_ks, stride_vs, kv_valid, has_edge, q_tokens is not None),
             BlockBias(bias_base, stride_be, grad_bias),
             KeyPadding(
                 Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
@@ -361,11 +356,11 @@ def dq_kernel(
             ),
             1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
             Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
-            Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, True, PRECISION),
+            Options(IS_CAUSAL, HAS_BIAS, HAS_PADDING, DROPOUT, True, PRECISION),
         )  # fmt: skip
 
     out_ptrs = GradQ + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
-    out_ptrs += query64[:, None] * stride_os + d[None, :] * stride_od
+    out_ptrs += query64[:, None] * stride_os + d[None, :]
     q_store = q_mask if q_tokens is None else m_store[:, None] & (d < HEAD_DIM)[None, :]
     tl.store(out_ptrs, (dq * softmax_scale).to(GradQ.dtype.element_ty), mask=q_store)
 
@@ -434,8 +429,8 @@ def dkdv_masked_step(
     query64 = query.to(tl.int64)
     q_mask = m_in[:, None] & (d < sizes.HEAD_DIM)[None, :]
     grad_mask = m_in[:, None] & (d_v < sizes.V_HEAD_DIM)[None, :]
-    q_ptrs = rows.q_base + query64[:, None] * rows.stride_qs + d[None, :] * rows.stride_qd
-    grad_ptrs = rows.grad_base + query64[:, None] * rows.stride_gs + d_v[None, :] * rows.stride_gd
+    q_ptrs = rows.q_base + query64[:, None] * rows.stride_qs + d[None, :]
+    grad_ptrs = rows.grad_base + query64[:, None] * rows.stride_gs + d_v[None, :]
     q = tl.load(q_ptrs, mask=q_mask, other=0.0)
     grad_out = tl.load(grad_ptrs, mask=grad_mask, other=0.0)
     lse = load_lse(rows.lse_base, query, m_in)
@@ -470,11 +465,16 @@ def partial_rows(column, rows, blocks, sizes, options):
         first = tl.maximum(first, column.first_key // BLOCK_SIZE)
         whole = tl.maximum(whole, (column.last_key + BLOCK_SIZE - 1) // BLOCK_SIZE)
     end = block_of(past + BLOCK_SIZE - 1, BLOCK_SIZE)
-    n_end = count_below(Indices, lo, hi, end - rows.first_row)
-    n_first = tl.minimum(count_below(Indices, lo, hi, first - rows.first_row), n_end)
-    n_whole = tl.minimum(tl.maximum(count_below(Indices, lo, hi, whole - rows.first_row), n_first), n_end)
-    whole_end = count_below(Indices, lo, hi, block_of(past, BLOCK_SIZE) - rows.first_row)
-    n_whole_end = tl.maximum(tl.minimum(whole_end, n_end), n_whole)
+    n_first, n_whole, n_whole_end, n_end = lo - lo, lo - lo, hi - lo, hi - lo
+    if rows.has_edge != 0:
+        n_end = count_below(Indices, lo, hi, end - rows.first_row)
+        n_whole_end = tl.minimum(
+            count_below(Indices, lo, hi, block_of(past, BLOCK_SIZE) - rows.first_row), n_end
+        )
+    if options.IS_CAUSAL or rows.has_edge != 0:
+        n_first = tl.minimum(count_below(Indices, lo, hi, first - rows.first_row), n_end)
+        n_whole = tl.minimum(tl.maximum(count_below(Indices, lo, hi, whole - rows.first_row), n_first), n_end)
+        n_whole_end = tl.maximum(n_whole_end, n_whole)
     masked, masked_end = 0, 0
     if blocks.masks is not None:
         masked = count_below(Indices, blocks.split, blocks.hi, first - rows.first_row)
@@ -490,14 +490,17 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, opti
     Indices, Entries, lo, hi = blocks.Indices, blocks.Entries, blocks.lo, blocks.hi
     first_row, q_offset, dk, dv = rows.first_row, rows.q_offset, sums.dk, sums.dv
     d, d_v, m = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV), tl.arange(0, BLOCK_M)
-    q_offsets = m[:, None] * rows.stride_qs + d[None, :] * rows.stride_qd
-    grad_offsets = m[:, None] * rows.stride_gs + d_v[None, :] * rows.stride_gd
+    q_offsets = m[:, None] * rows.stride_qs + d[None, :]
+    grad_offsets = m[:, None] * rows.stride_gs + d_v[None, :]
     if BLOCK_SIZE >= BLOCK_M:
         TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
         # one loop for all: ptxas 12.8 gives the products of two loops an address that it never computed
         MASK_ALL: tl.constexpr = options.IS_CAUSAL and options.QUERIES_FIRST
         n_partial = 0
-        if rows.BEYOND:
+        n_end = hi - lo
+        if MASK_ALL:  # rows before the key see nothing of it
+            n_partial = count_below(Indices, lo, hi, column.first_key // BLOCK_SIZE - first_row)
+        elif not options.QUERIES_FIRST:
             n_first, n_partial, n_end, past, masked, masked_end = partial_rows(
                 column, rows, blocks, sizes, options
             )
@@ -522,27 +525,6 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, opti
                     if blocks.masks is not None else None,
                     bias, dropout, scores, sizes, options,
                 )  # fmt: skip
-        elif options.IS_CAUSAL:  # rows before the key see nothing of it
-            n_before = count_below(Indices, lo, hi, column.first_key // BLOCK_SIZE - first_row)
-            n_partial = n_before
-            if not MASK_ALL:  # those that cross it see a part
-                past_partial = (column.last_key + BLOCK_SIZE - 1) // BLOCK_SIZE - first_row
-                n_partial = count_below(Indices, lo, hi, past_partial)
-                for t in tl.range(n_before * TILES_M, n_partial * TILES_M, num_stages=1):
-                    entry = lo + t // TILES_M
-                    position = (
-                        (first_row + tl.load(Indices + entry)) * BLOCK_SIZE + (t % TILES_M) * BLOCK_M + m
-                    )
-                    query = position - q_offset
-                    m_in = (query >= 0) & (query < rows.q_end)
-                    bias = 0.0
-                    if options.HAS_BIAS:
-                        bias = block_bias(bias_of, Entries, entry)
-                    dk, dv = dkdv_masked_step(
-                        column, KeyGradients(dk, dv), rows, position, query, m_in, None, bias, dropout, scores, sizes, options
-                    )  # fmt: skip
-        if not rows.BEYOND:
-            n_end = hi - lo
         for t in tl.range(n_partial * TILES_M, n_end * TILES_M):
             entry = lo + t // TILES_M
             row = tl.load(Indices + entry)
@@ -551,7 +533,7 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, opti
             m_in = (query >= 0) & (query < rows.q_end)
             q_tile = rows.q_base + query0.to(tl.int64) * rows.stride_qs
             grad_tile = rows.grad_base + query0.to(tl.int64) * rows.stride_gs
-            if (options.EVEN_Q or rows.BEYOND) and (
+            if (options.EVEN_Q or not options.QUERIES_FIRST) and (
                 sizes.HEAD_DIM == sizes.BLOCK_D and sizes.V_HEAD_DIM == sizes.BLOCK_DV
             ):
                 q = tl.load(q_tile + q_offsets)
@@ -560,7 +542,7 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, opti
                 q = tl.load(q_tile + q_offsets, mask=m_in[:, None] & (d < sizes.HEAD_DIM)[None, :], other=0.0)
                 grad_mask = m_in[:, None] & (d_v < sizes.V_HEAD_DIM)[None, :]
                 grad_out = tl.load(grad_tile + grad_offsets, mask=grad_mask, other=0.0)
-            if rows.BEYOND:  # all of them are there
+            if not options.QUERIES_FIRST:  # all of them are there
                 lse = load_lse(rows.lse_base, query, None)
                 delta = tl.load(rows.delta_base + query)
             else:
@@ -578,7 +560,7 @@ def dkdv_class(column, sums, rows, blocks, bias_of, dropout, scores, sizes, opti
                     column.key[:, None], (query + q_offset)[None, :], query[None, :], column.n_in[:, None] & m_in[None, :],
                     visible, bias,
                 ),
-                dropout, scores, options.HAS_KEY_MASK or MASK_ALL, sizes, options,
+                dropout, scores, MASK_ALL, sizes, options,
             )  # fmt: skip
     else:  # a tile gathers the queries of several small blocks
         if rows.BEYOND and blocks.masks is None:
@@ -616,31 +598,38 @@ def allowed_of_rows(masks, column, entry, position, sizes, options):
         return allowed_pairs(masks, entry, query[None, :], key, True, sizes.BLOCK_SIZE)
 
 
-@triton.jit(do_not_specialize=Positions._fields)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def dkdv_kernel(
     Q, K, V, GradOut, Lse, Delta, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed, GradK, GradV,
-    stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
-    stride_vb, stride_vs, stride_vh, stride_vd, stride_gb, stride_gs, stride_gh, stride_gd,
-    stride_xb, stride_xs, stride_xh, stride_xd, stride_yb, stride_ys, stride_yh, stride_yd,
+    stride_qb, stride_qs, stride_qh, stride_kb, stride_ks, stride_kh,
+    stride_vb, stride_vs, stride_vh, stride_gb, stride_gs, stride_gh,
+    stride_xb, stride_xs, stride_xh, stride_yb, stride_ys, stride_yh,
     stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
-    q_len, kv_len, q_offset, first_row, n_cols, num_heads, softmax_scale, threshold, keep_scale,
+    q_len, kv_len, q_offset, first_row, n_cols, num_heads, group, heads_per_list, has_edge, softmax_scale, threshold,
+    keep_scale,
     Table, max_rows, max_cols, q_tokens, kv_tokens, q_position, first_grid_row, grid_rows, grid_cols, list_heads,
     masks, softcap, Slopes, attn_bias,
-    GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, KEY_STRIDE: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, EVEN_Q: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    QUERIES_FIRST: tl.constexpr, PACKED: tl.constexpr, EXACT_TANH: tl.constexpr,
+    QUERIES_FIRST: tl.constexpr, PACKED: tl.constexpr, EXACT_TANH: tl.constexpr, UNIT: tl.constexpr, GROUPED: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of the keys first + KEY_STRIDE * (0 ... BLOCK_N - 1); strides x and y are GradK's and GradV's.
 
     What follows `keep_scale` may be None.
     """
+    stride_qb, stride_qs, stride_qh = in_elements(stride_qb, stride_qs, stride_qh, UNIT)
+    stride_kb, stride_ks, stride_kh = in_elements(stride_kb, stride_ks, stride_kh, UNIT)
+    stride_vb, stride_vs, stride_vh = in_elements(stride_vb, stride_vs, stride_vh, UNIT)
+    stride_gb, stride_gs, stride_gh = in_elements(stride_gb, stride_gs, stride_gh, UNIT)
+    stride_xb, stride_xs, stride_xh = in_elements(stride_xb, stride_xs, stride_xh, UNIT)
+    stride_yb, stride_ys, stride_yh = in_elements(stride_yb, stride_ys, stride_yh, UNIT)
     KEYS: tl.constexpr = BLOCK_SIZE // KEY_STRIDE
     PARTS: tl.constexpr = KEY_STRIDE * ((KEYS + BLOCK_N - 1) // BLOCK_N)
     n_tiles = (n_cols if q_tokens is None else max_cols) * PARTS
-    num_kv_heads = num_heads // GROUP
+    num_kv_heads = num_heads // group
     i_tile = tl.program_id(0) % n_tiles
     sequence_kv_head = tl.program_id(0) // n_tiles
     i_sequence, kv_head = sequence_kv_head // num_kv_heads, sequence_kv_head % num_kv_heads
@@ -684,14 +673,14 @@ def dkdv_kernel(
     # Padding may hold anything, and 0 * NaN is NaN.
     k_seen = n_in[:, None] & (d < HEAD_DIM)[None, :]
     v_seen = n_in[:, None] & (d_v < V_HEAD_DIM)[None, :]
-    k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :] * stride_kd, mask=k_seen, other=0.0)
-    v = tl.load(v_base + key64[:, None] * stride_vs + d_v[None, :] * stride_vd, mask=v_seen, other=0.0)
+    k = tl.load(k_base + key64[:, None] * stride_ks + d[None, :], mask=k_seen, other=0.0)
+    v = tl.load(v_base + key64[:, None] * stride_vs + d_v[None, :], mask=v_seen, other=0.0)
     scale_log2 = softmax_scale * LOG2E
     dk = tl.zeros([BLOCK_D, BLOCK_N] if QUERIES_FIRST else [BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_DV, BLOCK_N] if QUERIES_FIRST else [BLOCK_N, BLOCK_DV], tl.float32)
 
-    for i_group in range(GROUP):
-        head = kv_head * GROUP + i_group
+    for i_group in range(group if GROUPED else 1):
+        head = kv_head * group + i_group
         batch_head = i_batch * num_heads + head
         q_base = Q + i_batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh
         grad_base = GradOut + i_batch.to(tl.int64) * stride_gb + head.to(tl.int64) * stride_gh
@@ -699,10 +688,10 @@ def dkdv_kernel(
         delta_base = Delta + batch_head.to(tl.int64) * q_len
         bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
         if q_tokens is None:
-            first_list = ((head // HEADS_PER_LIST) * n_cols + col) * N_CLASSES
+            first_list = ((head // heads_per_list) * n_cols + col) * N_CLASSES
         else:
             first_list, has_lists = first_list_of(
-                list_heads, i_sequence, head // HEADS_PER_LIST, col, 0, n_cols, N_CLASSES
+                list_heads, i_sequence, head // heads_per_list, col, 0, n_cols, N_CLASSES
             )
 
         for i_class in tl.static_range(N_CLASSES):
@@ -720,8 +709,9 @@ def dkdv_kernel(
             dk, dv = dkdv_class(
                 Column(k, v, key, n_in, first_key, last_key), KeyGradients(dk, dv),
                 Rows(
-                    q_base, grad_base, lse_base, delta_base, stride_qs, stride_qd, stride_gs, stride_gd, first_row, q_offset,
-                    0 if q_tokens is None else q_begin, q_len if q_tokens is None else q_end, q_tokens is not None,
+                    q_base, grad_base, lse_base, delta_base, stride_qs, stride_gs, first_row, q_offset,
+                    0 if q_tokens is None else q_begin, q_len if q_tokens is None else q_end, has_edge,
+                    q_tokens is not None,
                 ),
                 Blocks(
                     Indices, Entries, lo, hi,
@@ -742,16 +732,16 @@ def dkdv_kernel(
                     EXACT_TANH,
                 ),
                 Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
-                ColumnOptions(IS_CAUSAL, EVEN_Q, HAS_KEY_MASK, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST, KEY_STRIDE),
+                ColumnOptions(IS_CAUSAL, EVEN_Q, HAS_BIAS, DROPOUT, PRECISION, QUERIES_FIRST, KEY_STRIDE),
             )  # fmt: skip
 
     if QUERIES_FIRST:
         dk, dv = tl.trans(dk), tl.trans(dv)
-    if q_tokens is not None:  # what the keys that do not count have summed up
-        dk, dv = tl.where(n_in[:, None], dk, 0.0), tl.where(n_in[:, None], dv, 0.0)
+    # what the keys that do not count have summed up
+    dk, dv = tl.where(n_in[:, None], dk, 0.0), tl.where(n_in[:, None], dv, 0.0)
     x_ptrs = GradK + i_batch.to(tl.int64) * stride_xb + kv_head.to(tl.int64) * stride_xh
-    x_ptrs += key64[:, None] * stride_xs + d[None, :] * stride_xd
+    x_ptrs += key64[:, None] * stride_xs + d[None, :]
     tl.store(x_ptrs, (dk * softmax_scale).to(GradK.dtype.element_ty), mask=k_mask)
     y_ptrs = GradV + i_batch.to(tl.int64) * stride_yb + kv_head.to(tl.int64) * stride_yh
-    y_ptrs += key64[:, None] * stride_ys + d_v[None, :] * stride_yd
+    y_ptrs += key64[:, None] * stride_ys + d_v[None, :]
     tl.store(y_ptrs, dv.to(GradV.dtype.element_ty), mask=v_mask)

@@ -30,6 +30,7 @@ from .masking import (
     whole_and_visible,
 )
 from .parts import (
+    UNSPECIALISED,
     BlockBias,
     Blocks,
     Dropout,
@@ -38,14 +39,13 @@ from .parts import (
     Options,
     PairBias,
     Pairs,
-    Positions,
     Queries,
     Scores,
     Sizes,
     Sums,
 )
 from .scores import added, block_bias, block_biases, tanh
-from .sequences import block_of, first_list_of, sequence_of
+from .sequences import block_of, first_list_of, in_elements, sequence_of
 
 
 @triton.jit
@@ -92,9 +92,9 @@ def masked_step(q, sums, queries, keys, key, n_in, allowed, bias, dropout, score
     k_mask = n_in[None, :] & (d < sizes.HEAD_DIM)[:, None]
     v_mask = n_in[:, None] & (dv < sizes.V_HEAD_DIM)[None, :]
     key64 = key.to(tl.int64)
-    k_ptrs = keys.k_base + key64[None, :] * keys.stride_ks + d[:, None] * keys.stride_kd
+    k_ptrs = keys.k_base + key64[None, :] * keys.stride_ks + d[:, None]
     k = tl.load(k_ptrs, mask=k_mask, other=0.0)
-    v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
+    v_ptrs = keys.v_base + key64[:, None] * keys.stride_vs + dv[None, :]
     v = tl.load(v_ptrs, mask=v_mask, other=0.0)
     return softmax_step(
         q, k, v, sums,
@@ -115,11 +115,11 @@ def attend_class(
     Indices, lo, hi = blocks.Indices, blocks.lo, blocks.hi
     acc, m, l = sums.acc, sums.m, sums.l
     d, dv, n = tl.arange(0, sizes.BLOCK_D), tl.arange(0, sizes.BLOCK_DV), tl.arange(0, BLOCK_N)
-    k_offsets = n[None, :] * keys.stride_ks + d[:, None] * keys.stride_kd  # (BLOCK_D, BLOCK_N): k transposed
-    v_offsets = n[:, None] * keys.stride_vs + dv[None, :] * keys.stride_vd
+    k_offsets = n[None, :] * keys.stride_ks + d[:, None]  # (BLOCK_D, BLOCK_N): k transposed
+    v_offsets = n[:, None] * keys.stride_vs + dv[None, :]
     if RATE == 1 and BLOCK_SIZE >= BLOCK_N:
         TILES_N: tl.constexpr = BLOCK_SIZE // BLOCK_N
-        n_whole, n_visible = whole_and_visible(blocks, queries.position0, keys.kv_valid, sizes, options)
+        n_whole, n_visible = whole_and_visible(blocks, queries.position0, keys, sizes, options)
         for t in tl.range(0, n_whole * TILES_N):
             entry = lo + t // TILES_N
             key0 = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N
@@ -141,24 +141,23 @@ def attend_class(
                 Pairs((key0 + n)[None, :], queries.position[:, None], queries.query[:, None], queries.m_in[:, None], True, bias),
                 dropout, scores, False, sizes, options,
             )  # fmt: skip
-        if options.HAS_EDGE:
-            end = edge_end(blocks, n_visible, queries.position0, keys.kv_valid, sizes, options)
-            for t in tl.range(n_whole * TILES_N, end * TILES_N, num_stages=1):
-                entry = entry_of(blocks, t // TILES_N, n_visible)
-                key = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N + n
-                n_in = key < keys.kv_valid
-                bias = 0.0
-                if options.HAS_BIAS:
-                    bias = block_bias(bias_of, blocks.Entries, entry)
-                if options.HAS_PADDING:
-                    n_in = not_padded(padding, key, n_in)
-                acc, m, l = masked_step(
-                    q, Sums(acc, m, l), queries, keys, key, n_in,
-                    allowed_in_tile(
-                        blocks.masks, entry, queries.position & (BLOCK_SIZE - 1), (t % TILES_N) * BLOCK_N, BLOCK_SIZE, BLOCK_N, False
-                    ) if blocks.masks is not None else None,
-                    bias, dropout, scores, sizes, options,
-                )  # fmt: skip
+        end = edge_end(blocks, n_visible, queries.position0, keys.kv_valid, sizes, options)
+        for t in tl.range(n_whole * TILES_N, end * TILES_N, num_stages=1):
+            entry = entry_of(blocks, t // TILES_N, n_visible)
+            key = tl.load(Indices + entry) * BLOCK_SIZE + (t % TILES_N) * BLOCK_N + n
+            n_in = key < keys.kv_valid
+            bias = 0.0
+            if options.HAS_BIAS:
+                bias = block_bias(bias_of, blocks.Entries, entry)
+            if options.HAS_PADDING:
+                n_in = not_padded(padding, key, n_in)
+            acc, m, l = masked_step(
+                q, Sums(acc, m, l), queries, keys, key, n_in,
+                allowed_in_tile(
+                    blocks.masks, entry, queries.position & (BLOCK_SIZE - 1), (t % TILES_N) * BLOCK_N, BLOCK_SIZE, BLOCK_N, False
+                ) if blocks.masks is not None else None,
+                bias, dropout, scores, sizes, options,
+            )  # fmt: skip
     else:
         if keys.BEYOND and blocks.masks is None:
             past_end = past_visible(queries.position0, keys.kv_valid, sizes, options.IS_CAUSAL)
@@ -183,23 +182,27 @@ def attend_class(
     return acc, m, l
 
 
-@triton.jit(do_not_specialize=Positions._fields)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def forward_kernel(
     Q, K, V, Out, Lse, Offsets, Indices, Entries, Bias, KvLengths, Padding, Seed,
-    stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
-    stride_vb, stride_vs, stride_vh, stride_vd, stride_ob, stride_os, stride_oh, stride_od,
+    stride_qb, stride_qs, stride_qh, stride_kb, stride_ks, stride_kh,
+    stride_vb, stride_vs, stride_vh, stride_ob, stride_os, stride_oh,
     stride_bb, stride_bh, stride_be, stride_pb, stride_ps,
-    q_len, kv_len, q_offset, first_row, n_rows, num_heads, softmax_scale, threshold, keep_scale,
+    q_len, kv_len, q_offset, first_row, n_rows, num_heads, group, heads_per_list, has_edge, softmax_scale, threshold, keep_scale,
     Table, max_rows, max_cols, q_tokens, kv_tokens, q_position, first_grid_row, grid_rows, grid_cols, list_heads,
     masks, softcap, Slopes, Sinks, attn_bias,
-    GROUP: tl.constexpr, HEADS_PER_LIST: tl.constexpr, HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, N_CLASSES: tl.constexpr, RATES_LOG2: tl.constexpr, IS_CAUSAL: tl.constexpr,
-    HAS_EDGE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_KV_LENGTHS: tl.constexpr, HAS_PADDING: tl.constexpr,
     DROPOUT: tl.constexpr, SCALE_POSITIVE: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr,
-    EXACT_TANH: tl.constexpr,
+    EXACT_TANH: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """One query tile of one head; see the top of this file. What follows `keep_scale` is None where the call has it not."""
+    stride_qb, stride_qs, stride_qh = in_elements(stride_qb, stride_qs, stride_qh, UNIT)
+    stride_kb, stride_ks, stride_kh = in_elements(stride_kb, stride_ks, stride_kh, UNIT)
+    stride_vb, stride_vs, stride_vh = in_elements(stride_vb, stride_vs, stride_vh, UNIT)
+    stride_ob, stride_os, stride_oh = in_elements(stride_ob, stride_os, stride_oh, UNIT)
     TILES_M: tl.constexpr = BLOCK_SIZE // BLOCK_M
     n_tiles = (n_rows if q_tokens is None else max_rows) * TILES_M
     i_tile = tl.program_id(0) % n_tiles
@@ -230,12 +233,10 @@ def forward_kernel(
     d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
 
     q_base = Q + i_batch.to(tl.int64) * stride_qb + head.to(tl.int64) * stride_qh
-    k_base = K + i_batch.to(tl.int64) * stride_kb + (head // GROUP).to(tl.int64) * stride_kh
-    v_base = V + i_batch.to(tl.int64) * stride_vb + (head // GROUP).to(tl.int64) * stride_vh
+    k_base = K + i_batch.to(tl.int64) * stride_kb + (head // group).to(tl.int64) * stride_kh
+    v_base = V + i_batch.to(tl.int64) * stride_vb + (head // group).to(tl.int64) * stride_vh
     q_mask = m_in[:, None] if HEAD_DIM == BLOCK_D else m_in[:, None] & (d < HEAD_DIM)[None, :]
-    q = tl.load(
-        q_base + query.to(tl.int64)[:, None] * stride_qs + d[None, :] * stride_qd, mask=q_mask, other=0.0
-    )
+    q = tl.load(q_base + query.to(tl.int64)[:, None] * stride_qs + d[None, :], mask=q_mask, other=0.0)
     bias_base = Bias + i_sequence.to(tl.int64) * stride_bb + head.to(tl.int64) * stride_bh
 
     kv_valid = valid_keys(KvLengths, i_batch, kv_len, HAS_KV_LENGTHS)
@@ -244,12 +245,12 @@ def forward_kernel(
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     if q_tokens is None:
-        first_list = ((head // HEADS_PER_LIST) * n_rows + row) * N_CLASSES
+        first_list = ((head // heads_per_list) * n_rows + row) * N_CLASSES
     else:
         k_base += kv_begin.to(tl.int64) * stride_ks
         v_base += kv_begin.to(tl.int64) * stride_vs
         first_list, has_lists = first_list_of(
-            list_heads, i_sequence, head // HEADS_PER_LIST, block, first_grid_row, grid_rows, N_CLASSES
+            list_heads, i_sequence, head // heads_per_list, block, first_grid_row, grid_rows, N_CLASSES
         )  # fmt: skip
 
     for i_class in tl.static_range(N_CLASSES):
@@ -265,7 +266,7 @@ def forward_kernel(
                 Indices, Entries, lo, hi,
                 tl.load(masks.Splits + first_list + i_class, mask=has_lists, other=0) if masks is not None else None, masks,
             ),
-            Keys(k_base, v_base, stride_ks, stride_kd, stride_vs, stride_vd, kv_valid, q_tokens is not None),
+            Keys(k_base, v_base, stride_ks, stride_vs, kv_valid, has_edge, q_tokens is not None),
             BlockBias(bias_base, stride_be, bias_base),
             KeyPadding(
                 Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
@@ -284,7 +285,7 @@ def forward_kernel(
             ),
             1 << ((RATES_LOG2 >> (4 * i_class)) & 15),
             Sizes(HEAD_DIM, V_HEAD_DIM, BLOCK_D, BLOCK_DV, BLOCK_SIZE, BLOCK_M, BLOCK_N),
-            Options(IS_CAUSAL, HAS_EDGE, HAS_BIAS, HAS_PADDING, DROPOUT, SCALE_POSITIVE, PRECISION),
+            Options(IS_CAUSAL, HAS_BIAS, HAS_PADDING, DROPOUT, SCALE_POSITIVE, PRECISION),
         )  # fmt: skip
 
     if q_tokens is not None:
@@ -305,5 +306,5 @@ def forward_kernel(
     tl.store(Lse + batch_head.to(tl.int64) * q_len + query, lse, mask=m_store)
     out_base = Out + i_batch.to(tl.int64) * stride_ob + head.to(tl.int64) * stride_oh
     out_mask = m_store[:, None] & (dv < V_HEAD_DIM)[None, :]
-    out_ptrs = out_base + query.to(tl.int64)[:, None] * stride_os + dv[None, :] * stride_od
+    out_ptrs = out_base + query.to(tl.int64)[:, None] * stride_os + dv[None, :]
     tl.store(out_ptrs, acc.to(Out.dtype.element_ty), mask=out_mask)

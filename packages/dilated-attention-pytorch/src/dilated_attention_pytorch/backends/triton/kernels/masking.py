@@ -40,13 +40,13 @@ def past_visible(position0, kv_valid, sizes, IS_CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def whole_and_visible(blocks, position0, kv_valid, sizes, options):
+def whole_and_visible(blocks, position0, keys, sizes, options):
     """How many entries without a mask a tile of queries sees whole, and how many it sees at all; the others come later."""
     lo, hi = blocks.lo, blocks.split if blocks.masks is not None else blocks.hi
     n_whole, n_visible = hi - lo, hi - lo
-    if options.HAS_EDGE:
-        past_end = tl.cdiv(kv_valid, sizes.BLOCK_SIZE)
-        whole_end = kv_valid // sizes.BLOCK_SIZE
+    if keys.has_edge != 0:
+        past_end = tl.cdiv(keys.kv_valid, sizes.BLOCK_SIZE)
+        whole_end = keys.kv_valid // sizes.BLOCK_SIZE
         if options.IS_CAUSAL:
             past_end = tl.minimum(past_end, (position0 + sizes.BLOCK_M - 1) // sizes.BLOCK_SIZE + 1)
             whole_end = tl.minimum(whole_end, (position0 + 1) // sizes.BLOCK_SIZE)

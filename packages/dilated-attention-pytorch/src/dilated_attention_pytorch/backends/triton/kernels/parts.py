@@ -28,6 +28,19 @@ class Positions(NamedTuple):
     list_heads: Any  # heads with lists of their own in every sequence; 0: all sequences share the lists
 
 
+# What a kernel is not compiled anew for, be it 1, a multiple of 16 or aligned: nothing is read faster for it. The tensors of
+# the tokens are not among them: their rows are read in pieces of 16 bytes where they begin at one.
+UNSPECIALISED = (
+    *Positions._fields,
+    *(f"stride_{tensor}{axis}" for tensor in "qkvogxy" for axis in "bsh"),
+    "stride_bb", "stride_bh", "stride_be", "stride_pb", "stride_ps", "stride_lb", "stride_lh", "stride_ls",
+    "q_len", "kv_len", "q_offset", "first_row", "n_rows", "n_cols", "num_heads", "group", "heads_per_list", "has_edge",
+    "n_slots", "slot_sequences", "slot_heads", "threshold",
+    "Lse", "Delta", "GradLse", "Offsets", "Indices", "Entries", "Table", "Bias", "GradBias", "KvLengths", "Padding", "Seed",
+    "Slopes", "Sinks", "SinkSums",
+)  # fmt: skip
+
+
 class Masks(NamedTuple):
     """The masks inside blocks. The entries of a list without a mask come first."""
 
@@ -65,7 +78,6 @@ class Options(NamedTuple):
     """Constants of a kernel over rows: what the call has."""
 
     IS_CAUSAL: Any
-    HAS_EDGE: Any  # some query may see a part of an active block
     HAS_BIAS: Any
     HAS_PADDING: Any
     DROPOUT: Any
@@ -77,8 +89,7 @@ class ColumnOptions(NamedTuple):
     """Constants of a kernel over columns: what the call has."""
 
     IS_CAUSAL: Any
-    EVEN_Q: Any  # no row of blocks ends before its last query
-    HAS_KEY_MASK: Any  # some key of a tile may not count
+    EVEN_Q: Any  # with QUERIES_FIRST: no row of blocks begins before its first query or ends behind its last
     HAS_BIAS: Any
     DROPOUT: Any
     PRECISION: Any
@@ -141,10 +152,9 @@ class Keys(NamedTuple):
     k_base: Any
     v_base: Any
     stride_ks: Any
-    stride_kd: Any
     stride_vs: Any
-    stride_vd: Any
     kv_valid: Any
+    has_edge: Any  # not 0: some query may see a part of an active block, or none of it
     BEYOND: Any  # the layout may have columns that the call has not
 
 
@@ -167,13 +177,12 @@ class Rows(NamedTuple):
     lse_base: Any
     delta_base: Any
     stride_qs: Any
-    stride_qd: Any
     stride_gs: Any
-    stride_gd: Any
     first_row: Any
     q_offset: Any
     q_begin: Any
     q_end: Any
+    has_edge: Any  # not 0: the call may have a part of a row of blocks, or none of it
     BEYOND: Any  # the layout may have rows that the call has not
 
 

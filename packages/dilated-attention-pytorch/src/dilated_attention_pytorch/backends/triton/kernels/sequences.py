@@ -12,6 +12,12 @@ import triton.language as tl
 
 
 @triton.jit
+def in_elements(batch, token, head, UNIT: tl.constexpr):
+    """The strides of a tensor in elements, from those in pieces of UNIT elements; that of head_dim is 1."""
+    return batch.to(tl.int64) * UNIT, token * UNIT, head.to(tl.int64) * UNIT
+
+
+@triton.jit
 def block_of(position, BLOCK_SIZE: tl.constexpr):
     """The block of a position, which may be negative."""
     return position // BLOCK_SIZE - (position % BLOCK_SIZE < 0).to(tl.int32)
