@@ -55,9 +55,9 @@ def unit_of(problem: AttentionProblem) -> int:
 
 
 def is_readable(x: Tensor, unit: int) -> bool:
-    """Whether every head of x, (batch, tokens, heads, dim), lies in one piece and begins at a unit."""
+    """Whether x, (batch, tokens, heads, dim), begins at 16 bytes, and every head lies in one piece and begins at a unit."""
     sb, ss, sh, sd = x.stride()
-    if sd != 1 or (unit > 1 and x.data_ptr() % 16):
+    if sd != 1 or x.data_ptr() % 16:
         return False
     return not (sb | ss | sh) % unit or not any(
         step % unit for step, size in zip((sb, ss, sh), x.shape, strict=False) if size > 1
