@@ -8,7 +8,7 @@ from .block_indices import BlockIndices
 from .list_kernels import columns_kernel, mark_kernel, rows_kernel, transpose_kernel
 from .lists import BlockLists
 
-SLOTS = 256  # indices of a row that a program takes at once
+SLOTS, FEW_SLOTS = 256, 32  # indices of a row that a program takes at once; few where a row has no more
 COLS = 128  # columns of a program that transposes bits
 TILE_ROWS, TILE_COLS = 64, 32  # of a program that writes column lists
 LARGEST = 2**31 - 1
@@ -47,7 +47,7 @@ def lists_by_kernels(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
     chosen = {
         "Indices": indices, "Counts": indices if counts is None else counts, "Bits": bits, "n_rows": n_rows, "n_cols": n_cols,
         "n_slots": n_slots, "n_words": n_words, "first_row": grid.first_row, "HAS_COUNTS": counts is not None,
-        "IS_CAUSAL": grid.causal, "BLOCK": min(SLOTS, 1 << max(0, n_slots - 1).bit_length()),
+        "IS_CAUSAL": grid.causal, "BLOCK": FEW_SLOTS if n_slots <= FEW_SLOTS else SLOTS,
     }  # fmt: skip
     mark_kernel[n_lists,](**chosen)
     shape = {"n_rows": n_rows, "n_cols": n_cols, "n_words": n_words, "n_col_words": n_col_words}
