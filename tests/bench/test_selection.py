@@ -47,8 +47,8 @@ def test_together_is_the_parts_one_after_the_other(causal: bool) -> None:
 
 
 def test_density_is_rounded_down_as_it_is_written() -> None:
-    assert selection.blocks_per_row(Case(100 * 64, 1, 64, 64, 0.29)) == 29  # 0.29 * 100 < 29 in binary
-    assert selection.blocks_per_row(Case(64, 1, 64, 64, 0.1)) == 1
+    assert Case(100 * 64, 1, 64, 64, 0.29).blocks_per_row == 29  # 0.29 * 100 < 29 in binary
+    assert Case(64, 1, 64, 64, 0.1).blocks_per_row == 1
 
 
 def test_part_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

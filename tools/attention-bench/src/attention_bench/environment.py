@@ -15,7 +15,10 @@ import torch
 
 from .counts import counted
 
-PACKAGES = ("torch", "triton", "flash-attn-4", "nvidia-cudnn-cu13", "numpy")
+PACKAGES = (
+    "torch", "triton", "flash-attn-4", "nvidia-cudnn-cu13", "nvidia-cudnn-frontend", "nvidia-cutlass-dsl",
+    "fastvideo-kernel", "flashinfer-python", "natten", "numpy",
+)  # fmt: skip
 
 
 def installed(package: str) -> str | None:
@@ -70,4 +73,6 @@ def footnote(where: dict[str, Any]) -> str:
     """The environment as a line of Markdown below a table."""
     versions = ", ".join(f"{name} {value}" for name, value in where["versions"].items() if value)
     threads = f", {counted(where['threads'], 'thread')}" if where.get("threads") else ""
-    return f"*{where['device']}{threads}, {where['date']}; {versions}; `{where['command']}`.*\n"
+    line = f"*{where['device']}{threads}, {where['date']}; {versions}; `{where['command']}`.*\n"
+    missing = where.get("left_out")
+    return line + (f"\nLeft out for lack of time: {'; '.join(missing)}.\n" if missing else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -23,11 +24,11 @@ from dilated_attention_pytorch.cli.arguments import (
 from dilated_attention_pytorch.cli.files import check_file
 from dilated_attention_pytorch.config import PATTERN_TYPES, takes
 
-from .cases import DTYPES, Case
+from .cases import DTYPES, RANDOM, Case
 
 CASE_FIELDS = (
     "seqlen", "batch", "heads", "kv_heads", "head_dim", "block", "density", "pattern", "pattern_rates", "dtype",
-    "causal", "segment_lengths", "dilation_rates",
+    "causal", "segment_lengths", "dilation_rates", "window",
 )  # fmt: skip
 
 
@@ -61,15 +62,24 @@ def token_count(text: str) -> int:
     return positive_int(str(whole))
 
 
-def milliseconds(text: str) -> float:
-    """A positive number of milliseconds."""
+def positive_number(text: str, unit: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of milliseconds above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of {unit} above 0, got {text!r}")
     return value
+
+
+def milliseconds(text: str) -> float:
+    """A positive number of milliseconds."""
+    return positive_number(text, "milliseconds")
+
+
+def seconds(text: str) -> float:
+    """A positive number of seconds."""
+    return positive_number(text, "seconds")
 
 
 def json_file(text: str) -> str:
@@ -89,6 +99,13 @@ def make_parser(prog: str, description: str | None, epilog: str | None = None) -
 
 def add_json(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--json", type=json_file, metavar="FILE", help=f"write {what}; its folder must exist")
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget", type=seconds, metavar="SECONDS",
+        help="stop after so many seconds, say what was left out, and keep the figures; cases come in order of worth",
+    )  # fmt: skip
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:
@@ -130,9 +147,9 @@ def add_sizes(parser: argparse.ArgumentParser, meaning: str) -> None:
     add("--causal", action="store_true")
 
 
-def add_pattern(parser: argparse.ArgumentParser) -> None:
+def add_pattern(parser: argparse.ArgumentParser, patterns: Sequence[str] = PATTERN_TYPES) -> None:
     """Options for the pattern of a Case; options that are not given are missing in the namespace."""
-    parser.add_argument("--pattern", default=argparse.SUPPRESS, choices=PATTERN_TYPES)
+    parser.add_argument("--pattern", default=argparse.SUPPRESS, choices=patterns)
     parser.add_argument(
         "--dilation-rates", default=argparse.SUPPRESS,
         help="of dilated_sparse, in blocks, such as 1,2,4,8; none for the powers of two",
@@ -140,14 +157,23 @@ def add_pattern(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_case(parser: argparse.ArgumentParser, meaning: str) -> None:
+def add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--window", default=argparse.SUPPRESS, type=positive_int, metavar="TOKENS",
+        help="of local_window: exact to the token, in place of the density",
+    )  # fmt: skip
+
+
+def add_case(
+    parser: argparse.ArgumentParser, meaning: str, patterns: Sequence[str] = PATTERN_TYPES
+) -> None:
     """Options for all fields of a Case; options that are not given are missing in the namespace."""
 
     def add(flag: str, help: str | None = None, **others: object) -> None:
         parser.add_argument(flag, default=argparse.SUPPRESS, help=help, **others)  # type: ignore[arg-type]
 
     add_sizes(parser, meaning)
-    add_pattern(parser)
+    add_pattern(parser, patterns)
     add(
         "--segment-lengths",
         "of token dilation, in tokens, such as 2048,4096",
@@ -169,7 +195,8 @@ def case_of(options: argparse.Namespace, base: Case) -> Case:
     given = {name: getattr(options, name) for name in CASE_FIELDS if hasattr(options, name)}
     try:
         case = replace(base, **given)
-        case.config()
+        if case.pattern != RANDOM:
+            case.config()
     except ValueError as error:
         raise Unusable(str(error)) from error
     if "pattern_rates" in given and not takes(case.pattern, "dilation_rates"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .cases import Case
+from .cases import RANDOM, Case
 
 KERNELS = [
     Case(131072, 16, 128, 128, 0.05),
@@ -36,6 +36,49 @@ SMALL_SHAPES = [
 FAR = replace(BASE, pattern_rates=(16, 32))  # 98 % of the blocks are at least 2,048 tokens away
 DENSITIES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 
+# Blocks chosen per head, which share few rows and columns: tokens, heads, block, density.
+TOPK = [
+    Case(tokens, 16, 128, block, density, pattern=RANDOM)
+    for tokens, block, density in (
+        (131072, 64, 0.05),
+        (131072, 128, 0.05),
+        (32768, 64, 0.05),
+        (131072, 64, 0.01),
+        (131072, 128, 0.1),
+        (131072, 64, 0.1),
+        (32768, 64, 0.1),
+    )
+]
+VIDEO = [
+    Case(tokens, heads, 128, block, 0.1, pattern=RANDOM)
+    for tokens, heads, block in ((40768, 16, 64), (92160, 40, 128), (92160, 40, 64))
+]
+# Sizes of training: grouped heads, causal, whole batches of short sequences or one long one.
+PRACTICAL = [
+    Case(tokens, 32, 128, block, density, batch, 8, causal=True, pattern_rates=None)
+    for block in (128, 64)
+    for batch, tokens, density in (
+        (8, 2048, 0.25),
+        (4, 4096, 0.25),
+        (1, 32768, 0.05),
+        (2, 8192, 0.125),
+        (1, 16384, 0.1),
+        (1, 131072, 0.01),
+    )
+]
+# For `attention-bench short`.
+SHORT = [
+    Case(tokens, heads, 128, block, 0.1, pattern_rates=None)
+    for block in (128, 64)
+    for tokens in (2048, 4096, 8192, 16384)
+    for heads in (4, 8, 16, 32)
+]
+WINDOWS = [
+    Case(32768, 16, 128, block, 1.0, pattern="local_window", causal=True, window=window)
+    for window in (4096, 1000)
+    for block in (128, 64)
+]
+
 PRESETS = {
     "kernels": KERNELS,
     # The kernel table without the 8 x 64 row.
@@ -55,6 +98,11 @@ PRESETS = {
     "memory": [Case(131072, 8, 64, 128, 0.01), SPARSE],
     # For `attention-bench breakeven` with the peers ours and cudnn.
     "breakeven": [Case(16384, 16, 128, block, density) for block in (128, 64) for density in DENSITIES],
+    "topk": TOPK,
+    "video": VIDEO,
+    "practical": PRACTICAL,
+    "windows": WINDOWS,
+    "short": SHORT,
     # One query per sequence, for `attention-bench decode`.
     "decode": [
         Case(keys, 32, 128, 64, 0.1, batch, 8, causal=True, pattern_rates=None, decode=True)

@@ -55,8 +55,24 @@ def share(rows: list[Row], of: str, direction: str) -> list[tuple[float, Case]]:
     return sorted(found, key=lambda each: -each[0])
 
 
+def cell(row: Row | None, ours: Row | None) -> str:
+    """The times and rates of a peer on a case, bold where they are ahead of ours."""
+    if row is None:
+        return "none / none"
+    cells = []
+    for direction in ("forward", "backward"):
+        ms, speed = getattr(row, f"{direction}_ms"), getattr(row, f"{direction}_tflops")
+        if ms is None:
+            cells.append("none")
+            continue
+        text = f"{milliseconds(ms)} ms ({rate(speed)})"
+        ours_ms = None if ours is None else getattr(ours, f"{direction}_ms")
+        cells.append(f"**{text}**" if ours_ms is not None and ms < ours_ms else text)
+    return " / ".join(cells)
+
+
 def markdown(rows: list[Row], where: dict[str, Any]) -> str:
-    """A Markdown table with one line per case and one column per peer."""
+    """A Markdown table with one line per case and one column per peer; bold is what is ahead of ours."""
     peers = list(dict.fromkeys(row.peer for row in rows))
     names = {row.peer: row.peer + (", dense" if row.dense else "") for row in rows}
     lines = [
@@ -65,21 +81,10 @@ def markdown(rows: list[Row], where: dict[str, Any]) -> str:
     ]
     for case, label in labels(rows).items():
         found = {row.peer: row for row in rows if row.case == case}
-        cells = []
-        for peer in peers:
-            row = found.get(peer)
-            both = (
-                []
-                if row is None
-                else [(row.forward_ms, row.forward_tflops), (row.backward_ms, row.backward_tflops)]
-            )
-            cells.append(
-                " / ".join(
-                    "none" if ms is None else f"{milliseconds(ms)} ms ({rate(speed)})" for ms, speed in both
-                )
-            )
+        cells = [cell(found.get(peer), found.get("ours")) for peer in peers]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n\n" + footnote(where)
+    bold = "Bold: less time than `ours`.\n\n" if any("**" in line for line in lines) else ""
+    return "\n".join(lines) + "\n\n" + bold + footnote(where)
 
 
 def table(rows: list[Row]) -> Table:
@@ -97,6 +102,7 @@ def table(rows: list[Row]) -> Table:
         "peak MB",
         "mask ms",
         "err",
+        "grad err",
         "note",
     ):
         made.add_column(
@@ -115,6 +121,7 @@ def table(rows: list[Row]) -> Table:
             number(None if row.peak_bytes is None else row.peak_bytes / 2**20, ",.0f"),
             number(row.mask_ms, ".1f"),
             number(row.error, ".0e"),
+            number(row.grad_error, ".0e"),
             row.refused or "",
         )
         last = row.case
@@ -126,5 +133,6 @@ def line(row: Row) -> str:
     return (
         f"{row.case.label}: {row.peer} fwd {number(row.forward_ms, '.3f')} ms {rate(row.forward_tflops)} "
         f"TFLOP/s, bwd {number(row.backward_ms, '.3f')} ms {rate(row.backward_tflops)} TFLOP/s, "
-        f"err {number(row.error, '.0e')}" + (f", refused: {row.refused}" if row.refused else "")
+        f"err {number(row.error, '.0e')}, of gradients {number(row.grad_error, '.0e')}"
+        + (f", refused: {row.refused}" if row.refused else "")
     )

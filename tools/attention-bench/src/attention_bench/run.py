@@ -6,16 +6,17 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
+from typing import Any
 
-import torch
 from rich.console import Console
 
 from dilated_attention_pytorch.cli.arguments import positive_int
 
 from . import measure, options, outcome, report
-from .cases import Case
+from .budget import Budget
+from .cases import PATTERNS, Case
 from .environment import environment
-from .measure import Row
+from .measure import Expected, Row
 from .peers import PEERS
 from .presets import PRESETS
 
@@ -50,8 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_device(parser)
     options.add_threads(parser)
     options.add_case(
-        parser, "this and the following options replace the preset with its first case, changed accordingly"
+        parser,
+        "this and the following options replace the preset with its first case, changed accordingly",
+        PATTERNS,
     )
+    options.add_window(parser)
     parser.add_argument("--forward-only", action="store_true", help="measure no backward and no memory")
     parser.add_argument(
         "--repeat-ms", type=options.milliseconds, default=60.0, help="time spent on each figure (default 60)"
@@ -63,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="rounds over all cases, of which the medians are taken, because a GPU slows down as it gets warm; every other "
         "round takes the peers in reverse order (default 1)",
     )
+    options.add_budget(parser)
     options.add_json(parser, "all figures with device, versions and date")
     return parser
 
@@ -89,9 +94,9 @@ def chosen_peers(given: argparse.Namespace, cases: list[Case], device: str) -> l
 
 
 def measured(
-    case: Case, names: list[str], device: str, repeat_ms: float, with_backward: bool
+    case: Case, names: list[str], device: str, repeat_ms: float, with_backward: bool, budget: Budget
 ) -> Iterator[Row]:
-    """The rows of a case, as they are measured."""
+    """The rows of a case, as they are measured; a peer that does not fit the budget has none."""
     try:
         layout, layout_ms = measure.build(case, device)
     except Exception as error:  # no peer can run a case whose layout cannot be built
@@ -101,13 +106,26 @@ def measured(
     if device == "cpu":
         yield from measure.measure_in_turn(peers, case, layout, layout_ms, repeat_ms, with_backward)
         return
-    expected: torch.Tensor | None = None
+    expected: Expected | None = None
     for peer in peers:
-        row, expected = measure.measure(
-            peer, case, layout, layout_ms, device, expected, repeat_ms, with_backward
-        )
-        measure.free(device)
+        if not budget.fits((case, peer.name)):
+            continue
+        with budget.spent_on((case, peer.name)):
+            row, expected = measure.measure(
+                peer, case, layout, layout_ms, device, expected, repeat_ms, with_backward
+            )
+            measure.free(device)
         yield row
+
+
+def left_out(found: dict[tuple[Case, str], list[Row]], cases: list[Case], names: list[str]) -> list[str]:
+    """The cases that the budget left out, or some of whose peers it did."""
+    lines = []
+    for case in cases:
+        missing = [name for name in names if (case, name) not in found]
+        if missing:
+            lines.append(case.label + ("" if missing == names else f": {', '.join(missing)}"))
+    return lines
 
 
 def main(arguments: list[str]) -> int:
@@ -121,21 +139,33 @@ def main(arguments: list[str]) -> int:
     cases = chosen_cases(given, device)
     names = chosen_peers(given, cases, device)
 
+    where = environment(device, command)
+    budget = Budget(given.budget)
+
     def medians() -> list[Row]:
         return [measure.median_row(tries) for tries in found.values()]
 
-    def save() -> None:
+    def save(**more: Any) -> None:
         if given.json and found:
-            report.write_json(given.json, medians(), environment(device, command))
+            report.write_json(given.json, medians(), {**where, **more})
 
     was_interrupted = False
+    missing: list[str] = []
     try:
         for i_round, case in itertools.product(range(given.rounds), cases):
+            if not budget.fits(case):
+                continue
             in_order = names[::-1] if i_round % 2 else names
-            for row in measured(case, in_order, device, given.repeat_ms, not given.forward_only):
-                found.setdefault((case, row.peer), []).append(row)
-                print(report.line(row), flush=True)
+            with budget.spent_on(case):
+                for row in measured(
+                    case, in_order, device, given.repeat_ms, not given.forward_only, budget
+                ):
+                    found.setdefault((case, row.peer), []).append(row)
+                    print(report.line(row), flush=True)
             save()
+        missing = left_out(found, cases, names)
+        if missing:
+            save(left_out=missing)
     except KeyboardInterrupt as stopped:
         was_interrupted = True
         for row in getattr(stopped, "rows", []):
@@ -146,4 +176,6 @@ def main(arguments: list[str]) -> int:
         Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
     if was_interrupted:
         return outcome.interrupted(parser.prog, rows, given.json)
+    for each in missing:
+        print(f"left out, the budget of {given.budget:g} s was used up: {each}", flush=True)
     return outcome.finished(parser.prog, rows)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -57,11 +56,6 @@ class SelectionRow:
         return self.ms is not None
 
 
-def blocks_per_row(case: Case) -> int:
-    """The blocks that a row keeps: the density of all of them, rounded down, at least one."""
-    return max(1, int(Fraction(str(case.density)) * -(-case.seqlen // case.block)))
-
-
 class Parts:
     """The parts of a call, each a function without arguments; all but `together` read what the part before it made."""
 
@@ -76,7 +70,7 @@ class Parts:
         return block_scores(self.q, self.k, self.case.block, causal=self.case.causal)
 
     def select_blocks(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        return select_blocks(scores, blocks_per_row(self.case), causal=self.case.causal)
+        return select_blocks(scores, self.case.blocks_per_row, causal=self.case.causal)
 
     def from_indices(self, indices: Tensor, counts: Tensor) -> BlockLayout:
         n_tokens, causal = self.case.seqlen, self.case.causal

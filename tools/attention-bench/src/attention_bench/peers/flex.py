@@ -29,7 +29,7 @@ class Flex:
         torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = 1000
         torch._functorch.config.donated_buffer = False  # the backward is repeated on the same graph
-        block_mask = layout.to_block_mask()
+        block_mask = layout.to_block_mask(None if layout.num_heads == 1 else case.heads)
         # few queries have a kernel of their own, whose tiles fit
         small = case.block < 128 and layout.device.type == "cuda" and not case.decode
         options: Any = {"fwd_BLOCK_M": case.block, "fwd_BLOCK_N": case.block} if small else {}
