@@ -160,6 +160,19 @@ def test_flex_agrees_with_ours_on_the_same_mask() -> None:
     assert row.error < 1e-5
 
 
+def test_what_is_ahead_of_ours_is_bold() -> None:
+    case = Case(256, 2, 16, 64, 0.1)
+    rows = [
+        Row("ours", case, forward_ms=2.0, backward_ms=4.0, forward_tflops=20.0, backward_tflops=25.0),
+        Row("bsa", case, forward_ms=1.0, backward_ms=4.5, forward_tflops=40.0, backward_tflops=22.0),
+    ]
+    where = {"device": "x", "date": "y", "versions": {}, "command": ""}
+    shown = report.markdown(rows, where)
+    assert "| 2 ms (20) / 4 ms (25) | **1 ms (40)** / 4.5 ms (22) |" in shown
+    assert "Bold: less time than `ours`." in shown
+    assert "**" not in report.markdown(rows[:1], where)
+
+
 def test_json_is_read_back_as_written(tmp_path: Path) -> None:
     rows = [Row("ours", Case(256, 2, 16, 64, 0.1), forward_ms=1.5, refused=None)]
     file = tmp_path / "b.json"

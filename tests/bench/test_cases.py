@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from attention_bench import files, report
-from attention_bench.cases import Case
+from attention_bench.cases import RANDOM, Case
 from attention_bench.measure import Row
 from attention_bench.presets import PRESETS
 
@@ -34,6 +34,33 @@ def test_case_counts_active_pairs_by_hand() -> None:
     assert case.flops(10) == 4 * 2 * 10 * 16
 
 
+def test_random_rows_keep_as_many_blocks_and_their_diagonal() -> None:
+    case = Case(640, 4, 16, 64, 0.35, kv_heads=2, pattern=RANDOM)
+    layout = case.layout("cpu")
+    assert layout.num_heads == 2
+    rows = [layout.rows(head) for head in range(2)]
+    assert rows[0] != rows[1]
+    for head in rows:
+        assert all(len(row) == 3 and i in row for i, row in enumerate(head))
+    assert case.token_pairs(layout) == 10 * 3 * 64**2
+    assert layout.rows() == case.layout("cpu").rows()  # the same in every round
+    causal = replace(case, causal=True).layout("cpu")
+    assert all(row[-1] == i and len(row) == min(3, i + 1) for i, row in enumerate(causal.rows(1)))
+
+
+def test_exact_window_counts_what_it_shows() -> None:
+    case = Case(256, 2, 16, 64, 1.0, pattern="local_window", causal=True, window=100)
+    assert case.token_pairs(case.layout("cpu")) == 100 * 101 // 2 + 156 * 100
+    assert case.token_pairs(replace(case, window=None).layout("cpu")) == case.dense_pairs()
+
+
+def test_v_of_another_head_dim_counts_by_hand() -> None:
+    case = Case(256, 2, 16, 64, 1.0, v_head_dim=8)
+    assert case.flops(10) == 2 * 2 * 10 * (16 + 8)
+    q, k, v = case.inputs("cpu")
+    assert (q.shape[-1], k.shape[-1], v.shape[-1], case.grad_out("cpu").shape[-1]) == (16, 16, 8, 8)
+
+
 def test_token_dilation_counts_whole_blocks() -> None:
     case = Case(256, 2, 16, 64, 0.5)
     dilated = replace(case, segment_lengths=(64, 128), dilation_rates=(1, 4))
@@ -51,6 +78,12 @@ def test_token_dilation_counts_whole_blocks() -> None:
             Case(4096, 4, 64, 64, 0.1, segment_lengths=(64, 128), dilation_rates=(1, 2)),
             "4,096 tokens, 4 x 64, block 64, 10.00%, token dilation 64:1 128:2",
         ),
+        (Case(4096, 4, 64, 64, 0.1, pattern=RANDOM), "4,096 tokens, 4 x 64, block 64, 10.00%, random"),
+        (
+            Case(4096, 4, 64, 64, 1.0, pattern="local_window", causal=True, window=1000),
+            "4,096 tokens, 4 x 64, block 64, window 1,000 causal",
+        ),
+        (Case(4096, 4, 192, 64, 0.1, v_head_dim=128), "4,096 tokens, 4 x 192 (v 128), block 64, 10.00%"),
     ],
 )  # fmt: skip
 def test_label_names_what_is_special(case: Case, label: str) -> None:
@@ -60,6 +93,10 @@ def test_label_names_what_is_special(case: Case, label: str) -> None:
 def test_bad_case_names_the_argument() -> None:
     with pytest.raises(ValueError, match="kv_heads must divide heads 4, got 3"):
         Case(256, 4, 16, 64, 0.1, kv_heads=3)
+    with pytest.raises(ValueError, match="window needs pattern 'local_window', got 'dilated_sparse'"):
+        Case(256, 4, 16, 64, 0.1, window=64)
+    with pytest.raises(ValueError, match="got 'random_topk'"):
+        Case(256, 4, 16, 64, 0.1, causal=True, decode=True, pattern=RANDOM)
     with pytest.raises(ValueError, match="dilation_rates must divide block_size 64, got 3"):
         Case(256, 4, 16, 64, 0.1, segment_lengths=(64, 128), dilation_rates=(1, 3))
 
@@ -95,6 +132,27 @@ def test_presets_have_the_cases_of_the_goals_in_order() -> None:
     assert shapes("goals") == GOALS
     assert set(shapes("kernels")) > set(GOALS)
     assert len({case.label for case in PRESETS["breakeven"]}) == len(PRESETS["breakeven"]) == 16
+
+
+def test_presets_have_the_sizes_that_are_promised() -> None:
+    def sizes(name: str) -> set[tuple[int, int, int, float]]:
+        cases = PRESETS[name]
+        assert all(case.pattern == RANDOM for case in cases)
+        return {(case.seqlen, case.heads, case.block, case.density) for case in cases}
+
+    long, short = (131072, 16), (32768, 16)
+    assert sizes("topk") == {
+        *((*long, 128, density) for density in (0.05, 0.1)),
+        *((*long, 64, density) for density in (0.01, 0.05, 0.1)),
+        *((*short, 64, density) for density in (0.05, 0.1)),
+    }
+    assert sizes("video") == {(92160, 40, 128, 0.1), (92160, 40, 64, 0.1), (40768, 16, 64, 0.1)}
+    practical = {(case.batch, case.seqlen, case.density) for case in PRESETS["practical"]}
+    assert practical >= {(8, 2048, 0.25), (4, 4096, 0.25), (1, 32768, 0.05)}
+    assert all(
+        case.causal and (case.heads, case.kv_heads, case.head_dim) == (32, 8, 128)
+        for case in PRESETS["practical"]
+    )
 
 
 def test_every_feature_stands_beside_the_case_without_it() -> None:

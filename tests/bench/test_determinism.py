@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 
-from attention_bench import cli, determinism
+from attention_bench import cli, determinism, load
+from attention_bench.cases import Case
+from attention_bench.features import FEATURES, FeatureCall
 
 SMALL = [
     "--seqlen",
@@ -33,11 +37,11 @@ def test_first_difference_is_named(
 ) -> None:
     runs = []
 
-    def results(*args: object) -> tuple[torch.Tensor, ...]:
+    def results(*args: object) -> dict[str, torch.Tensor]:
         runs.append(torch.zeros(2, 3))
         changed = torch.zeros(2, 3)
         changed[1, 2] = 0.5 if len(runs) == 3 else 0.0
-        return (*(torch.zeros(2, 3) for _ in range(3)), changed, torch.zeros(1))
+        return {"out": torch.zeros(2, 3), "dk": changed, "dv": torch.zeros(1)}
 
     monkeypatch.setattr(determinism, "results", results)
     assert cli.main(["determinism", *SMALL]) == 1
@@ -55,3 +59,51 @@ def test_bits_count_not_values() -> None:
 def test_backend_that_cannot_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["determinism", *SMALL, "--backend", "hopper"]) == 2
     assert "backend='hopper' cannot serve this call" in capsys.readouterr().err
+
+
+def test_load_runs_beside_the_calls_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    assert cli.main(["determinism", *SMALL, "--load"]) == 0
+    assert "of 3 runs under load are bit-identical" in capsys.readouterr().out
+    assert threading.active_count() == before
+    with load.Load("cpu", is_on=True) as running:
+        running.add()
+        assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_every_kernel_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[FeatureCall] = []
+
+    def compare(call: FeatureCall, device: str, runs: int, backend: str | None, has_load: bool) -> str:
+        seen.append(call)
+        if len(seen) == 2:
+            raise determinism.Different("run 2 of 2: dq differs")
+        if len(seen) == 3:
+            raise ValueError("backend='hopper' cannot serve this call: why")
+        return "ok"
+
+    monkeypatch.setattr(determinism, "compare", compare)
+    small = Case(512, 2, 32, 64, 0.5, dtype="float32")
+    monkeypatch.setitem(determinism.BASE, "cpu", small)
+    assert cli.main(["determinism", "--every", "--device", "cpu", "--runs", "2"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(seen) >= 15 + len(FEATURES)
+    assert lines[1].endswith(": run 2 of 2: dq differs")
+    assert lines[2].endswith("cannot serve this call: why")
+    # blocks, head_dim, token dilation, causal
+    kinds = {
+        (call.layout.block_size, call.inputs["q"].shape[-1], "segment_lengths" in call.options)
+        for call in seen
+    }
+    assert kinds >= {
+        (block, dim, dilated) for block in (32, 64) for dim in (16, 32) for dilated in (False, True)
+    }
+    assert {call.layout.block_size for call in seen} == {16, 32, 64, 256}
+
+
+def test_budget_leaves_calls_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["determinism", *SMALL, "--budget", "1e-9"]) == 0
+    assert "left out, the budget of 1e-09 s was used up: 64 tokens" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from dilated_attention_pytorch.cli.arguments import did_you_mean
 
 from . import (
     breakeven,
+    calls,
     decode,
     determinism,
     host,
@@ -24,6 +25,7 @@ from . import (
     run,
     scaling,
     selection,
+    short,
     tune,
     video,
 )
@@ -115,6 +117,8 @@ COMMANDS: dict[str, Command] = {
     "markdown": (build_markdown_parser, print_markdown),
     "breakeven": (build_breakeven_parser, find_breakeven),
     "long": (large.build_parser, large.main),
+    "calls": (calls.build_parser, calls.main),
+    "short": (short.build_parser, short.main),
     "decode": (decode.build_parser, decode.main),
     "selection": (selection.build_parser, selection.main),
     "video": (video.build_parser, video.main),

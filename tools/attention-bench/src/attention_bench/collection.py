@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from . import files, outcome
+from .budget import Budget
 from .measure import free
 
 Each = TypeVar("Each")
@@ -32,13 +33,28 @@ class Collection(Generic[RowType]):
         if self.file and self.rows:
             files.write(self.file, self.kind, self.rows, self.where)
 
-    def collect(self, cases: Iterable[Each], measured: Callable[[Each], Sequence[RowType]]) -> int:
-        """Measure all cases. Exit status 0; 1 if a peer has no figures; 130 if interrupted, with the figures so far saved."""
+    def collect(
+        self,
+        cases: Iterable[Each],
+        measured: Callable[[Each], Sequence[RowType]],
+        budget: Budget | None = None,
+    ) -> int:
+        """Measure all cases, or those that fit a budget. Exit status 0; 1 if a peer has no figures; 130 if interrupted, with
+        the figures so far saved."""
+        left_out: list[str] = []
         try:
             for case in cases:
+                if budget is not None and not budget.fits(str(case)):
+                    left_out.append(str(getattr(case, "label", case)))
+                    continue
                 free(self.device)
                 self.add(measured(case))
         except KeyboardInterrupt as stopped:
             self.add(getattr(stopped, "rows", []))
             return outcome.interrupted(self.prog, self.rows, self.file)
+        if left_out and budget is not None:
+            self.where = {**self.where, "left_out": left_out}
+            self.add([])
+            for each in left_out:
+                print(f"left out, the budget of {budget.seconds:g} s was used up: {each}", flush=True)
         return outcome.finished(self.prog, self.rows)

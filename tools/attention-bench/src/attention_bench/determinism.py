@@ -3,62 +3,105 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch import BlockLayout, block_sparse_attention
 from dilated_attention_pytorch.cli.arguments import positive_int
 
 from . import options
-from .cases import Case
-from .measure import one_line
+from .budget import Budget
+from .cases import PATTERNS, RANDOM, Case
+from .features import FEATURES, FeatureCall, made
+from .load import Load
+from .measure import free, one_line
 
 BASE = {"cuda": Case(16384, 16, 128, 128, 0.05), "cpu": Case(2048, 2, 64, 64, 0.1, dtype="float32")}
-NAMES = ("out", "lse", "dq", "dk", "dv")
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is repeated: a label and how to make the call."""
+
+    label: str
+    make: Callable[[], FeatureCall]
 
 
 def bits(x: Tensor) -> Tensor:
     """The tensor viewed as integers, so that NaN equals NaN and 0 differs from -0."""
-    return x.view(INTEGERS[x.element_size()])
+    return x.contiguous().view(INTEGERS[x.element_size()])
 
 
 def first_difference(name: str, first: Tensor, other: Tensor) -> str | None:
     """A description of where two results differ; None if they are bit-identical."""
-    differs = bits(first) != bits(other)
-    count = int(differs.sum())
-    if not count:
+    a, b = bits(first), bits(other)
+    if torch.equal(a, b):
         return None
+    differs = a != b
     index = tuple(differs.nonzero()[0].tolist())
     return (
-        f"{name} differs in {count:,} of {differs.numel():,} elements, first at {list(index)}: "
+        f"{name} differs in {int(differs.sum()):,} of {differs.numel():,} elements, first at {list(index)}: "
         f"{first[index].item()!r} and {other[index].item()!r}"
     )
 
 
-def results(case: Case, layout: BlockLayout, device: str, backend: str | None) -> tuple[Tensor, ...]:
-    """out, lse and the gradients of a run."""
-    q, k, v = (x.requires_grad_() for x in case.inputs(device))
-    out, lse = block_sparse_attention(
-        q, k, v, layout, is_causal=case.causal, segment_lengths=case.segment_lengths,
-        dilation_rates=case.dilation_rates, return_lse=True, backend=backend,
-    )  # fmt: skip
-    grads = torch.autograd.grad(out, (q, k, v), case.grad_out(device))
-    return out.detach(), lse.detach(), *grads
+def call_of(case: Case, device: str) -> FeatureCall:
+    """The call of a case, with its token dilation."""
+    call = made(case, case.layout(device))
+    if case.segment_lengths is not None:
+        call.options |= {"segment_lengths": case.segment_lengths, "dilation_rates": case.dilation_rates}
+    return call
 
 
-def compare(case: Case, device: str, runs: int, backend: str | None) -> str | None:
-    """The first difference between the first run and a later one; None if there is none."""
-    layout = case.layout(device)
-    first = results(case, layout, device, backend)
-    for run in range(2, runs + 1):
-        others = results(case, layout, device, backend)
-        for name, a, b in zip(NAMES, first, others, strict=True):
-            found = first_difference(name, a, b)
-            if found is not None:
-                return f"run {run} of {runs}: {found}"
-    return None
+def results(call: FeatureCall, backend: str | None) -> dict[str, Tensor]:
+    """out, lse and the gradients of a run, by name."""
+    torch.manual_seed(0)  # for dropout
+    inputs = {name: x.detach().requires_grad_() for name, x in call.inputs.items()}
+    out, lse = call.attend(backend, inputs)
+    grads = torch.autograd.grad(out, tuple(inputs.values()), call.grad)
+    names = [f"d{name}" for name in inputs]
+    return {"out": out.detach(), "lse": lse.detach(), **dict(zip(names, grads, strict=True))}
+
+
+def compare(call: FeatureCall, device: str, runs: int, backend: str | None, has_load: bool) -> str:
+    """What is equal in all runs; `Different` with the first difference between the first run and a later one."""
+    first = results(call, backend)
+    with Load(device, has_load) as load:
+        for run in range(2, runs + 1):
+            load.add()
+            others = results(call, backend)
+            for name, expected in first.items():
+                found = first_difference(name, expected, others[name])
+                if found is not None:
+                    raise Different(f"run {run} of {runs}: {found}")
+    under = " under load" if has_load else ""
+    return f"ok, {', '.join(first)} of {runs} runs{under} are bit-identical"
+
+
+class Different(ArithmeticError):
+    """Two runs gave different results."""
+
+
+def every_subject(device: str) -> Iterator[Subject]:
+    """Cases and features that together run every kernel, in the order of worth."""
+    base = BASE[device]
+    is_gpu = device == "cuda"
+    dilated = {"segment_lengths": (base.seqlen // 8, base.seqlen // 4), "dilation_rates": (1, 4)}
+    half = replace(base, head_dim=base.head_dim // 2, heads=2 * base.heads)
+    other_block = {"block": 64 if is_gpu else 32}
+    cases = [base, replace(base, **other_block), half, replace(half, **other_block)]  # type: ignore[arg-type]
+    cases += [replace(case, **dilated) for case in cases]  # type: ignore[arg-type]
+    cases += [replace(case, causal=True) for case in (*cases[:2], *cases[4:6])]
+    cases += [replace(base, pattern=RANDOM, **other_block), replace(base, pattern=RANDOM)]  # type: ignore[arg-type]
+    cases += [replace(base, heads=2 * base.heads, kv_heads=base.heads // 2, causal=True)]
+    for case in cases:
+        yield Subject(case.label, partial(call_of, case, device))
+    for name, feature in FEATURES.items():
+        yield Subject(name, partial(feature.make, base, device))
 
 
 def at_least_two(text: str) -> int:
@@ -74,11 +117,21 @@ def build_parser() -> argparse.ArgumentParser:
         "attention-bench determinism", f"{__doc__} The exit status is 1 if something differs."
     )
     options.add_device(parser)
-    options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
+    options.add_case(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}", PATTERNS)
+    options.add_window(parser)
+    parser.add_argument(
+        "--every", action="store_true",
+        help="instead of one case those, and the features, that together run every kernel",
+    )  # fmt: skip
     parser.add_argument(
         "--runs", type=at_least_two, default=20, help="number of forward and backward passes (default 20)"
     )
+    parser.add_argument(
+        "--load", action="store_true",
+        help="meanwhile multiply matrices on a second stream (on a CPU in a second thread)",
+    )  # fmt: skip
     options.add_backend(parser)
+    options.add_budget(parser)
     return parser
 
 
@@ -86,13 +139,27 @@ def main(arguments: list[str]) -> int:
     """Exit status 0, or 1 if something differs."""
     given = build_parser().parse_args(arguments)
     device = options.device_of(given)
+    if given.every and options.has_case(given):
+        raise options.Unusable("--every has its own cases; leave the options of a case out")
     case = options.case_of(given, BASE[device])
-    try:
-        found = compare(case, device, given.runs, given.backend)
-    except ValueError as error:  # the backend cannot serve the case
-        raise options.Unusable(str(error)) from error
-    except (RuntimeError, MemoryError) as error:
-        raise options.Unusable(one_line(error)) from error
-    equal = f"ok, {', '.join(NAMES)} of {given.runs} runs are bit-identical"
-    print(f"{case.label}: {equal if found is None else found}")
-    return 0 if found is None else 1
+    subjects = every_subject(device) if given.every else [Subject(case.label, partial(call_of, case, device))]
+    budget, status = Budget(given.budget), 0
+    for subject in subjects:
+        if not budget.fits(subject.label):
+            print(f"left out, the budget of {given.budget:g} s was used up: {subject.label}", flush=True)
+            continue
+        try:
+            found = compare(subject.make(), device, given.runs, given.backend, given.load)
+        except Different as difference:
+            found, status = str(difference), 1
+        except ValueError as error:  # the backend cannot serve the case
+            if not given.every:
+                raise options.Unusable(str(error)) from error
+            found = f"left out: {one_line(error)}"
+        except (RuntimeError, MemoryError) as error:
+            if not given.every:
+                raise options.Unusable(one_line(error)) from error
+            found, status = f"failed: {one_line(error)}", 1
+        print(f"{subject.label}: {found}", flush=True)
+        free(device)
+    return status

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from . import decode, files, generation, host, large, plan, report, scaling_rows, selection, training, video
+from . import (
+    calls,
+    decode,
+    files,
+    generation,
+    host,
+    large,
+    plan,
+    report,
+    scaling_rows,
+    selection,
+    short,
+    training,
+    video,
+)
 
 KINDS = {
     files.RUN: lambda path: report.markdown(*report.read_json(path)),
     large.KIND: lambda path: large.markdown(*large.read_json(path)),
+    calls.KIND: lambda path: calls.markdown(*calls.read_json(path)),
+    short.KIND: lambda path: short.markdown(*short.read_json(path)),
     decode.KIND: lambda path: decode.markdown(*decode.read_json(path)),
     selection.KIND: lambda path: selection.markdown(*selection.read_json(path)),
     video.KIND: lambda path: video.markdown(*video.read_json(path)),

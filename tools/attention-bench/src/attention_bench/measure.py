@@ -257,9 +257,7 @@ def measure_in_turn(
 
 def time_in_turn(calls: list[tuple[Row, Peer, Call]], repeat_ms: float, with_backward: bool) -> None:
     """Measure the times of all forwards and then of all backwards."""
-    for (row, _, call), ms in zip(
-        calls, turns([call.forward for *_, call in calls], repeat_ms), strict=True
-    ):
+    for (row, _, call), ms in zip(calls, turns([call.forward for *_, call in calls], repeat_ms), strict=True):
         row.forward_ms, row.forward_tflops = ms, call.flops / ms / 1e9
     if with_backward:
         backward: list[tuple[Row, int, Callable[[], object]]] = []

@@ -164,9 +164,7 @@ def add_window(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_case(
-    parser: argparse.ArgumentParser, meaning: str, patterns: Sequence[str] = PATTERN_TYPES
-) -> None:
+def add_case(parser: argparse.ArgumentParser, meaning: str, patterns: Sequence[str] = PATTERN_TYPES) -> None:
     """Options for all fields of a Case; options that are not given are missing in the namespace."""
 
     def add(flag: str, help: str | None = None, **others: object) -> None:

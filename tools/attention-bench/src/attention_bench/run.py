@@ -23,7 +23,8 @@ from .presets import PRESETS
 DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
 EPILOG = """\
 other commands: plot and markdown show the figures of a file; breakeven finds the density at which dense attention
-is as fast; long times a problem as large as the GPU memory allows; decode times steps of decoding; selection times
+is as fast; calls times every feature of a call beside the plain call; short times short sequences, eager and in CUDA
+graphs; long times a problem as large as the GPU memory allows; decode times steps of decoding; selection times
 blocks chosen from the content; video times tiles of a video; models times models of Hugging Face; scaling times one
 sequence over several GPUs; plan computes what it moves, holds and computes, without a GPU; host times a call on the
 host; determinism compares runs bit by bit; tune finds the fastest tiles of the kernels. Each has a --help.
@@ -157,9 +158,7 @@ def main(arguments: list[str]) -> int:
                 continue
             in_order = names[::-1] if i_round % 2 else names
             with budget.spent_on(case):
-                for row in measured(
-                    case, in_order, device, given.repeat_ms, not given.forward_only, budget
-                ):
+                for row in measured(case, in_order, device, given.repeat_ms, not given.forward_only, budget):
                     found.setdefault((case, row.peer), []).append(row)
                     print(report.line(row), flush=True)
             save()

@@ -84,9 +84,7 @@ def up_to_the_query() -> Any:
     from cutlass import cute
 
     @cute.jit  # type: ignore[untyped-decorator, unused-ignore]
-    def is_kept(
-        batch: Any, head: Any, query: Any, key: Any, seqlen_info: Any, aux_tensors: Any
-    ) -> Any:
+    def is_kept(batch: Any, head: Any, query: Any, key: Any, seqlen_info: Any, aux_tensors: Any) -> Any:
         return key <= query
 
     return is_kept

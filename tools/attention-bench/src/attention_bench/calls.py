@@ -1,0 +1,237 @@
+"""Times calls with every feature beside the plain call: `attention-bench calls`.
+
+"Of plain" is the time per pair of tokens in the active blocks over that of the plain call, which takes turns with it; blocks
+on the diagonal of a causal call, and blocks that a mask hides in part, count in full. Results are compared with those of the
+backend `triton`, or on a CPU with `reference`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from dilated_attention_pytorch.cli.arguments import positive_int
+
+from . import files, options, outcome
+from .budget import Budget
+from .cases import Case
+from .collection import Collection
+from .environment import environment, footnote
+from .features import FEATURES, Feature, FeatureCall
+from .measure import TOLERANCE, Disagreement, free, one_line, relative
+from .report import milliseconds, number
+from .turns import times_in_turn
+
+KIND = "calls"
+BASE = {"cuda": Case(16384, 16, 128, 128, 0.05), "cpu": Case(2048, 2, 32, 64, 0.1, dtype="float32")}
+OTHER_BACKEND = {"cuda": "triton", "cpu": "reference"}
+DENSE_BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+MOST = 1.1  # of plain, or of the loss of dense attention
+
+
+@dataclass
+class CallRow:
+    """The figures of a feature; None if not measured. Times in ms.
+
+    backend: the one that serves the call. base: the feature that it is compared with. blocks: active blocks, over all heads.
+    of_plain: time per pair in the active blocks over that of the base. of_dense: the same ratio of dense attention.
+    error: relative to the results of the other backend, if that is another.
+    """
+
+    peer: str  # the feature
+    case: Case
+    base: str
+    backend: str | None = None
+    blocks: int | None = None
+    forward_ms: float | None = None
+    backward_ms: float | None = None
+    forward_of_plain: float | None = None
+    backward_of_plain: float | None = None
+    forward_of_dense: float | None = None
+    backward_of_dense: float | None = None
+    error: float | None = None
+    grad_error: float | None = None
+    refused: str | None = None
+
+    @property
+    def has_figures(self) -> bool:
+        return self.forward_ms is not None
+
+    def is_slow(self, direction: str) -> bool:
+        """Whether it loses more time than it should."""
+        of_plain, of_dense = (getattr(self, f"{direction}_of_{base}") for base in ("plain", "dense"))
+        return of_plain is not None and of_plain > MOST * max(1.0, of_dense or 1.0)
+
+
+def compare(row: CallRow, call: FeatureCall, backend: str | None, other: str) -> None:
+    """Fill in the errors; `Disagreement` where they are none of rounding."""
+
+    def results(of: str | None) -> tuple[Tensor, ...]:
+        torch.manual_seed(0)  # for dropout
+        out = call.forward(of)
+        torch.manual_seed(0)
+        return out, *call.backward(of)()
+
+    errors = [relative(x, y.float()) for x, y in zip(results(backend), results(other), strict=True)]
+    row.error, row.grad_error = errors[0], max(errors[1:])
+    for what, error in (("its output", row.error), ("its gradient", row.grad_error)):
+        if not error <= TOLERANCE[row.case.dtype]:
+            raise Disagreement(f"{what} differs from that of backend={other!r} by {error:.1e}")
+
+
+def dense_times(case: Case, device: str, rounds: int) -> tuple[float, float]:
+    """Forward and backward of dense attention, not causal."""
+    q, k, v = (x.transpose(1, 2).contiguous().requires_grad_() for x in case.inputs(device))
+    grad = case.grad_out(device).transpose(1, 2).contiguous()
+    chosen = sdpa_kernel(DENSE_BACKENDS, set_priority=True) if device == "cuda" else contextlib.nullcontext()
+    with chosen:
+        out = scaled_dot_product_attention(q, k, v)
+
+        def backward() -> object:
+            return torch.autograd.grad(out, (q, k, v), grad, retain_graph=True)
+
+        def forward() -> object:
+            with torch.no_grad():
+                return scaled_dot_product_attention(q, k, v)
+
+        found = times_in_turn([forward, backward], device, rounds)
+    return found[0], found[1]
+
+
+def fill_in_dense(row: CallRow, case: Case, device: str, rounds: int) -> None:
+    """The loss of dense attention at the head_dim of a feature; it stays None where dense attention refuses."""
+    _, head_dim, *v_head_dim = row.peer.split("-")
+    other = replace(
+        case, head_dim=int(head_dim), v_head_dim=int(v_head_dim[0]) if v_head_dim else case.v_head_dim
+    )
+    with contextlib.suppress(RuntimeError):
+        plain, found = (dense_times(each, device, rounds) for each in (case, other))
+        row.forward_of_dense, row.backward_of_dense = found[0] / plain[0], found[1] / plain[1]
+
+
+def measured(feature: Feature, case: Case, device: str, rounds: int, backend: str | None) -> list[CallRow]:
+    """The row of a feature."""
+    row = CallRow(feature.name, case, feature.base)
+    with outcome.interruptible([row]):
+        try:
+            call, base = (each.make(case, device) for each in (feature, FEATURES[feature.base]))
+            row.backend, row.blocks = backend or call.serving(), call.blocks
+            other = OTHER_BACKEND[device]
+            if row.backend != other:
+                compare(row, call, backend, other)
+            fill_in_times(row, call, base, device, rounds, backend)
+            if feature.has_dense:
+                fill_in_dense(row, case, device, rounds)
+        except Exception as error:  # a feature that fails is a row of the table, not the end of the run
+            row.refused = one_line(error)
+    return [row]
+
+
+def fill_in_times(
+    row: CallRow, call: FeatureCall, base: FeatureCall, device: str, rounds: int, backend: str | None
+) -> None:
+    both: list[Callable[[], object]] = [lambda: base.forward(backend), lambda: call.forward(backend)]
+    base_forward, row.forward_ms = times_in_turn(both, device, rounds)
+    base_backward, row.backward_ms = times_in_turn(
+        [base.backward(backend), call.backward(backend)], device, rounds
+    )
+    share = base.pairs / call.pairs
+    row.forward_of_plain = row.forward_ms / base_forward * share
+    row.backward_of_plain = row.backward_ms / base_backward * share
+
+
+# ---- what is shown
+
+
+def read_json(path: str) -> tuple[list[CallRow], dict[str, Any]]:
+    rows, where = files.read_kind(path, KIND)
+    return [CallRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+
+
+def cell(row: CallRow, direction: str) -> str:
+    ms, of_plain, of_dense = (getattr(row, f"{direction}_{name}") for name in ("ms", "of_plain", "of_dense"))
+    text = f"{milliseconds(ms)} ms, {of_plain:.2f}"
+    if of_dense is not None:
+        text += f" (dense {of_dense:.2f})"
+    return f"**{text}**" if row.is_slow(direction) else text
+
+
+def cells(row: CallRow) -> list[str]:
+    if row.backward_ms is None:
+        return [row.peer, row.base, row.backend or "-", f"none: {row.refused}", "-", "-"]
+    errors = f"{number(row.error, '.0e')} / {number(row.grad_error, '.0e')}"
+    return [
+        row.peer,
+        row.base,
+        row.backend or "-",
+        cell(row, "forward"),
+        cell(row, "backward"),
+        errors if row.refused is None else f"{errors}; {row.refused}",
+    ]
+
+
+HEADINGS = ["call", "compared with", "backend", "forward, of plain", "backward, of plain", "error"]
+
+
+def markdown(rows: list[CallRow], where: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
+    more = f"Bold: more than {MOST - 1:.0%} slower per active block, beyond what dense attention loses.\n\n"
+    shown = more if any("**" in line for line in lines) else ""
+    return "\n".join(lines) + f"\n\nThe plain call: {rows[0].case.label}.\n\n" + shown + footnote(where)
+
+
+def line(row: CallRow) -> str:
+    feature, base, backend, *figures = cells(row)
+    return f"{feature} ({backend}, compared with {base}): forward " + ", ".join(
+        figure if i != 1 else f"backward {figure}" for i, figure in enumerate(figures) if figure != "-"
+    )
+
+
+# ---- the command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = options.make_parser("attention-bench calls", __doc__)
+    options.add_device(parser)
+    options.add_threads(parser)
+    options.add_sizes(parser, f"default: {BASE['cuda'].label}; on a CPU {BASE['cpu'].label}")
+    parser.add_argument(
+        "--features", nargs="+", choices=FEATURES, metavar="FEATURE", default=list(FEATURES),
+        help=f"one or more of {', '.join(FEATURES)} (default: all, in this order)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=positive_int, default=20,
+        help="calls of every kind, of which the median is taken (default 20)",
+    )  # fmt: skip
+    options.add_backend(parser)
+    options.add_budget(parser)
+    options.add_json(parser, "all figures with device, versions and date")
+    return parser
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0; 1 if a feature has no figures; 130 if interrupted, with the figures so far saved."""
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    device = options.device_of(given)
+    options.set_threads(given)
+    case = options.case_of(given, BASE[device])
+    command = options.command_line(parser.prog, arguments, given.json)
+    found = Collection(parser.prog, KIND, line, given.json, device, environment(device, command))
+    budget, names = Budget(given.budget), list(dict.fromkeys(given.features))
+
+    def rows(name: str) -> list[CallRow]:
+        free(device)
+        return measured(FEATURES[name], case, device, given.rounds, given.backend)
+
+    return found.collect(names, rows, budget)
