@@ -18,6 +18,34 @@ RESULTS = Path(__file__).resolve().parents[2] / "tools" / "attention-bench" / "r
 # The parts of the page that come with further runs: names of files, heading, what to know.
 PARTS = [
     (
+        "*-topk*",
+        "Blocks chosen per head",
+        "Random blocks in every row of every head, the diagonal among them, as blocks chosen from the content are: neighbours "
+        "share few. `bsa` is cuDNN's block-sparse attention with its defaults, the other `bsa-` are its settings, `vsa` is "
+        "FastVideo's kernel.",
+    ),
+    (
+        "*-practical*",
+        "Sizes of training",
+        "Causal, 32 heads on 8 kv heads. `cudnn` and `fa4-dense` are dense: they count every pair.",
+    ),
+    (
+        "*-windows*",
+        "Windows exact to the token",
+        "Causal windows in 32,768 tokens; the pairs that the window shows count.",
+    ),
+    (
+        "*-calls*",
+        "Every feature beside the plain call",
+        "The second figure is the time per pair of tokens in the active blocks over that of the call that it is compared with. "
+        "At another head_dim it stands beside the same ratio of dense attention.",
+    ),
+    (
+        "*-short*",
+        "Short sequences and few heads",
+        "Calls without a pause, eager and as replays of a CUDA graph; `both` is forward and backward.",
+    ),
+    (
         "h200-0.3.0",
         "Release 0.3.0, with dense attention",
         "The release before the Hopper kernels, compared with dense attention through cuDNN.",
