@@ -49,6 +49,7 @@ LATE = {
         "backends.hopper": "launch.py needs triton",
         "backends.triton": "launch.py needs triton",
         "distributed.exchange": "device_exchange.py needs triton",
+        "sequence_tables": "sequence_launch.py needs triton",
         "layout.from_indices": "device_lists.py needs triton",
         "layout.selection": "device_selection.py needs triton",
         "layout.layout": "plot.py needs matplotlib, block_mask.py flex_attention",

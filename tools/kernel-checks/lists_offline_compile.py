@@ -1,4 +1,5 @@
-"""Compile the Triton kernels that choose blocks and make lists and work orders on a GPU, without one, and read what ptxas reports.
+"""Compile the Triton kernels that choose blocks and make lists, work orders and tables of sequences on a GPU, without one, and
+read what ptxas reports.
 
 Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel and case; with --some of fewer choices.
 """
@@ -18,6 +19,9 @@ from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout import device_lists, device_selection
 from dilated_attention_pytorch.layout.best_blocks import Choice
 from dilated_attention_pytorch.layout.block_indices import checked_indices
+from dilated_attention_pytorch.sequence_kernel import table_kernel
+from dilated_attention_pytorch.sequence_launch import WARPS, arguments_of
+from dilated_attention_pytorch.sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
 
 
 class Compiling:
@@ -63,6 +67,17 @@ CHOICES = [
 ]
 
 
+RAGGED = BlockGrid(1000, 1000, 64, True)
+BOUNDS, NUMBERS = torch.zeros(4, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)
+TABLES: list[tuple[TablePlan, Given]] = [
+    (plan_of_packed(3, (1000, 1000), (500, 500), True, None, RAGGED), Given(BOUNDS, BOUNDS)),
+    (
+        plan_of_batch(torch.empty(3, 100, 1, 1), 1000, True, NUMBERS, True, RAGGED),
+        Given(None, None, NUMBERS, NUMBERS, NUMBERS),
+    ),
+]
+
+
 def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> None:
     """Compile every kernel for one compute capability."""
     for module in (device_lists, device_order, device_selection):
@@ -78,6 +93,9 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
         budgets = torch.ones(1, 3, dtype=torch.int32) if choice.causal else None
         diagonal = torch.ones(3, dtype=torch.int32) if choice.sinks else None
         device_selection.choose_on_device(scores, budgets, choice, diagonal)
+    for plan, given in TABLES:
+        arguments = arguments_of(plan, given, torch.zeros(3, 5, dtype=torch.int32))
+        Compiling(table_kernel, capability)[1,](**arguments, **WARPS)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The Triton kernels that choose blocks and make lists and work orders compile, with no GPU present."""
+"""The Triton kernels that choose blocks and make lists, work orders and tables of sequences compile, with no GPU present."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ pytestmark = pytest.mark.skipif(
 
 EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s triton` sets it
 SCRIPT = Path(__file__).parents[3] / "tools" / "kernel-checks" / "lists_offline_compile.py"
-LISTS = {"mark_kernel", "transpose_kernel", "rows_kernel", "columns_kernel", "level_kernel", "merge_kernel"}
+LISTS = {
+    "mark_kernel",
+    "transpose_kernel",
+    "rows_kernel",
+    "columns_kernel",
+    "level_kernel",
+    "merge_kernel",
+    "table_kernel",
+}
 # Rows of 16,384 columns leave a thread 128 registers; a few numbers are kept elsewhere.
 MOST_SPILLS = {"16384": 64}
 # Four programs of 128 threads to a multiprocessor, at the least; select_kernel holds a row and may take all.

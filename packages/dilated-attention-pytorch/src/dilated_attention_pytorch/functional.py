@@ -24,6 +24,7 @@ from .eager import (
     key_of,
     run_attention,
 )
+from .eager_positions import PositionsKey, keep_call, kept_call, positions_of_batch
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
 from .validation.call import check_call
@@ -221,26 +222,39 @@ def attend(
     backend: str | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """out and lse of a call that is not cached, with options as of `check_call`.
+    """out and lse of a call that is not cached, or has positions, with options as of `check_call`.
 
-    `key` (of `key_of`) is where the call is cached for the next one like it; None for a call that is not.
+    `key` (of `key_of`) is where the call is cached for the next one like it; None for a call that is not, but one with
+    positions (eager_positions.py).
     """
+    positions = None
+    if key is None and type(layout) is BlockLayout and is_plain_eager():
+        positions = positions_of_batch(q, k, v, backend, options)
+        kept = kept_call(layout, positions)
+        if kept is not None and positions is not None:
+            return kept.run(q, k, v, positions)
     call = check_call(q, k, v, layout, backend=backend, **options)
-    if backend == "reference" or not can_bypass_dispatcher(call):
-        return run_call(call, layout, backend)
+    if key is None or backend == "reference" or not can_bypass_dispatcher(call):
+        return run_call(call, layout, backend, positions)
     problem, chosen = call.served(layout, backend)
     out, lse = run_attention(problem, chosen)
     cache_call(layout, key, q, k, v, problem, chosen, needs_grad=problem.needs_grad)
     return out, lse
 
 
-def run_call(call: Call, layout: BlockLayout, backend: str | None) -> tuple[Tensor, Tensor]:
-    """out and lse of a checked call."""
+def run_call(
+    call: Call, layout: BlockLayout, backend: str | None, positions: PositionsKey | None = None
+) -> tuple[Tensor, Tensor]:
+    """out and lse of a checked call, which is kept at `positions` for the next one like it."""
     if backend == "reference":
         return attention_reference(call.dense_problem(layout))
     if not can_bypass_dispatcher(call):
         return run_operator(call, layout, backend)
-    return run_attention(*call.served(layout, backend))
+    problem, chosen = call.served(layout, backend)
+    out, lse = run_attention(problem, chosen)
+    if positions is not None:
+        keep_call(layout, positions, problem, chosen)
+    return out, lse
 
 
 def explain_backends(

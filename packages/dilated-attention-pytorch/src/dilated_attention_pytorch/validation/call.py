@@ -14,6 +14,8 @@ from ..config import TokenDilation
 from ..eager import autocast_dtype, is_plain_eager
 from ..layout.cache import Pattern
 from ..layout.layout import BlockLayout
+from ..sequence_plans import Given, plan_of_batch, plan_of_packed
+from ..sequence_tables import serves, table_by_kernel
 from ..sequences import Sequences, packed_sequences, sequences_of_batch, within_grid
 from .layouts import Positions, check_layout, check_layout_heads, check_positions, check_read_positions
 from .numbers import check_backend, check_is_causal, check_numbers
@@ -74,10 +76,26 @@ def check_call(
         kv_lengths = check_kv_lengths(kv_lengths, q, k, readable)
     if kv_starts is not None:
         kv_starts = check_kv_starts(kv_starts, given_lengths, q, k, readable)
-    first, sequences = sequences_of_batch(q, kv_len, is_causal, q_offset, kv_lengths, kv_starts)
-    if isinstance(layout, BlockLayout):
+    given = Given(
+        q_offset=q_offset if isinstance(q_offset, Tensor) else None,
+        kv_lengths=kv_lengths,
+        kv_starts=kv_starts,
+    )
+    sequences: Sequences | None
+    if (
+        readable
+        and isinstance(layout, BlockLayout)
+        and any(x is not None for x in given)
+        and serves(given, q)
+    ):
+        plan = plan_of_batch(q, kv_len, is_causal, q_offset, kv_starts is not None, layout.grid)
+        first, sequences = plan.first, table_by_kernel(plan, given, q.device)
         check_positions_of_batch(q_len, kv_len, layout, sequences, first, q_offset, is_causal, readable)
-        sequences = None if sequences is None else within_grid(sequences, layout.grid)
+    else:
+        first, sequences = sequences_of_batch(q, kv_len, is_causal, q_offset, kv_lengths, kv_starts)
+        if isinstance(layout, BlockLayout):
+            check_positions_of_batch(q_len, kv_len, layout, sequences, first, q_offset, is_causal, readable)
+            sequences = None if sequences is None else within_grid(sequences, layout.grid)
     if key_padding_mask is not None:
         is_at_the_end = is_causal and q_len != kv_len and q_offset is None
         key_padding_mask = check_key_padding_mask(key_padding_mask, q, k, is_at_the_end, readable)
@@ -155,21 +173,27 @@ def check_packed_call(
         check_max_seqlen("max_seqlen_k", max_seqlen_k),
     )
     of_q = check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q, max_q, readable)
-    # self-attention: one tensor is made into a table with fewer launches
-    is_one = not torch.compiler.is_compiling() and cu_seqlens_k is cu_seqlens_q and q.shape[1] == k.shape[1]
-    of_k = (
-        of_q
-        if is_one and max_k == max_q
-        else check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k, max_k, readable)
-    )
+    of_k = check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k, max_k, readable)
     check_same_number(of_q, of_k)
     n_sequences = of_q.shape[0] - 1
     check_layout(q, k, layout, is_causal, n_sequences)
     if q_offset is not None:
         q_offset = check_q_offset(q_offset, q, n_sequences)
-    sequences = packed_sequences(of_q, of_k, max_q, max_k, is_causal, q_offset)
-    check_positions_of_packed(layout, sequences, q_offset, is_causal, readable)
-    sequences = within_grid(sequences, layout.grid)
+    tokens = q.shape[1], k.shape[1]
+    given = Given(of_q, of_k, q_offset if isinstance(q_offset, Tensor) else None)
+    if readable and serves(given, q):
+        plan = plan_of_packed(n_sequences, tokens, (max_q, max_k), is_causal, q_offset, layout.grid)
+        sequences = table_by_kernel(plan, given, q.device)
+        check_positions_of_packed(layout, sequences, q_offset, is_causal, readable)
+    else:
+        if not (readable and is_read_at_once(of_q) and is_read_at_once(of_k)):  # else they were checked
+            # self-attention: one tensor is made into a table with fewer launches
+            is_one = not torch.compiler.is_compiling() and of_k is of_q and tokens[0] == tokens[1]
+            of_q = of_q.clamp(0, tokens[0])
+            of_k = of_q if is_one else of_k.clamp(0, tokens[1])
+        sequences = packed_sequences(of_q, of_k, max_q, max_k, is_causal, q_offset)
+        check_positions_of_packed(layout, sequences, q_offset, is_causal, readable)
+        sequences = within_grid(sequences, layout.grid)
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
