@@ -28,7 +28,9 @@ def storages() -> list[Tensor]:
 
 
 def memory_at(address: int, tensors: list[Tensor]) -> Tensor:
-    """The memory from an address to the end of its storage, as bytes."""
+    """The memory from an address to the end of its storage, as bytes; of a tensor without elements nothing."""
+    if address == 0:
+        return torch.empty(0, dtype=torch.uint8)
     for x in tensors:
         storage = x.untyped_storage()
         if 0 <= address - storage.data_ptr() < storage.nbytes():

@@ -26,7 +26,7 @@ class Buffer:
     def __init__(self, x: Tensor, name: str) -> None:
         self.name, self.dtype = name, KINDS[x.dtype]
         self.size = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride())) if x.numel() else 0
-        flat = x.detach().as_strided((self.size,), (1,))
+        flat = x.detach().as_strided((self.size,), (1,)) if self.size else x.detach().reshape(-1)
         self.is_16 = self.dtype.is_float and self.dtype.primitive_bitwidth == 16
         self.memory = flat.view(torch.int16).numpy().view(np.uint16) if self.is_16 else flat.numpy()
         # of tensors with gaps: which elements are theirs
