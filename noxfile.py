@@ -202,9 +202,9 @@ def triton(session: nox.Session, version: str) -> None:
 def emulator(session: nox.Session) -> None:
     """The Hopper kernels, emulated on the CPU: every short case of the GPU's tests, forward and backward."""
     python = shared_env(session, "test")
-    kernels = "tests/core/backends/hopper/test_emulated_kernels.py"
+    tests = [f"tests/core/backends/hopper/test_emulated_{name}.py" for name in ("kernels", "calls")]
     session.run(
-        *(python, "-m", "pytest", kernels, *workers(), *session.posargs),
+        *(python, "-m", "pytest", *tests, *workers(), *session.posargs),
         env={"EVERY_SHAPE": "1", "OMP_NUM_THREADS": "1", **with_triton(session, python, TRITONS[-1])},
     )
 

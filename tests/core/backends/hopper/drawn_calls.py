@@ -14,7 +14,9 @@ from dilated_attention_pytorch.backends.reference import tokens
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout.lists import BlockLists, BlockMasks, build_csr, packed_masks
 from dilated_attention_pytorch.sequences import Sequences, packed_sequences, sequences_of_batch
-from tests.core.backends.drawn_problems import Draw, with_fields
+from tests.core.backends.drawn_problems import INPUTS, Draw, reference_results, with_fields
+from tests.core.backends.hopper import emulator
+from tests.core.backends.hopper.emulator.comparison import distance
 
 FEATURES = ("masks", "softcap", "alibi", "bias", "sinks", "padding")
 
@@ -157,6 +159,41 @@ def poisoned(problem: AttentionProblem, *of_queries: Tensor) -> tuple[AttentionP
 
     queries = [filled(x, of_q) for x in (p.q, *of_queries)]
     return with_fields(p, q=queries[0], k=filled(p.k, of_k), v=filled(p.v, of_k)), queries[1:]
+
+
+# Of bfloat16: what is rounded is out, the weights, and in the gradients of q and k also ds and delta; sums of those of block_bias
+# and sinks are of numbers that cancel.
+LIMITS = {"out": 2**-8, "lse": 2e-5, "q": 2**-7, "k": 2**-7, "v": 2**-8, "block_bias": 2**-6, "sinks": 2**-6}
+NOTHING = 1e-6  # gradients that are 0 in exact arithmetic
+
+
+def wrong_results(problem: AttentionProblem, seed: int, gradients: bool = True) -> dict[str, float]:
+    """The errors of a problem in the emulator, through launch.py, that reach their limits; NaN is in tokens of no sequence."""
+    p, generator = problem, torch.Generator().manual_seed(seed)
+    grad_out = torch.randn(*p.q.shape[:3], p.v_head_dim, generator=generator).bfloat16()
+    grad_lse = torch.randn(p.batch, p.num_heads, p.q_len, generator=generator)
+    names = [name for name in INPUTS if getattr(p, name) is not None]
+    exact = with_fields(p, **{name: getattr(p, name).double() for name in names})
+    wanted = reference_results(exact, grad_out.double(), grad_lse.double())
+    given, (given_grad,) = poisoned(p, grad_out)
+    with emulator.emulated_launches(seed=seed) as module:
+        out, lse = module.launch_forward(given)
+        found = {"out": out, "lse": lse}
+        if gradients:
+            grads = module.launch_backward(given, out, lse, given_grad, grad_lse)
+            found |= {name: getattr(grads, name) for name in names}
+    made = {}
+    for name, x in found.items():
+        if x is None:
+            made[name] = float("inf")
+            continue
+        expected = wanted[name]
+        x = x.sum_to_size(expected.shape) if name in ("block_bias", "sinks") else x
+        if float(expected[expected.isfinite()].norm()) > NOTHING:
+            made[name] = distance(x, expected)
+        else:
+            made[name] = 0.0 if float(x[~x.isinf()].double().norm()) <= NOTHING else float("inf")
+    return {name: error for name, error in made.items() if not error < LIMITS[name]}
 
 
 def described(problem: AttentionProblem) -> str:

@@ -14,6 +14,9 @@ class dtype:
         self.name, self.held, self.primitive_bitwidth = name, np.dtype(held), bits
         self.is_float = self.held.kind == "f"
         self.is_signed = self.held.kind == "i"
+        self.low, self.high = 0, 1
+        if self.held.kind in "iu":
+            self.low, self.high = int(np.iinfo(self.held).min), int(np.iinfo(self.held).max)
 
     def is_floating(self) -> bool:
         return self.is_float

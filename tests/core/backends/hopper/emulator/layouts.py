@@ -20,7 +20,11 @@ class Layout:
         made = {**self.DEFAULTS, **dict(zip(self.FIELDS, values)), **named}
         for name, value in made.items():
             setattr(self, name, frozen(value))
-        self.key = (type(self).__name__, *((name, getattr(self, name)) for name in sorted(made)))
+        self.names = tuple(made)
+
+    @property
+    def key(self) -> Any:
+        return (type(self).__name__, *((name, getattr(self, name)) for name in sorted(self.names)))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Layout) and self.key == other.key

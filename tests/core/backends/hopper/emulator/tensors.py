@@ -55,7 +55,8 @@ class tensor(base_value):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return np.shape(self.data)
+        shape: tuple[int, ...] = self.data.shape
+        return shape
 
     @property
     def type(self) -> Type:
@@ -351,10 +352,8 @@ def number_type(value: Any, beside: dtype | None = None) -> dtype:
         return beside if beside is not None and beside.is_float else float32
     if beside is not None and beside.is_float:
         return beside
-    if beside is not None and beside is not int1:
-        low, high = np.iinfo(beside.held).min, np.iinfo(beside.held).max
-        if low <= value <= high:
-            return beside
+    if beside is not None and beside is not int1 and beside.low <= value <= beside.high:
+        return beside
     return int32 if -(2**31) <= value < 2**31 else int64
 
 
