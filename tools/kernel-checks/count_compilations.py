@@ -1,6 +1,7 @@
 """How many kernels calls of many lengths compile, without a GPU: what Triton's JIT would compile is noted, not compiled.
 
-Run as a script (without TRITON_INTERPRET): prints one JSON object per kernel, head_dim and block_size of 60 random calls.
+Run as a script (without TRITON_INTERPRET): prints one JSON object for 60 random calls of each head_dim, block_size and type, or
+with --some of fewer.
 """
 
 from __future__ import annotations
@@ -9,43 +10,20 @@ import collections
 import json
 import random
 import sys
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.backends.hopper import HOPPER, passes, rejected_values
-from dilated_attention_pytorch.backends.hopper.launcher import descriptor
-from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
-from dilated_attention_pytorch.backends.triton.launch import (
-    backward_launches,
-    forward_launch,
-    readable,
-    unit_of,
-    with_readable_inputs,
-)
+from dilated_attention_pytorch.backends.registry import choose_backend_for
 from dilated_attention_pytorch.functional import make_problem
 
 CAPABILITY = (9, 0)
 LONGEST = 1537
 N_CALLS = 60
-
-
-class Target:
-    """Stands for a driver of Triton, where there is no GPU."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return -90  # of no GPU
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
+PASSES = ("DKDV", "SUMS")  # constants by which passes differ
 
 
 class Call(NamedTuple):
@@ -61,9 +39,13 @@ class Call(NamedTuple):
     softmax_scale: float | None
 
 
-def drawn_tensor(draw: random.Random, batch: int, length: int, heads: int, dim: int, dtype: torch.dtype) -> Tensor:
+def drawn_tensor(
+    draw: random.Random, batch: int, length: int, heads: int, dim: int, dtype: torch.dtype
+) -> Tensor:
     """One of the ways in which (batch, length, heads, dim) may lie in memory."""
-    kind = draw.choice(["contiguous", "heads first", "sequence first", "fused", "longer", "heads apart", "odd rows"])
+    kind = draw.choice(
+        ["contiguous", "heads first", "sequence first", "fused", "longer", "heads apart", "odd rows"]
+    )
     if kind == "heads first":
         return torch.empty(batch, heads, length, dim, dtype=dtype).transpose(1, 2)
     if kind == "sequence first":
@@ -82,13 +64,15 @@ def drawn_tensor(draw: random.Random, batch: int, length: int, heads: int, dim: 
 def drawn_call(draw: random.Random, head_dim: int, block_size: int, dtype: torch.dtype) -> Call:
     """Any lengths, causal or not, grouped heads, a layout for each head, strides."""
     is_causal = draw.random() < 0.5
-    kv_len = draw.randint(1, LONGEST)
+    kv_len = draw.choice([draw.randint(1, LONGEST), block_size * draw.randint(1, LONGEST // block_size)])
     q_len = draw.choice([kv_len, kv_len, draw.randint(1, kv_len)])
     batch, kv_heads, group = draw.randint(1, 3), draw.randint(1, 4), draw.choice([1, 1, 2, 3])
     heads = kv_heads * group
     ratios = [draw.uniform(0.05, 0.45) for _ in range(draw.choice([1, 1, kv_heads, heads]))]
     configs = [SparsePatternConfig(block_size=block_size, sparsity_ratio=round(ratio, 2)) for ratio in ratios]
-    layout = BlockLayout.from_config(configs if len(configs) > 1 else configs[0], q_len, kv_len, causal=is_causal)
+    layout = BlockLayout.from_config(
+        configs if len(configs) > 1 else configs[0], q_len, kv_len, causal=is_causal
+    )
     q = drawn_tensor(draw, batch, q_len, heads, head_dim, dtype)
     k, v = (drawn_tensor(draw, batch, kv_len, kv_heads, head_dim, dtype) for _ in range(2))
     grad_lse = draw.choice(
@@ -99,82 +83,60 @@ def drawn_call(draw: random.Random, head_dim: int, block_size: int, dtype: torch
 
 
 class Compilations:
-    """What a JIT that compiles nothing was asked for, by kernel."""
+    """What Triton's JIT was asked to compile, by kernel; the passes of a backward that are one kernel count apart."""
 
     def __init__(self) -> None:
         self.keys: dict[str, set[str]] = collections.defaultdict(set)
-        self.name = ""
 
-    def __call__(self, *, key: str, fn: Any, **_: Any) -> bool:
+    def __call__(self, *, key: str, fn: Any, compile: dict[str, Any], **_: Any) -> bool:
         """Triton's hook before a compilation; True: it is not made."""
-        self.keys[self.name or fn.name.rpartition(".")[2]].add(str(key))
+        names = fn.jit_function.arg_names
+        passes = [
+            f"{name}={value}" for (i,), value in compile["constants"].items() if (name := names[i]) in PASSES
+        ]
+        room = "hopper" if "hopper" in fn.module else "triton"
+        self.keys[" ".join([room, fn.name.rpartition(".")[2], *passes])].add(str(key))
         return True
 
 
-def hopper_kernels(p: AttentionProblem, call: Call) -> Iterator[tuple[str, Any, dict[str, Any], dict[str, Any]]]:
-    """Name, kernel, arguments and options of the Hopper kernels of a call."""
-    out, lse = torch.empty(p.q.shape, dtype=p.q.dtype), torch.empty(p.batch, p.num_heads, p.q_len)
-    yield "forward", passes.FORWARD.kernel, passes.FORWARD.arguments(p, out, lse), passes.FORWARD.options(p)
-    grads = Gradients(*(torch.empty(x.shape, dtype=x.dtype) for x in (p.q, p.k, p.v)), None)
-    grad_out = torch.empty(p.q.shape, dtype=p.q.dtype)
-    grad_lse = lse if call.grad_lse is None else call.grad_lse
-    of = passes.BackwardCall(p, out, lse, grad_out, grad_lse, call.grad_lse is not None, grads, None)
-    for name, one in zip(("dq", "dkdv"), passes.backward_of(p).passes, strict=True):
-        yield name, one.kernel, one.arguments(of, torch.empty(16)), one.options(p)
-
-
-def note(found: Compilations, call: Call) -> str:
-    """Note the kernels of a call; returns its backend."""
+def note(call: Call) -> str:
+    """Ask for the kernels of a call; returns the backend that serves it."""
     problem = make_problem(
         call.q, call.k, call.v, call.layout, is_causal=call.is_causal, softmax_scale=call.softmax_scale
     )
-    if rejected_values(problem) is None:
-        p = problem.prepared_by(HOPPER, call.layout)
-        for name, kernel, arguments, options in hopper_kernels(p, call):
-            found.name = f"hopper {name}"
-            made = {n: descriptor(*x) if isinstance(x, tuple) else x for n, x in arguments.items()}
-            kernel.warmup(grid=(1,), **made, **options)
-        return "hopper"
-    p, unit = with_readable_inputs(problem), unit_of(problem)
-    out, lse = torch.empty(p.q.shape, dtype=p.q.dtype), torch.empty(p.batch, p.num_heads, p.q_len)
-    backward, _ = backward_launches(p, out, lse, readable(call.grad_out, unit), call.grad_lse, CAPABILITY)
-    for launch in [forward_launch(p, out, lse, CAPABILITY), *backward]:
-        found.name = f"triton {launch.kernel.__name__.removesuffix('_kernel')}"
-        launch.kernel.warmup(grid=launch.grid, **launch.arguments, **launch.options, enable_fp_fusion=True)
-    return "triton"
+    backend = choose_backend_for(problem, CAPABILITY)
+    backend.compile_for(
+        problem.prepared_by(backend, call.layout), CAPABILITY, [(call.grad_out, call.grad_lse)]
+    )
+    return backend.name
 
 
-def counted(head_dim: int, block_size: int, dtype: torch.dtype, n_calls: int = N_CALLS) -> dict[str, Any]:
+def counted(head_dim: int, block_size: int, dtype: str, n_calls: int = N_CALLS) -> dict[str, Any]:
     """Compilations by kernel, and calls by backend."""
     draw, found, backends = random.Random(head_dim + block_size), Compilations(), collections.Counter[str]()
     triton.knobs.runtime.jit_cache_hook = found  # type: ignore[assignment]
     for _ in range(n_calls):
-        backends[note(found, drawn_call(draw, head_dim, block_size, dtype))] += 1
-    return {
-        "head_dim": head_dim,
-        "block_size": block_size,
-        "dtype": str(dtype),
-        "calls": dict(backends),
-        "compilations": {name: len(keys) for name, keys in sorted(found.keys.items())},
-    }
+        backends[note(drawn_call(draw, head_dim, block_size, getattr(torch, dtype)))] += 1
+    compilations = {name: len(keys) for name, keys in sorted(found.keys.items())}
+    sizes = {"head_dim": head_dim, "block_size": block_size, "dtype": dtype}
+    return {**sizes, "calls": dict(backends), "compilations": compilations}
 
 
 CASES = [
-    (64, 64, torch.bfloat16),
-    (128, 128, torch.bfloat16),
-    (64, 128, torch.bfloat16),
-    (96, 64, torch.bfloat16),
-    (64, 64, torch.float32),
-    (20, 32, torch.float16),
+    (64, 64, "bfloat16"),
+    (128, 128, "bfloat16"),
+    (20, 32, "float16"),
+    (64, 128, "bfloat16"),
+    (96, 64, "bfloat16"),
+    (64, 64, "float32"),
 ]
 
 
-def main() -> None:
-    """Print a line for every case."""
-    triton.runtime.driver.set_active(Target())
-    for case in CASES:
+def main(arguments: list[str]) -> None:
+    """Print a line for every case, or with --some for the first three."""
+    for case in CASES[: 3 if "--some" in arguments else None]:
         print(json.dumps(counted(*case)), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(sys.argv[1:])

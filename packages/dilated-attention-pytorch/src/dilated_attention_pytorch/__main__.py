@@ -1,4 +1,4 @@
-"""`python -m dilated_attention_pytorch`: demo, doctor, plot."""
+"""`python -m dilated_attention_pytorch`: demo, doctor, plot, warm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from . import __version__
-from .cli import doctor, plot
+from .cli import doctor, plot, warm
 from .cli.arguments import OneLineParser
 from .cli.errors import CommandError
 from .demo import command as demo
@@ -26,6 +26,7 @@ COMMANDS = {
         "Print versions, devices and, for every backend, whether it serves a typical call or why not.",
     ),
     "plot": (plot, "Draw a pattern and print its statistics."),
+    "warm": (warm, "Compile kernels ahead of time, so that no process has to wait for them."),
 }
 
 

@@ -250,6 +250,7 @@ class Gradients(NamedTuple):
 
 
 Forward = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # out and lse of q, k and v
+OutputGrads = tuple[Tensor, Tensor | None]  # of out and of lse
 
 
 class Backend(ABC):
@@ -308,6 +309,16 @@ class Backend(ABC):
         grads = self.backward(problem, out, lse, grad_out, grad_lse)
         dq.copy_(grads.q)
         return grads._replace(q=dq)
+
+    def rejects_for(self, problem: AttentionProblem, capability: tuple[int, int]) -> str | None:
+        """`rejects` for a GPU of a compute capability, wherever the tensors are."""
+        return "it has no kernels for a GPU"
+
+    def compile_for(
+        self, problem: AttentionProblem, capability: tuple[int, int], grads: list[OutputGrads]
+    ) -> None:
+        """Compile what `forward` launches, and `backward` with each of grad_out and grad_lse; run nothing. All is on the CPU."""
+        raise NotImplementedError
 
     def rejects_decode(self, problem: DecodeProblem) -> str | None:
         """`rejects` of a decoding call."""

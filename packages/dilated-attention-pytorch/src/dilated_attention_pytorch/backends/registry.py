@@ -66,3 +66,22 @@ def choose_backend(problem: AttentionProblem, requested: str | None = None) -> B
     raise ValueError(
         f"no fast backend can serve this call ({whys}); backend='reference' is dense and slow, but always can"
     )
+
+
+def choose_backend_for(
+    problem: AttentionProblem, capability: tuple[int, int], requested: str | None = None
+) -> Backend:
+    """`choose_backend` for a GPU of a compute capability, wherever the tensors are."""
+    if requested is not None and requested != "auto":
+        backend = backend_named(requested)
+        why_not = backend.rejects_for(problem, capability)
+        if why_not is not None:
+            raise ValueError(f"backend={requested!r} cannot serve this call: {why_not}")
+        return backend
+    whys = []
+    for backend in BACKENDS:
+        why_not = backend.rejects_for(problem, capability)
+        if why_not is None:
+            return backend
+        whys.append(f"{backend.name}: {why_not}")
+    raise ValueError(f"no backend serves this call on compute capability {capability} ({'; '.join(whys)})")

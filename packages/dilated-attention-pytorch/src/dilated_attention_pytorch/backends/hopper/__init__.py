@@ -14,7 +14,15 @@ from ... import _torch_internals
 from ...config import TokenDilation
 from ...layout.layout import BlockLayout
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Backend, Forward, Gradients, beyond_plain_batch, beyond_plain_scores
+from ..problem import (
+    AttentionProblem,
+    Backend,
+    Forward,
+    Gradients,
+    OutputGrads,
+    beyond_plain_batch,
+    beyond_plain_scores,
+)
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .prepared import make_prepared
 from .strides import badly_strided
@@ -178,6 +186,20 @@ class HopperBackend(Backend):
         if not HAS_GLUON:
             return REFUSED_TRITON or UNTESTED_TRITON or NOT_INSTALLED
         return rejected_call(problem)
+
+    def rejects_for(self, problem: AttentionProblem, capability: tuple[int, int]) -> str | None:
+        if not HAS_GLUON:
+            return REFUSED_TRITON or UNTESTED_TRITON or NOT_INSTALLED
+        if capability != (9, 0):
+            return f"compute capability {capability} is not (9, 0)"
+        return rejected_values(problem)
+
+    def compile_for(
+        self, problem: AttentionProblem, capability: tuple[int, int], grads: list[OutputGrads]
+    ) -> None:
+        from .ahead import compile_call
+
+        compile_call(problem, capability, grads)
 
     def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
         """`Prepared`, flat."""

@@ -11,7 +11,7 @@ from ...config import TokenDilation
 from ...layout.layout import BlockLayout
 from ..decode_problem import Decode, DecodeProblem
 from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
-from ..problem import AttentionProblem, Backend, Gradients
+from ..problem import AttentionProblem, Backend, Gradients, OutputGrads
 
 HALF = (torch.float16, torch.bfloat16)
 HAS_TRITON = is_installed("triton")
@@ -35,6 +35,16 @@ BROKEN_INTERPRETER = broken_interpreter(
 )
 
 
+def unserved_sizes(q: Tensor, v_head_dim: int) -> str | None:
+    """Why no kernel computes q, with keys of its head_dim and values of this one; None if one does."""
+    if q.dtype not in (torch.float32, *HALF):
+        return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
+    for name, dim in (("head_dim", q.shape[3]), ("v head_dim", v_head_dim)):
+        if not 1 <= dim <= 256:
+            return f"{name} {dim} is above 256"
+    return None
+
+
 def unserved_tensors(q: Tensor, v_head_dim: int) -> str | None:
     """Why no kernel computes q here, with keys of its head_dim and values of this one; None if one does."""
     if not HAS_TRITON:
@@ -47,15 +57,13 @@ def unserved_tensors(q: Tensor, v_head_dim: int) -> str | None:
         return f"q is on {q.device}, needs a CUDA device"
     if q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) < (8, 0):
         return f"compute capability {torch.cuda.get_device_capability(q.device)} is below (8, 0)"
-    if q.dtype not in (torch.float32, *HALF):
-        return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
+    unserved = unserved_sizes(q, v_head_dim)
+    if unserved is not None:
+        return unserved
     if INTERPRETED and BROKEN_INTERPRETER is not None:
         return BROKEN_INTERPRETER
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         return "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
-    for name, dim in (("head_dim", q.shape[3]), ("v head_dim", v_head_dim)):
-        if not 1 <= dim <= 256:
-            return f"{name} {dim} is above 256"
     return None
 
 
@@ -71,6 +79,20 @@ class TritonBackend(Backend):
 
     def rejects(self, problem: AttentionProblem) -> str | None:
         return unserved_tensors(problem.q, problem.v_head_dim)
+
+    def rejects_for(self, problem: AttentionProblem, capability: tuple[int, int]) -> str | None:
+        if not HAS_TRITON:
+            return "triton is not installed (pip install triton, on Linux)"
+        if capability < (8, 0):
+            return f"compute capability {capability} is below (8, 0)"
+        return unserved_sizes(problem.q, problem.v_head_dim)
+
+    def compile_for(
+        self, problem: AttentionProblem, capability: tuple[int, int], grads: list[OutputGrads]
+    ) -> None:
+        from .ahead import compile_call
+
+        compile_call(problem, capability, grads)
 
     def prepare(self, layout: BlockLayout, dilation: TokenDilation | None) -> tuple[Tensor, ...]:
         """Lists in which blocks with a mask come last, of the rows and of the columns; nothing without masks."""

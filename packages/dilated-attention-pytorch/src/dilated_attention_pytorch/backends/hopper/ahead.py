@@ -1,0 +1,46 @@
+"""Compile the kernels of a call for a GPU that need not be there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import _torch_internals
+from ..compile_only import compile_only, replaced
+from ..problem import AttentionProblem, OutputGrads
+from . import launch
+from .device_order import work_order_by_kernels
+from .launcher import LAUNCHES, descriptor
+
+CPU = -1  # the index of its device
+PROGRAMS = 132  # of an H100; kernels do not depend on them
+
+
+class CompiledLaunch:
+    """Stands for a `Launch`, and only compiles it."""
+
+    def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, Any], grid: int) -> None:
+        made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
+        function.warmup(grid=(1,), **made, **options)
+
+    def run(self, *_: Any) -> None:
+        """Run nothing."""
+
+
+def compile_call(problem: AttentionProblem, capability: tuple[int, int], grads: list[OutputGrads]) -> None:
+    """Compile what a call launches, and what makes its work order; its tensors are on the CPU, and nothing is computed."""
+    p = problem
+    without_gpu: dict[str, Any] = {
+        "Launch": CompiledLaunch,
+        "multiprocessors": lambda index: PROGRAMS,
+        "tile_counter": lambda index: 0,
+    }
+    here = replaced(_torch_internals, current_device=lambda: CPU)
+    LAUNCHES.clear()
+    try:
+        with compile_only(capability), replaced(launch, **without_gpu), here:
+            work_order_by_kernels(p.grid, p.layout_heads, p.rows, p.cols, p.dilation)
+            out, lse = launch.launch_forward(p)
+            for grad_out, grad_lse in grads:
+                launch.launch_backward(p, out, lse, grad_out, grad_lse)
+    finally:
+        LAUNCHES.clear()
