@@ -41,7 +41,7 @@ LAYERS = (
     ("__main__",),
 )
 # What a backend may import of backends/; nothing of another backend.
-FOR_EVERY_BACKEND = ("problem", "decode_problem", "installed", "dropout", "raw_launch", "gap_kernel", "gaps")
+FOR_EVERY_BACKEND = ("problem", "decode_problem", "installed", "dropout", "raw_launch", "compile_only", "gap_kernel", "gaps")
 
 # The modules that import others of their package inside a function, and why.
 LATE = {
@@ -53,6 +53,7 @@ LATE = {
         "layout.from_indices": "device_lists.py needs triton",
         "layout.selection": "device_selection.py needs triton",
         "layout.layout": "plot.py needs matplotlib, block_mask.py flex_attention",
+        "cli.warm": "compile_only.py needs triton",
         "demo.command": "report.py needs matplotlib",
     },
     "codemod": {

@@ -10,6 +10,7 @@ from .triton import TRITON
 
 # In order of choice. `reference` is never chosen automatically, because it is dense.
 BACKENDS: tuple[Backend, ...] = (CPU, HOPPER, TRITON)
+COMPILED_NAMES = (HOPPER.name, TRITON.name)  # those with kernels for a GPU
 BACKEND_NAMES = ("auto", *(backend.name for backend in BACKENDS), "reference")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed
-from ..backends.registry import choose_backend_for
+from ..backends.registry import COMPILED_NAMES, choose_backend_for
 from ..config import SparsePatternConfig
 from ..functional import block_sparse_attention, make_problem
 from ..layout import BlockLayout
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ..backends.compile_only import Compilation
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-GPU_BACKENDS = ("hopper", "triton")
 LARGEST_DIM = 256
 SMALLEST_ARCH = 80
 FEATURES = {
@@ -80,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forward-only", action="store_true", help="for inference: no kernels of the backward"
     )
     parser.add_argument(
-        "--backend", choices=("auto", *GPU_BACKENDS), default="auto", help="default: that which serves a call"
+        "--backend", choices=("auto", *COMPILED_NAMES), default="auto", help="default: that which serves a call"
     )
     parser.add_argument(
         "--arch",
@@ -247,7 +246,7 @@ def run_call(
 def backend_of(made: Compilation) -> str:
     """The backend that a kernel belongs to, or `layout`."""
     rooms = made.module.split(".")
-    return next((name for name in GPU_BACKENDS if name in rooms), "layout")
+    return next((name for name in COMPILED_NAMES if name in rooms), "layout")
 
 
 def report(case: Case, found: list[Compilation], as_json: bool) -> None:
