@@ -78,12 +78,14 @@ def allocate_queue(NUMBERS: gl.constexpr = NUMBERS_PER_TILE):
 
 
 @gluon.jit
-def scheduler_warp(queue, Counter, n_tiles, FIND: gl.constexpr, lists, heads, grid, config):
+def scheduler_warp(
+    queue, Counter, n_tiles, FIND: gl.constexpr, lists, heads, grid, config, SIGNED: gl.constexpr = False
+):  # fmt: skip
     """Publish tiles until none is left; FIND(tile, lists, heads, grid, config) gives the numbers of a tile from 1 on."""
     i_tile = 0
     tile = next_tile(queue, Counter, n_tiles, i_tile)
     while tile < n_tiles:
-        publish_work_tile(queue, i_tile, FIND(tile, lists, heads, grid, config))
+        publish_work_tile(queue, i_tile, FIND(tile, lists, heads, grid, config), SIGNED)
         i_tile += 1
         tile = next_tile(queue, Counter, n_tiles, i_tile)
     # none is left
@@ -126,14 +128,19 @@ def read_number(queue, i_tile, i: gl.constexpr):
 
 
 @gluon.jit
-def publish_work_tile(queue, i_tile, numbers):
-    """Publish the numbers of a tile from 1 on; none is negative."""
+def publish_work_tile(queue, i_tile, numbers, SIGNED: gl.constexpr = False):
+    """Publish the numbers of a tile from 1 on. Without SIGNED none is negative, else the first is not."""
     for i in gl.static_range(len(numbers)):
         write_number(queue, i_tile, i + 1, numbers[i])
     # all lanes have written before one arrives; racecheck sees that only where they also read
     bits = 0
+    if SIGNED:
+        bits = read_number(queue, i_tile, 1)
     for i in gl.static_range(len(numbers)):
-        bits |= read_number(queue, i_tile, i + 1)
+        if SIGNED:
+            bits = gl.maximum(bits, read_number(queue, i_tile, i + 1))
+        else:
+            bits |= read_number(queue, i_tile, i + 1)
     mbarrier.arrive(queue.full.index(i_tile & 1), count=1, pred=bits >= 0)
 
 
