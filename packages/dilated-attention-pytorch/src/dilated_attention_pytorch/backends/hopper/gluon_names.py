@@ -32,6 +32,8 @@ reinterpret = getattr(shared_memory_descriptor, "reinterpret", None) or shared_m
 # Copies between global and shared memory. 3.8 renamed them; the old names raise in 3.9.
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+# All warps of a partition meet. 3.7 renamed it.
+thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
 
 def constructor(names: Iterable[str]) -> Callable[..., None]:

@@ -29,8 +29,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate, reinterpret
-from .attend import LOG2E
+from ..gluon_names import aggregate, reinterpret, thread_barrier
+from .backward_masks import PairMasks, TileMask, keep_counted, keep_streamed, keep_streamed_keys, not_all_set
 from .backward_step import (
     GradSums,
     StepConfig,
@@ -41,9 +41,22 @@ from .backward_step import (
     shared_memory,
     step,
 )
+from .backward_tiles import (
+    SEQUENCE_NUMBERS,
+    SequenceGrid,
+    find_sequence_lists,
+    read_sequence_tile,
+    windows_of_head,
+)
+from .clear_rows import keep_rows
 from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
+from .score_terms import LOG2E, ScoreTerms, in_log2
+from .sequences import Layout, Sequences, total_groups
+from .store_rows import KeptRows, TokenRows, store_kept
+from .tile_masks import words_of_mask
 from .tile_scheduler import (
+    NUMBERS_PER_TILE,
     Heads,
     block_lists,
     read_work_tile,
@@ -67,10 +80,36 @@ class Inputs:
 
 @aggregate
 class Outputs:
-    """Tensor descriptors of dq (twice), or of dk and dv."""
+    """Tensor descriptors of dq (twice), or of dk and dv; the same as rows, which a call with sequences stores in part."""
 
     qk: tma.tensor_descriptor
     v: tma.tensor_descriptor
+    qk_rows: TokenRows
+    v_rows: TokenRows
+
+
+@aggregate
+class ScoreInputs:
+    """What the scores of a call are made of; None for what it has not.
+
+    bias: of (sequences, heads, blocks), and for the entries of the lists their blocks; slots: sums of the gradients of the
+    scores of parts of blocks, (sequences, slot_heads, blocks, parts).
+    """
+
+    softmax_scale: gl.tensor
+    softcap: gl.tensor | gl.constexpr
+    slopes: gl.tensor | gl.constexpr
+    blocks: gl.tensor | gl.constexpr
+    bias: gl.tensor | gl.constexpr
+    stride_bb: gl.tensor | gl.constexpr
+    stride_bh: gl.tensor | gl.constexpr
+    stride_be: gl.tensor | gl.constexpr
+    slots: gl.tensor | gl.constexpr
+    stride_ss: gl.tensor | gl.constexpr
+    stride_sh: gl.tensor | gl.constexpr
+    stride_se: gl.tensor | gl.constexpr
+    slot_heads: gl.tensor | gl.constexpr
+    masks: PairMasks
 
 
 @aggregate
@@ -103,6 +142,7 @@ class Config:
     SUMS: gl.constexpr
     IS_CAUSAL: gl.constexpr
     EVEN_KV: gl.constexpr
+    SEQUENCES: gl.constexpr
 
 
 @aggregate
@@ -146,9 +186,14 @@ class BlockMask:
 
 
 @gluon.jit
-def stats_of_head(Stats, batch_head, n_rows, BLOCK_SIZE: gl.constexpr):
-    """lse and delta of the queries of a query head."""
-    return Stats + batch_head.to(gl.int64) * n_rows * (BLOCK_SIZE * 2)
+def stats_of_head(Stats, work, head, heads_per_tile, grid, config):
+    """lse and delta of the queries of one of the query heads of a tile, from the layout's first row on."""
+    if config.SEQUENCES:
+        q_head = work.head * heads_per_tile + head
+        return Stats + (q_head.to(gl.int64) * grid.n_chunks + work.chunk) * (2 * CHUNK)
+    else:
+        batch_head = work.batch_head * heads_per_tile + head
+        return Stats + batch_head.to(gl.int64) * grid.n_rows * (config.BLOCK_SIZE * 2)
 
 
 @gluon.jit
@@ -160,6 +205,7 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
     STAGES: gl.constexpr = config.STAGES
     SLOTS: gl.constexpr = config.SLOTS
     DKDV: gl.constexpr = config.DKDV
+    SEQUENCES: gl.constexpr = config.SEQUENCES
     dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
@@ -171,21 +217,35 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
     heads_per_tile = 1
     if DKDV:
         heads_per_tile = heads.per_kv
-    n_tiles = grid.n_groups * heads.batched
+    if SEQUENCES:
+        n_tiles = grid.n_tiles
+    else:
+        n_tiles = grid.n_groups * heads.batched
     it = 0
     i_tile = 0
     tile = wait_work_tile(queue, i_tile)
     while tile < n_tiles:
-        work = read_work_tile(queue, i_tile)
-        release_work_tile(queue, i_tile)
-        lo, hi = work.lo, work.hi
-        first = work.group * LISTS
-        n_of_group = gl.minimum(LISTS, grid.n_lists - first)
-        first_head = work.batch_head % heads.num * heads_per_tile
-        layout_head = first_head // heads.per_list
-        entry = gl.load(lists.entries + lo, mask=lo < hi, other=0)
-        i_batch, kept_head = work.batch_head // heads.num, work.batch_head % heads.num
-        token = grid.kept_token + work.group * 128
+        if SEQUENCES:
+            work = read_sequence_tile(queue, i_tile, grid, DKDV)
+            release_work_tile(queue, i_tile)
+            lo, hi = work.windows.merged_lo, work.windows.merged_hi
+            first_head = work.head * heads_per_tile
+            layout_head = first_head // heads.per_list
+            entry = gl.load(lists.entries + lo, mask=lo < hi, other=-1)
+            i_batch, kept_head, token = work.i_batch, work.head, work.kept_token
+            streamed_token = work.streamed_token
+        else:
+            work = read_work_tile(queue, i_tile)
+            release_work_tile(queue, i_tile)
+            lo, hi = work.lo, work.hi
+            first = work.group * LISTS
+            n_of_group = gl.minimum(LISTS, grid.n_lists - first)
+            first_head = work.batch_head % heads.num * heads_per_tile
+            layout_head = first_head // heads.per_list
+            entry = gl.load(lists.entries + lo, mask=lo < hi, other=0)
+            i_batch, kept_head = work.batch_head // heads.num, work.batch_head % heads.num
+            token = grid.kept_token + work.group * 128
+            streamed_token = grid.streamed_token
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             full = kept.full.index(slot)
@@ -194,20 +254,25 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
             load_tokens(inputs.kept_qk, kept_qk, full, slot, i_batch, kept_head, token + w * 64, 64, D)
             load_tokens(inputs.kept_gv, kept_gv, full, slot, i_batch, kept_head, token + w * 64, 64, D)
         if DKDV:
-            stats = stats_of_head(Stats, work.batch_head * heads_per_tile, grid.n_rows, BLOCK_SIZE)
-            lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
+            stats = stats_of_head(Stats, work, 0, heads_per_tile, grid, config)
+            lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED, SEQUENCES)
         for g in range(heads_per_tile):
             q_head = first_head + g
             streamed_head = q_head
             if DKDV:
-                stats = stats_of_head(Stats, work.batch_head * heads_per_tile + g, grid.n_rows, BLOCK_SIZE)
+                stats = stats_of_head(Stats, work, g, heads_per_tile, grid, config)
                 # within a layout head, the end of a list has led back to its start
                 if q_head // heads.per_list != layout_head:
                     layout_head = q_head // heads.per_list
-                    offsets = lists.offsets + layout_head * grid.n_lists + first
-                    lo, hi = gl.load(offsets), gl.load(offsets + n_of_group)
-                    entry = gl.load(lists.entries + lo, mask=lo < hi, other=0)
-                    lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED)
+                    if SEQUENCES:
+                        windows = windows_of_head(work, layout_head, lists, grid, config.IS_CAUSAL)
+                        lo, hi = windows.merged_lo, windows.merged_hi
+                        entry = gl.load(lists.entries + lo, mask=lo < hi, other=-1)
+                    else:
+                        offsets = lists.offsets + layout_head * grid.n_lists + first
+                        lo, hi = gl.load(offsets), gl.load(offsets + n_of_group)
+                        entry = gl.load(lists.entries + lo, mask=lo < hi, other=0)
+                    lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED, SEQUENCES)
             else:
                 streamed_head = q_head // heads.per_kv
             n_steps = (hi - lo) * SUB
@@ -220,7 +285,7 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
                     if PAIRED:
                         one_only = (entry & 1) == 0
                         index = entry >> 1
-                    streamed = grid.streamed_token + index * BLOCK_SIZE + (i % SUB) * TILE
+                    streamed = streamed_token + index * BLOCK_SIZE + (i % SUB) * TILE
                     stage = it % STAGES
                     qk_bar, gv_bar = streams.qk.full_barrier(it), streams.gv.full_barrier(it)
                     mbarrier.wait(streams.qk.empty.index(stage), ((it // STAGES) & 1) ^ 1)
@@ -236,10 +301,8 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
                 if DKDV:
                     # of the next step, or of the next head's first: they arrive while its stage is waited for
                     if is_last & (g + 1 < heads_per_tile):
-                        stats = stats_of_head(
-                            Stats, work.batch_head * heads_per_tile + g + 1, grid.n_rows, BLOCK_SIZE
-                        )
-                    lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED)
+                        stats = stats_of_head(Stats, work, g + 1, heads_per_tile, grid, config)
+                    lse, delta = load_stats(stats, entry, (i + 1) % SUB, TILE, SUB, PAIRED, SEQUENCES)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
 
@@ -265,7 +328,7 @@ def find_lists(tile, lists, heads, grid, config):
 
 @gluon.jit
 def consumer(
-    W: gl.constexpr, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, softmax_scale, config
+    W: gl.constexpr, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, inputs, config
 ):
     """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
     D: gl.constexpr = config.D
@@ -274,6 +337,13 @@ def consumer(
     SLOTS: gl.constexpr = config.SLOTS
     DKDV: gl.constexpr = config.DKDV
     OVERLAP_STEPS: gl.constexpr = config.OVERLAP_STEPS
+    SEQUENCES: gl.constexpr = config.SEQUENCES
+    HAS_MASKS: gl.constexpr = inputs.masks.ids is not None
+    HAS_PADDING: gl.constexpr = inputs.masks.padding is not None
+    # padded keys that are kept need no mask: their sums are dropped in the end
+    PADDED_TILES: gl.constexpr = HAS_PADDING and not DKDV
+    IS_PLAIN: gl.constexpr = not (SEQUENCES or HAS_MASKS or PADDED_TILES)
+    HAS_BIAS: gl.constexpr = inputs.bias is not None
     dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
@@ -283,46 +353,97 @@ def consumer(
     step_config = StepConfig(DKDV, config.SUMS, config.LATE_LSE, s_layout, sum_layout)
     qk_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.qk.layout)
     v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.v.layout)
-    scale_log2 = softmax_scale * LOG2E
+    scale, cap = inputs.softmax_scale * LOG2E, None
+    if inputs.softcap is not None:
+        scale, cap = inputs.softmax_scale / inputs.softcap, inputs.softcap * LOG2E
     heads_per_tile = 1
     if DKDV:
         heads_per_tile = heads.per_kv
-    n_tiles = grid.n_groups * heads.batched
+    if SEQUENCES:
+        n_tiles = grid.n_tiles
+    else:
+        n_tiles = grid.n_groups * heads.batched
     it = 0
     last = -1
     i_tile = 0
     tile = wait_work_tile(queue, i_tile)
     while tile < n_tiles:
-        work = read_work_tile(queue, i_tile)
-        release_work_tile(queue, i_tile)
-        lo, hi = work.lo, work.middle
-        if PAIRED and W == 1:
-            lo, hi = work.middle, work.hi
-        i_batch, kept_head = work.batch_head // heads.num, work.batch_head % heads.num
-        kept_position = grid.kept_position + work.group * 128 + W * 64
-        token = grid.kept_token + work.group * 128 + W * 64
-        first_head = work.batch_head % heads.num * heads_per_tile
+        if SEQUENCES:
+            work = read_sequence_tile(queue, i_tile, grid, DKDV)
+            release_work_tile(queue, i_tile)
+            lo, hi = work.windows.lo, work.windows.hi
+            if PAIRED and W == 1:
+                lo, hi = work.windows.lo_2, work.windows.hi_2
+            i_sequence, i_batch, kept_head = work.i_sequence, work.i_batch, work.head
+            kept_position = work.kept_position + W * 64
+            token = work.kept_token + W * 64
+            first_streamed = grid.layout.first_row * BLOCK_SIZE if DKDV else 0
+            streamed_begin, streamed_end = work.streamed_begin, work.streamed_end
+            kept_begin, kept_end = work.kept_begin - kept_position, work.kept_end - kept_position
+            first_place = work.windows.first_place
+        else:
+            work = read_work_tile(queue, i_tile)
+            release_work_tile(queue, i_tile)
+            lo, hi = work.lo, work.middle
+            if PAIRED and W == 1:
+                lo, hi = work.middle, work.hi
+            i_batch, kept_head = work.batch_head // heads.num, work.batch_head % heads.num
+            i_sequence = i_batch
+            kept_position = grid.kept_position + work.group * 128 + W * 64
+            token = grid.kept_token + work.group * 128 + W * 64
+            first_streamed = grid.streamed_position
+            streamed_end = grid.kv_len
+        first_head = kept_head * heads_per_tile
         layout_head = first_head // heads.per_list
         # requested before the kept tiles are waited for
         index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
         if PAIRED:
             behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
-            n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+            if SEQUENCES:
+                behind -= first_place
+                n_places = work.windows.n_places
+            else:
+                n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+        if HAS_MASKS:
+            mask_id = gl.load(inputs.masks.ids + lo, mask=lo < hi, other=-1)
+        if HAS_BIAS:
+            block = gl.load(inputs.blocks + lo, mask=lo < hi, other=0)
+        if HAS_PADDING:
+            padding = inputs.masks.padding + i_sequence.to(gl.int64) * inputs.masks.stride_p
         stats = QueryStats(0.0, 0.0)
         if DKDV:
             sums = no_sums(D, config.SUMS, sum_layout)
         else:
             sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
-            out, lse, grad_lse = load_saved(saved, i_batch, kept_head, work.batch_head, token, D)
+            if SEQUENCES:
+                batch_head = i_batch * heads.num + kept_head
+                first_query, end_query = token + kept_begin, token + kept_end
+            else:
+                batch_head = work.batch_head
+                first_query, end_query = 0, saved.q_len
+            out, lse, grad_lse = load_saved(
+                saved, i_batch, kept_head, batch_head, token, first_query, end_query, D
+            )
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         if not DKDV:
-            chunk = work.group * 2 + W
-            n_chunks = grid.n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
-            chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
+            if SEQUENCES:
+                chunk_stats = stats_of_head(Stats, work, 0, 1, grid, config) + W * (2 * CHUNK)
+                n_rest = CHUNK
+            else:
+                chunk = work.group * 2 + W
+                n_chunks = grid.n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
+                chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
+                n_rest = (n_chunks - chunk) * CHUNK
             stats = stats_of_queries(
-                out, lse, grad_lse, kept.gv.index(slot), chunk_stats, (n_chunks - chunk) * CHUNK, s_layout
+                out, lse, grad_lse, kept.gv.index(slot), chunk_stats, n_rest, s_layout
             )
+            if SEQUENCES and inputs.slots is not None:
+                # rows that are no queries are in the sums of a block
+                if (kept_begin > 0) | (kept_end < 64):
+                    keep_rows(kept.qk, slot, kept_begin, kept_end)
+                    keep_rows(kept.gv, slot, kept_begin, kept_end)
+                    thread_barrier()
         if config.OPERANDS_IN_REGISTERS:
             operands = operands_in_registers(kept, slot, s_layout)
         if PAIRED:
@@ -336,18 +457,44 @@ def consumer(
                 # within a layout head, the end of a list has led back to its start
                 if q_head // heads.per_list != layout_head:
                     layout_head = q_head // heads.per_list
-                    first = work.group * LISTS
-                    n_of_group = gl.minimum(LISTS, grid.n_lists - first)
-                    offsets = lists.offsets + layout_head * grid.n_lists + first
-                    lo = gl.load(offsets + gl.minimum(W if PAIRED else 0, n_of_group))
-                    hi = gl.load(offsets + gl.minimum(W + 1 if PAIRED else 1, n_of_group))
+                    if SEQUENCES:
+                        windows = windows_of_head(work, layout_head, lists, grid, config.IS_CAUSAL)
+                        lo, hi = windows.lo, windows.hi
+                        if PAIRED and W == 1:
+                            lo, hi = windows.lo_2, windows.hi_2
+                        first_place = windows.first_place
+                    else:
+                        first = work.group * LISTS
+                        n_of_group = gl.minimum(LISTS, grid.n_lists - first)
+                        offsets = lists.offsets + layout_head * grid.n_lists + first
+                        lo = gl.load(offsets + gl.minimum(W if PAIRED else 0, n_of_group))
+                        hi = gl.load(offsets + gl.minimum(W + 1 if PAIRED else 1, n_of_group))
                     index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
                     if PAIRED:
                         behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
-                        n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+                        if SEQUENCES:
+                            behind -= first_place
+                            n_places = windows.n_places
+                        else:
+                            n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+                    if HAS_MASKS:
+                        mask_id = gl.load(inputs.masks.ids + lo, mask=lo < hi, other=-1)
+                    if HAS_BIAS:
+                        block = gl.load(inputs.blocks + lo, mask=lo < hi, other=0)
+            else:
+                q_head = kept_head
+            slope = None
+            if inputs.slopes is not None:
+                slope = gl.load(inputs.slopes + q_head) * LOG2E
+            if HAS_BIAS:
+                bias_of_head = inputs.bias + i_sequence.to(gl.int64) * inputs.stride_bb
+                bias_of_head += q_head.to(gl.int64) * inputs.stride_bh
+            if inputs.slots is not None:
+                slots_of_head = inputs.slots + i_sequence.to(gl.int64) * inputs.stride_ss
+                slots_of_head += (q_head % inputs.slot_heads).to(gl.int64) * inputs.stride_sh
             place = it
             if PAIRED:
-                place += behind
+                place += behind * SUB
             for e in range(lo, hi):
                 # requested a step early
                 e_next = gl.where(e + 1 < hi, e + 1, lo)
@@ -355,38 +502,95 @@ def consumer(
                 place_next = place + SUB
                 if PAIRED:
                     behind = gl.load(lists.places + e_next)
-                    place_next = it + behind
+                    if SEQUENCES:
+                        behind -= first_place
+                    place_next = it + behind * SUB
                     streams.qk.wait_past(last, place)
+                bias, words, slot_of_block = None, None, None
+                if HAS_MASKS:
+                    mask_id_next = gl.load(inputs.masks.ids + e_next)
+                if HAS_BIAS:
+                    block_next = gl.load(inputs.blocks + e_next)
+                    bias = in_log2(gl.load(bias_of_head + block.to(gl.int64) * inputs.stride_be))
+                if inputs.slots is not None:
+                    slot_of_block = slots_of_head + block.to(gl.int64) * inputs.stride_se
+                    if not PAIRED:
+                        slot_of_block += W * 4
+                if PADDED_TILES:
+                    words = padding + index * (BLOCK_SIZE // 32)
+                    is_padded = not_all_set(words, BLOCK_SIZE // 32)
+                    if is_padded:
+                        keep_streamed_keys(streams, place, words, SUB)
+                elif SEQUENCES:
+                    begin = streamed_begin - first_streamed - index * BLOCK_SIZE
+                    end = streamed_end - first_streamed - index * BLOCK_SIZE
+                    if (begin > 0) | (end < BLOCK_SIZE):
+                        keep_streamed(streams, place, begin, end, SUB)
                 for sub in gl.static_range(SUB):
                     if not config.OPERANDS_IN_REGISTERS:
                         operands = operands_in_memory(kept, slot)
-                    streamed_position = grid.streamed_position + index * BLOCK_SIZE + sub * TILE
-                    mask = BlockMask(
-                        kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
-                    )
+                    streamed_position = first_streamed + index * BLOCK_SIZE + sub * TILE
+                    if IS_PLAIN:
+                        mask = BlockMask(
+                            kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
+                        )
+                    else:
+                        mask = TileMask(
+                            kept_position, streamed_position, streamed_end,
+                            mask_id if HAS_MASKS else None,
+                            words_of_mask(
+                                inputs.masks.table, mask_id, 0 if PAIRED else W * 64, sub * (TILE // 32), BLOCK_SIZE, TILE // 32
+                            ) if HAS_MASKS else None,
+                            words + sub * (TILE // 32) if PADDED_TILES else None,
+                            is_padded if PADDED_TILES else None,
+                            DKDV, config.IS_CAUSAL,
+                        )  # fmt: skip
+                    terms = ScoreTerms(
+                        scale, cap, slope, kept_position - streamed_position, bias,
+                        slot_of_block + sub * (BLOCK_SIZE // 16) if inputs.slots is not None else None,
+                    )  # fmt: skip
                     sums = step(
-                        sums, operands, streams, stats, place + sub, mask, scale_log2, step_config,
+                        sums, operands, streams, stats, place + sub, mask, terms, step_config,
                         sub == 0 or not OVERLAP_STEPS, sub == SUB - 1 or not OVERLAP_STEPS,
                     )  # fmt: skip
-                last = place
+                last = place + SUB - 1
                 index, place = index_next, place_next
+                if HAS_MASKS:
+                    mask_id = mask_id_next
+                if HAS_BIAS:
+                    block = block_next
             if not PAIRED:
-                n_places = (hi - lo) * SUB
-            it += n_places
+                n_places = hi - lo
+            it += n_places * SUB
             if PAIRED:
                 # the other warpgroup's list may be longer, or later heads may have entries only for it
                 last = streams.qk.wait_past(last, it - 1)
 
+        if HAS_PADDING and DKDV:
+            words = padding + kept_position // 32
+            sum_qk, sum_v = sums.qk, sums.v
+            if config.SUMS != "v":
+                sum_qk = keep_counted(sum_qk, words, sum_layout)
+            if config.SUMS != "qk":
+                sum_v = keep_counted(sum_v, words, sum_layout)
+            sums = GradSums(sum_qk, sum_v)
         # the kept tiles are no longer needed: their memory holds the sums until they are stored
         if config.SUMS != "v":
-            kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))
+            kept.qk.index(slot).store((sums.qk * inputs.softmax_scale).to(dtype))
         if config.SUMS != "qk":
             kept.gv.index(slot).store(sums.v.to(dtype))
         fence_async_shared()
-        if config.SUMS != "v":
-            store_tokens(outputs.qk, qk_boxes, slot, i_batch, kept_head, token, D)
-        if config.SUMS != "qk":
-            store_tokens(outputs.v, v_boxes, slot, i_batch, kept_head, token, D)
+        if SEQUENCES:
+            rows = KeptRows(i_batch, kept_head, token, kept_begin, kept_end)
+            if config.SUMS != "v":
+                store_kept(outputs.qk, qk_boxes, outputs.qk_rows, kept.qk, slot, rows, D)
+            if config.SUMS != "qk":
+                store_kept(outputs.v, v_boxes, outputs.v_rows, kept.gv, slot, rows, D)
+        else:
+            if config.SUMS != "v":
+                store_tokens(outputs.qk, qk_boxes, slot, i_batch, kept_head, token, D)
+            if config.SUMS != "qk":
+                store_tokens(outputs.v, v_boxes, slot, i_batch, kept_head, token, D)
         release_stored(kept.empty, W, SLOTS)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -395,53 +599,74 @@ def consumer(
 
 NUMBERS = (
     "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows",
-    "num_heads", "n_batch_heads", "heads_per_kv",
-    "heads_per_list", "first_row", "q_offset", "q_len", "kv_len", "v_dim",
+    "num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list", "first_row", "q_offset", "q_len", "kv_len", "v_dim",
+    "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "stride_bb", "stride_bh", "stride_be", "stride_pb",
+    "stride_ss", "stride_sh", "stride_se", "slot_heads", "stride_gb", "stride_gs", "stride_gh", "stride_vb", "stride_vs",
+    "stride_vh",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def backward_kernel(
     desc_kept_qk, desc_kept_gv, desc_qk, desc_gv, desc_grad_qk, desc_grad_v, Stats, Out, Lse, GradLse, Offsets, Indices,
-    WorkOrder, Counter, stride_ob, stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_layout_groups, n_entries, n_groups,
-    n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, v_dim,
-    softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
-    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr, SUMS: gl.constexpr,
-    IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
-    HELPER_REGISTERS: gl.constexpr,
+    WorkOrder, Counter, Table, Starts, MaskIds, MaskTable, Padding, BlockIds, Bias, Slots, Slopes, GradQk, GradV, stride_ob,
+    stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_layout_groups, n_entries, n_groups, n_lists, n_rows,
+    num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, v_dim, n_sequences,
+    n_layout_rows, n_layout_cols, list_heads, softcap, stride_bb, stride_bh, stride_be, stride_pb, stride_ss, stride_sh,
+    stride_se, slot_heads, stride_gb, stride_gs, stride_gh, stride_vb, stride_vs, stride_vh, softmax_scale,
+    D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr,
+    SUMS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, SEQUENCES: gl.constexpr, PACKED: gl.constexpr,
+    HEAD_DIM: gl.constexpr, V_HEAD_DIM: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """See the top of this file; Out, Lse and GradLse are for the dq pass only.
+    """See the top of this file; Out, Lse and GradLse are for the dq pass only. From Table to GradV, and from n_sequences to
+    stride_vh, what a call has not is None: see `Sequences`, `Layout`, `ScoreInputs`, `PairMasks` and `TokenRows`.
 
     Launched with 4 warps: the first warpgroup is the default partition.
     """
     FULLS: gl.constexpr = PHASES * STAGES if BLOCK_SIZE == 64 else STAGES
-    kept, streams, queue = shared_memory(desc_kept_qk.dtype, D, TILE, STAGES, SLOTS, FULLS, DKDV)
+    NUMBERS: gl.constexpr = SEQUENCE_NUMBERS if SEQUENCES else NUMBERS_PER_TILE
+    kept, streams, queue = shared_memory(desc_kept_qk.dtype, D, TILE, STAGES, SLOTS, FULLS, DKDV, NUMBERS)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
     # the queries of the first row need not be at position 0
     first_query = first_row * BLOCK_SIZE - q_offset
-    if DKDV:
-        grid = Grid(n_groups, n_lists, n_rows, 0, 0, first_query, first_row * BLOCK_SIZE, kv_len)
+    if SEQUENCES:
+        sequences = Sequences(Table, Starts, n_sequences, q_len, kv_len, q_offset, PACKED)
+        layout = Layout(n_layout_rows, n_layout_cols, first_row, list_heads, BLOCK_SIZE)
+        n_tiles = total_groups(sequences, layout, DKDV) * num_heads
+        grid = SequenceGrid(sequences, layout, n_tiles, total_groups(sequences, layout, False) * 2)
     else:
-        grid = Grid(n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len)
+        if DKDV:
+            grid = Grid(n_groups, n_lists, n_rows, 0, 0, first_query, first_row * BLOCK_SIZE, kv_len)
+        else:
+            grid = Grid(n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len)
+        n_tiles = n_groups * n_batch_heads
     saved = Saved(
         Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len, v_dim
     )  # fmt: skip
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
     inputs = Inputs(desc_kept_qk, desc_kept_gv, desc_qk, desc_gv)
-    outputs = Outputs(desc_grad_qk, desc_grad_v)
+    outputs = Outputs(
+        desc_grad_qk, desc_grad_v, TokenRows(GradQk, stride_gb, stride_gs, stride_gh, HEAD_DIM),
+        TokenRows(GradV, stride_vb, stride_vs, stride_vh, V_HEAD_DIM),
+    )  # fmt: skip
+    of_scores = ScoreInputs(
+        softmax_scale, softcap, Slopes, BlockIds, Bias, stride_bb, stride_bh, stride_be, Slots, stride_ss, stride_sh,
+        stride_se, slot_heads, PairMasks(MaskIds, MaskTable, Padding, stride_pb),
+    )  # fmt: skip
     config = Config(
         D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, SUMS, IS_CAUSAL, EVEN_KV,
+        SEQUENCES,
     )  # fmt: skip
-    n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
-    FIND: gl.constexpr = find_lists
+    FIND: gl.constexpr = find_sequence_lists if SEQUENCES else find_lists
     gl.warp_specialize(
         [
-            (consumer, (W0, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, softmax_scale, config)),
-            (consumer, (W1, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, softmax_scale, config)),
+            (consumer, (W0, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, of_scores, config)),
+            (consumer, (W1, outputs, kept, streams, queue, lists, Stats, saved, heads, grid, of_scores, config)),
             (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
-            (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
+            (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config, SEQUENCES)),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],

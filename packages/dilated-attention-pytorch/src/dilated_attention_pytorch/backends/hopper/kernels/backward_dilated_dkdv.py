@@ -30,6 +30,7 @@ from .backward_step import (
     step,
 )
 from .lse_delta import QueryStats
+from .score_terms import only_scaled
 from .tile_scheduler import (
     Heads,
     read_number,
@@ -287,7 +288,7 @@ def find_lists(tile, WorkOrder, heads, grid, config):
 
 @gluon.jit
 def add_rows(
-    W: gl.constexpr, sums, kept, slot, streams, rows, columns, it, first_position, scale_log2, step_config, config
+    W: gl.constexpr, sums, kept, slot, streams, rows, columns, it, first_position, terms, step_config, config
 ):  # fmt: skip
     """Add the queries of the rows of a list to dk and dv; also return the next place in the streams."""
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
@@ -312,7 +313,7 @@ def add_rows(
             if not config.OPERANDS_IN_REGISTERS:
                 operands = operands_in_memory(kept, slot)
             mask = ColumnMask(own_bits, columns, query, config.GROUP_SIZE, config.IS_CAUSAL)
-            sums = step(sums, operands, streams, QueryStats(0.0, 0.0), it, mask, scale_log2, step_config)
+            sums = step(sums, operands, streams, QueryStats(0.0, 0.0), it, mask, terms, step_config)
         it += 1
         row, bits = next_row, next_bits
     return sums, it
@@ -337,7 +338,7 @@ def consumer(
     dk_boxes = reinterpret(kept.qk, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
     dv_boxes = reinterpret(kept.gv, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
     groups = column_groups(WorkOrder, grid.n_layout_groups, config.N_CLASSES)
-    scale_log2 = softmax_scale * LOG2E
+    terms = only_scaled(softmax_scale * LOG2E)
     n_tiles = GROUP_SIZE * grid.n_groups * heads.batched
     it = 0
     i_tile = 0
@@ -363,7 +364,7 @@ def consumer(
                 lo, hi = list_of_head(groups.offsets, first_list, work.residue, head, config)
             rows = RowList(groups.pairs, lo, hi)
             sums, it = add_rows(
-                W, sums, kept, slot, streams, rows, columns, it, grid.first_position, scale_log2, step_config, config
+                W, sums, kept, slot, streams, rows, columns, it, grid.first_position, terms, step_config, config
             )  # fmt: skip
         # k and v are no longer needed: their memory holds dk and dv until they are stored
         kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))

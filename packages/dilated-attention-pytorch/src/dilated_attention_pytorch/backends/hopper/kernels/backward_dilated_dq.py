@@ -26,6 +26,7 @@ from .backward_step import (
     step,
 )
 from .lse_delta import CHUNK, Saved, load_saved, stats_of_queries
+from .score_terms import only_scaled
 from .tile_scheduler import (
     BlockLists,
     Heads,
@@ -185,7 +186,7 @@ def find_lists(tile, lists, heads, grid, config):
 
 
 @gluon.jit
-def add_keys(sums, kept, slot, streams, stats, keys, it, query, scale_log2, step_config, config):
+def add_keys(sums, kept, slot, streams, stats, keys, it, query, terms, step_config, config):
     """Add the keys of a list to dq; also return the next place in the streams."""
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
     KEYS: gl.constexpr = BLOCK // keys.RATE
@@ -200,7 +201,7 @@ def add_keys(sums, kept, slot, streams, stats, keys, it, query, scale_log2, step
         if not config.OPERANDS_IN_REGISTERS:
             operands = operands_in_memory(kept, slot)
         mask = RowMask(keys, t, query, last_column, config.IS_CAUSAL)
-        sums = step(sums, operands, streams, stats, it + t, mask, scale_log2, step_config)
+        sums = step(sums, operands, streams, stats, it + t, mask, terms, step_config)
         last_column = next_last_column
     return sums, it + n_tiles
 
@@ -218,7 +219,7 @@ def consumer(
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     step_config = StepConfig(False, "qk", False, s_layout, sum_layout)
     dq_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
-    scale_log2 = softmax_scale * LOG2E
+    terms = only_scaled(softmax_scale * LOG2E)
     n_tiles = grid.n_rows * heads.batched
     n_chunks = grid.n_rows * (BLOCK // CHUNK)
     it = 0
@@ -230,7 +231,7 @@ def consumer(
         i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
         query = grid.first_query + work.group * BLOCK + W * 64
         position = grid.first_position + work.group * BLOCK + W * 64
-        out, lse, grad_lse = load_saved(saved, i_batch, head, work.batch_head, query, D)
+        out, lse, grad_lse = load_saved(saved, i_batch, head, work.batch_head, query, 0, saved.q_len, D)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         chunk = work.group * 2 + W
@@ -242,12 +243,12 @@ def consumer(
         sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
         keys = KeyList(lists.indices, work.lo, work.middle, head, grid.kv_len, config.RATE, BLOCK)
         sums, it = add_keys(
-            sums, kept, slot, streams, stats, keys, it, position, scale_log2, step_config, config
+            sums, kept, slot, streams, stats, keys, it, position, terms, step_config, config
         )
         if config.N_CLASSES == 2:
             keys = KeyList(lists.indices, work.middle, work.hi, head, grid.kv_len, config.FAR_RATE, BLOCK)
             sums, it = add_keys(
-                sums, kept, slot, streams, stats, keys, it, position, scale_log2, step_config, config
+                sums, kept, slot, streams, stats, keys, it, position, terms, step_config, config
             )
         # q is no longer needed: its memory holds dq until it is stored
         kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))

@@ -16,7 +16,8 @@ from ..gluon_names import DELTA_FIRST, aggregate
 from .attend import scores
 from .lse_delta import CHUNK
 from .pipeline import Ring
-from .tile_scheduler import allocate_queue
+from .score_terms import store_sums_of_warps
+from .tile_scheduler import NUMBERS_PER_TILE, allocate_queue
 from .tma import kept_tile
 
 BLOCK = gl.constexpr(128)  # tokens of a block, with token dilation
@@ -85,8 +86,13 @@ def no_sums(D: gl.constexpr, SUMS: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED: gl.constexpr):
-    """lse and -delta of the queries of a step of one head; of any queries where the entry is negative."""
+def load_stats(
+    stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED: gl.constexpr, LISTED_ONLY: gl.constexpr = False
+):  # fmt: skip
+    """lse and -delta of the queries of a step of one head; of any queries where the entry is negative.
+
+    LISTED_ONLY: there may be no other queries; then anything where the entry is negative.
+    """
     lanes: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     row = gl.maximum(entry, 0)
     if PAIRED:
@@ -97,7 +103,11 @@ def load_stats(stats, entry, sub, TILE: gl.constexpr, SUB: gl.constexpr, PAIRED:
     else:
         m += (row * SUB + sub) * TILE
         ptrs = stats + (m // CHUNK) * (2 * CHUNK) + m % CHUNK
-    return gl.load(ptrs), gl.load(ptrs + CHUNK)
+    if LISTED_ONLY:
+        is_listed = (m >= 0) & (entry >= 0)
+        return gl.load(ptrs, mask=is_listed, other=0.0), gl.load(ptrs + CHUNK, mask=is_listed, other=0.0)
+    else:
+        return gl.load(ptrs), gl.load(ptrs + CHUNK)
 
 
 @gluon.jit
@@ -125,10 +135,11 @@ def operands_in_memory(kept, slot):
 
 @gluon.jit
 def step(
-    sums, operands, streams, stats, place, mask, scale_log2, config, FIRST: gl.constexpr = True, LAST: gl.constexpr = True
+    sums, operands, streams, stats, place, mask, terms, config, FIRST: gl.constexpr = True, LAST: gl.constexpr = True
 ):  # fmt: skip
-    """Add the tile at a place of the streams; `mask.apply_mask(p, layout)` makes p 0 where a query may not see the key.
+    """Add the tile at a place of the streams.
 
+    `mask.apply_mask(p, layout)` makes p 0 where a query may not see the key, `terms` says what the scores are.
     The sums of all but the LAST step are in flight on return, and waited for once the next one, not FIRST, has started. The
     last one waits: ptxas serialises all products of a loop if one of them crosses its end.
     """
@@ -162,10 +173,13 @@ def step(
     if DKDV and config.LATE_LSE:
         lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
     s = warpgroup_mma_wait(1 if SUM_QK else 0, deps=[s])
+    if terms.bias is not None:
+        lse -= terms.bias
+    s = terms.capped(s)
     if DKDV:
-        p = gl.exp2(s * scale_log2 - lse[None, :])
+        p = gl.exp2(terms.less(s, lse[None, :], s_layout))
     else:
-        p = gl.exp2(s * scale_log2 - lse[:, None])
+        p = gl.exp2(terms.less(s, lse[:, None], s_layout))
     p = mask.apply_mask(p, s_layout)
     if DKDV:
         if SUM_QK and not DELTA_FIRST:
@@ -173,11 +187,18 @@ def step(
         if SUM_V:
             sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), gv_tile, sum_v, is_async=True)
         if SUM_QK:
+            p = terms.of_products(p, s)
             dp = warpgroup_mma_wait(1 if SUM_V else 0, deps=[dp])
             if not DELTA_FIRST:
                 dp += delta[None, :]
             ds = p * dp
+    elif terms.slot is not None:
+        dp = warpgroup_mma_wait(0, deps=[dp])
+        of_scores = p * (dp + delta[:, None])
+        store_sums_of_warps(of_scores, terms.slot)
+        ds = terms.of_products(of_scores, s)
     else:
+        p = terms.of_products(p, s)
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = p * (dp + delta[:, None])
     if SUM_QK:
@@ -205,9 +226,12 @@ def wait_sums(sums, N: gl.constexpr, SUMS: gl.constexpr):
 @gluon.jit
 def shared_memory(
     dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, FULLS: gl.constexpr,
-    DKDV: gl.constexpr,
+    DKDV: gl.constexpr, NUMBERS: gl.constexpr = NUMBERS_PER_TILE,
 ):  # fmt: skip
-    """Kept tiles, streams and work queue, ready to use; FULLS barriers tell when a stage is full (pipeline.py)."""
+    """Kept tiles, streams and work queue, ready to use; FULLS barriers tell when a stage is full (pipeline.py).
+
+    NUMBERS: that are published of a work tile.
+    """
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     STATS_STAGES: gl.constexpr = STAGES if DKDV else 1
@@ -217,7 +241,7 @@ def shared_memory(
     gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
     lse = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
     delta = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    queue = allocate_queue()
+    queue = allocate_queue(NUMBERS)
     kept_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     kept_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     qk_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())

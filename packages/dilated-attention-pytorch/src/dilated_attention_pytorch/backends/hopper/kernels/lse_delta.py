@@ -47,13 +47,16 @@ class QueryStats:
 
 
 @gluon.jit
-def load_saved(saved, i_batch, head, batch_head, query, D: gl.constexpr):
-    """out, lse and the gradient of lse (or 0) of the queries from `query` on; they arrive while grad_out is waited for."""
+def load_saved(saved, i_batch, head, batch_head, query, begin, end, D: gl.constexpr):
+    """out, lse and the gradient of lse (or 0) of the queries from `query` on, of which those from begin to end count.
+
+    They arrive while grad_out is waited for.
+    """
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])  # 16 bytes a thread
     rows = query + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, layout))
     d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
     base = saved.out + i_batch.to(gl.int64) * saved.stride_ob + head.to(gl.int64) * saved.stride_oh
-    inside = (rows >= 0) & (rows < saved.q_len)
+    inside = (rows >= begin) & (rows < end)
     out = gl.load(
         base + rows.to(gl.int64)[:, None] * saved.stride_os + d[None, :],
         mask=inside[:, None] & (d < saved.v_dim)[None, :],

@@ -27,7 +27,7 @@ def word_layout(n_words: int) -> gl.constexpr:
     )
 
 
-TWO_WORDS, FOUR_WORDS = word_layout(2), word_layout(4)  # of 64 and of 128 columns
+ONE_WORD, TWO_WORDS, FOUR_WORDS = word_layout(1), word_layout(2), word_layout(4)  # of 32, 64 and 128 columns
 
 
 @gluon.jit
@@ -36,7 +36,7 @@ def below(end, first, WORDS: gl.constexpr):
 
     end: a number, or (64,) of the rows of a tile, in any layout.
     """
-    LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
     n = gl.full([64], 0, gl.int32, layout=gl.SliceLayout(1, LAYOUT)) + (end - first)
     n = n[:, None] - 32 * gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT))[None, :]
     n = gl.minimum(gl.maximum(n, 0), 32)
@@ -47,14 +47,14 @@ def below(end, first, WORDS: gl.constexpr):
 @gluon.jit
 def rows_of_tile(WORDS: gl.constexpr):
     """0 to 63, as `below` takes them."""
-    LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
     return gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
 
 
 @gluon.jit
 def words_of_mask(Table, mask_id, row0, first_word, BLOCK_SIZE: gl.constexpr, WORDS: gl.constexpr):
     """Words of rows row0 to row0 + 63 of a mask, from word `first_word` on; of mask -1 all bits."""
-    LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
     OF_ROW: gl.constexpr = BLOCK_SIZE // 32
     row = row0 + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
     word = first_word + gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT))
@@ -65,7 +65,7 @@ def words_of_mask(Table, mask_id, row0, first_word, BLOCK_SIZE: gl.constexpr, WO
 @gluon.jit
 def words_of_columns(Words, WORDS: gl.constexpr):
     """Words that are the same for all rows, (WORDS,)."""
-    LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
     return gl.load(Words + gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT)))
 
 

@@ -1,0 +1,128 @@
+"""What the backward hides of a tile of scores in calls that are no plain batch: as words of bits (tile_masks.py).
+
+Rows are kept tokens and columns streamed ones: queries and keys in the dq pass, keys and queries in the dkdv pass. A streamed
+token that does not exist, or is padding, is cleared in shared memory before its tile is read: memory may hold anything there.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from ..gluon_names import aggregate, thread_barrier
+from .clear_rows import keep_listed_rows, keep_rows
+from .tile_masks import below, bits_of, rows_of_tile, words_of_columns, words_of_mask
+
+
+@aggregate
+class PairMasks:
+    """Masks inside blocks and padding of a call; None for what it has not.
+
+    ids, table: of the entries of the lists, and the masks by rows of what is kept (tile_masks.py).
+    padding: a bit for every key of a sequence, in rows of stride_p words.
+    """
+
+    ids: gl.tensor | gl.constexpr
+    table: gl.tensor | gl.constexpr
+    padding: gl.tensor | gl.constexpr
+    stride_p: gl.tensor | gl.constexpr
+
+
+@aggregate
+class TileMask:
+    """What is visible of a tile; `kept` and `streamed` are the positions of its first row and column.
+
+    end: the first streamed position that is none, in the dq pass.
+    mask_id, words: of the mask inside the block, -1 where it has none.
+    padding, is_padded: the words of the columns, and whether some column is padding, in the dq pass.
+    """
+
+    kept: gl.tensor
+    streamed: gl.tensor
+    end: gl.tensor | gl.constexpr
+    mask_id: gl.tensor | gl.constexpr
+    words: gl.tensor | gl.constexpr
+    padding: gl.tensor | gl.constexpr
+    is_padded: gl.tensor | gl.constexpr
+    DKDV: gl.constexpr
+    IS_CAUSAL: gl.constexpr
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key. In the dkdv pass keys that do not count are not hidden."""
+        COLUMNS: gl.constexpr = p.shape[1]
+        WORDS: gl.constexpr = COLUMNS // 32
+        is_partial = False
+        if self.DKDV:
+            if self.IS_CAUSAL:
+                is_partial = self.kept + 63 > self.streamed
+        else:
+            limit = self.end
+            if self.IS_CAUSAL:
+                limit = gl.minimum(limit, self.kept + 1)
+            is_partial = self.streamed + COLUMNS > limit
+        if self.mask_id is not None:
+            is_partial = is_partial | (self.mask_id >= 0)
+        if self.is_padded is not None:
+            is_partial = is_partial | self.is_padded
+        if is_partial:
+            if self.DKDV:
+                # all bits, or those of the queries from the key on
+                words = ~below(self.streamed, self.streamed, WORDS)
+                if self.IS_CAUSAL:
+                    words = ~below(self.kept + rows_of_tile(WORDS), self.streamed, WORDS)
+            else:
+                words = below(self.end, self.streamed, WORDS)
+                if self.IS_CAUSAL:
+                    last = gl.minimum(self.kept + 1 + rows_of_tile(WORDS), self.end)
+                    words = below(last, self.streamed, WORDS)
+            if self.words is not None:
+                words = words & self.words
+            if self.padding is not None:
+                words = words & words_of_columns(self.padding, WORDS)[None, :]
+            p = gl.where(bits_of(words, COLUMNS, layout), p, 0.0)
+        return p
+
+
+@gluon.jit
+def not_all_set(words, N: gl.constexpr):
+    """Whether some bit of N words is 0."""
+    all_set = gl.load(words)
+    for i in gl.static_range(1, N):
+        all_set = all_set & gl.load(words + i)
+    return all_set != -1
+
+
+@gluon.jit
+def keep_streamed(streams, place, begin, end, SUB: gl.constexpr):
+    """Clear what is before `begin` and from `end` on in the SUB tiles of a block; nothing reads it before."""
+    STAGES: gl.constexpr = streams.qk.tiles.shape[0]
+    TILE: gl.constexpr = streams.qk.tiles.shape[1]
+    for sub in gl.static_range(SUB):
+        streams.qk.wait_full(place + sub)
+        keep_rows(streams.qk.tiles, (place + sub) % STAGES, begin - sub * TILE, end - sub * TILE)
+        streams.gv.wait_full(place + sub)
+        keep_rows(streams.gv.tiles, (place + sub) % STAGES, begin - sub * TILE, end - sub * TILE)
+    thread_barrier()
+
+
+@gluon.jit
+def keep_streamed_keys(streams, place, words, SUB: gl.constexpr):
+    """Clear the keys whose bits are 0 in the SUB tiles of a block; nothing reads them before."""
+    STAGES: gl.constexpr = streams.qk.tiles.shape[0]
+    WORDS: gl.constexpr = streams.qk.tiles.shape[1] // 32
+    for sub in gl.static_range(SUB):
+        of_tile = words_of_columns(words + sub * WORDS, WORDS)
+        streams.qk.wait_full(place + sub)
+        keep_listed_rows(streams.qk.tiles, (place + sub) % STAGES, of_tile)
+        streams.gv.wait_full(place + sub)
+        keep_listed_rows(streams.gv.tiles, (place + sub) % STAGES, of_tile)
+    thread_barrier()
+
+
+@gluon.jit
+def keep_counted(x, words, layout: gl.constexpr):
+    """Sums (64, D) of which the rows of padded keys are set to 0."""
+    row = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    keep = ((gl.load(words + row // 32) >> (row % 32)) & 1) != 0
+    return gl.where(keep[:, None], x, 0.0)

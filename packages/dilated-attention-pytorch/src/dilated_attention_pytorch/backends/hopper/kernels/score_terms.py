@@ -1,0 +1,87 @@
+"""Scores of pairs of a query and a key, in units of log2, and the sums of their gradients over parts of blocks."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from ..gluon_names import aggregate
+
+LOG2E = gl.constexpr(1.4426950408889634)
+LEAST_BIAS = gl.constexpr(-1.7e38)  # times LOG2E it is a float32, and so is that less a score
+
+
+@aggregate
+class ScoreTerms:
+    """How the scores of a tile are made of its products; what a call has not is None.
+
+    scale: of the products, in units of log2; with a softcap softmax_scale / softcap.
+    cap: the softcap, in units of log2.
+    slope: of ALiBi, in units of log2, and `distance`, from the first column of the tile to its first row.
+    bias: of the block, in units of log2.
+    slot: where the sums of the gradients of the scores go, one for each warp.
+    """
+
+    scale: gl.tensor
+    cap: gl.tensor | gl.constexpr
+    slope: gl.tensor | gl.constexpr
+    distance: gl.tensor | gl.constexpr
+    bias: gl.tensor | gl.constexpr
+    slot: gl.tensor | gl.constexpr
+
+    @gluon.jit
+    def capped(self, products):
+        """tanh of the scaled products with a softcap, else the products."""
+        if self.cap is None:
+            return products
+        else:
+            return tanh(products * self.scale)
+
+    @gluon.jit
+    def less(self, capped, lse, layout: gl.constexpr):
+        """The scores, given what `capped` made of the products, less lse, which broadcasts to them."""
+        if self.cap is None:
+            x = capped * self.scale - lse
+        else:
+            x = capped * self.cap - lse
+        if self.slope is not None:
+            row = self.distance + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+            column = gl.arange(0, capped.shape[1], layout=gl.SliceLayout(0, layout))
+            ahead = (row.to(gl.float32) * self.slope)[:, None] - (column.to(gl.float32) * self.slope)[None, :]
+            x -= gl.abs(ahead)
+        return x
+
+    @gluon.jit
+    def of_products(self, gradient, capped):
+        """The gradient of the scaled products, given that of the scores."""
+        if self.cap is None:
+            return gradient
+        else:
+            return gradient * (1.0 - capped * capped)
+
+
+@gluon.jit
+def only_scaled(scale_log2):
+    """Scores that are nothing but scaled products."""
+    return ScoreTerms(scale_log2, None, None, None, None, None)
+
+
+@gluon.jit
+def tanh(x):
+    """The hyperbolic tangent, to 2**-11, in one instruction."""
+    return gl.inline_asm_elementwise(
+        "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def in_log2(bias):
+    """A bias in units of log2; one that is finite stays finite."""
+    return gl.where(bias == float("-inf"), bias, gl.maximum(bias, LEAST_BIAS) * LOG2E)
+
+
+@gluon.jit
+def store_sums_of_warps(x, slot):
+    """Store the sum of what each of the four warps holds of a tile, 16 rows, from `slot` on."""
+    sums = gl.sum(gl.reshape(x, [4, 16 * x.shape[1]]), 1)
+    gl.store(slot + gl.arange(0, 4, layout=sums.type.layout), sums)
