@@ -16,8 +16,8 @@ from .sequences import (
     Sequences,
     entries_between,
     first_list_of,
-    first_row_group,
     groups_before,
+    groups_of,
     merged_entries,
     sequence_of,
     tile_of_sequence,
@@ -121,7 +121,8 @@ def find_sequence_lists(tile, lists, heads, grid, config):
     sequence = sequence_of(grid.sequences, found.i_sequence)
     chunk = groups_before(grid.sequences, layout, found.i_sequence, False)
     if DKDV:
-        chunk -= first_row_group(sequence, layout)
+        first_group, _ = groups_of(sequence, layout, False)
+        chunk -= first_group
     else:
         chunk += found.rank
     first_list = first_list_of(
