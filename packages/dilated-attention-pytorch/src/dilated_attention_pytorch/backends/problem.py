@@ -44,6 +44,7 @@ class AttentionProblem:
         undilated: row and column lists without distance classes: what the operators take.
         block_masks: masks inside blocks, None where every active block counts as a whole.
         prepared: what the backend that serves the call has made of the layout, see `Backend.prepare`.
+        shares: what that backend has made of the layout for the sizes of the call, see `Backend.prepare_shares`.
         entries: for the reference, where a trace cannot read the lists: int64 (layout_batch * layout_heads, grid.n_rows,
             grid.n_cols), the block id of every active pair, else -1.
         q_offset: the position of query 0.
@@ -87,6 +88,7 @@ class AttentionProblem:
     block_masks: BlockMasks | None = None
     prepared: tuple[Tensor, ...] = ()
     entries: Tensor | None = None
+    shares: tuple[Tensor, ...] = ()
 
     def without_inputs(self) -> AttentionProblem:
         """The problem without its inputs, the tensors that can have gradients: q, k, v, block_bias and sinks."""
@@ -107,8 +109,10 @@ class AttentionProblem:
 
     def prepared_by(self, backend: Backend, layout: BlockLayout) -> AttentionProblem:
         """The problem with what a backend derives from its layout, which is on the device of q."""
-        prepared = backend.prepare(layout, self.dilation)
-        return self.made_of(**{**self.__dict__, "prepared": prepared}) if prepared else self
+        prepared, shares = backend.prepare(layout, self.dilation), backend.prepare_shares(self, layout)
+        if not prepared and not shares:
+            return self
+        return self.made_of(**{**self.__dict__, "prepared": prepared, "shares": shares})
 
     @staticmethod
     def made_of(**fields: Any) -> AttentionProblem:
@@ -271,6 +275,10 @@ class Backend(ABC):
 
         It may depend on the rows and columns of the layout, not on its lengths. Cache it with `BlockLayout.keep`.
         """
+        return ()
+
+    def prepare_shares(self, problem: AttentionProblem, layout: BlockLayout) -> tuple[Tensor, ...]:
+        """What it derives from a layout for the sizes of a call alone; it becomes `shares` of the problem. Cached likewise."""
         return ()
 
     @abstractmethod

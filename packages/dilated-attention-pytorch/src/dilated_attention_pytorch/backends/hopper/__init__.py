@@ -25,6 +25,7 @@ from ..problem import (
 )
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .prepared import make_prepared
+from .shares import shares_of
 from .strides import badly_strided
 from .work_order import make_work_order
 
@@ -214,6 +215,16 @@ class HopperBackend(Backend):
         return layout.keep(
             self.name, dilation, lambda: make_prepared(grid, n_heads, lists, dilation, masks, make).tensors()
         )
+
+    def prepare_shares(self, problem: AttentionProblem, layout: BlockLayout) -> tuple[Tensor, ...]:
+        """Lists of the shares of split rows (shares.py), for a small problem."""
+        # lists of another kind of layout are made for every call, or say nothing of how long they are
+        if not layout._is_exact or layout._in_graph or not HAS_GLUON or layout.device.type != "cuda":
+            return ()
+        n_shares = launches().wanted_shares(problem)
+        if n_shares == 1:
+            return ()
+        return layout.keep(f"{self.name}, {n_shares} shares", None, lambda: shares_of(problem, n_shares))
 
     def forward(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
         made: tuple[Tensor, Tensor] = launches().launch_forward(problem)

@@ -12,10 +12,22 @@ from ... import _torch_internals
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
 from ..problem import AttentionProblem, Forward, Gradients
+from .kernels.merge_shares import merge_shares_kernel
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
-from .passes import FORWARD, NO_TENSORS, BackwardCall, BackwardPass, backward_of, extra_pointers, slot_parts
+from .passes import (
+    FORWARD,
+    NO_TENSORS,
+    BackwardCall,
+    BackwardPass,
+    backward_of,
+    extra_pointers,
+    kernel_dim,
+    slot_parts,
+)
 from .prepared import of_kernel_blocks, work_order_of
 from .quarters import LARGE
+from .share_arguments import empty_results, merge_arguments, share_arguments, share_tensors
+from .shares import num_shares, num_shares_of, problem_of_shares
 from .sinks import sink_gradient
 from .strides import badly_strided
 from .wide import (
@@ -27,6 +39,7 @@ from .wide import (
     has_positions,
     has_query_gaps,
     is_wide,
+    row_groups,
 )
 
 
@@ -86,6 +99,9 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
     lse = torch.empty_strided(
         (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
     )
+    if p.shares:
+        launch_shares(p, out, lse, index)
+        return out, lse
     key = ("forward", p.signature) if into is None else ("forward", p.signature, into.stride())
     made: ForwardLaunch | None = LAUNCHES.get(key)
     tensors = NO_TENSORS
@@ -102,6 +118,31 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
     if p.sequences is not None and has_query_gaps(p):
         clear(p, "q_start", out, lse=lse)
     return out, lse
+
+
+def wanted_shares(problem: AttentionProblem) -> int:
+    """Into how many shares the rows of a problem are split on its device."""
+    slots = FORWARD.programs(problem) * multiprocessors(problem.q.get_device())
+    return num_shares(problem, kernel_dim(problem), slots)
+
+
+def launch_shares(problem: AttentionProblem, out: Tensor, lse: Tensor, index: int) -> None:
+    """Fill out and lse of a problem whose rows are split; of device `index`, which is the current one."""
+    p, n_shares = problem_of_shares(problem), num_shares_of(problem)
+    results = empty_results(p, n_shares)
+    tensors = share_tensors(p, results)
+    key = ("shares", problem.signature, n_shares)
+    launch: Launch | None = LAUNCHES.get(key)
+    if launch is None:
+        n_tiles = n_shares * row_groups(p) * p.num_heads
+        grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
+        arguments = share_arguments(p, results, tensors)
+        launch = LAUNCHES.keep(key, Launch(FORWARD.kernel, arguments, FORWARD.options(p), grid))
+    extras = addresses(extra_pointers(FORWARD.kernel), tensors)
+    described = (p.q, p.k, p.v, p.k, p.v, p.q)
+    launch.run(index, described, (results.lse.data_ptr(), *FORWARD.lists(p), tile_counter(index), *extras))
+    grid_of_merge, merging = merge_arguments(results, n_shares, out, lse, problem.sinks)
+    merge_shares_kernel[grid_of_merge](**merging)
 
 
 def clear(
@@ -121,6 +162,8 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     """
     p, index, device = problem, problem.q.get_device(), problem.q.device
     made: ForwardLaunch | None = LAUNCHES.get(("forward", p.signature))
+    if p.shares:
+        return None
     if made is None or made.launch is None or p.sequences is not None or p.key_padding_mask is not None:
         return None
     static_problem = p.without_inputs()  # keeps the tensors of these addresses alive

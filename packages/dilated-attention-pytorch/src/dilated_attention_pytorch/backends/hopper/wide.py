@@ -24,7 +24,7 @@ POINTERS = (
     "MaskIds", "MaskTable", "BlockIds", "Slots", "OutRows", "GradQk", "GradV",
 )  # fmt: skip
 NUMBERS = (
-    "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "softcap", "stride_bb", "stride_bh", "stride_be",
+    "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "softcap", "stride_bb", "stride_bh", "stride_be",
     "stride_pb", "stride_ss", "stride_sh", "stride_se", "slot_heads", "stride_gb", "stride_gs", "stride_gh", "stride_vb",
     "stride_vs", "stride_vh", "stride_ob", "stride_os", "stride_oh",
 )  # fmt: skip

@@ -79,7 +79,7 @@ def terms_in_turn(q, rings, keys, places, n_tiles, n_whole, sums, last, terms, c
     dtype: gl.constexpr = rings.v.tiles.dtype
     tile = terms_at(keys, 0, terms, config.BLOCK_N)
     q_tile = kept_tile(q.tiles, q.slot)
-    for t in range(0, n_tiles):
+    for t in range(n_tiles):
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)

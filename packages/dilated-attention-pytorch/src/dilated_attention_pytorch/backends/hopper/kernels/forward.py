@@ -81,6 +81,8 @@ class Grid:
     """Sizes of the call: rows of blocks and groups of rows of 128 tokens, positions and lengths.
 
     sequences, layout: None where all batch elements have the positions of the layout.
+    n_elements: None, or the batch elements of split rows: sequence s is a share of the keys of element s % n_elements, with
+    lists s // n_elements.
     """
 
     n_groups: gl.tensor
@@ -92,11 +94,15 @@ class Grid:
     kv_len: gl.tensor
     sequences: Sequences | gl.constexpr
     layout: Layout | gl.constexpr
+    n_elements: gl.tensor | gl.constexpr
 
 
 @aggregate
 class Results:
-    """Where results go; out by strides, for tiles that are not stored whole, is None in plain calls, as are the sinks."""
+    """Where results go; out by strides, for tiles that are not stored whole, is None in plain calls, as are the sinks.
+
+    Of split rows it is float32, for every share, as lse is.
+    """
 
     desc_out: tma.tensor_descriptor
     lse: gl.tensor
@@ -175,7 +181,20 @@ def load_tile(desc, boxes, ring, source, e, column, part, it, one_only):
 
 @gluon.jit
 def load_list(
-    desc_k, desc_v, rings, columns, lo, hi, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, config
+    desc_k,
+    desc_v,
+    rings,
+    columns,
+    lo,
+    hi,
+    it,
+    i_batch,
+    head,
+    first_key,
+    heads,
+    n_cols,
+    RATE: gl.constexpr,
+    config,
 ):
     """Load the tiles of a list; return the next place in the rings."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
@@ -283,12 +302,12 @@ def find_lists(tile, lists, heads, grid, config):
 
 
 @gluon.jit
-def add_keys(q, rings, keys, places, n_visible, n_whole, sums, last, terms, scale_log2, attend_config, config):
+def add_keys(
+    q, rings, keys, places, n_visible, n_whole, sums, last, terms, scale_log2, attend_config, config
+):
     """`attend`, with the terms of the scores where a call has any."""
     if config.HAS_TERMS:
-        return attend_with_terms(
-            q, rings, keys, places, n_visible, n_whole, sums, last, terms, attend_config
-        )
+        return attend_with_terms(q, rings, keys, places, n_visible, n_whole, sums, last, terms, attend_config)
     else:
         return attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, attend_config)
 
@@ -303,13 +322,16 @@ def with_sink(m, l, sink_log2):
 
 
 @gluon.jit
-def consumer(W: gl.constexpr, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config):
+def consumer(
+    W: gl.constexpr, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config
+):
     """Warpgroup W: queries W * 64 to W * 64 + 63 of every tile."""
     D: gl.constexpr = config.D
     BLOCK_N: gl.constexpr = config.BLOCK_N
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
     SLOTS: gl.constexpr = config.SLOTS
     SEQUENCES: gl.constexpr = config.SEQUENCES
+    SPLIT: gl.constexpr = grid.n_elements is not None
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     ROWS: gl.constexpr = 2 if PAIRED else 1
     dtype: gl.constexpr = queries.tiles.dtype
@@ -319,16 +341,23 @@ def consumer(W: gl.constexpr, results, queries, rings, queue, lists, arguments, 
         BLOCK_N, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES, s_layout,
         acc_layout,
     )  # fmt: skip
-    out_boxes = reinterpret(queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], results.desc_out.layout)
+    out_boxes = reinterpret(
+        queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], results.desc_out.layout
+    )
     it = 0
     last = -1
     i_tile = 0
     tile = wait_work_tile(queue, i_tile)
     while tile < grid.n_tiles:
         if SEQUENCES:
-            share, part = read_share(queue, i_tile, heads, grid, BLOCK_SIZE), read_part(queue, i_tile, W if PAIRED else 0)
+            share, part = (
+                read_share(queue, i_tile, heads, grid, BLOCK_SIZE),
+                read_part(queue, i_tile, W if PAIRED else 0),
+            )
             release_work_tile(queue, i_tile)
             i_sequence, i_batch, head, kv_len = share.i_sequence, share.i_batch, share.head, share.kv_len
+            if SPLIT:
+                i_sequence = i_batch  # its padding and its bias
             position0 = share.position0 + W * 64
             lo, hi, visible, whole = part.lo, part.lo + part.n, part.visible, part.whole
         else:
@@ -397,7 +426,8 @@ def consumer(W: gl.constexpr, results, queries, rings, queue, lists, arguments, 
         if SEQUENCES:
             query = share.query0 + W * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, s_layout))
             is_query = (query >= share.first_query) & (query < share.end_query)
-            lse_row = (i_batch * heads.num + head).to(gl.int64) * grid.q_len
+            i_result = share.i_sequence if SPLIT else i_batch
+            lse_row = (i_result * heads.num + head).to(gl.int64) * grid.q_len
             gl.store(results.lse + lse_row + query, lse, mask=is_query)
         else:
             query = position - grid.q_offset
@@ -406,16 +436,31 @@ def consumer(W: gl.constexpr, results, queries, rings, queue, lists, arguments, 
                 lse,
                 mask=(query >= 0) & (query < grid.q_len),
             )
-        # q is no longer needed
-        out = (sums.acc * gl.convert_layout(factor / l, gl.SliceLayout(1, acc_layout))[:, None]).to(dtype)
-        queries.tiles.index(slot).store(out)
-        fence_async_shared()
-        if SEQUENCES:
+        out = sums.acc * gl.convert_layout(factor / l, gl.SliceLayout(1, acc_layout))[:, None]
+        if not SPLIT:
+            out = out.to(dtype)
+            queries.tiles.index(slot).store(out)  # q is no longer needed
+            fence_async_shared()
+        if SPLIT:
+            store_part(
+                results,
+                out,
+                i_result,
+                head,
+                share.query0 + W * 64,
+                share.first_query,
+                share.end_query,
+                D,
+                acc_layout,
+            )
+        elif SEQUENCES:
             query0 = share.query0 + W * 64
             if (query0 >= share.first_query) & (query0 + 64 <= share.end_query):
                 store_tokens(results.desc_out, out_boxes, slot, i_batch, head, query0, D)
             else:
-                store_part(results, out, i_batch, head, query0, share.first_query, share.end_query, D, acc_layout)
+                store_part(
+                    results, out, i_batch, head, query0, share.first_query, share.end_query, D, acc_layout
+                )
         else:
             store_tokens(results.desc_out, out_boxes, slot, i_batch, head, position0 - grid.q_offset, D)
         release_stored(queries.empty, W, SLOTS)
@@ -425,7 +470,9 @@ def consumer(W: gl.constexpr, results, queries, rings, queue, lists, arguments, 
 
 
 @gluon.jit
-def store_part(results, out, i_batch, head, query0, first_query, end_query, D: gl.constexpr, layout: gl.constexpr):
+def store_part(
+    results, out, i_batch, head, query0, first_query, end_query, D: gl.constexpr, layout: gl.constexpr
+):
     """Store the rows of a tile that are queries of its sequence; the others are those of another, or of none."""
     query = query0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
     d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
@@ -437,7 +484,7 @@ def store_part(results, out, i_batch, head, query0, first_query, end_query, D: g
 
 NUMBERS = (
     "n_layout_groups", "n_entries", "n_groups", "n_rows", "num_heads", "n_batch_heads", "first_row", "q_offset", "q_len",
-    "kv_len", "heads_per_kv", "heads_per_list", "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "stride_bb",
+    "kv_len", "heads_per_kv", "heads_per_list", "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "stride_bb",
     "stride_bh", "stride_be", "stride_pb", "stride_ob", "stride_os", "stride_oh",
 )  # fmt: skip
 
@@ -446,7 +493,7 @@ NUMBERS = (
 def forward_kernel(
     desc_q, desc_k, desc_v, desc_k_far, desc_v_far, desc_out, Lse, Offsets, Indices, WorkOrder, Counter, Table, Starts,
     MaskIds, MaskTable, Padding, BlockIds, Bias, Slopes, Sinks, OutRows, n_layout_groups, n_entries, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, q_len, kv_len,
-    heads_per_kv, heads_per_list, n_sequences, n_layout_rows, n_layout_cols, list_heads, softcap, stride_bb, stride_bh,
+    heads_per_kv, heads_per_list, n_sequences, n_layout_rows, n_layout_cols, list_heads, n_elements, softcap, stride_bb, stride_bh,
     stride_be, stride_pb, stride_ob, stride_os, stride_oh, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, SLOTS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
@@ -492,10 +539,12 @@ def forward_kernel(
         sequences = Sequences(Table, Starts, n_sequences, q_len, kv_len, q_offset, PACKED)
         layout = Layout(n_layout_rows, n_layout_cols, first_row, list_heads, BLOCK_SIZE)
         n_tiles = total_groups(sequences, layout, False) * num_heads
-        grid = Grid(n_groups, n_tiles, n_rows, first_row, q_offset, q_len, kv_len, sequences, layout)
+        grid = Grid(
+            n_groups, n_tiles, n_rows, first_row, q_offset, q_len, kv_len, sequences, layout, n_elements
+        )
     else:
         grid = Grid(
-            n_groups, n_groups * n_batch_heads, n_rows, first_row, q_offset, q_len, kv_len, None, None
+            n_groups, n_groups * n_batch_heads, n_rows, first_row, q_offset, q_len, kv_len, None, None, None
         )
     inputs = Inputs(desc_q, desc_k, desc_v, desc_k_far, desc_v_far)
     results = Results(desc_out, Lse, OutRows, stride_ob, stride_os, stride_oh, Sinks)
@@ -511,7 +560,19 @@ def forward_kernel(
         stride_be, softcap, Slopes,
     )  # fmt: skip
     config = Config(
-        D, BLOCK_N, BLOCK_SIZE, RATE, FAR_RATE, N_CLASSES, SLOTS, SEQUENCES, IS_CAUSAL, EVEN_KV, OVERLAP, UNROLL, HAS_TERMS
+        D,
+        BLOCK_N,
+        BLOCK_SIZE,
+        RATE,
+        FAR_RATE,
+        N_CLASSES,
+        SLOTS,
+        SEQUENCES,
+        IS_CAUSAL,
+        EVEN_KV,
+        OVERLAP,
+        UNROLL,
+        HAS_TERMS,
     )
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1

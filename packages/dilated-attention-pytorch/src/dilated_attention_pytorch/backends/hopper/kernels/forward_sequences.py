@@ -50,9 +50,7 @@ class SequenceShare:
 @gluon.jit
 def counted(lists, entries, block_row, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUSAL: gl.constexpr):
     """The numbers of a `ListPart`."""
-    counts = entries_of_list(
-        lists.indices, entries.lo, entries.hi, block_row, kv_len, BLOCK_SIZE, IS_CAUSAL
-    )
+    counts = entries_of_list(lists.indices, entries.lo, entries.hi, block_row, kv_len, BLOCK_SIZE, IS_CAUSAL)
     numbers = (entries.lo, entries.hi - entries.lo)
     numbers += counts
     return numbers
@@ -68,7 +66,10 @@ def find_sequence_lists(tile, lists, heads, grid, config):
     sequence = sequence_of(sequences, work.i_sequence)
     row = work.group * ROWS
     block_row = layout.first_row + row
-    first_list = first_list_of(layout, work.i_sequence, work.head // heads.per_list, False)
+    i_lists = work.i_sequence
+    if grid.n_elements is not None:
+        i_lists = work.i_sequence // grid.n_elements
+    first_list = first_list_of(layout, i_lists, work.head // heads.per_list, False)
     end = gl.cdiv(sequence.kv_len, BLOCK_SIZE)
     if config.IS_CAUSAL:
         end = gl.minimum(end, block_row + ROWS)
@@ -78,9 +79,7 @@ def find_sequence_lists(tile, lists, heads, grid, config):
     if ROWS == 2:
         second = entries_between(lists, layout, first_list, row + 1, 0, end, False)
         n_places = merged_entries(lists, first, second).n_places
-        parts += counted(
-            lists, second, block_row + 1, sequence.kv_len, BLOCK_SIZE, config.IS_CAUSAL
-        )
+        parts += counted(lists, second, block_row + 1, sequence.kv_len, BLOCK_SIZE, config.IS_CAUSAL)
     else:
         parts += parts
     query0 = sequence.q_start + block_row * BLOCK_SIZE - sequence.q_position
@@ -111,6 +110,8 @@ def read_share(queue, i_tile, heads, grid, BLOCK_SIZE: gl.constexpr):
     i_batch = i_sequence
     if grid.sequences.PACKED:
         i_batch = i_sequence * 0
+    if grid.n_elements is not None:
+        i_batch = i_sequence % grid.n_elements
     position0 = (grid.layout.first_row + read_number(queue, i_tile, 2) * ROWS) * BLOCK_SIZE
     return SequenceShare(
         i_sequence, i_batch, sequence_head % heads.num, position0, read_number(queue, i_tile, 12) - QUERIES_BEFORE,

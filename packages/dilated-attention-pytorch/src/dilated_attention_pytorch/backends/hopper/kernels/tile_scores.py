@@ -149,9 +149,7 @@ def hide_pairs(
         if IS_CAUSAL:
             words = words & below(query0 + 1 + rows_of_tile(WORDS), tile.key0, WORDS)
         if terms.mask_ids is not None:
-            words = words & words_of_mask(
-                terms.masks, tile.mask_id, row0, tile.first_word, BLOCK_SIZE, WORDS
-            )
+            words = words & words_of_mask(terms.masks, tile.mask_id, row0, tile.first_word, BLOCK_SIZE, WORDS)
         if terms.padding is not None:
             words = words & tile.padding[None, :]
         if terms.bias is not None:

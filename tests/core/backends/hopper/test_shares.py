@@ -1,0 +1,144 @@
+"""Split rows: the lists of their shares, how many there are, and their results beside those of the definition."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton.experimental.gluon")
+
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.hopper.shares import (
+    MOST_BYTES,
+    estimate,
+    num_shares,
+    num_shares_of,
+    shares_of,
+    split_lists,
+)
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+from tests.core.backends.hopper import emulator
+from tests.core.backends.hopper.test_emulated_kernels import over_the_limit, problem_of
+
+
+def split(problem: AttentionProblem, n_shares: int) -> AttentionProblem:
+    return dataclasses.replace(problem, shares=shares_of(problem, n_shares))
+
+
+# ---- lists
+
+
+@pytest.mark.parametrize("n_shares", [1, 2, 3, 8])
+def test_shares_of_a_row_follow_one_another_and_are_alike(n_shares: int) -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(2, 9, 14) < 0.5
+    mask[0, 3] = False
+    mask[1, :, 5] = False
+    lists = BlockLayout.from_dense(mask, 64).row_lists
+    shares = split_lists(lists, n_shares)
+    begins, of_shares = lists.indptr.tolist(), shares.indptr.tolist()
+    n_lists = len(begins) - 1
+    assert len(of_shares) == n_shares * n_lists + 1
+    for row in range(n_lists):
+        parts = [slice(of_shares[i], of_shares[i + 1]) for i in range(row, n_shares * n_lists, n_lists)]
+        for ours, theirs in ((shares.indices, lists.indices), (shares.block_ids, lists.block_ids)):
+            found = [x for part in parts for x in ours[part].tolist()]
+            assert found == theirs[begins[row] : begins[row + 1]].tolist()
+        lengths = [part.stop - part.start for part in parts]
+        assert max(lengths) - min(lengths) <= 1
+
+
+# ---- how many
+
+
+def sized(q_len: int, heads: int, blocks: int, is_causal: bool = False, **others: Any) -> AttentionProblem:
+    """A problem of blocks of 128, so many of each row."""
+    n = q_len // 128
+    column = torch.arange(n)
+    mask = ((column[None] - column[:, None]) % n) < blocks
+    layout = BlockLayout.from_dense(mask.tril() if is_causal else mask, 128, causal=is_causal)
+    q = torch.empty(1, q_len, heads, 128, dtype=torch.bfloat16)
+    from dilated_attention_pytorch.functional import make_problem
+
+    return make_problem(q, q, q, layout, is_causal=is_causal, **others)
+
+
+@pytest.mark.parametrize(
+    ("q_len", "heads", "blocks", "wanted"),
+    [
+        (2048, 4, 16, 2),  # 64 tiles for 132 multiprocessors
+        (2048, 1, 16, 8),
+        (8192, 3, 16, 1),
+        (16384, 16, 16, 1),
+        (2048, 4, 2, 1),  # too short to be worth it
+    ],
+)
+def test_rows_are_split_where_multiprocessors_would_be_idle(
+    q_len: int, heads: int, blocks: int, wanted: int
+) -> None:
+    found = num_shares(sized(q_len, heads, blocks), 128, 132)
+    assert found == wanted
+
+
+def test_shares_take_a_bounded_memory() -> None:
+    problem = sized(16384, 1, 128)
+    n = num_shares(problem, 128, 10**6)
+    assert n > 1
+    assert n * problem.q_len * 129 * 4 <= MOST_BYTES
+
+
+def test_estimate_of_one_share_has_no_merging() -> None:
+    assert estimate(132, 10, 1, 132, 128, False) < estimate(132, 10, 2, 264, 128, False) * 2
+
+
+@pytest.mark.parametrize("name", ["sequences", "masks", "lists of their own"])
+def test_other_calls_are_not_split(name: str) -> None:
+    plain = sized(2048, 1, 16)
+    lengths = torch.tensor([2000], dtype=torch.int32)
+    others: dict[str, AttentionProblem] = {
+        "sequences": sized(2048, 1, 16, kv_lengths=lengths),
+        "masks": dataclasses.replace(plain, block_masks=(Tensor(), Tensor())),  # type: ignore[arg-type]
+        "lists of their own": dataclasses.replace(plain, layout_batch=2),
+    }
+    assert num_shares(plain, 128, 132) > 1
+    assert num_shares(others[name], 128, 132) == 1
+
+
+# ---- results
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("block", "batch", "layout_heads"), [(128, 1, 1), (64, 2, 2)])
+def test_results_are_those_of_the_definition(
+    block: int, batch: int, layout_heads: int, is_causal: bool
+) -> None:
+    problem = problem_of(64, block, is_causal, q_len=330, batch=batch, layout_heads=layout_heads, empty=(1,))
+    found = emulator.errors(split(problem, 3), gradients=False, through_launch=True, programs=3)
+    assert over_the_limit(found) == {}
+
+
+def test_sinks_softcap_and_padding() -> None:
+    padding = torch.zeros(2, 330, dtype=torch.bool)
+    padding[0, 200:], padding[1, :70] = True, True
+    problem = problem_of(
+        64,
+        128,
+        True,
+        q_len=330,
+        batch=2,
+        softcap=3.0,
+        sinks=torch.tensor([0.5, -1.0]),
+        key_padding_mask=padding,
+    )
+    found = emulator.errors(split(problem, 2), gradients=False, through_launch=True)
+    assert over_the_limit(found) == {}
+
+
+def test_number_of_shares_is_read_from_their_lists() -> None:
+    problem = problem_of(64, 64, False, layout_heads=2)
+    assert [num_shares_of(split(problem, n)) for n in (2, 3)] == [2, 3]
+    assert num_shares_of(problem) == 1
