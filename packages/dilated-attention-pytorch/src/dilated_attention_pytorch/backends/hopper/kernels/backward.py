@@ -29,8 +29,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate, reinterpret, thread_barrier
-from .backward_masks import PairMasks, TileMask, keep_counted, keep_streamed, keep_streamed_keys, not_all_set
+from ..gluon_names import aggregate, reinterpret
+from .backward_masks import (
+    PairMasks,
+    TileMask,
+    keep_counted,
+    keep_queries,
+    keep_streamed,
+    keep_streamed_keys,
+)
 from .backward_step import (
     GradSums,
     StepConfig,
@@ -48,7 +55,6 @@ from .backward_tiles import (
     read_sequence_tile,
     windows_of_head,
 )
-from .clear_rows import keep_rows
 from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
 from .score_terms import LOG2E, ScoreTerms, in_log2
@@ -337,6 +343,9 @@ def consumer(
     SLOTS: gl.constexpr = config.SLOTS
     DKDV: gl.constexpr = config.DKDV
     OVERLAP_STEPS: gl.constexpr = config.OVERLAP_STEPS
+    TILES: gl.constexpr = (
+        BLOCK_SIZE // TILE if OVERLAP_STEPS else 1
+    )  # that are cleared before a product is in flight
     SEQUENCES: gl.constexpr = config.SEQUENCES
     HAS_MASKS: gl.constexpr = inputs.masks.ids is not None
     HAS_PADDING: gl.constexpr = inputs.masks.padding is not None
@@ -435,15 +444,9 @@ def consumer(
                 n_chunks = grid.n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
                 chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
                 n_rest = (n_chunks - chunk) * CHUNK
-            stats = stats_of_queries(
-                out, lse, grad_lse, kept.gv.index(slot), chunk_stats, n_rest, s_layout
-            )
-            if SEQUENCES and inputs.slots is not None:
-                # rows that are no queries are in the sums of a block
-                if (kept_begin > 0) | (kept_end < 64):
-                    keep_rows(kept.qk, slot, kept_begin, kept_end)
-                    keep_rows(kept.gv, slot, kept_begin, kept_end)
-                    thread_barrier()
+            stats = stats_of_queries(out, lse, grad_lse, kept.gv.index(slot), chunk_stats, n_rest, s_layout)
+            if SEQUENCES and inputs.slots is not None:  # all rows are in the sums of a block
+                keep_queries(kept, slot, kept_begin, kept_end)
         if config.OPERANDS_IN_REGISTERS:
             operands = operands_in_registers(kept, slot, s_layout)
         if PAIRED:
@@ -518,24 +521,23 @@ def consumer(
                         slot_of_block += W * 4
                 if PADDED_TILES:
                     words = padding + index * (BLOCK_SIZE // 32)
-                    is_padded = not_all_set(words, BLOCK_SIZE // 32)
-                    if is_padded:
-                        keep_streamed_keys(streams, place, words, SUB)
-                elif SEQUENCES:
-                    begin = streamed_begin - first_streamed - index * BLOCK_SIZE
-                    end = streamed_end - first_streamed - index * BLOCK_SIZE
-                    if (begin > 0) | (end < BLOCK_SIZE):
-                        keep_streamed(streams, place, begin, end, SUB)
                 for sub in gl.static_range(SUB):
                     if not config.OPERANDS_IN_REGISTERS:
                         operands = operands_in_memory(kept, slot)
                     streamed_position = first_streamed + index * BLOCK_SIZE + sub * TILE
+                    if PADDED_TILES and sub % TILES == 0:
+                        is_padded = keep_streamed_keys(
+                            streams, place + sub, words + sub * (TILE // 32), TILES
+                        )
+                    elif SEQUENCES and sub % TILES == 0:
+                        begin, end = streamed_begin - streamed_position, streamed_end - streamed_position
+                        keep_streamed(streams, place + sub, begin, end, TILES)
                     if IS_PLAIN:
                         mask = BlockMask(
                             kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
-                        )
+                        )  # fmt: skip
                     else:
-                        mask = TileMask(
+                        mask = TileMask(  # type: ignore[assignment]
                             kept_position, streamed_position, streamed_end,
                             mask_id if HAS_MASKS else None,
                             words_of_mask(
@@ -637,9 +639,13 @@ def backward_kernel(
         grid = SequenceGrid(sequences, layout, n_tiles, total_groups(sequences, layout, False) * 2)
     else:
         if DKDV:
-            grid = Grid(n_groups, n_lists, n_rows, 0, 0, first_query, first_row * BLOCK_SIZE, kv_len)
+            grid = Grid(  # type: ignore[assignment]
+                n_groups, n_lists, n_rows, 0, 0, first_query, first_row * BLOCK_SIZE, kv_len
+            )  # fmt: skip
         else:
-            grid = Grid(n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len)
+            grid = Grid(  # type: ignore[assignment]
+                n_groups, n_lists, n_rows, first_query, first_row * BLOCK_SIZE, 0, 0, kv_len
+            )  # fmt: skip
         n_tiles = n_groups * n_batch_heads
     saved = Saved(
         Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len, v_dim

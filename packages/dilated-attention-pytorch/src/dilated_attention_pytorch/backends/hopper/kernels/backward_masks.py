@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate, thread_barrier
 from .clear_rows import keep_listed_rows, keep_rows
-from .tile_masks import below, bits_of, rows_of_tile, words_of_columns, words_of_mask
+from .tile_masks import below, bits_of, rows_of_tile, words_of_columns
 
 
 @aggregate
@@ -94,30 +94,43 @@ def not_all_set(words, N: gl.constexpr):
 
 
 @gluon.jit
-def keep_streamed(streams, place, begin, end, SUB: gl.constexpr):
-    """Clear what is before `begin` and from `end` on in the SUB tiles of a block; nothing reads it before."""
+def keep_streamed(streams, place, begin, end, TILES: gl.constexpr):
+    """Clear what is before row `begin` and from row `end` on in TILES tiles, of which no product has been started."""
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
-    for sub in gl.static_range(SUB):
-        streams.qk.wait_full(place + sub)
-        keep_rows(streams.qk.tiles, (place + sub) % STAGES, begin - sub * TILE, end - sub * TILE)
-        streams.gv.wait_full(place + sub)
-        keep_rows(streams.gv.tiles, (place + sub) % STAGES, begin - sub * TILE, end - sub * TILE)
-    thread_barrier()
+    if (begin > 0) | (end < TILES * TILE):
+        for i in gl.static_range(TILES):
+            streams.qk.wait_full(place + i)
+            keep_rows(streams.qk.tiles, (place + i) % STAGES, begin - i * TILE, end - i * TILE)
+            streams.gv.wait_full(place + i)
+            keep_rows(streams.gv.tiles, (place + i) % STAGES, begin - i * TILE, end - i * TILE)
+        thread_barrier()
 
 
 @gluon.jit
-def keep_streamed_keys(streams, place, words, SUB: gl.constexpr):
-    """Clear the keys whose bits are 0 in the SUB tiles of a block; nothing reads them before."""
+def keep_streamed_keys(streams, place, words, TILES: gl.constexpr):
+    """Clear the keys whose bits are 0 in TILES tiles, of which no product has been started; return whether there are any."""
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     WORDS: gl.constexpr = streams.qk.tiles.shape[1] // 32
-    for sub in gl.static_range(SUB):
-        of_tile = words_of_columns(words + sub * WORDS, WORDS)
-        streams.qk.wait_full(place + sub)
-        keep_listed_rows(streams.qk.tiles, (place + sub) % STAGES, of_tile)
-        streams.gv.wait_full(place + sub)
-        keep_listed_rows(streams.gv.tiles, (place + sub) % STAGES, of_tile)
-    thread_barrier()
+    is_padded = not_all_set(words, TILES * WORDS)
+    if is_padded:
+        for i in gl.static_range(TILES):
+            of_tile = words_of_columns(words + i * WORDS, WORDS)
+            streams.qk.wait_full(place + i)
+            keep_listed_rows(streams.qk.tiles, (place + i) % STAGES, of_tile)
+            streams.gv.wait_full(place + i)
+            keep_listed_rows(streams.gv.tiles, (place + i) % STAGES, of_tile)
+        thread_barrier()
+    return is_padded
+
+
+@gluon.jit
+def keep_queries(kept, slot, begin, end):
+    """Clear the rows before `begin` and from `end` on of the tiles that a warpgroup keeps."""
+    if (begin > 0) | (end < 64):
+        keep_rows(kept.qk, slot, begin, end)
+        keep_rows(kept.gv, slot, begin, end)
+        thread_barrier()
 
 
 @gluon.jit

@@ -125,9 +125,7 @@ def find_sequence_lists(tile, lists, heads, grid, config):
         chunk -= first_group
     else:
         chunk += found.rank
-    first_list = first_list_of(
-        layout, found.i_sequence, found.head * heads_per_tile // heads.per_list, DKDV
-    )
+    first_list = first_list_of(layout, found.i_sequence, found.head * heads_per_tile // heads.per_list, DKDV)
     windows = windows_of(lists, layout, sequence, first_list, found.group, config.IS_CAUSAL, DKDV)
     numbers = (
         found.i_sequence, found.head, found.group, chunk * 2, sequence.q_start, sequence.q_len, sequence.kv_start,
@@ -167,7 +165,9 @@ def read_sequence_tile(queue, i_tile, grid, DKDV: gl.constexpr):
         windows = Windows(lo, hi, lo, hi, lo, hi, lo * 0, hi - lo)
     first_position = layout.first_row * layout.BLOCK_SIZE
     q_end = sequence.q_position + sequence.q_len
-    first_query = sequence.q_start - sequence.q_position + first_position  # in memory, of the layout's first row
+    first_query = (
+        sequence.q_start - sequence.q_position + first_position
+    )  # in memory, of the layout's first row
     if DKDV:
         return BackwardTile(
             i_sequence, i_batch, head, group, read_number(queue, i_tile, 4), sequence, sequence.kv_start + group * 128,
