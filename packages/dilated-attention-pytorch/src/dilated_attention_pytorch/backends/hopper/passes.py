@@ -114,7 +114,8 @@ class ForwardPass:
         registers = tuning.FORWARD_REGISTERS[tiles.programs]
         n_groups = offsets_of(p).rows.n_groups
         return in_order(self.kernel, {
-            **wide_arguments(p, tensors), **row_strides("o", out, has_positions(p)), "desc_q": (p.q, 64, 0),
+            **wide_arguments(p, tensors), **row_strides("o", out, has_positions(p)),
+            "v_head_dim": p.v_head_dim if has_positions(p) else None, "desc_q": (p.q, 64, 0),
             "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
             "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
             "desc_out": (out, 64, 0),

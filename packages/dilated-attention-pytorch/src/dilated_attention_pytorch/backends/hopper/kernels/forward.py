@@ -110,6 +110,7 @@ class Results:
     stride_ob: gl.tensor | gl.constexpr
     stride_os: gl.tensor | gl.constexpr
     stride_oh: gl.tensor | gl.constexpr
+    v_head_dim: gl.tensor | gl.constexpr
     sinks: gl.tensor | gl.constexpr
 
 
@@ -479,13 +480,16 @@ def store_part(
     base = results.out + i_batch.to(gl.int64) * results.stride_ob + head.to(gl.int64) * results.stride_oh
     rows = query.to(gl.int64) * results.stride_os
     is_query = (query >= first_query) & (query < end_query)
-    gl.store(base + rows[:, None] + d[None, :], out, mask=is_query[:, None])
+    gl.store(
+        base + rows[:, None] + d[None, :], out, mask=is_query[:, None] & (d < results.v_head_dim)[None, :]
+    )
 
 
 NUMBERS = (
     "n_layout_groups", "n_entries", "n_groups", "n_rows", "num_heads", "n_batch_heads", "first_row", "q_offset", "q_len",
     "kv_len", "heads_per_kv", "heads_per_list", "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "stride_bb",
     "stride_bh", "stride_be", "stride_pb", "stride_ob", "stride_os", "stride_oh",
+    "v_head_dim",
 )  # fmt: skip
 
 
@@ -494,7 +498,7 @@ def forward_kernel(
     desc_q, desc_k, desc_v, desc_k_far, desc_v_far, desc_out, Lse, Offsets, Indices, WorkOrder, Counter, Table, Starts,
     MaskIds, MaskTable, Padding, BlockIds, Bias, Slopes, Sinks, OutRows, n_layout_groups, n_entries, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, q_len, kv_len,
     heads_per_kv, heads_per_list, n_sequences, n_layout_rows, n_layout_cols, list_heads, n_elements, softcap, stride_bb, stride_bh,
-    stride_be, stride_pb, stride_ob, stride_os, stride_oh, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
+    stride_be, stride_pb, stride_ob, stride_os, stride_oh, v_head_dim, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, SLOTS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
     OVERLAP: gl.constexpr, UNROLL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
@@ -547,7 +551,7 @@ def forward_kernel(
             n_groups, n_groups * n_batch_heads, n_rows, first_row, q_offset, q_len, kv_len, None, None, None
         )
     inputs = Inputs(desc_q, desc_k, desc_v, desc_k_far, desc_v_far)
-    results = Results(desc_out, Lse, OutRows, stride_ob, stride_os, stride_oh, Sinks)
+    results = Results(desc_out, Lse, OutRows, stride_ob, stride_os, stride_oh, v_head_dim, Sinks)
     HAS_TERMS: gl.constexpr = (
         MaskIds is not None
         or Padding is not None
