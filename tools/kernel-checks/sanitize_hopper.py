@@ -29,7 +29,9 @@ LIMITS = {
     "dq": 1e-2,
     "dk": 1e-2,
     "dv": 1e-2,
-}  # five roundings to bfloat16; lse is float32
+    "d_block_bias": 3e-2,
+    "d_sinks": 3e-2,
+}  # five roundings to bfloat16; lse is float32; sums of ds cancel, so of block_bias and sinks more is rounding
 DILATION = {"segment_lengths": [128, 256], "dilation_rates": [1, 4]}
 
 # name: head_dim, block_size, tokens, causal, token dilation. 328 tokens: the last block is not whole.
@@ -42,39 +44,90 @@ CALLS: dict[str, tuple[int, int, int, bool, dict[str, Any]]] = {
 }
 
 
+NUMBERS = torch.Generator().manual_seed(1)
+# What calls beyond a plain one ask for: options, of which tensors of floating point get a gradient where they can have one.
+FEATURES: dict[str, dict[str, Any]] = {
+    "kv-lengths": {"kv_lengths": torch.tensor([200], dtype=torch.int32)},
+    "kv-starts": {"kv_starts": torch.tensor([77], dtype=torch.int32)},
+    "padding": {"key_padding_mask": torch.rand(1, 328, generator=NUMBERS) < 0.3},
+    "softcap-alibi": {"softcap": 5.0, "alibi_slopes": torch.tensor([0.1, 0.01])},
+    "sinks": {"sinks": torch.tensor([0.5, -1.0])},
+    "bias": {"block_bias": True},  # as many as the layout has blocks
+    "masks": {"masks": True},
+    "chunk": {"chunk": 100},  # the last queries alone
+}
+CALLS |= {
+    f"{dim}-{block}-{'causal' if causal else 'full'}-{name}": (dim, block, 328, causal, options)
+    for name, options in FEATURES.items()
+    for dim, block, causal in ((64, 64, False), (64, 128, True), (128, 64, True), (128, 128, False))
+    if causal or name != "chunk"
+} | {
+    "128-256-causal-masks": (128, 256, 600, True, {"masks": True}),
+    "256-128-full-bias": (256, 128, 328, False, {"block_bias": True}),
+}
+WITH_GRADIENT = ("block_bias", "sinks")
+
+
 def relative(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().cpu().double(), expected.detach()
+    finite = expected.isfinite()
+    if not torch.equal(found[~finite], expected[~finite]):
+        return float("inf")
+    found, expected = found[finite], expected[finite]
     return float((found - expected).norm() / expected.norm())
 
 
 def attend(
-    tensors: list[Tensor],
-    layout: BlockLayout,
-    backend: str,
-    grad_out: Tensor,
-    **options: Any,
-) -> list[Tensor]:
-    """out, lse and the gradients of q, k and v."""
-    q, k, v = tensors
-    out, lse = block_sparse_attention(q, k, v, layout, return_lse=True, backend=backend, **options)
-    return [out, lse, *torch.autograd.grad(out, tensors, grad_out)]
+    tensors: dict[str, Tensor], layout: BlockLayout, backend: str, grad_out: Tensor, **options: Any
+) -> dict[str, Tensor]:
+    """out, lse and the gradients of the tensors."""
+    out, lse = block_sparse_attention(**tensors, layout=layout, return_lse=True, backend=backend, **options)
+    grads = torch.autograd.grad(out, list(tensors.values()), grad_out)
+    names = [f"d_{name}" if name in WITH_GRADIENT else f"d{name}" for name in tensors]
+    return {"out": out, "lse": lse, **dict(zip(names, grads, strict=True))}
+
+
+def layout_of(block_size: int, length: int, causal: bool, has_masks: bool) -> BlockLayout:
+    if has_masks:
+        near = 3 * block_size // 2
+        return BlockLayout.from_mask_mod(
+            lambda b, h, q, kv: ((q - kv).abs() < near) & ((q >= kv) | (not causal)),
+            length,
+            length,
+            block_size,
+        )
+    config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.6)
+    return BlockLayout.from_config(config, length, causal=causal)
 
 
 def errors(name: str) -> dict[str, float]:
     """The relative errors of one call: two query heads that share a key head."""
-    dim, block_size, length, causal, options = CALLS[name]
-    config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.6)
-    layout = BlockLayout.from_config(config, length, causal=causal)
+    dim, block_size, length, causal, asked = CALLS[name]
+    options = dict(asked)
+    layout = layout_of(block_size, length, causal, options.pop("masks", False))
+    n_queries = options.pop("chunk", length)
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad_out = (
-        torch.randn(1, length, heads, dim, generator=generator).bfloat16() for heads in (2, 1, 1, 2)
+        torch.randn(1, n, heads, dim, generator=generator).bfloat16()
+        for heads, n in ((2, n_queries), (1, length), (1, length), (2, n_queries))
     )
+    if options.pop("block_bias", False):
+        options["block_bias"] = torch.randn(2, layout.num_block_ids, generator=generator)
     results = []
     for backend, device, dtype in (("reference", "cpu", torch.float64), ("hopper", "cuda", torch.bfloat16)):
-        tensors = [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
+        tensors = {n: x.to(device, dtype).requires_grad_() for n, x in (("q", q), ("k", k), ("v", v))}
+        others = {n: x.to(device) if isinstance(x, Tensor) else x for n, x in options.items()}
+        for n in WITH_GRADIENT:
+            if n in others:
+                tensors[n] = (
+                    others.pop(n)
+                    .to(torch.float64 if backend == "reference" else torch.float32)
+                    .requires_grad_()
+                )
         grad = grad_out.to(device, dtype)
-        results.append(attend(tensors, layout.to(device), backend, grad, is_causal=causal, **options))
-    return {of: relative(found, expected) for of, expected, found in zip(LIMITS, *results, strict=True)}
+        results.append(attend(tensors, layout.to(device), backend, grad, is_causal=causal, **others))
+    expected, found = results
+    return {of: relative(found[of], expected[of]) for of in expected}
 
 
 def main(words: list[str]) -> int:

@@ -25,7 +25,7 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
 from dilated_attention_pytorch.grid import BlockGrid
-from dilated_attention_pytorch.layout import BlockLists
+from dilated_attention_pytorch.layout.lists import BlockLists, BlockMasks
 from dilated_attention_pytorch.sequences import Sequences
 from tests.core.attention_cases import Case, case, in_strides, make_call
 from tests.core.backends.hopper.cases import ALL, label, refusals
@@ -127,19 +127,14 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "float32": (of_shape(torch.float32), "q has dtype torch.float32, needs float16 or bfloat16"),
     "head_dim": (of_shape(dim=84), "head_dim 84 is not a multiple of 8 up to 256"),
     "v_head_dim": (of_shape(v_dim=264), "v head_dim 264 is not a multiple of 8 up to 256"),
-    "block_size": ({"grid": BlockGrid(512, 512, 256, True)}, "block_size 256 is not 64 or 128"),
-    "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias is given"),
-    "kv_lengths": (
-        {"sequences": Sequences(torch.zeros(1, 5), 512, 512, only_lengths=True)},
-        "kv_lengths is given",
-    ),
-    "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask is given"),
+    "block_size": ({"grid": BlockGrid(512, 512, 32, True)}, "block_size 32 is not 64, 128 or 256"),
+    "attn_bias": ({"attn_bias": torch.zeros(1)}, "attn_bias is given"),
     "dropout_p": ({"dropout_p": 0.25}, "dropout_p is 0.25, needs 0"),
     "scale_zero": ({"softmax_scale": 0.0}, "softmax_scale 0.0 is not positive"),
     "scale_negative": ({"softmax_scale": -1.5}, "softmax_scale -1.5 is not positive"),
-    "offset": (
-        {**of_shape(q_len=448), "q_offset": 64, "grid": BlockGrid(448, 512, 128, True)},
-        "the first query sits in the middle of a block (kv_len - q_len = 64 is no multiple of 128)",
+    "large_blocks": (
+        {"grid": BlockGrid(512, 512, 256, True), "rows": BlockLists(MANY[:5], MANY, MANY)},
+        f"block_size 256 has {2**30} active blocks, at most 2**29 - 1 can be taken as four each",
     ),
     "dilation_block": (
         {"grid": BlockGrid(512, 512, 64, True), "dilation": TokenDilation((64,), (2,))},
@@ -161,6 +156,36 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         f"token dilation counts pairs of {2**30} active blocks, at most 2**30 - 1 fit int32",
     ),
 }
+TABLE = torch.zeros(1, 5, dtype=torch.int32)
+# What a call may ask for, and how it is named where tokens are dilated, too.
+BEYOND_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
+    "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias"),
+    "kv_lengths": ({"sequences": Sequences(TABLE, 512, 512, only_lengths=True)}, "kv_lengths"),
+    "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask"),
+    "positions": (
+        {"sequences": Sequences(TABLE, 512, 512)},
+        "the sequences have positions of their own (q_offset as a tensor, or kv_starts)",
+    ),
+    "packed": ({"sequences": Sequences(TABLE, 512, 512, is_packed=True)}, "the sequences are packed"),
+    "layouts": ({"layout_batch": 3}, "the layout has 3 batch elements, needs one for all"),
+    "masks": ({"block_masks": BlockMasks(TABLE, TABLE)}, "the layout has masks inside blocks"),
+    "softcap": ({"softcap": 2.0}, "softcap is 2.0, needs none"),
+    "alibi_slopes": ({"alibi_slopes": torch.zeros(4)}, "alibi_slopes is given"),
+    "sinks": ({"sinks": torch.zeros(4)}, "sinks is given"),
+    "offset": (
+        {**of_shape(q_len=448), "q_offset": 64, "grid": BlockGrid(448, 512, 128, True)},
+        "the first query sits in the middle of a block (kv_len - q_len = 64 is no multiple of 128)",
+    ),
+}
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("name", BEYOND_PLAIN)
+def test_beyond_plain_calls_are_served_unless_tokens_are_dilated(name: str) -> None:
+    changes, named = BEYOND_PLAIN[name]
+    assert refused(**changes) is None
+    dilation = TokenDilation((128, 256), (1, 4))
+    assert refused(**changes, dilation=dilation) == f"token dilation is given, and {named}"
 
 
 @pytest.mark.usefixtures("on_hopper")

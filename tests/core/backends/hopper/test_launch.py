@@ -201,6 +201,115 @@ def test_cleared_launches_are_made_with_the_tiles_of_now(
     assert [each.grid for each in made] == [6, 3]
 
 
+# ---- calls beyond a plain one
+
+IDS = LAYOUT.num_block_ids
+HALF = torch.tensor([LENGTH // 2], dtype=torch.int32)
+MASKED = BlockLayout.from_mask(torch.rand(LENGTH, LENGTH) < 0.5, 128)
+# What a call asks for, and the pointers that each of its passes is given for it besides those of positions.
+WIDE: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
+    "kv_lengths": ({"kv_lengths": HALF}, {"Table", "Starts"}, set()),
+    "kv_starts": ({"kv_starts": HALF}, {"Table", "Starts"}, set()),
+    "padding": ({"key_padding_mask": torch.rand(1, LENGTH) < 0.5}, {"Padding"}, set()),
+    "softcap": ({"softcap": 2.0}, set(), set()),
+    "alibi": ({"alibi_slopes": torch.ones(4)}, {"Slopes"}, set()),
+    "sinks": ({"sinks": torch.ones(4)}, {"Sinks"}, set()),
+    "bias": ({"block_bias": torch.ones(4, IDS)}, {"Bias", "BlockIds"}, {"Slots"}),
+    "masks": ({"layout": MASKED}, {"MaskIds", "MaskTable"}, set()),
+    "batch": ({"layout": BlockLayout.from_dense(torch.rand(1, 1, 4, 4) < 0.5, 128)}, set(), set()),
+}
+WIDE["offset"] = (
+    {"q": torch.randn(1, 100, 4, 64, dtype=torch.bfloat16), "q_offset": 40, "is_causal": True,
+     "layout": BlockLayout.from_config(CONFIG, LENGTH, causal=True)},
+    set(), set(),
+)  # fmt: skip
+WITH_ROWS = ("kv_lengths", "kv_starts", "offset")
+
+
+def given(launched: Recorder) -> set[str]:
+    """The pointers behind the tile counter that a launch is given."""
+    names = launcher.pointers(launched.arguments)
+    pointers = names[names.index("Counter") + 1 :]
+    _, addresses = launched.runs[-1]
+    return {name for name, x in zip(names, addresses, strict=True) if name in pointers and x is not None}
+
+
+def test_plain_calls_are_given_nothing_more(made: list[Recorder]) -> None:
+    launch.launch_forward(problem())
+    backward(problem())
+    assert [given(each) for each in made] == [set(), set(), set()]
+    assert not any(each.arguments["SEQUENCES"] for each in made)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("name", WIDE)
+def test_passes_are_given_what_a_call_has(name: str, made: list[Recorder]) -> None:
+    changes, pointers, of_dq = WIDE[name]
+    for _ in range(2):
+        p = problem(**changes)
+        out, lse = launch.launch_forward(p)
+        backward(p, out=out, lse=lse)
+    forward, dq, dkdv = made  # the second call launches what the first has made
+    rows = name in WITH_ROWS
+    taken = [set(each.function.arg_names) for each in made]
+    expected = [
+        pointers | ({"OutRows"} if rows else set()),
+        pointers | of_dq | ({"GradQk"} if rows else set()),
+        pointers | ({"GradQk", "GradV"} if rows else set()),
+    ]
+    assert [given(each) for each in (forward, dq, dkdv)] == [
+        x & y for x, y in zip(expected, taken, strict=True)
+    ]
+    assert [each.arguments["SEQUENCES"] for each in made] == [rows] * 3
+
+
+def test_layouts_of_batch_elements_need_positions(made: list[Recorder]) -> None:
+    tensors = {name: torch.randn(2, LENGTH, 4, 64, dtype=torch.bfloat16) for name in "qkv"}
+    layout_ = BlockLayout.from_dense(torch.rand(2, 1, 4, 4) < 0.5, 128)
+    launch.launch_forward(problem(layout=layout_, **tensors))
+    (forward,) = made
+    assert (forward.arguments["SEQUENCES"], forward.arguments["list_heads"]) == (True, 1)
+    assert forward.arguments["n_sequences"] == 2
+
+
+@pytest.mark.interpreter
+def test_tokens_of_no_sequence_and_calls_without_keys_give_zeros(made: list[Recorder]) -> None:
+    """What the launches, which do nothing here, must not have to write."""
+    starts = torch.tensor([100], dtype=torch.int32)
+    p = problem(kv_starts=starts, q_offset=torch.zeros(1, dtype=torch.int32))
+    out, lse = torch.full_like(p.q, torch.nan), torch.full((1, 4, LENGTH), torch.nan)
+    grads = launch.launch_backward(p, out, lse, torch.zeros_like(out), None)
+    assert (grads.k[:, :100] == 0).all()
+    assert (grads.v[:, :100] == 0).all()
+    empty = torch.randn(1, 0, 4, 64, dtype=torch.bfloat16)
+    p = problem(k=empty, v=empty, sinks=torch.ones(4), block_bias=torch.ones(IDS))
+    out, lse = launch.launch_forward(p)
+    assert (out == 0).all()
+    assert (lse == -torch.inf).all()
+    grads = launch.launch_backward(p, out, lse, out, None)
+    assert (grads.q == 0).all()
+    for x in (grads.block_bias, grads.sinks):
+        assert x is not None
+        assert (x == 0).all()
+
+
+def test_blocks_of_256_are_launched_as_blocks_of_128(made: list[Recorder]) -> None:
+    config = SparsePatternConfig(block_size=256, sparsity_ratio=0.5)
+    layout_ = BlockLayout.from_config(config, LENGTH)
+    for _ in range(2):
+        p = problem(layout=layout_)
+        launch.launch_forward(p)
+        backward(p)
+    assert [(each.arguments["BLOCK_SIZE"], each.arguments["SEQUENCES"]) for each in made] == [
+        (128, False)
+    ] * 3
+    assert [each.grid for each in made] == [4 * LENGTH // 128] * 3
+    bound = launch.bind_forward(p)
+    assert bound is not None
+    bound(p.q, p.k, p.v)
+    assert made[0].runs[-1][1][1:] == made[0].runs[0][1][1:]
+
+
 # ---- bound to a problem, for a plan
 
 

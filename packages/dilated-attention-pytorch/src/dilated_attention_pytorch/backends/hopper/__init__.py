@@ -25,13 +25,14 @@ from ..problem import (
 )
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .prepared import make_prepared
+from .quarters import LARGE
 from .shares import shares_of
 from .strides import badly_strided
 from .work_order import make_work_order
 
 MAX_HEAD_DIM = 256
 MAX_DILATED_HEAD_DIM = 128  # with token dilation
-BLOCK_SIZES = (64, 128)
+BLOCK_SIZES = (64, 128, 256)
 OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
 # The newest tested release: Gluon is experimental, and its names change from release to release.
 NEWEST_TRITON = (3, 9)
@@ -120,44 +121,63 @@ def rejected_call(problem: AttentionProblem) -> str | None:
 
 def rejected_values(problem: AttentionProblem) -> str | None:
     """Why the kernels cannot serve a call on the right device; None if they can."""
-    p, beyond = problem, beyond_plain_batch(problem) or beyond_plain_scores(problem)
-    if beyond is not None:
-        return beyond
+    p = problem
     if p.q.dtype not in (torch.float16, torch.bfloat16):
         return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
     for what, dim in (("head_dim", p.head_dim), ("v head_dim", p.v_head_dim)):
         if dim % 8 or not 0 < dim <= MAX_HEAD_DIM:
             return f"{what} {dim} is not a multiple of 8 up to {MAX_HEAD_DIM}"
     if p.block_size not in BLOCK_SIZES:
-        return f"block_size {p.block_size} is not 64 or 128"
-    for what, value in (
-        ("block_bias", p.block_bias),
-        ("kv_lengths", p.kv_lengths),
-        ("key_padding_mask", p.key_padding_mask),
-    ):
-        if value is not None:
-            return f"{what} is given"
+        return f"block_size {p.block_size} is not 64, 128 or 256"
+    if p.attn_bias is not None:
+        return "attn_bias is given"
     if p.dropout_p > 0.0:
         return f"dropout_p is {p.dropout_p}, needs 0"
     if p.softmax_scale <= 0.0:
         return f"softmax_scale {p.softmax_scale} is not positive"
-    if p.q_offset % p.block_size:
-        return f"the first query sits in the middle of a block (kv_len - q_len = {p.q_offset} is no multiple of {p.block_size})"
+    if p.block_size == LARGE and p.rows.indices.numel() >= 2**29:
+        return f"block_size 256 has {p.rows.indices.numel()} active blocks, at most 2**29 - 1 can be taken as four each"
     if p.dilation is not None:
-        if p.block_size != 128:
-            return f"token dilation needs block_size 128, got {p.block_size}"
-        if max(p.head_dim, p.v_head_dim) > MAX_DILATED_HEAD_DIM:
-            return f"token dilation needs head_dim up to {MAX_DILATED_HEAD_DIM}, got {p.head_dim} and {p.v_head_dim} of v"
-        if len(p.rates) > MAX_RATES:
-            return f"token dilation has {len(p.rates)} rates, at most {MAX_RATES} fit"
-        if max(p.rates) > MAX_GROUP_SIZE or p.kv_len % max(p.rates):
-            return f"token dilation needs rates up to {MAX_GROUP_SIZE} that divide kv_len {p.kv_len}, got {p.rates}"
-        if p.rows.indices.numel() >= 2**30:
-            return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
+        why_not = rejected_dilation(p)
+        if why_not is not None:
+            return why_not
     for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
         why_not = badly_strided(name, x)
         if why_not is not None:
             return why_not
+    return None
+
+
+def rejected_dilation(problem: AttentionProblem) -> str | None:
+    """Why the kernels do not dilate the tokens of a call; None if they do."""
+    p = problem
+    if p.block_size != 128:
+        return f"token dilation needs block_size 128, got {p.block_size}"
+    if max(p.head_dim, p.v_head_dim) > MAX_DILATED_HEAD_DIM:
+        return f"token dilation needs head_dim up to {MAX_DILATED_HEAD_DIM}, got {p.head_dim} and {p.v_head_dim} of v"
+    if len(p.rates) > MAX_RATES:
+        return f"token dilation has {len(p.rates)} rates, at most {MAX_RATES} fit"
+    if max(p.rates) > MAX_GROUP_SIZE or p.kv_len % max(p.rates):
+        return (
+            f"token dilation needs rates up to {MAX_GROUP_SIZE} that divide kv_len {p.kv_len}, got {p.rates}"
+        )
+    if p.rows.indices.numel() >= 2**30:
+        return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
+    beyond = beyond_plain_batch(p) or beyond_plain_scores(p)
+    if beyond is not None:
+        return f"token dilation is given, and {beyond}"
+    for what, value in (
+        ("block_bias", p.block_bias),
+        ("kv_lengths", p.sequences),
+        ("key_padding_mask", p.key_padding_mask),
+    ):
+        if value is not None:
+            return f"token dilation is given, and {what}"
+    if p.q_offset % p.block_size:
+        return (
+            "token dilation is given, and the first query sits in the middle of a block "
+            f"(kv_len - q_len = {p.q_offset} is no multiple of {p.block_size})"
+        )
     return None
 
 

@@ -65,7 +65,7 @@ def empty_out(q: Tensor, v: Tensor) -> Tensor:
 class ForwardLaunch(NamedTuple):
     """The forward of a problem and of all others of its shapes and strides, ready to run."""
 
-    launch: Launch | None  # None without queries
+    launch: Launch | None  # None without queries, keys or sequences
     pointers: tuple[str, ...]  # behind the tile counter
     absent: Addresses | None  # what a plain call gives for them; None for a wide call
 
@@ -77,7 +77,7 @@ def make_forward(
     p, n_tiles = problem, FORWARD.n_tiles(problem)
     names = extra_pointers(FORWARD.kernel)
     made = None
-    if n_tiles:
+    if n_tiles and p.kv_len:
         grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
         made = Launch(FORWARD.kernel, FORWARD.arguments(p, out, lse, tensors), FORWARD.options(p), grid)
     return ForwardLaunch(made, names, None if is_wide(p) else (None,) * len(names))
@@ -115,6 +115,9 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
         launch.run(
             index, (q, k, v, k, v, out), (lse.data_ptr(), *FORWARD.lists(p), tile_counter(index), *extras)
         )
+    else:  # no descriptor for no tokens
+        out.zero_()
+        lse.fill_(-torch.inf)
     if p.sequences is not None and has_query_gaps(p):
         clear(p, "q_start", out, lse=lse)
     return out, lse

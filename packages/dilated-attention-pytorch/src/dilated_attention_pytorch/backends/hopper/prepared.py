@@ -57,7 +57,8 @@ def make_prepared(
         grid, rows, cols = quartered_grid(grid), quartered_lists(rows, True), quartered_lists(cols, False)
     of_entries = None
     if masks is not None:
-        table = quartered_masks(masks.table) if is_large else masks.table
+        table = quartered_masks(masks.table) if is_large else masks.table.contiguous()
+        table = table.clone() if table.data_ptr() % 16 else table  # which the kernels read 16 bytes at a time
         parts = 4 if is_large else 1
         of_entries = EntryMasks(
             mask_ids(rows, masks, parts), mask_ids(cols, masks, parts), table, masks_by_keys(table)
