@@ -25,7 +25,10 @@ def drawn_lists(
     draw: Draw, grid: BlockGrid, n_heads: int, has_capacity: bool
 ) -> tuple[BlockLists, BlockLists, int]:
     """Row lists, column lists and the number of block ids."""
-    active = draw.flags(draw.choice([0.0, 0.3, 0.6, 1.0]), n_heads, grid.n_rows, grid.n_cols)
+    shape = n_heads, grid.n_rows, grid.n_cols
+    active = draw.flags(draw.choice([0.0, 0.3, 0.6, 1.0]), *shape)
+    if draw.chance(0.3):  # neighbours whose lists differ much in length
+        active &= draw.flags(0.6, n_heads, grid.n_rows, 1) & draw.flags(0.6, n_heads, 1, grid.n_cols)
     active[:, 0] &= draw.chance(0.7)
     head, row, col = active.nonzero(as_tuple=True)
     n_ids = head.numel() + 5 * has_capacity
@@ -71,7 +74,7 @@ def drawn_positions(
 
 def drawn_call(
     seed: int, features: tuple[str, ...] | None = None, kind: str | None = None, head_dim: int | None = None,
-    block: int | None = None,
+    block: int | None = None, scale: int = 1,
 ) -> AttentionProblem:  # fmt: skip
     """One problem in bfloat16, prepared.
 
@@ -81,11 +84,14 @@ def drawn_call(
         kind: of its positions; default: drawn.
         head_dim: default: drawn, with another one for v.
         block: default: drawn.
+        scale: how many times the lengths; rings wrap around more than once from 6 on.
     """
     draw = Draw(seed)
     block = draw.choice([64, 64, 128, 128, 256]) if block is None else block
     is_causal = draw.chance(0.5)
     q_len, kv_len = draw.choice([1, 40, 64, 130, 200, 256, 300]), draw.choice([1, 63, 64, 128, 193, 256, 330])
+    kv_len *= scale
+    q_len *= draw.choice([1, scale])
     if draw.chance(0.3):
         q_len = kv_len
     kind = (
@@ -102,8 +108,8 @@ def drawn_call(
         grid = BlockGrid(q_len, kv_len, block, is_causal)
     else:
         grid = BlockGrid(
-            draw.randint(1, 450),
-            draw.randint(1, 450),
+            draw.randint(1, max(450, q_len)),
+            draw.randint(1, 450 * scale),
             block,
             False,
             draw.choice([0, 0, block, 35, 2 * block]),
