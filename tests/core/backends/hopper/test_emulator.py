@@ -154,6 +154,39 @@ def test_boxes_are_zero_outside_of_the_tensor_and_arrive_late() -> None:
     assert out[2].isnan().all()
 
 
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("is_second", [True, False])
+def test_partitions_that_do_not_wait_for_each_other(is_second: bool, waits: bool) -> None:
+    """Whoever runs first: the first writes, the second reads, and the first writes once more."""
+
+    def first(numbers: Any, bars: Any) -> None:
+        numbers.store(gl.full([1], 1, gl.int32))
+        barriers.arrive(bars.index(0), count=1)
+        if waits or is_second:
+            barriers.wait(bars.index(1), 0)
+        numbers.store(gl.full([1], 2, gl.int32))
+
+    def second(numbers: Any, bars: Any) -> None:
+        if waits or not is_second:
+            barriers.wait(bars.index(0), 0)
+        numbers.load()
+        barriers.arrive(bars.index(1), count=1)
+
+    def kernel() -> None:
+        numbers = gl.allocate_shared_memory(gl.int32, [1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+        bars = gl.allocate_shared_memory(gl.int64, [2, 1], barriers.MBarrierLayout())
+        for i in range(2):
+            barriers.init(bars.index(i), count=1)
+        gl.warp_specialize([(first, (numbers, bars)), (second, (numbers, bars))], [1], [24])
+
+    for seed in range(8):
+        if waits:
+            run(kernel, seed=seed)
+        else:
+            with pytest.raises(emulator.EmulatorError, match="numbers without waiting for"):
+                run(kernel, seed=seed)
+
+
 def test_too_many_arrivals() -> None:
     def kernel() -> None:
         bars = gl.allocate_shared_memory(gl.int64, [2, 1], barriers.MBarrierLayout())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from .layouts import MBarrierLayout
-from .schedule import EmulatorError, scheduler
+from .schedule import MOST_PARTITIONS, EmulatorError, current, scheduler
 from .tensors import base_value, to_tensor
 
 
@@ -18,6 +20,9 @@ class Barrier(base_value):
         self.pending = 0
         self.bytes = 0  # expected and not yet there
         self.phase = 0  # how many are complete
+        # vector clocks of the arrivals of this phase, and of all that are complete
+        self.arriving = np.zeros(MOST_PARTITIONS, np.int64)
+        self.before = np.zeros(MOST_PARTITIONS, np.int64)
 
     shape = (1,)
 
@@ -35,16 +40,20 @@ class Barrier(base_value):
         if count > self.pending:
             raise EmulatorError(f"barrier {self} gets {count} more arrivals")
         self.pending -= count
+        np.maximum(self.arriving, current().release(), out=self.arriving)
         self.complete()
 
-    def arrived(self, n_bytes: int) -> None:
-        """Bytes of a copy have arrived."""
+    def arrived(self, n_bytes: int, before: Any) -> None:
+        """Bytes of a copy have arrived, after what has happened before its start."""
         self.bytes -= n_bytes
+        np.maximum(self.arriving, before, out=self.arriving)
         self.complete()
 
     def complete(self) -> None:
         if self.pending == 0 and self.bytes == 0:
             self.phase += 1
+            np.maximum(self.before, self.arriving, out=self.before)
+            self.arriving[:] = 0
             self.pending = self.count
         elif self.pending == 0 and self.bytes < 0:
             raise EmulatorError(f"barrier {self}: more bytes than expected")
@@ -88,6 +97,7 @@ def wait(barrier: Barrier, phase: Any, pred: Any = True, deps: Any = ()) -> None
     if not barrier.count:
         raise EmulatorError(f"barrier {barrier.name} is used before mbarrier.init")
     scheduler().wait(lambda: barrier.is_past(parity), lambda: f"parity {parity} of {barrier}")
+    current().acquire(barrier.before)
 
 
 def allocate_mbarrier(batch: Any = None, **_: Any) -> Any:

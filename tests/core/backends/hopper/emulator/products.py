@@ -43,11 +43,13 @@ class Product:
         for operand in self.operands:
             if (operand.memory.written[operand.where] > self.since).any():
                 raise EmulatorError(f"{operand} changes during a product that reads it")
+            operand.memory.note_read(operand.where, current())
 
 
 def operand_data(operand: Any) -> Any:
     if isinstance(operand, shared_memory_descriptor):
         operand.memory.check_fenced(operand.where, "a product reads", False)
+        operand.memory.check_order(operand.where, "multiplies", by_write=False)
         return operand.memory.data[operand.where]
     if isinstance(operand, tensor):
         return operand.data

@@ -21,6 +21,7 @@ class Program:
     def __init__(self, index: int, grid: int) -> None:
         self.index, self.grid = index, grid
         self.shared_bytes = 0
+        self.n_partitions = 0
 
 
 def program_id(axis: Any = 0) -> tensor:
@@ -39,9 +40,10 @@ def warp_specialize(functions_and_args: Any, worker_num_warps: Any, worker_num_r
             f"{len(functions_and_args)} partitions, but {len(worker_num_warps)} numbers of warps"
         )
     actor = current()
-    workers = []
+    workers, start = [], actor.release()
     for i, ((function, args), warps) in enumerate(zip(functions_and_args[1:], worker_num_warps)):
         worker = Actor(f"partition {i + 1} ({function.__name__})", actor.program, int(warps))
+        worker.acquire(start)
         workers.append(worker)
         scheduler().start(worker, lambda function=function, args=args: function(*args))  # type: ignore[misc]
     name = actor.name
@@ -50,6 +52,8 @@ def warp_specialize(functions_and_args: Any, worker_num_warps: Any, worker_num_r
     made = function(*args)
     actor.name = name
     scheduler().wait(lambda: all(worker.done for worker in workers), lambda: "its partitions")
+    for worker in workers:
+        actor.acquire(worker.before)
     return made
 
 

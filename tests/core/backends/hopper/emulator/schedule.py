@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 HERE = threading.local()
+MOST_PARTITIONS = 16
 
 
 class EmulatorError(Exception):
@@ -41,6 +42,25 @@ class Actor:
         self.products: list[Any] = []  # in flight, the oldest first
         self.stores: list[Any] = []  # copies to global memory whose memory may still be read
         self.fenced = 0  # when its last fence was
+        # a vector clock: up to which time of every partition of the program all has happened before
+        self.place = program.n_partitions
+        program.n_partitions += 1
+        self.before = np.zeros(MOST_PARTITIONS, np.int64)
+        self.before[self.place] = 1
+
+    @property
+    def time(self) -> Any:
+        return self.before[self.place]
+
+    def release(self) -> Any:
+        """What has happened before now, for those who wait for it; what follows is later."""
+        made = self.before.copy()
+        self.before[self.place] += 1
+        return made
+
+    def acquire(self, before: Any) -> None:
+        """All that has happened before what was waited for, has happened before what follows."""
+        np.maximum(self.before, before, out=self.before)
 
     def __str__(self) -> str:
         return f"program {self.program.index}, {self.name}"

@@ -53,6 +53,9 @@ class Allocation:
         self.unfenced = np.zeros(size, np.int64)  # when written by a partition itself, until it fences
         self.writer = np.zeros(size, np.int16)
         self.writers: list[Any] = [None]
+        # by partition: at which of its times it has read, and written the value that is there
+        self.read_times: dict[int, Any] = {}
+        self.write_times: dict[int, Any] = {}
 
     def write(self, where: Any, values: Any) -> None:
         """A write of the current partition."""
@@ -61,10 +64,60 @@ class Allocation:
             self.writers.append(actor)
         old = self.data[where]
         changed = (old != values) & ~((old != old) & (values != values))
+        self.check_order(where[changed], "writes", by_write=True)
         self.data[where] = values
         self.written[where] = np.where(changed, now, self.written[where])
+        self.note_write(where, where[changed])
         self.unfenced[where] = now
         self.writer[where] = self.writers.index(actor)
+
+    def check_order(self, where: Any, verb: str, by_write: bool) -> None:
+        """The current partition has waited for what others have done in these places."""
+        actor = current()
+        written, waited = np.zeros(where.shape, bool), np.zeros(where.shape, bool)
+        for place, times in self.write_times.items():
+            found = times[where]
+            late = found > actor.before[place]
+            if by_write and place != actor.place and late.any():
+                raise EmulatorError(
+                    f"it {verb} {self.name} without waiting for {self.partition(place)}, which has written it"
+                )
+            written |= found > 0
+            waited |= (found > 0) & ~late
+        if not by_write and (written & ~waited).any():
+            raise EmulatorError(
+                f"it {verb} {self.name} without waiting for the partition that has written it"
+            )
+        if by_write:
+            for place, times in self.read_times.items():
+                if place != actor.place and (times[where] > actor.before[place]).any():
+                    raise EmulatorError(
+                        f"it {verb} {self.name} without waiting for {self.partition(place)}, which has read it"
+                    )
+
+    def partition(self, place: int) -> str:
+        names = [
+            actor.name
+            for actor in scheduler().actors
+            if actor.program is current().program and actor.place == place
+        ]
+        return names[0] if names else f"partition {place}"
+
+    def note_read(self, where: Any, actor: Any) -> None:
+        self.read_times.setdefault(actor.place, np.zeros(self.data.size, np.int64))[where] = actor.time
+
+    def note_write(self, where: Any, changed: Any) -> None:
+        """Values that change are those of one partition; others may write the same."""
+        actor = current()
+        for times in self.write_times.values():
+            times[changed] = 0
+        self.write_times.setdefault(actor.place, np.zeros(self.data.size, np.int64))[where] = actor.time
+
+    def read(self, where: Any) -> Any:
+        """A read of the current partition."""
+        self.check_order(where, "reads", by_write=False)
+        self.note_read(where, current())
+        return self.data[where]
 
     def overwrite(self, where: Any, values: Any) -> None:
         """A write of the asynchronous proxy."""
@@ -149,7 +202,7 @@ class shared_memory_descriptor(base_value):
 
     def load(self, layout: Any = None) -> tensor:
         scheduler().pause()
-        return tensor(self.memory.data[self.where], self.dtype, layout)
+        return tensor(self.memory.read(self.where), self.dtype, layout)
 
     def store(self, value: tensor) -> None:
         scheduler().pause()

@@ -67,11 +67,12 @@ class Load:
     ) -> None:
         self.desc, self.coord, self.barrier, self.result = desc, coord, barrier, result
         self.actor = current()
+        self.before = self.actor.before.copy()
 
     def arrive(self) -> None:
         data = self.desc.read(self.coord).reshape(self.result.shape)
         self.result.memory.overwrite(self.result.where, data)
-        self.barrier.arrived(data.size * self.desc.dtype.primitive_bitwidth // 8)
+        self.barrier.arrived(data.size * self.desc.dtype.primitive_bitwidth // 8, self.before)
 
 
 class Store:
@@ -122,6 +123,8 @@ def async_load(
     scheduler().pause()
     check_box(desc, result)
     result.memory.check_fenced(result.where, "a copy overwrites", True)
+    result.memory.check_order(result.where, "overwrites by a copy", by_write=True)
+    result.memory.note_write(result.where, result.where)
     result.memory.overwrite(result.where, desc.dtype.nothing)
     scheduler().copies.append(Load(desc, coordinates(desc, coord), barrier, result))
 
@@ -133,6 +136,7 @@ def start_store(desc: tensor_descriptor, coord: Any, source: shared_memory_descr
     if min(coord) < 0:
         raise EmulatorError(f"a store to {desc.name} at {coord}")
     source.memory.check_fenced(source.where, "a copy reads", True)
+    source.memory.check_order(source.where, "stores by a copy", by_write=False)
     copy = Store(desc, coord, source, add)
     current().stores.append(copy)
     scheduler().copies.append(copy)
@@ -155,6 +159,7 @@ def store_wait(pendings: Any = 0) -> None:
         if copy in scheduler().copies:
             scheduler().copies.remove(copy)
         copy.arrive()
+        copy.source.memory.note_read(copy.source.where, current())
 
 
 async_copy_global_to_shared, async_copy_shared_to_global = async_load, async_store
