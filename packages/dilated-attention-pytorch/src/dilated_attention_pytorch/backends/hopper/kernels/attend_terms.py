@@ -120,8 +120,8 @@ def terms_overlapped(q, rings, keys, places, n_tiles, n_whole, sums, last, terms
             clear_values(rings, place, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
             s_next = scores(q_tile, rings.k.consumer_wait(place_next), config.BLOCK_N, config.s_layout)
-            tile_next = terms_at(keys, t + 1, terms, config.BLOCK_N)
             p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, t >= n_whole, dtype, config)
+            tile = terms_at(keys, t + 1, terms, config.BLOCK_N)
             p = gl.convert_layout(p, p_layout)
             acc = rescale_acc(sums.acc, alpha, config.acc_layout)
             acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
@@ -131,7 +131,6 @@ def terms_overlapped(q, rings, keys, places, n_tiles, n_whole, sums, last, terms
             rings.v.consumer_release(place)
             sums = Sums(acc, m, l)
             place = place_next
-            tile = tile_next
             t += 1
         clear_values(rings, place, keys, terms, tile, config)
         tile_next = terms_at(keys, gl.minimum(t + 1, n_tiles - 1), terms, config.BLOCK_N)
