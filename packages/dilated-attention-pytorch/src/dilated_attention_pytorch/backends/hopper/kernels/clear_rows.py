@@ -1,7 +1,7 @@
 """Rows of a streamed tile that belong to no token of the sequence: set to 0 before they meet in a sum.
 
 Memory behind the end of a sequence may hold anything, and 0 times NaN is NaN. Both warpgroups may clear the same tile: they
-write the same.
+write the same, and read nothing of it.
 """
 
 from __future__ import annotations
@@ -12,31 +12,38 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..gluon_names import reinterpret
 
-EIGHT_ROWS = gl.constexpr(gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0]))  # of a piece of 64 of head_dim
+# A piece of 64 of head_dim of a row is 128 bytes, in which a swizzle only moves 16 by 16: all of them become 0.
+PIECE = gl.constexpr(64)
+EIGHT_ROWS = gl.constexpr(512)
 
 
 @gluon.jit
-def in_eights(tiles):
-    """The memory of tiles (stages, rows, head_dim) as pieces of 8 rows by 64: those of a piece of head_dim are adjacent."""
-    N: gl.constexpr = tiles.shape[0] * tiles.shape[1] * tiles.shape[2] // 512
-    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    return reinterpret(tiles, tiles.dtype, [N, 8, 64], LAYOUT)
+def clear_units(tiles, stage, begin, end, UNIT: gl.constexpr):
+    """Set rows to 0 in units of UNIT numbers, a row or eight of them: those from `begin` to `end`, counted in units."""
+    D: gl.constexpr = tiles.shape[2]
+    PIECES: gl.constexpr = D // PIECE
+    UNITS: gl.constexpr = tiles.shape[1] * PIECE // UNIT  # of a piece of a tile
+    SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    LAYOUT: gl.constexpr = gl.BlockedLayout([2 if UNIT == PIECE else 4], [32], [4], [0])
+    units = reinterpret(tiles, tiles.dtype, [tiles.shape[0] * PIECES * UNITS, UNIT], SHARED)
+    for i in range(begin, end):
+        for piece in gl.static_range(PIECES):
+            units.index((stage * PIECES + piece) * UNITS + i).store(
+                gl.zeros([UNIT], tiles.dtype, layout=LAYOUT)
+            )
 
 
 @gluon.jit
 def keep_rows(tiles, stage, begin, end):
     """Set the rows of tile `stage` before `begin` and from `end` on to 0, for asynchronous readers after the next barrier."""
     ROWS: gl.constexpr = tiles.shape[1]
-    PIECES: gl.constexpr = tiles.shape[2] // 64
-    eights = in_eights(tiles)
-    lanes = gl.arange(0, 8, layout=gl.SliceLayout(1, EIGHT_ROWS))
-    for i in range(ROWS // 8):
-        if (i * 8 < begin) | (i * 8 + 8 > end):
-            row = i * 8 + lanes
-            keep = ((row >= begin) & (row < end))[:, None]
-            for piece in gl.static_range(PIECES):
-                eight = eights.index((stage * PIECES + piece) * (ROWS // 8) + i)
-                eight.store(gl.where(keep, eight.load(EIGHT_ROWS), 0.0))
+    begin = gl.minimum(gl.maximum(begin, 0), ROWS)
+    end = gl.minimum(gl.maximum(end, 0), ROWS)
+    whole = (end + 7) // 8
+    clear_units(tiles, stage, 0, begin // 8, EIGHT_ROWS)
+    clear_units(tiles, stage, begin // 8 * 8, begin, PIECE)
+    clear_units(tiles, stage, end, whole * 8, PIECE)
+    clear_units(tiles, stage, whole, ROWS // 8, EIGHT_ROWS)
     fence_async_shared()
 
 
@@ -44,15 +51,13 @@ def keep_rows(tiles, stage, begin, end):
 def keep_listed_rows(tiles, stage, words):
     """Set the rows of tile `stage` whose bits in `words` (rows / 32,) are 0 to 0, as `keep_rows` does."""
     ROWS: gl.constexpr = tiles.shape[1]
-    PIECES: gl.constexpr = tiles.shape[2] // 64
-    eights = in_eights(tiles)
-    lanes = gl.arange(0, 8, layout=gl.SliceLayout(1, EIGHT_ROWS))
     places = gl.arange(0, ROWS // 32, layout=words.type.layout)
     for i in range(ROWS // 8):
         bits = (gl.sum(gl.where(places == i // 4, words, 0), 0) >> (i % 4 * 8)) & 255
-        if bits != 255:
-            keep = (((bits >> lanes) & 1) != 0)[:, None]
-            for piece in gl.static_range(PIECES):
-                eight = eights.index((stage * PIECES + piece) * (ROWS // 8) + i)
-                eight.store(gl.where(keep, eight.load(EIGHT_ROWS), 0.0))
+        if bits == 0:
+            clear_units(tiles, stage, i, i + 1, EIGHT_ROWS)
+        elif bits != 255:
+            for row in range(8):
+                is_hidden = ((bits >> row) & 1) ^ 1
+                clear_units(tiles, stage, i * 8 + row, i * 8 + row + is_hidden, PIECE)
     fence_async_shared()
