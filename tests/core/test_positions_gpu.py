@@ -21,6 +21,14 @@ CONFIG = SparsePatternConfig(block_size=64, sparsity_ratio=0.3)
 LONGEST, HEADS, DIM = 1024, 4, 64
 
 
+@pytest.fixture(params=["triton", "hopper"])
+def backend(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    if name == "hopper" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+    return name
+
+
 @pytest.fixture
 def without_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
@@ -39,7 +47,7 @@ def leaves(*shapes: tuple[int, ...]) -> list[Tensor]:
 class Step:
     """A call and its backward, whose integers are in buffers; two sets of their values."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, backend: str) -> None:
         layout = BlockLayout.from_config(CONFIG, LONGEST, causal=True, device="cuda")
         self.sinks = torch.randn(HEADS, device="cuda", requires_grad=True)
         self.attend: Callable[[], Tensor]
@@ -51,7 +59,7 @@ class Step:
                 [int32(0, 10, 600, 650), int32(0, 64, 654, 700)],
             ]
             self.attend = lambda: block_sparse_attention_varlen(
-                q, k, v, layout, *self.buffers, 600, 600, is_causal=True, sinks=self.sinks
+                q, k, v, layout, *self.buffers, 600, 600, is_causal=True, sinks=self.sinks, backend=backend
             )
         else:
             n_queries = 1 if name == "decoding" else 100
@@ -64,7 +72,7 @@ class Step:
             lengths, offsets, starts = self.buffers
             self.attend = lambda: block_sparse_attention(
                 q, k, v, layout, is_causal=True, q_offset=offsets, kv_lengths=lengths, kv_starts=starts, softcap=20.0,
-                sinks=self.sinks,
+                sinks=self.sinks, backend=backend,
             )  # fmt: skip
         self.leaves = [q, k, v, self.sinks]
         self.grad = torch.randn_like(self.attend().detach())
@@ -84,10 +92,10 @@ class Step:
 
 @pytest.mark.parametrize("name", ["decoding", "chunk", "packed"])
 def test_a_graph_replayed_with_other_values_is_bit_equal_to_eager(
-    name: str, without_synchronisation: None
+    name: str, backend: str, without_synchronisation: None
 ) -> None:
     torch.cuda.set_sync_debug_mode("default")  # the first call on a device may wait
-    step = Step(name)
+    step = Step(name, backend)
     wanted = []
     for i in (0, 1):
         step.set(i)
@@ -114,25 +122,25 @@ def test_a_graph_replayed_with_other_values_is_bit_equal_to_eager(
 
 
 def test_shorter_calls_on_a_long_layout_wait_for_nothing_after_the_first(
-    without_synchronisation: None,
+    backend: str, without_synchronisation: None
 ) -> None:
     torch.cuda.set_sync_debug_mode("default")
     layout = BlockLayout.from_config(CONFIG, LONGEST, causal=True, device="cuda")
     tensors = leaves(*[(1, 500, HEADS, DIM)] * 3)
     exact = BlockLayout.from_config(CONFIG, 500, causal=True, device="cuda")
-    wanted = block_sparse_attention(*tensors, exact, is_causal=True)
-    block_sparse_attention(*tensors, layout, is_causal=True)
+    wanted = block_sparse_attention(*tensors, exact, is_causal=True, backend=backend)
+    block_sparse_attention(*tensors, layout, is_causal=True, backend=backend)
     torch.cuda.set_sync_debug_mode("error")
     shorter = [x[:, :499] for x in tensors]
-    found = block_sparse_attention(*tensors, layout, is_causal=True)
-    block_sparse_attention(*shorter, layout, is_causal=True).sum().backward()
+    found = block_sparse_attention(*tensors, layout, is_causal=True, backend=backend)
+    block_sparse_attention(*shorter, layout, is_causal=True, backend=backend).sum().backward()
     torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["decoding", "chunk", "packed"])
-def test_gpu_gives_what_the_reference_gives(name: str) -> None:
-    step = Step(name)
+def test_gpu_gives_what_the_reference_gives(name: str, backend: str) -> None:
+    step = Step(name, backend)
     step.set(1)
     found = step.run()
     layout = BlockLayout.from_config(CONFIG, LONGEST, causal=True, device="cuda")

@@ -55,7 +55,7 @@ def bits_of(mask: Tensor, sequences: Sequences | None) -> list[list[bool]]:
 
     words = padding_bits(mask, sequences)
     assert words.dtype == torch.int32
-    assert words.shape == (mask.shape[0], -(-mask.shape[1] // 256) * 8)
+    assert words.shape == (mask.shape[0], -(-mask.shape[1] // 128) * 4 + 4)
     bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1
     return bits.flatten(1).bool().tolist()  # type: ignore[no-any-return]
 
@@ -63,7 +63,7 @@ def bits_of(mask: Tensor, sequences: Sequences | None) -> list[list[bool]]:
 @pytest.mark.parametrize("kv_len", [1, 32, 100, 1100])
 def test_keys_that_count_have_bits(kv_len: int) -> None:
     mask = torch.rand(2, kv_len) < 0.4
-    wanted = torch.nn.functional.pad(~mask, (0, -kv_len % 256))
+    wanted = torch.nn.functional.pad(~mask, (0, -kv_len % 128 + 128))
     assert bits_of(mask, None) == wanted.tolist()
     transposed = mask.t().contiguous().t()
     assert bits_of(transposed, None) == wanted.tolist()
@@ -88,5 +88,5 @@ def test_bits_are_by_position_and_end_with_the_keys_of_an_element() -> None:
     assert bits_of(mask, sequences) == wanted
 
 
-def test_no_keys_have_no_words() -> None:
-    assert bits_of(torch.zeros(2, 0, dtype=torch.bool), None) == [[], []]
+def test_no_keys_have_no_bits() -> None:
+    assert bits_of(torch.zeros(2, 0, dtype=torch.bool), None) == [[False] * 128] * 2

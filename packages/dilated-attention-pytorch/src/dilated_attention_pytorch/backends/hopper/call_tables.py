@@ -10,7 +10,7 @@ from .kernels.padding_bits import padding_bits_kernel
 from .kernels.tile_starts import tile_starts_kernel
 
 SEQUENCES_AT_ONCE = 1024
-KEYS_OF_A_BLOCK = 256  # kernels read the words of a block at once
+KEYS_OF_A_BLOCK = 128  # kernels read the words of a block at once
 WORDS = 32  # of padding bits, of a program
 
 
@@ -29,14 +29,16 @@ def tile_starts(sequences: Sequences, first_position: int) -> Tensor:
 
 
 def padding_bits(mask: Tensor, sequences: Sequences | None) -> Tensor:
-    """The keys that count as bits, int32 (batch, words); see kernels/padding_bits.py. A block of 256 keys has all its words.
+    """The keys that count as bits, int32 (batch, words); see kernels/padding_bits.py.
+
+    A block of 128 keys has all its words, and so has the one behind the last key: a layout may have a column more than a call.
 
     Args:
         mask: bool (batch, kv_len), True is padding; any strides.
         sequences: of the call, one in each batch element.
     """
     batch, kv_len = mask.shape
-    n_words = -(-kv_len // KEYS_OF_A_BLOCK) * (KEYS_OF_A_BLOCK // 32)
+    n_words = (-(-kv_len // KEYS_OF_A_BLOCK) + 1) * (KEYS_OF_A_BLOCK // 32)
     bits = torch.empty(batch, n_words, dtype=torch.int32, device=mask.device)
     n_programs = batch * -(-n_words // WORDS)
     if n_programs > 0:
