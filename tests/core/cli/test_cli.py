@@ -34,11 +34,12 @@ def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 # Parser.
 
 
-def test_parser_offers_the_three_commands() -> None:
+def test_parser_offers_the_commands() -> None:
     parser = build_parser()
     assert parser.parse_args(["demo", "a.txt", "b.txt"]).files == [Path("a.txt"), Path("b.txt")]
     assert parser.parse_args(["doctor", "--json"]).json
     assert parser.parse_args(["plot", "--seq-len", "512"]).q_len == 512
+    assert parser.parse_args(["warm", "--arch", "90"]).arch == (9, 0)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +48,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"dilated-attention-pytorch {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["doctor"], ["plot"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["doctor"], ["plot"], ["warm"]])
 def test_help_explains_every_option(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([*command, "--help"])
@@ -64,7 +65,7 @@ def test_kept_ratio_and_int_list() -> None:
 BAD_ARGUMENTS = {
     "": "required: COMMAND",
     "train": "invalid choice: 'train'",
-    "plt": "invalid choice: 'plt'; did you mean 'plot'? (choose from demo, doctor, plot)",
+    "plt": "invalid choice: 'plt'; did you mean 'plot'? (choose from demo, doctor, plot, warm)",
     "doctor --jsn": "doctor: error: unrecognized arguments: --jsn; did you mean '--json'?",
     "plot --outptu=x.png": "plot: error: unrecognized arguments: --outptu=x.png; did you mean '--output'?",
     "plot --pattern-type dilated-sparse": "'dilated-sparse'; did you mean 'dilated_sparse'?",

@@ -1,63 +1,32 @@
-"""`warm`: compile the kernels of a configuration ahead of time, so that they are on the disk when a process needs them."""
+"""`warm`: compile kernels ahead of time, so that they are on the disk when a process needs them."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from ..backends.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed
-from ..backends.registry import COMPILED_NAMES, choose_backend_for
-from ..config import SparsePatternConfig
-from ..functional import block_sparse_attention, make_problem
-from ..layout import BlockLayout
-from .arguments import block_size, did_you_mean, int_list
+from ..backends.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
+from ..backends.registry import COMPILED_NAMES
+from .arguments import block_size, did_you_mean, int_list, positive_int
 from .errors import CommandError
+from .warm_calls import DTYPES, FEATURES, NOT_PACKED, Case, Wanted, compile_kernels
 
 if TYPE_CHECKING:
     from ..backends.compile_only import Compilation
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LARGEST_DIM = 256
 SMALLEST_ARCH = 80
-FEATURES = {
-    "kv-lengths": "kv_lengths, the valid keys of each batch element",
-    "positions": "kv_starts, and q_offset on the device: a KV cache, padding on the left",
-    "padding": "key_padding_mask",
-    "softcap": "softcap",
-    "alibi": "alibi_slopes",
-    "sinks": "sinks",
-    "block-bias": "block_bias",
-    "dropout": "dropout_p",
-}
-
-
-class Case(NamedTuple):
-    """What a kernel is compiled for, whatever the lengths, strides and numbers of heads."""
-
-    head_dim: int
-    block_size: int
-    dtype: str
-    is_causal: bool
-
-    def __str__(self) -> str:
-        mask = "causal" if self.is_causal else "not causal"
-        return f"head_dim {self.head_dim}, block_size {self.block_size}, {self.dtype}, {mask}"
-
-
-class Shape(NamedTuple):
-    """Lengths and heads of a small call."""
-
-    q_len: int
-    kv_len: int
-    num_heads: int
+OLDEST_TRITON = (3, 6)
+MOST_JOBS = 4  # each holds a context of the GPU
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,21 +40,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         type=features,
-        default=[],
+        default=(),
         metavar="NAME,NAME",
-        help=f"what every call gives, together, beside plain calls: {', '.join(FEATURES)}",
+        help=f"what calls give, all of it together, beside plain calls: {', '.join(FEATURES)}",
     )
     parser.add_argument(
         "--forward-only", action="store_true", help="for inference: no kernels of the backward"
     )
     parser.add_argument(
-        "--backend", choices=("auto", *COMPILED_NAMES), default="auto", help="default: that which serves a call"
+        "--backend",
+        choices=("auto", *COMPILED_NAMES),
+        default="auto",
+        help="default: the one that serves a call",
     )
     parser.add_argument(
         "--arch",
         type=architecture,
         metavar="N",
         help="compute capability times ten, such as 90, without its GPU (default: the GPU that is here)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive_int,
+        default=max(1, min(MOST_JOBS, os.cpu_count() or 1)),
+        metavar="N",
+        help="processes that compile at the same time (default: one per core, at most 4)",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object per kernel instead of text")
 
@@ -103,14 +82,16 @@ def block_sizes(text: str) -> list[int]:
     return [block_size(part.strip()) for part in text.split(",")]
 
 
-def features(text: str) -> list[str]:
+def features(text: str) -> tuple[str, ...]:
     """Names of features, separated by commas."""
-    names = [part.strip() for part in text.split(",")]
+    names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in FEATURES:
             raise argparse.ArgumentTypeError(
                 f"unknown feature {name!r}{did_you_mean(name, FEATURES)} (choose from {', '.join(FEATURES)})"
             )
+        if "packed" in names and name in NOT_PACKED:
+            raise argparse.ArgumentTypeError(f"packed sequences take no {name}; warm them in two runs")
     return names
 
 
@@ -125,21 +106,15 @@ def architecture(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Compile, and print what was compiled and what was there."""
-    check_installation()
-    if args.arch is None and not torch.cuda.is_available():
-        raise CommandError(
-            f"torch {torch.__version__} finds no usable GPU; give --arch, such as --arch 90 for an H100, to compile without one"
-        )
-    from ..backends.compile_only import cache_folder, recorded  # imports triton
+    check_installation(args.arch)
+    from ..backends.compile_only import cache_folder  # imports triton
 
     masks = {"causal": [True], "none": [False], "both": [True, False]}[args.mask]
+    cases = [Case(*each) for each in itertools.product(args.head_dim, args.block_size, [args.dtype], masks)]
+    wanted = Wanted(args.arch, args.backend, args.features, not args.forward_only)
     found: list[Compilation] = []
     began = time.perf_counter()
-    for case in itertools.starmap(
-        Case, itertools.product(args.head_dim, args.block_size, [args.dtype], masks)
-    ):
-        with recorded() as of_case:
-            warm(case, args)
+    for case, of_case in zip(cases, compilations(cases, wanted, args.jobs), strict=True):
         report(case, of_case, args.json)
         found += of_case
     if not args.json:
@@ -147,100 +122,46 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_installation() -> None:
-    """Raise CommandError where there is nothing to compile."""
+def check_installation(arch: tuple[int, int] | None) -> None:
+    """Raise CommandError where nothing can be compiled."""
     if not is_installed("triton"):
         raise CommandError("triton is not installed (pip install triton, on Linux)")
+    for version in installed_versions("triton", *TRITON_DISTRIBUTIONS):
+        if (release(version) or OLDEST_TRITON) < OLDEST_TRITON:
+            raise CommandError(
+                f"triton {version} does not say what it compiles; needs 3.6 or newer (pip install 'triton>=3.6')"
+            )
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        versions = "/".join(installed_versions("triton", *TRITON_DISTRIBUTIONS))
         raise CommandError(
-            f"TRITON_INTERPRET=1 is set: triton {versions} interprets kernels and compiles none; unset it"
+            "TRITON_INTERPRET=1 is set, so Triton interprets kernels and compiles none; unset it"
+        )
+    if arch is None and not torch.cuda.is_available():
+        raise CommandError(
+            f"torch {torch.__version__} finds no usable GPU; give --arch, such as --arch 90 for an H100, to compile without one"
         )
 
 
-def shapes_of(case: Case) -> Iterator[Shape]:
-    """Whole blocks, a ragged end, and fewer queries than keys that begin inside a block; heads alone and in groups."""
-    b = case.block_size
-    for q_len, kv_len in ((2 * b, 2 * b), (2 * b + 5, 2 * b + 5), (b + 3, 2 * b + 5)):
-        for num_heads in (2, 4):
-            yield Shape(q_len, kv_len, num_heads)
-
-
-def warm(case: Case, args: argparse.Namespace) -> None:
-    """Compile the kernels of a case."""
-    device = "cuda" if args.arch is None else "cpu"
-    config = SparsePatternConfig(block_size=case.block_size, sparsity_ratio=0.4)
-    for shape in shapes_of(case):
-        layout = BlockLayout.from_config(
-            config, shape.q_len, shape.kv_len, causal=case.is_causal, device=device
-        )
-        sizes = ((shape.q_len, shape.num_heads), (shape.kv_len, 2), (shape.kv_len, 2))
-        q, k, v = (
-            torch.zeros(2, length, heads, case.head_dim, dtype=DTYPES[case.dtype], device=device)
-            for length, heads in sizes
-        )
-        for options in [{}, options_of(args.features, shape, layout, q)][: 1 + bool(args.features)]:
-            options["is_causal"] = case.is_causal
-            try:
-                warm_call((q, k, v), layout, options, args)
-            except ValueError as error:
-                raise CommandError(f"{case}: {error}") from error
-
-
-def options_of(names: list[str], shape: Shape, layout: BlockLayout, q: Tensor) -> dict[str, Any]:
-    """The arguments of a call with these features."""
-    device, heads = q.device, shape.num_heads
-    ints = {"dtype": torch.int32, "device": device}
-    lengths = torch.full((2,), shape.kv_len - 1, **ints)
-    values: dict[str, dict[str, Any]] = {
-        "kv-lengths": {"kv_lengths": lengths},
-        "positions": {
-            "kv_starts": torch.ones(2, **ints),
-            "kv_lengths": lengths,
-            "q_offset": torch.full((2,), max(0, shape.kv_len - shape.q_len - 2), **ints),
-        },
-        "padding": {"key_padding_mask": torch.zeros(2, shape.kv_len, dtype=torch.bool, device=device)},
-        "softcap": {"softcap": 30.0},
-        "alibi": {"alibi_slopes": torch.ones(heads, device=device)},
-        "sinks": {"sinks": torch.zeros(heads, dtype=q.dtype, device=device)},
-        "block-bias": {
-            "block_bias": torch.zeros(1, heads, layout.num_block_ids, dtype=q.dtype, device=device)
-        },
-        "dropout": {"dropout_p": 0.1},
-    }
-    return {key: value for name in names for key, value in values[name].items()}
-
-
-def warm_call(
-    qkv: tuple[Tensor, Tensor, Tensor], layout: BlockLayout, options: dict[str, Any], args: argparse.Namespace
-) -> None:
-    """Compile the kernels of one call: by running it where there is its GPU."""
-    has_backward = not args.forward_only
-    if args.arch is None:
-        run_call(qkv, layout, options, args.backend, has_backward)
+def compilations(cases: list[Case], wanted: Wanted, jobs: int) -> Iterator[list[Compilation]]:
+    """What is compiled for each case, several of them at the same time."""
+    n_jobs = min(jobs, len(cases))
+    if n_jobs == 1:
+        yield from (compile_case(case, wanted) for case in cases)
         return
-    problem = make_problem(*qkv, layout, **options)
-    backend = choose_backend_for(problem, args.arch, args.backend)
-    out = torch.zeros(*qkv[0].shape[:3], qkv[2].shape[3], dtype=qkv[0].dtype)
-    lse = torch.zeros(out.shape[0], out.shape[2], out.shape[1])
-    grads = [(out, None), (out, lse)] if has_backward else []
-    backend.compile_for(problem.prepared_by(backend, layout), args.arch, grads)
+    # processes, because Triton compiles under the lock of the interpreter; no forks, which could not use CUDA
+    with ProcessPoolExecutor(n_jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(compile_case, cases, itertools.repeat(wanted))
 
 
-def run_call(
-    qkv: tuple[Tensor, Tensor, Tensor],
-    layout: BlockLayout,
-    options: dict[str, Any],
-    backend: str,
-    has_backward: bool,
-) -> None:
-    """Call, and with `has_backward` differentiate out alone, and out and lse."""
-    given = [x for x in (*qkv, options.get("sinks"), options.get("block_bias")) if x is not None]
-    leaves = [x.requires_grad_(has_backward) for x in given]
-    outputs = block_sparse_attention(*qkv, layout, **options, return_lse=True, backend=backend)
-    if has_backward:
-        for of in (outputs[:1], outputs):
-            torch.autograd.grad(of, leaves, [torch.zeros_like(x) for x in of], retain_graph=True)
+def compile_case(case: Case, wanted: Wanted) -> list[Compilation]:
+    """Compile the kernels of a case."""
+    from ..backends.compile_only import recorded
+
+    with recorded() as found:
+        try:
+            compile_kernels(case, wanted)
+        except ValueError as error:
+            raise CommandError(f"{case}: {error}") from error
+    return found
 
 
 def backend_of(made: Compilation) -> str:
@@ -251,16 +172,16 @@ def backend_of(made: Compilation) -> str:
 
 def report(case: Case, found: list[Compilation], as_json: bool) -> None:
     """Print what was made for a case."""
-    if as_json:
-        for made in found:
-            line = {**case._asdict(), "backend": backend_of(made), "kernel": made.kernel}
-            print(json.dumps({**line, "from_disk": made.from_disk, "seconds": round(made.seconds, 3)}))
-        return
-    print(case)
+    if not as_json:
+        print(case)
     for made in found:
-        name = f"{backend_of(made)} {made.kernel}"
-        how = "was there" if made.from_disk else f"compiled in {made.seconds:.1f} s"
-        print(f"  {name:<32}{how}", flush=True)
+        if as_json:
+            line = {**case._asdict(), "backend": backend_of(made), "kernel": made.kernel}
+            text = json.dumps({**line, "from_disk": made.from_disk, "seconds": round(made.seconds, 3)})
+        else:
+            how = "was there" if made.from_disk else f"compiled in {made.seconds:.1f} s"
+            text = f"  {f'{backend_of(made)} {made.kernel}':<32}{how}"
+        print(text, flush=True)
 
 
 def summary(found: list[Compilation], seconds: float, folder: str) -> str:

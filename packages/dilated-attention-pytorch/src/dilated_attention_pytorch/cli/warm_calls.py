@@ -1,0 +1,178 @@
+"""Small calls for which `warm` compiles: kernels depend on neither lengths nor strides nor numbers of heads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backends.problem import AttentionProblem
+from ..backends.registry import choose_backend_for
+from ..config import SparsePatternConfig
+from ..functional import block_sparse_attention, make_problem
+from ..layout import BlockLayout
+from ..validation.call import check_packed_call
+from ..varlen import block_sparse_attention_varlen
+
+BATCH, KV_HEADS = 2, 2
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# What a call may have beside a layout.
+FEATURES = (
+    "packed", "masks", "kv-lengths", "positions", "padding", "softcap", "alibi", "sinks", "block-bias", "dropout",
+)  # fmt: skip
+NOT_PACKED = ("kv-lengths", "positions", "padding")
+
+
+class Case(NamedTuple):
+    """What kernels are compiled for."""
+
+    head_dim: int
+    block_size: int
+    dtype: str
+    is_causal: bool
+
+    def __str__(self) -> str:
+        mask = "causal" if self.is_causal else "not causal"
+        return f"head_dim {self.head_dim}, block_size {self.block_size}, {self.dtype}, {mask}"
+
+
+class Wanted(NamedTuple):
+    """For which GPU (None: the one that is here), backend and features, and whether with the backward."""
+
+    capability: tuple[int, int] | None
+    backend: str
+    features: tuple[str, ...]
+    has_backward: bool
+
+    @property
+    def device(self) -> str:
+        """Where the tensors of the calls are."""
+        return "cuda" if self.capability is None else "cpu"
+
+
+@dataclasses.dataclass
+class SmallCall:
+    """Tensors (batch, tokens, heads, head_dim), a layout, and what else the call gives."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    layout: BlockLayout
+    options: dict[str, Any]
+    is_packed: bool
+
+    def packed(self) -> dict[str, Any]:
+        """The same tokens as sequences one behind the other."""
+        q_len, kv_len = self.q.shape[1], self.k.shape[1]
+        of_q, of_k = (
+            torch.arange(BATCH + 1, dtype=torch.int32, device=self.q.device) * n for n in (q_len, kv_len)
+        )
+        tokens = {name: x.flatten(0, 1) for name, x in (("q", self.q), ("k", self.k), ("v", self.v))}
+        lengths = {"max_seqlen_q": q_len, "max_seqlen_k": kv_len}
+        return {
+            **tokens,
+            "layout": self.layout,
+            "cu_seqlens_q": of_q,
+            "cu_seqlens_k": of_k,
+            **lengths,
+            **self.options,
+        }
+
+    def problem(self) -> AttentionProblem:
+        """What a backend is asked."""
+        if self.is_packed:
+            return check_packed_call(**self.packed()).problem(self.layout)
+        return make_problem(self.q, self.k, self.v, self.layout, **self.options)
+
+    def run(self, backend: str, has_backward: bool) -> None:
+        """Call, and with `has_backward` differentiate out alone, and out and lse."""
+        given = [self.q, self.k, self.v, self.options.get("sinks"), self.options.get("block_bias")]
+        leaves = [x.requires_grad_(has_backward) for x in given if x is not None]
+        outputs: tuple[Tensor, Tensor]
+        if self.is_packed:
+            outputs = block_sparse_attention_varlen(**self.packed(), return_lse=True, backend=backend)
+        else:
+            outputs = block_sparse_attention(
+                self.q, self.k, self.v, self.layout, **self.options, return_lse=True, backend=backend
+            )
+        if has_backward:
+            for of in (outputs[:1], outputs):
+                torch.autograd.grad(of, leaves, [torch.zeros_like(x) for x in of], retain_graph=True)
+
+
+def compile_kernels(case: Case, wanted: Wanted) -> None:
+    """Compile the kernels of a case: by running calls where their GPU is.
+
+    Raises:
+        ValueError: no backend, or not the one that is wanted, serves the calls.
+    """
+    for call in small_calls(case, wanted):
+        if wanted.capability is None:
+            call.run(wanted.backend, wanted.has_backward)
+            continue
+        problem = call.problem()
+        backend = choose_backend_for(problem, wanted.capability, wanted.backend)
+        out = torch.zeros(*problem.q.shape[:3], problem.v_head_dim, dtype=problem.q.dtype)
+        lse = torch.zeros(out.shape[0], out.shape[2], out.shape[1])
+        grads = [(out, None), (out, lse)] if wanted.has_backward else []
+        backend.compile_for(problem.prepared_by(backend, call.layout), wanted.capability, grads)
+
+
+def small_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
+    """Whole blocks, a ragged end, and fewer queries than keys that begin inside a block; heads alone and in groups.
+
+    Plain, and then with all features together.
+    """
+    b = case.block_size
+    for q_len, kv_len in ((2 * b, 2 * b), (2 * b + 5, 2 * b + 5), (b + 3, 2 * b + 5)):
+        for num_heads in (KV_HEADS, 2 * KV_HEADS):
+            yield small_call(case, q_len, kv_len, num_heads, wanted.device, ())
+            if wanted.features:
+                yield small_call(case, q_len, kv_len, num_heads, wanted.device, wanted.features)
+
+
+def small_call(
+    case: Case, q_len: int, kv_len: int, num_heads: int, device: str, features: tuple[str, ...]
+) -> SmallCall:
+    """A call with these features."""
+    config = SparsePatternConfig(block_size=case.block_size, sparsity_ratio=0.4)
+    if "masks" in features:
+        config = SparsePatternConfig(
+            "local_window", case.block_size, window_size=case.block_size + 3, exact=True
+        )
+    layout = BlockLayout.from_config(config, q_len, kv_len, causal=case.is_causal, device=device)
+    sizes = (q_len, num_heads), (kv_len, KV_HEADS), (kv_len, KV_HEADS)
+    q, k, v = (
+        torch.zeros(BATCH, length, heads, case.head_dim, dtype=DTYPES[case.dtype], device=device)
+        for length, heads in sizes
+    )
+    options: dict[str, Any] = {"is_causal": case.is_causal}
+    for name in features:
+        options |= feature_options(name, q, kv_len, layout)
+    return SmallCall(q, k, v, layout, options, "packed" in features)
+
+
+def feature_options(name: str, q: Tensor, kv_len: int, layout: BlockLayout) -> dict[str, Any]:
+    """The arguments that a feature is."""
+    device, num_heads = q.device, q.shape[2]
+    if name in ("kv-lengths", "positions"):
+        lengths = torch.full((BATCH,), kv_len - 1, dtype=torch.int32, device=device)
+        if name == "kv-lengths":
+            return {"kv_lengths": lengths}
+        return {
+            "kv_lengths": lengths,
+            "kv_starts": torch.ones_like(lengths),
+            "q_offset": torch.full_like(lengths, layout.grid.q_offset),
+        }
+    if name == "padding":
+        return {"key_padding_mask": torch.zeros(BATCH, kv_len, dtype=torch.bool, device=device)}
+    if name == "alibi":
+        return {"alibi_slopes": torch.ones(num_heads, device=device)}
+    if name == "sinks":
+        return {"sinks": torch.zeros(num_heads, dtype=q.dtype, device=device)}
+    if name == "block-bias":
+        return {"block_bias": torch.zeros(1, num_heads, layout.num_block_ids, dtype=q.dtype, device=device)}
+    return {"softcap": {"softcap": 30.0}, "dropout": {"dropout_p": 0.1}}.get(name, {})

@@ -1,0 +1,157 @@
+"""`warm`: what it accepts, and that what it compiles is there for the next process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dilated_attention_pytorch.__main__ import main
+from dilated_attention_pytorch.backends.installed import installed_versions, release
+from dilated_attention_pytorch.backends.triton import TRITON
+from dilated_attention_pytorch.cli import warm
+from dilated_attention_pytorch.cli.warm_calls import FEATURES, NOT_PACKED, Case, Wanted, small_calls
+
+CASE = Case(16, 16, "float16", True)
+
+
+def warmed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    """What a process of its own compiles; under TRITON_INTERPRET kernels are Python functions."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder)
+    command = [sys.executable, "-m", "dilated_attention_pytorch", "warm", "--json", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.skipif(
+    (release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)) < (3, 6),
+    reason="needs triton 3.6 or newer",
+)
+def test_second_run_finds_everything_on_the_disk(tmp_path: Path) -> None:
+    arguments = [
+        "--arch",
+        "80",
+        "--head-dim",
+        "16",
+        "--block-size",
+        "16",
+        "--dtype",
+        "float16",
+        "--mask",
+        "none",
+        "--forward-only",
+    ]
+    first, second = (warmed(tmp_path, *arguments) for _ in range(2))
+    assert [made["from_disk"] for made in first] == [False]
+    assert [made["from_disk"] for made in second] == [True]
+    for made in (*first, *second):
+        assert (made["backend"], made["kernel"], made["head_dim"], made["is_causal"]) == (
+            "triton",
+            "forward_kernel",
+            16,
+            False,
+        )
+    assert list(tmp_path.rglob("*.cubin"))
+
+
+BAD_ARGUMENTS = {
+    "--arch 9": "must be a compute capability times ten of at least 80",
+    "--arch sm_90": "such as 80 (A100) or 90 (H100), got 'sm_90'",
+    "--head-dim 512": "--head-dim: must be at most 256, got 512",
+    "--block-size 48": "must be one of",
+    "--features softcp": "unknown feature 'softcp'; did you mean 'softcap'?",
+    "--features packed,padding": "packed sequences take no padding",
+    "--mask causl": "did you mean 'causal'?",
+    "--dtype float64": "invalid choice: 'float64'",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_ARGUMENTS)
+def test_bad_arguments_are_told(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["warm", *arguments.split()])
+    assert BAD_ARGUMENTS[arguments] in capsys.readouterr().err
+
+
+def test_without_gpu_and_architecture_it_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    monkeypatch.setattr(warm, "is_installed", lambda name: True)
+    monkeypatch.setattr(warm, "installed_versions", lambda *names: [])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["warm"]) == 2
+    assert "finds no usable GPU; give --arch, such as --arch 90" in capsys.readouterr().err
+
+
+def test_interpreted_kernels_are_not_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(warm, "is_installed", lambda name: True)
+    assert main(["warm", "--arch", "90"]) == 2
+    assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+
+
+def test_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(warm, "is_installed", lambda name: True)
+    monkeypatch.setattr(warm, "installed_versions", lambda *names: ["3.3.1"])
+    assert main(["warm", "--arch", "90"]) == 2
+    assert "triton 3.3.1 does not say what it compiles; needs 3.6" in capsys.readouterr().err
+
+
+def test_without_triton_there_is_nothing_to_compile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(warm, "is_installed", lambda name: False)
+    assert main(["warm", "--arch", "90"]) == 2
+    assert "triton is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_every_feature_makes_calls_of_its_own(name: str) -> None:
+    plain, given = (
+        [call.problem() for call in small_calls(CASE, Wanted((9, 0), "auto", names, True))]
+        for names in ((), (name,))
+    )
+    assert len(plain) == 6
+    assert len(given) == 2 * len(plain)
+    unlike = {
+        "packed": "sequences",
+        "masks": "block_masks",
+        "kv-lengths": "sequences",
+        "positions": "sequences",
+    }
+    fields = {
+        "padding": "key_padding_mask",
+        "alibi": "alibi_slopes",
+        "block-bias": "block_bias",
+        "dropout": "dropout_p",
+    }
+    field = {**unlike, **fields}.get(name, name)
+    for one, other in zip(given[::2], given[1::2], strict=True):
+        assert not getattr(one, field)
+        found = getattr(other, field)
+        assert found is not None
+        assert isinstance(found, (torch.Tensor, tuple)) or found
+    assert {p.num_heads // p.num_kv_heads for p in plain} == {1, 2}
+    assert {p.kv_len % CASE.block_size == 0 for p in plain} == {True, False}
+    assert any(p.q_offset % CASE.block_size for p in plain)
+
+
+@pytest.mark.interpreter
+def test_all_features_together_can_be_called() -> None:
+    wanted = Wanted(
+        None, "triton", tuple(name for name in FEATURES if name not in ("packed", *NOT_PACKED)), True
+    )
+    calls = [*small_calls(CASE, wanted._replace(capability=(9, 0)))]
+    if TRITON.rejects(calls[1].problem()) is None:
+        calls[1].run("triton", True)
