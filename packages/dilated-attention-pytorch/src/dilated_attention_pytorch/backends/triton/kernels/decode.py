@@ -85,7 +85,11 @@ def words_of_tile(
     return tl.load(MaskTable + line[:, None] * WORDS + word[None, :], mask=has_mask, other=-1)
 
 
-@triton.jit(do_not_specialize=["max_len"])
+# What the kernels are not compiled anew for: sizes of caches and layouts, and numbers of heads and shares.
+UNSPECIALISED = ("lists_per_element", "max_len", "num_pages", "num_heads", "first_row", "n_rows", "n_splits")
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def decode_kernel(
     Q, K, V, Out, Lse, CacheLengths, BlockTable, KvStarts, Slopes, Sinks, Offsets, Indices, Entries, MaskIds, MaskTable,
     stride_qb, stride_qs, stride_qh, stride_qd, stride_kb, stride_ks, stride_kh, stride_kd,
@@ -253,7 +257,7 @@ def decode_kernel(
         tl.store(Lse + (batch64 * num_heads + head) * q_len + query, lse * LN2, mask=m_in)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def combine_kernel(
     Out, Lse, PartOut, PartLse, Sinks, stride_sinks, q_len, num_heads, n_splits, V_HEAD_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr, BLOCK_SPLITS: tl.constexpr, HAS_SINKS: tl.constexpr,
