@@ -71,8 +71,13 @@ class FakeLaunch:
         self.launched.append(arguments)
 
 
+def kept(made: object, absent: tuple[None, ...] | None = (None, None)) -> launch.ForwardLaunch:
+    """As the library keeps a launch whose kernel takes two more pointers, which a plain call has not."""
+    return launch.ForwardLaunch(made, ("Table", "Starts"), absent)  # type: ignore[arg-type]
+
+
 def bare_of(p: AttentionProblem, made: object) -> host_overhead.Forward:
-    launcher.LAUNCHES.keep(("forward", p.signature), made)
+    launcher.LAUNCHES.keep(("forward", p.signature), kept(made))
     bare = host_overhead.bare_forward(p)
     assert bare is not None
     return bare
@@ -98,7 +103,8 @@ def test_bare_forward_allocates_and_launches_and_prepares_once(
     lse_at = made[6]
     assert made == (
         *(x.data_ptr() for x in (*inputs, out)),
-        lse_at, p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), p.prepared[0].data_ptr(), COUNTER, 3, 0.5,
+        lse_at, p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), p.prepared[0].data_ptr(), COUNTER,
+        None, None, 3, 0.5,
     )  # fmt: skip
     for new_out, new_lse in results:
         assert (new_out.shape, new_out.dtype) == (p.q.shape, torch.bfloat16)
@@ -135,6 +141,7 @@ class Driver:
     """A compiled kernel whose launcher notes its arguments."""
 
     function, packed_metadata = 7, b"packed"
+    arg_names = passes.FORWARD.kernel.arg_names
 
     def __init__(self) -> None:
         self.launched: list[tuple[Any, ...]] = []
@@ -197,10 +204,12 @@ def test_node_of_autograd_is_that_of_the_library_around_one_launch() -> None:
 def test_no_floor_without_a_launch_that_can_be_called() -> None:
     p, fake = problem_of(), FakeLaunch()
     assert host_overhead.bare_forward(p) is None  # nothing was launched
-    launcher.LAUNCHES.keep(("forward", problem_of(DILATED).signature), fake)
+    launcher.LAUNCHES.keep(("forward", problem_of(DILATED).signature), kept(fake))
     assert host_overhead.bare_forward(p) is None  # nor by another call
+    launcher.LAUNCHES.keep(("forward", p.signature), kept(fake, absent=None))
+    assert host_overhead.bare_forward(p) is None  # a wide call, whose pointers are new in every call
     fake.raw_launch = None  # type: ignore[method-assign, assignment]
-    launcher.LAUNCHES.keep(("forward", p.signature), fake)
+    launcher.LAUNCHES.keep(("forward", p.signature), kept(fake))
     assert host_overhead.bare_forward(p) is None  # a triton with another launcher
 
 

@@ -35,7 +35,7 @@ def prepare(case: Case, layout: BlockLayout, q: Tensor, k: Tensor, v: Tensor) ->
 def bare_forward(problem: AttentionProblem) -> Forward | None:
     """The allocations and the launch of `launch_forward`; everything else is done once, here.
 
-    None if no launch is cached or the launcher function of this Triton is unknown. The launch always writes to the same
+    None if no launch of a plain call is cached or the launcher function of this Triton is unknown. The launch always writes to the same
     out and lse, because passing new addresses would take Python code.
     """
     # imported late: not every Triton provides what these files import
@@ -43,19 +43,19 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     from dilated_attention_pytorch.backends.hopper import launcher
 
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
-    launch = launcher.LAUNCHES.get(("forward", p.signature))
-    if launch is None or launch.raw_launch is None:
+    kept = launcher.LAUNCHES.get(("forward", p.signature))
+    if kept is None or kept.launch is None or kept.launch.raw_launch is None or kept.absent is None:
         return None
+    launch = kept.launch
     batch, q_len, num_heads, _ = q.shape
     shape, steps, device = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), q.device
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
-    (work_order,) = p.prepared
     made = (
         *launch.describe((q, k, v, k, v, out)),
-        lse.data_ptr(), p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order.data_ptr(),
+        lse.data_ptr(), p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), p.prepared[0].data_ptr(),
         launcher.tile_counter(index),  # shared by all launches, which run one after the other
-        *launch.numbers,
+        *kept.absent, *launch.numbers,
     )  # fmt: skip
     stream = _torch_internals.current_raw_stream(index)
     before = (launch.grid, 1, 1, stream, launch.function, *launch.options)

@@ -45,9 +45,11 @@ def table_of(shape: Shape) -> dict[tuple[int, int], Any]:
     return TABLES[shape[0]]
 
 
-def choices(name: str, block: int) -> tuple[Any, ...]:
+def choices(name: str, head_dim: int, block: int) -> tuple[Any, ...]:
     """The values to try for a field of the tiles; none for an unknown field, which keeps its default."""
     flags: tuple[Any, ...] = (True, False)
+    # at head_dim 256 what stays takes 128 KiB, so that steps of 64 do not fit
+    sides = (64, 128) if head_dim <= 128 else (32, 64)
     return {
         "stages": STAGES,
         "k_stages": STAGES,
@@ -55,7 +57,7 @@ def choices(name: str, block: int) -> tuple[Any, ...]:
         "overlap": ("intra_warpgroup", "none"),
         "unroll": (1, 2, 4),
         "programs": (1, 2),
-        "tile": tuple(side for side in (64, 128) if side <= block),
+        "tile": tuple(side for side in sides if side <= block),
         "slots": (1, 2),
         "operands_in_registers": flags,
         "late_lse": flags,
@@ -93,8 +95,8 @@ def candidates(shape: Shape) -> list[Tiles]:
     """The tiles to be timed for a kernel, the table's entry first."""
     kernel, head_dim, block = shape
     kind: Any = ForwardTiles if kernel == "forward" else BackwardTiles
-    names = [field.name for field in fields(kind) if choices(field.name, block)]
-    every = itertools.product(*(choices(name, block) for name in names))
+    names = [field.name for field in fields(kind) if choices(field.name, head_dim, block)]
+    every = itertools.product(*(choices(name, head_dim, block) for name in names))
     found = [kind(**dict(zip(names, values, strict=True))) for values in every]
     fitting = [
         tiles for tiles in found if fits(kernel, tiles, shared_bytes(kernel, tiles, head_dim, block), block)
