@@ -41,7 +41,17 @@ LAYERS = (
     ("__main__",),
 )
 # What a backend may import of backends/; nothing of another backend.
-FOR_EVERY_BACKEND = ("problem", "decode_problem", "installed", "dropout", "raw_launch", "compile_only", "gap_kernel", "gaps")
+FOR_EVERY_BACKEND = (
+    "problem",
+    "decode_problem",
+    "installed",
+    "dropout",
+    "raw_launch",
+    "kept_kernel",
+    "compile_only",
+    "gap_kernel",
+    "gaps",
+)
 
 # The modules that import others of their package inside a function, and why.
 LATE = {

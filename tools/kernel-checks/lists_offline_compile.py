@@ -20,7 +20,7 @@ from dilated_attention_pytorch.layout import device_lists, device_selection
 from dilated_attention_pytorch.layout.best_blocks import Choice
 from dilated_attention_pytorch.layout.block_indices import checked_indices
 from dilated_attention_pytorch.sequence_kernel import table_kernel
-from dilated_attention_pytorch.sequence_launch import WARPS, arguments_of
+from dilated_attention_pytorch.sequence_launch import arguments_of
 from dilated_attention_pytorch.sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
 
 
@@ -95,7 +95,7 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
         device_selection.choose_on_device(scores, budgets, choice, diagonal)
     for plan, given in TABLES:
         arguments = arguments_of(plan, given, torch.zeros(3, 5, dtype=torch.int32))
-        Compiling(table_kernel, capability)[1,](**arguments, **WARPS)
+        Compiling(table_kernel, capability)[1,](**dict(zip(table_kernel.arg_names, arguments, strict=True)))
 
 
 if __name__ == "__main__":

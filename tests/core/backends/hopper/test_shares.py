@@ -21,7 +21,9 @@ from dilated_attention_pytorch.backends.hopper.shares import (
     split_lists,
 )
 from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper import emulator
+from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_emulated_kernels import over_the_limit, problem_of
 
 
@@ -62,8 +64,6 @@ def sized(q_len: int, heads: int, blocks: int, is_causal: bool = False, **others
     mask = ((column[None] - column[:, None]) % n) < blocks
     layout = BlockLayout.from_dense(mask.tril() if is_causal else mask, 128, causal=is_causal)
     q = torch.empty(1, q_len, heads, 128, dtype=torch.bfloat16)
-    from dilated_attention_pytorch.functional import make_problem
-
     return make_problem(q, q, q, layout, is_causal=is_causal, **others)
 
 
@@ -91,8 +91,9 @@ def test_shares_take_a_bounded_memory() -> None:
     assert n * problem.q_len * 129 * 4 <= MOST_BYTES
 
 
-def test_estimate_of_one_share_has_no_merging() -> None:
-    assert estimate(132, 10, 1, 132, 128, False) < estimate(132, 10, 2, 264, 128, False) * 2
+def test_estimate_falls_with_idle_multiprocessors_and_counts_the_merging() -> None:
+    assert estimate(66, 64, 2, 132, 128, False) < estimate(66, 64, 1, 132, 128, False)
+    assert estimate(132, 64, 2, 132, 128, False) > estimate(132, 64, 1, 132, 128, False)
 
 
 @pytest.mark.parametrize("name", ["sequences", "masks", "lists of their own"])
@@ -142,3 +143,17 @@ def test_number_of_shares_is_read_from_their_lists() -> None:
     problem = problem_of(64, 64, False, layout_heads=2)
     assert [num_shares_of(split(problem, n)) for n in (2, 3)] == [2, 3]
     assert num_shares_of(problem) == 1
+
+
+def test_bound_forward_gives_what_a_launch_gives() -> None:
+    problem = split(problem_of(64, 64, True, q_len=330), 2)
+    with emulated_launches() as module:
+        out, lse = module.launch_forward(problem)
+        forward = module.bind_forward(problem)
+        assert forward is not None
+        for found, wanted in zip(forward(problem.q, problem.k, problem.v), (out, lse), strict=True):
+            assert torch.equal(found, wanted)
+        other = torch.randn_like(problem.v)
+        again, _ = forward(problem.q, problem.k, other)
+        fresh, _ = module.launch_forward(dataclasses.replace(problem, v=other))
+        assert torch.equal(again, fresh)

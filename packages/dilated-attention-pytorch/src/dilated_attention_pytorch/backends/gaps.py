@@ -13,7 +13,7 @@ ELEMENTS = 4096  # that a program clears at once
 
 
 class Clearing(NamedTuple):
-    """A launch of `clear_gaps_kernel`."""
+    """A launch of `clear_gaps_kernel`; its arguments in their order."""
 
     grid: tuple[int]
     arguments: dict[str, Any]

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from ...sequences import Sequences
+from ..kept_kernel import KeptKernel
 from .kernels.padding_bits import padding_bits_kernel
 from .kernels.tile_starts import tile_starts_kernel
 
 SEQUENCES_AT_ONCE = 1024
 KEYS_OF_A_BLOCK = 128  # kernels read the words of a block at once
 WORDS = 32  # of padding bits, of a program
+TILE_STARTS, PADDING_BITS = KeptKernel(tile_starts_kernel), KeptKernel(padding_bits_kernel)
 
 
 def tile_starts(sequences: Sequences, first_position: int) -> Tensor:
@@ -24,7 +26,8 @@ def tile_starts(sequences: Sequences, first_position: int) -> Tensor:
     table = sequences.table
     n_sequences = table.shape[0]
     starts = torch.empty(2, n_sequences + 1, dtype=torch.int32, device=table.device)
-    tile_starts_kernel[1,](table, starts, n_sequences, first_position, BLOCK=SEQUENCES_AT_ONCE)
+    arguments = (table, starts, n_sequences, first_position, SEQUENCES_AT_ONCE)
+    TILE_STARTS.run(table.device, 1, arguments)
     return starts
 
 
@@ -41,8 +44,7 @@ def padding_bits(mask: Tensor, sequences: Sequences | None) -> Tensor:
     n_words = (-(-kv_len // KEYS_OF_A_BLOCK) + 1) * (KEYS_OF_A_BLOCK // 32)
     bits = torch.empty(batch, n_words, dtype=torch.int32, device=mask.device)
     n_programs = batch * -(-n_words // WORDS)
-    if n_programs > 0:
-        padding_bits_kernel[n_programs,](
-            mask.view(torch.int8), None if sequences is None else sequences.table, bits, kv_len, n_words, *mask.stride(), WORDS=WORDS
-        )  # fmt: skip
+    table = None if sequences is None else sequences.table
+    arguments = (mask.view(torch.int8), table, bits, kv_len, n_words, *mask.stride(), WORDS)
+    PADDING_BITS.run(mask.device, n_programs, arguments)
     return bits

@@ -11,6 +11,7 @@ from torch import Tensor
 from ... import _torch_internals
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
+from ..kept_kernel import KeptKernel
 from ..problem import AttentionProblem, Forward, Gradients
 from .kernels.merge_shares import merge_shares_kernel
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
@@ -26,7 +27,7 @@ from .passes import (
 )
 from .prepared import of_kernel_blocks, work_order_of
 from .quarters import LARGE
-from .share_arguments import empty_results, merge_arguments, share_arguments, share_tensors
+from .share_arguments import ShareResults, empty_results, merge_arguments, share_arguments, share_tensors
 from .shares import num_shares, num_shares_of, problem_of_shares
 from .sinks import sink_gradient
 from .strides import badly_strided
@@ -41,6 +42,8 @@ from .wide import (
     is_wide,
     row_groups,
 )
+
+CLEAR_GAPS, MERGE_SHARES = KeptKernel(clear_gaps_kernel), KeptKernel(merge_shares_kernel)
 
 
 def aligned(x: Tensor) -> Tensor:
@@ -144,8 +147,8 @@ def launch_shares(problem: AttentionProblem, out: Tensor, lse: Tensor, index: in
     extras = addresses(extra_pointers(FORWARD.kernel), tensors)
     described = (p.q, p.k, p.v, p.k, p.v, p.q)
     launch.run(index, described, (results.lse.data_ptr(), *FORWARD.lists(p), tile_counter(index), *extras))
-    grid_of_merge, merging = merge_arguments(results, n_shares, out, lse, problem.sinks)
-    merge_shares_kernel[grid_of_merge](**merging)
+    grid, merging = merge_arguments(results, n_shares, out, lse, problem.sinks)
+    MERGE_SHARES.run(out.device, grid, merging)
 
 
 def clear(
@@ -154,8 +157,7 @@ def clear(
     """Clear what tokens in no sequence have; the kernels write no such token."""
     assert problem.sequences is not None
     grid, arguments = clearing(problem.sequences, column, x, y, lse)
-    if grid[0]:
-        clear_gaps_kernel[grid](**arguments)
+    CLEAR_GAPS.run(x.device, grid[0], tuple(arguments.values()))
 
 
 def bind_forward(problem: AttentionProblem) -> Forward | None:
@@ -164,9 +166,9 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     None if no such problem was launched, for example without queries, or if a call gives more tensors.
     """
     p, index, device = problem, problem.q.get_device(), problem.q.device
-    made: ForwardLaunch | None = LAUNCHES.get(("forward", p.signature))
     if p.shares:
-        return None
+        return bind_shares(p)
+    made: ForwardLaunch | None = LAUNCHES.get(("forward", p.signature))
     if made is None or made.launch is None or p.sequences is not None or p.key_padding_mask is not None:
         return None
     static_problem = p.without_inputs()  # keeps the tensors of these addresses alive
@@ -193,6 +195,38 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
         rows = (out.data_ptr(),) if has_rows else ()
         given = (lse.data_ptr(), *lists, tile_counter(index), *before, *rows, *after)
         launch.run(index, (q, k, v, k, v, out), given)
+        return out, lse
+
+    return forward
+
+
+def bind_shares(problem: AttentionProblem) -> Forward | None:
+    """`bind_forward` of a problem whose rows are split."""
+    p, n_shares, index = problem, num_shares_of(problem), problem.q.get_device()
+    launch: Launch | None = LAUNCHES.get(("shares", p.signature, n_shares))
+    if launch is None or is_wide(p):
+        return None
+    static_problem, lists, names = p.without_inputs(), problem_of_shares(p), extra_pointers(FORWARD.kernel)
+    batch, q_len, num_heads, dim = p.q.shape
+    n, device = n_shares * batch, p.q.device
+    part_shape, part_lse_shape = (n, q_len, num_heads, dim), (n, num_heads, q_len)
+    shape, steps = (batch, num_heads, q_len), (num_heads * q_len, q_len, 1)
+    its_lists = FORWARD.lists(lists)
+
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16 or index != _torch_internals.current_device():
+            return launch_forward(static_problem.with_inputs(q, k, v, None))
+        out = empty_out(q, v)
+        lse = torch.empty_strided(shape, steps, dtype=torch.float32, device=device)
+        results = ShareResults(
+            torch.empty(part_shape, dtype=torch.float32, device=device),
+            torch.empty(part_lse_shape, dtype=torch.float32, device=device),
+        )
+        extras = addresses(names, {"OutRows": results.out})
+        given = (results.lse.data_ptr(), *its_lists, tile_counter(index), *extras)
+        launch.run(index, (q, k, v, k, v, q), given)
+        grid, merging = merge_arguments(results, n_shares, out, lse, None)
+        MERGE_SHARES.run(device, grid, merging)
         return out, lse
 
     return forward

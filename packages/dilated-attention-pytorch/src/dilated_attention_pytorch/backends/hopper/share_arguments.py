@@ -48,14 +48,11 @@ def share_tensors(problem: AttentionProblem, results: ShareResults) -> dict[str,
 
 def merge_arguments(
     results: ShareResults, n_shares: int, out: Tensor, lse: Tensor, sinks: Tensor | None
-) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and arguments of the kernel that adds the shares."""
+) -> tuple[int, tuple[Any, ...]]:
+    """How many programs of the kernel that adds the shares, and its arguments in their order."""
     batch, q_len, num_heads, dim = out.shape
-    grid = batch * num_heads * -(-q_len // MERGED_TOKENS)
-    return (grid,), {
-        "PartOut": results.out, "PartLse": results.lse, "Out": out, "Lse": lse,
-        "Sinks": None if sinks is None else sinks.detach().to(torch.float32).contiguous(),
-        "n_shares": n_shares, "n_elements": batch, "q_len": q_len, "num_heads": num_heads,
-        **{f"stride_o{axis}": out.stride(i) for i, axis in enumerate("bsh")},
-        "DIM": dim, "TOKENS": MERGED_TOKENS,
-    }  # fmt: skip
+    sinks = None if sinks is None else sinks.detach().to(torch.float32).contiguous()
+    steps = (out.stride(0), out.stride(1), out.stride(2))
+    return batch * num_heads * -(-q_len // MERGED_TOKENS), (
+        results.out, results.lse, out, lse, sinks, n_shares, batch, q_len, num_heads, *steps, dim, MERGED_TOKENS
+    )  # fmt: skip

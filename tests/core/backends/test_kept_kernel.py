@@ -1,0 +1,108 @@
+"""Kept kernels: which compiled forms a launch may share, and that what is given reaches the kernel."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from dilated_attention_pytorch import _torch_internals
+from dilated_attention_pytorch.backends import kept_kernel
+from dilated_attention_pytorch.backends.kept_kernel import KeptKernel
+
+pytestmark = pytest.mark.skipif(
+    not kept_kernel.HAS_RAW_LAUNCH, reason="Triton of another release is launched by its own function"
+)
+
+DEVICE = torch.device("cpu")
+
+
+class Forms:
+    """Stands for `Form`, and notes what is compiled and launched."""
+
+    made: list[tuple[Any, ...]]
+    launched: list[tuple[int, list[Any]]]
+
+    def __init__(self, kernel: Any, arguments: tuple[Any, ...], num_warps: int) -> None:
+        type(self).made.append(arguments)
+        self.launch = True
+
+    def run(self, stream: int, grid: int, arguments: list[Any]) -> None:
+        type(self).launched.append((grid, arguments))
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> KeptKernel:
+    """A kernel of (X, Y, free, specialised, CONSTANT), as if it were compiled."""
+    monkeypatch.setattr(kept_kernel, "Form", Forms)
+    monkeypatch.setattr(kept_kernel.raw_launch, "is_hooked", lambda: False)
+    monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
+    Forms.made, Forms.launched = [], []
+
+    def parameter(**flags: bool) -> SimpleNamespace:
+        names = ("is_constexpr", "do_not_specialize", "do_not_specialize_on_alignment")
+        return SimpleNamespace(**{name: flags.get(name, False) for name in names})
+
+    made = KeptKernel(None)
+    made.is_compiled = True
+    made.parameters = [
+        parameter(), parameter(do_not_specialize_on_alignment=True), parameter(do_not_specialize=True), parameter(),
+        parameter(is_constexpr=True),
+    ]  # fmt: skip
+    return made
+
+
+X, Y = torch.zeros(64), torch.zeros(64)
+SAME: list[tuple[Any, ...]] = [
+    (X, Y, 5, 32, 7),
+    (X, Y, 6, 32, 7),  # a free number
+    (X, Y, 1, 64, 7),  # another multiple of 16
+    (X[4:], Y[1:], 0, 32, 7),  # whole 16 bytes, and an alignment that does not count
+]
+OTHERS: list[tuple[Any, ...]] = [
+    (X.int(), Y, 5, 32, 7),
+    (X[1:], Y, 5, 32, 7),
+    (X, None, 5, 32, 7),
+    (X, Y, 2**31, 32, 7),
+    (X, Y, 5, 33, 7),
+    (X, Y, 5, 1, 7),
+    (X, Y, 5, 2**32, 7),
+    (X, Y, 5, 32, 8),
+]
+
+
+def test_launches_of_one_kind_share_a_form_and_others_do_not(kernel: KeptKernel) -> None:
+    for arguments in [*SAME, *OTHERS, *SAME, *OTHERS]:
+        kernel.run(DEVICE, 3, arguments)
+    assert len(Forms.made) == 1 + len(OTHERS)
+    assert len(Forms.launched) == 2 * (len(SAME) + len(OTHERS))
+
+
+def test_numbers_and_addresses_are_those_of_the_launch(kernel: KeptKernel) -> None:
+    kernel.run(DEVICE, 3, (X, None, 5, 32, 7))
+    kernel.run(DEVICE, 2, (Y, None, 6, 48, 7))
+    assert Forms.launched == [(3, [X.data_ptr(), None, 5, 32, 7]), (2, [Y.data_ptr(), None, 6, 48, 7])]
+
+
+def test_nothing_is_launched_without_programs(kernel: KeptKernel) -> None:
+    kernel.run(DEVICE, 0, (X, Y, 5, 32, 7))
+    assert not Forms.made
+    assert not Forms.launched
+
+
+def test_hooks_see_a_launch_of_triton(kernel: KeptKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_kernel.raw_launch, "is_hooked", lambda: True)
+    seen = []
+
+    class Seeing:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return lambda *arguments, num_warps: seen.append((grid, arguments, num_warps))
+
+    kernel.kernel = Seeing()
+    kernel.run(DEVICE, 3, (X, Y, 5, 32, 7), num_warps=2)
+    ((grid, arguments, num_warps),) = seen
+    assert (grid, arguments[2:], num_warps) == ((3,), (5, 32, 7), 2)
