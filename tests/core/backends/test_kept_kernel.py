@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ pytest.importorskip("triton")
 
 from dilated_attention_pytorch import _torch_internals
 from dilated_attention_pytorch.backends import kept_kernel
-from dilated_attention_pytorch.backends.kept_kernel import KeptKernel
+from dilated_attention_pytorch.backends.kept_kernel import KeptKernel, Kind
 
 pytestmark = pytest.mark.skipif(
     not kept_kernel.HAS_RAW_LAUNCH, reason="Triton of another release is launched by its own function"
 )
 
-DEVICE = torch.device("cpu")
+DEVICE = torch.device("cuda", 0)
 
 
 class Forms:
@@ -27,7 +27,7 @@ class Forms:
     made: list[tuple[Any, ...]]
     launched: list[tuple[int, list[Any]]]
 
-    def __init__(self, kernel: Any, arguments: tuple[Any, ...], num_warps: int) -> None:
+    def __init__(self, kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         type(self).made.append(arguments)
         self.launch = True
 
@@ -41,17 +41,13 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> KeptKernel:
     monkeypatch.setattr(kept_kernel, "Form", Forms)
     monkeypatch.setattr(kept_kernel.raw_launch, "is_hooked", lambda: False)
     monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
+    monkeypatch.setattr(_torch_internals, "current_device", lambda: 0)
     Forms.made, Forms.launched = [], []
 
-    def parameter(**flags: bool) -> SimpleNamespace:
-        names = ("is_constexpr", "do_not_specialize", "do_not_specialize_on_alignment")
-        return SimpleNamespace(**{name: flags.get(name, False) for name in names})
-
-    made = KeptKernel(None)
-    made.is_compiled = True
-    made.parameters = [
-        parameter(), parameter(do_not_specialize_on_alignment=True), parameter(do_not_specialize=True), parameter(),
-        parameter(is_constexpr=True),
+    made = KeptKernel(SimpleNamespace(arg_names=["X", "Y", "free", "specialised", "CONSTANT"]))
+    pointer, number = Kind(False, False, False), Kind(False, False, False)
+    made.kinds = [
+        pointer, pointer._replace(is_anywhere=True), number._replace(is_free=True), number, Kind(True, False, False)
     ]  # fmt: skip
     return made
 
@@ -94,8 +90,20 @@ def test_nothing_is_launched_without_programs(kernel: KeptKernel) -> None:
     assert not Forms.launched
 
 
-def test_hooks_see_a_launch_of_triton(kernel: KeptKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_kernel.raw_launch, "is_hooked", lambda: True)
+def test_options_are_part_of_a_form(kernel: KeptKernel) -> None:
+    for options in ({}, {"num_warps": 8}, {"num_warps": 8, "num_stages": 2}, {"num_warps": 8}):
+        kernel.run(DEVICE, 3, (X, Y, 5, 32, 7), **options)
+    assert len(Forms.made) == 3
+
+
+class Bias(NamedTuple):
+    base: torch.Tensor
+
+
+@pytest.mark.parametrize("why", ["hooks", "no GPU", "a tuple"])
+def test_triton_launches_what_is_not_kept(
+    why: str, kernel: KeptKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     class Seeing:
@@ -103,6 +111,10 @@ def test_hooks_see_a_launch_of_triton(kernel: KeptKernel, monkeypatch: pytest.Mo
             return lambda *arguments, num_warps: seen.append((grid, arguments, num_warps))
 
     kernel.kernel = Seeing()
-    kernel.run(DEVICE, 3, (X, Y, 5, 32, 7), num_warps=2)
+    monkeypatch.setattr(kept_kernel.raw_launch, "is_hooked", lambda: why == "hooks")
+    device = torch.device("cpu") if why == "no GPU" else DEVICE
+    given = Bias(X) if why == "a tuple" else 32
+    kernel.run(device, 3, (X, Y, 5, given, 7), num_warps=2)
     ((grid, arguments, num_warps),) = seen
-    assert (grid, arguments[2:], num_warps) == ((3,), (5, 32, 7), 2)
+    assert (grid, arguments[2:], num_warps) == ((3,), (5, given, 7), 2)
+    assert not Forms.made

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..dropout import keep_threshold
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
+from ..kept_kernel import KeptKernel
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
 from . import tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel
@@ -27,6 +28,13 @@ DELTA_BLOCK = 64
 PLAIN = dict.fromkeys(Positions._fields)  # what a plain batch has instead of positions
 
 
+# of every call, by the kernel
+KEPT = {
+    kernel: KeptKernel(kernel)
+    for kernel in (forward_kernel, delta_kernel, dq_kernel, dkdv_kernel, clear_gaps_kernel)
+}
+
+
 class Launch(NamedTuple):
     """A kernel call, ready to run or to compile."""
 
@@ -36,9 +44,14 @@ class Launch(NamedTuple):
     options: dict[str, int]
 
     def run(self) -> None:
-        if self.grid[0] > 0:
-            # fused multiply-adds are no longer the default in Triton 3.10, of which 3.9 warns
-            self.kernel[self.grid](**self.arguments, **self.options, enable_fp_fusion=True)
+        # fused multiply-adds are no longer the default in Triton 3.10, of which 3.9 warns
+        options, kept = {**self.options, "enable_fp_fusion": True}, KEPT.get(self.kernel)
+        if kept is None:
+            if self.grid[0] > 0:
+                self.kernel[self.grid](**self.arguments, **options)
+            return
+        given, device = self.arguments, self.arguments[kept.names[0]].device
+        kept.run(device, self.grid[0], [given[name] for name in kept.names], **options)
 
 
 def strides(tensor: Tensor, suffix: str, axes: str) -> dict[str, int]:
