@@ -5,7 +5,7 @@ A launch through Triton's JIT takes several times as long as finding out here wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,7 +62,8 @@ class KeptKernel:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.forms = BoundedCache(256)
+        self.forms = BoundedCache(64)  # by what Triton specialises
+        self.seen = BoundedCache(256)  # the same by the numbers themselves, which are found faster
         self.names: list[str] = kernel.arg_names
         self.kinds: list[Kind] = []
         if HAS_RAW_LAUNCH and isinstance(kernel, triton.JITFunction):
@@ -88,29 +89,45 @@ class KeptKernel:
             with torch.cuda.device(device):
                 self.run(device, grid, arguments, **options)
             return
-        # as Triton specialises: pointers by type and alignment, integers by size, 1 and multiples of 16
         key: list[Any] = [device.index, *options.items()]
-        given = list(arguments)
-        for place, (x, (is_constant, is_free, is_anywhere)) in enumerate(zip(given, self.kinds, strict=True)):
-            kind = type(x)
-            if is_constant or x is None:
+        given: list[Any] = []
+        for x in arguments:
+            if isinstance(x, Tensor):
+                address = x.data_ptr()
+                given.append(address)
+                key += (x.dtype, address % 16)
+            else:
+                given.append(x)
                 key.append(x)
-            elif kind is int:
-                is_long = not -MAX_INT32 <= x <= MAX_INT32
-                key.append(is_long if is_free else (is_long, x == 1, x % 16 == 0))
-            elif kind is float or kind is bool:
-                key.append(kind)
-            elif not isinstance(x, Tensor):
+        form: Form | None = self.seen.get(tuple(key))
+        if form is None:
+            its_kind = self.kind_of(arguments)
+            if its_kind is None:
                 self.kernel[grid,](*arguments, **options)
                 return
-            else:
-                given[place] = address = x.data_ptr()
-                key.append(x.dtype if is_anywhere or address % 16 == 0 else (x.dtype, False))
-        its_key = tuple(key)
-        form: Form | None = self.forms.get(its_key)
-        if form is None:
-            form = self.forms.keep(its_key, Form(self.kernel, arguments, options))
+            its_kind = (device.index, *options.items(), *its_kind)
+            form = self.forms.get(its_kind) or self.forms.keep(
+                its_kind, Form(self.kernel, arguments, options)
+            )
+            self.seen.keep(tuple(key), form)
         if form.launch is None:
             self.kernel[grid,](*arguments, **options)
         else:
             form.run(_torch_internals.current_raw_stream(device.index), grid, given)
+
+    def kind_of(self, arguments: Sequence[Any]) -> tuple[Hashable, ...] | None:
+        """As Triton specialises: pointers by type and alignment, integers by size, 1 and multiples of 16; None for a tuple."""
+        found: list[Hashable] = []
+        for x, (is_constant, is_free, is_anywhere) in zip(arguments, self.kinds, strict=True):
+            if is_constant or x is None:
+                found.append(x)
+            elif isinstance(x, Tensor):
+                found.append(x.dtype if is_anywhere or x.data_ptr() % 16 == 0 else (x.dtype, False))
+            elif type(x) is int:
+                is_long = not -MAX_INT32 <= x <= MAX_INT32
+                found.append(is_long if is_free else (is_long, x == 1, x % 16 == 0))
+            elif type(x) in (float, bool):
+                found.append(type(x))
+            else:
+                return None
+        return tuple(found)

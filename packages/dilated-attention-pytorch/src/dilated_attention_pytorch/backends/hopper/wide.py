@@ -14,6 +14,7 @@ from torch import Tensor
 from ..problem import AttentionProblem
 from .call_tables import padding_bits, tile_starts
 from .prepared import masks_of
+from .quarters import LARGE
 
 GROUP_TOKENS = 128  # positions of a work tile
 CHUNK = 64  # queries of a warpgroup
@@ -87,9 +88,12 @@ def chunks(problem: AttentionProblem) -> int:
 
 
 def has_query_gaps(problem: AttentionProblem) -> bool:
-    """Whether there may be queries in no sequence."""
-    sequences = problem.sequences
-    return sequences is not None and not sequences.only_lengths
+    """Whether there may be queries in no sequence: between packed ones, or where `within_grid` cut them off."""
+    sequences, grid = problem.sequences, problem.grid
+    if sequences is None or sequences.only_lengths:
+        return False
+    # blocks of 256 may be taken as blocks of 128
+    return sequences.is_packed or (grid.q_offset + grid.q_len) % LARGE != 0 or grid.kv_len % LARGE != 0
 
 
 # ---- arguments
