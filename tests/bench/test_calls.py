@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from attention_bench import calls, cli, markdown
+from attention_bench import budget, calls, cli, markdown
 from attention_bench.cases import Case
 from attention_bench.features import FEATURES, Feature, FeatureCall, made
 
-CASE = Case(512, 4, 16, 32, 0.2, dtype="float32")
-OPTIONS = ["--seqlen", "512", "--heads", "4", "--head-dim", "16", "--block", "32", "--density", "0.2"]
+CASE = Case(256, 4, 16, 32, 0.2, dtype="float32")
+OPTIONS = ["--seqlen", "256", "--heads", "4", "--head-dim", "16", "--block", "32", "--density", "0.2"]
 OPTIONS += ["--device", "cpu", "--rounds", "1"]
 # With masks that depend on the tokens, the active blocks that the call needs not compute still count.
 NOT_BY_THE_MASK = ("padding-right", "padding-left", "block_bias", "dropout")
@@ -23,7 +24,7 @@ def test_command_times_features_beside_the_plain_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / "calls.json")
-    names = ["plain", "packed-uneven", "q_offset", "head_dim-192-128", "sinks"]
+    names = ["packed-uneven", "q_offset", "head_dim-192-128", "sinks"]
     assert cli.main(["calls", *OPTIONS, "--features", *names, "--json", file]) == 0
     rows, where = calls.read_json(file)
     assert [row.peer for row in rows] == names
@@ -36,9 +37,9 @@ def test_command_times_features_beside_the_plain_call(
         assert row.grad_error < 1e-5
         assert row.forward_of_plain
         assert row.backward_of_plain
-    assert rows[2].base == "causal"
-    assert rows[3].forward_of_dense
-    assert rows[1].forward_of_dense is None
+    assert rows[1].base == "causal"
+    assert rows[2].forward_of_dense
+    assert rows[0].forward_of_dense is None
     assert where["command"].startswith("attention-bench calls ")
     shown = markdown.table(file)
     assert shown.startswith("| call | compared with | backend |")
@@ -78,8 +79,7 @@ def seen_blocks(call: FeatureCall) -> int:
 
 @pytest.mark.parametrize("name", [name for name in FEATURES if name not in NOT_BY_THE_MASK])
 def test_active_blocks_are_those_that_queries_see(name: str) -> None:
-    case = replace(CASE, seqlen=256)
-    call = FEATURES[name].make(case, "cpu")
+    call = FEATURES[name].make(CASE, "cpu")
     assert call.blocks == seen_blocks(call)
     assert call.pairs == call.blocks * call.layout.block_size**2
 
@@ -138,12 +138,16 @@ def test_feature_that_fails_or_is_wrong_is_a_row(monkeypatch: pytest.MonkeyPatch
     assert row.forward_ms is None
 
 
-def test_budget_leaves_features_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_budget_leaves_features_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     file = str(tmp_path / "calls.json")
-    names = ["plain", "sinks", "softcap"]
-    given = ["calls", *OPTIONS, "--features", *names, "--budget", "0.001", "--json", file]
+    names = ["sinks", "softcap"]
+    given = ["calls", *OPTIONS, "--features", *names, "--budget", "1.5", "--json", file]
     assert cli.main(given) == 0
-    left_out = [name for name in names if f"was used up: {name}" in capsys.readouterr().out]
-    rows, where = calls.read_json(file) if Path(file).exists() else ([], {})
-    assert len(rows) + len(where.get("left_out", names)) == len(names)
-    assert left_out or rows
+    rows, where = calls.read_json(file)  # the first began in time
+    assert [row.peer for row in rows] == ["sinks"]
+    assert where["left_out"] == ["softcap"]
+    assert "left out, the budget of 1.5 s was used up: softcap" in capsys.readouterr().out

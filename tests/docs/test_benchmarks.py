@@ -9,6 +9,9 @@ from types import ModuleType
 
 import pytest
 
+from attention_bench import calls, files, report, short
+from attention_bench.cases import RANDOM, Case
+from attention_bench.measure import Row
 from tests.docs.fences import ROOT
 
 RUN = ROOT / "tools/attention-bench/results/h200-host.json"
@@ -46,3 +49,28 @@ def test_run_without_it_shows_the_whole_call(benchmarks: ModuleType, tmp_path: P
     assert "| 21.0 us | 34.0 us |" in page
     assert "of Python" not in page
     assert benchmarks.OF_PYTHON not in page
+
+
+def test_runs_of_presets_and_calls_have_their_parts(benchmarks: ModuleType, tmp_path: Path) -> None:
+    where = {
+        "device": "a GPU",
+        "date": "2026-01-02",
+        "versions": {"torch": "2.11"},
+        "command": "attention-bench",
+    }
+    case = Case(32768, 16, 128, 64, 0.05, pattern=RANDOM)
+    ours = Row("ours", case, forward_ms=1.05, backward_ms=2.87, forward_tflops=427.0, backward_tflops=388.0)
+    peer = Row("bsa", case, forward_ms=0.92, backward_ms=4.03, forward_tflops=484.0, backward_tflops=277.0)
+    report.write_json(str(tmp_path / "a-topk.json"), [ours, peer], where)
+    call = calls.CallRow("sinks", case, "plain", "hopper", 9, 1.0, 2.0, 1.05, 1.2)
+    files.write(str(tmp_path / "a-calls.json"), calls.KIND, [call], where)
+    row = short.ShortRow("ours", case, eager_us=20.0)
+    files.write(str(tmp_path / "a-short.json"), short.KIND, [row], where)
+    page = "\n".join(benchmarks.parts()).replace("\N{NO-BREAK SPACE}", " ")
+    for name in ("topk", "calls", "short"):
+        heading, text = next(part[1:] for part in benchmarks.PARTS if name in part[0])
+        assert f"## {heading}\n" in page
+        assert text in page
+    assert "| 1.05 ms (427) / 2.87 ms (388) | **0.92 ms (484)** / 4.03 ms (277) |" in page
+    assert "| sinks | plain | hopper | 1 ms, 1.05 | **2 ms, 1.20** | - / - |" in page
+    assert page.count("a GPU, 2026-01-02; torch 2.11; `attention-bench`") == 3
