@@ -34,6 +34,7 @@ KIND = "calls"
 BASE = {"cuda": Case(16384, 16, 128, 128, 0.05), "cpu": Case(2048, 2, 32, 64, 0.1, dtype="float32")}
 OTHER_BACKEND = {"cuda": "triton", "cpu": "reference"}
 DENSE_BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+MORE = {"gradient of sinks": 5}  # of the tolerance: terms of a whole head, which mostly cancel
 MOST = 1.1  # of plain, or of the loss of dense attention
 
 
@@ -80,11 +81,14 @@ def compare(row: CallRow, call: FeatureCall, backend: str | None, other: str) ->
         torch.manual_seed(0)
         return out, *call.backward(of)()
 
-    errors = [relative(x, y.float()) for x, y in zip(results(backend), results(other), strict=True)]
-    row.error, row.grad_error = errors[0], max(errors[1:])
-    for what, error in (("its output", row.error), ("its gradient", row.grad_error)):
-        if not error <= TOLERANCE[row.case.dtype]:
-            raise Disagreement(f"{what} differs from that of backend={other!r} by {error:.1e}")
+    names = ("output", *(f"gradient of {name}" for name in call.inputs))
+    pairs = zip(results(backend), results(other), strict=True)
+    errors = {name: relative(x, y.float()) for name, (x, y) in zip(names, pairs, strict=True)}
+    row.error, *of_gradients = errors.values()
+    row.grad_error = max(of_gradients)
+    for name, error in errors.items():
+        if not error <= TOLERANCE[row.case.dtype] * MORE.get(name, 1):
+            raise Disagreement(f"its {name} differs from that of backend={other!r} by {error:.1e}")
 
 
 def dense_times(case: Case, device: str, rounds: int) -> tuple[float, float]:
