@@ -92,7 +92,7 @@ def test_launches_hand_over_what_the_kernels_read() -> None:
     )
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_bits_do_not_depend_on_who_runs_when(seed: int) -> None:
     torch.manual_seed(0)
     problem = problem_of(64, 64, True, q_len=320)

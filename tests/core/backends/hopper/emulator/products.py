@@ -49,7 +49,7 @@ class Product:
 def operand_data(operand: Any) -> Any:
     if isinstance(operand, shared_memory_descriptor):
         operand.memory.check_fenced(operand.where, "a product reads", False)
-        operand.memory.check_order(operand.where, "multiplies", by_write=False)
+        operand.memory.check_read(operand.where, "multiplies")
         return operand.memory.data[operand.where]
     if isinstance(operand, tensor):
         return operand.data

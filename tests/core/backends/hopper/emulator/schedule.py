@@ -47,6 +47,7 @@ class Actor:
         program.n_partitions += 1
         self.before = np.zeros(MOST_PARTITIONS, np.int64)
         self.before[self.place] = 1
+        self.loads: list[Any] = []  # since its last release
 
     @property
     def time(self) -> Any:
@@ -54,6 +55,9 @@ class Actor:
 
     def release(self) -> Any:
         """What has happened before now, for those who wait for it; what follows is later."""
+        for memory, where in self.loads:
+            memory.note_load(where, self)
+        self.loads.clear()
         made = self.before.copy()
         self.before[self.place] += 1
         return made

@@ -64,35 +64,39 @@ class Allocation:
             self.writers.append(actor)
         old = self.data[where]
         changed = (old != values) & ~((old != old) & (values != values))
-        self.check_order(where[changed], "writes", by_write=True)
+        self.check_write(where[changed], "writes")
         self.data[where] = values
         self.written[where] = np.where(changed, now, self.written[where])
         self.note_write(where, where[changed])
         self.unfenced[where] = now
         self.writer[where] = self.writers.index(actor)
 
-    def check_order(self, where: Any, verb: str, by_write: bool) -> None:
-        """The current partition has waited for what others have done in these places."""
+    def unordered(self, where: Any) -> Any:
+        """What others have written in these places, and the current partition has waited for none of them."""
         actor = current()
         written, waited = np.zeros(where.shape, bool), np.zeros(where.shape, bool)
         for place, times in self.write_times.items():
             found = times[where]
-            late = found > actor.before[place]
-            if by_write and place != actor.place and late.any():
-                raise EmulatorError(
-                    f"it {verb} {self.name} without waiting for {self.partition(place)}, which has written it"
-                )
             written |= found > 0
-            waited |= (found > 0) & ~late
-        if not by_write and (written & ~waited).any():
+            waited |= (found > 0) & (found <= actor.before[place])
+        return written & ~waited
+
+    def check_read(self, where: Any, verb: str) -> None:
+        """The current partition has waited for what it reads."""
+        if self.unordered(where).any():
             raise EmulatorError(
                 f"it {verb} {self.name} without waiting for the partition that has written it"
             )
-        if by_write:
-            for place, times in self.read_times.items():
+
+    def check_write(self, where: Any, verb: str) -> None:
+        """The current partition has waited for whoever has written or read in these places."""
+        actor = current()
+        for times_of, done in ((self.write_times, "written"), (self.read_times, "read")):
+            for place, times in times_of.items():
                 if place != actor.place and (times[where] > actor.before[place]).any():
+                    who = self.partition(place)
                     raise EmulatorError(
-                        f"it {verb} {self.name} without waiting for {self.partition(place)}, which has read it"
+                        f"it {verb} {self.name} without waiting for {who}, which has {done} it"
                     )
 
     def partition(self, place: int) -> str:
@@ -106,6 +110,11 @@ class Allocation:
     def note_read(self, where: Any, actor: Any) -> None:
         self.read_times.setdefault(actor.place, np.zeros(self.data.size, np.int64))[where] = actor.time
 
+    def note_load(self, where: Any, actor: Any) -> None:
+        """What was loaded to be stored again counts as written."""
+        own = self.write_times.get(actor.place)
+        self.note_read(where if own is None else where[own[where] != actor.time], actor)
+
     def note_write(self, where: Any, changed: Any) -> None:
         """Values that change are those of one partition; others may write the same."""
         actor = current()
@@ -114,10 +123,14 @@ class Allocation:
         self.write_times.setdefault(actor.place, np.zeros(self.data.size, np.int64))[where] = actor.time
 
     def read(self, where: Any) -> Any:
-        """A read of the current partition."""
-        self.check_order(where, "reads", by_write=False)
-        self.note_read(where, current())
-        return self.data[where]
+        """A read of the current partition. What another writes at the same time, also if both write the same, must not be used."""
+        if self.dtype.primitive_bitwidth != 16:
+            self.check_read(where, "reads")
+            self.note_read(where, current())
+            return self.data[where]
+        unordered = self.unordered(where)
+        current().loads.append((self, where[~unordered]))
+        return np.where(unordered, self.dtype.nothing, self.data[where])
 
     def overwrite(self, where: Any, values: Any) -> None:
         """A write of the asynchronous proxy."""

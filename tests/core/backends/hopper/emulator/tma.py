@@ -123,7 +123,7 @@ def async_load(
     scheduler().pause()
     check_box(desc, result)
     result.memory.check_fenced(result.where, "a copy overwrites", True)
-    result.memory.check_order(result.where, "overwrites by a copy", by_write=True)
+    result.memory.check_write(result.where, "overwrites by a copy")
     result.memory.note_write(result.where, result.where)
     result.memory.overwrite(result.where, desc.dtype.nothing)
     scheduler().copies.append(Load(desc, coordinates(desc, coord), barrier, result))
@@ -136,7 +136,7 @@ def start_store(desc: tensor_descriptor, coord: Any, source: shared_memory_descr
     if min(coord) < 0:
         raise EmulatorError(f"a store to {desc.name} at {coord}")
     source.memory.check_fenced(source.where, "a copy reads", True)
-    source.memory.check_order(source.where, "stores by a copy", by_write=False)
+    source.memory.check_read(source.where, "stores by a copy")
     copy = Store(desc, coord, source, add)
     current().stores.append(copy)
     scheduler().copies.append(copy)
