@@ -33,10 +33,12 @@ from ..gluon_names import aggregate, reinterpret
 from .backward_masks import (
     PairMasks,
     TileMask,
+    WordMask,
     keep_counted,
     keep_queries,
     keep_streamed,
     keep_streamed_keys,
+    ready_words,
 )
 from .backward_step import (
     GradSums,
@@ -351,7 +353,8 @@ def consumer(
     HAS_PADDING: gl.constexpr = inputs.masks.padding is not None
     # padded keys that are kept need no mask: their sums are dropped in the end
     PADDED_TILES: gl.constexpr = HAS_PADDING and not DKDV
-    IS_PLAIN: gl.constexpr = not (SEQUENCES or HAS_MASKS or PADDED_TILES)
+    EARLY_MASK: gl.constexpr = inputs.softcap is not None or (DKDV and HAS_MASKS)
+    IS_PLAIN: gl.constexpr = not (SEQUENCES or HAS_MASKS or PADDED_TILES or EARLY_MASK)
     HAS_BIAS: gl.constexpr = inputs.bias is not None
     dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
@@ -547,6 +550,8 @@ def consumer(
                             is_padded if PADDED_TILES else None,
                             DKDV, config.IS_CAUSAL,
                         )  # fmt: skip
+                        if EARLY_MASK:
+                            mask = WordMask(ready_words(mask, TILE))  # type: ignore[assignment]
                     terms = ScoreTerms(
                         scale, cap, slope, kept_position - streamed_position, bias,
                         slot_of_block + sub * (BLOCK_SIZE // 16) if inputs.slots is not None else None,

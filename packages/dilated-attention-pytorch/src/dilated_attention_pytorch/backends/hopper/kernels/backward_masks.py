@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate, thread_barrier
 from .clear_rows import keep_listed_rows, keep_rows
-from .tile_masks import below, bits_of, rows_of_tile, words_of_columns
+from .tile_masks import all_words, below, bits_of, rows_of_tile, words_of_columns
 
 
 @aggregate
@@ -48,10 +48,8 @@ class TileMask:
     IS_CAUSAL: gl.constexpr
 
     @gluon.jit
-    def apply_mask(self, p, layout: gl.constexpr):
-        """p, 0 where a query may not see the key. In the dkdv pass keys that do not count are not hidden."""
-        COLUMNS: gl.constexpr = p.shape[1]
-        WORDS: gl.constexpr = COLUMNS // 32
+    def is_partial(self, COLUMNS: gl.constexpr):
+        """Whether anything may be hidden."""
         is_partial = False
         if self.DKDV:
             if self.IS_CAUSAL:
@@ -65,23 +63,55 @@ class TileMask:
             is_partial = is_partial | (self.mask_id >= 0)
         if self.is_padded is not None:
             is_partial = is_partial | self.is_padded
-        if is_partial:
-            if self.DKDV:
-                # all bits, or those of the queries from the key on
-                words = ~below(self.streamed, self.streamed, WORDS)
-                if self.IS_CAUSAL:
-                    words = ~below(self.kept + rows_of_tile(WORDS), self.streamed, WORDS)
-            else:
-                words = below(self.end, self.streamed, WORDS)
-                if self.IS_CAUSAL:
-                    last = gl.minimum(self.kept + 1 + rows_of_tile(WORDS), self.end)
-                    words = below(last, self.streamed, WORDS)
-            if self.words is not None:
-                words = words & self.words
-            if self.padding is not None:
-                words = words & words_of_columns(self.padding, WORDS)[None, :]
-            p = gl.where(bits_of(words, COLUMNS, layout), p, 0.0)
+        return is_partial
+
+    @gluon.jit
+    def visible(self, WORDS: gl.constexpr):
+        """The words of what is visible. In the dkdv pass keys that do not count are not hidden."""
+        if self.DKDV:
+            # all bits, or those of the queries from the key on
+            words = ~below(self.streamed, self.streamed, WORDS)
+            if self.IS_CAUSAL:
+                words = ~below(self.kept + rows_of_tile(WORDS), self.streamed, WORDS)
+        else:
+            words = below(self.end, self.streamed, WORDS)
+            if self.IS_CAUSAL:
+                last = gl.minimum(self.kept + 1 + rows_of_tile(WORDS), self.end)
+                words = below(last, self.streamed, WORDS)
+        if self.words is not None:
+            words = words & self.words
+        if self.padding is not None:
+            words = words & words_of_columns(self.padding, WORDS)[None, :]
+        return words
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key."""
+        COLUMNS: gl.constexpr = p.shape[1]
+        if self.is_partial(COLUMNS):
+            p = gl.where(bits_of(self.visible(COLUMNS // 32), COLUMNS, layout), p, 0.0)
         return p
+
+
+@aggregate
+class WordMask:
+    """What is visible of a tile, made before its products: hidden without a branch, over which the scores would be kept."""
+
+    words: gl.tensor
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key."""
+        return gl.where(bits_of(self.words, p.shape[1], layout), p, 0.0)
+
+
+@gluon.jit
+def ready_words(mask, COLUMNS: gl.constexpr):
+    """The words of a `TileMask`; all bits where nothing is hidden."""
+    words = all_words(COLUMNS // 32)
+    if mask.is_partial(COLUMNS):
+        words = mask.visible(COLUMNS // 32)
+    return words
 
 
 @gluon.jit

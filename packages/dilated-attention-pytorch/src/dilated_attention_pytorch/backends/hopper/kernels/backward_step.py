@@ -181,6 +181,8 @@ def step(
     else:
         p = gl.exp2(terms.less(s, lse[:, None], s_layout))
     p = mask.apply_mask(p, s_layout)
+    if not DKDV and terms.slot is None:
+        p = terms.of_products(p, s)
     if DKDV:
         if SUM_QK and not DELTA_FIRST:
             delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
@@ -198,7 +200,6 @@ def step(
         store_sums_of_warps(of_scores, terms.slot)
         ds = terms.of_products(of_scores, s)
     else:
-        p = terms.of_products(p, s)
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = p * (dp + delta[:, None])
     if SUM_QK:

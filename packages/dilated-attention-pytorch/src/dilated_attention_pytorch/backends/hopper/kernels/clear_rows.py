@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..gluon_names import reinterpret
+from .tma import opaque
 
 # A piece of 64 of head_dim of a row is 128 bytes, in which a swizzle only moves 16 by 16: all of them become 0.
 PIECE = gl.constexpr(64)
@@ -52,7 +53,7 @@ def keep_listed_rows(tiles, stage, words):
     """Set the rows of tile `stage` whose bits in `words` (rows / 32,) are 0 to 0, as `keep_rows` does."""
     ROWS: gl.constexpr = tiles.shape[1]
     places = gl.arange(0, ROWS // 32, layout=words.type.layout)
-    for i in range(ROWS // 8):
+    for i in range(opaque(gl.to_tensor(ROWS // 8))):  # not unrolled: it stands in the loop over the tiles
         bits = (gl.sum(gl.where(places == i // 4, words, 0), 0) >> (i % 4 * 8)) & 255
         if bits == 0:
             clear_units(tiles, stage, i, i + 1, EIGHT_ROWS)

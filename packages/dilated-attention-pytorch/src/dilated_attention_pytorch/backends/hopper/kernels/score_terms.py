@@ -45,10 +45,7 @@ class ScoreTerms:
         else:
             x = capped * self.cap - lse
         if self.slope is not None:
-            row = self.distance + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-            column = gl.arange(0, capped.shape[1], layout=gl.SliceLayout(0, layout))
-            ahead = (row.to(gl.float32) * self.slope)[:, None] - (column.to(gl.float32) * self.slope)[None, :]
-            x -= gl.abs(ahead)
+            x -= gl.abs(of_distances(self.distance, self.slope, capped.shape[1], layout))
         return x
 
     @gluon.jit
@@ -58,6 +55,23 @@ class ScoreTerms:
             return gradient
         else:
             return gradient * (1.0 - capped * capped)
+
+
+@gluon.jit
+def of_distances(distance, slope, N: gl.constexpr, layout: gl.constexpr):
+    """(64, N): slope times the distance from a column to a row, `distance` being that of the first ones."""
+    # a thread holds every fourth pair of columns: what its columns add to its first one are constants
+    parent: gl.constexpr = gl.reshape(gl.full([64, N], 0.0, gl.float32, layout=layout), [64, N // 8, 4, 2]).type.layout
+    of_row: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, parent)))
+    of_octet: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, parent)))
+    of_thread: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, parent)))
+    of_pair: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, parent)))
+    row, octet = gl.arange(0, 64, layout=of_row), gl.arange(0, N // 8, layout=of_octet)
+    thread, pair = gl.arange(0, 4, layout=of_thread), gl.arange(0, 2, layout=of_pair)
+    first = distance + row[:, None, None, None] - 2 * thread[None, None, :, None]
+    behind = 8 * octet[None, :, None, None] + pair[None, None, None, :]
+    x = first.to(gl.float32) * slope - behind.to(gl.float32) * slope
+    return gl.convert_layout(gl.reshape(x, [64, N]), layout, assert_trivial=True)
 
 
 @gluon.jit

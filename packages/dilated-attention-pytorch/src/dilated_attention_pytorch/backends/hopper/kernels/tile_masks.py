@@ -45,6 +45,13 @@ def below(end, first, WORDS: gl.constexpr):
 
 
 @gluon.jit
+def all_words(WORDS: gl.constexpr):
+    """Words of which all bits are set."""
+    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    return gl.full([64, WORDS], -1, gl.int32, layout=LAYOUT)
+
+
+@gluon.jit
 def rows_of_tile(WORDS: gl.constexpr):
     """0 to 63, as `below` takes them."""
     LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
