@@ -23,8 +23,10 @@ from uniform_registers import faults
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import HOPPER, passes, tuning
 from dilated_attention_pytorch.backends.hopper.launcher import box_layout
+from dilated_attention_pytorch.backends.hopper.wide import bias_slots
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
+from dilated_attention_pytorch.sequences import packed_sequences
 
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
 PROCESSES = 2
@@ -34,7 +36,8 @@ PROCESSES = 2
 class Shape:
     """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
 
-    At head_dim 256 "dkdv" is the pass for dk, and "dv" another.
+    At head_dim 256 "dkdv" is the pass for dk, and "dv" another. features: what the call asks for beyond a plain one, of
+    "lengths", "packed", "masks", "padding", "bias", "softcap", "alibi" and "sinks".
     """
 
     kernel: str
@@ -45,6 +48,7 @@ class Shape:
     rates: tuple[int, ...] = ()
     dtype: str = "bfloat16"
     grad_lse: bool = False
+    features: tuple[str, ...] = ()
 
 
 TABLES = {"forward": tuning.FORWARD, "dq": tuning.DQ, "dkdv": tuning.DKDV}
@@ -74,22 +78,83 @@ SHAPES = [
     Shape("forward", 128, 128, True, True, dtype="float16"),
     Shape("dq", 128, 128, True, True, dtype="float16"),
     Shape("dkdv", 128, 128, True, True, dtype="float16"),
+    *(
+        Shape(kernel, head_dim, block_size, True, True, features=features)
+        for kernel in TABLES
+        for head_dim in (64, 128)
+        for block_size in (64, 128)
+        for features in (
+            ("lengths", "masks", "bias"),
+            ("packed",),
+            ("padding", "alibi", "sinks"),
+            ("softcap",),
+        )
+    ),
 ]
 
 
+WIDE_MAIN_SHAPES = [
+    Shape(kernel, 128, 128, True, True, features=("lengths", "masks", "bias"))
+    for kernel in ("forward", "dkdv")
+]
 MAIN_SHAPES = [
     shape
     for shape in SHAPES
-    if shape.is_causal and shape.ragged and (not shape.rates or shape.head_dim == 128)
+    if shape.is_causal
+    and shape.ragged
+    and (not shape.rates or shape.head_dim == 128)
+    and (not shape.features or shape in WIDE_MAIN_SHAPES)
 ]
+
+
+def layout_of(shape: Shape, length: int) -> BlockLayout:
+    """A small layout, with masks inside blocks if asked for."""
+    if "masks" in shape.features:
+        return BlockLayout.from_mask(torch.ones(length, length).tril(8).bool(), block_size=shape.block_size)
+    return BlockLayout.from_config(
+        SparsePatternConfig(block_size=shape.block_size), length, causal=shape.is_causal
+    )
+
+
+def options_of(shape: Shape, layout: BlockLayout, length: int) -> dict[str, Any]:
+    """The arguments of a call with the features of a shape."""
+    given = {
+        "lengths": {"kv_lengths": torch.tensor([length - 1], dtype=torch.int32)},
+        "padding": {"key_padding_mask": torch.zeros(1, length, dtype=torch.bool)},
+        "bias": {"block_bias": torch.zeros(1, 2, layout.num_block_ids)},
+        "softcap": {"softcap": 20.0},
+        "alibi": {"alibi_slopes": torch.ones(2)},
+        "sinks": {"sinks": torch.zeros(2)},
+    }
+    return {name: value for feature in shape.features for name, value in given.get(feature, {}).items()}
+
+
+def tensors_of(problem: AttentionProblem) -> dict[str, Tensor]:
+    """What a launch makes for a wide call, by its types."""
+    p, numbers = problem, torch.empty(16, dtype=torch.int32)
+    found = {
+        "Table": None if p.sequences is None else p.sequences.table,
+        "Starts": None if p.sequences is None else numbers,
+        "Padding": None if p.key_padding_mask is None else numbers.view(1, 16),
+        "Bias": p.block_bias,
+        "Slopes": p.alibi_slopes,
+        "Sinks": p.sinks,
+    }
+    return {name: x for name, x in found.items() if x is not None}
+
+
+def backward_tensors_of(problem: AttentionProblem) -> dict[str, Tensor]:
+    """The same of a backward."""
+    made = tensors_of(problem)
+    if problem.block_bias is not None:
+        made["Slots"] = bias_slots(problem, passes.slot_parts(problem))
+    return made
 
 
 def problem_of(shape: Shape) -> AttentionProblem:
     """The problem of a small call of this shape, on the CPU."""
     length = 4 * shape.block_size - (8 if shape.ragged else 0)
-    layout = BlockLayout.from_config(
-        SparsePatternConfig(block_size=shape.block_size), length, causal=shape.is_causal
-    )
+    layout = layout_of(shape, length)
     q, k, v = (torch.empty(1, length, 2, shape.head_dim, dtype=getattr(torch, shape.dtype)) for _ in range(3))
     segments = [shape.block_size * 2**i for i in range(len(shape.rates))]
     problem = make_problem(
@@ -100,7 +165,12 @@ def problem_of(shape: Shape) -> AttentionProblem:
         is_causal=shape.is_causal,
         segment_lengths=segments or None,
         dilation_rates=shape.rates or None,
+        **options_of(shape, layout, length),
     )
+    if "packed" in shape.features:
+        offsets = torch.tensor([0, length], dtype=torch.int32)
+        sequences = packed_sequences(offsets, offsets, length, length, shape.is_causal)
+        problem = dataclasses.replace(problem, sequences=sequences)
     return problem.prepared_by(HOPPER, layout)
 
 
@@ -110,9 +180,10 @@ def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
     out, lse = torch.empty_like(p.q), torch.empty(1, 2, p.q_len)
     if shape.kernel == "forward":
         one = passes.FORWARD
-        return one.kernel, one.arguments(p, out, lse), one.options(p), one.programs(p)
+        pointers = one.extra_tensors(p, out, tensors_of(p))
+        return one.kernel, one.arguments(p, out, lse, pointers), one.options(p), one.programs(p)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
-    call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None)
+    call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None, backward_tensors_of(p))
     of_backward = passes.backward_of(p).passes[("dq", "dkdv", "dv").index(shape.kernel)]
     return of_backward.kernel, of_backward.arguments(call, torch.empty(16)), of_backward.options(p), 1
 

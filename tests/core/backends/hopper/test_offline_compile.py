@@ -30,6 +30,8 @@ MOST_SPILLS = {
     (3, 8): {"forward": (16, 8), "dq": (0, 0), "dkdv": (8, 8)},
     (3, 9): {"forward": (16, 8), "dq": (0, 24), "dkdv": (8, 8)},
 }
+# With positions, masks and the like: beside them in the loops, addresses and numbers of a tile around them.
+MOST_WIDE_SPILLS = 400
 # What ptxas says when it makes every product wait for the one before, or one of them (C7517).
 SERIALISED = {"C7510", "C7511", "C7512", "C7513", "C7514", "C7517"}
 KNOWN_TO_BE_SERIALISED: set[tuple[str, int, int]] = set()  # kernel, head_dim, block_size
@@ -40,6 +42,8 @@ def most_spills(item: dict[str, Any]) -> int:
     if 16 in item["rates"] and item["kernel"] != "dkdv":
         return 256
     of_kernel = "dkdv" if item["kernel"] == "dv" else item["kernel"]
+    if item["features"]:
+        return MOST_WIDE_SPILLS
     plain, dilated = MOST_SPILLS[max(since for since in MOST_SPILLS if since <= VERSION)][of_kernel]
     return dilated if item["rates"] else plain
 

@@ -1,0 +1,79 @@
+"""Where the emulated forward could go wrong beside random calls: what is behind the ends, rows that see nothing at first."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton.experimental.gluon")
+
+from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.hopper import HOPPER
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.functional import make_problem
+from tests.core.backends.hopper import emulator
+
+pytestmark = pytest.mark.interpreter
+OUT, LSE = 2**-7, 2**-18  # out is rounded to bfloat16, as are its weights; lse is float32
+KERNELS = [(64, 64), (64, 128), (128, 64), (128, 128)]  # head_dim, block size
+ONE_OF_EACH_LOOP = [(64, 128), (128, 64)]
+
+
+def inputs(length: int, head_dim: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(batch, length, 2, head_dim, generator=generator) for _ in range(3))
+    return q.bfloat16(), k.bfloat16(), v.bfloat16()
+
+
+def is_right(problem: AttentionProblem, layout: BlockLayout) -> bool:
+    found = emulator.errors(problem.prepared_by(HOPPER, layout), gradients=False, through_launch=True)
+    return found["out"] < OUT and found["lse"] < LSE
+
+
+def lower_blocks(block: int, n: int) -> BlockLayout:
+    return BlockLayout.from_dense(torch.ones(n, n).tril().bool(), block, n * block, n * block)
+
+
+@pytest.mark.parametrize(("head_dim", "block"), KERNELS)
+def test_nan_behind_the_ends_of_a_sequence_reaches_nothing(head_dim: int, block: int) -> None:
+    length, layout = 2 * block + 40, lower_blocks(block, 3)
+    q, k, v = inputs(length, head_dim)
+    for x in (k, v):
+        x[:, :9] = x[:, length - 21 :] = float("nan")
+    first, end = torch.tensor([9], dtype=torch.int32), torch.tensor([length - 21], dtype=torch.int32)
+    assert is_right(make_problem(q, k, v, layout, kv_starts=first, kv_lengths=end, is_causal=True), layout)
+
+
+@pytest.mark.parametrize(("head_dim", "block"), ONE_OF_EACH_LOOP)
+def test_nan_in_padded_keys_reaches_nothing(head_dim: int, block: int) -> None:
+    length, layout = 2 * block + 40, lower_blocks(block, 3)
+    q, k, v = inputs(length, head_dim)
+    padding = torch.zeros(1, length, dtype=torch.bool)
+    padding[:, 3::7] = padding[:, :block] = True
+    k[padding] = v[padding] = float("nan")
+    assert is_right(make_problem(q, k, v, layout, key_padding_mask=padding), layout)
+
+
+@pytest.mark.parametrize(("head_dim", "block"), ONE_OF_EACH_LOOP)
+def test_rows_may_see_their_first_key_in_a_later_block(head_dim: int, block: int) -> None:
+    length = 3 * block
+    mask = torch.rand(length, length, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[: block // 2, :block] = False
+    mask[5:9] = False
+    layout = BlockLayout.from_mask(mask, block_size=block)
+    q, k, v = inputs(length, head_dim)
+    q = q - 40.0  # scores far below 0: a maximum that begins at 0 would lose them
+    k = k + 2.0
+    assert is_right(make_problem(q, k, v, layout), layout)
+
+
+@pytest.mark.parametrize("hidden", [float("-inf"), -1e9])
+@pytest.mark.parametrize(("head_dim", "block"), ONE_OF_EACH_LOOP)
+def test_biases_that_hide_blocks_leave_the_others_exact(head_dim: int, block: int, hidden: float) -> None:
+    length, layout = 3 * block, lower_blocks(block, 3)
+    q, k, v = inputs(length, head_dim)
+    bias = torch.full((1, 2, layout.num_block_ids), hidden)
+    rows = layout.row_lists
+    bias[..., rows.block_ids[rows.indptr[1:].long() - 1].long()] = 0.25  # the diagonal
+    assert is_right(make_problem(q, k, v, layout, block_bias=bias), layout)
