@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch.backends.hopper.prepared import make_prepared
+from dilated_attention_pytorch.backends.hopper.shares import can_be_split, shares_of
 from dilated_attention_pytorch.backends.hopper.work_order import make_work_order
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.reference import tokens
@@ -143,7 +144,7 @@ def drawn_call(
     normal = lambda *shape: draw.normal(*shape).bfloat16()  # noqa: E731
     lists, masks = (rows, cols), fields.get("block_masks")
     prepared = make_prepared(grid, layout_batch * layout_heads, lists, None, masks, make_work_order)
-    return AttentionProblem.made_of(**{
+    problem = AttentionProblem.made_of(**{
         "q": normal(batch, q_len, heads, head_dim), "k": normal(batch, kv_len, kv_heads, head_dim),
         "v": normal(batch, kv_len, kv_heads, v_head_dim), "grid": grid, "layout_batch": layout_batch,
         "layout_heads": layout_heads, "rows": rows, "cols": cols, "undilated": (rows, cols), "block_masks": None,
@@ -152,6 +153,10 @@ def drawn_call(
         "seed": None, "sequences": sequences, "softcap": 0.0, "attn_bias": None, "alibi_slopes": None, "sinks": None,
         **fields,
     })  # fmt: skip
+    is_exact = int(rows.indptr[-1]) == rows.indices.numel()
+    if is_exact and can_be_split(problem) and draw.chance(0.3):
+        return with_fields(problem, shares=shares_of(problem, draw.choice([2, 3, 4])))
+    return problem
 
 
 def poisoned(problem: AttentionProblem, *of_queries: Tensor) -> tuple[AttentionProblem, list[Tensor]]:
@@ -215,5 +220,5 @@ def described(problem: AttentionProblem) -> str:
     return (
         f"B {p.block_size} D {p.head_dim}/{p.v_head_dim} batch {p.batch} heads {p.num_heads}/{p.num_kv_heads}/{p.layout_heads} "
         f"layout_batch {p.layout_batch} q {p.q_len} kv {p.kv_len} offset {p.q_offset} causal {p.is_causal} "
-        f"grid {p.grid.first_row}+{p.grid.n_rows}x{p.grid.n_cols} entries {int(p.rows.indptr[-1])} softcap {p.softcap} {given} {table}"
+        f"grid {p.grid.first_row}+{p.grid.n_rows}x{p.grid.n_cols} entries {int(p.rows.indptr[-1])} shares {len(p.shares)} softcap {p.softcap} {given} {table}"
     )

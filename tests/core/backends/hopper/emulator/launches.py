@@ -17,6 +17,8 @@ from .memory import Buffer
 from .programs import launch
 from .tensors import pointer
 
+MULTIPROCESSORS = 132
+
 
 def storages() -> list[Tensor]:
     """All tensors on the CPU that Python knows, one for every storage."""
@@ -78,7 +80,7 @@ class EmulatedLaunch:
         launch(
             self.function,
             arguments,
-            self.grid,
+            min(self.grid, self.settings["programs"]),
             emulated(self.settings["release"]).launcher.box_layout,
             **self.settings["launch"],
         )
@@ -93,10 +95,10 @@ def emulated_launches(programs: int = 2, *, release: str | None = None, **option
     module = emulated(release).launch
     counters = torch.zeros(4096, dtype=torch.int32)
     next_counter = itertools.count()
-    settings = {"release": release, "launch": options}
+    settings = {"release": release, "programs": programs, "launch": options}
     stands = {
         "Launch": type("Launch", (EmulatedLaunch,), {"settings": settings}),
-        "multiprocessors": lambda index: programs,
+        "multiprocessors": lambda index: MULTIPROCESSORS,
         "tile_counter": lambda index: counters.data_ptr() + 4 * (next(next_counter) % counters.numel()),
         "_torch_internals": SimpleNamespace(current_device=lambda: -1),
     }
