@@ -353,8 +353,8 @@ def consumer(
     HAS_PADDING: gl.constexpr = inputs.masks.padding is not None
     # padded keys that are kept need no mask: their sums are dropped in the end
     PADDED_TILES: gl.constexpr = HAS_PADDING and not DKDV
-    EARLY_MASK: gl.constexpr = inputs.softcap is not None or (DKDV and HAS_MASKS)
-    IS_PLAIN: gl.constexpr = not (SEQUENCES or HAS_MASKS or PADDED_TILES or EARLY_MASK)
+    HAS_SOFTCAP: gl.constexpr = inputs.softcap is not None
+    HAS_WORDS: gl.constexpr = SEQUENCES or HAS_MASKS or PADDED_TILES or HAS_SOFTCAP
     HAS_BIAS: gl.constexpr = inputs.bias is not None
     dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
@@ -535,12 +535,8 @@ def consumer(
                     elif SEQUENCES and sub % TILES == 0:
                         begin, end = streamed_begin - streamed_position, streamed_end - streamed_position
                         keep_streamed(streams, place + sub, begin, end, TILES)
-                    if IS_PLAIN:
-                        mask = BlockMask(
-                            kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
-                        )  # fmt: skip
-                    else:
-                        mask = TileMask(  # type: ignore[assignment]
+                    if HAS_WORDS:
+                        tile_mask = TileMask(
                             kept_position, streamed_position, streamed_end,
                             mask_id if HAS_MASKS else None,
                             words_of_mask(
@@ -550,8 +546,11 @@ def consumer(
                             is_padded if PADDED_TILES else None,
                             DKDV, config.IS_CAUSAL,
                         )  # fmt: skip
-                        if EARLY_MASK:
-                            mask = WordMask(ready_words(mask, TILE))  # type: ignore[assignment]
+                        mask = WordMask(ready_words(tile_mask, TILE))
+                    else:
+                        mask = BlockMask(  # type: ignore[assignment]
+                            kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
+                        )  # fmt: skip
                     terms = ScoreTerms(
                         scale, cap, slope, kept_position - streamed_position, bias,
                         slot_of_block + sub * (BLOCK_SIZE // 16) if inputs.slots is not None else None,

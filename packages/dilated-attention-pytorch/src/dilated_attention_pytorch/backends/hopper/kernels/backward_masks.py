@@ -84,18 +84,10 @@ class TileMask:
             words = words & words_of_columns(self.padding, WORDS)[None, :]
         return words
 
-    @gluon.jit
-    def apply_mask(self, p, layout: gl.constexpr):
-        """p, 0 where a query may not see the key."""
-        COLUMNS: gl.constexpr = p.shape[1]
-        if self.is_partial(COLUMNS):
-            p = gl.where(bits_of(self.visible(COLUMNS // 32), COLUMNS, layout), p, 0.0)
-        return p
-
 
 @aggregate
 class WordMask:
-    """What is visible of a tile, made before its products: hidden without a branch, over which the scores would be kept."""
+    """What is visible of a tile, made before its products: in a branch behind them ptxas keeps more in registers."""
 
     words: gl.tensor
 
