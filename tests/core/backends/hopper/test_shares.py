@@ -12,6 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends.hopper import launch
 from dilated_attention_pytorch.backends.hopper.shares import (
     MOST_BYTES,
     estimate,
@@ -107,6 +108,18 @@ def test_other_calls_are_not_split(name: str) -> None:
     }
     assert num_shares(plain, 128, 132) > 1
     assert num_shares(others[name], 128, 132) == 1
+
+
+@pytest.mark.parametrize("block", [64, 128, 256])
+@pytest.mark.parametrize("head_dims", [(64, 64), (96, 96), (128, 64), (256, 256)])
+def test_any_block_size_and_head_dim_may_ask(
+    block: int, head_dims: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "multiprocessors", lambda index: 132)
+    layout = BlockLayout.from_dense(torch.ones(8, 8, dtype=torch.bool), block)
+    q, v = (torch.empty(1, 8 * block, 1, dim, dtype=torch.bfloat16) for dim in head_dims)
+    n_shares = launch.wanted_shares(make_problem(q, q, v, layout))
+    assert n_shares == 1 or (block < 256 and head_dims[0] == head_dims[1] != 96)
 
 
 # ---- results

@@ -127,7 +127,7 @@ class KeptKernel:
                 is_long = not -MAX_INT32 <= x <= MAX_INT32
                 found.append(is_long if is_free else (is_long, x == 1, x % 16 == 0))
             elif type(x) in (float, bool):
-                found.append(type(x))
+                found.append(str(type(x)))
             else:
                 return None
         return tuple(found)

@@ -28,7 +28,7 @@ from .passes import (
 from .prepared import of_kernel_blocks, work_order_of
 from .quarters import LARGE
 from .share_arguments import ShareResults, empty_results, merge_arguments, share_arguments, share_tensors
-from .shares import num_shares, num_shares_of, problem_of_shares
+from .shares import can_be_split, num_shares, num_shares_of, problem_of_shares
 from .sinks import sink_gradient
 from .strides import badly_strided
 from .wide import (
@@ -128,6 +128,8 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
 
 def wanted_shares(problem: AttentionProblem) -> int:
     """Into how many shares the rows of a problem are split on its device."""
+    if not can_be_split(problem):
+        return 1
     slots = FORWARD.programs(problem) * multiprocessors(problem.q.get_device())
     return num_shares(problem, kernel_dim(problem), slots)
 

@@ -62,7 +62,7 @@ def num_shares(problem: AttentionProblem, head_dim: int, slots: int) -> int:
         slots: work tiles that run at the same time.
     """
     p = problem
-    if not can_be_split(p) or p.q_len == 0 or p.kv_len == 0 or head_dim != p.head_dim:
+    if not can_be_split(p):
         return 1
     tiles_of_head = -(-p.q_len // GROUP_TOKENS)
     n_tiles = tiles_of_head * p.batch * p.num_heads
@@ -89,6 +89,8 @@ def can_be_split(problem: AttentionProblem) -> bool:
         and p.block_size in (64, 128)
         and p.head_dim == p.v_head_dim
         and p.head_dim in DIMS
+        and p.q_len > 0
+        and p.kv_len > 0
     )
 
 
