@@ -49,6 +49,8 @@ FOR_EVERY_BACKEND = (
     "raw_launch",
     "kept_kernel",
     "compile_only",
+    "compile_workers",
+    "compile_worker",
     "gap_kernel",
     "gaps",
 )

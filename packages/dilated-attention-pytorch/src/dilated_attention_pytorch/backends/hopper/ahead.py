@@ -20,7 +20,9 @@ class CompiledLaunch:
 
     def __init__(self, function: Any, arguments: dict[str, Any], options: dict[str, Any], grid: int) -> None:
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
-        function.warmup(grid=(1,), **made, **options)
+        compiled = function.warmup(grid=(1,), **made, **options)
+        if hasattr(compiled, "result"):  # another process compiles it
+            compiled.result()
 
     def run(self, *_: Any) -> None:
         """Run nothing."""

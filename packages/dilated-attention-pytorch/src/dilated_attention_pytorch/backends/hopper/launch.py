@@ -13,6 +13,7 @@ from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
 from ..kept_kernel import KeptKernel
 from ..problem import AttentionProblem, Forward, Gradients
+from .expected import compile_backward_beside
 from .kernels.merge_shares import merge_shares_kernel
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
 from .passes import (
@@ -82,6 +83,7 @@ def make_forward(
     made = None
     if n_tiles and p.kv_len:
         grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
+        compile_backward_beside(p, out, lse, tensors)
         made = Launch(FORWARD.kernel, FORWARD.arguments(p, out, lse, tensors), FORWARD.options(p), grid)
     return ForwardLaunch(made, names, None if is_wide(p) else (None,) * len(names))
 
@@ -145,6 +147,7 @@ def launch_shares(problem: AttentionProblem, out: Tensor, lse: Tensor, index: in
         n_tiles = n_shares * row_groups(p) * p.num_heads
         grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
         arguments = share_arguments(p, results, tensors)
+        compile_backward_beside(problem, out, lse, NO_TENSORS)
         launch = LAUNCHES.keep(key, Launch(FORWARD.kernel, arguments, FORWARD.options(p), grid))
     extras = addresses(extra_pointers(FORWARD.kernel), tensors)
     described = (p.q, p.k, p.v, p.k, p.v, p.q)

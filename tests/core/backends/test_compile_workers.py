@@ -1,0 +1,92 @@
+"""Kernels that other processes compile: what a forward expects of its backward, and that it is found on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dilated_attention_pytorch.backends.hopper import REFUSED_TRITON
+
+TOOLS = Path(__file__).parents[3] / "tools" / "kernel-checks"
+pytestmark = pytest.mark.skipif(
+    REFUSED_TRITON is not None and "TRITON_INTERPRET" not in REFUSED_TRITON, reason=str(REFUSED_TRITON)
+)
+
+
+def answer_of(code: str, folder: Path) -> Any:
+    """The JSON that code prints in a process of its own; under TRITON_INTERPRET kernels are Python functions."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder), "DILATED_ATTENTION_COMPILE_WORKERS": "1"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=TOOLS, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_forward_with_gradients_asks_for_the_kernels_of_its_backward(tmp_path: Path) -> None:
+    code = """
+        import json, sys
+        sys.path.insert(0, "")
+        import torch, triton
+        from count_compilations import Compilations
+        from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
+        from dilated_attention_pytorch.backends.hopper import HOPPER
+        from dilated_attention_pytorch.functional import make_problem
+
+        layout = BlockLayout.from_config(SparsePatternConfig(block_size=128, sparsity_ratio=0.4), 256)
+        asked = []
+        for requires_grad in (False, True):
+            q, k, v = (torch.zeros(1, 256, 2, 64, dtype=torch.bfloat16) for _ in range(3))
+            p = make_problem(q.requires_grad_(requires_grad), k, v, layout).prepared_by(HOPPER, layout)
+            for grads in ([], [(torch.zeros_like(q), None)]):
+                triton.knobs.runtime.jit_cache_hook = found = Compilations()
+                HOPPER.compile_for(p, (9, 0), grads)
+                asked.append({name: len(keys) for name, keys in found.keys.items() if "level" not in name})
+        print(json.dumps(asked))
+    """
+    forward, both, expecting, both_again = answer_of(code, tmp_path)
+    assert forward == {"hopper forward_kernel": 1}
+    assert len(both) == 3
+    assert set(both.values()) == {1}
+    # and asks for nothing that the backward then does not want
+    assert expecting == both == both_again
+
+
+def test_what_a_worker_has_compiled_is_found_on_the_disk(tmp_path: Path) -> None:
+    code = """
+        import json
+        import torch, triton
+        from dilated_attention_pytorch.backends import compile_workers
+        from dilated_attention_pytorch.backends.compile_only import Target, recorded
+        from dilated_attention_pytorch.backends.gap_kernel import clear_gaps_kernel
+
+        triton.runtime.driver.set_active(Target((8, 0)))
+        x, table = torch.zeros(1, 64, 1, 16), torch.zeros(1, 5, dtype=torch.int32)
+        numbers = {name: 16 for name in clear_gaps_kernel.arg_names if name.islower()}
+        constants = {"START": 0, "X_DIM": 16, "Y_DIM": 16, "PADDED": 16, "PACKED": True, "TOKENS": 16, "PARTS": 2}
+        arguments = {"X": x, "Y": None, "Lse": None, "Table": table, **numbers, **constants}
+        options = {"num_warps": 4}
+        seen = []
+        for _ in range(2):  # the second time it is on the disk
+            with recorded() as found:
+                compile_workers.compile_beside(clear_gaps_kernel, arguments, options)
+                compiled = clear_gaps_kernel.warmup(grid=(1,), **arguments, **options)
+                compiled = compiled.result() if hasattr(compiled, "result") else compiled
+            seen.append([made.from_disk for made in found])
+            clear_gaps_kernel.device_caches.clear()
+        os_env = __import__("os").environ
+        os_env["DILATED_ATTENTION_COMPILE_WORKERS"] = "0"
+        with recorded() as found:
+            compile_workers.compile_beside(clear_gaps_kernel, arguments, options)
+        print(json.dumps([*seen, len(found), len(compile_workers.WORKERS[0].threads)]))
+    """
+    assert answer_of(code, tmp_path) == [[True], [True], 0, 1]
