@@ -62,7 +62,7 @@ from .pipeline import PHASES
 from .score_terms import LOG2E, ScoreTerms, in_log2
 from .sequences import Layout, Sequences, total_groups
 from .store_rows import KeptRows, TokenRows, store_kept
-from .tile_masks import words_of_mask
+from .tile_masks import words_of_columns, words_of_mask
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     Heads,
@@ -353,6 +353,7 @@ def consumer(
     HAS_PADDING: gl.constexpr = inputs.masks.padding is not None
     # padded keys that are kept need no mask: their sums are dropped in the end
     PADDED_TILES: gl.constexpr = HAS_PADDING and not DKDV
+    EARLY_WORDS: gl.constexpr = PADDED_TILES and BLOCK_SIZE == TILE  # of padding, loaded a step early
     HAS_SOFTCAP: gl.constexpr = inputs.softcap is not None
     HAS_WORDS: gl.constexpr = SEQUENCES or HAS_MASKS or PADDED_TILES or HAS_SOFTCAP
     HAS_BIAS: gl.constexpr = inputs.bias is not None
@@ -418,8 +419,6 @@ def consumer(
                 n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
         if HAS_MASKS:
             mask_id = gl.load(inputs.masks.ids + lo, mask=lo < hi, other=-1)
-        if HAS_BIAS:
-            block = gl.load(inputs.blocks + lo, mask=lo < hi, other=0)
         if HAS_PADDING:
             padding = inputs.masks.padding + i_sequence.to(gl.int64) * inputs.masks.stride_p
         stats = QueryStats(0.0, 0.0)
@@ -485,8 +484,6 @@ def consumer(
                             n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
                     if HAS_MASKS:
                         mask_id = gl.load(inputs.masks.ids + lo, mask=lo < hi, other=-1)
-                    if HAS_BIAS:
-                        block = gl.load(inputs.blocks + lo, mask=lo < hi, other=0)
             else:
                 q_head = kept_head
             slope = None
@@ -495,6 +492,12 @@ def consumer(
             if HAS_BIAS:
                 bias_of_head = inputs.bias + i_sequence.to(gl.int64) * inputs.stride_bb
                 bias_of_head += q_head.to(gl.int64) * inputs.stride_bh
+                block = gl.load(inputs.blocks + lo, mask=lo < hi, other=0)
+                block_next = gl.load(inputs.blocks + lo + 1, mask=lo + 1 < hi, other=0)
+                bias = in_log2(gl.load(bias_of_head + block.to(gl.int64) * inputs.stride_be))
+            if EARLY_WORDS:
+                index_next = gl.load(lists.indices + lo + 1, mask=lo + 1 < hi, other=0)
+                words = words_of_columns(padding + index * (BLOCK_SIZE // 32), TILE // 32)
             if inputs.slots is not None:
                 slots_of_head = inputs.slots + i_sequence.to(gl.int64) * inputs.stride_ss
                 slots_of_head += (q_head % inputs.slot_heads).to(gl.int64) * inputs.stride_sh
@@ -504,7 +507,12 @@ def consumer(
             for e in range(lo, hi):
                 # requested a step early
                 e_next = gl.where(e + 1 < hi, e + 1, lo)
-                index_next = gl.load(lists.indices + e_next)
+                e_after = gl.where(e + 2 < hi, e + 2, lo)
+                if EARLY_WORDS:
+                    words_next = words_of_columns(padding + index_next * (BLOCK_SIZE // 32), TILE // 32)
+                    index_after = gl.load(lists.indices + e_after)
+                else:
+                    index_next = gl.load(lists.indices + e_next)
                 place_next = place + SUB
                 if PAIRED:
                     behind = gl.load(lists.places + e_next)
@@ -512,26 +520,26 @@ def consumer(
                         behind -= first_place
                     place_next = it + behind * SUB
                     streams.qk.wait_past(last, place)
-                bias, words, slot_of_block = None, None, None
+                slot_of_block = None
                 if HAS_MASKS:
                     mask_id_next = gl.load(inputs.masks.ids + e_next)
                 if HAS_BIAS:
-                    block_next = gl.load(inputs.blocks + e_next)
-                    bias = in_log2(gl.load(bias_of_head + block.to(gl.int64) * inputs.stride_be))
+                    bias_next = gl.load(bias_of_head + block_next.to(gl.int64) * inputs.stride_be)
+                    block_after = gl.load(inputs.blocks + e_after)
                 if inputs.slots is not None:
                     slot_of_block = slots_of_head + block.to(gl.int64) * inputs.stride_se
                     if not PAIRED:
                         slot_of_block += W * 4
-                if PADDED_TILES:
-                    words = padding + index * (BLOCK_SIZE // 32)
                 for sub in gl.static_range(SUB):
                     if not config.OPERANDS_IN_REGISTERS:
                         operands = operands_in_memory(kept, slot)
                     streamed_position = first_streamed + index * BLOCK_SIZE + sub * TILE
-                    if PADDED_TILES and sub % TILES == 0:
-                        is_padded = keep_streamed_keys(
-                            streams, place + sub, words + sub * (TILE // 32), TILES
-                        )
+                    if PADDED_TILES:
+                        if not EARLY_WORDS:
+                            words = words_of_columns(
+                                padding + index * (BLOCK_SIZE // 32) + sub * (TILE // 32), TILE // 32
+                            )
+                        keep_streamed_keys(streams, place + sub, words)
                     elif SEQUENCES and sub % TILES == 0:
                         begin, end = streamed_begin - streamed_position, streamed_end - streamed_position
                         keep_streamed(streams, place + sub, begin, end, TILES)
@@ -542,8 +550,7 @@ def consumer(
                             words_of_mask(
                                 inputs.masks.table, mask_id, 0 if PAIRED else W * 64, sub * (TILE // 32), BLOCK_SIZE, TILE // 32
                             ) if HAS_MASKS else None,
-                            words + sub * (TILE // 32) if PADDED_TILES else None,
-                            is_padded if PADDED_TILES else None,
+                            words if PADDED_TILES else None,
                             DKDV, config.IS_CAUSAL,
                         )  # fmt: skip
                         mask = WordMask(ready_words(tile_mask, TILE))
@@ -552,7 +559,7 @@ def consumer(
                             kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
                         )  # fmt: skip
                     terms = ScoreTerms(
-                        scale, cap, slope, kept_position - streamed_position, bias,
+                        scale, cap, slope, kept_position - streamed_position, bias if HAS_BIAS else None,
                         slot_of_block + sub * (BLOCK_SIZE // 16) if inputs.slots is not None else None,
                     )  # fmt: skip
                     sums = step(
@@ -564,7 +571,9 @@ def consumer(
                 if HAS_MASKS:
                     mask_id = mask_id_next
                 if HAS_BIAS:
-                    block = block_next
+                    block, block_next, bias = block_next, block_after, in_log2(bias_next)
+                if EARLY_WORDS:
+                    index_next, words = index_after, words_next
             if not PAIRED:
                 n_places = hi - lo
             it += n_places * SUB
@@ -573,12 +582,12 @@ def consumer(
                 last = streams.qk.wait_past(last, it - 1)
 
         if HAS_PADDING and DKDV:
-            words = padding + kept_position // 32
+            words_of_kept = padding + kept_position // 32
             sum_qk, sum_v = sums.qk, sums.v
             if config.SUMS != "v":
-                sum_qk = keep_counted(sum_qk, words, sum_layout)
+                sum_qk = keep_counted(sum_qk, words_of_kept, sum_layout)
             if config.SUMS != "qk":
-                sum_v = keep_counted(sum_v, words, sum_layout)
+                sum_v = keep_counted(sum_v, words_of_kept, sum_layout)
             sums = GradSums(sum_qk, sum_v)
         # the kept tiles are no longer needed: their memory holds the sums until they are stored
         if config.SUMS != "v":

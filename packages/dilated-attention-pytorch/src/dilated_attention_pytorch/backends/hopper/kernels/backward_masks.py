@@ -11,7 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate, thread_barrier
 from .clear_rows import keep_listed_rows, keep_rows
-from .tile_masks import all_words, below, bits_of, rows_of_tile, words_of_columns
+from .tile_masks import all_words, below, bits_of, rows_of_tile
 
 
 @aggregate
@@ -34,7 +34,7 @@ class TileMask:
 
     end: the first streamed position that is none, in the dq pass.
     mask_id, words: of the mask inside the block, -1 where it has none.
-    padding, is_padded: the words of the columns, and whether some column is padding, in the dq pass.
+    padding: the words of the columns, in the dq pass.
     """
 
     kept: gl.tensor
@@ -43,7 +43,6 @@ class TileMask:
     mask_id: gl.tensor | gl.constexpr
     words: gl.tensor | gl.constexpr
     padding: gl.tensor | gl.constexpr
-    is_padded: gl.tensor | gl.constexpr
     DKDV: gl.constexpr
     IS_CAUSAL: gl.constexpr
 
@@ -61,8 +60,8 @@ class TileMask:
             is_partial = self.streamed + COLUMNS > limit
         if self.mask_id is not None:
             is_partial = is_partial | (self.mask_id >= 0)
-        if self.is_padded is not None:
-            is_partial = is_partial | self.is_padded
+        if self.padding is not None:
+            is_partial = is_partial | not_all_set(self.padding)
         return is_partial
 
     @gluon.jit
@@ -81,7 +80,7 @@ class TileMask:
         if self.words is not None:
             words = words & self.words
         if self.padding is not None:
-            words = words & words_of_columns(self.padding, WORDS)[None, :]
+            words = words & self.padding[None, :]
         return words
 
 
@@ -107,12 +106,9 @@ def ready_words(mask, COLUMNS: gl.constexpr):
 
 
 @gluon.jit
-def not_all_set(words, N: gl.constexpr):
-    """Whether some bit of N words is 0."""
-    all_set = gl.load(words)
-    for i in gl.static_range(1, N):
-        all_set = all_set & gl.load(words + i)
-    return all_set != -1
+def not_all_set(words):
+    """Whether some bit of words is 0."""
+    return gl.min(gl.where(words == -1, 1, 0), 0) == 0
 
 
 @gluon.jit
@@ -130,20 +126,15 @@ def keep_streamed(streams, place, begin, end, TILES: gl.constexpr):
 
 
 @gluon.jit
-def keep_streamed_keys(streams, place, words, TILES: gl.constexpr):
-    """Clear the keys whose bits are 0 in TILES tiles, of which no product has been started; return whether there are any."""
+def keep_streamed_keys(streams, place, words):
+    """Clear the keys whose bits are 0 in a tile of which no product has been started."""
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
-    WORDS: gl.constexpr = streams.qk.tiles.shape[1] // 32
-    is_padded = not_all_set(words, TILES * WORDS)
-    if is_padded:
-        for i in gl.static_range(TILES):
-            of_tile = words_of_columns(words + i * WORDS, WORDS)
-            streams.qk.wait_full(place + i)
-            keep_listed_rows(streams.qk.tiles, (place + i) % STAGES, of_tile)
-            streams.gv.wait_full(place + i)
-            keep_listed_rows(streams.gv.tiles, (place + i) % STAGES, of_tile)
+    if not_all_set(words):
+        streams.qk.wait_full(place)
+        keep_listed_rows(streams.qk.tiles, place % STAGES, words)
+        streams.gv.wait_full(place)
+        keep_listed_rows(streams.gv.tiles, place % STAGES, words)
         thread_barrier()
-    return is_padded
 
 
 @gluon.jit
