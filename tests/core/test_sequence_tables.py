@@ -65,7 +65,7 @@ def test_table_of_a_batch(case: Any, grid: BlockGrid) -> None:
     )
     assert wanted is not None
     plan = plan_of_batch(q, kv_len, is_causal, q_offset, tensors.kv_starts is not None, grid)
-    check(table_by_kernel(plan, tensors, CPU), within_grid(wanted, grid))
+    check(table_by_kernel(plan, tensors, CPU), within_grid(wanted, grid), grid)
     assert plan.first == first
 
 
@@ -90,18 +90,33 @@ def test_table_of_packed_sequences(case: Any, grid: BlockGrid) -> None:
     of_q, of_k = tensors.cu_seqlens_q.clamp(0, tokens[0]), tensors.cu_seqlens_k.clamp(0, tokens[1])
     wanted = within_grid(packed_sequences(of_q, of_k, *longest, is_causal, q_offset), grid)
     plan = plan_of_packed(of_q.shape[0] - 1, tokens, longest, is_causal, q_offset, grid)
-    check(table_by_kernel(plan, tensors, CPU), wanted)
+    check(table_by_kernel(plan, tensors, CPU), wanted, grid)
 
 
 def test_more_sequences_than_a_program_takes() -> None:
     grid = BlockGrid(48, 48, 16, False)
     bounds = torch.arange(301, dtype=torch.int32)
     plan = plan_of_packed(300, (300, 300), (1, 1), False, None, grid)
-    check(table_by_kernel(plan, Given(bounds, bounds), CPU), packed_sequences(bounds, bounds, 1, 1, False))
+    check(
+        table_by_kernel(plan, Given(bounds, bounds), CPU), packed_sequences(bounds, bounds, 1, 1, False), grid
+    )
 
 
-def check(found: Sequences, wanted: Sequences) -> None:
+def groups_of(sequences: Sequences, grid: BlockGrid) -> list[list[int]]:
+    """Groups of 128 positions that hold a token, of the sequences before each one."""
+    first = grid.first_row * grid.block_size
+    of_q, of_kv = [0], [0]
+    for _, q_len, _, kv_len, position in sequences.table.tolist():
+        begin, end = (position - first) // 128, -((first - position - q_len) // 128)
+        of_q.append(of_q[-1] + (end - begin if q_len > 0 else 0))
+        of_kv.append(of_kv[-1] - -kv_len // 128)
+    return [of_q, of_kv]
+
+
+def check(found: Sequences, wanted: Sequences, grid: BlockGrid) -> None:
     assert found.table.tolist() == wanted.table.tolist()
     assert found.table.dtype == torch.int32
     assert found.table.is_contiguous()
-    assert found._replace(table=None) == wanted._replace(table=None)  # type: ignore[arg-type]
+    assert found.groups is not None
+    assert found.groups.tolist() == groups_of(wanted, grid)
+    assert found._replace(table=None, groups=None) == wanted._replace(table=None)  # type: ignore[arg-type]

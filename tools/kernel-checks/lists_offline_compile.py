@@ -94,7 +94,8 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
         diagonal = torch.ones(3, dtype=torch.int32) if choice.sinks else None
         device_selection.choose_on_device(scores, budgets, choice, diagonal)
     for plan, given in TABLES:
-        arguments = arguments_of(plan, given, torch.zeros(3, 5, dtype=torch.int32))
+        table, groups = torch.zeros(3, 5, dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32)
+        arguments = arguments_of(plan, given, table, groups)
         Compiling(table_kernel, capability)[1,](**dict(zip(table_kernel.arg_names, arguments, strict=True)))
 
 

@@ -32,6 +32,7 @@ class TablePlan(NamedTuple):
         first: a position, see `position`.
         q_end: with `is_cut` queries from this position on do not count.
         kv_end: likewise for keys.
+        first_position: of the layout's first row.
         position: of the first query: "given" (q_offset), "fixed" (`first`), "keys" (`first` before the first key in
             memory), or "last" (the last query sits at the last key).
         is_cut: see `within_grid`.
@@ -47,6 +48,7 @@ class TablePlan(NamedTuple):
     first: int
     q_end: int
     kv_end: int
+    first_position: int
     position: str
     is_cut: bool
     is_packed: bool
@@ -72,7 +74,7 @@ def plan_of_batch(
         position = "keys"
     only_lengths = not has_starts and position != "given"
     return TablePlan(
-        batch, q_len, kv_len, q_len, kv_len, first, grid.q_offset + grid.q_len, grid.kv_len, position,
+        batch, q_len, kv_len, q_len, kv_len, first, grid.q_offset + grid.q_len, grid.kv_len, position_of(grid), position,
         not only_lengths and is_ragged(grid), False, only_lengths,
     )  # fmt: skip
 
@@ -103,9 +105,14 @@ def plan_of_packed(
         position = "fixed"
     first = q_offset if isinstance(q_offset, int) else 0
     return TablePlan(
-        n_sequences, *tokens, *longest, first, grid.q_offset + grid.q_len, grid.kv_len, position, is_ragged(grid), True,
-        False,
+        n_sequences, *tokens, *longest, first, grid.q_offset + grid.q_len, grid.kv_len, position_of(grid), position,
+        is_ragged(grid), True, False,
     )  # fmt: skip
+
+
+def position_of(grid: BlockGrid) -> int:
+    """The first position of the first row."""
+    return grid.first_row * grid.block_size
 
 
 def is_ragged(grid: BlockGrid) -> bool:

@@ -34,5 +34,5 @@ def serves(given: Given, q: Tensor) -> bool:
 
 def table_by_kernel(plan: TablePlan, given: Given, device: torch.device) -> Sequences:
     """The table of a plan, by the kernel."""
-    table: Tensor = launches().make_table(plan, given, device)
-    return Sequences(table, plan.max_q_len, plan.max_kv_len, plan.is_packed, plan.only_lengths)
+    table, groups = launches().make_table(plan, given, device)
+    return Sequences(table, plan.max_q_len, plan.max_kv_len, plan.is_packed, plan.only_lengths, groups)

@@ -30,6 +30,9 @@ class Sequences(NamedTuple):
     is_packed: bool = False
     only_lengths: bool = False
     """Whether sequences differ in kv_len alone: q_start and kv_start are 0, q_position is the q_offset of the problem."""
+    groups: Tensor | None = None
+    """int32 (2, n_sequences + 1): how many groups of 128 positions hold a query of an earlier sequence, and a key; the
+    groups count from the first position of the layout's first row, and from position 0. None: nobody made it."""
 
     def column(self, name: str) -> Tensor:
         """One column, int32 (n_sequences,)."""
@@ -121,4 +124,4 @@ def within_grid(sequences: Sequences, grid: BlockGrid) -> Sequences:
     q_start, q_len, kv_start, kv_len, position = sequences.table.unbind(1)
     q_len = torch.minimum(q_len, (q_end - position).clamp(min=0))
     table = torch.stack([q_start, q_len, kv_start, kv_len.clamp(max=kv_end), position], 1)
-    return sequences._replace(table=table.to(torch.int32))
+    return sequences._replace(table=table.to(torch.int32), groups=None)
