@@ -39,6 +39,7 @@ from .wide import (
     call_tensors,
     chunks,
     has_positions,
+    has_positions_in_forward,
     has_query_gaps,
     is_wide,
     row_groups,
@@ -182,7 +183,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     launch = made.launch
     before: Addresses = made.absent or ()
     after: Addresses = ()
-    has_rows = has_positions(p) and "OutRows" in made.pointers
+    has_rows = has_positions_in_forward(p) and "OutRows" in made.pointers
     if made.absent is None:
         before = addresses(made.pointers, FORWARD.extra_tensors(p, p.q, NO_TENSORS))
     if has_rows:

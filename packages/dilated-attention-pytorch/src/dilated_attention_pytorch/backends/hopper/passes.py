@@ -26,6 +26,7 @@ from .wide import (
     chunks,
     column_groups,
     has_positions,
+    has_positions_in_forward,
     list_tensors,
     row_groups,
     row_strides,
@@ -91,7 +92,7 @@ class ForwardPass:
     @staticmethod
     def n_tiles(problem: AttentionProblem) -> int:
         """Work tiles of all heads."""
-        if has_positions(problem):
+        if has_positions_in_forward(problem):
             return row_groups(problem) * problem.num_heads
         return offsets_of(problem).rows.n_groups * problem.batch * problem.num_heads
 
@@ -100,7 +101,7 @@ class ForwardPass:
         problem: AttentionProblem, out: Tensor, tensors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """The pointers of a wide call; `tensors` are those that all passes have."""
-        of_pass = {"OutRows": out} if has_positions(problem) else {}
+        of_pass = {"OutRows": out} if has_positions_in_forward(problem) else {}
         return {**tensors, **list_tensors(problem, by_rows=True), **of_pass}
 
     def arguments(
@@ -114,8 +115,8 @@ class ForwardPass:
         registers = tuning.FORWARD_REGISTERS[tiles.programs]
         n_groups = offsets_of(p).rows.n_groups
         return in_order(self.kernel, {
-            **wide_arguments(p, tensors), **row_strides("o", out, has_positions(p)),
-            "v_head_dim": p.v_head_dim if has_positions(p) else None, "desc_q": (p.q, 64, 0),
+            **wide_arguments(p, tensors), **row_strides("o", out, has_positions_in_forward(p)),
+            "v_head_dim": p.v_head_dim if has_positions_in_forward(p) else None, "desc_q": (p.q, 64, 0),
             "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
             "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
             "desc_out": (out, 64, 0),
@@ -128,7 +129,7 @@ class ForwardPass:
             "D": kernel_dim(p), "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
             "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
-            **wide_constants(p),
+            **wide_constants(p), "SEQUENCES": has_positions_in_forward(p),
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
         })  # fmt: skip
 

@@ -53,6 +53,11 @@ def has_positions(problem: AttentionProblem) -> bool:
     )
 
 
+def has_positions_in_forward(problem: AttentionProblem) -> bool:
+    """The same for the forward: with alibi it takes the nearest blocks first, which the kernel of a plain call cannot."""
+    return has_positions(problem) or problem.alibi_slopes is not None
+
+
 def n_sequences(problem: AttentionProblem) -> int:
     """The sequences of a call."""
     return problem.batch if problem.sequences is None else problem.sequences.table.shape[0]
@@ -147,7 +152,7 @@ def wide_arguments(problem: AttentionProblem, tensors: dict[str, Tensor]) -> dic
     """Pointers and numbers by name, None for what the call has not; `tensors` are those that it has."""
     p, grid, bias, padding, slots = problem, problem.grid, *map(tensors.get, ("Bias", "Padding", "Slots"))
     made: dict[str, Any] = {**NONE, **tensors, "softcap": p.softcap or None}
-    if has_positions(p):
+    if has_positions_in_forward(p):
         made |= {
             "n_sequences": n_sequences(p), "n_layout_rows": grid.n_rows, "n_layout_cols": grid.n_cols,
             "list_heads": p.layout_heads if p.layout_batch > 1 else 0,

@@ -27,29 +27,48 @@ NO_COLUMN = gl.constexpr(1 << 23)  # a column past any key
 
 @aggregate
 class KeyList:
-    """The keys of one list that queries of a head read: 1 of RATE tokens of every listed block."""
+    """The keys of one list that queries of a head read: 1 of RATE tokens of every listed block.
+
+    n_left: the first so many entries come from the last to the first, the nearest first; None where all come in order.
+    """
 
     indices: gl.tensor
     lo: gl.tensor
     hi: gl.tensor
     head: gl.tensor
     kv_len: gl.tensor
+    n_left: gl.tensor | gl.constexpr
     RATE: gl.constexpr
     BLOCK_SIZE: gl.constexpr
 
 
+@gluon.jit
+def from_nearest(i, n_left):
+    """The entry, or the place, that is number i where the first n_left come from the last to the first."""
+    return gl.where(i < n_left, n_left - 1 - i, i)
+
+
 @aggregate
 class RingPlaces:
-    """Where in the ring the tiles of a list are: from `base` on one after the other, or (SHARED by two rows) as listed."""
+    """Where in the ring the tiles of a list are: from `base` on one after the other, or (SHARED by two rows) as listed.
+
+    n_left, left_places: as of a `ListPart`, or None.
+    """
 
     base: gl.tensor
     listed: gl.tensor
+    n_left: gl.tensor | gl.constexpr
+    left_places: gl.tensor | gl.constexpr
     SHARED: gl.constexpr
 
     @gluon.jit
     def of_tile(self, t):
         """The place of tile t."""
-        if self.SHARED:
+        if self.SHARED and self.n_left is not None:
+            return self.base + from_nearest(
+                gl.load(self.listed + from_nearest(t, self.n_left)), self.left_places
+            )
+        elif self.SHARED:
             return self.base + gl.load(self.listed + t)
         else:
             return self.base + t
@@ -171,7 +190,7 @@ def attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, c
     KEYS: gl.constexpr = BLOCK_SIZE // RATE
     n_tiles = gl.cdiv(n_visible * KEYS, BLOCK_N)
     n_whole = n_whole * KEYS // BLOCK_N
-    seen = KeyList(keys.indices, keys.lo, keys.lo + n_visible, keys.head, keys.kv_len, RATE, BLOCK_SIZE)
+    seen = KeyList(keys.indices, keys.lo, keys.lo + n_visible, keys.head, keys.kv_len, None, RATE, BLOCK_SIZE)
     if config.OVERLAP == "intra_warpgroup":
         sums, last = attend_overlapped(
             q, rings, seen, places, n_tiles, n_whole, sums, last, scale_log2, HAS_EDGE, config
@@ -181,13 +200,15 @@ def attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, c
         sums, last = attend_in_turn(
             q, rings, seen, places, n_tiles, n_whole, sums, last, scale_log2, HAS_EDGE, config
         )
-    return sums, pass_over(rings, keys, places, n_tiles, last, BLOCK_N)
+    # tiles after the last visible key were loaded all the same
+    n_loaded = gl.cdiv((keys.hi - keys.lo) * (BLOCK_SIZE // RATE), BLOCK_N)
+    return sums, pass_over(rings, places, n_tiles, n_loaded, last)
 
 
 @gluon.jit
-def pass_over(rings, keys, places, n_tiles, last, BLOCK_N: gl.constexpr):
-    """Release the tiles after the last visible key, which were loaded all the same; return the last one."""
-    for t in range(n_tiles, gl.cdiv((keys.hi - keys.lo) * (keys.BLOCK_SIZE // keys.RATE), BLOCK_N)):
+def pass_over(rings, places, begin, end, last):
+    """Release tiles unread; return the last one known to have arrived."""
+    for t in range(begin, end):
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)

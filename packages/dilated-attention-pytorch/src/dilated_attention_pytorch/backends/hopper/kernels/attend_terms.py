@@ -10,7 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from .attend import Sums, pass_over, scores
+from .attend import Sums, from_nearest, pass_over, scores
 from .clear_rows import keep_listed_rows, keep_rows
 from .softmax import less_m, rescale_acc, softmax_hidden
 from .tile_scores import capped, distances, finite_bias, hide_pairs, is_padded, terms_of_tile
@@ -18,11 +18,14 @@ from .tma import kept_tile
 
 
 @gluon.jit
-def terms_at(keys, t, terms, BLOCK_N: gl.constexpr):
-    """The terms of tile t of a list, which it has."""
+def terms_at(keys, t, terms, n_whole, BLOCK_N: gl.constexpr):
+    """The terms of tile t of a list, which it has, of which the first n_whole entries are whole."""
     first = t * BLOCK_N
+    entry = first // keys.BLOCK_SIZE
+    if keys.n_left is not None:
+        entry = from_nearest(entry, keys.n_left)
     return terms_of_tile(
-        terms, keys.indices, keys.lo + first // keys.BLOCK_SIZE, first % keys.BLOCK_SIZE, keys.BLOCK_SIZE, BLOCK_N
+        terms, keys.indices, keys.lo + entry, first % keys.BLOCK_SIZE, entry >= n_whole, keys.BLOCK_SIZE, BLOCK_N
     )  # fmt: skip
 
 
@@ -42,52 +45,74 @@ def clear_values(rings, place, keys, terms, tile, config):
 
 
 @gluon.jit
-def softmax_of_tile(s, sums, q, keys, terms, tile, has_edge, dtype: gl.constexpr, config):
+def less_alibi(s, minus, terms, tile, q, KEYS: gl.constexpr, layout: gl.constexpr):
+    """Scores in units of log2, less a number and the distance of every pair times the slope."""
+    if terms.slope_log2 is not None:
+        away = q.position0 - tile.key0  # of the first query from the first key
+        if (away < KEYS - 1) & (away > -63):
+            t = s * terms.scale_log2 - (minus + terms.slope_log2 * distances(away, KEYS, layout))
+        else:
+            # all keys are on one side: of a distance a row has one part, and a column the other
+            slope = gl.where(away > 0, terms.slope_log2, -terms.slope_log2)
+            row = (away + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))).to(gl.float32)
+            key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)).to(gl.float32)
+            minus = minus + (row * slope)[:, None]
+            t = s * terms.scale_log2 + (key[None, :] * slope - minus)
+        return t
+    else:
+        return s * terms.scale_log2 - minus
+
+
+@gluon.jit
+def softmax_of_tile(s, sums, q, keys, terms, tile, dtype: gl.constexpr, config):
     """p, the factor for earlier sums, the new m and l, from the products of a tile."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
     s = capped(s, terms)
     s = hide_pairs(
-        s, terms, tile, has_edge, q.position0, q.row0, keys.kv_len, keys.BLOCK_SIZE, config.IS_CAUSAL, config.s_layout
+        s, terms, tile, q.position0, q.row0, keys.kv_len, keys.BLOCK_SIZE, config.IS_CAUSAL, config.s_layout
     )  # fmt: skip
     bias = finite_bias(tile)
     minus = less_m(sums.m, bias, BLOCK_N, config.s_layout)
-    if terms.slope_log2 is not None:
-        minus += terms.slope_log2 * distances(q.position0, tile.key0, BLOCK_N, config.s_layout)
-    return softmax_hidden(s * terms.scale_log2 - minus, sums.m, sums.l, bias, dtype, config.s_layout)
+    t = less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
+    return softmax_hidden(t, sums.m, sums.l, bias, dtype, config.s_layout)
 
 
 @gluon.jit
 def attend_with_terms(q, rings, keys, places, n_visible, n_whole, sums, last, terms, config):
     """`attend` with the terms of a head."""
-    KEYS: gl.constexpr = keys.BLOCK_SIZE
-    BLOCK_N: gl.constexpr = config.BLOCK_N
-    n_tiles = n_visible * KEYS // BLOCK_N
-    n_whole = n_whole * KEYS // BLOCK_N
-    if n_tiles > 0:
+    PER_ENTRY: gl.constexpr = keys.BLOCK_SIZE // config.BLOCK_N
+    n_loaded = (keys.hi - keys.lo) * PER_ENTRY
+    begin, end = n_loaded * 0, n_visible * PER_ENTRY
+    if keys.n_left is not None:  # entries that no query sees come first
+        begin, end = gl.maximum(keys.n_left - n_visible, 0) * PER_ENTRY, n_loaded
+    last = pass_over(rings, places, n_loaded * 0, begin, last)
+    if begin < end:
         if config.OVERLAP == "intra_warpgroup":
-            sums, last = terms_overlapped(q, rings, keys, places, n_tiles, n_whole, sums, last, terms, config)
+            sums, last = terms_overlapped(
+                q, rings, keys, places, begin, end, n_whole, sums, last, terms, config
+            )
         else:
             gl.static_assert(config.OVERLAP == "none")
-            sums, last = terms_in_turn(q, rings, keys, places, n_tiles, n_whole, sums, last, terms, config)
-    return sums, pass_over(rings, keys, places, n_tiles, last, BLOCK_N)
+            sums, last = terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms, config)
+    return sums, pass_over(rings, places, end, n_loaded, last)
 
 
 @gluon.jit
-def terms_in_turn(q, rings, keys, places, n_tiles, n_whole, sums, last, terms, config):
+def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms, config):
     """Overlap "none"."""
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
-    tile = terms_at(keys, 0, terms, config.BLOCK_N)
+    tile = terms_at(keys, begin, terms, n_whole, config.BLOCK_N)
     q_tile = kept_tile(q.tiles, q.slot)
-    for t in range(n_tiles):
+    for t in range(begin, end):
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
         s = scores(q_tile, rings.k.consumer_wait(place), config.BLOCK_N, config.s_layout)
-        tile_next = terms_at(keys, gl.minimum(t + 1, n_tiles - 1), terms, config.BLOCK_N)
+        tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
-        p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, t >= n_whole, dtype, config)
+        p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
         clear_values(rings, place, keys, terms, tile, config)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
@@ -101,14 +126,14 @@ def terms_in_turn(q, rings, keys, places, n_tiles, n_whole, sums, last, terms, c
 
 
 @gluon.jit
-def terms_overlapped(q, rings, keys, places, n_tiles, n_whole, sums, last, terms, config):
+def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, terms, config):
     """Overlap "intra_warpgroup"."""
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
     STAGES: gl.constexpr = rings.v.tiles.shape[0]
-    tile = terms_at(keys, 0, terms, config.BLOCK_N)
-    t = 0
-    while t < n_tiles:  # once; more often where the next tile of two rows is too far ahead in the ring
+    tile = terms_at(keys, begin, terms, n_whole, config.BLOCK_N)
+    t = begin
+    while t < end:  # once; more often where the next tile of two rows is too far ahead in the ring
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
@@ -116,12 +141,12 @@ def terms_overlapped(q, rings, keys, places, n_tiles, n_whole, sums, last, terms
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         q_tile = kept_tile(q.tiles, q.slot)
-        while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place <= STAGES):
+        while (t + 1 < end) & (places.of_tile(t + 1) - place <= STAGES):
             clear_values(rings, place, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
             s_next = scores(q_tile, rings.k.consumer_wait(place_next), config.BLOCK_N, config.s_layout)
-            p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, t >= n_whole, dtype, config)
-            tile = terms_at(keys, t + 1, terms, config.BLOCK_N)
+            p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
+            tile = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             p = gl.convert_layout(p, p_layout)
             acc = rescale_acc(sums.acc, alpha, config.acc_layout)
             acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
@@ -133,8 +158,8 @@ def terms_overlapped(q, rings, keys, places, n_tiles, n_whole, sums, last, terms
             place = place_next
             t += 1
         clear_values(rings, place, keys, terms, tile, config)
-        tile_next = terms_at(keys, gl.minimum(t + 1, n_tiles - 1), terms, config.BLOCK_N)
-        p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, t >= n_whole, dtype, config)
+        tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
+        p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
         acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)

@@ -32,6 +32,7 @@ from .attend import (
     Sums,
     attend,
     entries_of_list,
+    from_nearest,
 )
 from .attend_terms import attend_with_terms
 from .forward_sequences import NUMBERS_PER_SEQUENCE_TILE, find_sequence_lists, read_part, read_share
@@ -131,6 +132,7 @@ class Config:
     OVERLAP: gl.constexpr
     UNROLL: gl.constexpr
     HAS_TERMS: gl.constexpr
+    NEAREST_FIRST: gl.constexpr
 
 
 @aggregate
@@ -180,22 +182,19 @@ def load_tile(desc, boxes, ring, source, e, column, part, it, one_only):
         )  # fmt: skip
 
 
+@aggregate
+class LoadedEntries:
+    """Which entries of a list are loaded; the first `n_left` from the last to the first, then the others in order."""
+
+    columns: gl.tensor
+    lo: gl.tensor
+    hi: gl.tensor
+    n_left: gl.tensor | gl.constexpr
+
+
 @gluon.jit
 def load_list(
-    desc_k,
-    desc_v,
-    rings,
-    columns,
-    lo,
-    hi,
-    it,
-    i_batch,
-    head,
-    first_key,
-    heads,
-    n_cols,
-    RATE: gl.constexpr,
-    config,
+    desc_k, desc_v, rings, entries, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, config
 ):
     """Load the tiles of a list; return the next place in the rings."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
@@ -207,11 +206,15 @@ def load_list(
     V_BOXES: gl.constexpr = rings.v.tiles.shape[0] * (config.D // 64) * JOIN
     k_boxes = reinterpret(rings.k.tiles, desc_k.dtype, [K_BOXES, 1, 1, BOX, 1, 64], desc_k.layout)
     v_boxes = reinterpret(rings.v.tiles, desc_v.dtype, [V_BOXES, 1, 1, BOX, 1, 64], desc_v.layout)
+    columns, lo, hi = entries.columns, entries.lo, entries.hi
     source = KeySource(
         columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN, config.D
     )
     for e in range(lo, hi, JOIN):
-        column = gl.load(columns + e)
+        if entries.n_left is None:
+            column = gl.load(columns + e)
+        else:
+            column = gl.load(columns + lo + from_nearest(e - lo, entries.n_left))
         if column >= 0:  # negative (block size 64 only): the same block as the entry before
             one_only = False
             if PAIRED:
@@ -241,14 +244,17 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
         first_key = 0
         if config.SEQUENCES:
             share, first, second = (
-                read_share(queue, i_tile, heads, grid, config.BLOCK_SIZE), read_part(queue, i_tile, 0),
-                read_part(queue, i_tile, 1),
+                read_share(queue, i_tile, heads, grid, config.BLOCK_SIZE), read_part(queue, i_tile, 0, config.NEAREST_FIRST),
+                read_part(queue, i_tile, 1, config.NEAREST_FIRST),
             )  # fmt: skip
             release_work_tile(queue, i_tile)
             i_batch, head, query0, first_key = share.i_batch, share.head, share.query0, share.kv_start
             lo, end = first.lo, first.lo + first.n
+            n_left = first.n_left
             if PAIRED:
                 end += second.n  # of the merged list, which begins where the first list does
+                if config.NEAREST_FIRST:
+                    n_left += second.n_left
         else:
             work = read_work_tile(queue, i_tile)
             release_work_tile(queue, i_tile)
@@ -256,19 +262,21 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
             query0 = (grid.first_row + work.group * ROWS) * config.BLOCK_SIZE - grid.q_offset
             lo = work.lo
             end = work.hi if PAIRED else work.middle
+            n_left = None
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(
                 inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D
             )  # fmt: skip
+        entries = LoadedEntries(columns, lo, end, n_left)
         it = load_list(
-            inputs.k, inputs.v, rings, columns, lo, end, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
+            inputs.k, inputs.v, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
         )  # fmt: skip
         if config.N_CLASSES == 2:
             it = load_list(
-                inputs.k_far, inputs.v_far, rings, columns, work.middle, work.hi, it, i_batch, head, first_key, heads, n_cols,
-                config.FAR_RATE, config,
+                inputs.k_far, inputs.v_far, rings, LoadedEntries(columns, work.middle, work.hi, None), it, i_batch, head,
+                first_key, heads, n_cols, config.FAR_RATE, config,
             )  # fmt: skip
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -353,7 +361,7 @@ def consumer(
         if SEQUENCES:
             share, part = (
                 read_share(queue, i_tile, heads, grid, BLOCK_SIZE),
-                read_part(queue, i_tile, W if PAIRED else 0),
+                read_part(queue, i_tile, W if PAIRED else 0, config.NEAREST_FIRST),
             )
             release_work_tile(queue, i_tile)
             i_sequence, i_batch, head, kv_len = share.i_sequence, share.i_batch, share.head, share.kv_len
@@ -361,6 +369,7 @@ def consumer(
                 i_sequence = i_batch  # its padding and its bias
             position0 = share.position0 + W * 64
             lo, hi, visible, whole = part.lo, part.lo + part.n, part.visible, part.whole
+            n_left, left_places = part.n_left, part.left_places
         else:
             work = read_work_tile(queue, i_tile)
             visible, visible_2 = work.middle - work.lo, work.hi - work.middle
@@ -376,6 +385,7 @@ def consumer(
                 position0 = (grid.first_row + row + W) * BLOCK_SIZE
             else:
                 position0 = (grid.first_row + row) * BLOCK_SIZE + W * 64
+            n_left, left_places = None, None
             lo, hi = work.lo, work.middle
             if PAIRED and W == 1:
                 lo, hi, visible, whole = hi, work.hi, visible_2, whole_2
@@ -389,11 +399,11 @@ def consumer(
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(queries.full.index(slot), (i_tile // SLOTS) & 1)
         q = QueryTile(queries.tiles, slot, position, position0, 0 if PAIRED else W * 64)
-        keys = KeyList(lists.indices, lo, hi, head, kv_len, config.RATE, BLOCK_SIZE)
+        keys = KeyList(lists.indices, lo, hi, head, kv_len, n_left, config.RATE, BLOCK_SIZE)
         if PAIRED:
             # q of this tile was requested after all places before `it`, so those one round of the ring back have arrived
             last = gl.maximum(last, it - 1 - rings.k.tiles.shape[0])
-            places = RingPlaces(it, lists.places + lo, True)
+            places = RingPlaces(it, lists.places + lo, n_left, left_places, True)
             sums, last = add_keys(
                 q, rings, keys, places, visible, whole, sums, last, terms, scale_log2, attend_config, config
             )
@@ -402,16 +412,16 @@ def consumer(
             else:
                 it += gl.load(lists.unions + (head // heads.per_list) * grid.n_groups + work.group)
         else:
-            places = RingPlaces(it, lists.indices, False)
+            places = RingPlaces(it, lists.indices, None, None, False)
             sums, _ = add_keys(
                 q, rings, keys, places, visible, whole, sums, it - 1, terms, scale_log2, attend_config, config
             )
             it += gl.cdiv((hi - lo) * (BLOCK_SIZE // config.RATE), BLOCK_N)
             if config.N_CLASSES == 2:
                 keys = KeyList(
-                    lists.indices, work.middle, work.hi, head, grid.kv_len, config.FAR_RATE, BLOCK_SIZE
+                    lists.indices, work.middle, work.hi, head, grid.kv_len, None, config.FAR_RATE, BLOCK_SIZE
                 )
-                places = RingPlaces(it, lists.indices, False)
+                places = RingPlaces(it, lists.indices, None, None, False)
                 sums, _ = attend(
                     q, rings, keys, places, visible_2, whole_2, sums, it - 1, scale_log2, attend_config
                 )
@@ -577,6 +587,7 @@ def forward_kernel(
         OVERLAP,
         UNROLL,
         HAS_TERMS,
+        Slopes is not None,
     )
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1

@@ -16,19 +16,25 @@ from .sequences import (
 )
 from .tile_scheduler import read_number
 
-NUMBERS_PER_SEQUENCE_TILE = gl.constexpr(17)
+NUMBERS_PER_SEQUENCE_TILE = gl.constexpr(20)
 # Published numbers are not negative, but a group may begin this many tokens before the first one in memory.
 QUERIES_BEFORE = gl.constexpr(128)
 
 
 @aggregate
 class ListPart:
-    """Entries of a list that are loaded: `n` from `lo` on; how many some query sees, and how many need no mask."""
+    """Entries of a list that are loaded: `n` from `lo` on; how many some query sees, and how many need no mask.
+
+    n_left: where those nearest to the queries come first, how many are not behind the last query's block; `left_places`:
+    and of the blocks that the lists of the tile have together.
+    """
 
     lo: gl.tensor
     n: gl.tensor
     visible: gl.tensor
     whole: gl.tensor
+    n_left: gl.tensor | gl.constexpr
+    left_places: gl.tensor | gl.constexpr
 
 
 @aggregate
@@ -89,15 +95,27 @@ def find_sequence_lists(tile, lists, heads, grid, config):
         n_places, query0 + QUERIES_BEFORE, sequence.q_start, sequence.q_start + sequence.q_len, sequence.kv_start,
         sequence.kv_len,
     )  # fmt: skip
+    if config.NEAREST_FIRST:
+        end = gl.minimum(end, block_row + ROWS)
+        first = entries_between(lists, layout, first_list, row, 0, end, False)
+        second = first
+        left_places = first.hi - first.lo
+        if ROWS == 2:
+            second = entries_between(lists, layout, first_list, row + 1, 0, end, False)
+            left_places = merged_entries(lists, first, second).n_places
+        numbers += (first.hi - first.lo, second.hi - second.lo, left_places)
     return numbers
 
 
 @gluon.jit
-def read_part(queue, i_tile, i: gl.constexpr):
+def read_part(queue, i_tile, i: gl.constexpr, NEAREST_FIRST: gl.constexpr):
     """List i of the i_tile-th tile of this program."""
+    n_left, left_places = None, None
+    if NEAREST_FIRST:
+        n_left, left_places = read_number(queue, i_tile, 17 + i), read_number(queue, i_tile, 19)
     return ListPart(
         read_number(queue, i_tile, 3 + 4 * i), read_number(queue, i_tile, 4 + 4 * i),
-        read_number(queue, i_tile, 5 + 4 * i), read_number(queue, i_tile, 6 + 4 * i),
+        read_number(queue, i_tile, 5 + 4 * i), read_number(queue, i_tile, 6 + 4 * i), n_left, left_places,
     )  # fmt: skip
 
 

@@ -61,7 +61,9 @@ class ScoreTerms:
 def of_distances(distance, slope, N: gl.constexpr, layout: gl.constexpr):
     """(64, N): slope times the distance from a column to a row, `distance` being that of the first ones."""
     # a thread holds every fourth pair of columns: what its columns add to its first one are constants
-    parent: gl.constexpr = gl.reshape(gl.full([64, N], 0.0, gl.float32, layout=layout), [64, N // 8, 4, 2]).type.layout
+    parent: gl.constexpr = gl.reshape(
+        gl.full([64, N], 0.0, gl.float32, layout=layout), [64, N // 8, 4, 2]
+    ).type.layout
     of_row: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, parent)))
     of_octet: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, parent)))
     of_thread: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, parent)))

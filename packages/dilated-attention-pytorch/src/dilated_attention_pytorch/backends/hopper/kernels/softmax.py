@@ -224,14 +224,15 @@ def softmax_unmasked(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.conste
 # A row whose m is below this many of log2 has seen no key yet, or only keys of a very low bias: less m its scores would
 # lose their digits.
 LEAST_M = gl.constexpr(-1024.0)
+UPPER, LOWER = gl.constexpr(0), gl.constexpr(2)  # the first element of either row of a thread
 
 
 @gluon.jit
 def of_thread_hidden(t, m, N: gl.constexpr, PACK: gl.constexpr):
     """`of_thread` of scores of which some are -infinity, less m of rows whose m is not low: p in pairs, the new m, the sums."""
-    is_low, is_low_below = m[0] < LEAST_M, m[2] < LEAST_M
+    m_upper, m_lower = m[UPPER], m[LOWER]
+    is_low, is_low_below = m_upper < LEAST_M, m_lower < LEAST_M
     p, sum_upper, sum_lower = exponentials(t, 0.0, 0.0, N, PACK)
-    m_upper, m_lower = m[0], m[2]
     if any_is_large(gl.where(is_low, INFINITY, sum_upper), gl.where(is_low_below, INFINITY, sum_lower)) != 0:
         upper = gl.maximum(largest_of_row(t, 0, N), gl.where(is_low, m_upper, 0.0))
         lower = gl.maximum(largest_of_row(t, 2, N), gl.where(is_low_below, m_lower, 0.0))

@@ -65,10 +65,11 @@ class ScoreTerms:
 class TileTerms:
     """The same for one tile of keys: the position of its first key, its mask and the first word there, padding, bias.
 
-    Where a call has no padding all bits are set.
+    has_edge: the keys end in it, or not all queries see all of its keys. Where a call has no padding all bits are set.
     """
 
     key0: gl.tensor
+    has_edge: gl.tensor
     first_word: gl.tensor
     mask_id: gl.tensor
     padding: gl.tensor
@@ -103,7 +104,7 @@ def terms_of_head(arguments, i_sequence, head):
 
 
 @gluon.jit
-def terms_of_tile(terms, indices, entry, first, BLOCK_SIZE: gl.constexpr, KEYS: gl.constexpr):
+def terms_of_tile(terms, indices, entry, first, has_edge, BLOCK_SIZE: gl.constexpr, KEYS: gl.constexpr):
     """The terms of a tile: KEYS keys of the block of an entry, from its key `first` on. To be loaded a tile early."""
     WORDS: gl.constexpr = KEYS // 32
     LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
@@ -119,7 +120,7 @@ def terms_of_tile(terms, indices, entry, first, BLOCK_SIZE: gl.constexpr, KEYS: 
         block_id = gl.load(terms.block_ids + entry).to(gl.int64)
         bias = gl.load(terms.bias + block_id * terms.stride_be)
         bias_log2 = gl.where(bias == -INFINITY, bias, gl.maximum(bias, LEAST) * LOG2E)
-    return TileTerms(key0, first // 32, mask_id, padding, bias_log2)
+    return TileTerms(key0, has_edge, first // 32, mask_id, padding, bias_log2)
 
 
 @gluon.jit
@@ -136,15 +137,14 @@ def is_padded(tile):
 
 @gluon.jit
 def hide_pairs(
-    s, terms, tile, has_edge, query0, row0, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUSAL: gl.constexpr, layout: gl.constexpr
+    s, terms, tile, query0, row0, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUSAL: gl.constexpr, layout: gl.constexpr
 ):  # fmt: skip
     """Scores with -infinity where a pair does not count, in a branch: most tiles hide none.
 
-    has_edge: the keys end in the tile, or not all queries see all of its keys. query0: the position of the first query.
-    row0: its place in its block.
+    query0: the position of the first query. row0: its place in its block.
     """
     WORDS: gl.constexpr = s.shape[1] // 32
-    if has_edge | (tile.mask_id >= 0) | is_padded(tile) | (tile.bias_log2 == -INFINITY):
+    if tile.has_edge | (tile.mask_id >= 0) | is_padded(tile) | (tile.bias_log2 == -INFINITY):
         words = below(kv_len, tile.key0, WORDS)
         if IS_CAUSAL:
             words = words & below(query0 + 1 + rows_of_tile(WORDS), tile.key0, WORDS)
@@ -169,8 +169,8 @@ def capped(s, terms):
 
 
 @gluon.jit
-def distances(query0, key0, KEYS: gl.constexpr, layout: gl.constexpr):
-    """How far apart the queries and the keys of a tile are, float32 (64, KEYS)."""
-    query = (query0 - key0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))).to(gl.float32)
+def distances(away, KEYS: gl.constexpr, layout: gl.constexpr):
+    """How far apart the queries and the keys of a tile are, float32 (64, KEYS); `away`: the first query from the first key."""
+    query = (away + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))).to(gl.float32)
     key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)).to(gl.float32)
     return gl.abs(query[:, None] - key[None, :])
