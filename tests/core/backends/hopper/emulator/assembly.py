@@ -46,7 +46,7 @@ def statements(code: str) -> tuple[list[tuple[str, str, list[str]]], dict[str, i
         while (label := re.match(r"(\w+):\s*", line)) is not None:
             labels[label[1]] = len(made)
             line = line[label.end() :].strip()
-        if not line or line == "}" or line.startswith(".reg"):
+        if not line or line == "}" or line.startswith((".reg", ".pragma")):
             continue
         guard = ""
         if line.startswith("@"):

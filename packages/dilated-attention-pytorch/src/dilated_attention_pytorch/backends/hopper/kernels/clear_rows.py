@@ -19,6 +19,14 @@ EIGHT_ROWS = gl.constexpr(512)
 
 
 @gluon.jit
+def rolled(i):
+    """Return the index of a loop, which ptxas then does not unroll: it stands in a branch of the loop over the tiles."""
+    return gl.inline_asm_elementwise(
+        '.pragma "nounroll"; mov.b32 $0, $1;', "=r,r", [i], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
 def clear_units(tiles, stage, begin, end, UNIT: gl.constexpr):
     """Set rows to 0 in units of UNIT numbers, a row or eight of them: those from `begin` to `end`, counted in units."""
     D: gl.constexpr = tiles.shape[2]
@@ -27,7 +35,8 @@ def clear_units(tiles, stage, begin, end, UNIT: gl.constexpr):
     SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     LAYOUT: gl.constexpr = gl.BlockedLayout([2 if UNIT == PIECE else 4], [32], [4], [0])
     units = reinterpret(tiles, tiles.dtype, [tiles.shape[0] * PIECES * UNITS, UNIT], SHARED)
-    for i in range(begin, end):
+    for place in range(begin, end):
+        i = rolled(place)
         for piece in gl.static_range(PIECES):
             units.index((stage * PIECES + piece) * UNITS + i).store(
                 gl.zeros([UNIT], tiles.dtype, layout=LAYOUT)
@@ -58,7 +67,7 @@ def keep_listed_rows(tiles, stage, words):
         if bits == 0:
             clear_units(tiles, stage, i, i + 1, EIGHT_ROWS)
         elif bits != 255:
-            for row in range(8):
+            for row in range(opaque(gl.to_tensor(8))):
                 is_hidden = ((bits >> row) & 1) ^ 1
                 clear_units(tiles, stage, i * 8 + row, i * 8 + row + is_hidden, PIECE)
     fence_async_shared()
