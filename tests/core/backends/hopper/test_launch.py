@@ -263,6 +263,19 @@ def test_passes_are_given_what_a_call_has(name: str, made: list[Recorder]) -> No
     assert [each.arguments["SEQUENCES"] for each in made] == [rows] * 3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bias_is_read_with_the_strides_that_it_has_as_float32(
+    dtype: torch.dtype, made: list[Recorder]
+) -> None:
+    """A copy of an expanded one is not expanded."""
+    launch.launch_forward(problem(block_bias=torch.ones(1, 1, IDS).expand(1, 4, IDS)))
+    expanded = torch.ones(1, 1, IDS, dtype=dtype).expand(1, 4, IDS)
+    launch.launch_forward(problem(block_bias=expanded))
+    read = expanded.to(torch.float32)
+    assert made[-1].arguments["stride_bh"] == read.stride(1)
+    assert len(made) == (1 if dtype == torch.float32 else 2)
+
+
 def test_layouts_of_batch_elements_need_positions(made: list[Recorder]) -> None:
     tensors = {name: torch.randn(2, LENGTH, 4, 64, dtype=torch.bfloat16) for name in "qkv"}
     layout_ = BlockLayout.from_dense(torch.rand(2, 1, 4, 4) < 0.5, 128)

@@ -194,7 +194,7 @@ class AttentionProblem:
             p.rates, p.layout_batch, p.grid.q_offset, p.grid.q_len, p.grid.kv_len, p.softcap, p.block_masks is None,
             p.alibi_slopes is None, p.sinks is None, p.dropout_p,
             None if p.sequences is None else (p.sequences.table.shape[0], p.sequences.is_packed, p.sequences.only_lengths),
-            None if p.block_bias is None else (p.block_bias.shape, p.block_bias.stride()),
+            None if p.block_bias is None else (p.block_bias.dtype, p.block_bias.shape, p.block_bias.stride()),
             p.key_padding_mask is None, p.attn_bias is None,
         ))  # fmt: skip
 
