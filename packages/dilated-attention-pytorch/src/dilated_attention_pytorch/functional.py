@@ -24,7 +24,7 @@ from .eager import (
     key_of,
     run_attention,
 )
-from .eager_positions import PositionsKey, keep_call, kept_call, positions_of_batch
+from .eager_options import OptionsKey, keep_call, kept_call, options_of_batch
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
 from .validation.call import check_call
@@ -222,20 +222,20 @@ def attend(
     backend: str | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """out and lse of a call that is not cached, or has positions, with options as of `check_call`.
+    """out and lse of a call that is not cached, or has options, which are as of `check_call`.
 
-    `key` (of `key_of`) is where the call is cached for the next one like it; None for a call that is not, but one with
-    positions (eager_positions.py).
+    `key` (of `key_of`) is where the call is cached for the next one like it; None for a call that is not, or is by its
+    options (eager_options.py).
     """
-    positions = None
+    by_options = None
     if key is None and type(layout) is BlockLayout and is_plain_eager():
-        positions = positions_of_batch(q, k, v, backend, options)
-        kept = kept_call(layout, positions)
-        if kept is not None and positions is not None:
-            return kept.run(q, k, v, positions)
+        by_options = options_of_batch(q, k, v, backend, options)
+        kept = kept_call(layout, by_options)
+        if kept is not None and by_options is not None:
+            return kept.run(q, k, v, by_options.options)
     call = check_call(q, k, v, layout, backend=backend, **options)
     if key is None or backend == "reference" or not can_bypass_dispatcher(call):
-        return run_call(call, layout, backend, positions)
+        return run_call(call, layout, backend, by_options)
     problem, chosen = call.served(layout, backend)
     out, lse = run_attention(problem, chosen)
     cache_call(layout, key, q, k, v, problem, chosen, needs_grad=problem.needs_grad)
@@ -243,17 +243,17 @@ def attend(
 
 
 def run_call(
-    call: Call, layout: BlockLayout, backend: str | None, positions: PositionsKey | None = None
+    call: Call, layout: BlockLayout, backend: str | None, key: OptionsKey | None = None
 ) -> tuple[Tensor, Tensor]:
-    """out and lse of a checked call, which is kept at `positions` for the next one like it."""
+    """out and lse of a checked call, which is kept under `key` for the next one like it."""
     if backend == "reference":
         return attention_reference(call.dense_problem(layout))
     if not can_bypass_dispatcher(call):
         return run_operator(call, layout, backend)
     problem, chosen = call.served(layout, backend)
     out, lse = run_attention(problem, chosen)
-    if positions is not None:
-        keep_call(layout, positions, problem, chosen)
+    if key is not None:
+        keep_call(layout, key, problem, chosen)
     return out, lse
 
 

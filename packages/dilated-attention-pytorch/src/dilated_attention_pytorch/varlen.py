@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .eager import is_plain_eager
-from .eager_positions import kept_call, positions_key
+from .eager_options import Options, kept_call, options_key
 from .functional import explained, run_call
 from .layout.layout import BlockLayout
 from .sequence_plans import Given
@@ -141,18 +141,27 @@ def block_sparse_attention_varlen(
         >>> torch.allclose(out[100:], alone[0], atol=1e-5)
         True
     """
-    positions = None
+    key = None
     if type(layout) is BlockLayout and is_plain_eager():
-        others = (alibi_slopes, sinks, block_bias, segment_lengths, dilation_rates)
-        if all(x is None for x in others) and type(dropout_p) is float and dropout_p == 0.0:
+        has_others = segment_lengths is not None or dilation_rates is not None
+        if not has_others and type(dropout_p) is float and dropout_p == 0.0:
             given = Given(cu_seqlens_q, cu_seqlens_k, q_offset if isinstance(q_offset, Tensor) else None)
-            positions = positions_key(
-                q, k, v, given, None, q_offset, is_causal, softmax_scale, softcap, backend,
-                (max_seqlen_q, max_seqlen_k)
-            )  # fmt: skip
-        its = kept_call(layout, positions)
-        if its is not None and positions is not None and type(return_lse) is bool:
-            out, lse = its.run(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), positions)
+            options = Options(given, None, block_bias, sinks, alibi_slopes)
+            key = options_key(
+                q,
+                k,
+                v,
+                options,
+                q_offset,
+                is_causal,
+                softmax_scale,
+                softcap,
+                backend,
+                (max_seqlen_q, max_seqlen_k),
+            )
+        kept = kept_call(layout, key)
+        if kept is not None and key is not None and type(return_lse) is bool:
+            out, lse = kept.run(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), key.options)
             return (out.squeeze(0), lse.squeeze(0)) if return_lse else out.squeeze(0)
     if not torch.compiler.is_compiling():
         check_flag("return_lse", return_lse)
@@ -162,7 +171,7 @@ def block_sparse_attention_varlen(
         q_offset=q_offset, segment_lengths=segment_lengths, dilation_rates=dilation_rates, dropout_p=dropout_p,
         backend=backend,
     )  # fmt: skip
-    out, lse = run_call(call, layout, backend, positions)
+    out, lse = run_call(call, layout, backend, key)
     return (out.squeeze(0), lse.squeeze(0)) if return_lse else out.squeeze(0)
 
 

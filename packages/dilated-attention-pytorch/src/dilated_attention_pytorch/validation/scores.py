@@ -15,7 +15,7 @@ def check_block_bias(
     """The bias as (n_sequences or 1, num_heads or 1, num_block_ids) on q's device; `axis` is the name of the first."""
     check_option("block_bias", block_bias, block_bias)
     full = (n_sequences, q.shape[2], layout.num_block_ids)
-    bias = block_bias[(None,) * (3 - block_bias.dim())] if block_bias.dim() < 3 else block_bias
+    bias = as_three_axes(block_bias)
     fits = (
         bias.dim() == 3
         and bias.shape[2] == full[2]
@@ -28,6 +28,11 @@ def check_block_bias(
             f"= {full}, got {block_bias.dtype} {tuple(block_bias.shape)} on {block_bias.device}"
         )
     return bias
+
+
+def as_three_axes(block_bias: Tensor) -> Tensor:
+    """The bias with the first axes that are not given."""
+    return block_bias[(None,) * (3 - block_bias.dim())] if block_bias.dim() < 3 else block_bias
 
 
 def check_attn_bias(attn_bias: Tensor, q: Tensor, k: Tensor, backend: str | None) -> Tensor:

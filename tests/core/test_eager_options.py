@@ -1,4 +1,4 @@
-"""Repeated calls with positions give what the same calls give when they are checked, from the values of their own tensors."""
+"""Repeated calls with options give what the same calls give when they are checked, from the values of their own tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dilated_attention_pytorch import (
     functional,
     varlen,
 )
-from dilated_attention_pytorch.eager_positions import PositionsCall
+from dilated_attention_pytorch.eager_options import OptionsCall
 
 pytestmark = pytest.mark.interpreter
 
@@ -48,6 +48,7 @@ def padding(*lengths: int) -> Tensor:
 
 
 Options = dict[str, Any]
+BLOCKS = layout().num_active_blocks
 # For every kind of call two sets of values.
 BATCHES: dict[str, tuple[Options, Options]] = {
     "lengths": ({"kv_lengths": int32(40, 17)}, {"kv_lengths": int32(3, 29)}),
@@ -63,6 +64,18 @@ BATCHES: dict[str, tuple[Options, Options]] = {
         {"key_padding_mask": padding(23, 40), "kv_lengths": int32(9, 31)},
     ),
     "softcap": ({"softcap": 2.0}, {"softcap": 2.0}),
+    "sinks and slopes": (
+        {"sinks": torch.tensor([1.0, -1.0]), "alibi_slopes": torch.tensor([0.5, 0.25])},
+        {"sinks": torch.tensor([0.0, 3.0]), "alibi_slopes": torch.tensor([0.1, 1.0])},
+    ),
+    "bias and lengths": (
+        {"block_bias": torch.linspace(-1, 1, BLOCKS), "kv_lengths": int32(40, 17)},
+        {"block_bias": torch.linspace(1, -2, BLOCKS), "kv_lengths": int32(3, 29)},
+    ),
+    "bias per head": (
+        {"block_bias": torch.linspace(-1, 1, 2 * BLOCKS).view(2, BLOCKS)},
+        {"block_bias": torch.linspace(1, -2, 2 * BLOCKS).view(2, BLOCKS)},
+    ),
 }  # fmt: skip
 BOUNDS = (int32(0, 40, 60), int32(0, 25, 60))
 
@@ -199,7 +212,7 @@ def test_calls_that_cannot_be_kept_are_checked_every_time(
 ) -> None:
     its_layout, lengths = layout(), int32(17, 17)
     cases: list[Options] = [
-        {"sinks": torch.zeros(2)},
+        {"attn_bias": torch.zeros(2, 1, 1, LENGTH)},
         {"dropout_p": 0.5},
         {"softmax_scale": 1},
         {"segment_lengths": [16], "dilation_rates": [1]},
@@ -211,7 +224,7 @@ def test_calls_that_cannot_be_kept_are_checked_every_time(
     for _ in range(2):
         block_sparse_attention(*batch(), its_layout, is_causal=True, kv_lengths=lengths)
     assert checks == ["checked"] * 2 * (len(cases) + 1)
-    assert not any(isinstance(x, PositionsCall) for x in its_layout._cached_calls.values())
+    assert not any(isinstance(x, OptionsCall) for x in its_layout._cached_calls.values())
 
 
 def test_values_on_the_cpu_are_checked_every_time() -> None:
@@ -269,6 +282,38 @@ def test_kept_call_holds_no_tensor_of_a_call(as_on_a_gpu: None) -> None:
     (kept,) = its_layout._cached_calls.values()
     problem = kept.static_problem
     assert (problem.q, problem.k, problem.v, problem.sequences, problem.key_padding_mask) == (None,) * 5
+
+
+def test_kept_call_holds_no_tensor_that_changes_scores(as_on_a_gpu: None) -> None:
+    its_layout = layout()
+    options = {**BATCHES["sinks and slopes"][0], **BATCHES["bias per head"][0]}
+    block_sparse_attention(*batch(), its_layout, is_causal=True, **options)
+    (kept,) = its_layout._cached_calls.values()
+    problem = kept.static_problem
+    assert (problem.block_bias, problem.sinks, problem.alibi_slopes) == (None,) * 3
+
+
+def test_gradients_of_bias_and_sinks_flip_with_every_call(checks: list[str], as_on_a_gpu: None) -> None:
+    its_layout, tensors = layout(), batch()
+    for name, x in (("sinks", torch.tensor([1.0, -1.0])), ("block_bias", torch.linspace(-1, 1, BLOCKS))):
+        for requires_grad in (False, True, False, True):
+            leaf = x.clone().requires_grad_(requires_grad)
+            out = block_sparse_attention(*tensors, its_layout, is_causal=True, **{name: leaf})
+            fresh = block_sparse_attention(*tensors, layout(), is_causal=True, **{name: leaf})
+            assert torch.equal(out, fresh)
+            assert out.requires_grad == requires_grad
+            if requires_grad:
+                same(*[torch.autograd.grad(each.square().sum(), leaf) for each in (out, fresh)])
+    assert len(checks) == 2 * 2 + 8
+
+
+def test_slopes_that_require_grad_are_refused_after_a_success(as_on_a_gpu: None) -> None:
+    its_layout, slopes = layout(), torch.tensor([0.5, 0.25])
+    block_sparse_attention(*batch(), its_layout, is_causal=True, alibi_slopes=slopes)
+    with pytest.raises(ValueError, match="alibi_slopes requires grad"):
+        block_sparse_attention(
+            *batch(), its_layout, is_causal=True, alibi_slopes=slopes.clone().requires_grad_()
+        )
 
 
 def test_call_under_autocast_is_another(as_on_a_gpu: None, checks: list[str]) -> None:
