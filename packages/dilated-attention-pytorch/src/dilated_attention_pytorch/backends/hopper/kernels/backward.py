@@ -494,7 +494,8 @@ def consumer(
                 bias_of_head += q_head.to(gl.int64) * inputs.stride_bh
                 block = gl.load(inputs.blocks + lo, mask=lo < hi, other=0)
                 block_next = gl.load(inputs.blocks + lo + 1, mask=lo + 1 < hi, other=0)
-                bias = in_log2(gl.load(bias_of_head + block.to(gl.int64) * inputs.stride_be))
+                bias_ptr = bias_of_head + block.to(gl.int64) * inputs.stride_be
+                bias = in_log2(gl.load(bias_ptr, mask=lo < hi, other=0.0))
             if EARLY_WORDS:
                 index_next = gl.load(lists.indices + lo + 1, mask=lo + 1 < hi, other=0)
                 words = words_of_columns(padding + index * (BLOCK_SIZE // 32), TILE // 32)
