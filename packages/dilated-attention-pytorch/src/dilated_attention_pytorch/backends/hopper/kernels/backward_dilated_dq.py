@@ -241,10 +241,12 @@ def consumer(
         )
         release_stored_before(kept.empty, i_tile, W, SLOTS)
         sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
-        keys = KeyList(lists.indices, work.lo, work.middle, head, grid.kv_len, config.RATE, BLOCK)
+        keys = KeyList(lists.indices, work.lo, work.middle, head, grid.kv_len, None, config.RATE, BLOCK)
         sums, it = add_keys(sums, kept, slot, streams, stats, keys, it, position, terms, step_config, config)
         if config.N_CLASSES == 2:
-            keys = KeyList(lists.indices, work.middle, work.hi, head, grid.kv_len, config.FAR_RATE, BLOCK)
+            keys = KeyList(
+                lists.indices, work.middle, work.hi, head, grid.kv_len, None, config.FAR_RATE, BLOCK
+            )
             sums, it = add_keys(
                 sums, kept, slot, streams, stats, keys, it, position, terms, step_config, config
             )
