@@ -139,8 +139,10 @@ class Beside(triton.AsyncCompileMode):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__(None)
 
-    def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> Any:
-        """What Triton keeps in place of a kernel until that is wanted."""
+    def submit(
+        self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None], *cleanup: Any
+    ) -> Any:
+        """What Triton keeps in place of a kernel until that is wanted; `cleanup` is new in 3.9."""
         known = inspect.getclosurevars(compile_fn).nonlocals
         source, target, options = known["src"], known["target"], known["options"]
         if is_on_disk(key, source):
@@ -154,7 +156,10 @@ class Beside(triton.AsyncCompileMode):  # type: ignore[misc]
         )  # fmt: skip
         compiling = Compiling(job, compile_fn)
         workers().give(compiling)
-        return _async_compile.FutureKernel(finalize_fn, compiling)
+        future = _async_compile.FutureKernel(finalize_fn, *cleanup, compiling)
+        kept = inspect.getclosurevars(finalize_fn).nonlocals
+        kept["kernel_cache"][kept["key"]] = future  # 3.6 does so only once it is compiled
+        return future
 
     def __exit__(self, *_: object) -> None:
         _async_compile.active_mode.set(None)
@@ -163,7 +168,7 @@ class Beside(triton.AsyncCompileMode):  # type: ignore[misc]
 def compile_beside(kernel: Any, arguments: dict[str, Any], options: dict[str, Any]) -> None:
     """Have a kernel compiled by another process, if there may be one and it is not on the disk already.
 
-    The next launch of the kernel with such arguments through Triton's JIT, or `warmup`, waits for it.
+    The next `warmup` of the kernel with such arguments returns a future, whose result waits for it.
     """
     if n_workers() == 0 or _async_compile.active_mode.get() is not None:
         return
