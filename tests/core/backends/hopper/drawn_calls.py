@@ -177,8 +177,13 @@ LIMITS = {"out": 2**-8, "lse": 2e-5, "q": 2**-7, "k": 2**-7, "v": 2**-8, "block_
 NOTHING = 1e-6  # gradients that are 0 in exact arithmetic
 
 
-def wrong_results(problem: AttentionProblem, seed: int, gradients: bool = True) -> dict[str, float]:
-    """The errors of a problem in the emulator, through launch.py, that reach their limits; NaN is in tokens of no sequence."""
+def wrong_results(
+    problem: AttentionProblem, seed: int, gradients: bool = True, release: str | None = None
+) -> dict[str, float]:
+    """The errors of a problem in the emulator, through launch.py, that reach their limits; NaN is in tokens of no sequence.
+
+    release: of Triton, as for `emulated`.
+    """
     p, generator = problem, torch.Generator().manual_seed(seed)
     grad_out = torch.randn(*p.q.shape[:3], p.v_head_dim, generator=generator).bfloat16()
     grad_lse = torch.randn(p.batch, p.num_heads, p.q_len, generator=generator)
@@ -186,7 +191,7 @@ def wrong_results(problem: AttentionProblem, seed: int, gradients: bool = True) 
     exact = with_fields(p, **{name: getattr(p, name).double() for name in names})
     wanted = reference_results(exact, grad_out.double(), grad_lse.double())
     given, (given_grad,) = poisoned(p, grad_out)
-    with emulator.emulated_launches(seed=seed) as module:
+    with emulator.emulated_launches(seed=seed, release=release) as module:
         out, lse = module.launch_forward(given)
         found = {"out": out, "lse": lse}
         if gradients:

@@ -18,5 +18,6 @@ KINDS = ("plain", "moved", "lengths", "padded", "positions", "packed")
 @pytest.mark.parametrize("seed", range(40 if EVERY_SHAPE else 1))
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_are_those_of_the_definition(kind: str, seed: int) -> None:
-    problem = drawn_call(KINDS.index(kind) + 6 * seed, kind=kind)
-    assert wrong_results(problem, seed) == {}
+    number = KINDS.index(kind) + len(KINDS) * seed
+    release = ("3.6.0", "3.9.0")[number % 2]
+    assert wrong_results(drawn_call(number, kind=kind), seed, release=release) == {}
