@@ -61,6 +61,14 @@ def kernel_dim(problem: AttentionProblem) -> int:
     return tuning.kernel_dim(max(problem.head_dim, problem.v_head_dim))
 
 
+def forward_tiles(problem: AttentionProblem) -> tuning.ForwardTiles:
+    """The tiles of the forward."""
+    p = problem
+    if tuning.kernel_dim(p.v_head_dim) < kernel_dim(p) == 256:
+        return tuning.FORWARD_OF_NARROW_VALUES[p.block_size]
+    return tuning.FORWARD[kernel_dim(p), p.block_size]
+
+
 def compile_options(registers: tuning.Registers) -> dict[str, Any]:
     """How a warp-specialised kernel is compiled; fused multiply-adds are no longer the default in Triton 3.10."""
     return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
@@ -83,7 +91,7 @@ class ForwardPass:
     @staticmethod
     def programs(problem: AttentionProblem) -> int:
         """How many share a multiprocessor."""
-        return tuning.FORWARD[kernel_dim(problem), problem.block_size].programs
+        return forward_tiles(problem).programs
 
     def options(self, problem: AttentionProblem) -> dict[str, Any]:
         """How the kernel is compiled."""
@@ -109,7 +117,7 @@ class ForwardPass:
     ) -> dict[str, Any]:
         """Every argument of the kernel; `tensors`: the pointers of a wide call."""
         p = problem
-        tiles = tuning.FORWARD[kernel_dim(p), p.block_size]
+        tiles = forward_tiles(p)
         near, far = p.rates[0], p.rates[-1]
         near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
         registers = tuning.FORWARD_REGISTERS[tiles.programs]
@@ -129,7 +137,8 @@ class ForwardPass:
             "D": kernel_dim(p), "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
             "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
-            **wide_constants(p), "SEQUENCES": has_positions_in_forward(p),
+            **wide_constants(p), "QK_DIM": tuning.used_columns(p.head_dim, kernel_dim(p)), "DV": tuning.kernel_dim(p.v_head_dim),
+            "SEQUENCES": has_positions_in_forward(p),
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
         })  # fmt: skip
 

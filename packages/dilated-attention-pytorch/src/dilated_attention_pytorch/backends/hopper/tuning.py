@@ -51,6 +51,11 @@ def kernel_dim(head_dim: int) -> int:
     return next(dim for dim in HEAD_DIMS if dim >= head_dim)
 
 
+def used_columns(head_dim: int, dim: int) -> int:
+    """Of the columns of tiles of a kernel those that the products of q and k read: all, a half or three quarters."""
+    return next(n for n in (dim // 2, dim // 4 * 3, dim) if n >= max(head_dim, 64))
+
+
 # All by (head_dim of the kernels, block_size).
 FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (64, 64): ForwardTiles(5, 5, 2, "none", 64, programs=2),
@@ -59,6 +64,11 @@ FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (128, 128): ForwardTiles(2, 2, 2, "intra_warpgroup", 128, unroll=1),
     (256, 64): ForwardTiles(2, 2, 1, "none", 64),
     (256, 128): ForwardTiles(2, 2, 1, "none", 64),
+}
+# Of q and k of 256 (or 192) and v of 128, by block_size.
+FORWARD_OF_NARROW_VALUES: dict[int, ForwardTiles] = {
+    64: ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
+    128: ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
 }
 # The two passes of the backward; with token dilation the steps of the dkdv pass never overlap.
 DQ: dict[tuple[int, int], BackwardTiles] = {

@@ -125,7 +125,9 @@ def call_tensors(problem: AttentionProblem) -> dict[str, Tensor]:
     if p.sequences is not None:
         made["Table"] = p.sequences.table
         groups = p.sequences.groups  # of a layout with blocks of 256 they are the same
-        made["Starts"] = tile_starts(p.sequences, p.grid.first_row * p.block_size) if groups is None else groups
+        made["Starts"] = (
+            tile_starts(p.sequences, p.grid.first_row * p.block_size) if groups is None else groups
+        )
     if p.key_padding_mask is not None:
         made["Padding"] = padding_bits(p.key_padding_mask, p.sequences)
     # one kernel for all types of them

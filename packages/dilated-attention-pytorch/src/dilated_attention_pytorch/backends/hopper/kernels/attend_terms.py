@@ -108,7 +108,7 @@ def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores(q_tile, rings.k.consumer_wait(place), config.BLOCK_N, config.s_layout)
+        s = scores(q_tile, rings.k.consumer_wait(place), config)
         tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
@@ -137,14 +137,14 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config.BLOCK_N, config.s_layout)
+        s = scores(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         q_tile = kept_tile(q.tiles, q.slot)
         while (t + 1 < end) & (places.of_tile(t + 1) - place <= STAGES):
             clear_values(rings, place, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
-            s_next = scores(q_tile, rings.k.consumer_wait(place_next), config.BLOCK_N, config.s_layout)
+            s_next = scores(q_tile, rings.k.consumer_wait(place_next), config)
             p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
             tile = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             p = gl.convert_layout(p, p_layout)

@@ -117,9 +117,11 @@ class Results:
 
 @aggregate
 class Config:
-    """Constants of the kernel."""
+    """Constants of the kernel. D: columns of tiles of q and k, of which QK_DIM are read; DV: of those of v."""
 
     D: gl.constexpr
+    QK_DIM: gl.constexpr
+    DV: gl.constexpr
     BLOCK_N: gl.constexpr
     BLOCK_SIZE: gl.constexpr
     RATE: gl.constexpr
@@ -152,33 +154,33 @@ class KeySource:
     KEYS: gl.constexpr
     BOX: gl.constexpr
     JOIN: gl.constexpr
-    D: gl.constexpr
 
 
 @gluon.jit
-def load_tile(desc, boxes, ring, source, e, column, part, it, one_only):
+def load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS: gl.constexpr):
     """Fill place `it` of a ring, once it is empty, with a part of a column, or with the columns from entry e on.
 
     one_only: only one warpgroup wants the tile; the stage is released for the other.
     """
     BOX: gl.constexpr = source.BOX
     JOIN: gl.constexpr = source.JOIN
+    D: gl.constexpr = ring.tiles.shape[2]
     STAGES: gl.constexpr = ring.tiles.shape[0]
     stage = it % STAGES
     mbarrier.wait(ring.empty.index(stage), ((it // STAGES) & 1) ^ 1)
     mbarrier.arrive(ring.empty.index(stage), count=1, pred=one_only)
     bar = ring.full_barrier(it)
-    mbarrier.expect(bar, BOX * JOIN * source.D * 2)
+    mbarrier.expect(bar, BOX * JOIN * ((COLUMNS + 63) // 64) * 128)
     load_box(
         desc, boxes, bar, stage * JOIN, source.i_batch, source.kv_head, source.residue,
-        source.first_key + column * source.KEYS + part * BOX, source.D, JOIN,
+        source.first_key + column * source.KEYS + part * BOX, D, JOIN, COLUMNS,
     )  # fmt: skip
     for j in gl.static_range(1, JOIN):
         # past the end of the list a box lies outside of the tensor: zeros, and no traffic
         other = gl.load(source.columns + e + j, mask=e + j < source.hi, other=source.n_cols)
         load_box(
             desc, boxes, bar, stage * JOIN + j, source.i_batch, source.kv_head, source.residue, other * source.KEYS,
-            source.D, JOIN,
+            D, JOIN, COLUMNS,
         )  # fmt: skip
 
 
@@ -203,12 +205,12 @@ def load_list(
     BOX: gl.constexpr = KEYS if KEYS < BLOCK_N else BLOCK_N
     JOIN: gl.constexpr = BLOCK_N // BOX
     K_BOXES: gl.constexpr = rings.k.tiles.shape[0] * (config.D // 64) * JOIN
-    V_BOXES: gl.constexpr = rings.v.tiles.shape[0] * (config.D // 64) * JOIN
+    V_BOXES: gl.constexpr = rings.v.tiles.shape[0] * (config.DV // 64) * JOIN
     k_boxes = reinterpret(rings.k.tiles, desc_k.dtype, [K_BOXES, 1, 1, BOX, 1, 64], desc_k.layout)
     v_boxes = reinterpret(rings.v.tiles, desc_v.dtype, [V_BOXES, 1, 1, BOX, 1, 64], desc_v.layout)
     columns, lo, hi = entries.columns, entries.lo, entries.hi
     source = KeySource(
-        columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN, config.D
+        columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN
     )
     for e in range(lo, hi, JOIN):
         if entries.n_left is None:
@@ -221,8 +223,8 @@ def load_list(
                 one_only = (column & 1) == 0
                 column = column >> 1
             for part in gl.static_range(KEYS // BOX):
-                load_tile(desc_k, k_boxes, rings.k, source, e, column, part, it, one_only)
-                load_tile(desc_v, v_boxes, rings.v, source, e, column, part, it, one_only)
+                load_tile(desc_k, k_boxes, rings.k, source, e, column, part, it, one_only, config.QK_DIM)
+                load_tile(desc_v, v_boxes, rings.v, source, e, column, part, it, one_only, config.DV)
                 it += 1
     return it
 
@@ -267,7 +269,8 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             load_tokens(
-                inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D
+                inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
+                config.QK_DIM,
             )  # fmt: skip
         entries = LoadedEntries(columns, lo, end, n_left)
         it = load_list(
@@ -336,6 +339,7 @@ def consumer(
 ):
     """Warpgroup W: queries W * 64 to W * 64 + 63 of every tile."""
     D: gl.constexpr = config.D
+    DV: gl.constexpr = config.DV
     BLOCK_N: gl.constexpr = config.BLOCK_N
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
     SLOTS: gl.constexpr = config.SLOTS
@@ -345,9 +349,9 @@ def consumer(
     ROWS: gl.constexpr = 2 if PAIRED else 1
     dtype: gl.constexpr = queries.tiles.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     attend_config = AttendConfig(
-        BLOCK_N, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES, s_layout,
+        BLOCK_N, config.QK_DIM, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES, s_layout,
         acc_layout,
     )  # fmt: skip
     out_boxes = reinterpret(
@@ -394,7 +398,7 @@ def consumer(
         if config.HAS_TERMS:
             terms = terms_of_head(arguments, i_sequence, head)
         m, l = nothing_seen()
-        sums = Sums(gl.zeros([64, D], gl.float32, layout=acc_layout), m, l)
+        sums = Sums(gl.zeros([64, DV], gl.float32, layout=acc_layout), m, l)
         release_stored_before(queries.empty, i_tile, W, SLOTS)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(queries.full.index(slot), (i_tile // SLOTS) & 1)
@@ -450,7 +454,10 @@ def consumer(
         out = sums.acc * gl.convert_layout(factor / l, gl.SliceLayout(1, acc_layout))[:, None]
         if not SPLIT:
             out = out.to(dtype)
-            queries.tiles.index(slot).store(out)  # q is no longer needed
+            out_tile = queries.tiles.index(slot)  # q is no longer needed
+            if DV < D:
+                out_tile = out_tile.slice(0, DV, dim=1)
+            out_tile.store(out)
             fence_async_shared()
         if SPLIT:
             store_part(
@@ -461,19 +468,19 @@ def consumer(
                 share.query0 + W * 64,
                 share.first_query,
                 share.end_query,
-                D,
+                DV,
                 acc_layout,
             )
         elif SEQUENCES:
             query0 = share.query0 + W * 64
             if (query0 >= share.first_query) & (query0 + 64 <= share.end_query):
-                store_tokens(results.desc_out, out_boxes, slot, i_batch, head, query0, D)
+                store_tokens(results.desc_out, out_boxes, slot, i_batch, head, query0, D, DV)
             else:
                 store_part(
-                    results, out, i_batch, head, query0, share.first_query, share.end_query, D, acc_layout
+                    results, out, i_batch, head, query0, share.first_query, share.end_query, DV, acc_layout
                 )
         else:
-            store_tokens(results.desc_out, out_boxes, slot, i_batch, head, position0 - grid.q_offset, D)
+            store_tokens(results.desc_out, out_boxes, slot, i_batch, head, position0 - grid.q_offset, D, DV)
         release_stored(queries.empty, W, SLOTS)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -512,7 +519,7 @@ def forward_kernel(
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, SLOTS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
     OVERLAP: gl.constexpr, UNROLL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
-    SEQUENCES: gl.constexpr, PACKED: gl.constexpr,
+    SEQUENCES: gl.constexpr, PACKED: gl.constexpr, QK_DIM: gl.constexpr, DV: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition.
 
@@ -523,7 +530,7 @@ def forward_kernel(
     PHASES_USED: gl.constexpr = PHASES if BLOCK_SIZE == 64 else 1
     q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
     k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D], tile_layout)
-    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, D], tile_layout)
+    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV], tile_layout)
     queue = allocate_queue(NUMBERS_PER_SEQUENCE_TILE if SEQUENCES else NUMBERS_PER_TILE)
     q_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
@@ -575,6 +582,8 @@ def forward_kernel(
     )  # fmt: skip
     config = Config(
         D,
+        QK_DIM,
+        DV,
         BLOCK_N,
         BLOCK_SIZE,
         RATE,

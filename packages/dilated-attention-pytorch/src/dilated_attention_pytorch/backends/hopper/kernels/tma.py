@@ -31,18 +31,21 @@ def kept_tile(tiles, slot):
 
 
 @gluon.jit
-def load_tokens(desc, boxes, full, i, i_batch, head, token, TOKENS: gl.constexpr, D: gl.constexpr):
-    """Start loading TOKENS tokens into tile i; `full` completes when they have arrived."""
-    mbarrier.expect(full, TOKENS * D * 2)
-    for piece in gl.static_range(D // 64):
+def load_tokens(
+    desc, boxes, full, i, i_batch, head, token, TOKENS: gl.constexpr, D: gl.constexpr, COLUMNS: gl.constexpr = None
+):  # fmt: skip
+    """Start loading TOKENS tokens into tile i, all of head_dim or the first COLUMNS; `full` completes when they have arrived."""
+    PIECES: gl.constexpr = D // 64 if COLUMNS is None else (COLUMNS + 63) // 64
+    mbarrier.expect(full, TOKENS * PIECES * 128)
+    for piece in gl.static_range(PIECES):
         box = boxes.index(i * (D // 64) + piece)
         async_load(desc, [i_batch, head, token, piece * 64], full, box)
 
 
 @gluon.jit
-def store_tokens(desc, boxes, i, i_batch, head, token, D: gl.constexpr):
-    """Start storing tile i; it must have been written before a fence for asynchronous readers."""
-    for piece in gl.static_range(D // 64):
+def store_tokens(desc, boxes, i, i_batch, head, token, D: gl.constexpr, COLUMNS: gl.constexpr = None):
+    """Start storing tile i, or its first COLUMNS; it must have been written before a fence for asynchronous readers."""
+    for piece in gl.static_range(D // 64 if COLUMNS is None else (COLUMNS + 63) // 64):
         box = boxes.index(i * (D // 64) + piece)
         async_store(desc, [i_batch, head, token, piece * 64], box)
 
@@ -64,9 +67,11 @@ def release_stored_before(empty, i_tile, W: gl.constexpr, SLOTS: gl.constexpr):
 
 
 @gluon.jit
-def load_box(desc, boxes, bar, i, i_batch, kv_head, residue, first, D: gl.constexpr, JOIN: gl.constexpr):
-    """Start loading the kept keys of one block into box i of a tile of JOIN boxes."""
-    for piece in gl.static_range(D // 64):
+def load_box(
+    desc, boxes, bar, i, i_batch, kv_head, residue, first, D: gl.constexpr, JOIN: gl.constexpr, COLUMNS: gl.constexpr = None
+):  # fmt: skip
+    """Start loading the kept keys of one block, all of head_dim or the first COLUMNS, into box i of a tile of JOIN boxes."""
+    for piece in gl.static_range(D // 64 if COLUMNS is None else (COLUMNS + 63) // 64):
         box = boxes.index((i // JOIN * (D // 64) + piece) * JOIN + i % JOIN)
         async_load(desc, [i_batch, kv_head, first, residue, piece * 64], bar, box)
 
