@@ -164,22 +164,27 @@ def clear_values(rings, place, keys, t, config):
 
 
 @gluon.jit
-def scores(q, k_tile, config):
-    """q k^T, asynchronous, of the first columns of head_dim."""
+def scores(q, k_tile, BLOCK_N: gl.constexpr, layout: gl.constexpr):
+    """q k^T, asynchronous."""
+    zero = gl.zeros([64, BLOCK_N], gl.float32, layout=layout)
+    return warpgroup_mma(q, k_tile.permute([1, 0]), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def scores_of_columns(q, k_tile, config):
+    """`scores` of the columns of head_dim that count: all, the first half or the first three quarters."""
     D: gl.constexpr = q.shape[1]
     HALF: gl.constexpr = D // 2
-    zero = gl.zeros([64, config.BLOCK_N], gl.float32, layout=config.s_layout)
     if config.QK_DIM == D:
-        s = warpgroup_mma(q, k_tile.permute([1, 0]), zero, use_acc=False, is_async=True)
+        return scores(q, k_tile, config.BLOCK_N, config.s_layout)
     else:
         gl.static_assert(config.QK_DIM == HALF or config.QK_DIM == HALF + HALF // 2)
-        k_half = k_tile.slice(0, HALF, dim=1)
-        s = warpgroup_mma(q.slice(0, HALF, dim=1), k_half.permute([1, 0]), zero, use_acc=False, is_async=True)
+        s = scores(q.slice(0, HALF, dim=1), k_tile.slice(0, HALF, dim=1), config.BLOCK_N, config.s_layout)
         if config.QK_DIM > HALF:
             k_quarter = k_tile.slice(HALF, HALF // 2, dim=1)
             q_quarter = q.slice(HALF, HALF // 2, dim=1)
             s = warpgroup_mma(q_quarter, k_quarter.permute([1, 0]), s, is_async=True)
-    return s
+        return s
 
 
 @gluon.jit
@@ -247,7 +252,7 @@ def attend_overlapped(
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
+        s = scores_of_columns(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         m = sums.m
@@ -313,7 +318,7 @@ def attend_tiles_overlapped(
     for i in gl.static_range(N_TILES):
         place_next = places.of_tile(t + i + 1)
         k_tile = rings.k.consumer_wait(place_next)
-        s_next = scores(q_tile, k_tile, config)
+        s_next = scores_of_columns(q_tile, k_tile, config)
         s = apply_mask(s, keys, t + i, position, MASKED, config)
         if MASKED:
             p, alpha, m, l = softmax(s, m, l, scale_log2, dtype, MASKED, config.s_layout)
@@ -367,7 +372,7 @@ def attend_tile(
     place = places.of_tile(t)
     if places.SHARED:
         rings.k.wait_past(last, place)
-    s = scores(q_tile, rings.k.consumer_wait(place), config)
+    s = scores_of_columns(q_tile, rings.k.consumer_wait(place), config)
     s = warpgroup_mma_wait(0, deps=[s])
     rings.k.consumer_release(place)
     s = apply_mask(s, keys, t, position, MASKED, config)

@@ -10,7 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
-from .attend import Sums, from_nearest, pass_over, scores
+from .attend import Sums, from_nearest, pass_over, scores_of_columns
 from .clear_rows import keep_listed_rows, keep_rows
 from .softmax import less_m, rescale_acc, softmax_hidden
 from .tile_scores import capped, distances, finite_bias, hide_pairs, is_padded, terms_of_tile
@@ -64,17 +64,15 @@ def less_alibi(s, minus, terms, tile, q, KEYS: gl.constexpr, layout: gl.constexp
 
 
 @gluon.jit
-def softmax_of_tile(s, sums, q, keys, terms, tile, dtype: gl.constexpr, config):
-    """p, the factor for earlier sums, the new m and l, from the products of a tile."""
+def scores_less_m(s, m, q, keys, terms, tile, config):
+    """From the products of a tile what `softmax_hidden` takes."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
     s = capped(s, terms)
     s = hide_pairs(
         s, terms, tile, q.position0, q.row0, keys.kv_len, keys.BLOCK_SIZE, config.IS_CAUSAL, config.s_layout
     )  # fmt: skip
-    bias = finite_bias(tile)
-    minus = less_m(sums.m, bias, BLOCK_N, config.s_layout)
-    t = less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
-    return softmax_hidden(t, sums.m, sums.l, bias, dtype, config.s_layout)
+    minus = less_m(m, finite_bias(tile), BLOCK_N, config.s_layout)
+    return less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
 
 
 @gluon.jit
@@ -108,11 +106,12 @@ def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores(q_tile, rings.k.consumer_wait(place), config)
+        s = scores_of_columns(q_tile, rings.k.consumer_wait(place), config)
         tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
-        p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
+        less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
+        p, alpha, m, l = softmax_hidden(less, sums.m, sums.l, finite_bias(tile), dtype, config.s_layout)
         clear_values(rings, place, keys, terms, tile, config)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
@@ -137,15 +136,17 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
+        s = scores_of_columns(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         q_tile = kept_tile(q.tiles, q.slot)
         while (t + 1 < end) & (places.of_tile(t + 1) - place <= STAGES):
             clear_values(rings, place, keys, terms, tile, config)
+            # before the next product: it takes the registers of s
+            less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
-            s_next = scores(q_tile, rings.k.consumer_wait(place_next), config)
-            p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
+            s_next = scores_of_columns(q_tile, rings.k.consumer_wait(place_next), config)
+            p, alpha, m, l = softmax_hidden(less, sums.m, sums.l, finite_bias(tile), dtype, config.s_layout)
             tile = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             p = gl.convert_layout(p, p_layout)
             acc = rescale_acc(sums.acc, alpha, config.acc_layout)
@@ -159,7 +160,8 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
             t += 1
         clear_values(rings, place, keys, terms, tile, config)
         tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
-        p, alpha, m, l = softmax_of_tile(s, sums, q, keys, terms, tile, dtype, config)
+        less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
+        p, alpha, m, l = softmax_hidden(less, sums.m, sums.l, finite_bias(tile), dtype, config.s_layout)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
         acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
