@@ -135,6 +135,11 @@ def test_results_are_those_of_the_definition(
     assert over_the_limit(found) == {}
 
 
+def test_slopes() -> None:
+    problem = problem_of(64, 64, True, q_len=330, alibi_slopes=torch.tensor([0.1, 0.5]))
+    assert over_the_limit(emulator.errors(split(problem, 2), gradients=False, through_launch=True)) == {}
+
+
 def test_sinks_softcap_and_padding() -> None:
     padding = torch.zeros(2, 330, dtype=torch.bool)
     padding[0, 200:], padding[1, :70] = True, True

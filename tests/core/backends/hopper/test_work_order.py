@@ -105,8 +105,18 @@ def parts_of_rows(layout: BlockLayout, dilation: TokenDilation | None = None) ->
     n_groups = -(-grid.n_rows // (128 // layout.block_size))
     n_shared = 2 * layout.num_active_blocks if layout.block_size == 64 else 0
     length = 1 + 2 * layout.num_heads * n_groups + n_shared
-    assert offsets_of(layout, dilation).rows.size == length
+    n_singles = 1 + 2 * layout.num_heads * grid.n_rows if n_shared else 0
+    assert offsets_of(layout, dilation).rows.size == length + n_singles
     return parts(made[:length], layout, grid.n_rows)
+
+
+def test_single_rows_are_ordered_as_groups_are() -> None:
+    mask = torch.rand(2, 9, 14) < torch.rand(2, 9, 1)
+    layout = BlockLayout.from_dense(mask, 64)
+    offsets = offsets_of(layout).rows
+    singles = work_order(layout)[offsets.singles : offsets.size]
+    of_large = BlockLayout.from_dense(mask, 128)
+    assert torch.equal(singles, work_order(of_large)[: offsets_of(of_large).rows.size])
 
 
 def parts_of_columns(layout: BlockLayout) -> Order:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dilated_attention_pytorch.call import PLAIN_TYPES
+
 from .kernels import emulated
 from .memory import Buffer
 from .programs import launch
@@ -24,7 +26,7 @@ def storages() -> list[Tensor]:
     """All tensors on the CPU that Python knows, one for every storage."""
     found: dict[int, Tensor] = {}
     for x in gc.get_objects():
-        if issubclass(type(x), Tensor) and x.device.type == "cpu" and x.layout == torch.strided and x.numel():
+        if type(x) in PLAIN_TYPES and x.device.type == "cpu" and x.layout == torch.strided and x.numel():
             found[x.untyped_storage().data_ptr()] = x
     return list(found.values())
 

@@ -12,7 +12,7 @@ from ...grid import BlockGrid
 from ...layout.lists import BlockLists
 from .column_groups import make_column_groups
 from .kernels.list_order import level_kernel, merge_kernel
-from .work_order import ListOrder, WorkOrder, lists_per_group
+from .work_order import GROUP_TOKENS, ListOrder, WorkOrder, lists_per_group
 
 GROUPS = 1024  # of a head that a program takes at once
 ENTRIES = 256  # of a list that a program takes at once
@@ -29,6 +29,10 @@ def work_order_by_kernels(
     made[offsets.rows.size : offsets.columns_at] = 0
     with torch.cuda.device(rows.device) if rows.device.type == "cuda" else contextlib.nullcontext():
         order_by_kernels(made, offsets.rows, rows, n_heads, n_rows, n_classes, block_size)
+        if offsets.rows.singles < offsets.rows.size:
+            single = ListOrder.of(n_rows, n_heads, 0, GROUP_TOKENS)
+            of_singles = made[offsets.rows.singles :]
+            order_by_kernels(of_singles, single, rows, n_heads, n_rows, n_classes, GROUP_TOKENS)
         of_columns = made[offsets.columns_at :]
         if isinstance(offsets.columns, ListOrder):
             order_by_kernels(of_columns, offsets.columns, cols, n_heads, n_cols, 1, block_size)

@@ -27,6 +27,7 @@ from .wide import (
     column_groups,
     has_positions,
     has_positions_in_forward,
+    is_wide,
     list_tensors,
     row_groups,
     row_strides,
@@ -61,17 +62,49 @@ def kernel_dim(problem: AttentionProblem) -> int:
     return tuning.kernel_dim(max(problem.head_dim, problem.v_head_dim))
 
 
-def forward_tiles(problem: AttentionProblem) -> tuning.ForwardTiles:
-    """The tiles of the forward."""
-    p = problem
-    if tuning.kernel_dim(p.v_head_dim) < kernel_dim(p) == 256:
-        return tuning.FORWARD_OF_NARROW_VALUES[p.block_size]
-    return tuning.FORWARD[kernel_dim(p), p.block_size]
-
-
 def compile_options(registers: tuning.Registers) -> dict[str, Any]:
     """How a warp-specialised kernel is compiled; fused multiply-adds are no longer the default in Triton 3.10."""
     return {"num_warps": 4, "maxnreg": registers.launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
+
+
+def pairs_heads(problem: AttentionProblem) -> bool:
+    """Whether tiles are a row of two heads that share k, v and lists, in place of two rows of one head."""
+    p = problem
+    return (
+        p.block_size == 64
+        and p.dilation is None
+        and p.num_heads // p.num_kv_heads % 2 == 0
+        and p.num_heads // p.layout_heads % 2 == 0
+        and p.rows.indices.numel() > 0
+        and not has_positions_in_forward(p)
+    )
+
+
+def forward_tiles(problem: AttentionProblem) -> tuning.ForwardTiles:
+    """The tiles of the forward; what changes scores is looked up for one block at a time."""
+    p, dim = problem, kernel_dim(problem)
+    if tuning.kernel_dim(p.v_head_dim) < dim == 256:
+        return tuning.FORWARD_OF_NARROW_VALUES[p.block_size]
+    if dim in tuning.FORWARD_OF_PAIRS and not is_wide(p) and pairs_heads(p):
+        return tuning.FORWARD_OF_PAIRS[dim]
+    return tuning.FORWARD[dim, p.block_size]
+
+
+def order_of_rows(problem: AttentionProblem) -> Tensor:
+    """The part of the work order that the forward reads."""
+    order = work_order_of(problem)
+    return order[offsets_of(problem).rows.singles :] if pairs_heads(problem) else order
+
+
+def in_pairs(problem: AttentionProblem, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the forward; where it pairs heads, those of pairs of heads and of single rows."""
+    if not pairs_heads(problem):
+        return {**arguments, "HEADS_PAIRED": False}
+    n_rows = problem.grid.n_rows
+    counts = ("num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list")
+    halves = {name: arguments[name] // 2 for name in counts}
+    groups = {"n_groups": n_rows, "n_layout_groups": n_rows * problem.layout_heads}
+    return {**arguments, **halves, **groups, "HEADS_PAIRED": True}
 
 
 def has_no_edge(problem: AttentionProblem) -> bool:
@@ -102,6 +135,8 @@ class ForwardPass:
         """Work tiles of all heads."""
         if has_positions_in_forward(problem):
             return row_groups(problem) * problem.num_heads
+        if pairs_heads(problem):
+            return problem.grid.n_rows * problem.batch * problem.num_heads // 2
         return offsets_of(problem).rows.n_groups * problem.batch * problem.num_heads
 
     @staticmethod
@@ -122,13 +157,13 @@ class ForwardPass:
         near_box, far_box = (min(p.block_size // rate, tiles.tile) for rate in (near, far))
         registers = tuning.FORWARD_REGISTERS[tiles.programs]
         n_groups = offsets_of(p).rows.n_groups
-        return in_order(self.kernel, {
+        return in_order(self.kernel, in_pairs(p, {
             **wide_arguments(p, tensors), **row_strides("o", out, has_positions_in_forward(p)),
             "v_head_dim": p.v_head_dim if has_positions_in_forward(p) else None, "desc_q": (p.q, 64, 0),
             "desc_k": (p.k, near_box, near), "desc_v": (p.v, near_box, near),
             "desc_k_far": (p.k, far_box, far), "desc_v_far": (p.v, far_box, far),
             "desc_out": (out, 64, 0),
-            "Lse": lse, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": work_order_of(p),
+            "Lse": lse, "Offsets": p.rows.indptr, "Indices": p.rows.indices, "WorkOrder": order_of_rows(p),
             "Counter": p.rows.indptr,
             "n_layout_groups": n_groups * p.layout_batch * p.layout_heads, "n_entries": p.rows.indices.numel(),
             "n_groups": n_groups, "n_rows": p.grid.n_rows, "num_heads": p.num_heads, "n_batch_heads": p.batch * p.num_heads,
@@ -140,13 +175,13 @@ class ForwardPass:
             **wide_constants(p), "QK_DIM": tuning.used_columns(p.head_dim, kernel_dim(p)), "DV": tuning.kernel_dim(p.v_head_dim),
             "SEQUENCES": has_positions_in_forward(p),
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
-        })  # fmt: skip
+        }))  # fmt: skip
 
     @staticmethod
     def lists(problem: AttentionProblem) -> tuple[int, int, int]:
         """The addresses that depend on the layout alone; in a launch they stand between lse and the tile counter."""
         p = problem
-        return p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), work_order_of(p).data_ptr()
+        return p.rows.indptr.data_ptr(), p.rows.indices.data_ptr(), order_of_rows(p).data_ptr()
 
 
 FORWARD = ForwardPass()

@@ -37,17 +37,25 @@ class ListOrder:
     # n_entries: the blocks of each group in ascending order, as 2 * block + (more than one list of the group has it),
     # or -1 for one that stands just before; block size 64 only
     blocks: int
+    # another part, in which every list is a group of its own: of rows of block size 64 only, where heads are paired in
+    # place of rows
+    singles: int
     size: int  # the end of the part
 
     @classmethod
-    def of(cls, n_lists: int, n_heads: int, n_entries: int, block_size: int) -> ListOrder:
+    def of(
+        cls, n_lists: int, n_heads: int, n_entries: int, block_size: int, has_singles: bool = False
+    ) -> ListOrder:
         """That of so many rows or columns."""
         n_groups = -(-n_lists // lists_per_group(block_size))
         n_shared = n_entries if lists_per_group(block_size) > 1 else 0
         union_sizes = 1 + n_heads * n_groups
         places = union_sizes + n_heads * n_groups
         blocks = places + n_shared
-        return cls(n_groups, 0, 1, union_sizes, places, blocks, blocks + n_shared)
+        singles = end = blocks + n_shared
+        if has_singles and n_shared:
+            end += cls.of(n_lists, n_heads, 0, GROUP_TOKENS).size
+        return cls(n_groups, 0, 1, union_sizes, places, blocks, singles, end)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class WorkOrder:
         dilation: TokenDilation | None,
     ) -> WorkOrder:
         """That of a layout of so many rows, columns, heads and active blocks."""
-        rows = ListOrder.of(n_rows, n_heads, n_entries, block_size)
+        rows = ListOrder.of(n_rows, n_heads, n_entries, block_size, has_singles=True)
         columns: ListOrder | ColumnGroupOrder
         if dilation is None:
             columns = ListOrder.of(n_cols, n_heads, n_entries, block_size)
@@ -99,6 +107,9 @@ def make_work_order(
     """
     n_classes = 1 if dilation is None else len(dilation.dilation_rates)
     of_rows = order_lists(rows, n_heads, grid.n_rows, n_classes, grid.block_size)
+    if lists_per_group(grid.block_size) > 1 and rows.indices.numel():
+        of_singles = order_lists(rows, n_heads, grid.n_rows, n_classes, GROUP_TOKENS)
+        of_rows = torch.cat([of_rows, of_singles])
     if dilation is None:
         of_columns = order_lists(cols, n_heads, grid.n_cols, 1, grid.block_size)
     else:

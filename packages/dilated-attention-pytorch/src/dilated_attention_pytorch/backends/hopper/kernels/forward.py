@@ -6,7 +6,9 @@
     two warpgroups compute 64 queries each, one tile of keys after the other, in one of the orders of attend.py
 (FlashAttention-3, Shah et al., arXiv:2407.08608, for the split into loading warps and computing warpgroups.)
 At block size 128 both warpgroups have the same list. At block size 64 each has a row of its own, and a key block that both
-rows see is loaded once: the producer walks the union of the two lists, `places` says where in it an entry is.
+rows see is loaded once: the producer walks the union of the two lists, `places` says where in it an entry is. Where heads
+that share k and v also share their lists (HEADS_PAIRED), the warpgroups have the same row of two heads instead, so that all
+loads are shared; `Heads` then counts pairs of heads.
 Token dilation: a tile of keys consists of the kept keys of several entries; dropped keys are never loaded.
 A tile of keys may also be a part of a block: where two programs share a multiprocessor, whole ones do not fit.
 """
@@ -135,6 +137,8 @@ class Config:
     UNROLL: gl.constexpr
     HAS_TERMS: gl.constexpr
     NEAREST_FIRST: gl.constexpr
+    PAIRED: gl.constexpr  # two rows
+    HEADS_PAIRED: gl.constexpr
 
 
 @aggregate
@@ -200,7 +204,7 @@ def load_list(
 ):
     """Load the tiles of a list; return the next place in the rings."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
-    PAIRED: gl.constexpr = config.BLOCK_SIZE == 64
+    PAIRED: gl.constexpr = config.PAIRED
     KEYS: gl.constexpr = config.BLOCK_SIZE // RATE
     BOX: gl.constexpr = KEYS if KEYS < BLOCK_N else BLOCK_N
     JOIN: gl.constexpr = BLOCK_N // BOX
@@ -232,7 +236,7 @@ def load_list(
 @gluon.jit
 def producer(inputs, queries, rings, queue, columns, heads, grid, config):
     """The loading warp: q, k and v of the tiles."""
-    PAIRED: gl.constexpr = config.BLOCK_SIZE == 64
+    PAIRED: gl.constexpr = config.PAIRED
     ROWS: gl.constexpr = 2 if PAIRED else 1
     SLOTS: gl.constexpr = config.SLOTS
     q_boxes = reinterpret(
@@ -268,10 +272,16 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
         for w in gl.static_range(2):
             slot = (i_tile % SLOTS) * 2 + w
             mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
-            load_tokens(
-                inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
-                config.QK_DIM,
-            )  # fmt: skip
+            if config.HEADS_PAIRED:
+                load_tokens(
+                    inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head * 2 + w, query0, 64, config.D,
+                    config.QK_DIM,
+                )  # fmt: skip
+            else:
+                load_tokens(
+                    inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
+                    config.QK_DIM,
+                )  # fmt: skip
         entries = LoadedEntries(columns, lo, end, n_left)
         it = load_list(
             inputs.k, inputs.v, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
@@ -289,7 +299,7 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
 def find_lists(tile, lists, heads, grid, config):
     """The numbers of a work tile (tile_scheduler.py)."""
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
-    PAIRED: gl.constexpr = BLOCK_SIZE == 64
+    PAIRED: gl.constexpr = config.PAIRED
     ROWS: gl.constexpr = 2 if PAIRED else 1
     batch_head, group = work_tile_coords(lists.order, tile, grid.n_groups, heads, 1, heads.per_kv)
     row = group * ROWS
@@ -345,7 +355,8 @@ def consumer(
     SLOTS: gl.constexpr = config.SLOTS
     SEQUENCES: gl.constexpr = config.SEQUENCES
     SPLIT: gl.constexpr = grid.n_elements is not None
-    PAIRED: gl.constexpr = BLOCK_SIZE == 64
+    HEADS_PAIRED: gl.constexpr = config.HEADS_PAIRED
+    PAIRED: gl.constexpr = config.PAIRED
     ROWS: gl.constexpr = 2 if PAIRED else 1
     dtype: gl.constexpr = queries.tiles.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -385,7 +396,10 @@ def consumer(
             i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
             i_sequence, kv_len = i_batch, grid.kv_len
             row = work.group * ROWS
-            if PAIRED:
+            if HEADS_PAIRED:
+                head = head * 2 + W
+                position0 = (grid.first_row + row) * BLOCK_SIZE
+            elif PAIRED:
                 position0 = (grid.first_row + row + W) * BLOCK_SIZE
             else:
                 position0 = (grid.first_row + row) * BLOCK_SIZE + W * 64
@@ -402,7 +416,7 @@ def consumer(
         release_stored_before(queries.empty, i_tile, W, SLOTS)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(queries.full.index(slot), (i_tile // SLOTS) & 1)
-        q = QueryTile(queries.tiles, slot, position, position0, 0 if PAIRED else W * 64)
+        q = QueryTile(queries.tiles, slot, position, position0, 0 if BLOCK_SIZE == 64 else W * 64)
         keys = KeyList(lists.indices, lo, hi, head, kv_len, n_left, config.RATE, BLOCK_SIZE)
         if PAIRED:
             # q of this tile was requested after all places before `it`, so those one round of the ring back have arrived
@@ -446,8 +460,11 @@ def consumer(
             gl.store(results.lse + lse_row + query, lse, mask=is_query)
         else:
             query = position - grid.q_offset
+            of_lse = work.batch_head
+            if HEADS_PAIRED:
+                of_lse = of_lse * 2 + W
             gl.store(
-                results.lse + work.batch_head.to(gl.int64) * grid.q_len + query,
+                results.lse + of_lse.to(gl.int64) * grid.q_len + query,
                 lse,
                 mask=(query >= 0) & (query < grid.q_len),
             )
@@ -519,7 +536,7 @@ def forward_kernel(
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, SLOTS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
     OVERLAP: gl.constexpr, UNROLL: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
-    SEQUENCES: gl.constexpr, PACKED: gl.constexpr, QK_DIM: gl.constexpr, DV: gl.constexpr,
+    SEQUENCES: gl.constexpr, PACKED: gl.constexpr, QK_DIM: gl.constexpr, DV: gl.constexpr, HEADS_PAIRED: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition.
 
@@ -527,7 +544,8 @@ def forward_kernel(
     """
     dtype: gl.constexpr = desc_q.dtype
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    PHASES_USED: gl.constexpr = PHASES if BLOCK_SIZE == 64 else 1
+    PAIRED: gl.constexpr = BLOCK_SIZE == 64 and not HEADS_PAIRED
+    PHASES_USED: gl.constexpr = PHASES if PAIRED else 1
     q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
     k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D], tile_layout)
     v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV], tile_layout)
@@ -551,7 +569,7 @@ def forward_kernel(
         mbarrier.init(v_full.index(i), count=1)
     fence_async_shared()
 
-    lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
+    lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, 64 if PAIRED else 128)
     queries = QuerySlots(q_smem, q_full, q_empty)
     rings = KeyRings(Ring(k_smem, k_full, k_empty), Ring(v_smem, v_full, v_empty))
     scale_log2 = softmax_scale * LOG2E
@@ -597,6 +615,8 @@ def forward_kernel(
         UNROLL,
         HAS_TERMS,
         Slopes is not None,
+        PAIRED,
+        HEADS_PAIRED,
     )
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
