@@ -71,11 +71,11 @@ def sized(q_len: int, heads: int, blocks: int, is_causal: bool = False, **others
 @pytest.mark.parametrize(
     ("q_len", "heads", "blocks", "wanted"),
     [
-        (2048, 4, 16, 2),  # 64 tiles for 132 multiprocessors
-        (2048, 1, 16, 8),
+        (4096, 2, 32, 2),  # 64 tiles for 132 multiprocessors
+        (4096, 1, 32, 4),
         (8192, 3, 16, 1),
-        (16384, 16, 16, 1),
-        (2048, 4, 2, 1),  # too short to be worth it
+        (16384, 2, 32, 1),
+        (2048, 4, 16, 1),  # the host takes as long
     ],
 )
 def test_rows_are_split_where_multiprocessors_would_be_idle(
@@ -99,10 +99,10 @@ def test_estimate_falls_with_idle_multiprocessors_and_counts_the_merging() -> No
 
 @pytest.mark.parametrize("name", ["sequences", "masks", "lists of their own"])
 def test_other_calls_are_not_split(name: str) -> None:
-    plain = sized(2048, 1, 16)
+    plain = sized(4096, 1, 32)
     lengths = torch.tensor([2000], dtype=torch.int32)
     others: dict[str, AttentionProblem] = {
-        "sequences": sized(2048, 1, 16, kv_lengths=lengths),
+        "sequences": sized(4096, 1, 32, kv_lengths=lengths),
         "masks": dataclasses.replace(plain, block_masks=(Tensor(), Tensor())),  # type: ignore[arg-type]
         "lists of their own": dataclasses.replace(plain, layout_batch=2),
     }

@@ -25,8 +25,9 @@ PER_BLOCK = {64: 2.0, 128: 1.75, 256: 3.5}
 PER_TILE = 2.0
 PER_LAUNCH = 3.0
 BYTES_PER_MICROSECOND = 2e6
-# A split pays if it saves this much: where nothing else runs, the host takes longer for two launches than for one.
+# The host takes longer for two launches than for one: a split saves this much of a call that takes longer than the host.
 LEAST_GAIN = 6.0
+LEAST_TIME = 35.0
 
 
 def estimate(n_tiles: int, blocks: float, n_shares: int, slots: int, head_dim: int, is_causal: bool) -> float:
@@ -68,7 +69,10 @@ def num_shares(problem: AttentionProblem, head_dim: int, slots: int) -> int:
     n_tiles = tiles_of_head * p.batch * p.num_heads
     blocks = p.rows.indices.numel() / (p.layout_heads * p.grid.n_rows) * (p.block_size / GROUP_TOKENS)
     bytes_of_share = 4 * p.batch * p.num_heads * p.q_len * (head_dim + 1)
-    best, fastest = 1, estimate(n_tiles, blocks, 1, slots, head_dim, p.is_causal) - LEAST_GAIN
+    best, unsplit = 1, estimate(n_tiles, blocks, 1, slots, head_dim, p.is_causal)
+    if unsplit < LEAST_TIME:
+        return 1
+    fastest = unsplit - LEAST_GAIN
     for n in CHOICES:
         if n * bytes_of_share > MOST_BYTES or blocks < 2 * n:
             break
