@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,14 +13,17 @@ from torch import Tensor
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout
+from dilated_attention_pytorch.backends import hopper
 from dilated_attention_pytorch.backends.hopper import launch
 from dilated_attention_pytorch.backends.hopper.shares import (
     MOST_BYTES,
+    SETTING,
     estimate,
     num_shares,
     num_shares_of,
     shares_of,
     split_lists,
+    splits_rows,
 )
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
@@ -175,3 +179,20 @@ def test_bound_forward_gives_what_a_launch_gives() -> None:
         again, _ = forward(problem.q, problem.k, other)
         fresh, _ = module.launch_forward(dataclasses.replace(problem, v=other))
         assert torch.equal(again, fresh)
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, False), ("0", False), ("1", True)])
+def test_rows_are_split_on_request_only(
+    setting: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SETTING, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(SETTING, setting)
+    assert splits_rows() is expected
+    # what a GPU would answer, had it been asked
+    layout = SimpleNamespace(
+        _is_exact=True, _in_graph=False, device=torch.device("cuda"), keep=lambda *_: ("kept",)
+    )
+    monkeypatch.setattr(hopper, "HAS_GLUON", True)
+    monkeypatch.setattr(hopper, "launches", lambda: SimpleNamespace(wanted_shares=lambda problem: 2))
+    assert (hopper.HOPPER.prepare_shares(None, layout) != ()) is expected  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from ..problem import (
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .prepared import make_prepared
 from .quarters import LARGE
-from .shares import shares_of
+from .shares import shares_of, splits_rows
 from .strides import badly_strided
 from .work_order import make_work_order
 
@@ -237,7 +237,9 @@ class HopperBackend(Backend):
         )
 
     def prepare_shares(self, problem: AttentionProblem, layout: BlockLayout) -> tuple[Tensor, ...]:
-        """Lists of the shares of split rows (shares.py), for a small problem."""
+        """Lists of the shares of split rows (shares.py), for a small problem, if that is asked for."""
+        if not splits_rows():
+            return ()
         # lists of another kind of layout are made for every call, or say nothing of how long they are
         if not layout._is_exact or layout._in_graph or not HAS_GLUON or layout.device.type != "cuda":
             return ()

@@ -1,12 +1,14 @@
 """Split rows: where there are fewer work tiles than multiprocessors, the keys of every row are shared out among several tiles.
 
 Each share is a tile of its own, with its own softmax; kernels/merge_shares.py adds them. The shares are rows of a layout that
-has lists for every share, in place of one for each batch element.
+has lists for every share, in place of one for each batch element. Only on request: their results take memory, and how many
+shares there are, and so the last bits of out, depends on the other sequences of a call and on the GPU.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -15,11 +17,12 @@ from ...layout.lists import BlockLists
 from ..problem import AttentionProblem
 from .work_order import lists_per_group, order_lists
 
+SETTING = "DILATED_ATTENTION_SPLIT_ROWS"  # 1: rows may be split
 CHOICES = (2, 3, 4, 6, 8)
 DIMS = (64, 128, 256)
 GROUP_TOKENS = 128
 MOST_BYTES = 32 * 2**20  # of the shares' results
-# Microseconds on an H100, found by tools/attention-bench/NOTES.md: a block of 128 keys for a tile of 128 queries by head_dim,
+# Microseconds on an H100, estimated from tools/attention-bench/NOTES.md: a block of 128 keys for a tile of 128 queries by head_dim,
 # what a tile takes besides, a launch with little to do, and bytes that the merging kernel moves.
 PER_BLOCK = {64: 2.0, 128: 1.75, 256: 3.5}
 PER_TILE = 2.0
@@ -28,6 +31,11 @@ BYTES_PER_MICROSECOND = 2e6
 # The host takes longer for two launches than for one: a split saves this much of a call that takes longer than the host.
 LEAST_GAIN = 6.0
 LEAST_TIME = 35.0
+
+
+def splits_rows() -> bool:
+    """Whether rows may be split."""
+    return os.environ.get(SETTING, "0") == "1"
 
 
 def estimate(n_tiles: int, blocks: float, n_shares: int, slots: int, head_dim: int, is_causal: bool) -> float:
