@@ -171,7 +171,7 @@ class ForwardPass:
             "heads_per_list": p.num_heads // p.layout_heads, "softmax_scale": p.softmax_scale,
             "D": kernel_dim(p), "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
-            "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
+            "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p) or has_positions_in_forward(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
             **wide_constants(p), "QK_DIM": tuning.used_columns(p.head_dim, kernel_dim(p)), "DV": tuning.kernel_dim(p.v_head_dim),
             "SEQUENCES": has_positions_in_forward(p),
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
