@@ -355,7 +355,9 @@ def consumer(
     PADDED_TILES: gl.constexpr = HAS_PADDING and not DKDV
     EARLY_WORDS: gl.constexpr = PADDED_TILES and BLOCK_SIZE == TILE  # of padding, loaded a step early
     HAS_SOFTCAP: gl.constexpr = inputs.softcap is not None
-    HAS_WORDS: gl.constexpr = SEQUENCES or HAS_MASKS or PADDED_TILES or HAS_SOFTCAP
+    HAS_WORDS: gl.constexpr = (
+        SEQUENCES or HAS_MASKS or PADDED_TILES or HAS_SOFTCAP or inputs.slopes is not None
+    )
     HAS_BIAS: gl.constexpr = inputs.bias is not None
     dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64

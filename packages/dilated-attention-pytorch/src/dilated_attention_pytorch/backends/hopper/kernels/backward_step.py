@@ -176,10 +176,7 @@ def step(
     if terms.bias is not None:
         lse -= terms.bias
     s = terms.capped(s)
-    if DKDV:
-        p = gl.exp2(terms.less(s, lse[None, :], s_layout))
-    else:
-        p = gl.exp2(terms.less(s, lse[:, None], s_layout))
+    p = gl.exp2(terms.less(s, lse, s_layout, DKDV))
     p = mask.apply_mask(p, s_layout)
     if not DKDV and terms.slot is None:
         p = terms.of_products(p, s)

@@ -38,14 +38,27 @@ class ScoreTerms:
             return tanh(products * self.scale)
 
     @gluon.jit
-    def less(self, capped, lse, layout: gl.constexpr):
-        """The scores, given what `capped` made of the products, less lse, which broadcasts to them."""
-        if self.cap is None:
-            x = capped * self.scale - lse
+    def less(self, capped, lse, layout: gl.constexpr, OF_COLUMNS: gl.constexpr):
+        """The scores, given what `capped` made of the products, less lse of the rows, or OF_COLUMNS."""
+        scale = self.scale
+        if self.cap is not None:
+            scale = self.cap
+        if self.slope is None:
+            x = capped * scale - over_scores(lse, OF_COLUMNS)
         else:
-            x = capped * self.cap - lse
-        if self.slope is not None:
-            x -= gl.abs(of_distances(self.distance, self.slope, capped.shape[1], layout))
+            N: gl.constexpr = capped.shape[1]
+            # on one side of the diagonal distances are linear in row and column
+            is_behind = self.distance + 63 <= 0
+            slope = gl.where(is_behind, -self.slope, self.slope)
+            row, column = parts_of_distance(self.distance, N, layout)
+            lse, _ = gl.broadcast(over_scores(lse, OF_COLUMNS), capped)
+            if OF_COLUMNS:
+                x = capped * scale - (lse - column * slope) - row * slope
+            else:
+                x = capped * scale - (lse + row * slope) + column * slope
+            if (self.distance < N - 1) & (self.distance + 63 > 0):
+                ahead = (row - column) * self.slope
+                x += ahead - gl.abs(ahead)
         return x
 
     @gluon.jit
@@ -58,22 +71,32 @@ class ScoreTerms:
 
 
 @gluon.jit
-def of_distances(distance, slope, N: gl.constexpr, layout: gl.constexpr):
-    """(64, N): slope times the distance from a column to a row, `distance` being that of the first ones."""
-    # a thread holds every fourth pair of columns: what its columns add to its first one are constants
-    parent: gl.constexpr = gl.reshape(
-        gl.full([64, N], 0.0, gl.float32, layout=layout), [64, N // 8, 4, 2]
-    ).type.layout
+def over_scores(lse, OF_COLUMNS: gl.constexpr):
+    """lse of rows or columns, to be broadcast to scores."""
+    if OF_COLUMNS:
+        return lse[None, :]
+    else:
+        return lse[:, None]
+
+
+@gluon.jit
+def parts_of_distance(distance, N: gl.constexpr, layout: gl.constexpr):
+    """(64, N) each: what the row and the column add to the distance from a column to a row; `distance`: of the first ones.
+
+    A thread holds every fourth pair of columns: what its columns add to its first one are constants.
+    """
+    zeros = gl.reshape(gl.full([64, N], 0.0, gl.float32, layout=layout), [64, N // 8, 4, 2])
+    parent: gl.constexpr = zeros.type.layout
     of_row: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, parent)))
     of_octet: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, parent)))
     of_thread: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, parent)))
     of_pair: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, parent)))
     row, octet = gl.arange(0, 64, layout=of_row), gl.arange(0, N // 8, layout=of_octet)
     thread, pair = gl.arange(0, 4, layout=of_thread), gl.arange(0, 2, layout=of_pair)
-    first = distance + row[:, None, None, None] - 2 * thread[None, None, :, None]
-    behind = 8 * octet[None, :, None, None] + pair[None, None, None, :]
-    x = first.to(gl.float32) * slope - behind.to(gl.float32) * slope
-    return gl.convert_layout(gl.reshape(x, [64, N]), layout, assert_trivial=True)
+    first = (distance + row[:, None, None, None] - 2 * thread[None, None, :, None]).to(gl.float32) + zeros
+    behind = (8 * octet[None, :, None, None] + pair[None, None, None, :]).to(gl.float32) + zeros
+    first = gl.convert_layout(gl.reshape(first, [64, N]), layout, assert_trivial=True)
+    return first, gl.convert_layout(gl.reshape(behind, [64, N]), layout, assert_trivial=True)
 
 
 @gluon.jit
