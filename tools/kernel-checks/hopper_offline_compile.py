@@ -23,6 +23,7 @@ from uniform_registers import faults
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import HOPPER, passes, tuning
 from dilated_attention_pytorch.backends.hopper.launcher import box_layout
+from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.hopper.wide import bias_slots
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
@@ -36,8 +37,8 @@ PROCESSES = 2
 class Shape:
     """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
 
-    At head_dim 256 "dkdv" is the pass for dk, and "dv" another. features: what the call asks for beyond a plain one, of
-    "lengths", "packed", "masks", "padding", "bias", "softcap", "alibi" and "sinks".
+    At head_dim 256 "dkdv" is the pass for dk, and "dv" another; "single" is the single pass. features: what the call asks for
+    beyond a plain one, of "lengths", "packed", "masks", "padding", "bias", "softcap", "alibi" and "sinks".
     """
 
     kernel: str
@@ -91,6 +92,12 @@ SHAPES = [
             ("softcap",),
         )
     ),
+    *(
+        Shape("single", head_dim, 128, causal, causal)
+        for head_dim in tuning.SINGLE_PASS
+        for causal in (True, False)
+    ),
+    Shape("single", 128, 128, False, False, dtype="float16"),
 ]
 # Of head_dims that are not those of the kernels, the forward reads fewer columns.
 ODD_SHAPES = [
@@ -175,6 +182,7 @@ def problem_of(shape: Shape) -> AttentionProblem:
         segment_lengths=segments or None,
         dilation_rates=shape.rates or None,
         **options_of(shape, layout, length),
+        deterministic=shape.kernel != "single",
     )
     if "packed" in shape.features:
         offsets = torch.tensor([0, length], dtype=torch.int32)
@@ -194,6 +202,9 @@ def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
         return one.kernel, one.arguments(p, out, lse, pointers), one.options(p), one.programs(p)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
     call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None, backward_tensors_of(p))
+    if shape.kernel == "single":
+        its = SINGLE_PASS.arguments(call, *SINGLE_PASS.memory(p))
+        return SINGLE_PASS.kernel, its, SINGLE_PASS.options(), 1
     of_backward = passes.backward_of(p).passes[("dq", "dkdv", "dv").index(shape.kernel)]
     return of_backward.kernel, of_backward.arguments(call, torch.empty(16)), of_backward.options(p), 1
 
@@ -203,7 +214,8 @@ def type_of(value: Any) -> str:
     if isinstance(value, tuple):
         tensor, rows, rate = value
         *_, box = box_layout(tensor, rows, rate)
-        return f"tensordesc<{TYPES[tensor.dtype]}{box},{NVMMASharedLayout(128, 16, rank=len(box))!r}>"
+        layout = NVMMASharedLayout(128, 8 * tensor.element_size(), rank=len(box))
+        return f"tensordesc<{TYPES[tensor.dtype]}{box},{layout!r}>"
     if isinstance(value, Tensor):
         return f"*{TYPES[value.dtype]}"
     return "fp32" if isinstance(value, float) else "i32"

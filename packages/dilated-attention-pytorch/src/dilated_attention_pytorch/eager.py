@@ -219,6 +219,7 @@ def key_of(
     dilation_rates: Sequence[int] | None,
     backend: str | None,
     needs_grad: bool | None = None,
+    deterministic: bool | None = None,
 ) -> Hashable:
     """Everything but the layout and values that a call without options depends on; None for one that is not cached.
 
@@ -238,6 +239,7 @@ def key_of(
             or (softmax_scale is not None and type(softmax_scale) is not float)
             or (q_offset is not None and type(q_offset) is not int)
             or (backend is not None and (type(backend) is not str or backend == "reference"))
+            or (deterministic is not None and type(deterministic) is not bool)
             or _torch_internals.is_forward_mode()
             or q.is_neg()
             or k.is_neg()
@@ -257,7 +259,7 @@ def key_of(
             q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride(), dtype, device, q.storage_offset() % 8, k.storage_offset() % 8, v.storage_offset() % 8,
             needs_grad,
             autocast_dtype(q) if _torch_internals.is_any_autocast_enabled() else None, is_causal, softmax_scale, q_offset,
-            dilation, backend, stream,
+            dilation, backend, stream, deterministic is not False,
         )  # fmt: skip
     except (AttributeError, RuntimeError):  # no tensor, or one without strides, which validation names
         return None

@@ -22,7 +22,7 @@ from .sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
 from .sequence_tables import HAS_TRITON, table_by_kernel
 from .validation.scores import as_three_axes
 
-OTHERS = ("attn_bias", "segment_lengths", "dilation_rates")  # calls with them are not kept
+OTHERS = ("attn_bias", "segment_lengths", "dilation_rates", "deterministic")  # calls with them are not kept
 
 
 class Options(NamedTuple):

@@ -59,6 +59,7 @@ def find(a: OpArgs) -> tuple[BlockLayout, Hashable, CachedCall | None]:
         key = key_of(
             a.q, a.k, a.v, bool(geometry.is_causal), numbers.softmax_scale, geometry.q_offset, a.segment_lengths or None,
             a.dilation_rates or None, a.backend, needs_grad=False,
+            deterministic=bool(geometry.deterministic),
         )  # fmt: skip
     return layout, key, layout._cached_calls.get(key)
 

@@ -78,6 +78,7 @@ class Geometry(NamedTuple):
     only_lengths: int
     max_q_len: int
     max_kv_len: int
+    deterministic: int
 
 
 class Numbers(NamedTuple):
@@ -169,6 +170,7 @@ class OpArgs(NamedTuple):
             alibi_slopes=a.alibi_slopes, sequences=a.table(), key_padding_mask=a.key_padding_mask, seed=a.seed,
             q_offset=geometry.q_offset, is_causal=bool(geometry.is_causal), softmax_scale=numbers.softmax_scale,
             softcap=numbers.softcap, dropout_p=numbers.dropout_p, dilation=a.dilation(),
+            deterministic=bool(geometry.deterministic),
         )  # fmt: skip
 
     def layout(self, q_len: int, kv_len: int, device: torch.device) -> BlockLayout:
@@ -261,7 +263,7 @@ def geometry_of_call(call: Call | AttentionProblem) -> list[int]:
     of_table = [0] * 4 if its is None else [
         1 if its.is_packed else 0, 1 if its.only_lengths else 0, its.max_q_len, its.max_kv_len,
     ]  # fmt: skip
-    return [1 if call.is_causal else 0, call.q_offset, *of_table]
+    return [1 if call.is_causal else 0, call.q_offset, *of_table, 1 if call.deterministic else 0]
 
 
 def _op_args(

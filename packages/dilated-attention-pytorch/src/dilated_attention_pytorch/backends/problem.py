@@ -59,6 +59,7 @@ class AttentionProblem:
         is_causal: no query sees a key at a later position.
         softmax_scale: multiplies q k^T.
         dropout_p: probability with which a weight is dropped.
+        deterministic: two backwards give the same bits; False lets a backend choose a faster one.
         seed: int64 (1,), for dropout.
         dilation: token dilation by distance.
     """
@@ -88,6 +89,7 @@ class AttentionProblem:
     block_masks: BlockMasks | None = None
     prepared: tuple[Tensor, ...] = ()
     entries: Tensor | None = None
+    deterministic: bool = True
     shares: tuple[Tensor, ...] = ()
 
     def without_inputs(self) -> AttentionProblem:

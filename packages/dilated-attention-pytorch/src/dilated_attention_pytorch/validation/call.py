@@ -18,7 +18,7 @@ from ..sequence_plans import Given, plan_of_batch, plan_of_packed
 from ..sequence_tables import serves, table_by_kernel
 from ..sequences import Sequences, packed_sequences, sequences_of_batch, within_grid
 from .layouts import Positions, check_layout, check_layout_heads, check_positions, check_read_positions
-from .numbers import check_backend, check_is_causal, check_numbers
+from .numbers import check_backend, check_is_causal, check_numbers, checked_deterministic
 from .scores import check_alibi_slopes, check_attn_bias, check_block_bias, check_per_head
 from .sequences import (
     check_cu_seqlens,
@@ -54,6 +54,7 @@ def check_call(
     dilation_rates: Sequence[int] | None = None,
     dropout_p: float = 0.0,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Call:
     """The call that the arguments of `block_sparse_attention` ask for, with a dropout seed drawn.
 
@@ -106,7 +107,7 @@ def check_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
         dropout_p=dropout_p, n_sequences=batch, axis="batch", q_offset=first, sequences=sequences,
-        key_padding_mask=key_padding_mask, attn_bias=attn_bias,
+        key_padding_mask=key_padding_mask, attn_bias=attn_bias, deterministic=checked_deterministic(deterministic),
     )  # fmt: skip
     warn_of_order(q, k, layout)
     check_backend(backend)
@@ -263,6 +264,7 @@ def finished_call(
     q_offset: int = 0,
     key_padding_mask: Tensor | None = None,
     attn_bias: Tensor | None = None,
+    deterministic: bool = True,
 ) -> Call:
     """The call of checked q, k and v with what batches and packed sequences have in common; `axis` names the sequences."""
     if block_bias is not None:
@@ -290,6 +292,7 @@ def finished_call(
         sequences=sequences,
         key_padding_mask=key_padding_mask,
         attn_bias=attn_bias,
+        deterministic=deterministic,
     )
 
 

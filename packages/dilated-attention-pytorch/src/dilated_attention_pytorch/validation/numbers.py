@@ -24,6 +24,20 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
+def checked_deterministic(deterministic: object) -> bool:
+    """The flag, True for None.
+
+    Raises:
+        TypeError: neither.
+    """
+    if deterministic is None:
+        return True
+    flag = values.flag(deterministic)
+    if flag is None:
+        raise TypeError(f"deterministic must be True, False or None, got {shown(deterministic)}")
+    return flag
+
+
 def check_is_causal(is_causal: object) -> None:
     if values.flag(is_causal) is None:
         fix = ""

@@ -22,7 +22,7 @@ def compile_backward_beside(
     p = problem
     if not (p.q.requires_grad or p.k.requires_grad or p.v.requires_grad) or p.block_bias is not None:
         return
-    if n_workers() == 0:
+    if n_workers() == 0 or not p.deterministic:  # a single pass, perhaps
         return
     of_call = {name: x for name, x in tensors.items() if name in OF_CALL}
     # a kernel is compiled for types, so any tensors of them will do

@@ -8,10 +8,11 @@ from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import triton
+from triton._C.libtriton import ir
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language import shared_memory_descriptor
 from triton.experimental.gluon.language.nvidia.hopper import tma
-from triton.language.core import _aggregate, base_value
+from triton.language.core import _aggregate, base_value, builtin
 from triton.runtime.jit import JITFunction
 
 from ..installed import release
@@ -27,11 +28,22 @@ else:
 Aggregate = TypeVar("Aggregate")
 RELEASE = release(triton.__version__) or (0, 0)
 
+
+@builtin  # type: ignore[untyped-decorator]
+def reduce_add(tensor_desc: Any, coord: Any, src: Any, _semantic: Any = None) -> None:
+    """`async_atomic_add` of 3.9."""
+    coord = _semantic._convert_to_ir_values(coord, require_i64=False)
+    kind = ir.DESCRIPTOR_REDUCE_KIND.ADD
+    _semantic.builder.create_async_tma_reduce(kind, tensor_desc.handle, coord, src.handle)
+
+
 # reinterpret(memory, dtype, shape, layout): the same shared memory with another shape. Private before 3.9.
 reinterpret = getattr(shared_memory_descriptor, "reinterpret", None) or shared_memory_descriptor._reinterpret
 # Copies between global and shared memory. 3.8 renamed them; the old names raise in 3.9.
 async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+# Adds a tile in shared memory to global memory; only in the builder before 3.9.
+async_atomic_add = getattr(tma, "async_atomic_add", None) or reduce_add
 # All warps of a partition meet. 3.7 renamed it.
 thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 

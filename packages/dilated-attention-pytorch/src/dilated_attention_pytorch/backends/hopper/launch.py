@@ -30,6 +30,7 @@ from .prepared import of_kernel_blocks, work_order_of
 from .quarters import LARGE
 from .share_arguments import ShareResults, empty_results, merge_arguments, share_arguments, share_tensors
 from .shares import can_be_split, num_shares, num_shares_of, problem_of_shares
+from .single_pass import SINGLE_PASS
 from .sinks import sink_gradient
 from .strides import badly_strided
 from .wide import (
@@ -338,6 +339,8 @@ def launch_backward(
     call = backward_call(problem, out, lse, grad_out, grad_lse, into)
     if nothing_to_do(call):
         return without_pairs(problem, call.grads)
+    if not problem.deterministic and SINGLE_PASS.why_not(call.problem) is None:
+        return launch_single_pass(call, index)
     key = ("backward", call.key)
     launches: BackwardLaunches | None = LAUNCHES.get(key)
     if launches is None or launches.is_wide:
@@ -352,6 +355,24 @@ def launch_backward(
         extras = addresses(names, each.extra_tensors(call)) if absent is None else absent
         launch.run(index, described, (*places, tile_counter(index), *extras))
     return completed(problem, call, stats) if launches.is_wide else call.grads
+
+
+def launch_single_pass(call: BackwardCall, index: int) -> Gradients:
+    """Gradients of a call that the single pass serves."""
+    stats, sums = SINGLE_PASS.memory(call.problem)
+    key = ("single pass", call.key)
+    launch: Launch | None = LAUNCHES.get(key)
+    if launch is None:
+        grid = min(SINGLE_PASS.n_tiles(call.problem), multiprocessors(index))
+        arguments = SINGLE_PASS.arguments(call, stats, sums)
+        made = Launch(SINGLE_PASS.kernel, arguments, SINGLE_PASS.options(), grid)
+        launch = LAUNCHES.keep(key, made)
+    SINGLE_PASS.begin(call, stats, sums)
+    launch.run(
+        index, SINGLE_PASS.described(call, sums), (*SINGLE_PASS.addresses(call, stats), tile_counter(index))
+    )
+    SINGLE_PASS.finish(call, sums)
+    return call.grads
 
 
 def completed(problem: AttentionProblem, call: BackwardCall, stats: Tensor) -> Gradients:

@@ -23,7 +23,7 @@ from ... import _torch_internals
 from ...caching import BoundedCache, make_to_stay
 from ..raw_launch import ARGUMENTS_APART, encoded, is_hooked, launch_options, unwrapped
 
-SWIZZLE_WIDTH = 64  # elements of 16 bits in a 128-byte swizzle
+SWIZZLE_BYTES = 128
 N_COUNTERS = 4096  # more launches than a stream can hold
 
 
@@ -64,24 +64,26 @@ def make_counters(index: int) -> None:
 
 
 def box_layout(x: Tensor, rows: int, rate: int) -> tuple[list[int], list[int], list[int]]:
-    """Sizes, strides and box of a descriptor that reads `rows` tokens by 64 of head_dim from a tensor.
+    """Sizes, strides and box of a descriptor that reads `rows` tokens by 128 bytes of head_dim from a tensor.
 
     x: (batch, seqlen, heads, head_dim). The dimensions of the descriptor are (batch, head, token, head_dim), or with a
     `rate` (batch, head, token // rate, token % rate, head_dim): then `rows` counts tokens of one residue.
     """
     batch, seqlen, heads, dim = x.shape
+    width = SWIZZLE_BYTES // x.element_size()
     # the stride of a dimension of one is never used, but must be a multiple of 16 bytes like all
     sb, ss, sh, sd = (step if size != 1 else dim for size, step in zip(x.shape, x.stride(), strict=True))
     if rate:
         sizes, steps = [batch, heads, seqlen // rate, rate, dim], [sb, sh, ss * rate, ss, sd]
-        return sizes, steps, [1, 1, rows, 1, SWIZZLE_WIDTH]
-    return [batch, heads, seqlen, dim], [sb, sh, ss, sd], [1, 1, rows, SWIZZLE_WIDTH]
+        return sizes, steps, [1, 1, rows, 1, width]
+    return [batch, heads, seqlen, dim], [sb, sh, ss, sd], [1, 1, rows, width]
 
 
 def descriptor(x: Tensor, rows: int, rate: int = 0) -> TensorDescriptor:
     """A tensor descriptor, as Triton takes it."""
     sizes, steps, box = box_layout(x, rows, rate)
-    return TensorDescriptor(x, sizes, steps, box, NVMMASharedLayout(128, 16, rank=len(box)))
+    layout = NVMMASharedLayout(SWIZZLE_BYTES, 8 * x.element_size(), rank=len(box))
+    return TensorDescriptor(x, sizes, steps, box, layout)
 
 
 def same_descriptors(arguments: dict[str, Any]) -> list[int]:

@@ -93,6 +93,33 @@ DKDV: dict[tuple[int, int], BackwardTiles] = {
 
 
 @dataclass(frozen=True)
+class SinglePassTiles:
+    """stages: steps of 64 queries in flight; slots: as of BackwardTiles; ds_stages: steps of ds in flight.
+
+    operands_in_registers: the kept tiles are in registers. one_at_a_time: scores and dp are not computed together, and p is
+    kept in 16 bits (backward_single_pass.py). The registers of the two warpgroups, of the third and of the other warps: the
+    16 warps of a program are launched with 128.
+    """
+
+    stages: int
+    slots: int
+    ds_stages: int
+    operands_in_registers: bool
+    one_at_a_time: bool
+    consumer: int = 208
+    dq: int = 72
+    helper: int = 24
+
+
+SINGLE_PASS_LAUNCH_REGISTERS = 128
+# By head_dim, for blocks of 128.
+SINGLE_PASS: dict[int, SinglePassTiles] = {
+    64: SinglePassTiles(4, 2, 3, operands_in_registers=True, one_at_a_time=False),
+    128: SinglePassTiles(3, 1, 2, operands_in_registers=False, one_at_a_time=True),
+}
+
+
+@dataclass(frozen=True)
 class Registers:
     """Per thread: at the launch, and after the 12 warps of a program have redistributed them."""
 

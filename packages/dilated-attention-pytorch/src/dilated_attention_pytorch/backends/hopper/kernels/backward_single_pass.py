@@ -1,0 +1,431 @@
+"""Backward kernel for Hopper in a single pass over the columns: five products instead of the seven of two passes, dq added in memory.
+
+Two warpgroups keep 64 keys each and do what the dkdv pass does (backward.py); they also leave ds in shared memory. A third
+warpgroup multiplies it with all 128 keys and adds the product to float32 sums of dq in global memory, so that the others
+never wait for what leaves the multiprocessor. TMA adds it, in no fixed order: two runs differ in their last bits.
+
+    sums    float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK * D) in lines of LINE, zero before the launch: dq
+            without the softmax scale, the numbers of a chunk in the order in which the threads hold them (`fragments`)
+
+Block size 128, and calls without further arguments. single_pass_dq.py is what runs before and after; see backward.py for the
+words.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ..gluon_names import aggregate, async_atomic_add, reinterpret, thread_barrier
+from .attend import scores
+from .backward import Config, Grid, Inputs, find_lists, producer
+from .backward_step import (
+    GradSums,
+    KeptTiles,
+    Streams,
+    in_every_row,
+    operands_in_memory,
+    operands_in_registers,
+)
+from .lse_delta import CHUNK
+from .pipeline import Ring
+from .score_terms import LOG2E
+from .tile_scheduler import (
+    NUMBERS_PER_TILE,
+    Heads,
+    WorkQueue,
+    block_lists,
+    read_work_tile,
+    release_work_tile,
+    scheduler_warp,
+    wait_work_tile,
+)
+from .tma import release_stored, release_stored_before, store_tokens
+
+LINE = gl.constexpr(32)  # float32 numbers
+PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
+PAIRS_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
+PAIRS_FP16 = gl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
+PRODUCT_BF16 = gl.constexpr("""{
+    .reg .f32 a, b;
+    shl.b32 a, $1, 16;
+    and.b32 b, $1, 0xffff0000;
+    mul.f32 a, a, $2;
+    mul.f32 b, b, $3;
+    cvt.rn.bf16x2.f32 $0, b, a;
+}""")
+PRODUCT_FP16 = gl.constexpr("""{
+    .reg .b16 c, d;
+    .reg .f32 a, b;
+    mov.b32 {c, d}, $1;
+    cvt.f32.f16 a, c;
+    cvt.f32.f16 b, d;
+    mul.f32 a, a, $2;
+    mul.f32 b, b, $3;
+    cvt.rn.f16x2.f32 $0, b, a;
+}""")
+
+
+@aggregate
+class KeyGrads:
+    """Tensor descriptors of dk and dv."""
+
+    k: tma.tensor_descriptor
+    v: tma.tensor_descriptor
+
+
+@aggregate
+class DsRing:
+    """ds of a step, (keys, queries) in two tiles of 64 keys, for the third warpgroup; `done`: it has finished a column."""
+
+    tiles: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
+    done: gl.shared_memory_descriptor
+
+
+@aggregate
+class Choices:
+    """Constants of the three warpgroups.
+
+    OPERANDS_IN_REGISTERS: k and v. ONE_AT_A_TIME: scores and dp are not computed together, and p is kept in 16 bits, so that
+    the sums of head_dim 128 leave registers for a third warpgroup.
+    """
+
+    OPERANDS_IN_REGISTERS: gl.constexpr
+    ONE_AT_A_TIME: gl.constexpr
+    s_layout: gl.constexpr
+    sum_layout: gl.constexpr
+    dq_layout: gl.constexpr
+
+
+@gluon.jit
+def visible(p, key, query, kv_len, config, layout: gl.constexpr):
+    """p, 0 where a query may not see the key or there is no key."""
+    TILE: gl.constexpr = p.shape[1]
+    if config.IS_CAUSAL or not config.EVEN_KV:
+        limit = kv_len
+        if config.IS_CAUSAL:
+            limit = gl.minimum(kv_len, query + 1)
+        if key + 64 > limit:
+            keys = key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+            mask = (keys < kv_len)[:, None]
+            if config.IS_CAUSAL:
+                queries = query + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                mask = mask & (keys[:, None] <= queries[None, :])
+            p = gl.where(mask, p, 0.0)
+    return p
+
+
+@gluon.jit
+def packed(x, dtype: gl.constexpr):
+    """x in 16 bits, converted here: the compiler would do it later, and keep x in registers until then."""
+    if dtype == gl.bfloat16:
+        made = gl.inline_asm_elementwise(PAIRS_BF16, "=r,f,f", [x], dtype=gl.bfloat16, is_pure=False, pack=2)
+    else:
+        made = gl.inline_asm_elementwise(PAIRS_FP16, "=r,f,f", [x], dtype=gl.float16, is_pure=False, pack=2)
+    return made
+
+
+@gluon.jit
+def packed_product(half, x, dtype: gl.constexpr):
+    """half * x in 16 bits; `half` stays packed in pairs."""
+    if dtype == gl.bfloat16:
+        made = gl.inline_asm_elementwise(
+            PRODUCT_BF16, "=r,r,f,f", [half, x], dtype=gl.bfloat16, is_pure=False, pack=2
+        )
+    else:
+        made = gl.inline_asm_elementwise(
+            PRODUCT_FP16, "=r,r,f,f", [half, x], dtype=gl.float16, is_pure=False, pack=2
+        )
+    return made
+
+
+@gluon.jit
+def step(
+    W: gl.constexpr, sums, operands, streams, ds_ring, place, key, query, kv_len, scale_log2, config, choices
+):
+    """Add the queries at a place of the streams to dk and dv, and hand over their ds."""
+    s_layout: gl.constexpr = choices.s_layout
+    row: gl.constexpr = gl.SliceLayout(0, s_layout)
+    operand: gl.constexpr = gl.DotOperandLayout(0, choices.sum_layout, 2)
+    dtype: gl.constexpr = operands.qk.dtype
+    TILE: gl.constexpr = config.TILE
+    DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
+    stage = place % config.STAGES
+    q_tile = streams.qk.consumer_wait(place)
+    if choices.ONE_AT_A_TIME:  # behind the scores the exponentials would move past this wait
+        grad_out_tile = streams.gv.consumer_wait(place)
+    lse = streams.lse.index(stage).load(row)  # before the products: shared memory is read in program order
+    s = scores(operands.qk, q_tile, TILE, s_layout)
+    if choices.ONE_AT_A_TIME:
+        s = warpgroup_mma_wait(0, deps=[s])
+        p = visible(gl.exp2(s * scale_log2 - lse[None, :]), key, query, kv_len, config, s_layout)
+        half_p = packed(p, dtype)
+        delta = in_every_row(streams.delta.index(stage).load(row), TILE, s_layout)
+        dp = warpgroup_mma(operands.gv, grad_out_tile.permute([1, 0]), delta, is_async=True)
+        sum_v = warpgroup_mma(gl.convert_layout(half_p, operand), grad_out_tile, sums.v, is_async=True)
+        dp = warpgroup_mma_wait(1, deps=[dp])
+        half_ds = packed_product(half_p, dp, dtype)
+    else:
+        grad_out_tile = streams.gv.consumer_wait(place)
+        dp = scores(operands.gv, grad_out_tile, TILE, s_layout)
+        s = warpgroup_mma_wait(1, deps=[s])
+        p = visible(gl.exp2(s * scale_log2 - lse[None, :]), key, query, kv_len, config, s_layout)
+        delta = streams.delta.index(stage).load(row)
+        sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), grad_out_tile, sums.v, is_async=True)
+        dp = warpgroup_mma_wait(1, deps=[dp])
+        half_ds = (p * (dp + delta[None, :])).to(dtype)
+    sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), q_tile, sums.qk, is_async=True)
+    ds_stage = place % DS_STAGES
+    mbarrier.wait(ds_ring.empty.index(ds_stage), ((place // DS_STAGES) & 1) ^ 1)
+    ds_ring.tiles.index(ds_stage * 2 + W).store(half_ds)
+    fence_async_shared()
+    mbarrier.arrive(ds_ring.full.index(ds_stage), count=1)
+    sum_qk, sum_v = warpgroup_mma_wait(0, deps=[sum_qk, sum_v])
+    streams.qk.consumer_release(place)
+    return GradSums(sum_qk, sum_v)
+
+
+@gluon.jit
+def consumer(
+    W: gl.constexpr, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices
+):
+    """Warpgroup W: dk and dv of keys W * 64 to W * 64 + 63 of every column."""
+    D: gl.constexpr = config.D
+    SLOTS: gl.constexpr = config.SLOTS
+    SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
+    dtype: gl.constexpr = kept.qk.dtype
+    sum_layout: gl.constexpr = choices.sum_layout
+    k_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.k.layout)
+    v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.v.layout)
+    scale_log2 = softmax_scale * LOG2E
+    n_tiles = grid.n_groups * heads.batched
+    it = 0
+    i_tile = 0
+    tile = wait_work_tile(queue, i_tile)
+    while tile < n_tiles:
+        work = read_work_tile(queue, i_tile)
+        release_work_tile(queue, i_tile)
+        lo, hi = work.lo, work.middle
+        i_batch, kv_head = work.batch_head // heads.num, work.batch_head % heads.num
+        token = work.group * 128 + W * 64
+        first_head = kv_head * heads.per_kv
+        layout_head = first_head // heads.per_list
+        index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+        zeros = gl.zeros([64, D], gl.float32, layout=sum_layout)
+        sums = GradSums(zeros, zeros)
+        slot = (i_tile % SLOTS) * 2 + W
+        mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
+        if choices.OPERANDS_IN_REGISTERS:
+            operands = operands_in_registers(kept, slot, choices.s_layout)
+        release_stored_before(kept.empty, i_tile, W, SLOTS)
+        for g in range(heads.per_kv):
+            q_head = first_head + g
+            if q_head // heads.per_list != layout_head:
+                layout_head = q_head // heads.per_list
+                offsets = lists.offsets + layout_head * grid.n_lists + work.group
+                lo, hi = gl.load(offsets), gl.load(offsets + 1)
+                index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+            for e in range(lo, hi):
+                index_next = gl.load(lists.indices + gl.where(e + 1 < hi, e + 1, lo))
+                for sub in gl.static_range(SUB):
+                    if not choices.OPERANDS_IN_REGISTERS:
+                        operands = operands_in_memory(kept, slot)
+                    query = grid.streamed_position + index * config.BLOCK_SIZE + sub * config.TILE
+                    sums = step(
+                        W, sums, operands, streams, ds_ring, it + sub, token, query, grid.kv_len, scale_log2, config, choices
+                    )  # fmt: skip
+                it += SUB
+                index = index_next
+        # v and k are no longer needed: their memory holds the sums until they are stored; the third warpgroup still reads k
+        kept.gv.index(slot).store(sums.v.to(dtype))
+        fence_async_shared()
+        store_tokens(grads.v, v_boxes, slot, i_batch, kv_head, token, D)
+        mbarrier.wait(ds_ring.done.index(i_tile % SLOTS), (i_tile // SLOTS) & 1)
+        kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))
+        fence_async_shared()
+        store_tokens(grads.k, k_boxes, slot, i_batch, kv_head, token, D)
+        release_stored(kept.empty, W, SLOTS)
+        i_tile += 1
+        tile = wait_work_tile(queue, i_tile)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def fragments(x):
+    """A tile of a product, (64, n), as a vector in the order in which threads hold it: 4 numbers of each after one another."""
+    ROWS: gl.constexpr = x.shape[0]
+    COLUMNS: gl.constexpr = x.shape[1]
+    x = x.reshape([ROWS // 16, 2, 8, COLUMNS // 8, 4, 2]).permute([3, 0, 2, 4, 1, 5])
+    return x.reshape([ROWS * COLUMNS])
+
+
+@gluon.jit
+def dq_warpgroup(kept, ds_ring, dq_tiles, desc_sums, queue, lists, heads, grid, config, choices):
+    """The third warpgroup: dq of every step, added to the sums from one of two tiles in shared memory."""
+    D: gl.constexpr = config.D
+    SLOTS: gl.constexpr = config.SLOTS
+    SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
+    PIECES: gl.constexpr = D // 64
+    DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
+    layout: gl.constexpr = choices.dq_layout
+    piece_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], piece_layout)
+    dq_boxes = reinterpret(dq_tiles, gl.float32, [2, 1, 1, PIECE_LINES, LINE], desc_sums.layout)
+    n_tiles = grid.n_groups * heads.batched
+    n_chunks = grid.n_rows * (config.BLOCK_SIZE // CHUNK)
+    it = 0
+    i_tile = 0
+    tile = wait_work_tile(queue, i_tile)
+    while tile < n_tiles:
+        work = read_work_tile(queue, i_tile)
+        release_work_tile(queue, i_tile)
+        lo, hi = work.lo, work.middle
+        first_head = work.batch_head % heads.num * heads.per_kv
+        layout_head = first_head // heads.per_list
+        index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+        slot = (i_tile % SLOTS) * 2
+        for w in gl.static_range(2):
+            mbarrier.wait(kept.full.index(slot + w), (i_tile // SLOTS) & 1)
+        for g in range(heads.per_kv):
+            q_head = first_head + g
+            if q_head // heads.per_list != layout_head:
+                layout_head = q_head // heads.per_list
+                offsets = lists.offsets + layout_head * grid.n_lists + work.group
+                lo, hi = gl.load(offsets), gl.load(offsets + 1)
+                index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+            first_line = (work.batch_head * heads.per_kv + g) * n_chunks * (PIECE_LINES * PIECES)
+            for e in range(lo, hi):
+                index_next = gl.load(lists.indices + gl.where(e + 1 < hi, e + 1, lo))
+                for sub in gl.static_range(SUB):
+                    place = it + sub
+                    ds_stage = place % DS_STAGES
+                    mbarrier.wait(ds_ring.full.index(ds_stage), (place // DS_STAGES) & 1)
+                    line = first_line + (index * SUB + sub) * (PIECE_LINES * PIECES)
+                    for piece in gl.static_range(PIECES):
+                        dq = gl.zeros([64, 64], gl.float32, layout=layout)
+                        for w in gl.static_range(2):
+                            ds = ds_ring.tiles.index(ds_stage * 2 + w).permute([1, 0])
+                            k_piece = k_pieces.index((slot + w) * PIECES + piece)
+                            dq = warpgroup_mma(ds, k_piece, dq, use_acc=w > 0, is_async=True)
+                        dq = warpgroup_mma_wait(0, deps=[dq])
+                        if piece == PIECES - 1:
+                            mbarrier.arrive(ds_ring.empty.index(ds_stage), count=1)
+                        # the other tile may still be read
+                        tma.store_wait(1)
+                        thread_barrier()
+                        buffer = (sub * PIECES + piece) % 2
+                        dq_tiles.index(buffer).store(fragments(dq).reshape([PIECE_LINES, LINE]))
+                        fence_async_shared()
+                        async_atomic_add(
+                            desc_sums, [0, 0, line + piece * PIECE_LINES, 0], dq_boxes.index(buffer)
+                        )
+                it += SUB
+                index = index_next
+        mbarrier.arrive(ds_ring.done.index(i_tile % SLOTS), count=1)
+        i_tile += 1
+        tile = wait_work_tile(queue, i_tile)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def shared_memory(
+    dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, DS_STAGES: gl.constexpr
+):  # fmt: skip
+    """Kept tiles, streams, ds and work queue, ready to use."""
+    tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
+    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
+    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
+    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    ds = gl.allocate_shared_memory(dtype, [DS_STAGES * 2, 64, TILE], tile_layout)
+    lse = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], flat)
+    delta = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], flat)
+    numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS_PER_TILE, 1], flat)
+    queue_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    queue_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    kept_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
+    kept_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
+    done = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    qk_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    gv_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    ds_full = gl.allocate_shared_memory(gl.int64, [DS_STAGES, 1], mbarrier.MBarrierLayout())
+    ds_empty = gl.allocate_shared_memory(gl.int64, [DS_STAGES, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(queue_full.index(i), count=1)
+        mbarrier.init(queue_empty.index(i), count=4)  # three warpgroups and the loading warp
+    for i in gl.static_range(SLOTS * 2):
+        mbarrier.init(kept_full.index(i), count=2)  # k, v
+        mbarrier.init(kept_empty.index(i), count=1)
+    for i in gl.static_range(SLOTS):
+        mbarrier.init(done.index(i), count=1)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(qk_full.index(i), count=2)  # q; lse and delta
+        mbarrier.init(gv_full.index(i), count=1)
+        mbarrier.init(empty.index(i), count=2)
+    for i in gl.static_range(DS_STAGES):
+        mbarrier.init(ds_full.index(i), count=2)
+        mbarrier.init(ds_empty.index(i), count=1)
+    fence_async_shared()
+    kept = KeptTiles(kept_qk, kept_gv, kept_full, kept_empty)
+    streams = Streams(Ring(qk, qk_full, empty), Ring(gv, gv_full, empty), lse, delta)
+    ds_ring = DsRing(ds, ds_full, ds_empty, done)
+    return kept, streams, ds_ring, WorkQueue(numbers, queue_full, queue_empty)
+
+
+NUMBERS = (
+    "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv",
+    "heads_per_list", "first_row", "kv_len",
+)  # fmt: skip
+
+
+@gluon.jit(do_not_specialize=NUMBERS)
+def single_pass_kernel(
+    desc_k, desc_v, desc_q, desc_grad_out, desc_dk, desc_dv, desc_sums, Stats, Offsets, Indices, WorkOrder, Counter,
+    n_layout_groups, n_entries, n_groups, n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row,
+    kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    SLOTS: gl.constexpr, DS_STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, ONE_AT_A_TIME: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
+    DQ_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
+    kept, streams, ds_ring, queue = shared_memory(desc_k.dtype, D, TILE, STAGES, SLOTS, DS_STAGES)
+    sums_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
+    dq_tiles = gl.allocate_shared_memory(gl.float32, [2, PIECE_LINES, LINE], sums_layout)
+    lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
+    grid = Grid(n_groups, n_lists, n_rows, 0, 0, 0, first_row * BLOCK_SIZE, kv_len)
+    heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
+    inputs = Inputs(desc_k, desc_v, desc_q, desc_grad_out)
+    grads = KeyGrads(desc_dk, desc_dv)
+    config = Config(
+        D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, False, False, True, "both", IS_CAUSAL, EVEN_KV, False
+    )  # fmt: skip
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    choices = Choices(OPERANDS_IN_REGISTERS, ONE_AT_A_TIME, s_layout, sum_layout, dq_layout)
+    n_tiles = n_groups * n_batch_heads
+    W0: gl.constexpr = 0
+    W1: gl.constexpr = 1
+    FIND: gl.constexpr = find_lists
+    gl.warp_specialize(
+        [
+            (consumer, (W0, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
+            (consumer, (W1, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
+            (dq_warpgroup, (kept, ds_ring, dq_tiles, desc_sums, queue, lists, heads, grid, config, choices)),
+            (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
+            (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
+        ],
+        [4, 4, 1, 1],
+        [CONSUMER_REGISTERS, DQ_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
+    )  # fmt: skip

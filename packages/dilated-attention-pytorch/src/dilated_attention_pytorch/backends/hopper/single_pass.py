@@ -1,0 +1,130 @@
+"""The single pass of the backward, for calls that do not ask for the same bits every time; no maths.
+
+Its float32 sums of dq take twice the memory of q, and of lse and delta as much as in the two passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kept_kernel import KeptKernel
+from ..problem import AttentionProblem
+from . import tuning
+from .gluon_names import COMPILER_OPTIONS
+from .kernels.backward_single_pass import single_pass_kernel
+from .kernels.single_pass_dq import begin_kernel, finish_kernel
+from .passes import BackwardCall, has_no_edge, in_order, offsets_of
+from .prepared import work_order_of
+from .wide import is_wide
+
+CHUNK, LINE = 64, 32  # queries; float32 numbers that TMA adds as a row
+BEGIN, FINISH = KeptKernel(begin_kernel), KeptKernel(finish_kernel)
+
+
+class SinglePass:
+    """What is launched for a call that the single pass serves."""
+
+    kernel = single_pass_kernel
+
+    def wants_same_bits(self) -> bool:
+        """Whether torch asks all operations for the same bits in every run."""
+        return torch.are_deterministic_algorithms_enabled()
+
+    def why_not(self, problem: AttentionProblem) -> str | None:
+        """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does."""
+        p = problem
+        if p.deterministic:
+            return "two backwards must give the same bits"
+        if self.wants_same_bits():
+            return "torch.use_deterministic_algorithms(True) was called"
+        if p.dilation is not None:
+            return f"tokens are dilated with rates {p.rates}"
+        if is_wide(p):
+            return "there are positions, masks, biases or score terms"
+        if p.block_size != 128:
+            return f"block_size {p.block_size} is not 128"
+        if p.head_dim not in tuning.SINGLE_PASS or p.v_head_dim != p.head_dim:
+            return f"head_dim {p.head_dim} and {p.v_head_dim} of v are not both one of {tuple(tuning.SINGLE_PASS)}"
+        if p.is_causal and p.head_dim == 128 and p.q.dtype == torch.float16:
+            return "causal float16 of head_dim 128 takes too many registers"
+        return None
+
+    def n_chunks(self, problem: AttentionProblem) -> int:
+        """Chunks of queries of a head."""
+        return problem.grid.n_rows * (problem.block_size // CHUNK)
+
+    def memory(self, problem: AttentionProblem) -> tuple[Tensor, Tensor]:
+        """lse and delta of all queries, and the sums of dq; not filled."""
+        p = problem
+        n = p.batch * p.num_heads * self.n_chunks(p) * CHUNK
+        floats: dict[str, Any] = {"dtype": torch.float32, "device": p.q.device}
+        # lines as tokens of a tensor like those with a descriptor
+        return torch.empty(2 * n, **floats), torch.empty(1, n * p.head_dim // LINE, 1, LINE, **floats)
+
+    def n_tiles(self, problem: AttentionProblem) -> int:
+        """Work tiles of all heads."""
+        p = problem
+        return offsets_of(p).columns.n_groups * p.batch * p.num_kv_heads
+
+    def options(self) -> dict[str, Any]:
+        """How the kernel is compiled."""
+        launch = tuning.SINGLE_PASS_LAUNCH_REGISTERS
+        return {"num_warps": 4, "maxnreg": launch, "enable_fp_fusion": True, **COMPILER_OPTIONS}
+
+    def arguments(self, call: BackwardCall, stats: Tensor, sums: Tensor) -> dict[str, Any]:
+        """Every argument of the kernel."""
+        p, offsets = call.problem, offsets_of(call.problem)
+        tiles, n_groups = tuning.SINGLE_PASS[p.head_dim], offsets.columns.n_groups
+        return in_order(single_pass_kernel, {
+            "desc_k": (p.k, 64, 0), "desc_v": (p.v, 64, 0), "desc_q": (p.q, 64, 0), "desc_grad_out": (call.grad_out, 64, 0),
+            "desc_dk": (call.grads.k, 64, 0), "desc_dv": (call.grads.v, 64, 0),
+            "desc_sums": (sums, 2 * CHUNK, 0), "Stats": stats, "Offsets": p.cols.indptr, "Indices": p.cols.indices,
+            "WorkOrder": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.indptr,
+            "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.cols.indices.numel(), "n_groups": n_groups,
+            "n_lists": p.grid.n_cols, "n_rows": p.grid.n_rows, "num_heads": p.num_kv_heads,
+            "n_batch_heads": p.batch * p.num_kv_heads, "heads_per_kv": p.num_heads // p.num_kv_heads,
+            "heads_per_list": p.num_heads // p.layout_heads, "first_row": p.grid.first_row, "kv_len": p.kv_len,
+            "softmax_scale": p.softmax_scale,
+            "D": p.head_dim, "TILE": 64, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
+            "DS_STAGES": tiles.ds_stages, "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p),
+            "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "ONE_AT_A_TIME": tiles.one_at_a_time,
+            "CONSUMER_REGISTERS": tiles.consumer, "DQ_REGISTERS": tiles.dq, "HELPER_REGISTERS": tiles.helper,
+        })  # fmt: skip
+
+    def described(self, call: BackwardCall, sums: Tensor) -> tuple[Tensor, ...]:
+        """The tensors with a descriptor."""
+        p, grads = call.problem, call.grads
+        return p.k, p.v, p.q, call.grad_out, grads.k, grads.v, sums
+
+    def addresses(self, call: BackwardCall, stats: Tensor) -> tuple[int, ...]:
+        """The other pointers, but the tile counter."""
+        p = call.problem
+        work_order = work_order_of(p).data_ptr() + 4 * offsets_of(p).columns_at
+        return stats.data_ptr(), p.cols.indptr.data_ptr(), p.cols.indices.data_ptr(), work_order
+
+    def begin(self, call: BackwardCall, stats: Tensor, sums: Tensor) -> None:
+        """Fill lse and delta, and clear the sums."""
+        p, n = call.problem, self.n_chunks(call.problem)
+        of_lse = (
+            call.grad_lse.stride(0),
+            call.grad_lse.stride(1),
+            call.grad_lse.stride(2),
+            int(call.has_grad_lse),
+        )
+        BEGIN.run(p.q.device, n * p.batch * p.num_heads, (
+            call.out, call.grad_out, call.lse, call.grad_lse, stats, sums, *call.out.stride()[:3], *call.grad_out.stride()[:3],
+            *of_lse, n, p.num_heads, p.q_len, p.head_dim,
+        ))  # fmt: skip
+
+    def finish(self, call: BackwardCall, sums: Tensor) -> None:
+        """Make dq from its sums."""
+        p, n, dq = call.problem, self.n_chunks(call.problem), call.grads.q
+        FINISH.run(p.q.device, n * p.batch * p.num_heads, (
+            sums, dq, *dq.stride()[:3], n, p.num_heads, p.q_len, p.softmax_scale, p.head_dim,
+        ))  # fmt: skip
+
+
+SINGLE_PASS = SinglePass()

@@ -1,0 +1,141 @@
+"""deterministic=False: the single pass of the backward, emulated on the CPU and on its GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton.experimental.gluon")
+
+from dilated_attention_pytorch import BlockLayout, block_sparse_attention
+from dilated_attention_pytorch.backends.hopper import HOPPER
+from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
+from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.functional import make_problem
+from tests.core.backends.hopper.cases import ROUNDING, ROUNDINGS
+from tests.core.backends.hopper.emulator.comparison import compare
+from tests.core.backends.hopper.emulator.launches import emulated_launches
+from tests.core.backends.hopper.test_gpu import is_hopper
+
+
+def problem_of(
+    head_dim: int = 64, length: int = 300, heads: int = 2, kv_heads: int = 1, block: int = 128, layout_heads: int = 1,
+    is_causal: bool = False, dtype: torch.dtype = torch.bfloat16, deterministic: bool = False, **options: Any,
+) -> AttentionProblem:  # fmt: skip
+    """A problem whose second row and column have no block."""
+    n = -(-length // block)
+    mask = torch.rand(layout_heads, n, n) < 0.6
+    mask[:, 1] = False
+    mask[:, :, 1] = False
+    mask = mask.tril() if is_causal else mask
+    layout = BlockLayout.from_dense(mask if layout_heads > 1 else mask[0], block, length, length, is_causal)
+    q, k, v = (torch.randn(2, length, h, head_dim).to(dtype) for h in (heads, kv_heads, kv_heads))
+    options |= {"is_causal": is_causal, "deterministic": deterministic}
+    return make_problem(q, k, v, layout, **options).prepared_by(HOPPER, layout)
+
+
+@contextmanager
+def counted(module: Any) -> Iterator[list[None]]:
+    """One entry for every single pass that a launch module runs."""
+    calls: list[None] = []
+    run = module.launch_single_pass
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(None)
+        return run(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "launch_single_pass", counting)
+        # the emulator asks torch for the same bits, which fills new memory with NaN
+        patch.setattr(module.SINGLE_PASS, "wants_same_bits", lambda: False)
+        yield calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"head_dim": 64, "length": 300},
+        {"head_dim": 64, "length": 256, "is_causal": True, "heads": 4, "kv_heads": 2, "layout_heads": 4},
+        {"head_dim": 64, "length": 600, "block": 256, "dtype": torch.float16},
+        {"head_dim": 128, "length": 300, "is_causal": True},
+        {"head_dim": 128, "length": 384, "heads": 2, "kv_heads": 2, "dtype": torch.float16},
+    ],
+    ids=["ragged", "causal, lists per head", "blocks of 256", "head_dim 128", "float16"],
+)
+def test_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    problem = problem_of(**options)
+    rounding = ROUNDING[problem.q.dtype]
+    with emulated_launches(programs=3, seed=1) as module, counted(module) as calls:
+        found = compare(problem, True, True, module.launch_forward, module.launch_backward)
+    assert len(calls) == 1
+    # p is rounded once more at head_dim 128
+    limits = {name: ROUNDINGS[name] * rounding for name in ("grad_q", "grad_k", "grad_v")}
+    assert {name: found[name] for name, limit in limits.items() if not found[name] < limit} == {}
+
+
+def test_who_asks_for_the_same_bits_gets_two_passes() -> None:
+    assert "same bits" in str(SINGLE_PASS.why_not(problem_of(deterministic=True)))
+    assert SINGLE_PASS.why_not(problem_of()) is None
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert "use_deterministic_algorithms" in str(SINGLE_PASS.why_not(problem_of()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"block": 64}, "block_size 64"),
+        ({"head_dim": 32}, "head_dim 32"),
+        ({"softcap": 20.0}, "score terms"),
+        ({"kv_lengths": torch.tensor([200, 300], dtype=torch.int32)}, "positions"),
+        ({"segment_lengths": [128, 256], "dilation_rates": [1, 2]}, "dilated"),
+        ({"head_dim": 128, "is_causal": True, "dtype": torch.float16}, "registers"),
+    ],
+)
+def test_other_calls_take_two_passes(options: dict[str, Any], reason: str) -> None:
+    assert reason in str(SINGLE_PASS.why_not(problem_of(**options)))
+
+
+def test_the_default_takes_two_passes() -> None:
+    problem = replace(problem_of(), deterministic=True)
+    with emulated_launches(programs=2) as module, counted(module) as calls:
+        compare(problem, True, False, module.launch_forward, module.launch_backward)
+    assert not calls
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_hopper(), reason="needs a GPU of compute capability 9.0")
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_gradients_on_the_gpu_are_those_of_the_default(head_dim: int, is_causal: bool) -> None:
+    from dilated_attention_pytorch.backends.hopper import launch
+
+    torch.manual_seed(0)
+    mask = torch.rand(17, 17) < 0.4
+    layout = BlockLayout.from_dense(mask.tril() if is_causal else mask, 128, 2100, 2100, is_causal).to("cuda")
+    q, k, v = (
+        torch.randn(2, 2100, n, head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for n in (4, 2, 2)
+    )
+    grad_out = torch.randn_like(q)
+
+    def gradients(deterministic: bool) -> tuple[torch.Tensor, ...]:
+        out, lse = block_sparse_attention(
+            q, k, v, layout, is_causal=is_causal, return_lse=True, deterministic=deterministic
+        )
+        return torch.autograd.grad((out, lse), (q, k, v), (grad_out, torch.ones_like(lse)))
+
+    with counted(launch) as calls:
+        fast = gradients(False)
+    assert len(calls) == 1
+    for one, other in zip(fast, gradients(True), strict=True):
+        # both are rounded, and so are p and ds of each
+        assert ((one - other).float().norm() / other.float().norm()).item() < 4 * ROUNDING[torch.bfloat16]
