@@ -32,13 +32,14 @@ PARTS = [
     (
         "*-windows*",
         "Windows exact to the token",
-        "Causal windows in 32,768 tokens; the pairs that the window shows count.",
+        "Causal windows in 32,768 tokens; the pairs that the window shows count. `natten` is its attention in one dimension.",
     ),
     (
         "*-calls*",
         "Every feature beside the plain call",
         "The second figure is the time per pair of tokens in the active blocks over that of the call that it is compared with. "
-        "At another head_dim it stands beside the same ratio of dense attention.",
+        "At another head_dim it stands beside the same ratio of dense attention. Measured before the last changes of the forward "
+        "with ALiBi, softcap and biases; the figures after them are still to be measured.",
     ),
     (
         "*-short*",

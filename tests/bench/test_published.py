@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def test_readme_shows_the_committed_figures(path: Path) -> None:
     assert report.markdown(*report.read_json(str(path))) in shown, (
         "write it again: attention-bench markdown FILE"
     )
+
+
+def test_list_of_commands_says_which_files_are_here() -> None:
+    text = (FOLDER / "README.md").read_text("utf-8")
+    here, missing = (set(re.findall(r"--json (\S+)", part)) for part in text.split("Still to be measured"))
+    present = {path.name for path in RESULTS}
+    assert here == present - {"h200-0.3.0.json"}  # of a release before these commands
+    assert missing
+    assert not missing & present
