@@ -591,8 +591,8 @@ def test_triton_names_what_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(triton_backend, "INTERPRETED", True)
     dtype = "q has dtype torch.float64, needs float32, float16 or bfloat16"
     assert refusal("triton", **cast(torch.float64)) == dtype
-    assert refusal("triton", **cast(torch.float32, dim=257)) == "head_dim 257 is above 256"
-    assert refusal("triton", **cast(torch.float32, v_dim=300)) == "v head_dim 300 is above 256"
+    assert refusal("triton", **cast(torch.float32, dim=257)) == "head_dim is 257, needs at most 256"
+    assert refusal("triton", **cast(torch.float32, v_dim=300)) == "v head_dim is 300, needs at most 256"
     assert refusal("triton", **cast(torch.bfloat16)) == (
         "q has dtype torch.bfloat16, whose products Triton's interpreter gets wrong; use float32 or float16"
     )

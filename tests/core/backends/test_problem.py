@@ -123,7 +123,9 @@ QUERIES = torch.empty(BATCH, Q_LEN, HEADS, 8)
 MOVED = sequences_of_batch(QUERIES, KV_LEN, True, OFFSETS, ENDS, STARTS)[1]
 PACKED = packed_sequences(int32(0, 5, 5, 20), int32(0, 19, 23, 49), 15, 26, True)
 PACKED_FIELDS: dict[str, Any] = {"sequences": PACKED, "is_causal": True}
-OWN_POSITIONS = "the sequences have positions of their own (q_offset as a tensor, or kv_starts)"
+OWN_POSITIONS = (
+    "the sequences have positions of their own (q_offset as a tensor, or kv_starts), needs the same for all"
+)
 NUMBERS = torch.linspace(-3, 3, HEADS * Q_LEN * KV_LEN, dtype=torch.float64).view(HEADS, Q_LEN, KV_LEN)
 HIDDEN = NUMBERS.masked_fill(NUMBERS.cos() < -0.5, -math.inf)
 BIAS = torch.linspace(-2, 2, int(PER_ELEMENT.sum()), dtype=torch.float64)
@@ -142,11 +144,11 @@ BEYOND: dict[str, tuple[Tensor, dict[str, Any], str]] = {
     "padding_on_the_left": (
         SHARED, {"sequences": sequences_of_batch(QUERIES, KV_LEN, False, 0, ENDS, STARTS)[1]}, OWN_POSITIONS,
     ),
-    "packed": (PER_HEAD, PACKED_FIELDS, "the sequences are packed"),
-    "softcap": (PER_HEAD, {"softcap": 0.7}, "softcap is 0.7, needs none"),
-    "alibi_slopes": (SHARED, {"alibi_slopes": torch.tensor([0.5, 0.125])}, "alibi_slopes is given"),
-    "sinks": (PER_HEAD, {"sinks": torch.tensor([0.5, -1.0])}, "sinks is given"),
-    "attn_bias": (SHARED, {"attn_bias": HIDDEN[None]}, "attn_bias is given"),
+    "packed": (PER_HEAD, PACKED_FIELDS, "the sequences are packed, needs a batch"),
+    "softcap": (PER_HEAD, {"softcap": 0.7}, "softcap is 0.7, needs 0"),
+    "alibi_slopes": (SHARED, {"alibi_slopes": torch.tensor([0.5, 0.125])}, "alibi_slopes is given, needs None"),
+    "sinks": (PER_HEAD, {"sinks": torch.tensor([0.5, -1.0])}, "sinks is given, needs None"),
+    "attn_bias": (SHARED, {"attn_bias": HIDDEN[None]}, "attn_bias is given, needs None"),
     "lists_of_elements": (PER_ELEMENT, {}, "the layout has 3 batch elements, needs one for all"),
     "lists_and_bias_of_elements": (
         PER_ELEMENT, {"block_bias": BIAS[None, None]}, "the layout has 3 batch elements, needs one for all",
@@ -155,7 +157,7 @@ BEYOND: dict[str, tuple[Tensor, dict[str, Any], str]] = {
         PER_ELEMENT, {**PACKED_FIELDS, "block_bias": BIAS[None, None]},
         "the layout has 3 batch elements, needs one for all",
     ),
-    "masks_inside_blocks": (PER_HEAD, {"block_masks": some_masks(PER_HEAD)}, "the layout has masks inside blocks"),
+    "masks_inside_blocks": (PER_HEAD, {"block_masks": some_masks(PER_HEAD)}, "the layout has masks inside blocks, needs none"),
     "all_together": (
         PER_ELEMENT,
         {

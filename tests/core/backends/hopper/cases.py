@@ -53,16 +53,14 @@ DILATED = (
     "dilation_4096", "kv_lengths_dilation_bias",
 )  # fmt: skip
 OPTIONS_AT_BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
-    64: {"token dilation needs block_size 128": DILATED},
+    64: {"with token dilation, block_size is 64": DILATED},
     128: {
-        "token dilation is given, and the first query sits in the middle of a block": ("dilation_4096",),
-        "token dilation is given, and block_bias": ("kv_lengths_dilation_bias",),
-        "token dilation has 3 rates": ("dilation_causal",),
-        "token dilation needs rates up to 16 that divide kv_len": (
-            "dilation_coarse", "dilation_block_16", "dilation_block_256", "dilation_chunk",
-        ),
+        "with token dilation, the first query is at position": ("dilation_4096",),
+        "with token dilation, block_bias": ("kv_lengths_dilation_bias",),
+        "with token dilation, dilation_rates is": ("dilation_causal", "dilation_coarse"),
+        "with token dilation, kv_len is": ("dilation_block_16", "dilation_block_256", "dilation_chunk"),
     },
-    256: {"token dilation needs block_size 128": DILATED},
+    256: {"with token dilation, block_size is 256": DILATED},
 }  # fmt: skip
 
 

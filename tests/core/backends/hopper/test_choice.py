@@ -122,59 +122,87 @@ def of_shape(
 
 
 MANY = torch.zeros(1, dtype=torch.int32).expand(2**30)
+OTHERWISE = "use backend='triton'"
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "device": (of_shape(device="cpu"), "q is on cpu, needs a CUDA device"),
-    "float32": (of_shape(torch.float32), "q has dtype torch.float32, needs float16 or bfloat16"),
-    "head_dim": (of_shape(dim=84), "head_dim 84 is not a multiple of 8 up to 256"),
-    "v_head_dim": (of_shape(v_dim=264), "v head_dim 264 is not a multiple of 8 up to 256"),
-    "block_size": ({"grid": BlockGrid(512, 512, 32, True)}, "block_size 32 is not 64, 128 or 256"),
-    "attn_bias": ({"attn_bias": torch.zeros(1)}, "attn_bias is given"),
-    "dropout_p": ({"dropout_p": 0.25}, "dropout_p is 0.25, needs 0"),
-    "scale_zero": ({"softmax_scale": 0.0}, "softmax_scale 0.0 is not positive"),
-    "scale_negative": ({"softmax_scale": -1.5}, "softmax_scale -1.5 is not positive"),
+    "float32": (
+        of_shape(torch.float32),
+        f"q has dtype torch.float32, needs float16 or bfloat16 (convert q, k and v, or {OTHERWISE})",
+    ),
+    "head_dim": (of_shape(dim=84), f"head_dim is 84, needs a multiple of 8 ({OTHERWISE})"),
+    "v_head_dim": (
+        of_shape(v_dim=264),
+        "v head_dim is 264, needs at most 256 (use more heads that are smaller)",
+    ),
+    "block_size": (
+        {"grid": BlockGrid(512, 512, 32, True)},
+        f"block_size is 32, needs 64, 128 or 256 (make the layout with one of these, or {OTHERWISE})",
+    ),
+    "attn_bias": (
+        {"attn_bias": torch.zeros(1)},
+        f"attn_bias is given, needs None (write it as block_bias or as a mask of the layout, or {OTHERWISE})",
+    ),
+    "dropout_p": ({"dropout_p": 0.25}, f"dropout_p is 0.25, needs 0 ({OTHERWISE})"),
+    "scale_zero": (
+        {"softmax_scale": 0.0},
+        f"softmax_scale is 0.0, needs more than 0 (scale q, or {OTHERWISE})",
+    ),
+    "scale_negative": (
+        {"softmax_scale": -1.5},
+        f"softmax_scale is -1.5, needs more than 0 (scale q, or {OTHERWISE})",
+    ),
     "large_blocks": (
         {"grid": BlockGrid(512, 512, 256, True), "rows": BlockLists(MANY[:5], MANY, MANY)},
-        f"block_size 256 has {2**30} active blocks, at most 2**29 - 1 can be taken as four each",
-    ),
-    "dilation_block": (
-        {"grid": BlockGrid(512, 512, 64, True), "dilation": TokenDilation((64,), (2,))},
-        "token dilation needs block_size 128, got 64",
-    ),
-    "dilation_rates": (
-        {"dilation": TokenDilation((128, 256, 512), (1, 2, 4))},
-        "token dilation has 3 rates, at most 2 fit",
-    ),
-    "dilation_coarse": (
-        {"dilation": TokenDilation((128, 256), (1, 32))},
-        "token dilation needs rates up to 16 that divide kv_len 512, got (1, 32)",
-    ),
-    "dilation_pairs": (
-        {
-            "dilation": TokenDilation((128, 256), (1, 4)),
-            "rows": BlockLists(MANY[:5], MANY, MANY),
-        },
-        f"token dilation counts pairs of {2**30} active blocks, at most 2**30 - 1 fit int32",
+        f"block_size is 256 with {2**30} active blocks, needs fewer than 2**29 (make the layout with 128)",
     ),
 }
 TABLE = torch.zeros(1, 5, dtype=torch.int32)
-# What a call may ask for, and how it is named where tokens are dilated, too.
+DILATION = TokenDilation((128, 256), (1, 4))
+# With token dilation, beside what the call asks for here; all end in the same fix.
+DILATED_REASONS: dict[str, tuple[dict[str, Any], str]] = {
+    "block_size": (
+        {"grid": BlockGrid(512, 512, 64, True), "dilation": TokenDilation((64,), (2,))},
+        "block_size is 64, needs 128",
+    ),
+    "head_dim": (of_shape(dim=192), "head_dim is 192, needs at most 128"),
+    "v_head_dim": (of_shape(v_dim=136), "v head_dim is 136, needs at most 128"),
+    "rates": (
+        {"dilation": TokenDilation((128, 256, 512), (1, 2, 4))},
+        "dilation_rates is (1, 2, 4), needs at most 2 rates",
+    ),
+    "coarse": (
+        {"dilation": TokenDilation((128, 256), (1, 32))},
+        "dilation_rates is (1, 32), needs rates up to 16",
+    ),
+    "pairs": (
+        {"rows": BlockLists(MANY[:5], MANY, MANY)},
+        f"the layout has {2**30} active blocks, needs fewer than 2**30",
+    ),
+}
+# What other calls may ask for, and how it is named where tokens are dilated.
 BEYOND_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
-    "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias"),
-    "kv_lengths": ({"sequences": Sequences(TABLE, 512, 512, only_lengths=True)}, "kv_lengths"),
-    "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask"),
+    "block_bias": ({"block_bias": torch.zeros(1)}, "block_bias is given, needs None"),
+    "kv_lengths": (
+        {"sequences": Sequences(TABLE, 512, 512, only_lengths=True)},
+        "kv_lengths is given, needs None",
+    ),
+    "key_padding_mask": ({"key_padding_mask": torch.zeros(1)}, "key_padding_mask is given, needs None"),
     "positions": (
         {"sequences": Sequences(TABLE, 512, 512)},
-        "the sequences have positions of their own (q_offset as a tensor, or kv_starts)",
+        "the sequences have positions of their own (q_offset as a tensor, or kv_starts), needs the same for all",
     ),
-    "packed": ({"sequences": Sequences(TABLE, 512, 512, is_packed=True)}, "the sequences are packed"),
+    "packed": (
+        {"sequences": Sequences(TABLE, 512, 512, is_packed=True)},
+        "the sequences are packed, needs a batch",
+    ),
     "layouts": ({"layout_batch": 3}, "the layout has 3 batch elements, needs one for all"),
-    "masks": ({"block_masks": BlockMasks(TABLE, TABLE)}, "the layout has masks inside blocks"),
-    "softcap": ({"softcap": 2.0}, "softcap is 2.0, needs none"),
-    "alibi_slopes": ({"alibi_slopes": torch.zeros(4)}, "alibi_slopes is given"),
-    "sinks": ({"sinks": torch.zeros(4)}, "sinks is given"),
+    "masks": ({"block_masks": BlockMasks(TABLE, TABLE)}, "the layout has masks inside blocks, needs none"),
+    "softcap": ({"softcap": 2.0}, "softcap is 2.0, needs 0"),
+    "alibi_slopes": ({"alibi_slopes": torch.zeros(4)}, "alibi_slopes is given, needs None"),
+    "sinks": ({"sinks": torch.zeros(4)}, "sinks is given, needs None"),
     "offset": (
         {**of_shape(q_len=448), "q_offset": 64, "grid": BlockGrid(448, 512, 128, True)},
-        "the first query sits in the middle of a block (kv_len - q_len = 64 is no multiple of 128)",
+        "the first query is at position 64 (q_offset, or kv_len - q_len), needs a multiple of 128",
     ),
 }
 
@@ -184,13 +212,20 @@ BEYOND_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
 def test_beyond_plain_calls_are_served_unless_tokens_are_dilated(name: str) -> None:
     changes, named = BEYOND_PLAIN[name]
     assert refused(**changes) is None
-    dilation = TokenDilation((128, 256), (1, 4))
-    assert refused(**changes, dilation=dilation) == f"token dilation is given, and {named}"
+    assert refused(**changes, dilation=DILATION) == f"with token dilation, {named} ({OTHERWISE})"
+
+
+@pytest.mark.usefixtures("on_hopper")
+@pytest.mark.parametrize("name", DILATED_REASONS)
+def test_what_token_dilation_needs_is_named(name: str) -> None:
+    changes, named = DILATED_REASONS[name]
+    assert refused(**{"dilation": DILATION, **changes}) == f"with token dilation, {named} ({OTHERWISE})"
+    assert refused(**{**changes, "dilation": None}) is None
 
 
 @pytest.mark.usefixtures("on_hopper")
 @pytest.mark.parametrize("name", REASONS)
-def test_reason_names_the_argument_and_its_value(name: str) -> None:
+def test_reason_names_the_argument_its_value_and_the_fix(name: str) -> None:
     changes, reason = REASONS[name]
     assert refused(**changes) == reason
 
@@ -201,7 +236,7 @@ def test_dilation_wants_a_length_that_its_rates_divide() -> None:
         "dilated", 510, head_dim=64, block_size=128, segment_lengths=(128, 256), dilation_rates=(2, 4)
     )
     assert HOPPER.rejects(problem_of(dilated)) == (
-        "token dilation needs rates up to 16 that divide kv_len 510, got (2, 4)"
+        "with token dilation, kv_len is 510, needs a multiple of the largest rate, 4 (use backend='triton')"
     )
     assert HOPPER.rejects(problem_of(dataclasses.replace(dilated, dilation_rates=(1, 2)))) is None
 

@@ -216,9 +216,9 @@ def beyond_plain_batch(problem: AttentionProblem) -> str | None:
     if p.layout_batch != 1:
         return f"the layout has {p.layout_batch} batch elements, needs one for all"
     if sequences is not None and sequences.is_packed:
-        return "the sequences are packed"
+        return "the sequences are packed, needs a batch"
     if sequences is not None and not sequences.only_lengths:
-        return "the sequences have positions of their own (q_offset as a tensor, or kv_starts)"
+        return "the sequences have positions of their own (q_offset as a tensor, or kv_starts), needs the same for all"
     default = default_offset(p.q_len, p.kv_len, p.is_causal)
     if p.q_offset != default:
         return f"q_offset is {p.q_offset}, needs {default}"
@@ -234,12 +234,12 @@ def beyond_plain_scores(problem: AttentionProblem) -> str | None:
     """
     p = problem
     if p.block_masks is not None:
-        return "the layout has masks inside blocks"
+        return "the layout has masks inside blocks, needs none"
     if p.softcap != 0.0:
-        return f"softcap is {p.softcap}, needs none"
+        return f"softcap is {p.softcap}, needs 0"
     for name in ("alibi_slopes", "sinks", "attn_bias"):
         if getattr(p, name) is not None:
-            return f"{name} is given"
+            return f"{name} is given, needs None"
     return None
 
 

@@ -36,6 +36,7 @@ BLOCK_SIZES = (64, 128, 256)
 OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
 # The newest tested release: Gluon is experimental, and its names change from release to release.
 NEWEST_TRITON = (3, 9)
+OTHERWISE = "use backend='triton'"
 NOT_INSTALLED = "triton is not installed (pip install 'triton>=3.6', on Linux)"
 
 
@@ -123,20 +124,23 @@ def rejected_values(problem: AttentionProblem) -> str | None:
     """Why the kernels cannot serve a call on the right device; None if they can."""
     p = problem
     if p.q.dtype not in (torch.float16, torch.bfloat16):
-        return f"q has dtype {p.q.dtype}, needs float16 or bfloat16"
+        return f"q has dtype {p.q.dtype}, needs float16 or bfloat16 (convert q, k and v, or {OTHERWISE})"
     for what, dim in (("head_dim", p.head_dim), ("v head_dim", p.v_head_dim)):
-        if dim % 8 or not 0 < dim <= MAX_HEAD_DIM:
-            return f"{what} {dim} is not a multiple of 8 up to {MAX_HEAD_DIM}"
+        if not 0 < dim <= MAX_HEAD_DIM:
+            return f"{what} is {dim}, needs at most {MAX_HEAD_DIM} (use more heads that are smaller)"
+        if dim % 8:
+            return f"{what} is {dim}, needs a multiple of 8 ({OTHERWISE})"
     if p.block_size not in BLOCK_SIZES:
-        return f"block_size {p.block_size} is not 64, 128 or 256"
+        return f"block_size is {p.block_size}, needs 64, 128 or 256 (make the layout with one of these, or {OTHERWISE})"
     if p.attn_bias is not None:
-        return "attn_bias is given"
+        return f"attn_bias is given, needs None (write it as block_bias or as a mask of the layout, or {OTHERWISE})"
     if p.dropout_p > 0.0:
-        return f"dropout_p is {p.dropout_p}, needs 0"
+        return f"dropout_p is {p.dropout_p}, needs 0 ({OTHERWISE})"
     if p.softmax_scale <= 0.0:
-        return f"softmax_scale {p.softmax_scale} is not positive"
-    if p.block_size == LARGE and p.rows.indices.numel() >= 2**29:
-        return f"block_size 256 has {p.rows.indices.numel()} active blocks, at most 2**29 - 1 can be taken as four each"
+        return f"softmax_scale is {p.softmax_scale}, needs more than 0 (scale q, or {OTHERWISE})"
+    n_blocks = p.rows.indices.numel()
+    if p.block_size == LARGE and n_blocks >= 2**29:
+        return f"block_size is 256 with {n_blocks} active blocks, needs fewer than 2**29 (make the layout with 128)"
     if p.dilation is not None:
         why_not = rejected_dilation(p)
         if why_not is not None:
@@ -150,34 +154,33 @@ def rejected_values(problem: AttentionProblem) -> str | None:
 
 def rejected_dilation(problem: AttentionProblem) -> str | None:
     """Why the kernels do not dilate the tokens of a call; None if they do."""
-    p = problem
+    beyond = beyond_dilation(problem) or beyond_plain_batch(problem) or beyond_plain_scores(problem)
+    return None if beyond is None else f"with token dilation, {beyond} ({OTHERWISE})"
+
+
+def beyond_dilation(problem: AttentionProblem) -> str | None:
+    """What a problem asks for that kernels with token dilation lack, beside what is beyond a plain batch and plain scores."""
+    p, n_blocks = problem, problem.rows.indices.numel()
     if p.block_size != 128:
-        return f"token dilation needs block_size 128, got {p.block_size}"
-    if max(p.head_dim, p.v_head_dim) > MAX_DILATED_HEAD_DIM:
-        return f"token dilation needs head_dim up to {MAX_DILATED_HEAD_DIM}, got {p.head_dim} and {p.v_head_dim} of v"
+        return f"block_size is {p.block_size}, needs 128"
+    for what, dim in (("head_dim", p.head_dim), ("v head_dim", p.v_head_dim)):
+        if dim > MAX_DILATED_HEAD_DIM:
+            return f"{what} is {dim}, needs at most {MAX_DILATED_HEAD_DIM}"
     if len(p.rates) > MAX_RATES:
-        return f"token dilation has {len(p.rates)} rates, at most {MAX_RATES} fit"
-    if max(p.rates) > MAX_GROUP_SIZE or p.kv_len % max(p.rates):
-        return (
-            f"token dilation needs rates up to {MAX_GROUP_SIZE} that divide kv_len {p.kv_len}, got {p.rates}"
-        )
-    if p.rows.indices.numel() >= 2**30:
-        return f"token dilation counts pairs of {p.rows.indices.numel()} active blocks, at most 2**30 - 1 fit int32"
-    beyond = beyond_plain_batch(p) or beyond_plain_scores(p)
-    if beyond is not None:
-        return f"token dilation is given, and {beyond}"
-    for what, value in (
-        ("block_bias", p.block_bias),
-        ("kv_lengths", p.sequences),
-        ("key_padding_mask", p.key_padding_mask),
-    ):
+        return f"dilation_rates is {p.rates}, needs at most {MAX_RATES} rates"
+    if max(p.rates) > MAX_GROUP_SIZE:
+        return f"dilation_rates is {p.rates}, needs rates up to {MAX_GROUP_SIZE}"
+    if p.kv_len % max(p.rates):
+        return f"kv_len is {p.kv_len}, needs a multiple of the largest rate, {max(p.rates)}"
+    if n_blocks >= 2**30:
+        return f"the layout has {n_blocks} active blocks, needs fewer than 2**30"
+    for what, value in (("block_bias", p.block_bias), ("key_padding_mask", p.key_padding_mask)):
         if value is not None:
-            return f"token dilation is given, and {what}"
+            return f"{what} is given, needs None"
+    if p.sequences is not None and p.sequences.only_lengths and not p.sequences.is_packed:
+        return "kv_lengths is given, needs None"
     if p.q_offset % p.block_size:
-        return (
-            "token dilation is given, and the first query sits in the middle of a block "
-            f"(kv_len - q_len = {p.q_offset} is no multiple of {p.block_size})"
-        )
+        return f"the first query is at position {p.q_offset} (q_offset, or kv_len - q_len), needs a multiple of 128"
     return None
 
 

@@ -41,7 +41,7 @@ def unserved_sizes(q: Tensor, v_head_dim: int) -> str | None:
         return f"q has dtype {q.dtype}, needs float32, float16 or bfloat16"
     for name, dim in (("head_dim", q.shape[3]), ("v head_dim", v_head_dim)):
         if not 1 <= dim <= 256:
-            return f"{name} {dim} is above 256"
+            return f"{name} is {dim}, needs at most 256"
     return None
 
 
