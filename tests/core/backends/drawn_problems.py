@@ -115,7 +115,7 @@ def drawn_problem(seed: int, plain_scores: bool = False, q_len: int | None = Non
         if draw.chance(0.25):
             fields["softcap"] = draw.choice([0.5, 3.0])
         if draw.chance(0.25):
-            fields["alibi_slopes"] = torch.rand(heads, generator=draw.generator)
+            fields["alibi_slopes"] = torch.randn(heads, generator=draw.generator)
         if draw.chance(0.25) and not (sequences is not None and sequences.is_packed):
             shape = draw.choice([1, batch]), draw.choice([1, heads]), q_len, kv_len
             fields["attn_bias"] = draw.normal(*shape).masked_fill(draw.flags(0.2, *shape), -torch.inf)
@@ -147,7 +147,7 @@ def with_masks_of_pairs(problem: AttentionProblem, seed: int) -> AttentionProble
         n_ids = max([-1, *p.rows.block_ids[: int(p.rows.indptr[-1])].tolist()]) + 1
         fields["block_masks"] = BlockMasks(draw.int32(-1, table.shape[0] - 1, n_ids), table)
     if "alibi" in kinds:
-        fields["alibi_slopes"] = torch.rand(p.num_heads, generator=draw.generator)
+        fields["alibi_slopes"] = torch.randn(p.num_heads, generator=draw.generator)
     if "bias" in kinds and not (p.sequences is not None and p.sequences.is_packed):
         shape = draw.choice([1, p.batch]), draw.choice([1, p.num_heads]), p.q_len, p.kv_len
         fields["attn_bias"] = draw.normal(*shape).masked_fill(draw.flags(0.2, *shape), -torch.inf)

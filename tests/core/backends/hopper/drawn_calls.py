@@ -127,7 +127,7 @@ def drawn_call(
     if "softcap" in features:
         fields["softcap"] = draw.choice([1.0, 5.0])
     if "alibi" in features:
-        fields["alibi_slopes"] = torch.rand(heads, generator=draw.generator) * 0.1
+        fields["alibi_slopes"] = torch.randn(heads, generator=draw.generator) * 0.1
     if "bias" in features:
         fields["block_bias"] = draw.normal(
             draw.choice([1, n_sequences]), draw.choice([1, heads]), n_ids

@@ -13,6 +13,7 @@ from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper import emulator
+from tests.core.backends.hopper.test_emulated_kernels import over_the_limit
 
 pytestmark = pytest.mark.interpreter
 OUT, LSE = 2**-7, 2**-18  # out is rounded to bfloat16, as are its weights; lse is float32
@@ -77,3 +78,32 @@ def test_biases_that_hide_blocks_leave_the_others_exact(head_dim: int, block: in
     rows = layout.row_lists
     bias[..., rows.block_ids[rows.indptr[1:].long() - 1].long()] = 0.25  # the diagonal
     assert is_right(make_problem(q, k, v, layout, block_bias=bias), layout)
+
+
+@pytest.mark.parametrize("bias", [-1e30, 1e30, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize(("head_dim", "block"), ONE_OF_EACH_LOOP)
+def test_a_bias_that_leaves_nothing_of_the_products_weighs_all_keys_alike(
+    head_dim: int, block: int, bias: float
+) -> None:
+    length, layout = 3 * block, lower_blocks(block, 3)
+    q, k, v = inputs(length, head_dim)
+    biases = torch.full((1, 2, layout.num_block_ids), bias)
+    problem = make_problem(q, k, v, layout, block_bias=biases).prepared_by(HOPPER, layout)
+    out, _ = emulator.forward(problem)
+    sums = v.float().view(1, 3, block, *v.shape[2:]).sum(2).cumsum(1)
+    means = sums / (block * torch.arange(1, 4).view(1, 3, 1, 1))
+    torch.testing.assert_close(
+        out.float().view(1, 3, block, *v.shape[2:]),
+        means[:, :, None].expand(-1, -1, block, -1, -1),
+        atol=2e-3,
+        rtol=2**-7,
+    )
+
+
+def test_slopes_may_be_negative() -> None:
+    length, layout = 200, lower_blocks(64, 4)
+    q, k, v = inputs(length, 64)
+    problem = make_problem(q, k, v, layout, alibi_slopes=torch.tensor([-0.5, 0.0])).prepared_by(
+        HOPPER, layout
+    )
+    assert over_the_limit(emulator.errors(problem, through_launch=True)) == {}

@@ -68,7 +68,7 @@ FEATURES: dict[str, Callable[[int, int, int], Asked]] = {  # of length, block_si
         layout_of(n, b), {"key_padding_mask": torch.rand(2, n, device="cuda") < 0.3}
     ),
     "softcap": lambda n, b, h: Asked(layout_of(n, b, True), {"is_causal": True, "softcap": 5.0}),
-    "alibi": lambda n, b, h: Asked(layout_of(n, b), {"alibi_slopes": 0.5 ** torch.arange(1, h + 1, device="cuda")}),
+    "alibi": lambda n, b, h: Asked(layout_of(n, b), {"alibi_slopes": (-0.5) ** torch.arange(1, h + 1, device="cuda")}),
     "sinks": lambda n, b, h: Asked(layout_of(n, b), {}, {"sinks": torch.randn(h, device="cuda", requires_grad=True)}),
     "bias": lambda n, b, h: Asked(layout := layout_of(n, b), {}, {"block_bias": bias_of(layout, h)}),
     "masks": lambda n, b, h: Asked(masked_layout(n, b), {}),

@@ -71,8 +71,14 @@ def scores_less_m(s, m, q, keys, terms, tile, config):
     s = hide_pairs(
         s, terms, tile, q.position0, q.row0, keys.kv_len, keys.BLOCK_SIZE, config.IS_CAUSAL, config.s_layout
     )  # fmt: skip
-    minus = less_m(m, finite_bias(tile), BLOCK_N, config.s_layout)
-    return less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
+    bias = finite_bias(tile)
+    minus = less_m(m, bias, BLOCK_N, config.s_layout)
+    if terms.bias is not None:
+        # rounded as if the bias were added, so that m, which includes it, is not below any score
+        x = less_alibi(s, 0.0, terms, tile, q, BLOCK_N, config.s_layout)
+        return (x + bias) - bias - minus
+    else:
+        return less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
 
 
 @gluon.jit

@@ -57,8 +57,8 @@ class ScoreTerms:
             else:
                 x = capped * scale - (lse + row * slope) + column * slope
             if (self.distance < N - 1) & (self.distance + 63 > 0):
-                ahead = (row - column) * self.slope
-                x += ahead - gl.abs(ahead)
+                ahead = row - column
+                x += (ahead - gl.abs(ahead)) * self.slope
         return x
 
     @gluon.jit
