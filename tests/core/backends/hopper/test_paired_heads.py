@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout
-from dilated_attention_pytorch.backends.hopper import passes
+from dilated_attention_pytorch.backends.hopper import passes, tuning
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper import emulator
 from tests.core.backends.hopper.test_emulated_kernels import over_the_limit, problem_of
@@ -19,6 +19,12 @@ LENGTH = 330
 PADDING = torch.zeros(2, LENGTH, dtype=torch.bool)
 PADDING[0, 200:], PADDING[1, :70] = True, True
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0])
+
+
+@pytest.fixture(autouse=True)
+def _few_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are paired for any number of keys."""
+    monkeypatch.setattr(tuning, "PAIRED_FROM", 0)
 
 
 # ---- which calls
@@ -46,6 +52,11 @@ def test_heads_that_share_too_little_are_not_paired() -> None:
     assert not heads(4, 2, 2, block=128)  # a row is a tile
     assert not heads(4, 2, 2, kv_lengths=torch.tensor([200]))
     assert not heads(4, 2, 2, alibi_slopes=torch.ones(4))  # which takes the nearest blocks first
+
+
+def test_few_keys_are_not_worth_another_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "PAIRED_FROM", 257)
+    assert not heads(4, 2, 1)
 
 
 # ---- results

@@ -72,6 +72,7 @@ def pairs_heads(problem: AttentionProblem) -> bool:
     p = problem
     return (
         p.block_size == 64
+        and p.kv_len >= tuning.PAIRED_FROM
         and p.dilation is None
         and p.num_heads // p.num_kv_heads % 2 == 0
         and p.num_heads // p.layout_heads % 2 == 0

@@ -72,6 +72,8 @@ FORWARD_OF_NARROW_VALUES: dict[int, ForwardTiles] = {
 }
 # Of two heads with the same rows of blocks of 64, by head_dim: a tile of keys may be two blocks. Else as above.
 FORWARD_OF_PAIRS: dict[int, ForwardTiles] = {128: ForwardTiles(2, 2, 2, "intra_warpgroup", 128, unroll=1)}
+# Keys from which on two heads are paired: for fewer, what is saved does not pay for one more kernel to compile.
+PAIRED_FROM = 2048
 # The two passes of the backward; with token dilation the steps of the dkdv pass never overlap.
 DQ: dict[tuple[int, int], BackwardTiles] = {
     (64, 64): BackwardTiles(64, 9, 2, True),
