@@ -89,15 +89,8 @@ def test_a_bias_that_leaves_nothing_of_the_products_weighs_all_keys_alike(
     q, k, v = inputs(length, head_dim)
     biases = torch.full((1, 2, layout.num_block_ids), bias)
     problem = make_problem(q, k, v, layout, block_bias=biases).prepared_by(HOPPER, layout)
-    out, _ = emulator.forward(problem)
-    sums = v.float().view(1, 3, block, *v.shape[2:]).sum(2).cumsum(1)
-    means = sums / (block * torch.arange(1, 4).view(1, 3, 1, 1))
-    torch.testing.assert_close(
-        out.float().view(1, 3, block, *v.shape[2:]),
-        means[:, :, None].expand(-1, -1, block, -1, -1),
-        atol=2e-3,
-        rtol=2**-7,
-    )
+    # float64, of the definition, holds nothing of them either
+    assert emulator.errors(problem, gradients=False, through_launch=True)["out"] < OUT
 
 
 def test_slopes_may_be_negative() -> None:
