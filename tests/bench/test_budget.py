@@ -72,7 +72,9 @@ def test_run_stops_cleanly_and_says_what_it_left_out(
     rows, where = report.read_json(str(file))
     assert [row.case for row in rows] == cases[:2]
     assert where["left_out"] == [cases[2].label]
-    assert f"left out, the budget of 7 s was used up: {cases[2].label}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"left out, the budget of 7 s was used up: {cases[2].label}\n" in printed
+    assert [f"{case.label} ...\n" in printed for case in cases] == [True, True, False]  # as each begins
     assert f"Left out for lack of time: {cases[2].label}." in report.markdown(rows, where)
 
 

@@ -24,6 +24,10 @@ class Budget:
         """Seconds that are left; None if there is no limit."""
         return None if self.seconds is None else self.seconds - (time.monotonic() - self._begin)
 
+    def left_out(self) -> str:
+        """Why something was not measured."""
+        return f"left out, the budget of {self.seconds:g} s was used up"
+
     def fits(self, piece: Hashable) -> bool:
         """Whether there is time for a piece; a repeated one is expected to take as long as its quickest run."""
         left = self.left

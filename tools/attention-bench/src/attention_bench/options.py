@@ -104,7 +104,7 @@ def add_json(parser: argparse.ArgumentParser, what: str) -> None:
 def add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", type=seconds, metavar="SECONDS",
-        help="stop after so many seconds, say what was left out, and keep the figures; cases come in order of worth",
+        help="begin nothing new after so many seconds, say what was left out, and keep the figures; cases come in order of worth",
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def add_pattern(parser: argparse.ArgumentParser, patterns: Sequence[str] = PATTE
 def add_window(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window", default=argparse.SUPPRESS, type=positive_int, metavar="TOKENS",
-        help="of local_window: exact to the token, in place of the density",
+        help="of --pattern local_window, which it chooses: exact to the token, in place of the density; NATTEN needs --causal too",
     )  # fmt: skip
 
 
@@ -191,6 +191,10 @@ def has_case(options: argparse.Namespace) -> bool:
 def case_of(options: argparse.Namespace, base: Case) -> Case:
     """`base` with the given options."""
     given = {name: getattr(options, name) for name in CASE_FIELDS if hasattr(options, name)}
+    if "window" in given and given.setdefault("pattern", "local_window") != "local_window":
+        raise Unusable(
+            f"--window is of --pattern local_window, got --pattern {given['pattern']}; leave one of the two out"
+        )
     try:
         case = replace(base, **given)
         if case.pattern != RANDOM:

@@ -79,6 +79,8 @@ WINDOWS = [
     for block in (128, 64)
 ]
 
+FOR_CPU = ("cpu", "cpu-small", "cpu-shapes", "cpu-decode", "quick")  # the other presets take hours on a CPU
+
 PRESETS = {
     "kernels": KERNELS,
     # The kernel table without the 8 x 64 row.

@@ -18,7 +18,7 @@ from .cases import PATTERNS, Case
 from .environment import environment
 from .measure import Expected, Row
 from .peers import PEERS
-from .presets import PRESETS
+from .presets import FOR_CPU, PRESETS
 
 DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
 EPILOG = """\
@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PRESETS,
         metavar="NAME",
-        help=f"lists of cases: {', '.join(PRESETS)} (default: kernels on a GPU, cpu elsewhere)",
+        help=f"lists of cases: {', '.join(PRESETS)} (default: kernels on a GPU, cpu elsewhere); on a CPU one of "
+        f"{', '.join(FOR_CPU)}, unless --seqlen is given",
     )
     parser.add_argument(
         "--peers",
@@ -74,8 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
-    """The cases of the presets; if case options are given, only the first case with these options."""
+    """The cases of the presets; if case options are given, only the first case with these options. `Unusable` for a preset of
+    a GPU on a CPU, where already its masks take minutes."""
     names = given.preset or ["kernels" if device == "cuda" else "cpu"]
+    of_gpu = [name for name in names if name not in FOR_CPU]
+    if device == "cpu" and of_gpu and not hasattr(given, "seqlen"):
+        raise options.Unusable(
+            f"--preset {' '.join(of_gpu)} has sizes for a GPU; on a CPU choose from {', '.join(FOR_CPU)}, or give --seqlen"
+        )
     cases = list(dict.fromkeys(case for name in names for case in PRESETS[name]))
     return [options.case_of(given, cases[0])] if options.has_case(given) else cases
 
@@ -157,6 +164,7 @@ def main(arguments: list[str]) -> int:
             if not budget.fits(case):
                 continue
             in_order = names[::-1] if i_round % 2 else names
+            print(f"{case.label} ...", flush=True)  # building its mask takes a while
             with budget.spent_on(case):
                 for row in measured(case, in_order, device, given.repeat_ms, not given.forward_only, budget):
                     found.setdefault((case, row.peer), []).append(row)
@@ -175,6 +183,6 @@ def main(arguments: list[str]) -> int:
         Console(width=None if sys.stdout.isatty() else 180).print(report.table(rows))
     if was_interrupted:
         return outcome.interrupted(parser.prog, rows, given.json)
-    for each in missing:
-        print(f"left out, the budget of {given.budget:g} s was used up: {each}", flush=True)
+    if missing:
+        print(f"{budget.left_out()}: {'; '.join(missing)}", flush=True)
     return outcome.finished(parser.prog, rows)
