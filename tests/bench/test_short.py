@@ -28,9 +28,20 @@ def test_command_times_eager_calls(tmp_path: Path, capsys: pytest.CaptureFixture
         assert row.graph_us is None  # no graphs on a CPU
     assert rows[1].dense
     assert rows[2].refused == "needs a CUDA device"
-    assert "ours eager" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "ours eager" in printed
+    assert "microseconds per call" in printed  # the table at the end
     assert markdown.table(file).startswith("| case | library | forward | in a graph |")
     assert where["command"].startswith("attention-bench short ")
+
+
+def test_every_pattern_of_the_main_command_is_served(tmp_path: Path) -> None:
+    file = str(tmp_path / "short.json")
+    for more in (["--window", "40", "--causal"], ["--pattern", "random_topk"]):
+        assert cli.main(["short", *OPTIONS, *more, "--peers", "ours", "--json", file]) == 0
+        ((row,), _) = short.read_json(file)
+        assert row.case.window == (40 if "--window" in more else None)
+        assert row.case.pattern == ("local_window" if "--window" in more else "random_topk")
 
 
 def test_calls_follow_one_another_and_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,5 +72,5 @@ def test_runs_of_presets_and_calls_have_their_parts(benchmarks: ModuleType, tmp_
         assert f"## {heading}\n" in page
         assert text in page
     assert "| 1.05 ms (427) / 2.87 ms (388) | **0.92 ms (484)** / 4.03 ms (277) |" in page
-    assert "| sinks | plain | hopper | 1 ms, 1.05 | **2 ms, 1.20** | - / - |" in page
+    assert "| sinks | plain | hopper | 1 ms, 1.05 | 2 ms, 1.20 (slow) | - / - |" in page
     assert page.count("a GPU, 2026-01-02; torch 2.11; `attention-bench`") == 3

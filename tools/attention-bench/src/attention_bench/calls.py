@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -36,6 +37,7 @@ OTHER_BACKEND = {"cuda": "triton", "cpu": "reference"}
 DENSE_BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
 MORE = {"gradient of sinks": 5}  # of the tolerance: terms of a whole head, which mostly cancel
 MOST = 1.1  # of plain, or of the loss of dense attention
+SLOW = f"Slow: more than {MOST - 1:.0%} slower per active block, beyond what dense attention loses"
 
 
 @dataclass
@@ -163,9 +165,9 @@ def read_json(path: str) -> tuple[list[CallRow], dict[str, Any]]:
 def cell(row: CallRow, direction: str) -> str:
     ms, of_plain, of_dense = (getattr(row, f"{direction}_{name}") for name in ("ms", "of_plain", "of_dense"))
     text = f"{milliseconds(ms)} ms, {of_plain:.2f}"
-    if of_dense is not None:
-        text += f" (dense {of_dense:.2f})"
-    return f"**{text}**" if row.is_slow(direction) else text
+    more = [] if of_dense is None else [f"dense {of_dense:.2f}"]
+    more += ["slow"] if row.is_slow(direction) else []
+    return f"{text} ({', '.join(more)})" if more else text
 
 
 def cells(row: CallRow) -> list[str]:
@@ -182,23 +184,58 @@ def cells(row: CallRow) -> list[str]:
     ]
 
 
-HEADINGS = ["call", "compared with", "backend", "forward, of plain", "backward, of plain", "error"]
+HEADINGS = [
+    "call",
+    "compared with",
+    "backend",
+    "forward, ratio",
+    "backward, ratio",
+    "errors of output / gradients",
+]
 
 
 def markdown(rows: list[CallRow], where: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    more = f"Bold: more than {MOST - 1:.0%} slower per active block, beyond what dense attention loses.\n\n"
-    shown = more if any("**" in line for line in lines) else ""
+    shown = f"{SLOW}.\n\n" if any(map(is_slow, rows)) else ""
     return "\n".join(lines) + f"\n\nThe plain call: {rows[0].case.label}.\n\n" + shown + footnote(where)
 
 
+def is_slow(row: CallRow) -> bool:
+    return row.is_slow("forward") or row.is_slow("backward")
+
+
+def table(rows: list[CallRow]) -> Table:
+    """A terminal table with one line per feature."""
+    title = "ratio: time per pair in the active blocks, of that of the call compared with"
+    made = Table(title=title, caption=SLOW if any(map(is_slow, rows)) else None)
+    for name in HEADINGS:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*cells(row))
+    return made
+
+
+def in_words(row: CallRow, direction: str) -> str:
+    """The figures of a direction with their names."""
+    ms, of_plain, of_dense = (getattr(row, f"{direction}_{name}") for name in ("ms", "of_plain", "of_dense"))
+    if ms is None:
+        return f"{direction} none"
+    text = f"{direction} {milliseconds(ms)} ms, {number(of_plain, '.2f')} of {row.base}"
+    text += "" if of_dense is None else f", dense {of_dense:.2f}"
+    return text + (", slow" if row.is_slow(direction) else "")
+
+
 def line(row: CallRow) -> str:
-    feature, base, backend, *figures = cells(row)
-    return f"{feature} ({backend}, compared with {base}): forward " + ", ".join(
-        figure if i != 1 else f"backward {figure}" for i, figure in enumerate(figures) if figure != "-"
-    )
+    """A row as plain text, printed as soon as it is measured."""
+    text = f"{row.peer} ({row.backend or 'no backend'}): "
+    if row.has_figures:
+        errors = f"errors: output {number(row.error, '.0e')}, gradients {number(row.grad_error, '.0e')}"
+        text += "; ".join([in_words(row, "forward"), in_words(row, "backward"), errors])
+    if row.refused is not None:
+        text += f"; refused: {row.refused}" if row.has_figures else f"refused: {row.refused}"
+    return text
 
 
 # ---- the command
@@ -231,7 +268,8 @@ def main(arguments: list[str]) -> int:
     options.set_threads(given)
     case = options.case_of(given, BASE[device])
     command = options.command_line(parser.prog, arguments, given.json)
-    found = Collection(parser.prog, KIND, line, given.json, device, environment(device, command))
+    where = environment(device, command)
+    found = Collection(parser.prog, KIND, line, given.json, device, where, table=table)
     budget, names = Budget(given.budget), list(dict.fromkeys(given.features))
 
     def rows(name: str) -> list[CallRow]:

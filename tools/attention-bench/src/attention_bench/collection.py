@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+
+from rich.console import Console
+from rich.table import Table
 
 from . import files, outcome
 from .budget import Budget
@@ -16,7 +20,7 @@ RowType = TypeVar("RowType", bound=outcome.PeerRow)
 
 @dataclass
 class Collection(Generic[RowType]):
-    """The rows of a command; `file` is the JSON file or None, `where` the environment."""
+    """The rows of a command; `file` is the JSON file or None, `where` the environment, `table` shows all rows at the end."""
 
     prog: str
     kind: str
@@ -25,6 +29,7 @@ class Collection(Generic[RowType]):
     device: str
     where: dict[str, Any]
     rows: list[RowType] = field(default_factory=list)
+    table: Callable[[list[RowType]], Table] | None = None
 
     def add(self, made: Sequence[RowType]) -> None:
         for row in made:
@@ -55,6 +60,8 @@ class Collection(Generic[RowType]):
         if left_out and budget is not None:
             self.where = {**self.where, "left_out": left_out}
             self.add([])
-            for each in left_out:
-                print(f"left out, the budget of {budget.seconds:g} s was used up: {each}", flush=True)
+        if self.rows and self.table is not None:
+            Console(width=None if sys.stdout.isatty() else 180).print(self.table(self.rows))
+        if left_out and budget is not None:
+            print(f"{budget.left_out()}: {'; '.join(left_out)}", flush=True)
         return outcome.finished(self.prog, self.rows)

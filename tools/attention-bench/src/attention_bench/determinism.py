@@ -144,9 +144,10 @@ def main(arguments: list[str]) -> int:
     case = options.case_of(given, BASE[device])
     subjects = every_subject(device) if given.every else [Subject(case.label, partial(call_of, case, device))]
     budget, status = Budget(given.budget), 0
+    missing: list[str] = []
     for subject in subjects:
         if not budget.fits(subject.label):
-            print(f"left out, the budget of {given.budget:g} s was used up: {subject.label}", flush=True)
+            missing.append(subject.label)
             continue
         try:
             found = compare(subject.make(), device, given.runs, given.backend, given.load)
@@ -162,4 +163,6 @@ def main(arguments: list[str]) -> int:
             found, status = f"failed: {one_line(error)}", 1
         print(f"{subject.label}: {found}", flush=True)
         free(device)
+    if missing:
+        print(f"{budget.left_out()}: {'; '.join(missing)}", flush=True)
     return status

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from dilated_attention_pytorch.cli.arguments import positive_int
 
-from . import files, measure, options, outcome
+from . import files, measure, options, outcome, report
 from .budget import Budget
-from .cases import Case
+from .cases import PATTERNS, Case
 from .collection import Collection
 from .environment import environment, footnote
 from .peers import PEERS
@@ -164,6 +165,34 @@ def markdown(rows: list[ShortRow], where: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + bold + footnote(where)
 
 
+def table(rows: list[ShortRow]) -> Table:
+    """A terminal table with one line per peer and case."""
+    made = Table(
+        title="microseconds per call; in a graph: replays of a CUDA graph; both: forward and backward"
+    )
+    for name in (
+        "case",
+        "peer",
+        *(name.removesuffix("_us").replace("_", " ") for name in TIMES),
+        "err",
+        "note",
+    ):
+        is_text = name in ("case", "peer", "note")
+        made.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    last: Case | None = None
+    for row in rows:
+        figures = [report.number(getattr(row, name), ",.1f") for name in TIMES]
+        made.add_row(
+            "" if row.case == last else row.case.label,
+            row.peer + (" (dense)" if row.dense else ""),
+            *figures,
+            report.number(row.error, ".0e"),
+            row.refused or "",
+        )
+        last = row.case
+    return made
+
+
 def line(row: ShortRow) -> str:
     label, peer, *figures = cells(row, None)
     shown = [f"{name.removesuffix('_us')} {figure}" for name, figure in zip(TIMES, figures, strict=True)]
@@ -178,8 +207,11 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_device(parser)
     options.add_threads(parser)
     options.add_case(
-        parser, "this and the following options replace the preset with its first case, changed accordingly"
+        parser,
+        "this and the following options leave only the first of the cases of this command, changed accordingly",
+        PATTERNS,
     )
+    options.add_window(parser)
     parser.add_argument(
         "--peers", nargs="+", choices=PEERS, metavar="PEER", default=list(DEFAULT_PEERS),
         help=f"default: {' '.join(DEFAULT_PEERS)}",
@@ -202,7 +234,8 @@ def main(arguments: list[str]) -> int:
     cases = PRESETS["short"] if device == "cuda" else CPU_CASES
     cases = [options.case_of(given, cases[0])] if options.has_case(given) else cases
     command = options.command_line(parser.prog, arguments, given.json)
-    found = Collection(parser.prog, KIND, line, given.json, device, environment(device, command))
+    where = environment(device, command)
+    found = Collection(parser.prog, KIND, line, given.json, device, where, table=table)
     names = list(dict.fromkeys(given.peers))
     return found.collect(
         cases, lambda case: measured(case, names, device, given.rounds, given.calls), Budget(given.budget)
