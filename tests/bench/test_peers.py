@@ -148,22 +148,26 @@ def test_peer_says_why_it_cannot_serve_a_case(name: str, case: Case, device: str
     ("name", "case"), [("bsa", BF16), ("vsa", BF16), ("flashinfer", BF16), ("natten", replace(WINDOW, head_dim=64))]
 )  # fmt: skip
 def test_peer_that_is_not_installed_says_so(name: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the packages; without a GPU, too."""
     for module in ("cudnn", "fastvideo_kernel", "flashinfer", "natten"):
         monkeypatch.setitem(stub_peers.sys.modules, module, None)
     found = PEERS[name].rejects(case, "cuda")
     assert found is not None
     assert found.startswith("not installed (")
+    assert "): pip install " in found
+    assert PEERS[name].rejects(case, "cpu") == f"needs a CUDA device, and is {found}"
 
 
 def test_peer_that_is_installed_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     stub_peers.bsa(monkeypatch)
     stub_peers.vsa(monkeypatch)
     assert PEERS["bsa"].rejects(BF16, "cuda") is None
+    assert PEERS["bsa"].rejects(BF16, "cpu") == "needs a CUDA device"
     assert PEERS["vsa"].rejects(BF16, "cuda") is None
     # without its compiled part it would take other kernels
     monkeypatch.setitem(stub_peers.sys.modules, "fastvideo_kernel._C.fastvideo_kernel_ops", None)
     assert str(PEERS["vsa"].rejects(BF16, "cuda")).startswith("not installed (")
-    assert not_installed("json") is None
+    assert not_installed("json", "-") is None
 
 
 def test_choices_in_words() -> None:

@@ -33,10 +33,12 @@ class CudnnBSA:
     dense: bool = False
 
     def rejects(self, case: Case, device: str) -> str | None:
-        why_not = LIMITS.why_not(case, device)
-        if why_not is None and self.kv_splits == "auto" and case.block != 64:
-            why_not = f"kv_splits='auto' is for blocks of 64, got {case.block}"
-        return why_not or not_installed("cudnn.block_sparse_attention")
+        if LIMITS.why_not(case, device) is None and self.kv_splits == "auto" and case.block != 64:
+            return f"kv_splits='auto' is for blocks of 64, got {case.block}"
+        return LIMITS.rejects(case, device, self._why_missing)
+
+    def _why_missing(self) -> str | None:
+        return not_installed("cudnn.block_sparse_attention", "nvidia-cudnn-frontend nvidia-cutlass-dsl")
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
         columns, counts = block_lists(layout, case.batch, case.heads)

@@ -33,7 +33,10 @@ class FlashAttention4:
     heads_first: bool = False
 
     def rejects(self, case: Case, device: str) -> str | None:
-        return LIMITS.why_not(case, device) or not_installed("flash_attn.cute.interface")
+        return LIMITS.rejects(case, device, self._why_missing)
+
+    def _why_missing(self) -> str | None:
+        return not_installed("flash_attn.cute.interface", "--pre flash-attn-4")
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
         from flash_attn.cute.interface import flash_attn_func

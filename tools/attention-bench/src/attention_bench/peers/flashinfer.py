@@ -22,7 +22,7 @@ class FlashInfer:
     dense = False
 
     def rejects(self, case: Case, device: str) -> str | None:
-        return LIMITS.why_not(case, device) or not_installed("flashinfer")
+        return LIMITS.rejects(case, device, lambda: not_installed("flashinfer", "flashinfer-python"))
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
         import flashinfer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..cases import Case
@@ -26,6 +27,14 @@ class Limits:
     ragged: bool = False
     windows: bool = False
     decode: bool = False
+
+    def rejects(self, case: Case, device: str, why_missing: Callable[[], str | None]) -> str | None:
+        """Why a case is not served, or why the peer is missing; without a GPU both."""
+        why_not = self.why_not(case, device)
+        if why_not is None:
+            return why_missing()
+        missing = why_missing() if device != "cuda" else None
+        return why_not if missing is None else f"{why_not}, and is {missing}"
 
     def why_not(self, case: Case, device: str) -> str | None:
         """Why a case is not served; None if it is."""
@@ -65,11 +74,11 @@ def either(choices: tuple[object, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def not_installed(module: str) -> str | None:
-    """Why a module cannot be imported; None if it can."""
+def not_installed(module: str, packages: str) -> str | None:
+    """Why a module cannot be imported, and the packages that have it; None if it can."""
     try:
         importlib.import_module(module)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:  # also of what it imports
         text = str(error).splitlines()
-        return f"not installed ({text[0] if text else type(error).__name__})"
+        return f"not installed ({text[0] if text else type(error).__name__}): pip install {packages}"
     return None

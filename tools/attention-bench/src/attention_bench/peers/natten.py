@@ -1,4 +1,5 @@
-"""NATTEN's neighborhood attention, for causal windows that are exact to the token: elsewhere its edges differ from ours."""
+"""NATTEN's neighborhood attention in one dimension, for causal windows that are exact to the token: elsewhere its edges differ
+from ours."""
 
 from __future__ import annotations
 
@@ -25,10 +26,13 @@ class Natten:
     dense = False
 
     def rejects(self, case: Case, device: str) -> str | None:
-        why_not = LIMITS.why_not(case, device)
-        if why_not is None and (case.window is None or not case.causal):
-            why_not = "needs a causal window that is exact to the token"
-        return why_not or not_installed("natten")
+        if (
+            device == "cuda"
+            and LIMITS.why_not(case, device) is None
+            and (case.window is None or not case.causal)
+        ):
+            return "needs a causal window that is exact to the token: --causal --window TOKENS"
+        return LIMITS.rejects(case, device, lambda: not_installed("natten", "natten"))
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
         from natten import na1d

@@ -22,7 +22,13 @@ class VideoSparseAttention:
     dense = False
 
     def rejects(self, case: Case, device: str) -> str | None:
-        return LIMITS.why_not(case, device) or not_installed("fastvideo_kernel") or not_installed(COMPILED)
+        return LIMITS.rejects(case, device, self._why_missing)
+
+    def _why_missing(self) -> str | None:
+        of_package, of_kernels = (
+            not_installed(module, "fastvideo-kernel") for module in ("fastvideo_kernel", COMPILED)
+        )
+        return of_package or of_kernels
 
     def prepare(self, case: Case, layout: BlockLayout) -> Attend:
         from fastvideo_kernel import block_sparse_attn_from_indices
