@@ -44,7 +44,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "dropout", "dropout_causal", "dropout_chunk", "dropout_block_16", "dropout_4096", "padding_dropout_per_head_strided",
         "dilation_dropout_bias_block_32", "everything",
     ),
-    "q has strides": ("strided", "strided_head_dim_80"),
 }  # fmt: skip
 DILATED = (
     "dilation", "dilation_causal", "dilation_of_all", "dilation_more_heads_than_residues", "dilation_coarse",

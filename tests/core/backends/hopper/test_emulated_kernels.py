@@ -114,7 +114,8 @@ def is_short(case: Case) -> bool:
     return blocks <= 2**20
 
 
-CALLS = [case for case in SERVED if (is_short(case) if EVERY_SHAPE else label(case) == "65_causal-64-64")]
+FEW = ("65_causal-64-64", "strided-64-64")  # the second copies what it cannot read
+CALLS = [case for case in SERVED if (is_short(case) if EVERY_SHAPE else label(case) in FEW)]
 
 
 @pytest.mark.parametrize("case", CALLS, ids=label)

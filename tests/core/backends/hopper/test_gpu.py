@@ -21,8 +21,6 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
     explain_backends,
 )
-from dilated_attention_pytorch.backends.problem import AttentionProblem
-from dilated_attention_pytorch.backends.triton import TRITON
 from tests.core.attention_cases import BY_NAME, Case, case
 from tests.core.backends.hopper.cases import MORE, SERVED, check, label, shaped
 from tests.core.backends.test_attention_gpu import check_last_block_beyond_two_to_the_31_elements
@@ -191,43 +189,30 @@ def test_one_projection_holds_q_k_and_v() -> None:
     assert torch.equal(grad, torch.stack(grads, 2))
 
 
-def test_keys_that_are_expanded_fall_to_triton() -> None:
-    q, k, v = (x.detach() for x in qkv(3, 500, 4, 128))
-    layout = layout_of(500, 128)
-    k = k.narrow(0, 0, 1).expand_as(k)
-    reason = explain_backends(q, k, v, layout)["hopper"]
-    assert reason is not None
-    assert reason.startswith("k has strides (0,")
-    out = block_sparse_attention(q, k, v, layout)
-    assert torch.equal(out, block_sparse_attention(q, k, v, layout, backend="triton"))
-
-
 def misaligned(x: Tensor) -> Tensor:
     """The same values, one element into a storage."""
     return torch.cat([x.new_zeros(1), x.detach().flatten()])[1:].view(x.shape)
 
 
-@pytest.mark.parametrize("name", ["q", "k", "v"])
-def test_misaligned_tensor_is_refused_by_name_and_falls_to_triton(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors: dict[str, Any] = dict(zip("qkv", (x.detach() for x in qkv(1, 500, 2, 128)), strict=True))
-    tensors[name] = misaligned(tensors[name])
-    layout = layout_of(500, 128)
-    reason = f"{name} begins 1 elements into its storage, needs a multiple of 8"
-    assert explain_backends(**tensors, layout=layout)["hopper"] == reason
-    with pytest.raises(ValueError, match=reason):
-        block_sparse_attention(**tensors, layout=layout, backend="hopper")
-    forward, ran = TRITON.forward, []
+UNREADABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "misaligned": misaligned,
+    "expanded_batch": lambda x: x[:1].expand_as(x),
+    "expanded_heads": lambda x: x[:, :, :1].expand_as(x),
+    "wide_rows": lambda x: torch.cat([x, x[..., :3]], 3)[..., : x.shape[3]],
+    "last_stride_not_one": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
 
-    def noting(problem: AttentionProblem) -> tuple[Tensor, Tensor]:
-        ran.append("triton")
-        return forward(problem)
 
-    monkeypatch.setattr(TRITON, "forward", noting)
-    out = block_sparse_attention(**tensors, layout=layout)
-    assert ran == ["triton"]
-    assert torch.equal(out, block_sparse_attention(**tensors, layout=layout, backend="triton"))
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_cannot_be_read_is_copied(name: str) -> None:
+    leaves = qkv(2, 500, 4, 128)
+    q, k, v = (UNREADABLE[name](x.detach()).requires_grad_() for x in leaves)
+    layout, grad_out = layout_of(500, 128), random(*q.shape)
+    assert explain_backends(q, k, v, layout)["hopper"] is None
+    copies = (x.detach().contiguous().clone().requires_grad_() for x in (q, k, v))
+    expected = step(*copies, layout, grad_out)
+    for _ in range(3):  # the later ones are served from the cache of the layout
+        assert_same(step(q, k, v, layout, grad_out), expected)
 
 
 GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, _torch_internals
 from dilated_attention_pytorch.backends.hopper import HOPPER, tuning
+from dilated_attention_pytorch.backends.hopper.strides import is_readable
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.functional import make_problem
 
@@ -419,6 +420,58 @@ def test_misaligned_tensors_are_copied_and_described_as_copies(made: list[Record
             assert all(x.data_ptr() % 16 == 0 for x in described)
     dq = [each for each in made if each.arguments.get("DKDV") is False][-1]
     assert torch.equal(dq.runs[-1][0][0], misaligned)
+
+
+def misaligned(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+UNREADABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "expanded_heads": lambda x: x[:, :, :1].expand_as(x),
+    "expanded_tokens": lambda x: x[:, :1].expand_as(x),
+    "odd_rows": lambda x: torch.cat([x, x[..., :3]], 3)[..., :64],
+    "odd_rows_and_offset": lambda x: torch.cat([x[..., :3], x], 3)[..., 3:],
+    "heads_first_misaligned": lambda x: misaligned(x.transpose(1, 2)).transpose(1, 2),
+    "head_dim_apart": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("block_size", [128, 256])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_cannot_be_read_is_copied_forward_and_backward(
+    kind: str, block_size: int, made: list[Recorder]
+) -> None:
+    layout_ = BlockLayout.from_config(SparsePatternConfig(block_size=block_size, sparsity_ratio=0.5), LENGTH)
+    q, k, v = (UNREADABLE[kind](torch.randn(1, LENGTH, 4, 64, dtype=torch.bfloat16)) for _ in range(3))
+    p = problem(q=q, k=k, v=v, layout=layout_)
+    for _ in range(2):
+        launch.launch_forward(p)
+        backward(p)
+    assert [len(each.runs) for each in made] == [2, 2, 2]
+    for each in made:
+        for described, _ in each.runs:
+            assert all(is_readable(x) for x in described)
+    copies, _ = made[0].runs[-1]
+    assert [torch.equal(x, y) for x, y in zip(copies[:3], (q, k, v), strict=True)] == [True] * 3
+    assert launch.bind_forward(p) is None  # a call that copies is not bound: it copies every time
+
+
+def test_an_output_is_filled_although_inputs_are_copied(made: list[Recorder]) -> None:
+    p = problem(k=torch.randn(1, LENGTH, 1, 64, dtype=torch.bfloat16).expand(1, LENGTH, 4, 64))
+    into = torch.empty(1, 4, LENGTH, 64, dtype=torch.bfloat16).transpose(1, 2)
+    out, _ = launch.launch_forward(p, into)
+    assert out is into
+    assert made[0].runs[0][0][5] is into
+
+
+def test_what_can_be_read_is_not_looked_at_again(
+    made: list[Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = problem()
+    launch.launch_forward(p)
+    monkeypatch.setattr(launch, "is_readable", None)  # not called: the launch was found
+    launch.launch_forward(p)
+    assert len(made[0].runs) == 2
 
 
 def test_backward_describes_what_hooks_gave_back(made: list[Recorder]) -> None:

@@ -161,6 +161,15 @@ def test_sinks_softcap_and_padding() -> None:
     assert over_the_limit(found) == {}
 
 
+def test_expanded_keys_are_copied() -> None:
+    problem = problem_of(64, 64, True, q_len=330)
+    k = problem.k[:, :1].expand(-1, 330, -1, -1)
+    found = emulator.errors(
+        split(dataclasses.replace(problem, k=k), 2), gradients=False, through_launch=True, programs=3
+    )
+    assert over_the_limit(found) == {}
+
+
 def test_number_of_shares_is_read_from_their_lists() -> None:
     problem = problem_of(64, 64, False, layout_heads=2)
     assert [num_shares_of(split(problem, n)) for n in (2, 3)] == [2, 3]

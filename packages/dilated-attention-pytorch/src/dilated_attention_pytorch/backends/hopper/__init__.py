@@ -27,7 +27,7 @@ from .column_groups import MAX_GROUP_SIZE, MAX_RATES
 from .prepared import make_prepared
 from .quarters import LARGE
 from .shares import shares_of, splits_rows
-from .strides import badly_strided
+from .strides import is_readable
 from .work_order import make_work_order
 
 MAX_HEAD_DIM = 256
@@ -143,10 +143,6 @@ def rejected_values(problem: AttentionProblem) -> str | None:
         return f"block_size is 256 with {n_blocks} active blocks, needs fewer than 2**29 (make the layout with 128)"
     if p.dilation is not None:
         why_not = rejected_dilation(p)
-        if why_not is not None:
-            return why_not
-    for name, x in (("q", p.q), ("k", p.k), ("v", p.v)):
-        why_not = badly_strided(name, x)
         if why_not is not None:
             return why_not
     return None
@@ -267,7 +263,7 @@ class HopperBackend(Backend):
         return made
 
     def forward_into(self, problem: AttentionProblem, out: Tensor) -> Tensor:
-        if badly_strided("out", out) is not None or out.data_ptr() % 16:
+        if not is_readable(out):
             return super().forward_into(problem, out)
         lse: Tensor = launches().launch_forward(problem, out)[1]
         return lse
@@ -281,7 +277,7 @@ class HopperBackend(Backend):
         grad_lse: Tensor | None,
         dq: Tensor,
     ) -> Gradients:
-        if badly_strided("dq", dq) is not None or dq.data_ptr() % 16:
+        if not is_readable(dq):
             return super().backward_into(problem, out, lse, grad_out, grad_lse, dq)
         made: Gradients = launches().launch_backward(problem, out, lse, grad_out, grad_lse, dq)
         return made

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ from .share_arguments import ShareResults, empty_results, merge_arguments, share
 from .shares import can_be_split, num_shares, num_shares_of, problem_of_shares
 from .single_pass import SINGLE_PASS
 from .sinks import sink_gradient
-from .strides import badly_strided
+from .strides import is_readable
 from .wide import (
     Addresses,
     addresses,
@@ -56,9 +57,14 @@ def aligned(x: Tensor) -> Tensor:
 
 def readable(x: Tensor) -> Tensor:
     """The tensor, or a contiguous copy if the tensor memory accelerator cannot read it."""
-    if x.data_ptr() % 16 == 0 and (x.is_contiguous() or badly_strided("x", x) is None):
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
+    return x if is_readable(x) else x.clone(memory_format=torch.contiguous_format)
+
+
+def with_readable_inputs(problem: AttentionProblem) -> AttentionProblem:
+    """The problem with copies of those of q, k and v that the tensor memory accelerator cannot read."""
+    p = problem
+    q, k, v = readable(p.q), readable(p.k), readable(p.v)
+    return p if q is p.q and k is p.k and v is p.v else replace(p, q=q, k=k, v=v)
 
 
 def empty_out(q: Tensor, v: Tensor) -> Tensor:
@@ -97,9 +103,19 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
         with torch.cuda.device(index):
             return launch_forward(problem, into)
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
-        return launch_forward(replace(p, q=aligned(q), k=aligned(k), v=aligned(v)), into)
+        return launch_forward(with_readable_inputs(p), into)
     if p.grid.block_size == LARGE:
         p = of_kernel_blocks(p)
+    key: Hashable = ("forward", p.signature)
+    if p.shares:
+        key = shares_key(p)
+    elif into is not None:
+        key = ("forward", p.signature, into.stride())
+    made: Any = LAUNCHES.get(key)
+    if made is None:  # strides that cannot be read have no launch, so nobody else looks at them
+        copied = with_readable_inputs(problem)
+        if copied is not problem:
+            return launch_forward(copied, into)
     batch, q_len, num_heads, _ = q.shape
     # the fastest ways to make a tensor
     out = empty_out(q, v) if into is None else into
@@ -107,10 +123,8 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
         (batch, num_heads, q_len), (num_heads * q_len, q_len, 1), dtype=torch.float32, device=q.device
     )
     if p.shares:
-        launch_shares(p, out, lse, index)
+        launch_shares(p, out, lse, index, made)
         return out, lse
-    key = ("forward", p.signature) if into is None else ("forward", p.signature, into.stride())
-    made: ForwardLaunch | None = LAUNCHES.get(key)
     tensors = NO_TENSORS
     if made is None or made.absent is None:
         tensors = FORWARD.extra_tensors(p, out, call_tensors(p)) if is_wide(p) else NO_TENSORS
@@ -138,19 +152,25 @@ def wanted_shares(problem: AttentionProblem) -> int:
     return num_shares(problem, kernel_dim(problem), slots)
 
 
-def launch_shares(problem: AttentionProblem, out: Tensor, lse: Tensor, index: int) -> None:
-    """Fill out and lse of a problem whose rows are split; of device `index`, which is the current one."""
+def shares_key(problem: AttentionProblem) -> Hashable:
+    """What the launch of a problem whose rows are split is kept under."""
+    return "shares", problem.signature, num_shares_of(problem)
+
+
+def launch_shares(
+    problem: AttentionProblem, out: Tensor, lse: Tensor, index: int, launch: Launch | None
+) -> None:
+    """Fill out and lse of a problem whose rows are split, by its launch if there is one; device `index` is the current one."""
     p, n_shares = problem_of_shares(problem), num_shares_of(problem)
     results = empty_results(p, n_shares)
     tensors = share_tensors(p, results)
-    key = ("shares", problem.signature, n_shares)
-    launch: Launch | None = LAUNCHES.get(key)
     if launch is None:
         n_tiles = n_shares * row_groups(p) * p.num_heads
         grid = min(n_tiles, FORWARD.programs(p) * multiprocessors(index))
         arguments = share_arguments(p, results, tensors)
         compile_backward_beside(problem, out, lse, NO_TENSORS)
-        launch = LAUNCHES.keep(key, Launch(FORWARD.kernel, arguments, FORWARD.options(p), grid))
+        made = Launch(FORWARD.kernel, arguments, FORWARD.options(p), grid)
+        launch = LAUNCHES.keep(shares_key(problem), made)
     extras = addresses(extra_pointers(FORWARD.kernel), tensors)
     described = (p.q, p.k, p.v, p.k, p.v, p.q)
     launch.run(index, described, (results.lse.data_ptr(), *FORWARD.lists(p), tile_counter(index), *extras))
@@ -170,7 +190,7 @@ def clear(
 def bind_forward(problem: AttentionProblem) -> Forward | None:
     """`launch_forward` for problems that differ from this one in q, k and v only, with everything else looked up once.
 
-    None if no such problem was launched, for example without queries, or if a call gives more tensors.
+    None if no such problem was launched, for example without queries or because q, k or v had to be copied, or if a call gives more tensors.
     """
     p, index, device = problem, problem.q.get_device(), problem.q.device
     if p.shares:
@@ -210,7 +230,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
 def bind_shares(problem: AttentionProblem) -> Forward | None:
     """`bind_forward` of a problem whose rows are split."""
     p, n_shares, index = problem, num_shares_of(problem), problem.q.get_device()
-    launch: Launch | None = LAUNCHES.get(("shares", p.signature, n_shares))
+    launch: Launch | None = LAUNCHES.get(shares_key(p))
     if launch is None or is_wide(p):
         return None
     static_problem, lists, names = p.without_inputs(), problem_of_shares(p), extra_pointers(FORWARD.kernel)
@@ -254,9 +274,8 @@ def backward_call(
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
     if p.grid.block_size == LARGE:
         p = of_kernel_blocks(p)
-    q, k, v = readable(p.q), readable(p.k), readable(p.v)
-    if q is not p.q or k is not p.k or v is not p.v:
-        p = replace(p, q=q, k=k, v=v)
+    p = with_readable_inputs(p)
+    q, k, v = p.q, p.k, p.v
     out, lse = aligned(out), aligned(lse)
     has_grad_lse = grad_lse is not None
     grad_lse = lse if grad_lse is None else aligned(grad_lse)
