@@ -44,6 +44,7 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
         dtype: likewise without effect.
         sparsity_ratio: replaces the field of that name in `sparse_config`.
         block_size: replaces the field of that name in `sparse_config`.
+        deterministic: see `block_sparse_attention`.
 
     The arguments are attributes too: an assigned value is checked as here and applies from the next call on.
 
@@ -78,6 +79,7 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
         *,
         sparsity_ratio: float | None = None,
         block_size: int | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         del device, dtype
         super().__init__()
@@ -86,10 +88,11 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
+        self.deterministic = deterministic
 
     def extra_repr(self) -> str:
         parts = [f"sparse_config={self.sparse_config}"]
-        for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend"):
+        for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend", "deterministic"):
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={list(value) if isinstance(value, tuple) else value!r}")
@@ -142,6 +145,7 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
         dropout_p = self._dropout if self.training else 0.0
         backend, scale = self._backend, self._softmax_scale
         segment_lengths, dilation_rates = self._dilation
+        deterministic = self._deterministic
         if layout is None and type(q) in PLAIN_TYPES and type(k) in PLAIN_TYPES and type(is_causal) is bool:
             try:
                 of_q, of_k = q.shape, k.shape
@@ -153,14 +157,16 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
             if layout is not None and return_attention_weights is False:
                 key = None
                 if kv_lengths is None and key_padding_mask is None and not dropout_p:
-                    key = key_of(q, k, v, is_causal, scale, None, segment_lengths, dilation_rates, backend)
+                    key = key_of(
+                        q, k, v, is_causal, scale, None, segment_lengths, dilation_rates, backend, None, deterministic
+                    )  # fmt: skip
                     cached: CachedCall | None = layout._cached_calls.get(key)
                     if cached is not None:
                         return cached.run(q, k, v)[0]
                 return attend(
                     q, k, v, layout, key, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
                     key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
-                    dropout_p=dropout_p, backend=backend,
+                    dropout_p=dropout_p, backend=backend, deterministic=deterministic,
                 )[0]  # fmt: skip
         if not torch.compiler.is_compiling():
             check_flag("return_attention_weights", return_attention_weights)
@@ -168,13 +174,13 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
             return block_sparse_attention(
                 q, k, v, layout, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
                 key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
-                dropout_p=dropout_p, backend=backend,
+                dropout_p=dropout_p, backend=backend, deterministic=deterministic,
             )  # fmt: skip
         source = self._pattern if layout is None else layout
         call = check_call(
             q, k, v, source, is_causal=is_causal, softmax_scale=scale, kv_lengths=kv_lengths,
             key_padding_mask=key_padding_mask, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
-            dropout_p=dropout_p,
+            dropout_p=dropout_p, deterministic=deterministic,
         )  # fmt: skip
         if backend == "reference" or return_attention_weights:
             dense = dense_problem(call, self._pattern) if layout is None else call.dense_problem(layout)

@@ -12,7 +12,7 @@ from ..config import SparsePatternConfig, TokenDilation, checked_configs, listed
 from ..grid import BlockGrid
 from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
-from ..validation.numbers import check_backend, checked_dropout, checked_scale
+from ..validation.numbers import check_backend, checked_deterministic, checked_dropout, checked_scale
 
 
 class PatternSettings:
@@ -127,7 +127,9 @@ class PatternSettings:
 
 
 class AttentionSettings(PatternSettings):
-    """Also `dropout` and `softmax_scale`: of modules that do nothing but attend."""
+    """Also `dropout`, `softmax_scale` and `deterministic`: of modules that do nothing but attend."""
+
+    _deterministic: bool | None = None  # of a module saved by 0.3.0
 
     @property
     def dropout(self) -> float:
@@ -146,6 +148,15 @@ class AttentionSettings(PatternSettings):
     @softmax_scale.setter
     def softmax_scale(self, value: float | None) -> None:
         self._softmax_scale = checked_scale(value)
+
+    @property
+    def deterministic(self) -> bool | None:
+        """See `block_sparse_attention`."""
+        return self._deterministic
+
+    @deterministic.setter
+    def deterministic(self, value: bool | None) -> None:
+        self._deterministic = None if value is None else checked_deterministic(value)
 
 
 def check_dilation(
