@@ -100,3 +100,16 @@ def test_slopes_may_be_negative() -> None:
         HOPPER, layout
     )
     assert over_the_limit(emulator.errors(problem, through_launch=True)) == {}
+
+
+@pytest.mark.parametrize("block", [64, 128])
+def test_gradients_are_right_where_heads_that_share_keys_see_other_columns(block: int) -> None:
+    mask = torch.ones(8, 4, 4, dtype=torch.bool)
+    for head, column in ((0, 0), (0, 1), (1, 0), (1, 1), (5, 2), (5, 3), (7, 1)):
+        mask[head, :, column] = False
+    length = 4 * block
+    layout = BlockLayout.from_dense(mask, block, length, length)
+    generator = torch.Generator().manual_seed(block)
+    q, k, v = (torch.randn(1, length, heads, 64, generator=generator).bfloat16() for heads in (8, 2, 2))
+    problem = make_problem(q, k, v, layout).prepared_by(HOPPER, layout)
+    assert over_the_limit(emulator.errors(problem, lse_gradient=True)) == {}
