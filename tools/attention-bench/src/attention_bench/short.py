@@ -52,6 +52,11 @@ class ShortRow:
         return self.eager_us is not None
 
 
+def name_of(figure: str) -> str:
+    """What a figure is called: `eager both` for `eager_both_us`."""
+    return figure.removesuffix("_us").replace("_", " ")
+
+
 def per_call_us(call: Callable[[], object], device: str, n_calls: int) -> float:
     """Microseconds per call of calls that follow one another."""
     measure.synchronize(device)
@@ -98,7 +103,7 @@ def kinds(row: ShortRow, call: measure.Call, device: str) -> dict[str, Callable[
             made[name]()
         except Exception as error:  # the other figures remain valid
             made.pop(name, None)
-            row.refused = f"{name.removesuffix('_us').replace('_', ' ')}: {measure.one_line(error)}"
+            row.refused = f"{name_of(name)}: {measure.one_line(error)}"
     return made
 
 
@@ -173,7 +178,7 @@ def table(rows: list[ShortRow]) -> Table:
     for name in (
         "case",
         "peer",
-        *(name.removesuffix("_us").replace("_", " ") for name in TIMES),
+        *(name_of(name) for name in TIMES),
         "err",
         "note",
     ):
@@ -195,7 +200,7 @@ def table(rows: list[ShortRow]) -> Table:
 
 def line(row: ShortRow) -> str:
     label, peer, *figures = cells(row, None)
-    shown = [f"{name.removesuffix('_us')} {figure}" for name, figure in zip(TIMES, figures, strict=True)]
+    shown = [f"{name_of(name)} {figure}" for name, figure in zip(TIMES, figures, strict=True)]
     return f"{label}: {peer} " + ", ".join(shown) + (f", refused: {row.refused}" if row.refused else "")
 
 
