@@ -63,8 +63,9 @@ def test_second_run_finds_everything_on_the_disk(tmp_path: Path) -> None:
 
 
 BAD_ARGUMENTS = {
-    "--arch 9": "must be a compute capability times ten of at least 80",
-    "--arch sm_90": "such as 80 (A100) or 90 (H100), got 'sm_90'",
+    "--arch 9": "must be one of 80 (A100), 86 (A10), 89 (L4), 90 (H100), 100 (B200), 120 (RTX 5090), got '9'",
+    "--arch 91": "must be one of 80 (A100), 86 (A10), 89 (L4), 90 (H100), 100 (B200), 120 (RTX 5090), got '91'",
+    "--arch sm_90": "got 'sm_90'",
     "--head-dim 512": "--head-dim: must be at most 256, got 512",
     "--block-size 48": "must be one of",
     "--features softcp": "unknown feature 'softcp'; did you mean 'softcap'?",
@@ -155,3 +156,8 @@ def test_all_features_together_can_be_called() -> None:
     calls = [*small_calls(CASE, wanted._replace(capability=(9, 0)))]
     if TRITON.rejects(calls[1].problem()) is None:
         calls[1].run("triton", True)
+
+
+@pytest.mark.parametrize("text", ["90", "9.0"])
+def test_architecture_is_written_as_torch_or_as_nvidia_write_it(text: str) -> None:
+    assert warm.architecture(text) == (9, 0)

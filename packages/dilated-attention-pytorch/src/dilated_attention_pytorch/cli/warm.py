@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ..backends.compile_only import Compilation
 
 LARGEST_DIM = 256
-SMALLEST_ARCH = 80
+# Others end the compiler of Triton, and with it this process.
+ARCHES = {80: "A100", 86: "A10", 89: "L4", 90: "H100", 100: "B200", 120: "RTX 5090"}
 OLDEST_TRITON = (3, 6)
 MOST_JOBS = 4  # each holds a context of the GPU
 
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch",
         type=architecture,
         metavar="N",
-        help="compute capability times ten, such as 90, without its GPU (default: the GPU that is here)",
+        help="compute capability, such as 90 or 9.0, without its GPU (default: the GPU that is here)",
     )
     parser.add_argument(
         "--jobs",
@@ -96,12 +97,12 @@ def features(text: str) -> tuple[str, ...]:
 
 
 def architecture(text: str) -> tuple[int, int]:
-    """A compute capability, from 80."""
-    if not text.isascii() or not text.isdigit() or int(text) < SMALLEST_ARCH:
-        raise argparse.ArgumentTypeError(
-            f"must be a compute capability times ten of at least {SMALLEST_ARCH}, such as 80 (A100) or 90 (H100), got {text!r}"
-        )
-    return divmod(int(text), 10)
+    """A compute capability that Triton compiles for, as 90 or 9.0."""
+    for arch in ARCHES:
+        if text in (str(arch), f"{arch // 10}.{arch % 10}"):
+            return divmod(arch, 10)
+    known = ", ".join(f"{arch} ({name})" for arch, name in ARCHES.items())
+    raise argparse.ArgumentTypeError(f"must be one of {known}, got {text!r}")
 
 
 def run(args: argparse.Namespace) -> int:
