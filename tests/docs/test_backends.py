@@ -118,6 +118,7 @@ ROWS: dict[str, Callable[[], list[AttentionProblem]]] = {
     "masks inside blocks": lambda: [call(layout=masked())],
     "`block_bias`, with its gradient": lambda: [call(**BIAS)],
     "`softcap`, `alibi_slopes`, `sinks`": lambda: [call(**each) for each in SCORES],
+    "`deterministic=False`, which is faster in plain calls of `hopper`": lambda: [call(deterministic=False)],
     "`attn_bias`": lambda: [call(attn_bias=torch.zeros(1, LENGTH, LENGTH))],
     "dropout": lambda: [call(dropout_p=0.1)],
     "`softmax_scale` of 0 or below": lambda: [call(softmax_scale=scale) for scale in (0.0, -1.0)],
