@@ -28,8 +28,9 @@ MULTIPROCESSOR, RESERVED, REGISTERS, THREADS = 228 * 1024, 1024, 65_536, 384
 MOST_SPILLS = {
     (3, 6): {"forward": (40, 56), "dq": (0, 12), "dkdv": (56, 350), "single": (112, 0)},
     (3, 8): {"forward": (16, 8), "dq": (0, 0), "dkdv": (8, 8), "single": (340, 0)},
-    (3, 9): {"forward": (16, 8), "dq": (0, 24), "dkdv": (8, 8), "single": (340, 0)},
+    (3, 9): {"forward": (16, 8), "dq": (0, 40), "dkdv": (8, 8), "single": (340, 0)},
 }
+MOST_MORE_AT_256 = 32  # at head_dim 256, where dq takes 128 registers
 # With positions, masks and the like: beside them in the loops, addresses and numbers of a tile around them.
 MOST_WIDE_SPILLS = 400
 # What ptxas says when it makes every product wait for the one before, or one of them (C7517).
@@ -45,6 +46,8 @@ def most_spills(item: dict[str, Any]) -> int:
     if item["features"]:
         return MOST_WIDE_SPILLS
     plain, dilated = MOST_SPILLS[max(since for since in MOST_SPILLS if since <= VERSION)][of_kernel]
+    if item["head_dim"] == 256:
+        plain += MOST_MORE_AT_256
     return dilated if item["rates"] else plain
 
 

@@ -38,10 +38,12 @@ def begin_kernel(
     grad_out = tl.load(of_grad_out + d[None, :], mask=inside[:, None], other=0.0)
     lse = tl.load(Lse + batch_head * q_len + rows, mask=inside, other=-float("inf"))
     of_grad_lse = GradLse + i_batch * stride_lb + head * stride_lh + rows * stride_ls
-    grad_lse = tl.load(of_grad_lse, mask=inside & (has_grad_lse != 0), other=0.0)
+    grad_lse = tl.zeros([CHUNK], tl.float32)
+    if has_grad_lse != 0:
+        grad_lse = tl.load(of_grad_lse, mask=inside, other=0.0).to(tl.float32)
     sums = Sums + place * (CHUNK * D) + tl.arange(0, CHUNK * D)
     tl.store(sums, tl.zeros([CHUNK * D], tl.float32))
-    delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1) - grad_lse.to(tl.float32)
+    delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1) - grad_lse
     none = lse == -float("inf")
     stats = Stats + place * (2 * CHUNK) + m
     tl.store(stats, tl.where(none, float("inf"), lse * LOG2E))
