@@ -90,3 +90,16 @@ def test_what_a_worker_has_compiled_is_found_on_the_disk(tmp_path: Path) -> None
         print(json.dumps([*seen, len(found), len(compile_workers.WORKERS[0].threads)]))
     """
     assert answer_of(code, tmp_path) == [[True], [True], 0, 1]
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, 0), ("0", 0), ("3", 3), ("auto", 2), ("yes", 0)])
+def test_workers_start_on_request_only(
+    setting: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
+    monkeypatch.setattr(compile_workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.delenv(compile_workers.SETTING, raising=False)
+    if setting is not None:
+        monkeypatch.setenv(compile_workers.SETTING, setting)
+    assert compile_workers.n_workers() == expected
