@@ -30,6 +30,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, reinterpret
+from .attend import LOG2E
 from .backward_masks import (
     PairMasks,
     TileMask,
@@ -59,7 +60,7 @@ from .backward_tiles import (
 )
 from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
-from .score_terms import LOG2E, ScoreTerms, in_log2
+from .score_terms import ScoreTerms, in_log2
 from .sequences import Layout, Sequences, total_groups
 from .store_rows import KeptRows, TokenRows, store_kept
 from .tile_masks import words_of_columns, words_of_mask

@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, async_atomic_add, reinterpret, thread_barrier
-from .attend import scores
+from .attend import LOG2E, scores
 from .backward import Config, Grid, Inputs, find_lists, producer
 from .backward_step import (
     GradSums,
@@ -36,7 +36,6 @@ from .backward_step import (
 )
 from .lse_delta import CHUNK
 from .pipeline import Ring
-from .score_terms import LOG2E
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     Heads,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-INFINITY = gl.constexpr(float("inf"))
+from .softmax import INFINITY
 
 
 def word_layout(n_words: int) -> gl.constexpr:

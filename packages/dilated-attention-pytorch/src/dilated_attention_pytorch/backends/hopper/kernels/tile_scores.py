@@ -9,6 +9,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
+from .attend import LOG2E
+from .score_terms import in_log2, tanh
+from .softmax import INFINITY
 from .tile_masks import (
     FOUR_WORDS,
     TWO_WORDS,
@@ -18,10 +21,6 @@ from .tile_masks import (
     words_of_columns,
     words_of_mask,
 )
-
-LOG2E = gl.constexpr(1.4426950408889634)
-INFINITY = gl.constexpr(float("inf"))
-LEAST = gl.constexpr(-1.7e38)  # times LOG2E it is a float32, and so is that less a score
 
 
 @aggregate
@@ -118,8 +117,7 @@ def terms_of_tile(terms, indices, entry, first, has_edge, BLOCK_SIZE: gl.constex
     bias_log2 = gl.to_tensor(0.0)
     if terms.bias is not None:
         block_id = gl.load(terms.block_ids + entry).to(gl.int64)
-        bias = gl.load(terms.bias + block_id * terms.stride_be)
-        bias_log2 = gl.where(bias == -INFINITY, bias, gl.maximum(bias, LEAST) * LOG2E)
+        bias_log2 = in_log2(gl.load(terms.bias + block_id * terms.stride_be))
     return TileTerms(key0, has_edge, first // 32, mask_id, padding, bias_log2)
 
 
@@ -162,9 +160,7 @@ def hide_pairs(
 def capped(s, terms):
     """Products, in units in which `scale_log2` makes scores of them."""
     if terms.capped_scale is not None:
-        s = gl.inline_asm_elementwise(
-            "tanh.approx.f32 $0, $1;", "=f,f", [s * terms.capped_scale], dtype=gl.float32, is_pure=True, pack=1
-        )  # fmt: skip
+        s = tanh(s * terms.capped_scale)
     return s
 
 
