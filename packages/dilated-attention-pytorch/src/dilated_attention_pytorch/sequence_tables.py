@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from .backends.installed import is_installed
 from .sequence_plans import Given, TablePlan
 from .sequences import Sequences
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+HAS_TRITON = is_installed("triton")
 
 
 @functools.cache
