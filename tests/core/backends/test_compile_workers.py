@@ -92,14 +92,24 @@ def test_what_a_worker_has_compiled_is_found_on_the_disk(tmp_path: Path) -> None
     assert answer_of(code, tmp_path) == [[True], [True], 0, 1]
 
 
-@pytest.mark.parametrize(("setting", "expected"), [(None, 0), ("0", 0), ("3", 3), ("auto", 2), ("yes", 0)])
-def test_workers_start_on_request_only(
-    setting: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("setting", "cores", "expected"),
+    [(None, 8, 2), (None, 3, 1), (None, 2, 0), ("auto", 8, 2), ("0", 8, 0), ("3", 2, 3)],
+)
+def test_number_of_workers(
+    setting: str | None, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
-    monkeypatch.setattr(compile_workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(compile_workers.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.delenv(compile_workers.SETTING, raising=False)
     if setting is not None:
         monkeypatch.setenv(compile_workers.SETTING, setting)
     assert compile_workers.n_workers() == expected
+
+
+def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
+    monkeypatch.setenv(compile_workers.SETTING, "yes")
+    with pytest.raises(ValueError, match=r"COMPILE_WORKERS must be auto or a number of processes.*'yes'"):
+        compile_workers.n_workers()
