@@ -192,14 +192,19 @@ def memory(rows: list[Row]) -> str:
 
 
 def behind(rows: list[Row]) -> str:
-    """Where another peer takes less time."""
+    """Where another peer takes less time, with our time and, backward, that of our fastest mode."""
     lines = [
-        f"- {row.case.label}, {direction}: {row.peer} {report.milliseconds(theirs)} ms, ours {report.milliseconds(ours)} ms."
+        f"- {row.case.label}, {direction}: {row.peer} {report.milliseconds(theirs)} ms, ours {report.milliseconds(ours)} ms"
+        + ("" if unordered is None else f", in any order {report.milliseconds(unordered)} ms")
+        + "."
         for direction in ("forward", "backward")
         for row in rows
-        if row.peer != "ours"
+        if not row.peer.startswith("ours")
         for ours in [value(rows, row.case, "ours", f"{direction}_ms")]
         for theirs in [value(rows, row.case, row.peer, f"{direction}_ms")]
+        for unordered in [
+            value(rows, row.case, "ours-unordered", "backward_ms") if direction == "backward" else None
+        ]
         if ours is not None and theirs is not None and theirs < ours
     ]
     return "\n".join(lines or ["None of these cases."]) + "\n"

@@ -11,7 +11,7 @@ import torch
 
 from attention_bench import measure
 from attention_bench.cases import RANDOM, Case
-from attention_bench.peers import PEERS
+from attention_bench.peers import PEERS, ours
 from attention_bench.peers.block_lists import block_lists, block_mask
 from attention_bench.peers.fa4 import up_to_the_query
 from attention_bench.peers.limits import Limits, either, not_installed
@@ -31,6 +31,7 @@ SERVED: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], list[Case]]] = {
     "natten": (stub_peers.natten, [WINDOW, replace(WINDOW, batch=2)]),
     "fa4": (stub_peers.fa4, [DILATED, PER_HEAD, WINDOW, CAUSAL, replace(CAUSAL, pattern=RANDOM)]),
     "flex": (lambda monkeypatch: None, [replace(PER_HEAD, kv_heads=2, block=128, density=0.5)]),
+    "ours-unordered": (lambda monkeypatch: None, [DILATED]),
 }
 FORWARD_ONLY = ("flashinfer", "flex")  # flex has no backward on a CPU
 
@@ -79,6 +80,16 @@ def test_settings_of_bsa_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     # rows of the same length are told as one number, so that it can choose its splits
     assert forward["block_sparse_num"] == PER_HEAD.blocks_per_row == 4
     assert "q2k_block_nums" not in forward
+
+
+def test_unordered_mode_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        ours, "block_sparse_attention", lambda *_, **options: asked.append(options.get("deterministic"))
+    )
+    for name in ("ours", "ours-unordered"):
+        PEERS[name].prepare(DILATED, DILATED.layout("cpu"))(*DILATED.inputs("cpu"))
+    assert asked == [None, False]
 
 
 def test_forward_only_peer_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,15 +214,15 @@ def test_peer_with_other_results_has_no_times(is_wrong_forward: bool, what: str,
     peers: list[Any] = [PEERS["ours"], Wrong(is_wrong_forward)]
     layout = DILATED.layout("cpu")
     if how is measure.measure_in_turn:
-        ours, wrong = how(peers, DILATED, layout, 0.0, 1.0, True)
+        right, wrong = how(peers, DILATED, layout, 0.0, 1.0, True)
     else:
         expected, rows = None, []
         for peer in peers:
             row, expected = how(peer, DILATED, layout, 0.0, "cpu", expected, 1.0, True)
             rows.append(row)
-        ours, wrong = rows
-    assert ours.refused is None
-    assert ours.grad_error == 0.0
+        right, wrong = rows
+    assert right.refused is None
+    assert right.grad_error == 0.0
     assert wrong.refused is not None
     assert f"Disagreement: {what} differs from that of ours by " in wrong.refused
     assert wrong.backward_ms is None

@@ -74,3 +74,16 @@ def test_runs_of_presets_and_calls_have_their_parts(benchmarks: ModuleType, tmp_
     assert "| 1.05 ms (427) / 2.87 ms (388) | **0.92 ms (484)** / 4.03 ms (277) |" in page
     assert "| sinks | plain | hopper | 1 ms, 1.05 | 2 ms, 1.20 (slow) | - / - |" in page
     assert page.count("a GPU, 2026-01-02; torch 2.11; `attention-bench`") == 3
+
+
+def test_cases_of_peers_that_are_ahead_name_both_of_our_modes(benchmarks: ModuleType) -> None:
+    case = Case(32768, 16, 128, 128, 0.05)
+    rows = [
+        Row("ours", case, forward_ms=1.0, backward_ms=3.0),
+        Row("ours-unordered", case, forward_ms=0.9, backward_ms=2.5),
+        Row("bsa", case, forward_ms=1.1, backward_ms=2.75),
+    ]
+    assert (
+        benchmarks.behind(rows) == f"- {case.label}, backward: bsa 2.75 ms, ours 3 ms, in any order 2.5 ms.\n"
+    )
+    assert benchmarks.behind(rows[:2]) == "None of these cases.\n"

@@ -40,18 +40,18 @@ DENSITIES = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 TOPK = [
     Case(tokens, 16, 128, block, density, pattern=RANDOM)
     for tokens, block, density in (
-        (131072, 64, 0.05),
         (131072, 128, 0.05),
-        (32768, 64, 0.05),
-        (131072, 64, 0.01),
         (131072, 128, 0.1),
+        (131072, 64, 0.05),
         (131072, 64, 0.1),
+        (131072, 64, 0.01),
+        (32768, 64, 0.05),
         (32768, 64, 0.1),
     )
 ]
 VIDEO = [
     Case(tokens, heads, 128, block, 0.1, pattern=RANDOM)
-    for tokens, heads, block in ((40768, 16, 64), (92160, 40, 128), (92160, 40, 64))
+    for tokens, heads, block in ((92160, 40, 128), (92160, 40, 64), (40768, 16, 64))
 ]
 # Sizes of training: grouped heads, causal, whole batches of short sequences or one long one.
 PRACTICAL = [

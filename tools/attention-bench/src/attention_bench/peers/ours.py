@@ -1,4 +1,4 @@
-"""dilated-attention-pytorch with the backend that it chooses, or with a given one."""
+"""dilated-attention-pytorch with the backend that it chooses, with a given one, or in its fastest mode."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from .base import Attend
 
 @dataclass(frozen=True)
 class Ours:
-    backend: str | None
+    """is_unordered: whether the backward may add dq in no fixed order, as those of FA4 and BSA do (`deterministic=False`)."""
+
+    backend: str | None = None
+    is_unordered: bool = False
     heads_first: bool = False
     dense: bool = False
 
     @property
     def name(self) -> str:
+        if self.is_unordered:
+            return "ours-unordered"
         return "ours" if self.backend is None else f"ours-{self.backend}"
 
     def rejects(self, case: Case, device: str) -> str | None:
@@ -31,9 +36,11 @@ class Ours:
             options["is_causal"] = True
         if self.backend is not None:
             options["backend"] = self.backend
+        if self.is_unordered:
+            options["deterministic"] = False
         if case.segment_lengths is not None:
             options |= {"segment_lengths": case.segment_lengths, "dilation_rates": case.dilation_rates}
         return lambda q, k, v: block_sparse_attention(q, k, v, layout, **options)
 
 
-OURS = (Ours(None), Ours("hopper"), Ours("triton"), Ours("cpu"), Ours("reference"))
+OURS = (Ours(), Ours(is_unordered=True), Ours("hopper"), Ours("triton"), Ours("cpu"), Ours("reference"))
