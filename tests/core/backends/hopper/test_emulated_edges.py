@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from dilated_attention_pytorch import BlockLayout
 from dilated_attention_pytorch.backends.hopper import HOPPER
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
+from dilated_attention_pytorch.sequences import sequences_of_batch, within_grid
 from tests.core.backends.hopper import emulator
 from tests.core.backends.hopper.test_emulated_kernels import over_the_limit
 
@@ -54,6 +57,18 @@ def test_nan_in_padded_keys_reaches_nothing(head_dim: int, block: int) -> None:
     padding[:, 3::7] = padding[:, :block] = True
     k[padding] = v[padding] = float("nan")
     assert is_right(make_problem(q, k, v, layout, key_padding_mask=padding), layout)
+
+
+@pytest.mark.parametrize("block", [256])
+def test_queries_behind_the_last_position_of_a_layout_get_zeros(block: int) -> None:
+    layout = BlockLayout.from_dense(torch.ones(-(-300 // block), -(-300 // block)).bool(), block, 300, 300)
+    q, k, v = inputs(300, 64)
+    problem = make_problem(q, k, v, layout)
+    _, sequences = sequences_of_batch(q, 300, False, torch.tensor([100], dtype=torch.int32))
+    assert sequences is not None
+    problem = dataclasses.replace(problem, sequences=within_grid(sequences, layout.grid))
+    found = emulator.errors(problem.prepared_by(HOPPER, layout), through_launch=True)
+    assert over_the_limit(found) == {}
 
 
 @pytest.mark.parametrize(("head_dim", "block"), ONE_OF_EACH_LOOP)

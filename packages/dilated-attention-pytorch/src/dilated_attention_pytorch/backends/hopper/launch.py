@@ -139,7 +139,7 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
     else:  # no descriptor for no tokens
         out.zero_()
         lse.fill_(-torch.inf)
-    if p.sequences is not None and has_query_gaps(p):
+    if p.sequences is not None and has_query_gaps(problem):
         clear(p, "q_start", out, lse=lse)
     return out, lse
 
@@ -398,7 +398,7 @@ def completed(problem: AttentionProblem, call: BackwardCall, stats: Tensor) -> G
     """The gradients of a wide call, with what the passes leave to others: tokens in no sequence, block_bias and sinks."""
     p, grads, tensors = call.problem, call.grads, call.tensors
     if p.sequences is not None:
-        if has_query_gaps(p):
+        if has_query_gaps(problem):
             clear(p, "q_start", grads.q)
         clear(p, "kv_start", grads.k, grads.v)
     if "Slots" in tensors:

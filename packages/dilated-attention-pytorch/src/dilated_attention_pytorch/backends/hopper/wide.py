@@ -14,7 +14,6 @@ from torch import Tensor
 from ..problem import AttentionProblem
 from .call_tables import padding_bits, tile_starts
 from .prepared import masks_of
-from .quarters import LARGE
 
 GROUP_TOKENS = 128  # positions of a work tile
 CHUNK = 64  # queries of a warpgroup
@@ -93,12 +92,15 @@ def chunks(problem: AttentionProblem) -> int:
 
 
 def has_query_gaps(problem: AttentionProblem) -> bool:
-    """Whether there may be queries in no sequence: between packed ones, or where `within_grid` cut them off."""
+    """Whether there may be queries in no sequence: between packed ones, or where `within_grid` cut them off.
+
+    Of a problem with the blocks of its layout.
+    """
     sequences, grid = problem.sequences, problem.grid
     if sequences is None or sequences.only_lengths:
         return False
-    # blocks of 256 may be taken as blocks of 128
-    return sequences.is_packed or (grid.q_offset + grid.q_len) % LARGE != 0 or grid.kv_len % LARGE != 0
+    ends = grid.q_offset + grid.q_len, grid.kv_len
+    return sequences.is_packed or any(end % grid.block_size for end in ends)
 
 
 # ---- arguments
