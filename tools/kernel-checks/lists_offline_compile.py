@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from offline_compile import Launch, compiled
 
-from dilated_attention_pytorch.backends.hopper import device_order
+from dilated_attention_pytorch.backends.hopper import device_order, device_tiles
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout import device_lists, device_selection
 from dilated_attention_pytorch.layout.best_blocks import Choice
 from dilated_attention_pytorch.layout.block_indices import checked_indices
+from dilated_attention_pytorch.layout.lists import BlockLists
 from dilated_attention_pytorch.sequence_kernel import table_kernel
 from dilated_attention_pytorch.sequence_launch import arguments_of
 from dilated_attention_pytorch.sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
@@ -80,7 +81,7 @@ TABLES: list[tuple[TablePlan, Given]] = [
 
 def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> None:
     """Compile every kernel for one compute capability."""
-    for module in (device_lists, device_order, device_selection):
+    for module in (device_lists, device_order, device_selection, device_tiles):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             setattr(module, name, Compiling(getattr(module, name), capability))
     for case in CASES:
@@ -89,6 +90,11 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
         counts = torch.ones(1, 2, grid.n_rows, dtype=case.dtype) if case.has_counts else None
         rows, cols = device_lists.lists_by_kernels(checked_indices(indices, counts, grid))
         device_order.work_order_by_kernels(grid, 2, rows, cols, None)
+    for block_size, is_long in ((16, False), (32, False), (16, True)):
+        length = 2**21 if is_long else 1000  # for which keys are int64
+        tokens = BlockGrid(length, length, block_size, False)
+        numbers = torch.zeros(8, dtype=torch.int32)
+        device_tiles.joined_tiles_by_kernels(BlockLists(numbers, numbers, numbers), tokens, 2)
     for scores, choice in choices:
         budgets = torch.ones(1, 3, dtype=torch.int32) if choice.causal else None
         diagonal = torch.ones(3, dtype=torch.int32) if choice.sinks else None

@@ -65,7 +65,7 @@ OPTIONS_AT_BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
 
 def refusals(block_size: int) -> dict[str, str]:
     """The start of the reason why each case is refused at a block size, by the name of the case."""
-    lists = [*OPTIONS.items(), *OPTIONS_AT_BLOCK[block_size].items()]
+    lists = [*OPTIONS.items(), *OPTIONS_AT_BLOCK.get(block_size, {}).items()]
     return {name: reason for reason, names in lists for name in names}
 
 
@@ -108,6 +108,12 @@ ALL += [
     if case.name in IN_OTHER_HEAD_DIMS
     for head_dim, v_head_dim in OTHER_HEAD_DIMS
     for block_size in (64, 128)
+]
+ALL += [
+    shaped(case, head_dim, block_size)
+    for case in MORE
+    if case.segment_lengths is None
+    for head_dim, block_size in ((64, 32), (128, 16))  # joined to tiles of 64
 ]
 SERVED = sorted((case for case in ALL if case.name not in refusals(case.block_size)), key=constants)
 

@@ -88,7 +88,7 @@ def drawn_call(
         scale: how many times the lengths; rings wrap around more than once from 6 on.
     """
     draw = Draw(seed)
-    block = draw.choice([64, 64, 128, 128, 256]) if block is None else block
+    block = draw.choice([64, 64, 128, 128, 256, 16, 32]) if block is None else block
     is_causal = draw.chance(0.5)
     q_len, kv_len = draw.choice([1, 40, 64, 130, 200, 256, 300]), draw.choice([1, 63, 64, 128, 193, 256, 330])
     kv_len *= scale
@@ -142,6 +142,8 @@ def drawn_call(
     else:
         v_head_dim = head_dim
     normal = lambda *shape: draw.normal(*shape).bfloat16()  # noqa: E731
+    if block < 64:  # refused with them
+        fields.pop("block_bias", None)
     lists, masks = (rows, cols), fields.get("block_masks")
     prepared = make_prepared(grid, layout_batch * layout_heads, lists, None, masks, make_work_order)
     problem = AttentionProblem.made_of(**{

@@ -134,9 +134,19 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         of_shape(v_dim=264),
         "v head_dim is 264, needs at most 256 (use more heads that are smaller)",
     ),
-    "block_size": (
-        {"grid": BlockGrid(512, 512, 32, True)},
-        f"block_size is 32, needs 64, 128 or 256 (make the layout with one of these, or {OTHERWISE})",
+    "bias_of_small_blocks": (
+        {"grid": BlockGrid(512, 512, 32, True), "block_bias": torch.zeros(1)},
+        "block_bias is given with block_size 32, needs None (make the layout with 64, 128 or 256, or "
+        f"{OTHERWISE})",
+    ),
+    "masks_of_small_blocks": (
+        {
+            "grid": BlockGrid(2**16, 2**16, 16, True),
+            "rows": BlockLists(MANY[:5], MANY, MANY),
+            "block_masks": BlockMasks(MANY, MANY),
+        },
+        f"masks inside blocks are given with block_size 16 and {2**20} tiles of 64, needs at most {2**16} (make the "
+        f"layout with 64, 128 or 256, or {OTHERWISE})",
     ),
     "attn_bias": (
         {"attn_bias": torch.zeros(1)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -116,13 +117,19 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found[finite] - wanted[finite]).norm() / wanted[finite].norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize(
-    ("head_dim", "block_size"), [(64, 64), (128, 64), (64, 128), (128, 128), (128, 256), (96, 128)]
-)
-@pytest.mark.parametrize("name", FEATURES)
+SHAPES = [(64, 64), (128, 64), (64, 128), (128, 128), (128, 256), (96, 128)]  # head_dim, block size
+SMALL = [(64, 16), (128, 32)]  # joined to tiles of 64, without biases
+EVERY = [
+    *itertools.product(FEATURES, SHAPES),
+    *((name, shape) for name in FEATURES if name != "bias" for shape in SMALL),
+]
+
+
+@pytest.mark.parametrize(("name", "shape"), EVERY)
 def test_results_are_those_of_the_reference_and_the_same_in_every_run(
-    name: str, head_dim: int, block_size: int
+    name: str, shape: tuple[int, int]
 ) -> None:
+    head_dim, block_size = shape
     asked = FEATURES[name](1000, block_size, 4)
     tensors = inputs(1000, 4, head_dim, 2)
     if name == "chunk":

@@ -24,6 +24,7 @@ from ..problem import (
     beyond_plain_scores,
 )
 from .column_groups import MAX_GROUP_SIZE, MAX_RATES
+from .joined_tiles import BYTES_OF_MASK, joined_tiles, most_tiles
 from .prepared import make_prepared
 from .quarters import LARGE
 from .shares import shares_of, splits_rows
@@ -32,7 +33,8 @@ from .work_order import make_work_order
 
 MAX_HEAD_DIM = 256
 MAX_DILATED_HEAD_DIM = 128  # with token dilation
-BLOCK_SIZES = (64, 128, 256)
+SMALLEST_TILE = 64  # smaller blocks are joined to tiles of so many tokens
+MOST_MASK_BYTES = 64 * 2**20  # of tiles whose blocks have masks inside them
 OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
 # The newest tested release: Gluon is experimental, and its names change from release to release.
 NEWEST_TRITON = (3, 9)
@@ -104,6 +106,14 @@ def order_kernels() -> ModuleType:
     return device_order
 
 
+@functools.cache
+def tile_kernels() -> ModuleType:
+    """device_tiles.py, imported late because it needs triton."""
+    from . import device_tiles
+
+    return device_tiles
+
+
 def rejected_device(q: Tensor) -> str | None:
     """Why the kernels do not run where q is; None if they do."""
     if q.device.type != "cuda":
@@ -130,8 +140,10 @@ def rejected_values(problem: AttentionProblem) -> str | None:
             return f"{what} is {dim}, needs at most {MAX_HEAD_DIM} (use more heads that are smaller)"
         if dim % 8:
             return f"{what} is {dim}, needs a multiple of 8 ({OTHERWISE})"
-    if p.block_size not in BLOCK_SIZES:
-        return f"block_size is {p.block_size}, needs 64, 128 or 256 (make the layout with one of these, or {OTHERWISE})"
+    if p.block_size < SMALLEST_TILE:
+        why_not = rejected_small_blocks(p)
+        if why_not is not None:
+            return why_not
     if p.attn_bias is not None:
         return f"attn_bias is given, needs None (write it as block_bias or as a mask of the layout, or {OTHERWISE})"
     if p.dropout_p > 0.0:
@@ -145,6 +157,20 @@ def rejected_values(problem: AttentionProblem) -> str | None:
         why_not = rejected_dilation(p)
         if why_not is not None:
             return why_not
+    return None
+
+
+def rejected_small_blocks(problem: AttentionProblem) -> str | None:
+    """Why the kernels do not serve the blocks of 16 or 32 of a call, joined to tiles of 64; None if they do."""
+    p = problem
+    otherwise = f"make the layout with 64, 128 or 256, or {OTHERWISE}"
+    if p.block_bias is not None:
+        return f"block_bias is given with block_size {p.block_size}, needs None ({otherwise})"
+    if p.block_masks is not None:
+        n_tiles = most_tiles(p.grid, p.layout_batch * p.layout_heads, p.rows.indices.numel())
+        most = MOST_MASK_BYTES // BYTES_OF_MASK
+        if n_tiles > most:
+            return f"masks inside blocks are given with block_size {p.block_size} and {n_tiles} tiles of 64, needs at most {most} ({otherwise})"
     return None
 
 
@@ -226,13 +252,15 @@ class HopperBackend(Backend):
         # outside the closure, which may run in a thread that must not wait for this one
         lists, masks = layout.lists(dilation), layout.block_masks
         grid, n_heads = layout.grid, layout.batch * layout.num_heads
-        make = (
-            order_kernels().work_order_by_kernels
-            if layout.device.type == "cuda" and HAS_GLUON
-            else make_work_order
-        )
+        make, join = make_work_order, joined_tiles
+        if layout.device.type == "cuda" and HAS_GLUON:
+            make = order_kernels().work_order_by_kernels
+            if layout.block_size < SMALLEST_TILE:
+                join = tile_kernels().joined_tiles_by_kernels
         return layout.keep(
-            self.name, dilation, lambda: make_prepared(grid, n_heads, lists, dilation, masks, make).tensors()
+            self.name,
+            dilation,
+            lambda: make_prepared(grid, n_heads, lists, dilation, masks, make, join).tensors(),
         )
 
     def prepare_shares(self, problem: AttentionProblem, layout: BlockLayout) -> tuple[Tensor, ...]:

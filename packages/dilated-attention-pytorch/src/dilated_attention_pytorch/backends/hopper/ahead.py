@@ -9,7 +9,9 @@ from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
 from . import launch
 from .device_order import work_order_by_kernels
+from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
+from .prepared import has_kernel_blocks, of_kernel_blocks
 
 CPU = -1  # the index of its device
 PROGRAMS = 132  # of an H100; kernels do not depend on them
@@ -40,7 +42,12 @@ def compile_call(problem: AttentionProblem, capability: tuple[int, int], grads: 
     LAUNCHES.clear()
     try:
         with compile_only(capability), replaced(launch, **without_gpu), here:
-            work_order_by_kernels(p.grid, p.layout_heads, p.rows, p.cols, p.dilation)
+            of_kernels = p if has_kernel_blocks(p) else of_kernel_blocks(p)
+            if p.block_size < of_kernels.block_size:
+                joined_tiles_by_kernels(p.rows, p.grid, p.layout_heads)
+            work_order_by_kernels(
+                of_kernels.grid, p.layout_heads, of_kernels.rows, of_kernels.cols, p.dilation
+            )
             out, lse = launch.launch_forward(p)
             for grad_out, grad_lse in grads:
                 launch.launch_backward(p, out, lse, grad_out, grad_lse)

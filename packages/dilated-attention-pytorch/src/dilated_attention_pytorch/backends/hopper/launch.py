@@ -27,7 +27,7 @@ from .passes import (
     kernel_dim,
     slot_parts,
 )
-from .prepared import of_kernel_blocks, work_order_of
+from .prepared import has_kernel_blocks, of_kernel_blocks, work_order_of
 from .quarters import LARGE
 from .share_arguments import ShareResults, empty_results, merge_arguments, share_arguments, share_tensors
 from .shares import can_be_split, num_shares, num_shares_of, problem_of_shares
@@ -104,7 +104,7 @@ def launch_forward(problem: AttentionProblem, into: Tensor | None = None) -> tup
             return launch_forward(problem, into)
     if (q.data_ptr() | k.data_ptr() | v.data_ptr()) % 16:
         return launch_forward(with_readable_inputs(p), into)
-    if p.grid.block_size == LARGE:
+    if not has_kernel_blocks(p):
         p = of_kernel_blocks(p)
     key: Hashable = ("forward", p.signature)
     if p.shares:
@@ -199,7 +199,7 @@ def bind_forward(problem: AttentionProblem) -> Forward | None:
     if made is None or made.launch is None or p.sequences is not None or p.key_padding_mask is not None:
         return None
     static_problem = p.without_inputs()  # keeps the tensors of these addresses alive
-    if p.grid.block_size == LARGE:
+    if not has_kernel_blocks(p):
         p = of_kernel_blocks(p)
     launch = made.launch
     before: Addresses = made.absent or ()
@@ -272,7 +272,7 @@ def backward_call(
     grad_out = readable(grad_out)
     # all unchanged since the forward, unless a hook on saved tensors changed them
     out, lse = out if out.stride(3) == 1 else out.contiguous(), lse.contiguous()
-    if p.grid.block_size == LARGE:
+    if not has_kernel_blocks(p):
         p = of_kernel_blocks(p)
     p = with_readable_inputs(p)
     q, k, v = p.q, p.k, p.v

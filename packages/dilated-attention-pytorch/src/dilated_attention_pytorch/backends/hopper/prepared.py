@@ -12,20 +12,25 @@ from ...grid import BlockGrid
 from ...layout.lists import BlockLists, BlockMasks
 from ..problem import AttentionProblem
 from .entry_masks import mask_ids, masks_by_keys
+from .joined_tiles import JoinedTiles, joined_grid, joined_tiles, tile_masks
 from .quarters import LARGE, quartered_grid, quartered_lists, quartered_masks
 
+KERNEL_BLOCKS = (64, 128)
+
 MakeOrder = Callable[[BlockGrid, int, BlockLists, BlockLists, TokenDilation | None], Tensor]
+JoinTiles = Callable[[BlockLists, BlockGrid, int], JoinedTiles]
 
 
 class EntryMasks(NamedTuple):
-    """Masks inside blocks, see entry_masks.py."""
+    """Masks inside blocks, see entry_masks.py and joined_tiles.py."""
 
     of_rows: Tensor
-    """int32 (capacity,), the mask of every entry of the row lists."""
+    """int32 (capacity,), the mask of every entry of the row lists, -1 where all pairs count."""
     of_columns: Tensor
     """Likewise of the column lists."""
-    table: Tensor
-    by_keys: Tensor
+    table: Tensor | None = None
+    """None: the masks say which of 4 by 4 parts of a tile are active."""
+    by_keys: Tensor | None = None
 
 
 class Prepared(NamedTuple):
@@ -35,12 +40,12 @@ class Prepared(NamedTuple):
     """See work_order.py; of the kernels' blocks, as are the masks."""
     masks: EntryMasks | None
     lists: tuple[BlockLists, BlockLists] | None
-    """Rows and columns of blocks of 128 where the layout has blocks of 256."""
+    """Rows and columns of the kernels' blocks where the layout has others: of 128 for 256, and of 64 for 16 and 32."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, flat."""
         of_lists = () if self.lists is None else (*self.lists[0].tensors(), *self.lists[1].tensors())
-        return (self.work_order, *(self.masks or ()), *of_lists)
+        return (self.work_order, *(x for x in self.masks or () if x is not None), *of_lists)
 
 
 def make_prepared(
@@ -50,9 +55,16 @@ def make_prepared(
     dilation: TokenDilation | None,
     masks: BlockMasks | None,
     make_order: MakeOrder,
+    join: JoinTiles = joined_tiles,
 ) -> Prepared:
-    """What the kernels need of a layout with so many lists for every row; without a host synchronisation."""
+    """What the kernels need of a layout with so many lists for every row; without a host synchronisation.
+
+    Besides the work order: of blocks of 256 the lists of their quarters, 96 bytes for each; of blocks of 16 and 32 the lists of
+    tiles of 64 and their masks, at most 32 bytes for each block, and if these have masks inside them 1,024 bytes more.
+    """
     is_large, (rows, cols) = grid.block_size == LARGE, lists
+    if grid.block_size < KERNEL_BLOCKS[0]:
+        return of_joined_tiles(grid, n_heads, rows, masks, make_order, join)
     if is_large:
         grid, rows, cols = quartered_grid(grid), quartered_lists(rows, True), quartered_lists(cols, False)
     of_entries = None
@@ -67,27 +79,50 @@ def make_prepared(
     return Prepared(order, of_entries, (rows, cols) if is_large else None)
 
 
+def of_joined_tiles(
+    grid: BlockGrid,
+    n_heads: int,
+    rows: BlockLists,
+    masks: BlockMasks | None,
+    make_order: MakeOrder,
+    join: JoinTiles,
+) -> Prepared:
+    """`make_prepared` of a layout with blocks of 16 or 32, given its row lists."""
+    tiles = join(rows, grid, n_heads)
+    of_entries = EntryMasks(tiles.numbers, tiles.numbers_by_keys)
+    if masks is not None:
+        of_entries = EntryMasks(*tile_masks(tiles, rows, grid, n_heads, masks))
+    order = make_order(joined_grid(grid), n_heads, tiles.rows, tiles.cols, None)
+    return Prepared(order, of_entries, (tiles.rows, tiles.cols))
+
+
 def work_order_of(problem: AttentionProblem) -> Tensor:
     """The work order of a problem."""
     return problem.prepared[0]
 
 
+def has_kernel_blocks(problem: AttentionProblem) -> bool:
+    """Whether the kernels take the blocks of a problem as they are."""
+    return problem.grid.block_size in KERNEL_BLOCKS
+
+
 def masks_of(problem: AttentionProblem) -> EntryMasks | None:
-    """The masks inside the blocks of a problem."""
-    return None if problem.block_masks is None else EntryMasks(*problem.prepared[1:5])
+    """The masks inside the blocks of a problem of the kernels' blocks."""
+    made = problem.prepared[1:]
+    return EntryMasks(*made) if made else None
 
 
 def of_kernel_blocks(problem: AttentionProblem) -> AttentionProblem:
-    """The problem with blocks of 128 in place of blocks of 256: lists, grid, and the bias once for each of the four."""
+    """The problem with blocks of 64 or 128 in place of others: lists, grid, and the bias once for each of four quarters."""
     p = problem
-    tensors = p.prepared[-6:]
+    is_large, tensors = p.grid.block_size == LARGE, p.prepared[-6:]
     fields: dict[str, Any] = {
         **p.__dict__,
-        "grid": quartered_grid(p.grid),
+        "grid": quartered_grid(p.grid) if is_large else joined_grid(p.grid),
         "rows": BlockLists(*tensors[:3]),
         "cols": BlockLists(*tensors[3:]),
         "prepared": p.prepared[:-6],
-        "signature": p.signature,  # no problem with blocks of 256 is launched, so it stands for this one
+        "signature": p.signature,  # no problem with other blocks is launched, so it stands for this one
     }
     if p.block_bias is not None:
         fields["block_bias"] = p.block_bias.repeat_interleave(4, dim=2)

@@ -111,6 +111,7 @@ def is_wide(problem: AttentionProblem) -> bool:
     p = problem
     return (
         p.block_masks is not None
+        or masks_of(p) is not None
         or p.key_padding_mask is not None
         or p.block_bias is not None
         or p.softcap != 0.0
@@ -146,7 +147,9 @@ def list_tensors(problem: AttentionProblem, by_rows: bool) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     if masks is not None:
         made["MaskIds"] = masks.of_rows if by_rows else masks.of_columns
-        made["MaskTable"] = masks.table if by_rows else masks.by_keys
+        table = masks.table if by_rows else masks.by_keys
+        if table is not None:
+            made["MaskTable"] = table
     if p.block_bias is not None:
         made["BlockIds"] = (p.rows if by_rows else p.cols).block_ids
     return made

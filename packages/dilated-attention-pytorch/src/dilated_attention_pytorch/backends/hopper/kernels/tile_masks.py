@@ -60,13 +60,21 @@ def rows_of_tile(WORDS: gl.constexpr):
 
 @gluon.jit
 def words_of_mask(Table, mask_id, row0, first_word, BLOCK_SIZE: gl.constexpr, WORDS: gl.constexpr):
-    """Words of rows row0 to row0 + 63 of a mask, from word `first_word` on; of mask -1 all bits."""
+    """Words of rows row0 to row0 + 63 of a mask, from word `first_word` on; of mask -1 all bits.
+
+    Without a table a mask is 16 bits, of 4 by 4 parts of a block of 64 (joined_tiles.py).
+    """
     LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
     OF_ROW: gl.constexpr = BLOCK_SIZE // 32
     row = row0 + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
     word = first_word + gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT))
-    words = Table + gl.maximum(mask_id, 0).to(gl.int64) * (BLOCK_SIZE * OF_ROW)
-    return gl.load(words + row[:, None] * OF_ROW + word[None, :], mask=mask_id >= 0, other=-1)
+    if Table is None:
+        gl.static_assert(BLOCK_SIZE == 64)
+        parts = mask_id >> (4 * (row // 16)[:, None] + 2 * word[None, :])  # of -1 all are active
+        return (-(parts & 1) & 0xFFFF) | (-(parts & 2) << 15)
+    else:
+        words = Table + gl.maximum(mask_id, 0).to(gl.int64) * (BLOCK_SIZE * OF_ROW)
+        return gl.load(words + row[:, None] * OF_ROW + word[None, :], mask=mask_id >= 0, other=-1)
 
 
 @gluon.jit
