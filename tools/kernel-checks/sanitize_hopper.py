@@ -62,6 +62,8 @@ CALLS |= {
     for dim, block, causal in ((64, 64, False), (64, 128, True), (128, 64, True), (128, 128, False))
     if causal or name != "chunk"
 } | {
+    "128-32-causal-tiles": (128, 32, 328, True, {}),
+    "64-32-full-masks": (64, 32, 328, False, {"masks": True}),
     "128-256-causal-masks": (128, 256, 600, True, {"masks": True}),
     "256-128-full-bias": (256, 128, 328, False, {"block_bias": True}),
 }

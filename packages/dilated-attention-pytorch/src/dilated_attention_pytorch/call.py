@@ -54,7 +54,7 @@ class Call(NamedTuple):
             entries=entries, q_offset=c.q_offset, is_causal=c.is_causal, softmax_scale=c.softmax_scale,
             softcap=c.softcap, dropout_p=c.dropout_p, dilation=c.dilation, block_bias=c.block_bias, sinks=c.sinks,
             attn_bias=c.attn_bias, alibi_slopes=c.alibi_slopes, key_padding_mask=c.key_padding_mask, seed=c.seed,
-            sequences=c.sequences, deterministic=c.deterministic,
+            sequences=c.sequences, deterministic=c.deterministic, of_pattern=layout.configs is not None,
         )  # fmt: skip
 
     def cut_to_size(self, layout: BlockLayout) -> BlockLayout:

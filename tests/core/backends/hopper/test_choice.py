@@ -134,6 +134,15 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         of_shape(v_dim=264),
         "v head_dim is 264, needs at most 256 (use more heads that are smaller)",
     ),
+    "scattered_small_blocks": (
+        {
+            "grid": BlockGrid(4096, 4096, 16, False),
+            "of_pattern": False,
+            "rows": BlockLists(MANY[:5], MANY[:6554], MANY[:6554]),
+        },
+        "block_size is 16, and 10.0% of the blocks are active in no pattern, needs 15% or a SparsePatternConfig (make the "
+        f"layout with 32 or more, or {OTHERWISE})",
+    ),
     "bias_of_small_blocks": (
         {"grid": BlockGrid(512, 512, 32, True), "block_bias": torch.zeros(1)},
         "block_bias is given with block_size 32, needs None (make the layout with 64, 128 or 256, or "
@@ -142,6 +151,7 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "masks_of_small_blocks": (
         {
             "grid": BlockGrid(2**16, 2**16, 16, True),
+            "of_pattern": True,
             "rows": BlockLists(MANY[:5], MANY, MANY),
             "block_masks": BlockMasks(MANY, MANY),
         },
@@ -238,6 +248,22 @@ def test_what_token_dilation_needs_is_named(name: str) -> None:
 def test_reason_names_the_argument_its_value_and_the_fix(name: str) -> None:
     changes, reason = REASONS[name]
     assert refused(**changes) == reason
+
+
+@pytest.mark.usefixtures("on_hopper")
+def test_blocks_of_16_are_served_where_their_tiles_are_known_to_be_filled() -> None:
+    def why_not(layout: BlockLayout) -> str | None:
+        q = torch.empty(1, layout.q_len, 1, 64, dtype=torch.bfloat16)
+        return HOPPER.rejects(on_gpu(make_problem(q, q, q, layout)))
+
+    of_pattern = BlockLayout.from_config(SparsePatternConfig(block_size=16, sparsity_ratio=0.1), 640)
+    alike = of_pattern.to_dense()
+    assert why_not(of_pattern) is None
+    assert "in no pattern" in (why_not(BlockLayout.from_dense(alike, 16)) or "")
+    assert why_not(BlockLayout.from_dense(alike, 32)) is None
+    assert why_not(BlockLayout.from_dense(torch.rand(40, 40) < 0.3, 16)) is None
+    half = torch.arange(20).repeat(40, 1)  # from indices, of which there is room for half of the blocks
+    assert why_not(BlockLayout.from_indices(half, q_len=640, kv_len=640, block_size=16)) is None
 
 
 @pytest.mark.usefixtures("on_hopper")

@@ -62,6 +62,8 @@ class AttentionProblem:
         deterministic: two backwards give the same bits; False lets a backend choose a faster one.
         seed: int64 (1,), for dropout.
         dilation: token dilation by distance.
+        of_pattern: the layout is that of patterns, in which most active blocks have others beside them; False where that is
+            not known.
     """
 
     q: Tensor
@@ -91,6 +93,7 @@ class AttentionProblem:
     entries: Tensor | None = None
     deterministic: bool = True
     shares: tuple[Tensor, ...] = ()
+    of_pattern: bool = False
 
     def without_inputs(self) -> AttentionProblem:
         """The problem without its inputs, the tensors that can have gradients: q, k, v, block_bias and sinks."""

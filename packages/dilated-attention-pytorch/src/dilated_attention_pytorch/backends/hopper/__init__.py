@@ -34,6 +34,9 @@ from .work_order import make_work_order
 MAX_HEAD_DIM = 256
 MAX_DILATED_HEAD_DIM = 128  # with token dilation
 SMALLEST_TILE = 64  # smaller blocks are joined to tiles of so many tokens
+# A tile takes the time of all its blocks. On an H200 backend 'triton' is faster where tiles of blocks of 16 are filled to less than
+# this; tiles of patterns are filled to more, but for a few. Tiles of blocks of 32 hold four, which is always enough.
+LEAST_ACTIVE = 0.15
 MOST_MASK_BYTES = 64 * 2**20  # of tiles whose blocks have masks inside them
 OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
 # The newest tested release: Gluon is experimental, and its names change from release to release.
@@ -162,12 +165,19 @@ def rejected_values(problem: AttentionProblem) -> str | None:
 
 def rejected_small_blocks(problem: AttentionProblem) -> str | None:
     """Why the kernels do not serve the blocks of 16 or 32 of a call, joined to tiles of 64; None if they do."""
-    p = problem
+    p, n_blocks = problem, problem.rows.indices.numel()
+    n_heads = p.layout_batch * p.layout_heads
     otherwise = f"make the layout with 64, 128 or 256, or {OTHERWISE}"
+    active = n_blocks / (n_heads * max(1, p.grid.available()))
+    if p.block_size == 16 and not p.of_pattern and active < LEAST_ACTIVE:
+        return (
+            f"block_size is 16, and {active:.1%} of the blocks are active in no pattern, needs {LEAST_ACTIVE:.0%} or a "
+            f"SparsePatternConfig (make the layout with 32 or more, or {OTHERWISE})"
+        )
     if p.block_bias is not None:
         return f"block_bias is given with block_size {p.block_size}, needs None ({otherwise})"
     if p.block_masks is not None:
-        n_tiles = most_tiles(p.grid, p.layout_batch * p.layout_heads, p.rows.indices.numel())
+        n_tiles = most_tiles(p.grid, n_heads, n_blocks)
         most = MOST_MASK_BYTES // BYTES_OF_MASK
         if n_tiles > most:
             return f"masks inside blocks are given with block_size {p.block_size} and {n_tiles} tiles of 64, needs at most {most} ({otherwise})"
