@@ -100,6 +100,9 @@ ROWS: dict[str, Callable[[], list[AttentionProblem]]] = {
     "v of another head_dim": lambda: [call(dim=192, v_dim=128), call(dim=64, v_dim=256)],
     "blocks of 64, 128, 256": lambda: [call(block=block) for block in (64, 128, 256)],
     "blocks of 16, 32": lambda: [call(block=block) for block in (16, 32)],
+    "blocks of 16 of no pattern, less than 15 % of all": lambda: [
+        call(layout=BlockLayout.from_dense(torch.eye(LENGTH // 16).bool(), 16)),
+    ],
     "any length, `q_len != kv_len`, causal or not": lambda: [
         call(q_len=300, is_causal=causal) for causal in (False, True)
     ],
@@ -117,6 +120,10 @@ ROWS: dict[str, Callable[[], list[AttentionProblem]]] = {
     "a layout for each batch element, blocks chosen from the content": lambda: [call(layout=dense(2, 1))],
     "masks inside blocks": lambda: [call(layout=masked())],
     "`block_bias`, with its gradient": lambda: [call(**BIAS)],
+    "`block_bias` with blocks of 16, 32": lambda: [
+        call(block=block, block_bias=torch.zeros(1, 1, BlockLayout.from_config(SparsePatternConfig(block_size=block), LENGTH).num_block_ids))
+        for block in (16, 32)
+    ],
     "`softcap`, `alibi_slopes`, `sinks`": lambda: [call(**each) for each in SCORES],
     "`deterministic=False`, which is faster in plain calls of `hopper`": lambda: [call(deterministic=False)],
     "`attn_bias`": lambda: [call(attn_bias=torch.zeros(1, LENGTH, LENGTH))],
@@ -132,7 +139,8 @@ DILATION = "token dilation"
 
 def table() -> dict[str, dict[str, str]]:
     """The cells by row and backend."""
-    lines = [line for line in PAGE.read_text("utf-8").splitlines() if line.startswith("| ")]
+    before_sections = PAGE.read_text("utf-8").partition("\n## ")[0]
+    lines = [line for line in before_sections.splitlines() if line.startswith("| ")]
     names, *rows = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines)
     return {
         row[0]: dict(zip((name.strip("` |") for name in names[1:]), row[1:], strict=True)) for row in rows
