@@ -68,6 +68,8 @@ CHOICES = [
 ]
 
 
+# Blocks that are joined to tiles, and tokens; the keys of many are int64. The first with --some.
+TILES = [(16, 1000), (32, 1000), (16, 2**21)]
 RAGGED = BlockGrid(1000, 1000, 64, True)
 BOUNDS, NUMBERS = torch.zeros(4, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)
 TABLES: list[tuple[TablePlan, Given]] = [
@@ -79,7 +81,9 @@ TABLES: list[tuple[TablePlan, Given]] = [
 ]
 
 
-def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> None:
+def main(
+    capability: int, choices: Sequence[tuple[torch.Tensor, Choice]], tiles: Sequence[tuple[int, int]]
+) -> None:
     """Compile every kernel for one compute capability."""
     for module in (device_lists, device_order, device_selection, device_tiles):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
@@ -90,8 +94,7 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
         counts = torch.ones(1, 2, grid.n_rows, dtype=case.dtype) if case.has_counts else None
         rows, cols = device_lists.lists_by_kernels(checked_indices(indices, counts, grid))
         device_order.work_order_by_kernels(grid, 2, rows, cols, None)
-    for block_size, is_long in ((16, False), (32, False), (16, True)):
-        length = 2**21 if is_long else 1000  # for which keys are int64
+    for block_size, length in tiles:
         tokens = BlockGrid(length, length, block_size, False)
         numbers = torch.zeros(8, dtype=torch.int32)
         device_tiles.joined_tiles_by_kernels(BlockLists(numbers, numbers, numbers), tokens, 2)
@@ -106,4 +109,5 @@ def main(capability: int, choices: Sequence[tuple[torch.Tensor, Choice]]) -> Non
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), CHOICES[:1] if "--some" in sys.argv else CHOICES)
+    some = 1 if "--some" in sys.argv else None
+    main(int(sys.argv[1]), CHOICES[:some], TILES[:some])

@@ -26,6 +26,9 @@ LISTS = {
     "columns_kernel",
     "level_kernel",
     "merge_kernel",
+    "entries_kernel",
+    "tiles_kernel",
+    "lists_kernel",
     "table_kernel",
 }
 # Rows of 16,384 columns leave a thread 128 registers; a few numbers are kept elsewhere.

@@ -176,3 +176,27 @@ def test_kernels_take_lists_in_pieces_and_many_tiles(monkeypatch: pytest.MonkeyP
     for name, value in (("ENTRIES", 4), ("AT_ONCE", 8), ("key_type", lambda n_keys: torch.int64)):
         monkeypatch.setattr(device_tiles, name, value)
     check_kernels(layout_of("heads", 16))
+
+
+# ---- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_prepared_on_the_gpu_is_that_of_the_cpu_without_waiting(name: str, size: int) -> None:
+    layout = layout_of(name, size)
+    there = layout.to("cuda")
+    HOPPER.prepare(there, None)  # compiles
+    there._prepared.clear()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        made = HOPPER.prepare(there, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    n_tiles = int(made[-6][-1])
+    # behind the lists indices and the order of work mean nothing
+    for x, wanted in zip(made[1:], HOPPER.prepare(layout, None)[1:], strict=True):
+        n = n_tiles if x.shape[0] == made[1].shape[0] else x.shape[0]
+        assert torch.equal(x[:n].cpu(), wanted[:n])
