@@ -245,7 +245,7 @@ def attend_overlapped(
 ):
     """Overlap "intra_warpgroup"."""
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
-    STAGES: gl.constexpr = rings.v.tiles.shape[0]
+    REACH: gl.constexpr = rings.k.tiles.shape[0] + rings.v.tiles.shape[0]
     UNROLL: gl.constexpr = config.UNROLL
     t = 0
     while t < n_tiles:  # once; more often where the next tile of two rows is too far ahead in the ring
@@ -260,16 +260,17 @@ def attend_overlapped(
             m = first_max(s, m, scale_log2, config.s_layout)
         sums = Sums(sums.acc, m, sums.l)
         q_tile = kept_tile(q.tiles, q.slot)
-        # k of a tile can be loaded only while the stage of a v in use is not needed for the v before it
+        # a v in use may keep the other warpgroup's v from being loaded, and that one a k from being released: here k could
+        # wait for v if it were further ahead than both rings are long
         last_begin = gl.minimum(n_whole, n_tiles - 1) - UNROLL
-        while (t <= last_begin) & (places.of_tile(t + UNROLL) - place <= STAGES):
+        while (t <= last_begin) & (places.of_tile(t + UNROLL) - place < REACH):
             s, sums = attend_tiles_overlapped(
                 q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, UNROLL, False, config
             )
             t += UNROLL
             place = places.of_tile(t)
         q_tile = kept_tile(q.tiles, q.slot)
-        while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place <= STAGES):
+        while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place < REACH):
             s, sums = attend_tiles_overlapped(
                 q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, 1, HAS_EDGE, config
             )

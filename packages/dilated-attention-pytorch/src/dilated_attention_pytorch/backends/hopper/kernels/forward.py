@@ -1,12 +1,12 @@
 """Forward kernel for Hopper: a persistent, warp-specialised FlashAttention-3 whose next key tile comes from a list.
 
     one warp       takes tiles of 128 queries from a counter and publishes them (tile_scheduler.py)
-    one warp       walks the block lists of the tiles and issues the TMA loads, those of the next tile while the
-                   warpgroups still work on this one
+    two warps      walk the block lists of the tiles and issue the TMA loads, one of q and k, one of v; those of the next tile
+                   while the warpgroups still work on this one
     two warpgroups compute 64 queries each, one tile of keys after the other, in one of the orders of attend.py
 (FlashAttention-3, Shah et al., arXiv:2407.08608, for the split into loading warps and computing warpgroups.)
 At block size 128 both warpgroups have the same list. At block size 64 each has a row of its own, and a key block that both
-rows see is loaded once: the producer walks the union of the two lists, `places` says where in it an entry is. Where heads
+rows see is loaded once: both loading warps walk the union of the two lists, `places` says where in it an entry is. Where heads
 that share k and v also share their lists (HEADS_PAIRED), the warpgroups have the same row of two heads instead, so that all
 loads are shared; `Heads` then counts pairs of heads.
 Token dilation: a tile of keys consists of the kept keys of several entries; dropped keys are never loaded.
@@ -200,18 +200,16 @@ class LoadedEntries:
 
 @gluon.jit
 def load_list(
-    desc_k, desc_v, rings, entries, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, config
-):
-    """Load the tiles of a list; return the next place in the rings."""
+    desc, ring, entries, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, COLUMNS: gl.constexpr, config
+):  # fmt: skip
+    """Load the tiles of k, or of v, of a list; return the next place in the ring."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
     PAIRED: gl.constexpr = config.PAIRED
     KEYS: gl.constexpr = config.BLOCK_SIZE // RATE
     BOX: gl.constexpr = KEYS if KEYS < BLOCK_N else BLOCK_N
     JOIN: gl.constexpr = BLOCK_N // BOX
-    K_BOXES: gl.constexpr = rings.k.tiles.shape[0] * (config.D // 64) * JOIN
-    V_BOXES: gl.constexpr = rings.v.tiles.shape[0] * (config.DV // 64) * JOIN
-    k_boxes = reinterpret(rings.k.tiles, desc_k.dtype, [K_BOXES, 1, 1, BOX, 1, 64], desc_k.layout)
-    v_boxes = reinterpret(rings.v.tiles, desc_v.dtype, [V_BOXES, 1, 1, BOX, 1, 64], desc_v.layout)
+    BOXES: gl.constexpr = ring.tiles.shape[0] * (ring.tiles.shape[2] // 64) * JOIN
+    boxes = reinterpret(ring.tiles, desc.dtype, [BOXES, 1, 1, BOX, 1, 64], desc.layout)
     columns, lo, hi = entries.columns, entries.lo, entries.hi
     source = KeySource(
         columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN
@@ -227,18 +225,23 @@ def load_list(
                 one_only = (column & 1) == 0
                 column = column >> 1
             for part in gl.static_range(KEYS // BOX):
-                load_tile(desc_k, k_boxes, rings.k, source, e, column, part, it, one_only, config.QK_DIM)
-                load_tile(desc_v, v_boxes, rings.v, source, e, column, part, it, one_only, config.DV)
+                load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS)
                 it += 1
     return it
 
 
 @gluon.jit
-def producer(inputs, queries, rings, queue, columns, heads, grid, config):
-    """The loading warp: q, k and v of the tiles."""
+def producer(
+    LOADS_K: gl.constexpr, inputs, queries, ring, queue, columns, heads, grid, config
+):  # fmt: skip
+    """A loading warp: q and k of the tiles, or v. Of one warp for both, k would wait for stages of v, which are held longer."""
     PAIRED: gl.constexpr = config.PAIRED
     ROWS: gl.constexpr = 2 if PAIRED else 1
     SLOTS: gl.constexpr = config.SLOTS
+    desc, desc_far = inputs.v, inputs.v_far
+    COLUMNS: gl.constexpr = config.QK_DIM if LOADS_K else config.DV
+    if LOADS_K:
+        desc, desc_far = inputs.k, inputs.k_far
     q_boxes = reinterpret(
         queries.tiles, inputs.q.dtype, [SLOTS * 2 * (config.D // 64), 1, 1, 64, 64], inputs.q.layout
     )
@@ -269,27 +272,28 @@ def producer(inputs, queries, rings, queue, columns, heads, grid, config):
             lo = work.lo
             end = work.hi if PAIRED else work.middle
             n_left = None
-        for w in gl.static_range(2):
-            slot = (i_tile % SLOTS) * 2 + w
-            mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
-            if config.HEADS_PAIRED:
-                load_tokens(
-                    inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head * 2 + w, query0, 64, config.D,
-                    config.QK_DIM,
-                )  # fmt: skip
-            else:
-                load_tokens(
-                    inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
-                    config.QK_DIM,
-                )  # fmt: skip
+        if LOADS_K:
+            for w in gl.static_range(2):
+                slot = (i_tile % SLOTS) * 2 + w
+                mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
+                if config.HEADS_PAIRED:
+                    load_tokens(
+                        inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head * 2 + w, query0, 64, config.D,
+                        config.QK_DIM,
+                    )  # fmt: skip
+                else:
+                    load_tokens(
+                        inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
+                        config.QK_DIM,
+                    )  # fmt: skip
         entries = LoadedEntries(columns, lo, end, n_left)
         it = load_list(
-            inputs.k, inputs.v, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
-        )  # fmt: skip
+            desc, ring, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, COLUMNS, config
+        )
         if config.N_CLASSES == 2:
+            entries = LoadedEntries(columns, work.middle, work.hi, None)
             it = load_list(
-                inputs.k_far, inputs.v_far, rings, LoadedEntries(columns, work.middle, work.hi, None), it, i_batch, head,
-                first_key, heads, n_cols, config.FAR_RATE, config,
+                desc_far, ring, entries, it, i_batch, head, first_key, heads, n_cols, config.FAR_RATE, COLUMNS, config
             )  # fmt: skip
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -549,7 +553,7 @@ def forward_kernel(
     q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
     k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D], tile_layout)
     v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV], tile_layout)
-    queue = allocate_queue(NUMBERS_PER_SEQUENCE_TILE if SEQUENCES else NUMBERS_PER_TILE)
+    queue = allocate_queue(NUMBERS_PER_SEQUENCE_TILE if SEQUENCES else NUMBERS_PER_TILE, 4)
     q_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     k_full = gl.allocate_shared_memory(gl.int64, [PHASES_USED * K_STAGES, 1], mbarrier.MBarrierLayout())
@@ -618,6 +622,8 @@ def forward_kernel(
         PAIRED,
         HEADS_PAIRED,
     )
+    K: gl.constexpr = True
+    V: gl.constexpr = False
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
     FIND: gl.constexpr = find_sequence_lists if SEQUENCES else find_lists
@@ -625,9 +631,10 @@ def forward_kernel(
         [
             (consumer, (W0, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config)),
             (consumer, (W1, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config)),
-            (producer, (inputs, queries, rings, queue, lists.entries, heads, grid, config)),
+            (producer, (K, inputs, queries, rings.k, queue, lists.entries, heads, grid, config)),
+            (producer, (V, inputs, queries, rings.v, queue, lists.entries, heads, grid, config)),
             (scheduler_warp, (queue, Counter, grid.n_tiles, FIND, lists, heads, grid, config)),
         ],
-        [4, 1, 1],
-        [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
+        [4, 1, 1, 1],
+        [CONSUMER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

@@ -66,14 +66,14 @@ class BlockLists:
 
 
 @gluon.jit
-def allocate_queue(NUMBERS: gl.constexpr = NUMBERS_PER_TILE):
-    """A work queue for tiles of so many numbers, ready to use."""
+def allocate_queue(NUMBERS: gl.constexpr = NUMBERS_PER_TILE, READERS: gl.constexpr = 3):
+    """A work queue for tiles of so many numbers, ready to use; READERS: two warpgroups and the loading warps."""
     numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(2):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=3)  # two warpgroups and the loading warp
+        mbarrier.init(empty.index(i), count=READERS)
     return WorkQueue(numbers, full, empty)
 
 
