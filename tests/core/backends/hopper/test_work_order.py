@@ -43,6 +43,23 @@ def quarter_octave(length: Fraction) -> int:
     return e
 
 
+def alternating(first: list[int], second: list[int]) -> list[int]:
+    """Two lists merged: between two columns that both have, each list's are spread evenly, the first list's before equals."""
+    shared = [*sorted(set(first) & set(second)), None]
+    merged: list[int] = []
+    begin = -1
+    for end in shared:
+        keyed = []
+        for which, row in enumerate((first, second)):
+            own = [column for column in row if column > begin and (end is None or column < end)]
+            keyed += [(Fraction(2 * i + 1, 2 * len(own)), which, column) for i, column in enumerate(own)]
+        merged += [column for _, _, column in sorted(keyed)]
+        if end is not None:
+            merged.append(end)
+            begin = end
+    return merged
+
+
 def slow_order(heads: Sequence[Rows], block_size: int) -> Order:
     """What `order_lists` says of the rows of all heads, one group of 128 tokens after the other."""
     per_group = {64: 2, 128: 1}[block_size]
@@ -61,12 +78,12 @@ def slow_order(heads: Sequence[Rows], block_size: int) -> Order:
         order.append([i for _, i in sorted(zip([-level for level in levels], range(len(groups))))])
         unions.append([])
         for group in groups:
-            union = sorted({column for row in group for column in row})
-            unions[-1].append(len(union))
-            places += [union.index(column) for row in group for column in row]
-            for column in union:
-                n_seen = sum(column in row for row in group)
-                columns += [2 * column + (n_seen > 1), *[-1] * (n_seen - 1)]
+            merged = alternating(group[0], group[1] if len(group) > 1 else [])
+            unions[-1].append(len(merged))
+            places += [merged.index(column) for row in group for column in row]
+            n_shared = sum(map(len, group)) - len(merged)
+            columns += [2 * column + (sum(column in row for row in group) > 1) for column in merged]
+            columns += [-1] * n_shared
     return Order(max(longs), order, unions, places, columns)
 
 
@@ -224,11 +241,32 @@ def test_a_dense_row_is_long_and_one_of_many_equals_is_not() -> None:
 def test_shared_blocks_are_counted_once() -> None:
     mask = torch.tensor([[1, 1, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]).bool()
     found = parts_of_rows(BlockLayout.from_dense(mask, 64))
-    # rows 0 and 1 see 0, 1, 3 and 1, 2, 3; row 2 nothing and row 3 only 2; row 4 has no neighbour
+    # rows 0 and 1 see 0, 1, 3 and 1, 2, 3; row 2 nothing and row 3 only 2; row 4 has no neighbour. Behind what both rows
+    # have there is room
     assert found.unions == [[4, 1, 2]]
     assert found.places == [0, 1, 3, 1, 2, 3, 0, 0, 1]
-    assert found.columns == [2 * 0, 2 * 1 + 1, -1, 2 * 2, 2 * 3 + 1, -1, 2 * 2, 2 * 0, 2 * 3]
+    assert found.columns == [2 * 0, 2 * 1 + 1, 2 * 2, 2 * 3 + 1, -1, -1, 2 * 2, 2 * 0, 2 * 3]
     assert found.order == [[0, 2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "owners"),
+    [
+        ("1111110000000000", "0000000011111100", "ABABABABABAB"),
+        ("1110000011100000", "0001111100011111", "BABABBABBABABBAB"),
+        ("1111000011110001", "0000111100001111", "ABABABABABABABAS"),
+        ("1111110000000000", "0000100111111000", "AAAASBBBABBB"),
+        ("1110000000000000", "0000000000000000", "AAA"),
+    ],
+)
+def test_blocks_of_one_row_alternate_with_those_of_the_other(first: str, second: str, owners: str) -> None:
+    """Also where the rows see blocks far apart; S is a block that both see."""
+    mask = torch.tensor([[int(x) for x in row] for row in (first, second)]).bool()
+    found = parts_of_rows(BlockLayout.from_dense(mask, 64))
+    n = first.count("1")
+    of_first, of_second = set(found.places[:n]), set(found.places[n:])
+    names = {(True, False): "A", (False, True): "B", (True, True): "S"}
+    assert "".join(names[i in of_first, i in of_second] for i in range(found.unions[0][0])) == owners
 
 
 # (bounds of the classes, the last class being without one; rates)

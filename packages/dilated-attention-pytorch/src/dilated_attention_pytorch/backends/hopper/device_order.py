@@ -64,6 +64,6 @@ def order_by_kernels(
     part[at.order : at.union_sizes].view_as(order).copy_(order)
     if per_group == 2:
         merge_kernel[n_heads * at.n_groups,](
-            Offsets=lists.indptr, Indices=lists.indices, Part=part, union_sizes=at.union_sizes, places=at.places,
+            Offsets=lists.indptr, Indices=lists.indices, Shared=torch.empty_like(lists.indices), Part=part, union_sizes=at.union_sizes, places=at.places,
             blocks=at.blocks, **sizes, BLOCK=ENTRIES,
         )  # fmt: skip

@@ -34,8 +34,8 @@ class ListOrder:
     union_sizes: int  # heads * n_groups: the different blocks of a group; 0 at block size 128
     # n_entries: the place of every entry among the different blocks of its group; block size 64 only
     places: int
-    # n_entries: the blocks of each group in ascending order, as 2 * block + (more than one list of the group has it),
-    # or -1 for one that stands just before; block size 64 only
+    # n_entries: the blocks of each group at their places, as 2 * block + (both lists of the group have it), then -1; block
+    # size 64 only
     blocks: int
     # another part, in which every list is a group of its own: of rows of block size 64 only, where heads are paired in
     # place of rows
@@ -134,21 +134,48 @@ def order_lists(lists: BlockLists, n_heads: int, n_lists: int, n_classes: int, b
 def shared_blocks(
     lists: BlockLists, n_heads: int, n_lists: int, n_groups: int, per_group: int, n_classes: int
 ) -> list[Tensor]:
-    """`union_sizes`, `places` and `blocks` of the groups."""
+    """`union_sizes`, `places` and `blocks` of the groups.
+
+    Between two blocks that both lists of a group have, those of one list alternate with those of the other, so that no
+    warpgroup waits while a run of tiles is not for it: of a and b blocks, the i-th of the first list is (2 i + 1) / 2 a of
+    the way, the j-th of the second (2 j + 1) / 2 b, and of equals the first list's comes first.
+    """
     indices = lists.indices
     owner = lists.owners() // n_classes
     # n_heads * n_groups for what is behind the lists
     group = owner // n_lists * n_groups + owner % n_lists // per_group
     key, order = (group * 2**31 + indices).sort(stable=True)  # lists of a group stand one after the other
+    group, is_second = group[order], (owner % n_lists % per_group == 1)[order]
     is_new = torch.ones_like(key, dtype=torch.bool)
     is_new[1:] = key[1:] != key[:-1]
-    running = is_new.cumsum(0)
-    sizes = torch.zeros(n_heads * n_groups + 1, dtype=torch.long, device=key.device)
-    sizes.scatter_add_(0, group[order], is_new.long())
-    before = sizes.cumsum(0) - sizes
-    places = torch.empty_like(running)
-    places[order] = running - 1 - before[group[order]]
     is_shared = torch.zeros_like(is_new)
     is_shared[:-1] = ~is_new[1:]
-    blocks = torch.where(is_new, 2 * indices[order].long() + is_shared, -1)
+    sizes = torch.zeros(n_heads * n_groups + 1, dtype=torch.long, device=key.device)
+    sizes.scatter_add_(0, group, is_new.long())
+    # a segment ends with a shared block, or with its group
+    starts = torch.ones_like(is_new)
+    starts[1:] = ~is_new[:-1] | (group[1:] != group[:-1])
+    entry = torch.arange(key.numel(), device=key.device)
+    start = torch.where(starts, entry, 0).cummax(0).values if key.numel() else entry
+    of_first, of_second = (is_new & ~is_shared & (is_second == second) for second in (False, True))
+    (i, a), (j, b) = (ranks_of(mine, start, starts) for mine in (of_first, of_second))
+    offset = torch.where(of_first, i + ((2 * i + 1) * b + a - 1) // (2 * a).clamp(min=1), a + b)
+    offset = torch.where(of_second, j + ((2 * j + 1) * a + b) // (2 * b).clamp(min=1), offset)
+    n_before = is_new.cumsum(0) - is_new.long() - (sizes.cumsum(0) - sizes)[group]
+    place = n_before[start] + offset
+    places = torch.empty_like(entry)
+    places[order] = place
+    # a group's blocks begin where its lists do
+    of_group = torch.searchsorted(group, torch.arange(n_heads * n_groups + 1, device=key.device))
+    blocks = torch.full_like(entry, -1)
+    # a shared block twice, with the same number
+    blocks[of_group[group] + place] = 2 * indices[order].long() + (is_shared | ~is_new)
     return [sizes[:-1], places, blocks]
+
+
+def ranks_of(mine: Tensor, start: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """For every entry of sorted segments: how many of `mine` are before it in its segment, and how many its segment has."""
+    before = mine.cumsum(0) - mine.long()
+    segment = starts.cumsum(0) - 1
+    n = torch.zeros_like(before).scatter_add_(0, segment, mine.long())
+    return before - before[start], n[segment]

@@ -52,22 +52,23 @@ def from_nearest(i, n_left):
 class RingPlaces:
     """Where in the ring the tiles of a list are: from `base` on one after the other, or (SHARED by two rows) as listed.
 
-    n_left, left_places: as of a `ListPart`, or None.
+    n_left, left_places, right_place: as of a `ListPart`, or None.
     """
 
     base: gl.tensor
     listed: gl.tensor
     n_left: gl.tensor | gl.constexpr
     left_places: gl.tensor | gl.constexpr
+    right_place: gl.tensor | gl.constexpr
     SHARED: gl.constexpr
 
     @gluon.jit
     def of_tile(self, t):
         """The place of tile t."""
         if self.SHARED and self.n_left is not None:
-            return self.base + from_nearest(
-                gl.load(self.listed + from_nearest(t, self.n_left)), self.left_places
-            )
+            place = gl.load(self.listed + from_nearest(t, self.n_left))
+            left, right = self.left_places - 1 - place, self.left_places + place - self.right_place
+            return self.base + gl.where(t < self.n_left, left, right)
         elif self.SHARED:
             return self.base + gl.load(self.listed + t)
         else:
@@ -106,7 +107,11 @@ class Sums:
 class AttendConfig:
     """Constants of the forward. CLEAR_VALUES: behind the last key of a sequence v may be anything.
 
-    QK_DIM: columns of head_dim of q and k.
+    QK_DIM: columns of head_dim of q and k. MAY_PASS: some places of the rings have no tile.
+
+    The next k must not wait for the v in use. This v may keep a v of the other warpgroup from being loaded, and that warpgroup
+    then a k from being released, so k may be ahead by less than both rings have stages (REACH). At a place without a tile
+    the loading of k waits for that of v: then by no more than v has stages.
     """
 
     BLOCK_N: gl.constexpr
@@ -116,6 +121,7 @@ class AttendConfig:
     OVERLAP: gl.constexpr
     UNROLL: gl.constexpr
     CLEAR_VALUES: gl.constexpr
+    MAY_PASS: gl.constexpr
     s_layout: gl.constexpr
     acc_layout: gl.constexpr
 
@@ -245,7 +251,8 @@ def attend_overlapped(
 ):
     """Overlap "intra_warpgroup"."""
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
-    REACH: gl.constexpr = rings.k.tiles.shape[0] + rings.v.tiles.shape[0]
+    V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
+    REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
     UNROLL: gl.constexpr = config.UNROLL
     t = 0
     while t < n_tiles:  # once; more often where the next tile of two rows is too far ahead in the ring
@@ -260,17 +267,15 @@ def attend_overlapped(
             m = first_max(s, m, scale_log2, config.s_layout)
         sums = Sums(sums.acc, m, sums.l)
         q_tile = kept_tile(q.tiles, q.slot)
-        # a v in use may keep the other warpgroup's v from being loaded, and that one a k from being released: here k could
-        # wait for v if it were further ahead than both rings are long
         last_begin = gl.minimum(n_whole, n_tiles - 1) - UNROLL
-        while (t <= last_begin) & (places.of_tile(t + UNROLL) - place < REACH):
+        while (t <= last_begin) & (places.of_tile(t + UNROLL) - place <= REACH):
             s, sums = attend_tiles_overlapped(
                 q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, UNROLL, False, config
             )
             t += UNROLL
             place = places.of_tile(t)
         q_tile = kept_tile(q.tiles, q.slot)
-        while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place < REACH):
+        while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place <= REACH):
             s, sums = attend_tiles_overlapped(
                 q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, 1, HAS_EDGE, config
             )

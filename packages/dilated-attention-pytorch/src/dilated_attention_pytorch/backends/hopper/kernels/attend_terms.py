@@ -135,7 +135,8 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
     """Overlap "intra_warpgroup"."""
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
-    REACH: gl.constexpr = rings.k.tiles.shape[0] + rings.v.tiles.shape[0]
+    V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
+    REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
     tile = terms_at(keys, begin, terms, n_whole, config.BLOCK_N)
     t = begin
     while t < end:  # once; more often where the next tile of two rows is too far ahead in the ring
@@ -146,7 +147,7 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         q_tile = kept_tile(q.tiles, q.slot)
-        while (t + 1 < end) & (places.of_tile(t + 1) - place < REACH):
+        while (t + 1 < end) & (places.of_tile(t + 1) - place <= REACH):
             clear_values(rings, place, keys, terms, tile, config)
             # before the next product: it takes the registers of s
             less = scores_less_m(s, sums.m, q, keys, terms, tile, config)

@@ -206,6 +206,16 @@ def stats_of_head(Stats, work, head, heads_per_tile, grid, config):
 
 
 @gluon.jit
+def pass_place(streams, it, DKDV: gl.constexpr):
+    """Give a place to a block that takes no part: nothing is loaded, and no warpgroup wants it."""
+    STAGES: gl.constexpr = streams.qk.tiles.shape[0]
+    mbarrier.wait(streams.qk.empty.index(it % STAGES), ((it // STAGES) & 1) ^ 1)
+    mbarrier.arrive(streams.qk.empty.index(it % STAGES), count=2)
+    mbarrier.arrive(streams.qk.full_barrier(it), count=2 if DKDV else 1)
+    mbarrier.arrive(streams.gv.full_barrier(it), count=1)
+
+
+@gluon.jit
 def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
     """The loading warp: the kept tiles, then the streamed tiles of their lists, in the dkdv pass also lse and delta."""
     D: gl.constexpr = config.D
@@ -237,10 +247,11 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
         if SEQUENCES:
             work = read_sequence_tile(queue, i_tile, grid, DKDV)
             release_work_tile(queue, i_tile)
-            lo, hi = work.windows.merged_lo, work.windows.merged_hi
+            windows = work.windows
+            lo, hi = windows.merged_lo, windows.merged_hi
             first_head = work.head * heads_per_tile
             layout_head = first_head // heads.per_list
-            entry = gl.load(lists.entries + lo, mask=lo < hi, other=-1)
+            entry = windows.load_entry(lists.entries, lo, PAIRED)
             i_batch, kept_head, token = work.i_batch, work.head, work.kept_token
             streamed_token = work.streamed_token
         else:
@@ -276,7 +287,7 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
                     if SEQUENCES:
                         windows = windows_of_head(work, layout_head, lists, grid, config.IS_CAUSAL)
                         lo, hi = windows.merged_lo, windows.merged_hi
-                        entry = gl.load(lists.entries + lo, mask=lo < hi, other=-1)
+                        entry = windows.load_entry(lists.entries, lo, PAIRED)
                     else:
                         offsets = lists.offsets + layout_head * grid.n_lists + first
                         lo, hi = gl.load(offsets), gl.load(offsets + n_of_group)
@@ -287,8 +298,12 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
             n_steps = (hi - lo) * SUB
             for i in range(n_steps):
                 is_last = i == n_steps - 1
-                entry_next = gl.load(lists.entries + gl.where(is_last, lo, lo + (i + 1) // SUB))
-                if entry >= 0:  # negative (block size 64 only): the same block as the entry before
+                e_next = gl.where(is_last, lo, lo + (i + 1) // SUB)
+                if SEQUENCES:
+                    entry_next = windows.load_entry(lists.entries, e_next, PAIRED)
+                else:
+                    entry_next = gl.load(lists.entries + e_next)
+                if entry >= 0:
                     one_only = False
                     index = entry
                     if PAIRED:
@@ -305,6 +320,9 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
                         streams.lse.index(stage).store(lse)
                         streams.delta.index(stage).store(delta)
                         mbarrier.arrive(qk_bar, count=1)
+                    it += 1
+                elif SEQUENCES and PAIRED:
+                    pass_place(streams, it, DKDV)
                     it += 1
                 entry = entry_next
                 if DKDV:
@@ -417,7 +435,7 @@ def consumer(
             behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
             if SEQUENCES:
                 behind -= first_place
-                n_places = work.windows.n_places
+                n_places = work.windows.n_places()
             else:
                 n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
         if HAS_MASKS:
@@ -482,7 +500,7 @@ def consumer(
                         behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
                         if SEQUENCES:
                             behind -= first_place
-                            n_places = windows.n_places
+                            n_places = windows.n_places()
                         else:
                             n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
                     if HAS_MASKS:

@@ -24,7 +24,7 @@ from .sequences import (
 )
 from .tile_scheduler import read_number
 
-SEQUENCE_NUMBERS = gl.constexpr(17)  # that are published of a tile
+SEQUENCE_NUMBERS = gl.constexpr(19)  # that are published of a tile
 
 
 @aggregate
@@ -39,8 +39,8 @@ class SequenceGrid:
 
 @aggregate
 class Windows:
-    """The entries of the list of a row (column), or of two, that take part; and what those two have together: their merged
-    list, and the places of its blocks, n_places from first_place on.
+    """The entries of the list of a row (column), or of two, that take part; and what those two have together: entries of their
+    merged list, with places from first_place on, of which those from index `begin` to `end` take part.
     """
 
     lo: gl.tensor
@@ -50,7 +50,21 @@ class Windows:
     merged_lo: gl.tensor
     merged_hi: gl.tensor
     first_place: gl.tensor
-    n_places: gl.tensor
+    begin: gl.tensor | gl.constexpr
+    end: gl.tensor
+
+    @gluon.jit
+    def n_places(self):
+        """How many places there are."""
+        return self.merged_hi - self.merged_lo
+
+    @gluon.jit
+    def load_entry(self, entries, e, PAIRED: gl.constexpr):
+        """Entry e of the merged list; -1 where there is none, or where it does not take part."""
+        entry = gl.load(entries + e, mask=self.merged_lo < self.merged_hi, other=-1)
+        if PAIRED:
+            entry = gl.where((entry >> 1 >= self.begin) & (entry >> 1 < self.end), entry, -1)
+        return entry
 
 
 @aggregate
@@ -100,10 +114,13 @@ def windows_of(lists, layout, sequence, first_list, group, IS_CAUSAL: gl.constex
         one = entries_between(lists, layout, first_list, group * 2, begin, end, DKDV)
         two = entries_between(lists, layout, first_list, group * 2 + 1, begin, end, DKDV)
         both = merged_entries(lists, one, two)
-        return Windows(one.lo, one.hi, two.lo, two.hi, both.lo, both.hi, both.first_place, both.n_places)
+        merged_lo = both.at + both.first_place
+        return Windows(
+            one.lo, one.hi, two.lo, two.hi, merged_lo, merged_lo + both.n_places, both.first_place, begin, end
+        )
     else:
         one = entries_between(lists, layout, first_list, group, begin, end, DKDV)
-        return Windows(one.lo, one.hi, one.lo, one.hi, one.lo, one.hi, one.lo * 0, one.hi - one.lo)
+        return Windows(one.lo, one.hi, one.lo, one.hi, one.lo, one.hi, one.lo * 0, begin, end)
 
 
 @gluon.jit
@@ -133,7 +150,7 @@ def find_sequence_lists(tile, lists, heads, grid, config):
     )  # fmt: skip
     if layout.BLOCK_SIZE == 64:
         numbers += (
-            windows.lo_2, windows.hi_2, windows.merged_lo, windows.first_place, windows.n_places,
+            windows.lo_2, windows.hi_2, windows.merged_lo, windows.merged_hi, windows.first_place, windows.begin, windows.end,
         )  # fmt: skip
     return numbers
 
@@ -154,15 +171,13 @@ def read_sequence_tile(queue, i_tile, grid, DKDV: gl.constexpr):
     )  # fmt: skip
     lo, hi = read_number(queue, i_tile, 10), read_number(queue, i_tile, 11)
     if layout.BLOCK_SIZE == 64:
-        lo_2, hi_2, merged_lo = (
-            read_number(queue, i_tile, 12), read_number(queue, i_tile, 13), read_number(queue, i_tile, 14),
-        )  # fmt: skip
-        merged_hi = merged_lo + (hi - lo) + (hi_2 - lo_2)
         windows = Windows(
-            lo, hi, lo_2, hi_2, merged_lo, merged_hi, read_number(queue, i_tile, 15), read_number(queue, i_tile, 16)
+            lo, hi, read_number(queue, i_tile, 12), read_number(queue, i_tile, 13), read_number(queue, i_tile, 14),
+            read_number(queue, i_tile, 15), read_number(queue, i_tile, 16), read_number(queue, i_tile, 17),
+            read_number(queue, i_tile, 18),
         )  # fmt: skip
     else:
-        windows = Windows(lo, hi, lo, hi, lo, hi, lo * 0, hi - lo)
+        windows = Windows(lo, hi, lo, hi, lo, hi, lo * 0, 0, hi)
     first_position = layout.first_row * layout.BLOCK_SIZE
     q_end = sequence.q_position + sequence.q_len
     first_query = (

@@ -34,10 +34,15 @@ from .attend import (
     Sums,
     attend,
     entries_of_list,
-    from_nearest,
 )
 from .attend_terms import attend_with_terms
-from .forward_sequences import NUMBERS_PER_SEQUENCE_TILE, find_sequence_lists, read_part, read_share
+from .forward_sequences import (
+    NUMBERS_PER_SEQUENCE_TILE,
+    ends_of_lists,
+    find_sequence_lists,
+    read_part,
+    read_share,
+)
 from .pipeline import PHASES, Ring
 from .sequences import Layout, Sequences, total_groups
 from .softmax import INFINITY, by_row, nothing_seen
@@ -188,21 +193,64 @@ def load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS:
         )  # fmt: skip
 
 
+@gluon.jit
+def pass_place(LOADS_K: gl.constexpr, rings, it):
+    """Give place `it` to a block that no query of the tile sees: nothing is loaded, and no warpgroup wants it.
+
+    With no warpgroup to wait for, the ring of k waits for that of v, so that it is never phases ahead.
+    """
+    ring = rings.k if LOADS_K else rings.v
+    stage = it % ring.tiles.shape[0]
+    mbarrier.wait(ring.empty.index(stage), ((it // ring.tiles.shape[0]) & 1) ^ 1)
+    mbarrier.arrive(ring.empty.index(stage), count=2)
+    mbarrier.arrive(ring.full_barrier(it), count=1)
+    if LOADS_K:
+        rings.v.wait_full(it)
+
+
 @aggregate
 class LoadedEntries:
-    """Which entries of a list are loaded; the first `n_left` from the last to the first, then the others in order."""
+    """Which entries of a list are loaded: from lo to hi.
+
+    end: None, or of merged lists, only columns before it are loaded; the others have a place all the same.
+    left_places: None, or so many from lo on come first, the last of them first, of which columns before left_end are loaded;
+    then those from entry lo + right_place on, of which the other columns are.
+    """
 
     columns: gl.tensor
     lo: gl.tensor
     hi: gl.tensor
-    n_left: gl.tensor | gl.constexpr
+    end: gl.tensor | gl.constexpr
+    left_places: gl.tensor | gl.constexpr
+    right_place: gl.tensor | gl.constexpr
+    left_end: gl.tensor | gl.constexpr
+
+    @gluon.jit
+    def column(self, e):
+        """What stands in entry e in the order of loading, and whether it is loaded."""
+        if self.left_places is None:
+            column = gl.load(self.columns + e)
+            is_loaded = True
+            if self.end is not None:
+                is_loaded = column >> 1 < self.end
+        else:
+            i = e - self.lo
+            is_left = i < self.left_places
+            place = gl.where(is_left, self.left_places - 1 - i, self.right_place + i - self.left_places)
+            column = gl.load(self.columns + self.lo + place)
+            is_loaded = True
+            if self.end is not None:
+                is_loaded = (column >> 1 < self.end) & ((column >> 1 < self.left_end) == is_left)
+        return column, is_loaded
 
 
 @gluon.jit
 def load_list(
-    desc, ring, entries, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, COLUMNS: gl.constexpr, config
+    LOADS_K: gl.constexpr, desc, rings, entries, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, config
 ):  # fmt: skip
     """Load the tiles of k, or of v, of a list; return the next place in the ring."""
+    ring = rings.k if LOADS_K else rings.v
+    COLUMNS: gl.constexpr = config.QK_DIM if LOADS_K else config.DV
     BLOCK_N: gl.constexpr = config.BLOCK_N
     PAIRED: gl.constexpr = config.PAIRED
     KEYS: gl.constexpr = config.BLOCK_SIZE // RATE
@@ -215,11 +263,11 @@ def load_list(
         columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN
     )
     for e in range(lo, hi, JOIN):
-        if entries.n_left is None:
-            column = gl.load(columns + e)
-        else:
-            column = gl.load(columns + lo + from_nearest(e - lo, entries.n_left))
-        if column >= 0:  # negative (block size 64 only): the same block as the entry before
+        column, is_loaded = entries.column(e)
+        if not is_loaded:
+            pass_place(LOADS_K, rings, it)
+            it += 1
+        elif column >= 0:  # negative (block size 64 only): behind the blocks of the group
             one_only = False
             if PAIRED:
                 one_only = (column & 1) == 0
@@ -232,14 +280,16 @@ def load_list(
 
 @gluon.jit
 def producer(
-    LOADS_K: gl.constexpr, inputs, queries, ring, queue, columns, heads, grid, config
+    LOADS_K: gl.constexpr, inputs, queries, rings, queue, columns, heads, grid, config
 ):  # fmt: skip
-    """A loading warp: q and k of the tiles, or v. Of one warp for both, k would wait for stages of v, which are held longer."""
+    """A loading warp: q and k of the tiles, or v.
+
+    One warp for both would not load k while it waits for a stage of v, which is in use longer.
+    """
     PAIRED: gl.constexpr = config.PAIRED
     ROWS: gl.constexpr = 2 if PAIRED else 1
     SLOTS: gl.constexpr = config.SLOTS
     desc, desc_far = inputs.v, inputs.v_far
-    COLUMNS: gl.constexpr = config.QK_DIM if LOADS_K else config.DV
     if LOADS_K:
         desc, desc_far = inputs.k, inputs.k_far
     q_boxes = reinterpret(
@@ -252,26 +302,32 @@ def producer(
     while tile < grid.n_tiles:
         first_key = 0
         if config.SEQUENCES:
-            share, first, second = (
-                read_share(queue, i_tile, heads, grid, config.BLOCK_SIZE), read_part(queue, i_tile, 0, config.NEAREST_FIRST),
-                read_part(queue, i_tile, 1, config.NEAREST_FIRST),
-            )  # fmt: skip
+            share = read_share(queue, i_tile, heads, grid, config.BLOCK_SIZE)
+            first = read_part(queue, i_tile, 0, config.NEAREST_FIRST)
             release_work_tile(queue, i_tile)
             i_batch, head, query0, first_key = share.i_batch, share.head, share.query0, share.kv_start
-            lo, end = first.lo, first.lo + first.n
-            n_left = first.n_left
+            # merged lists begin where the first of them does
+            end, left_end = None, None
             if PAIRED:
-                end += second.n  # of the merged list, which begins where the first list does
-                if config.NEAREST_FIRST:
-                    n_left += second.n_left
+                block_row = share.position0 // config.BLOCK_SIZE
+                end, left_end = ends_of_lists(block_row, share.kv_len, ROWS, config)
+            entries = LoadedEntries(
+                columns,
+                first.lo,
+                first.lo + share.n_places,
+                end,
+                first.left_places,
+                first.right_place,
+                left_end,
+            )
         else:
             work = read_work_tile(queue, i_tile)
             release_work_tile(queue, i_tile)
             i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
             query0 = (grid.first_row + work.group * ROWS) * config.BLOCK_SIZE - grid.q_offset
-            lo = work.lo
-            end = work.hi if PAIRED else work.middle
-            n_left = None
+            entries = LoadedEntries(
+                columns, work.lo, work.hi if PAIRED else work.middle, None, None, None, None
+            )
         if LOADS_K:
             for w in gl.static_range(2):
                 slot = (i_tile % SLOTS) * 2 + w
@@ -286,14 +342,13 @@ def producer(
                         inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
                         config.QK_DIM,
                     )  # fmt: skip
-        entries = LoadedEntries(columns, lo, end, n_left)
         it = load_list(
-            desc, ring, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, COLUMNS, config
+            LOADS_K, desc, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
         )
         if config.N_CLASSES == 2:
-            entries = LoadedEntries(columns, work.middle, work.hi, None)
+            entries = LoadedEntries(columns, work.middle, work.hi, None, None, None, None)
             it = load_list(
-                desc_far, ring, entries, it, i_batch, head, first_key, heads, n_cols, config.FAR_RATE, COLUMNS, config
+                LOADS_K, desc_far, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.FAR_RATE, config
             )  # fmt: skip
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -366,8 +421,8 @@ def consumer(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     attend_config = AttendConfig(
-        BLOCK_N, config.QK_DIM, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES, s_layout,
-        acc_layout,
+        BLOCK_N, config.QK_DIM, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES,
+        SEQUENCES and PAIRED, s_layout, acc_layout,
     )  # fmt: skip
     out_boxes = reinterpret(
         queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], results.desc_out.layout
@@ -388,7 +443,7 @@ def consumer(
                 i_sequence = i_batch  # its padding and its bias
             position0 = share.position0 + W * 64
             lo, hi, visible, whole = part.lo, part.lo + part.n, part.visible, part.whole
-            n_left, left_places = part.n_left, part.left_places
+            n_left, left_places, right_place = part.n_left, part.left_places, part.right_place
         else:
             work = read_work_tile(queue, i_tile)
             visible, visible_2 = work.middle - work.lo, work.hi - work.middle
@@ -407,7 +462,7 @@ def consumer(
                 position0 = (grid.first_row + row + W) * BLOCK_SIZE
             else:
                 position0 = (grid.first_row + row) * BLOCK_SIZE + W * 64
-            n_left, left_places = None, None
+            n_left, left_places, right_place = None, None, None
             lo, hi = work.lo, work.middle
             if PAIRED and W == 1:
                 lo, hi, visible, whole = hi, work.hi, visible_2, whole_2
@@ -425,7 +480,7 @@ def consumer(
         if PAIRED:
             # q of this tile was requested after all places before `it`, so those one round of the ring back have arrived
             last = gl.maximum(last, it - 1 - rings.k.tiles.shape[0])
-            places = RingPlaces(it, lists.places + lo, n_left, left_places, True)
+            places = RingPlaces(it, lists.places + lo, n_left, left_places, right_place, True)
             sums, last = add_keys(
                 q, rings, keys, places, visible, whole, sums, last, terms, scale_log2, attend_config, config
             )
@@ -434,7 +489,7 @@ def consumer(
             else:
                 it += gl.load(lists.unions + (head // heads.per_list) * grid.n_groups + work.group)
         else:
-            places = RingPlaces(it, lists.indices, None, None, False)
+            places = RingPlaces(it, lists.indices, None, None, None, False)
             sums, _ = add_keys(
                 q, rings, keys, places, visible, whole, sums, it - 1, terms, scale_log2, attend_config, config
             )
@@ -443,7 +498,7 @@ def consumer(
                 keys = KeyList(
                     lists.indices, work.middle, work.hi, head, grid.kv_len, None, config.FAR_RATE, BLOCK_SIZE
                 )
-                places = RingPlaces(it, lists.indices, None, None, False)
+                places = RingPlaces(it, lists.indices, None, None, None, False)
                 sums, _ = attend(
                     q, rings, keys, places, visible_2, whole_2, sums, it - 1, scale_log2, attend_config
                 )
@@ -631,8 +686,8 @@ def forward_kernel(
         [
             (consumer, (W0, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config)),
             (consumer, (W1, results, queries, rings, queue, lists, arguments, heads, grid, scale_log2, config)),
-            (producer, (K, inputs, queries, rings.k, queue, lists.entries, heads, grid, config)),
-            (producer, (V, inputs, queries, rings.v, queue, lists.entries, heads, grid, config)),
+            (producer, (K, inputs, queries, rings, queue, lists.entries, heads, grid, config)),
+            (producer, (V, inputs, queries, rings, queue, lists.entries, heads, grid, config)),
             (scheduler_warp, (queue, Counter, grid.n_tiles, FIND, lists, heads, grid, config)),
         ],
         [4, 1, 1, 1],

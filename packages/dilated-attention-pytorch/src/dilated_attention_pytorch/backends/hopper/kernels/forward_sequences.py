@@ -16,7 +16,7 @@ from .sequences import (
 )
 from .tile_scheduler import read_number
 
-NUMBERS_PER_SEQUENCE_TILE = gl.constexpr(20)
+NUMBERS_PER_SEQUENCE_TILE = gl.constexpr(21)
 # Published numbers are not negative, but a group may begin this many tokens before the first one in memory.
 QUERIES_BEFORE = gl.constexpr(128)
 
@@ -25,8 +25,8 @@ QUERIES_BEFORE = gl.constexpr(128)
 class ListPart:
     """Entries of a list that are loaded: `n` from `lo` on; how many some query sees, and how many need no mask.
 
-    n_left: where those nearest to the queries come first, how many are not behind the last query's block; `left_places`:
-    and of the blocks that the lists of the tile have together.
+    n_left: where those nearest to the queries come first, how many are not behind the last query's block. Of the blocks that
+    the lists of the tile have together these have `left_places` places, and the others places from `right_place` on.
     """
 
     lo: gl.tensor
@@ -35,6 +35,7 @@ class ListPart:
     whole: gl.tensor
     n_left: gl.tensor | gl.constexpr
     left_places: gl.tensor | gl.constexpr
+    right_place: gl.tensor | gl.constexpr
 
 
 @aggregate
@@ -63,6 +64,14 @@ def counted(lists, entries, block_row, kv_len, BLOCK_SIZE: gl.constexpr, IS_CAUS
 
 
 @gluon.jit
+def ends_of_lists(block_row, kv_len, ROWS: gl.constexpr, config):
+    """Of rows of blocks from one on: the first column that no query sees, and the first behind the last query's block."""
+    end = gl.cdiv(kv_len, config.BLOCK_SIZE)
+    left_end = gl.minimum(end, block_row + ROWS)
+    return left_end if config.IS_CAUSAL else end, left_end
+
+
+@gluon.jit
 def find_sequence_lists(tile, lists, heads, grid, config):
     """The numbers of a work tile, from 1 on."""
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
@@ -76,18 +85,31 @@ def find_sequence_lists(tile, lists, heads, grid, config):
     if grid.n_elements is not None:
         i_lists = work.i_sequence // grid.n_elements
     first_list = first_list_of(layout, i_lists, work.head // heads.per_list, False)
-    end = gl.cdiv(sequence.kv_len, BLOCK_SIZE)
-    if config.IS_CAUSAL:
-        end = gl.minimum(end, block_row + ROWS)
+    end, left_end = ends_of_lists(block_row, sequence.kv_len, ROWS, config)
     first = entries_between(lists, layout, first_list, row, 0, end, False)
     n_places = first.hi - first.lo
     parts = counted(lists, first, block_row, sequence.kv_len, BLOCK_SIZE, config.IS_CAUSAL)
     if ROWS == 2:
         second = entries_between(lists, layout, first_list, row + 1, 0, end, False)
-        n_places = merged_entries(lists, first, second).n_places
+        merged = merged_entries(lists, first, second)
+        n_places = merged.first_place + merged.n_places
         parts += counted(lists, second, block_row + 1, sequence.kv_len, BLOCK_SIZE, config.IS_CAUSAL)
     else:
         parts += parts
+    nearest = ()
+    if config.NEAREST_FIRST:
+        left = entries_between(lists, layout, first_list, row, 0, left_end, False)
+        n_left, n_left_2, left_places, right_place = (left.hi - left.lo,) * 4
+        if ROWS == 2:
+            left_2 = entries_between(lists, layout, first_list, row + 1, 0, left_end, False)
+            merged = merged_entries(lists, left, left_2)
+            n_left_2, left_places = left_2.hi - left_2.lo, merged.first_place + merged.n_places
+            right = entries_between(lists, layout, first_list, row, left_end, end, False)
+            right_2 = entries_between(lists, layout, first_list, row + 1, left_end, end, False)
+            merged = merged_entries(lists, right, right_2)
+            right_place = merged.first_place
+            n_places = left_places + merged.n_places
+        nearest = (n_left, n_left_2, left_places, right_place)
     query0 = sequence.q_start + block_row * BLOCK_SIZE - sequence.q_position
     numbers = (work.i_sequence * heads.num + work.head, gl.maximum(work.group, 0))
     numbers += parts
@@ -95,27 +117,22 @@ def find_sequence_lists(tile, lists, heads, grid, config):
         n_places, query0 + QUERIES_BEFORE, sequence.q_start, sequence.q_start + sequence.q_len, sequence.kv_start,
         sequence.kv_len,
     )  # fmt: skip
-    if config.NEAREST_FIRST:
-        end = gl.minimum(end, block_row + ROWS)
-        first = entries_between(lists, layout, first_list, row, 0, end, False)
-        second = first
-        left_places = first.hi - first.lo
-        if ROWS == 2:
-            second = entries_between(lists, layout, first_list, row + 1, 0, end, False)
-            left_places = merged_entries(lists, first, second).n_places
-        numbers += (first.hi - first.lo, second.hi - second.lo, left_places)
+    numbers += nearest
     return numbers
 
 
 @gluon.jit
 def read_part(queue, i_tile, i: gl.constexpr, NEAREST_FIRST: gl.constexpr):
     """List i of the i_tile-th tile of this program."""
-    n_left, left_places = None, None
+    n_left, left_places, right_place = None, None, None
     if NEAREST_FIRST:
-        n_left, left_places = read_number(queue, i_tile, 17 + i), read_number(queue, i_tile, 19)
+        n_left, left_places, right_place = (
+            read_number(queue, i_tile, 17 + i), read_number(queue, i_tile, 19), read_number(queue, i_tile, 20),
+        )  # fmt: skip
     return ListPart(
         read_number(queue, i_tile, 3 + 4 * i), read_number(queue, i_tile, 4 + 4 * i),
         read_number(queue, i_tile, 5 + 4 * i), read_number(queue, i_tile, 6 + 4 * i), n_left, left_places,
+        right_place,
     )  # fmt: skip
 
 

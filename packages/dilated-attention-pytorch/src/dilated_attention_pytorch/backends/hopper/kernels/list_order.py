@@ -1,8 +1,8 @@
 """Triton kernels that make a work order on the GPU; device_order.py launches them.
 
 level_kernel  how long the groups are, on a scale of quarter octaves: they are sorted by that
-merge_kernel  block size 64: the blocks that the two lists of a group have together. Both lists are sorted, so the place
-              of a block in the merged list is its own plus how many of the other list are smaller, by binary search
+merge_kernel  block size 64: the blocks that the two lists of a group have together, and their places, from those that both
+              have, which a binary search finds, as the lists are sorted
 """
 
 from __future__ import annotations
@@ -70,34 +70,63 @@ def find(Indices, begin, n, block, inside):
 
 
 @triton.jit
-def merge_list(
-    Indices, Places, Blocks, first, begin, n, other, n_other, IS_SECOND: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Write the blocks of one list of a group, which begins at `first`; returns how many the other list has too."""
-    n_common = 0
+def list_shared(Indices, Shared, begin, n, other, n_other, BLOCK: tl.constexpr):
+    """Write where the blocks that both lists have are in the one at `begin` and in the other; returns how many."""
+    n_shared = 0
     for start in range(0, n, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         inside = entry < n
         block = tl.load(Indices + begin + entry, mask=inside, other=0)
-        n_smaller, is_common = find(Indices, other, n_other, block, inside)
-        common = is_common.to(tl.int32)
-        n_before = n_common + tl.cumsum(common, 0) - common
-        tl.store(Places + begin + entry, entry + n_smaller - n_before, mask=inside)
-        merged = Blocks + first + entry + n_smaller
-        if IS_SECOND:
-            tl.store(merged, 2 * block, mask=inside & (is_common == 0))
+        n_smaller, is_shared = find(Indices, other, n_other, block, inside)
+        shared = is_shared.to(tl.int32)
+        rank = n_shared + tl.cumsum(shared, 0) - shared
+        tl.store(Shared + 2 * rank, entry, mask=is_shared)
+        tl.store(Shared + 2 * rank + 1, n_smaller, mask=is_shared)
+        n_shared += tl.sum(shared, 0)
+    return n_shared
+
+
+@triton.jit
+def merge_list(
+    Indices, Places, Blocks, Shared, first, begin, n, other, n_other, n_shared, SECOND: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Write the blocks of one list of a group, which begins at `first`, among those of the other list (`shared_blocks`)."""
+    n_before = 0
+    for start in range(0, n, BLOCK):
+        entry = start + tl.arange(0, BLOCK)
+        inside = entry < n
+        block = tl.load(Indices + begin + entry, mask=inside, other=0)
+        _, is_shared = find(Indices, other, n_other, block, inside)
+        shared = is_shared.to(tl.int32)
+        rank = n_before + tl.cumsum(shared, 0) - shared
+        n_before += tl.sum(shared, 0)
+        # the segment: between the shared block before, if there is one, and the next
+        before, next_shared = Shared + 2 * rank - 2, Shared + 2 * rank
+        has_before, has_next = inside & (rank > 0), inside & (rank < n_shared)
+        mine = tl.load(before + SECOND, mask=has_before, other=-1) + 1
+        others = tl.load(before + 1 - SECOND, mask=has_before, other=-1) + 1
+        n_mine = tl.load(next_shared + SECOND, mask=has_next, other=n) - mine
+        n_others = tl.load(next_shared + 1 - SECOND, mask=has_next, other=n_other) - others
+        i = entry - mine
+        way = (2 * i + 1).to(tl.int64) * n_others + n_mine
+        if SECOND == 0:
+            way -= 1
+        among = (way // (2 * tl.maximum(n_mine, 1))).to(tl.int32)
+        place = mine + others - rank + i + tl.where(is_shared, n_others, among)
+        tl.store(Places + begin + entry, place, mask=inside)
+        if SECOND == 1:
+            tl.store(Blocks + first + place, 2 * block, mask=inside & (is_shared == 0))
+            # what both have leaves room behind the blocks of the group
+            tl.store(Blocks + begin + n - 1 - rank, -1, mask=is_shared)
         else:
-            tl.store(merged, 2 * block + common, mask=inside)
-            tl.store(merged + 1, -1, mask=is_common)
-        n_common += tl.sum(common, 0)
-    return n_common
+            tl.store(Blocks + first + place, 2 * block + shared, mask=inside)
 
 
 @triton.jit(do_not_specialize=["union_sizes", "places", "blocks", "n_lists", "n_groups"])
 def merge_kernel(
-    Offsets, Indices, Part, union_sizes, places, blocks, n_lists, n_groups, BLOCK: tl.constexpr
+    Offsets, Indices, Shared, Part, union_sizes, places, blocks, n_lists, n_groups, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """A program for the two lists of every group; the last group of a head may have only one."""
+    """A program for the two lists of every group; the last group of a head may have only one. Shared: room for n_entries."""
     group = tl.program_id(0)
     i_list = group % n_groups * 2
     offsets = Offsets + group // n_groups * n_lists + i_list
@@ -107,7 +136,9 @@ def merge_kernel(
     if i_list + 1 < n_lists:
         end = tl.load(offsets + 2)
     n_first, n_second = second - first, end - second
-    Places, Blocks = Part + places, Part + blocks
-    n_common = merge_list(Indices, Places, Blocks, first, first, n_first, second, n_second, False, BLOCK)
-    merge_list(Indices, Places, Blocks, first, second, n_second, first, n_first, True, BLOCK)
-    tl.store(Part + union_sizes + group, n_first + n_second - n_common)
+    Places, Blocks, Shared = Part + places, Part + blocks, Shared + first
+    n_shared = list_shared(Indices, Shared, first, n_first, second, n_second, BLOCK)
+    tl.debug_barrier()  # the others' writes to Shared
+    merge_list(Indices, Places, Blocks, Shared, first, first, n_first, second, n_second, n_shared, 0, BLOCK)
+    merge_list(Indices, Places, Blocks, Shared, first, second, n_second, first, n_first, n_shared, 1, BLOCK)
+    tl.store(Part + union_sizes + group, n_first + n_second - n_shared)

@@ -4,6 +4,9 @@ Tile n of the pipeline lies in stage n % stages. A stage is filled again once bo
 warp releases it for a warpgroup that does not want the tile. An mbarrier carries one phase bit, so a warpgroup that skips
 tiles could mistake a later fill of the stage for its own. Where warpgroups skip tiles there are PHASES times as many `full`
 barriers as stages: a warpgroup may then skip (PHASES - 1) * stages tiles in a row, and lag behind by as many.
+
+In the forward k and v have loading warps of their own. A tile of k says how far v is: it was loaded when the warpgroups had
+released the k of a ring before, which they do only after the v of their tile before that one has arrived.
 """
 
 from __future__ import annotations

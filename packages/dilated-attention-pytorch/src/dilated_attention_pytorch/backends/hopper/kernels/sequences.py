@@ -79,10 +79,12 @@ class Entries:
 
 @aggregate
 class MergedEntries:
-    """What two lists have together: entries of the merged list, the place of the first block, and the number of blocks."""
+    """What two lists have together: the entry of the group's place 0, the first place of their blocks, and how many places.
 
-    lo: gl.tensor
-    hi: gl.tensor
+    Among these may be places of blocks that are not between the bounds.
+    """
+
+    at: gl.tensor
     first_place: gl.tensor
     n_places: gl.tensor
 
@@ -186,6 +188,8 @@ def entries_between(lists, layout, first_list, i, begin, end, COLUMNS: gl.conste
 @gluon.jit
 def merged_entries(lists, first, second):
     """The same of the merged list of two rows (columns) of blocks of 64; both were taken between the same bounds."""
+    # the lists of a group are merged where the first of them is
+    at = first.lo - first.before
     has_first, has_second = first.lo < first.hi, second.lo < second.hi
     first_place = gl.minimum(
         gl.load(lists.places + first.lo, mask=has_first, other=FAR_PLACE),
@@ -196,9 +200,6 @@ def merged_entries(lists, first, second):
         gl.load(lists.places + second.hi - 1, mask=has_second, other=-1),
     )
     has_any = has_first | has_second
-    # the merged list begins where the first of the two does
-    lo = first.lo + second.before
-    hi = lo + (first.hi - first.lo) + (second.hi - second.lo)
     return MergedEntries(
-        lo, hi, gl.where(has_any, first_place, 0), gl.where(has_any, last_place + 1 - first_place, 0)
+        at, gl.where(has_any, first_place, 0), gl.where(has_any, last_place + 1 - first_place, 0)
     )
