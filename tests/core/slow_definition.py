@@ -218,10 +218,10 @@ def reachable(rows: Sequence[Sequence[int]], layers: int) -> set[tuple[int, int]
 # ---- tokens
 
 
-def philox_4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
+def philox_4x32(counter: Sequence[int], key: Sequence[int], rounds: int) -> list[int]:
     """Four random words of a counter (Salmon et al., SC 2011)."""
     c, k = list(counter), list(key)
-    for _ in range(10):
+    for _ in range(rounds):
         first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
         c = [
             (second >> 32) ^ c[1] ^ k[0],
@@ -231,6 +231,14 @@ def philox_4x32_10(counter: Sequence[int], key: Sequence[int]) -> list[int]:
         ]
         k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
     return c
+
+
+def dropout_number(seed: int, key: int, query: int, sequence_head: int) -> int:
+    """The number of 16 bits by which a weight is dropped: one of the eight of a call of 7 rounds, see backends/dropout.py."""
+    counter = (key - (key & 1) - (key & 8), query - (query & 8), sequence_head, 0)
+    words = philox_4x32(counter, (seed & 0xFFFFFFFF, seed >> 32), 7)
+    word = words[(2 if query & 8 else 0) + (1 if key & 8 else 0)]
+    return word >> 16 if key & 1 else word & 0xFFFF
 
 
 def token_rate(distance: int, segment_lengths: Sequence[int], dilation_rates: Sequence[int]) -> int:
@@ -308,10 +316,10 @@ def attention(
                 lse = scores.logsumexp(0)
                 weights = (scores - lse).exp()
                 if dropout_p:
-                    key_words = (seed & 0xFFFFFFFF, seed >> 32)
-                    bits = [philox_4x32_10((j, i, b * heads + h, 0), key_words)[0] for j in keys]
-                    keep = [word >= int(dropout_p * 2**32) for word in bits]
-                    weights = weights * torch.tensor(keep) / (1 - dropout_p)
+                    dropped = round(dropout_p * 2**15) / 2**15
+                    numbers = [dropout_number(seed, j, position, b * heads + h) for j in keys]
+                    keep = [number / 2**16 >= dropped for number in numbers]
+                    weights = weights * torch.tensor(keep) / (1 - dropped)
                 outs.append(weights @ v[b, keys, kv_head])
                 lses.append(lse)
     out = torch.stack(outs).view(batch, heads, q_len, v.shape[3]).transpose(1, 2)

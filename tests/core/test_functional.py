@@ -14,8 +14,9 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     SparsePatternConfig,
     block_sparse_attention,
+    block_sparse_attention_varlen,
 )
-from dilated_attention_pytorch.backends.dropout import dropout_keep, philox
+from dilated_attention_pytorch.backends.dropout import dropout_keep, keep_scale, keep_threshold, philox
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.reference import attention_reference
 from dilated_attention_pytorch.backends.registry import backend_named
@@ -283,7 +284,7 @@ def test_forward_and_backward_drop_the_same_weights(backend: str, p: float) -> N
     kept = forward > 0
     assert kept.any()
     assert not kept.all()
-    torch.testing.assert_close(forward[kept], torch.full_like(forward[kept], 1 / n / (1 - p)))
+    torch.testing.assert_close(forward[kept], torch.full_like(forward[kept], 1 / n * keep_scale(p)))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -318,6 +319,67 @@ def test_heads_that_share_keys_draw_their_own_masks() -> None:
     assert 0.4 < float((first == second).double().mean()) < 0.6
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_weights_are_dropped_independently(p: float) -> None:
+    n = 256
+    places, seed = torch.arange(n), 0x1234_5678_9ABC_DEF
+
+    def mask(key: int = 0, query: int = 0, head: int = 3, of: int = seed) -> Tensor:
+        return dropout_keep(
+            torch.tensor([of]), p, places + key, (places + query)[:, None], torch.tensor([head])
+        )
+
+    # of one call of Philox, and of neighbours; of other heads, batch elements and seeds
+    others = [
+        mask(key, query)
+        for key, query in (
+            (1, 0),
+            (8, 0),
+            (9, 0),
+            (0, 8),
+            (1, 8),
+            (8, 8),
+            (9, 8),
+            (0, 1),
+            (2, 0),
+            (4, 4),
+            (16, 0),
+        )
+    ]
+    others += [mask(head=head) for head in (2, 4, 3 + 2**16)]
+    others += [mask(of=of) for of in (seed + 1, seed ^ 2**31, seed ^ 2**32, seed ^ 2**61)]
+    first, both = mask(), (1 - p) ** 2
+    for other in others:
+        assert abs(float((first & other).double().mean()) - both) < 5 * math.sqrt(3 * both) / n
+
+
+def test_packed_sequences_drop_what_elements_of_a_batch_drop() -> None:
+    q, k, v = qkv(40, batch=3)
+    layout = BlockLayout.from_config(HALF_KEPT, 40)
+    torch.manual_seed(5)
+    batch = block_sparse_attention(q, k, v, layout, dropout_p=0.5, backend="cpu")
+    bounds = torch.tensor([0, 40, 80, 120], dtype=torch.int32)
+    torch.manual_seed(5)
+    packed = block_sparse_attention_varlen(
+        *(x.flatten(0, 1) for x in (q, k, v)), layout, bounds, bounds, 40, 40, dropout_p=0.5, backend="cpu"
+    )
+    torch.testing.assert_close(packed.view_as(batch), batch)
+
+
+def test_a_chunk_of_queries_drops_what_the_whole_call_drops() -> None:
+    q, k, v = qkv(40)
+    layout = BlockLayout.from_config(HALF_KEPT, 40, causal=True)
+    made = []
+    for first in (0, 13):
+        torch.manual_seed(5)
+        made.append(
+            block_sparse_attention(
+                q[:, first:], k, v, layout, is_causal=True, q_offset=first, dropout_p=0.5, backend="cpu"
+            )
+        )
+    torch.testing.assert_close(made[1], made[0][:, 13:])
+
+
 @pytest.mark.interpreter
 def test_every_backend_drops_the_same_weights() -> None:
     masks = []
@@ -344,21 +406,47 @@ def test_dropout_follows_the_seed_and_leaves_the_rest_of_the_random_numbers_alon
 
 def test_random_bits_are_those_of_philox() -> None:
     seed = torch.tensor([0x1234_5678_9ABC_DEF])
-    counters = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**31, 2**32 - 1, 17), (4095, 100, 7)]
     key = (int(seed) & 0xFFFFFFFF, int(seed) >> 32)
-    expected = [slow_definition.philox_4x32_10((*counter, 0), key)[0] for counter in counters]
+    counters = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**31, 2**32 - 1, 17), (4095, 100, 7)]
+    expected = [slow_definition.philox_4x32((*counter, 0), key, 7) for counter in counters]
     columns = [torch.tensor(column) for column in zip(*counters, strict=True)]
-    assert philox(seed, *columns).tolist() == expected
-    # the known answer of Random123 for counter and key 0 (kat_vectors, philox4x32, 10 rounds)
+    assert torch.stack(philox(seed, *columns), 1).tolist() == expected
+    # the known answers of Random123 for counter and key 0 (kat_vectors, philox4x32)
     zero = torch.zeros(1, dtype=torch.int64)
-    assert philox(zero, zero, zero, zero).tolist() == [0x6627E8D5]
+    known = {
+        7: [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48],
+        10: [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8],
+    }
+    for rounds, words in known.items():
+        assert torch.cat(philox(zero, zero, zero, zero, rounds)).tolist() == words
 
 
-def test_tiny_dropout_drops_almost_nothing() -> None:
+def test_weights_are_dropped_by_the_numbers_of_the_definition() -> None:
+    seed, p = 0x1234_5678_9ABC_DEF, 0.3
+    keys, queries, heads = torch.arange(100, 140), torch.arange(-9, 30), torch.tensor([0, 5])
+    keep = dropout_keep(torch.tensor([seed]), p, keys, queries[:, None], heads[:, None, None])
+    expected = [
+        [
+            [
+                slow_definition.dropout_number(seed, int(j), int(i) & 0xFFFFFFFF, int(h)) >= 0.3 * 2**16
+                for j in keys
+            ]
+            for i in queries
+        ]
+        for h in heads
+    ]
+    assert keep.tolist() == expected
+
+
+def test_a_probability_is_rounded_to_15_bits() -> None:
     keys = torch.arange(10_000)
     seed, zero = torch.tensor([1]), torch.zeros(1, dtype=torch.int64)
     assert dropout_keep(seed, 1e-9, keys, zero, zero).all()
-    assert not dropout_keep(seed, 1 - 1e-9, keys, zero, zero).any()
+    assert keep_scale(1e-9) == 1.0
+    assert int(dropout_keep(seed, 1 - 1e-9, keys, zero, zero).sum()) < 10
+    assert keep_scale(1 - 1e-9) == 2**15
+    assert keep_scale(0.1) == pytest.approx(1 / 0.9, rel=1e-4)
+    assert keep_threshold(0.25) == 2**14
 
 
 def test_module_drops_in_training_only() -> None:

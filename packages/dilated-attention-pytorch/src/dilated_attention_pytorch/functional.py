@@ -143,7 +143,8 @@ def block_sparse_attention(
             block at distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
         dilation_rates: the rate of each of `segment_lengths`.
-        dropout_p: probability with which an attention weight is dropped.
+        dropout_p: probability with which an attention weight is dropped, rounded to a multiple of ``2**-15``. Which ones
+            depends on the state of torch's generator, on positions, batch element and head, not on backend or layout.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
         backend: the name of one, see `explain_backends`; default (None or ``"auto"``): the first that serves the call.
             An explicit request is never replaced by another, forward or backward.

@@ -115,7 +115,7 @@ def block_sparse_attention_varlen(
         q_offset: the position of the first query of each sequence, an int or int (sequences,).
         segment_lengths: token dilation by distance, with `dilation_rates`.
         dilation_rates: the rate of each of `segment_lengths`.
-        dropout_p: probability with which an attention weight is dropped.
+        dropout_p: probability with which an attention weight is dropped, as in `block_sparse_attention`.
         return_lse: also return the log of the softmax denominators.
         backend: as in `block_sparse_attention`.
 

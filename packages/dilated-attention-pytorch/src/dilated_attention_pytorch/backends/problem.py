@@ -58,7 +58,7 @@ class AttentionProblem:
         softcap: 0 is none.
         is_causal: no query sees a key at a later position.
         softmax_scale: multiplies q k^T.
-        dropout_p: probability with which a weight is dropped.
+        dropout_p: probability with which a weight is dropped, rounded as dropout.py says.
         deterministic: two backwards give the same bits; False lets a backend choose a faster one.
         seed: int64 (1,), for dropout.
         dilation: token dilation by distance.

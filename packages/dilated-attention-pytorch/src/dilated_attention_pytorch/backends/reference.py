@@ -12,7 +12,7 @@ from torch import Tensor
 from ..layout.lists import unpacked_masks
 from ..sequences import Sequences, sequences_of_batch
 from .decode_problem import DecodeProblem
-from .dropout import dropout_keep
+from .dropout import dropout_keep, keep_scale
 from .problem import AttentionProblem
 
 
@@ -200,12 +200,12 @@ def weights_lse_and_visible(problem: AttentionProblem) -> tuple[Tensor, Tensor, 
     weights = (weights / total).masked_fill(sees_none, 0.0)
     if problem.dropout_p > 0.0:
         assert problem.seed is not None
-        device = scores.device
-        batch_head = torch.arange(problem.batch * problem.num_heads, device=device)
-        batch_head = batch_head.view(problem.batch, problem.num_heads, 1, 1)
-        query, key = torch.arange(problem.q_len, device=device), torch.arange(problem.kv_len, device=device)
-        keep = dropout_keep(problem.seed, problem.dropout_p, key, query[:, None], batch_head)
-        weights = weights * keep / (1.0 - problem.dropout_p)
+        of_q, of_k = tokens(problem)
+        head = torch.arange(problem.num_heads, device=scores.device)[:, None, None]
+        sequence_head = of_q.sequence[:, None, :, None] * problem.num_heads + head
+        query, key = of_q.position[:, None, :, None], of_k.position[:, None, None]
+        keep = dropout_keep(problem.seed, problem.dropout_p, key, query, sequence_head)
+        weights = weights * keep * keep_scale(problem.dropout_p)
     return weights, lse.masked_fill(sees_none, -torch.inf).squeeze(-1).expand(problem.batch, -1, -1), visible
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
 from . import decode, one_call, row_batches, row_by_row, unfused
-from .chunking import START, Origin
 from .finite import are_finite
 from .one_call_plan import CallPlan, plan_of
 from .pair_masks import changes_pairs
@@ -17,12 +16,12 @@ from .scratch import Buffers
 MIN_ROW_ELEMENTS = 48 * 1024
 
 
-def forward(problem: AttentionProblem, buffers: Buffers, origin: Origin = START) -> tuple[Tensor, Tensor]:
-    """out and lse of a plain problem, without sinks; `origin` is where it begins in the tensors of the call."""
+def forward(problem: AttentionProblem, buffers: Buffers, first_sequence: int = 0) -> tuple[Tensor, Tensor]:
+    """out and lse of a plain problem, without sinks; `first_sequence` is the number of its first one in the call, for dropout."""
     if not fits_fused_kernel(problem):
         if suits_masked_batches(problem, problem.k, problem.v):
             return row_batches.forward(problem, buffers)
-        return unfused.forward(problem, buffers, origin)
+        return unfused.forward(problem, buffers, first_sequence)
     if decode.suits(problem):
         return decode.forward(problem, buffers)
     plan = usable_plan(problem, problem.k, problem.v)
@@ -40,7 +39,7 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     buffers: Buffers,
-    origin: Origin = START,
+    first_sequence: int = 0,
     grad_bias: Tensor | None = None,
 ) -> Gradients:
     """Gradients of a plain problem; out and lse include the sinks. Adds to `grad_bias`, of the shape of block_bias."""
@@ -48,7 +47,7 @@ def backward(
         multiplied = (problem.q, problem.k, problem.v, grad_out)
         if grad_lse is None and suits_masked_batches(problem, *multiplied):
             return row_batches.backward(problem, out, lse, grad_out, buffers)
-        return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers, origin, grad_bias)
+        return unfused.backward(problem, out, lse, grad_out, grad_lse, buffers, first_sequence, grad_bias)
     plan = usable_plan(problem, problem.q, problem.k, problem.v, grad_out)
     if plan is not None:
         return one_call.backward(problem, plan, out, lse, grad_out, buffers)

@@ -30,17 +30,6 @@ from .tiles import even_split
 ELEMENTS_PER_THREAD = 2**18  # 1 MiB of float32 scores, which stay in the cache between the steps
 
 
-class Origin(NamedTuple):
-    """Where a problem begins in the tensors of its call; dropout counts there."""
-
-    batch: int
-    query: int
-    key: int
-
-
-START = Origin(0, 0, 0)
-
-
 class Panel(NamedTuple):
     """Some batch elements and kv heads, with the query heads of these."""
 

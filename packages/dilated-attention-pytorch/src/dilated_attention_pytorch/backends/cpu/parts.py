@@ -15,7 +15,6 @@ from torch import Tensor
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
 from . import choice, single_queries
 from .call_lists import rows_of_call
-from .chunking import Origin
 from .scratch import Buffers
 
 
@@ -51,10 +50,6 @@ class Part(NamedTuple):
     queries: slice
     keys: slice
 
-    @property
-    def origin(self) -> Origin:
-        return Origin(self.batches.start, self.queries.start, self.keys.start)
-
 
 def is_plain(problem: AttentionProblem) -> bool:
     """Whether the problem is a plain batch, and its lists fill their memory."""
@@ -77,12 +72,12 @@ def forward(problem: AttentionProblem, buffers: Buffers) -> tuple[Tensor, Tensor
         return single_queries.forward(p, buffers)
     parts = list(parts_of(p))
     if len(parts) == 1 and parts[0].problem.q.shape == p.q.shape:
-        return choice.forward(parts[0].problem, buffers, parts[0].origin)
+        return choice.forward(parts[0].problem, buffers, parts[0].sequences.start)
     out = p.q.new_zeros(p.batch, p.q_len, p.num_heads, p.v_head_dim)
     dtype = torch.promote_types(p.q.dtype, torch.float32)
     lse = torch.full((p.batch, p.num_heads, p.q_len), -torch.inf, dtype=dtype, device="cpu")
     for part in parts:
-        part_out, part_lse = choice.forward(part.problem, buffers, part.origin)
+        part_out, part_lse = choice.forward(part.problem, buffers, part.sequences.start)
         out[part.batches, part.queries] = part_out
         lse[part.batches, :, part.queries] = part_lse
     return out, lse
@@ -112,7 +107,7 @@ def backward(
             grad_out[of_queries],
             None if grad_lse is None else grad_lse[by_head],
             buffers,
-            part.origin,
+            part.sequences.start,
             None if grad_bias is None else of_sequences(grad_bias, part.sequences),
         )
         grad_q[of_queries] = grads.q

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dropout import dropout_keep
-from .chunking import Chunk, Chunking, Origin
+from ..dropout import dropout_keep, keep_scale
+from .chunking import Chunk, Chunking
 
 
 def scores_of(chunking: Chunking, chunk: Chunk, q: Tensor, k: Tensor, slope: Tensor | None = None) -> Tensor:
@@ -89,12 +89,13 @@ def hidden_inside_blocks(chunking: Chunking, chunk: Chunk, tile: Tensor, piece: 
     return ((bits & 1) == 0) & (mask_id >= 0)[:, None, None]
 
 
-def dropout_factor(chunking: Chunking, chunk: Chunk, origin: Origin) -> Tensor:
-    """0 or 1 / (1 - dropout_p) per weight, (R, height, n * width)."""
+def dropout_factor(chunking: Chunking, chunk: Chunk, first_sequence: int) -> Tensor:
+    """0 or the inverse of the kept share per weight, (R, height, n * width); `first_sequence` of the call is the problem's."""
     p = chunking.problem
     assert p.seed is not None
-    key = chunking.keys_of(chunk.first_keys).flatten(1) + origin.key
-    query = chunk.position - p.q_offset + origin.query
-    batch_head = (chunk.batch + origin.batch) * p.num_heads + chunk.head
-    keep = dropout_keep(p.seed, p.dropout_p, key[:, None, :], query[:, :, None], batch_head[:, None, None])
-    return keep.to(chunking.dtype).div_(1.0 - p.dropout_p)
+    key = chunking.keys_of(chunk.first_keys).flatten(1)
+    sequence_head = (chunk.batch + first_sequence) * p.num_heads + chunk.head
+    keep = dropout_keep(
+        p.seed, p.dropout_p, key[:, None, :], chunk.position[:, :, None], sequence_head[:, None, None]
+    )
+    return keep.to(chunking.dtype).mul_(keep_scale(p.dropout_p))

@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from ..problem import AttentionProblem, Gradients
-from .chunking import START, Chunking, Origin, Panel
+from .chunking import Chunking, Panel
 from .finite import are_finite
 from .scores import dropout_factor, scores_of
 from .scratch import Buffers
 
 
-def forward(problem: AttentionProblem, buffers: Buffers, origin: Origin = START) -> tuple[Tensor, Tensor]:
+def forward(problem: AttentionProblem, buffers: Buffers, first_sequence: int = 0) -> tuple[Tensor, Tensor]:
     p, chunking = problem, Chunking(problem, buffers)
     out = p.q.new_empty(p.batch, p.q_len, p.num_heads, p.v_head_dim)
     lse = torch.empty(p.batch, p.num_heads, p.q_len, dtype=chunking.dtype, device="cpu")
     for panel in chunking.panels():
-        out_tiles, lse_tiles = forward_panel(chunking, panel, origin)
+        out_tiles, lse_tiles = forward_panel(chunking, panel, first_sequence)
         chunking.unpack_queries(out_tiles, out[panel.queries])
         chunking.unpack_queries(lse_tiles, lse.transpose(1, 2)[panel.queries].unsqueeze(-1))
     return out, lse
 
 
-def forward_panel(chunking: Chunking, panel: Panel, origin: Origin) -> tuple[Tensor, Tensor]:
+def forward_panel(chunking: Chunking, panel: Panel, first_sequence: int) -> tuple[Tensor, Tensor]:
     """out (tiles, height * v_head_dim) and lse (tiles, height)."""
     p, scratch, height = chunking.problem, chunking.scratch, chunking.height
     q = chunking.pack_queries("all q", p.q[panel.queries])
@@ -45,7 +45,7 @@ def forward_panel(chunking: Chunking, panel: Panel, origin: Origin) -> tuple[Ten
         weights = scores.sub_(largest).exp_()
         total = weights.sum(-1, keepdim=True)  # 0 if a query sees no key, otherwise >= 1
         if p.dropout_p > 0.0:
-            weights *= dropout_factor(chunking, chunk, origin)
+            weights *= dropout_factor(chunking, chunk, first_sequence)
         v_tile = scratch.gather("kv", v, chunk.pieces).view(n_tiles, n_keys, p.v_head_dim)
         part = scratch.take("out", n_tiles, height, p.v_head_dim)
         if visible is None:
@@ -82,7 +82,7 @@ def backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
     buffers: Buffers,
-    origin: Origin = START,
+    first_sequence: int = 0,
     grad_bias: Tensor | None = None,
 ) -> Gradients:
     """Gradients; that of block_bias is added to `grad_bias`, if given."""
@@ -104,7 +104,7 @@ def backward(
         d_q, d_k, d_v = backward_panel(
             chunking,
             panel,
-            origin,
+            first_sequence,
             chunking.pack_queries("all d out", d_out),
             chunking.pack_queries("all delta", delta),
             chunking.pack_queries("all lse", minus_lse, fill=-torch.inf),
@@ -119,7 +119,7 @@ def backward(
 def backward_panel(
     chunking: Chunking,
     panel: Panel,
-    origin: Origin,
+    first_sequence: int,
     d_out: Tensor,
     delta: Tensor,
     minus_lse: Tensor,
@@ -158,7 +158,7 @@ def backward_panel(
             k_tile.masked_fill_(~k_tile.isfinite(), 0.0)
         dropped = weights
         if p.dropout_p > 0.0:
-            factor = dropout_factor(chunking, chunk, origin)
+            factor = dropout_factor(chunking, chunk, first_sequence)
             d_scores *= factor
             dropped = weights * factor
         torch.bmm(dropped.transpose(1, 2), d_out_tile, out=v_tile)  # reuses the memory of v_tile

@@ -10,7 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..dropout import keep_threshold
+from ..dropout import keep_scale, keep_threshold
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
 from ..kept_kernel import KeptKernel
@@ -176,7 +176,7 @@ def common_arguments(problem: AttentionProblem, positions: Positions | None) -> 
         "q_len": q_len if is_plain else None, "kv_len": kv_len if is_plain else None,
         "q_offset": p.q_offset if is_plain else None, "first_row": p.first_row if is_plain else None,
         "num_heads": num_heads, "softmax_scale": p.softmax_scale,
-        "threshold": keep_threshold(p.dropout_p), "keep_scale": 1.0 / (1.0 - p.dropout_p),
+        "threshold": keep_threshold(p.dropout_p), "keep_scale": keep_scale(p.dropout_p),
         "Table": None if is_plain or sequences is None else sequences.table,
         **(PLAIN if positions is None else positions._asdict()), "masks": None,
         "softcap": p.softcap or None, "Slopes": p.alibi_slopes,

@@ -114,7 +114,7 @@ def dq_step(k, v, values, dq, pairs, dropout, scores, MASKED: tl.constexpr, size
         p = tl.where(pairs.visible, p, 0.0)
     dp = tl.dot(values.grad_out, tl.trans(v), input_precision=options.PRECISION)
     if options.DROPOUT:
-        keep = dropout_keep(dropout, pairs.key, pairs.query, sizes.BLOCK_M, sizes.BLOCK_N)
+        keep = dropout_keep(dropout, pairs.key, pairs.position, sizes.BLOCK_M, sizes.BLOCK_N)
         dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
     ds = p * (dp - values.delta[:, None])
     ds_of_product = ds
@@ -342,7 +342,7 @@ def dq_kernel(
             KeyPadding(
                 Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
             ),
-            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if q_tokens is not None else None),
+            Dropout(Seed, sequence_head, threshold, keep_scale),
             Scores(
                 scale_log2, softmax_scale / softcap if softcap is not None else None,
                 softcap * LOG2E if softcap is not None else None,
@@ -388,7 +388,7 @@ def dkdv_step(column, values, sums, pairs, dropout, scores, MASKED: tl.constexpr
         dp = tl.dot(grad_out, tl.trans(v), input_precision=PRECISION)
         p_dropped = p
         if options.DROPOUT:
-            keep = dropout_keep(dropout, tl.trans(pairs.key), tl.trans(pairs.query), BLOCK_M, BLOCK_N)
+            keep = dropout_keep(dropout, tl.trans(pairs.key), tl.trans(pairs.position), BLOCK_M, BLOCK_N)
             p_dropped = tl.where(keep, p * dropout.keep_scale, 0.0)
             dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
         dv = tl.dot(tl.trans(grad_out), p_dropped.to(grad_out.dtype), dv, input_precision=PRECISION)
@@ -409,7 +409,7 @@ def dkdv_step(column, values, sums, pairs, dropout, scores, MASKED: tl.constexpr
         dp = tl.dot(v, tl.trans(grad_out), input_precision=PRECISION)
         p_dropped = p
         if options.DROPOUT:
-            keep = dropout_keep(dropout, pairs.key, pairs.query, BLOCK_N, BLOCK_M)
+            keep = dropout_keep(dropout, pairs.key, pairs.position, BLOCK_N, BLOCK_M)
             p_dropped = tl.where(keep, p * dropout.keep_scale, 0.0)
             dp = tl.where(keep, dp * dropout.keep_scale, 0.0)
         dv = tl.dot(p_dropped.to(grad_out.dtype), grad_out, dv, input_precision=PRECISION)
@@ -719,7 +719,7 @@ def dkdv_kernel(
                     if masks is not None else None, masks,
                 ),
                 BlockBias(bias_base, stride_be, bias_base),
-                Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if q_tokens is not None else None),
+                Dropout(Seed, i_sequence * num_heads + head, threshold, keep_scale),
                 Scores(
                     scale_log2, softmax_scale / softcap if softcap is not None else None,
                     softcap * LOG2E if softcap is not None else None,

@@ -73,7 +73,7 @@ def softmax_step(q, k, v, sums, pairs, dropout, scores, MASKED: tl.constexpr, si
         alpha = tl.exp2(sums.m - m_new)
     l = sums.l * alpha + tl.sum(p, 1)
     if options.DROPOUT:
-        keep = dropout_keep(dropout, pairs.key, pairs.query, sizes.BLOCK_M, sizes.BLOCK_N)
+        keep = dropout_keep(dropout, pairs.key, pairs.position, sizes.BLOCK_M, sizes.BLOCK_N)
         p = tl.where(keep, p * dropout.keep_scale, 0.0)
     acc = sums.acc * alpha[:, None]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=options.PRECISION)
@@ -271,7 +271,7 @@ def forward_kernel(
             KeyPadding(
                 Padding if q_tokens is None else Padding + kv_begin.to(tl.int64) * stride_ps, i_batch, stride_pb, stride_ps
             ),
-            Dropout(Seed, batch_head, threshold, keep_scale, kv_begin if q_tokens is not None else None),
+            Dropout(Seed, sequence_head, threshold, keep_scale),
             Scores(
                 scale_log2, softmax_scale / softcap if softcap is not None else None,
                 softcap * LOG2E if softcap is not None else None,

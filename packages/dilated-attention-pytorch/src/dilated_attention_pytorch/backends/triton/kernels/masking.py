@@ -5,9 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...dropout import ROUNDS as PHILOX_ROUNDS
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 COUNT_LANES = tl.constexpr(128)
+ROUNDS = tl.constexpr(PHILOX_ROUNDS)
 
 
 @triton.jit
@@ -133,16 +136,17 @@ def not_padded(padding, key, inside):
 
 
 @triton.jit
-def dropout_keep(dropout, key, query, M: tl.constexpr, N: tl.constexpr):
-    """Bool (M, N): the weights that dropout keeps; `key` and `query` broadcast to (M, N). See backends/dropout.py."""
-    if dropout.first_key is not None:
-        key += dropout.first_key
+def dropout_keep(dropout, key, position, M: tl.constexpr, N: tl.constexpr):
+    """Bool (M, N): the weights that dropout keeps; positions of keys and of queries that broadcast to it. See backends/dropout.py."""
     zero = tl.zeros([M, N], tl.uint32)
-    bits, _, _, _ = tl.philox(
+    word0, word1, word2, word3 = tl.philox(
         tl.load(dropout.Seed),
-        zero + key.to(tl.uint32),
-        zero + query.to(tl.uint32),
-        zero + dropout.batch_head.to(tl.uint32),
+        zero + (key & ~9).to(tl.uint32),
+        zero + (position & ~8).to(tl.uint32),
+        zero + dropout.sequence_head.to(tl.uint32),
         zero,
+        ROUNDS,
     )
-    return bits.to(tl.int64) >= dropout.threshold
+    is_behind, is_below = (key & 8) != 0, (position & 8) != 0
+    word = tl.where(is_below, tl.where(is_behind, word3, word2), tl.where(is_behind, word1, word0))
+    return ((word >> (16 * (key & 1)).to(tl.uint32)) & 0xFFFF).to(tl.int32) >= dropout.threshold

@@ -207,10 +207,9 @@ class Dropout(NamedTuple):
     """What decides which weights are dropped."""
 
     Seed: Any
-    batch_head: Any
+    sequence_head: Any
     threshold: Any
     keep_scale: Any
-    first_key: Any  # where position 0 is in memory
 
 
 class Pairs(NamedTuple):
