@@ -157,6 +157,11 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
     if name == "mov":
         if target.startswith("{"):  # two halves of a register
             low, high = [part.strip() for part in target.strip("{}").split(",")]
+            if parts[-1] == "b64":
+                x = lanes.read(operands[1], np.uint64)
+                lanes.write(low, x.astype(np.uint32))
+                lanes.write(high, (x >> np.uint64(32)).astype(np.uint32))
+                return
             x = lanes.read(operands[1], np.uint32)
             lanes.write(low, (x & 0xFFFF).astype(np.uint16))
             lanes.write(high, (x >> 16).astype(np.uint16))
@@ -178,6 +183,8 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
         to, come = parts[-2], parts[-1]
         if to in ("bf16x2", "f16x2"):
             high, low = of(1, np.float32), of(2, np.float32)
+            if "relu" in parts:
+                high, low = np.maximum(high, 0), np.maximum(low, 0)
             lanes.write(target, half_bits(low, to) | (half_bits(high, to) << 16))
         elif to in ("bf16", "f16"):
             lanes.write(target, half_bits(of(1, np.float32), to + "x2").astype(np.uint16))
@@ -239,6 +246,10 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
         a, b, c = (of(i) for i in (1, 2, 3))
         exact = a.astype(np.float64) * b + c if a.dtype.kind == "f" else a * b + c
         lanes.write(target, exact.astype(a.dtype))
+    elif name == "mul" and parts[0] == "wide":
+        lanes.write(target, of(1).astype(np.uint64) * of(2).astype(np.uint64))
+    elif name == "prmt":
+        lanes.write(target, permuted_bytes(of(1), of(2), of(3)))
     elif name in UNARY and len(operands) == 2:
         lanes.write(target, UNARY[name](of(1)).astype(kind))
     elif name in ("and", "or", "xor", "not") and parts[-1] == "pred":
@@ -249,6 +260,18 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
         lanes.write(target, np.asarray(BINARY[name](of(1), of(2))).astype(kind))
     else:
         raise EmulatorError(f"PTX {name}.{'.'.join(parts)} is not emulated: add it to emulator/assembly.py")
+
+
+def permuted_bytes(a: Any, b: Any, selector: Any) -> Any:
+    """prmt: each of four bytes is one of eight, or its sign."""
+    both = a.astype(np.uint64) | (b.astype(np.uint64) << np.uint64(32))
+    made = np.zeros_like(a)
+    for i in range(4):
+        choice = (selector >> np.uint32(4 * i)) & np.uint32(15)
+        byte = ((both >> (8 * (choice & 7)).astype(np.uint64)) & np.uint64(255)).astype(np.uint32)
+        byte = np.where(choice & 8, (byte >> 7) * np.uint32(255), byte)
+        made |= byte.astype(np.uint32) << np.uint32(8 * i)
+    return made
 
 
 def half_bits(x: Any, kind: str) -> Any:
@@ -393,7 +416,7 @@ def inline_asm_elementwise(
             continue
         data = np.stack(columns, -1)
         if in_threads:
-            data = from_threads(data, shape)
+            data = from_threads(data, shape, layout)
         else:
             data = data[..., 0].reshape(shape)
         each = tensor(kind.rounded(data), kind, layout)

@@ -6,27 +6,47 @@ from typing import Any
 
 import numpy as np
 
-from .layouts import DotOperandLayout, NVMMADistributedLayout
+from .layouts import DistributedLinearLayout, DotOperandLayout, NVMMADistributedLayout
 from .schedule import EmulatorError
 from .tensors import Diverged, tensor, to_tensor
 
 
 def to_threads(x: Any, layout: Any) -> Any:
     """Registers of the result of a product, (64, N): two of a row of 8 columns, two of the row 8 below, and so on."""
+    if isinstance(layout, DistributedLinearLayout):
+        return x[places(layout)]
     rows, columns = x.shape
     parts = x.reshape(rows // 16, 2, 8, columns // 8, 4, 2)
     return parts.transpose(0, 2, 4, 3, 1, 5).reshape(rows // 16, 32, columns // 2)
 
 
-def from_threads(x: Any, shape: Any) -> Any:
+def from_threads(x: Any, shape: Any, layout: Any) -> Any:
+    if isinstance(layout, DistributedLinearLayout):
+        made = np.empty(shape, x.dtype)
+        made[places(layout)] = x
+        return made
     rows, columns = shape
     return x.reshape(rows // 16, 8, 4, columns // 8, 2, 2).transpose(0, 4, 1, 3, 2, 5).reshape(rows, columns)
+
+
+def places(layout: DistributedLinearLayout) -> tuple[Any, ...]:
+    """The indices of a tensor of two dimensions, for every register (warps, lanes, registers)."""
+    bases = [
+        np.array(each, int).reshape(-1, 2)
+        for each in (layout.warp_bases, layout.lane_bases, layout.reg_bases)
+    ]
+    numbers = np.meshgrid(*(np.arange(2 ** len(each)) for each in bases), indexing="ij")
+    made = np.zeros((*numbers[0].shape, 2), int)
+    for number, each in zip(numbers, bases):
+        for bit, base in enumerate(each):
+            made ^= ((number >> bit) & 1)[..., None] * base
+    return made[..., 0], made[..., 1]
 
 
 def has_threads(layout: Any) -> bool:
     if isinstance(layout, DotOperandLayout):
         return False
-    return isinstance(layout, NVMMADistributedLayout)
+    return isinstance(layout, (NVMMADistributedLayout, DistributedLinearLayout))
 
 
 def by_warp(function: Any, operands: list[Any], n_warps: int) -> list[Any]:
@@ -72,7 +92,7 @@ def map_elementwise(function: Any, *args: tensor, pack: int = 1) -> Any:
     made = []
     for k in range(len(results[0]) // pack):
         registers = np.stack([x for group in results for x in group[k * pack : (k + 1) * pack]], -1)
-        made.append(tensor(from_threads(registers, shape), kinds[k], layout))
+        made.append(tensor(from_threads(registers, shape, layout), kinds[k], layout))
     return made[0] if len(made) == 1 else tuple(made)
 
 
