@@ -129,9 +129,9 @@ ROWS: dict[str, Callable[[], list[AttentionProblem]]] = {
     "`attn_bias`": lambda: [call(attn_bias=torch.zeros(1, LENGTH, LENGTH))],
     "dropout": lambda: [call(dropout_p=0.1)],
     "`softmax_scale` of 0 or below": lambda: [call(softmax_scale=scale) for scale in (0.0, -1.0)],
-    "token dilation with padding, positions, packing, masks inside blocks, biases, softcap, ALiBi or sinks": lambda: [
+    "token dilation with padding, positions, packing, masks inside blocks, biases, softcap, ALiBi, sinks or dropout": lambda: [
         dilated([128, 256], [1, 4], **each)
-        for each in (*PADDING, OFFSETS[1], BIAS, {"layout": masked()}, *SCORES)
+        for each in (*PADDING, OFFSETS[1], BIAS, {"layout": masked()}, *SCORES, {"dropout_p": 0.1})
     ],
 }  # fmt: skip
 DILATION = "token dilation"

@@ -29,7 +29,13 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradien
 from dilated_attention_pytorch.functional import make_problem
 from dilated_attention_pytorch.sequences import packed_sequences
 
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
 PROCESSES = 2
 
 
@@ -38,7 +44,7 @@ class Shape:
     """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
 
     At head_dim 256 "dkdv" is the pass for dk, and "dv" another; "single" is the single pass. features: what the call asks for
-    beyond a plain one, of "lengths", "packed", "masks", "padding", "bias", "softcap", "alibi" and "sinks".
+    beyond a plain one, of "lengths", "packed", "masks", "padding", "bias", "softcap", "alibi", "sinks" and "dropout".
     """
 
     kernel: str
@@ -90,6 +96,7 @@ SHAPES = [
             ("packed",),
             ("padding", "alibi", "sinks"),
             ("softcap",),
+            ("dropout",),
         )
     ),
     *(
@@ -140,6 +147,7 @@ def options_of(shape: Shape, layout: BlockLayout, length: int) -> dict[str, Any]
         "softcap": {"softcap": 20.0},
         "alibi": {"alibi_slopes": torch.ones(2)},
         "sinks": {"sinks": torch.zeros(2)},
+        "dropout": {"dropout_p": 0.1},
     }
     return {name: value for feature in shape.features for name, value in given.get(feature, {}).items()}
 
@@ -154,6 +162,7 @@ def tensors_of(problem: AttentionProblem) -> dict[str, Tensor]:
         "Bias": p.block_bias,
         "Slopes": p.alibi_slopes,
         "Sinks": p.sinks,
+        "Seed": p.seed,
     }
     return {name: x for name, x in found.items() if x is not None}
 

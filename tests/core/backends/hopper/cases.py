@@ -40,22 +40,18 @@ MORE = [
 # Cases that may be refused. A name added here is a call that the backend no longer serves.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "softmax_scale": ("softmax_scale_negative", "softmax_scale_zero"),
-    "dropout_p": (
-        "dropout", "dropout_causal", "dropout_chunk", "dropout_block_16", "dropout_4096", "padding_dropout_per_head_strided",
-        "dilation_dropout_bias_block_32", "everything",
-    ),
 }  # fmt: skip
 DILATED = (
     "dilation", "dilation_causal", "dilation_of_all", "dilation_more_heads_than_residues", "dilation_coarse",
     "dilation_finer_farther", "dilation_block_16", "dilation_block_256", "dilation_2048", "dilation_2048_full",
     "dilation_of_all_by_16", "dilation_per_head", "dilation_empty_rows", "dilation_whole_blocks_before", "dilation_chunk",
-    "dilation_4096", "kv_lengths_dilation_bias",
+    "dilation_4096", "kv_lengths_dilation_bias", "dilation_dropout_bias_block_32", "everything",
 )  # fmt: skip
 OPTIONS_AT_BLOCK: dict[int, dict[str, tuple[str, ...]]] = {
     64: {"with token dilation, block_size is 64": DILATED},
     128: {
         "with token dilation, the first query is at position": ("dilation_4096",),
-        "with token dilation, block_bias": ("kv_lengths_dilation_bias",),
+        "with token dilation, block_bias": ("kv_lengths_dilation_bias", "dilation_dropout_bias_block_32", "everything"),
         "with token dilation, dilation_rates is": ("dilation_causal", "dilation_coarse"),
         "with token dilation, kv_len is": ("dilation_block_16", "dilation_block_256", "dilation_chunk"),
     },

@@ -162,7 +162,6 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
         {"attn_bias": torch.zeros(1)},
         f"attn_bias is given, needs None (write it as block_bias or as a mask of the layout, or {OTHERWISE})",
     ),
-    "dropout_p": ({"dropout_p": 0.25}, f"dropout_p is 0.25, needs 0 ({OTHERWISE})"),
     "scale_zero": (
         {"softmax_scale": 0.0},
         f"softmax_scale is 0.0, needs more than 0 (scale q, or {OTHERWISE})",
@@ -220,6 +219,7 @@ BEYOND_PLAIN: dict[str, tuple[dict[str, Any], str]] = {
     "softcap": ({"softcap": 2.0}, "softcap is 2.0, needs 0"),
     "alibi_slopes": ({"alibi_slopes": torch.zeros(4)}, "alibi_slopes is given, needs None"),
     "sinks": ({"sinks": torch.zeros(4)}, "sinks is given, needs None"),
+    "dropout_p": ({"dropout_p": 0.25}, "dropout_p is 0.25, needs 0"),
     "offset": (
         {**of_shape(q_len=448), "q_offset": 64, "grid": BlockGrid(448, 512, 128, True)},
         "the first query is at position 64 (q_offset, or kv_len - q_len), needs a multiple of 128",

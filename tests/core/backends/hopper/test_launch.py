@@ -215,6 +215,7 @@ WIDE: dict[str, tuple[dict[str, Any], set[str], set[str]]] = {
     "softcap": ({"softcap": 2.0}, set(), set()),
     "alibi": ({"alibi_slopes": torch.ones(4)}, {"Slopes"}, set()),
     "sinks": ({"sinks": torch.ones(4)}, {"Sinks"}, set()),
+    "dropout": ({"dropout_p": 0.1}, {"Seed"}, set()),
     "bias": ({"block_bias": torch.ones(4, IDS)}, {"Bias", "BlockIds"}, {"Slots"}),
     "masks": ({"layout": MASKED}, {"MaskIds", "MaskTable"}, set()),
     "batch": ({"layout": BlockLayout.from_dense(torch.rand(1, 1, 4, 4) < 0.5, 128)}, set(), set()),

@@ -77,7 +77,7 @@ def test_whole_blocks_before_the_first_query() -> None:
     assert over_the_limit(emulator.errors(problem, programs=3)) == {}
 
 
-def test_softcap_sinks_and_padding() -> None:
+def test_softcap_sinks_padding_and_dropout() -> None:
     torch.manual_seed(0)
     problem = problem_of(
         64,
@@ -90,6 +90,7 @@ def test_softcap_sinks_and_padding() -> None:
         softcap=3.0,
         sinks=SINKS,
         key_padding_mask=PADDING,
+        dropout_p=0.2,
     )
     assert passes.pairs_heads(problem)
     found = emulator.errors(problem, through_launch=True)

@@ -149,8 +149,6 @@ def rejected_values(problem: AttentionProblem) -> str | None:
             return why_not
     if p.attn_bias is not None:
         return f"attn_bias is given, needs None (write it as block_bias or as a mask of the layout, or {OTHERWISE})"
-    if p.dropout_p > 0.0:
-        return f"dropout_p is {p.dropout_p}, needs 0 ({OTHERWISE})"
     if p.softmax_scale <= 0.0:
         return f"softmax_scale is {p.softmax_scale}, needs more than 0 (scale q, or {OTHERWISE})"
     n_blocks = p.rows.indices.numel()
@@ -211,6 +209,8 @@ def beyond_dilation(problem: AttentionProblem) -> str | None:
             return f"{what} is given, needs None"
     if p.sequences is not None and p.sequences.only_lengths and not p.sequences.is_packed:
         return "kv_lengths is given, needs None"
+    if p.dropout_p > 0.0:
+        return f"dropout_p is {p.dropout_p}, needs 0"
     if p.q_offset % p.block_size:
         return f"the first query is at position {p.q_offset} (q_offset, or kv_len - q_len), needs a multiple of 128"
     return None

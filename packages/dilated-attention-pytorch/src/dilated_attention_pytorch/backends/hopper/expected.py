@@ -9,7 +9,7 @@ from ..problem import AttentionProblem, Gradients
 from .launcher import descriptor
 from .passes import BackwardCall, backward_of
 
-OF_CALL = ("Table", "Starts", "Padding", "Slopes", "Sinks")  # what all passes of a wide call have
+OF_CALL = ("Table", "Starts", "Padding", "Slopes", "Sinks", "Seed")  # what all passes of a wide call have
 
 
 def compile_backward_beside(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _torch_internals
+from ..dropout import keep_scale
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
 from ..kept_kernel import KeptKernel
@@ -411,7 +412,7 @@ def completed(problem: AttentionProblem, call: BackwardCall, stats: Tensor) -> G
         of_sinks = sink_gradient(
             stats, tensors["Sinks"], tensors.get("Starts"), n_heads, chunks(p) // n_heads
         )
-        grads = grads._replace(sinks=of_sinks)
+        grads = grads._replace(sinks=of_sinks if p.seed is None else of_sinks * keep_scale(p.dropout_p))
     return grads
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dropout import keep_threshold
 from ..problem import AttentionProblem
 from .call_tables import padding_bits, tile_starts
 from .prepared import masks_of
@@ -20,11 +21,11 @@ CHUNK = 64  # queries of a warpgroup
 
 # Of the kernels, what a plain call has not. The pointers in the second line differ from pass to pass.
 POINTERS = (
-    "Table", "Starts", "Padding", "Bias", "Slopes", "Sinks",
+    "Table", "Starts", "Padding", "Bias", "Slopes", "Sinks", "Seed",
     "MaskIds", "MaskTable", "BlockIds", "Slots", "OutRows", "GradQk", "GradV",
 )  # fmt: skip
 NUMBERS = (
-    "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "softcap", "stride_bb", "stride_bh", "stride_be",
+    "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "softcap", "threshold", "stride_bb", "stride_bh", "stride_be",
     "stride_pb", "stride_ss", "stride_sh", "stride_se", "slot_heads", "stride_gb", "stride_gs", "stride_gh", "stride_vb",
     "stride_vs", "stride_vh", "stride_ob", "stride_os", "stride_oh",
 )  # fmt: skip
@@ -117,6 +118,7 @@ def is_wide(problem: AttentionProblem) -> bool:
         or p.softcap != 0.0
         or p.alibi_slopes is not None
         or p.sinks is not None
+        or p.dropout_p > 0.0
         or has_positions(p)
     )
 
@@ -133,6 +135,8 @@ def call_tensors(problem: AttentionProblem) -> dict[str, Tensor]:
         )
     if p.key_padding_mask is not None:
         made["Padding"] = padding_bits(p.key_padding_mask, p.sequences)
+    if p.seed is not None:
+        made["Seed"] = p.seed
     # one kernel for all types of them
     for name, x in (("Bias", p.block_bias), ("Slopes", p.alibi_slopes), ("Sinks", p.sinks)):
         if x is not None:
@@ -159,6 +163,8 @@ def wide_arguments(problem: AttentionProblem, tensors: dict[str, Tensor]) -> dic
     """Pointers and numbers by name, None for what the call has not; `tensors` are those that it has."""
     p, grid, bias, padding, slots = problem, problem.grid, *map(tensors.get, ("Bias", "Padding", "Slots"))
     made: dict[str, Any] = {**NONE, **tensors, "softcap": p.softcap or None}
+    if p.dropout_p > 0.0:
+        made["threshold"] = keep_threshold(p.dropout_p)
     if has_positions_in_forward(p):
         made |= {
             "n_sequences": n_sequences(p), "n_layout_rows": grid.n_rows, "n_layout_cols": grid.n_cols,

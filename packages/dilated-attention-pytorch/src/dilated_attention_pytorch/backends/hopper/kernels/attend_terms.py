@@ -82,6 +82,14 @@ def scores_less_m(s, m, q, keys, terms, tile, config):
 
 
 @gluon.jit
+def softmax_of_tile(less, sums, q, terms, tile, dtype: gl.constexpr, config):
+    """`softmax_hidden` of a tile with its terms."""
+    return softmax_hidden(
+        less, sums.m, sums.l, finite_bias(tile), terms.dropout, q.position0, tile.key0, dtype, config.s_layout
+    )
+
+
+@gluon.jit
 def attend_with_terms(q, rings, keys, places, n_visible, n_whole, sums, last, terms, config):
     """`attend` with the terms of a head."""
     PER_ENTRY: gl.constexpr = keys.BLOCK_SIZE // config.BLOCK_N
@@ -117,7 +125,7 @@ def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
-        p, alpha, m, l = softmax_hidden(less, sums.m, sums.l, finite_bias(tile), dtype, config.s_layout)
+        p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
         clear_values(rings, place, keys, terms, tile, config)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
@@ -153,7 +161,7 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
             less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
             s_next = scores_of_columns(q_tile, rings.k.consumer_wait(place_next), config)
-            p, alpha, m, l = softmax_hidden(less, sums.m, sums.l, finite_bias(tile), dtype, config.s_layout)
+            p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
             tile = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             p = gl.convert_layout(p, p_layout)
             acc = rescale_acc(sums.acc, alpha, config.acc_layout)
@@ -168,7 +176,7 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         clear_values(rings, place, keys, terms, tile, config)
         tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
         less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
-        p, alpha, m, l = softmax_hidden(less, sums.m, sums.l, finite_bias(tile), dtype, config.s_layout)
+        p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
         acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)

@@ -58,9 +58,10 @@ from .backward_tiles import (
     read_sequence_tile,
     windows_of_head,
 )
+from .dropout import kept_share, load_dropout
 from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
-from .score_terms import ScoreTerms, in_log2
+from .score_terms import ScoreTerms, TileDropout, in_log2
 from .sequences import Layout, Sequences, total_groups
 from .store_rows import KeptRows, TokenRows, store_kept
 from .tile_masks import words_of_columns, words_of_mask
@@ -118,6 +119,8 @@ class ScoreInputs:
     stride_sh: gl.tensor | gl.constexpr
     stride_se: gl.tensor | gl.constexpr
     slot_heads: gl.tensor | gl.constexpr
+    seed: gl.tensor | gl.constexpr
+    threshold: gl.tensor | gl.constexpr
     masks: PairMasks
 
 
@@ -390,6 +393,10 @@ def consumer(
     scale, cap = inputs.softmax_scale * LOG2E, None
     if inputs.softcap is not None:
         scale, cap = inputs.softmax_scale / inputs.softcap, inputs.softcap * LOG2E
+    share, scale_qk = None, inputs.softmax_scale
+    if inputs.seed is not None:
+        share = kept_share(inputs.threshold)
+        scale_qk = inputs.softmax_scale / share
     heads_per_tile = 1
     if DKDV:
         heads_per_tile = heads.per_kv
@@ -467,7 +474,9 @@ def consumer(
                 n_chunks = grid.n_rows * (BLOCK_SIZE // CHUNK)  # those past the last row are in no head
                 chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
                 n_rest = (n_chunks - chunk) * CHUNK
-            stats = stats_of_queries(out, lse, grad_lse, kept.gv.index(slot), chunk_stats, n_rest, s_layout)
+            stats = stats_of_queries(
+                out, lse, grad_lse, kept.gv.index(slot), chunk_stats, n_rest, share, s_layout
+            )
             if SEQUENCES and inputs.slots is not None:  # all rows are in the sums of a block
                 keep_queries(kept, slot, kept_begin, kept_end)
         if config.OPERANDS_IN_REGISTERS:
@@ -510,6 +519,10 @@ def consumer(
             slope = None
             if inputs.slopes is not None:
                 slope = gl.load(inputs.slopes + q_head) * LOG2E
+            dropout = None
+            if inputs.seed is not None:
+                sequence_head = i_sequence * heads.num * heads_per_tile + q_head
+                dropout = load_dropout(inputs.seed, inputs.threshold, sequence_head)
             if HAS_BIAS:
                 bias_of_head = inputs.bias + i_sequence.to(gl.int64) * inputs.stride_bb
                 bias_of_head += q_head.to(gl.int64) * inputs.stride_bh
@@ -583,6 +596,8 @@ def consumer(
                     terms = ScoreTerms(
                         scale, cap, slope, kept_position - streamed_position, bias if HAS_BIAS else None,
                         slot_of_block + sub * (BLOCK_SIZE // 16) if inputs.slots is not None else None,
+                        TileDropout(dropout, kept_position, streamed_position, share)  # type: ignore[arg-type]
+                        if inputs.seed is not None else None,
                     )  # fmt: skip
                     sums = step(
                         sums, operands, streams, stats, place + sub, mask, terms, step_config,
@@ -613,9 +628,12 @@ def consumer(
             sums = GradSums(sum_qk, sum_v)
         # the kept tiles are no longer needed: their memory holds the sums until they are stored
         if config.SUMS != "v":
-            kept.qk.index(slot).store((sums.qk * inputs.softmax_scale).to(dtype))
+            kept.qk.index(slot).store((sums.qk * scale_qk).to(dtype))
         if config.SUMS != "qk":
-            kept.gv.index(slot).store(sums.v.to(dtype))
+            sum_v = sums.v
+            if inputs.seed is not None:
+                sum_v = sum_v / share
+            kept.gv.index(slot).store(sum_v.to(dtype))
         fence_async_shared()
         if SEQUENCES:
             rows = KeptRows(i_batch, kept_head, token, kept_begin, kept_end)
@@ -635,7 +653,7 @@ def consumer(
 
 
 NUMBERS = (
-    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows",
+    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "threshold", "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows",
     "num_heads", "n_batch_heads", "heads_per_kv", "heads_per_list", "first_row", "q_offset", "q_len", "kv_len", "v_dim",
     "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "stride_bb", "stride_bh", "stride_be", "stride_pb",
     "stride_ss", "stride_sh", "stride_se", "slot_heads", "stride_gb", "stride_gs", "stride_gh", "stride_vb", "stride_vs",
@@ -646,10 +664,10 @@ NUMBERS = (
 @gluon.jit(do_not_specialize=NUMBERS)
 def backward_kernel(
     desc_kept_qk, desc_kept_gv, desc_qk, desc_gv, desc_grad_qk, desc_grad_v, Stats, Out, Lse, GradLse, Offsets, Indices,
-    WorkOrder, Counter, Table, Starts, MaskIds, MaskTable, Padding, BlockIds, Bias, Slots, Slopes, GradQk, GradV, stride_ob,
+    WorkOrder, Counter, Table, Starts, MaskIds, MaskTable, Padding, BlockIds, Bias, Slots, Slopes, Seed, GradQk, GradV, stride_ob,
     stride_os, stride_oh, stride_lb, stride_lh, stride_ls, has_grad_lse, n_layout_groups, n_entries, n_groups, n_lists, n_rows,
     num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, v_dim, n_sequences,
-    n_layout_rows, n_layout_cols, list_heads, softcap, stride_bb, stride_bh, stride_be, stride_pb, stride_ss, stride_sh,
+    n_layout_rows, n_layout_cols, list_heads, softcap, threshold, stride_bb, stride_bh, stride_be, stride_pb, stride_ss, stride_sh,
     stride_se, slot_heads, stride_gb, stride_gs, stride_gh, stride_vb, stride_vs, stride_vh, softmax_scale,
     D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
     OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr,
@@ -693,7 +711,7 @@ def backward_kernel(
     )  # fmt: skip
     of_scores = ScoreInputs(
         softmax_scale, softcap, Slopes, BlockIds, Bias, stride_bb, stride_bh, stride_be, Slots, stride_ss, stride_sh,
-        stride_se, slot_heads, PairMasks(MaskIds, MaskTable, Padding, stride_pb),
+        stride_se, slot_heads, Seed, threshold, PairMasks(MaskIds, MaskTable, Padding, stride_pb),
     )  # fmt: skip
     config = Config(
         D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, SUMS, IS_CAUSAL, EVEN_KV,

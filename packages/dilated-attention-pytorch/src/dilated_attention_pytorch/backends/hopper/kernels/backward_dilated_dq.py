@@ -237,7 +237,7 @@ def consumer(
         chunk = work.group * 2 + W
         chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
         stats = stats_of_queries(
-            out, lse, grad_lse, kept.gv.index(slot), chunk_stats, (n_chunks - chunk) * CHUNK, s_layout
+            out, lse, grad_lse, kept.gv.index(slot), chunk_stats, (n_chunks - chunk) * CHUNK, None, s_layout
         )
         release_stored_before(kept.empty, i_tile, W, SLOTS)
         sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))

@@ -14,6 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..gluon_names import DELTA_FIRST, aggregate
 from .attend import scores
+from .dropout import kept_part, marked
 from .lse_delta import CHUNK
 from .pipeline import Ring
 from .score_terms import store_sums_of_warps
@@ -151,11 +152,16 @@ def step(
     dtype: gl.constexpr = operands.qk.dtype
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
+    DROPOUT: gl.constexpr = terms.dropout is not None
+    EARLY_DELTA: gl.constexpr = DELTA_FIRST and not DROPOUT
     lse, delta = stats.lse, stats.delta
+    if DROPOUT:  # before the products, which take the registers
+        drop = terms.dropout
+        dropped = drop.of_head.dropped(drop.first_row, drop.first_column, TILE, DKDV)
     qk_tile = streams.qk.consumer_wait(place)
     if DKDV and not config.LATE_LSE:  # before the products: shared memory is read in program order
         lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    if DKDV and SUM_QK and DELTA_FIRST:
+    if DKDV and SUM_QK and EARLY_DELTA:
         delta = in_every_row(
             streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout)), TILE, s_layout
         )
@@ -166,7 +172,7 @@ def step(
     sum_qk, sum_v = sums.qk, sums.v
     gv_tile = streams.gv.consumer_wait(place)
     if SUM_QK:
-        if DKDV and DELTA_FIRST:
+        if DKDV and EARLY_DELTA:
             dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
         else:
             dp = scores(operands.gv, gv_tile, TILE, s_layout)
@@ -178,27 +184,37 @@ def step(
     s = terms.capped(s)
     p = gl.exp2(terms.less(s, lse, s_layout, DKDV))
     p = mask.apply_mask(p, s_layout)
+    if DROPOUT:
+        p = marked(p, dropped, s_layout)
     if not DKDV and terms.slot is None:
         p = terms.of_products(p, s)
     if DKDV:
-        if SUM_QK and not DELTA_FIRST:
+        if SUM_QK and not EARLY_DELTA and not DROPOUT:
             delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
         if SUM_V:
-            sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), gv_tile, sum_v, is_async=True)
+            if DROPOUT:
+                kept = kept_part(p, dtype)
+            else:
+                kept = p.to(dtype)
+            sum_v = warpgroup_mma(gl.convert_layout(kept, operand), gv_tile, sum_v, is_async=True)
         if SUM_QK:
             p = terms.of_products(p, s)
             dp = warpgroup_mma_wait(1 if SUM_V else 0, deps=[dp])
-            if not DELTA_FIRST:
-                dp += delta[None, :]
-            ds = p * dp
+            if DROPOUT:  # later: what is dropped takes registers
+                delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
+            if EARLY_DELTA:
+                ds = p * dp
+            else:
+                ds = of_weights(p, dp, delta[None, :], DROPOUT)
     elif terms.slot is not None:
         dp = warpgroup_mma_wait(0, deps=[dp])
-        of_scores = p * (dp + delta[:, None])
-        store_sums_of_warps(of_scores, terms.slot)
+        of_scores = of_weights(p, dp, delta[:, None], DROPOUT)
+        factor = 1.0 / terms.dropout.kept_share if DROPOUT else 1.0
+        store_sums_of_warps(of_scores, terms.slot, factor)
         ds = terms.of_products(of_scores, s)
     else:
         dp = warpgroup_mma_wait(0, deps=[dp])
-        ds = p * (dp + delta[:, None])
+        ds = of_weights(p, dp, delta[:, None], DROPOUT)
     if SUM_QK:
         sum_qk = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), qk_tile, sum_qk, is_async=True)
     sums = GradSums(sum_qk, sum_v)
@@ -206,6 +222,15 @@ def step(
         sums = wait_sums(sums, 0, config.SUMS)
         streams.qk.consumer_release(place)
     return sums
+
+
+@gluon.jit
+def of_weights(p, dp, minus_delta, DROPOUT: gl.constexpr):
+    """The gradient of scores; with DROPOUT, where dropped weights are negative, less a factor: the inverse of the kept share."""
+    if DROPOUT:
+        return gl.maximum(p, 0.0) * dp + gl.abs(p) * minus_delta
+    else:
+        return p * (dp + minus_delta)
 
 
 @gluon.jit

@@ -36,6 +36,7 @@ from .attend import (
     entries_of_list,
 )
 from .attend_terms import attend_with_terms
+from .dropout import kept_share
 from .forward_sequences import (
     NUMBERS_PER_SEQUENCE_TILE,
     ends_of_lists,
@@ -469,7 +470,10 @@ def consumer(
         position = position0 + gl.arange(0, 64, layout=gl.SliceLayout(1, s_layout))
         terms = 0
         if config.HAS_TERMS:
-            terms = terms_of_head(arguments, i_sequence, head)
+            num_heads = heads.num
+            if HEADS_PAIRED:
+                num_heads = heads.num * 2
+            terms = terms_of_head(arguments, i_sequence, head, num_heads)
         m, l = nothing_seen()
         sums = Sums(gl.zeros([64, DV], gl.float32, layout=acc_layout), m, l)
         release_stored_before(queries.empty, i_tile, W, SLOTS)
@@ -508,6 +512,8 @@ def consumer(
         factor = 1.0
         if results.sinks is not None:
             factor, m, l = with_sink(m, l, gl.load(results.sinks + head) * LOG2E)
+        if arguments.seed is not None:
+            factor = factor / kept_share(arguments.threshold)
         empty = l == 0.0
         l = gl.where(empty, 1.0, l)
         lse = gl.where(empty, -INFINITY, (m + gl.log2(l)) * LN2)
@@ -580,7 +586,7 @@ def store_part(
 
 NUMBERS = (
     "n_layout_groups", "n_entries", "n_groups", "n_rows", "num_heads", "n_batch_heads", "first_row", "q_offset", "q_len",
-    "kv_len", "heads_per_kv", "heads_per_list", "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "stride_bb",
+    "kv_len", "heads_per_kv", "heads_per_list", "threshold", "n_sequences", "n_layout_rows", "n_layout_cols", "list_heads", "n_elements", "stride_bb",
     "stride_bh", "stride_be", "stride_pb", "stride_ob", "stride_os", "stride_oh",
     "v_head_dim",
 )  # fmt: skip
@@ -589,8 +595,8 @@ NUMBERS = (
 @gluon.jit(do_not_specialize=NUMBERS)
 def forward_kernel(
     desc_q, desc_k, desc_v, desc_k_far, desc_v_far, desc_out, Lse, Offsets, Indices, WorkOrder, Counter, Table, Starts,
-    MaskIds, MaskTable, Padding, BlockIds, Bias, Slopes, Sinks, OutRows, n_layout_groups, n_entries, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, q_len, kv_len,
-    heads_per_kv, heads_per_list, n_sequences, n_layout_rows, n_layout_cols, list_heads, n_elements, softcap, stride_bb, stride_bh,
+    MaskIds, MaskTable, Padding, BlockIds, Bias, Slopes, Sinks, Seed, OutRows, n_layout_groups, n_entries, n_groups, n_rows, num_heads, n_batch_heads, first_row, q_offset, q_len, kv_len,
+    heads_per_kv, heads_per_list, n_sequences, n_layout_rows, n_layout_cols, list_heads, n_elements, softcap, threshold, stride_bb, stride_bh,
     stride_be, stride_pb, stride_ob, stride_os, stride_oh, v_head_dim, softmax_scale, D: gl.constexpr, BLOCK_N: gl.constexpr,
     BLOCK_SIZE: gl.constexpr, RATE: gl.constexpr, FAR_RATE: gl.constexpr, N_CLASSES: gl.constexpr,
     K_STAGES: gl.constexpr, V_STAGES: gl.constexpr, SLOTS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
@@ -652,10 +658,11 @@ def forward_kernel(
         or Bias is not None
         or softcap is not None
         or Slopes is not None
+        or Seed is not None
     )
     arguments = ScoreArguments(
         softmax_scale if HAS_TERMS else None, MaskIds, MaskTable, Padding, stride_pb, BlockIds, Bias, stride_bb, stride_bh,
-        stride_be, softcap, Slopes,
+        stride_be, softcap, Slopes, Seed, threshold,
     )  # fmt: skip
     config = Config(
         D,

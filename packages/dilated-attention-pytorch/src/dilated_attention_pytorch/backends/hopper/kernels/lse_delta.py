@@ -3,7 +3,8 @@
 The dq pass computes them for the queries that a warpgroup keeps, and leaves them to the dkdv pass:
 
     Stats   float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, 2, CHUNK): lse in units of log2, and -delta, to which the
-            product with v is added; +inf and 0 for queries that see no key or do not exist
+            product with v is added; +inf and 0 for queries that see no key or do not exist. With dropout -delta times the
+            share of the weights that is kept
 
 with delta = sum(grad_out * out) - grad_lse (Dao et al., FlashAttention-2, arXiv:2307.08691).
 """
@@ -70,14 +71,19 @@ def load_saved(saved, i_batch, head, batch_head, query, begin, end, D: gl.conste
 
 
 @gluon.jit
-def stats_of_queries(out, lse, grad_lse, grad_out_smem, stats, n_rest, layout: gl.constexpr):
-    """lse and -delta for the rows of a tile of scores; the first n_rest of them are also stored."""
+def stats_of_queries(out, lse, grad_lse, grad_out_smem, stats, n_rest, kept_share, layout: gl.constexpr):
+    """lse and -delta for the rows of a tile of scores; the first n_rest of them are also stored.
+
+    kept_share: of the weights, None without dropout.
+    """
     row_layout: gl.constexpr = gl.SliceLayout(1, out.type.layout)
     m = gl.arange(0, CHUNK, layout=row_layout)
     delta = gl.sum(out.to(gl.float32) * grad_out_smem.load(out.type.layout).to(gl.float32), 1) - grad_lse
     none = lse == -INFINITY
     lse = gl.where(none, INFINITY, lse * LOG2E)
     delta = gl.where(none, 0.0, -delta)
+    if kept_share is not None:
+        delta *= kept_share
     gl.store(stats + m, lse, mask=m < n_rest)
     gl.store(stats + CHUNK + m, delta, mask=m < n_rest)
     scores_layout: gl.constexpr = gl.SliceLayout(1, layout)

@@ -7,8 +7,19 @@ from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
 from .attend import LOG2E
+from .dropout import Dropout
 
 LEAST_BIAS = gl.constexpr(-1.7e38)  # times LOG2E it is a float32, and so is that less a score
+
+
+@aggregate
+class TileDropout:
+    """The dropout of a tile, its positions, and the share of the weights that is kept."""
+
+    of_head: Dropout
+    first_row: gl.tensor
+    first_column: gl.tensor
+    kept_share: gl.tensor
 
 
 @aggregate
@@ -20,6 +31,7 @@ class ScoreTerms:
     slope: of ALiBi, in units of log2, and `distance`, from the first column of the tile to its first row.
     bias: of the block, in units of log2.
     slot: where the sums of the gradients of the scores go, one for each warp.
+    dropout: which weights are dropped.
     """
 
     scale: gl.tensor
@@ -28,6 +40,7 @@ class ScoreTerms:
     distance: gl.tensor | gl.constexpr
     bias: gl.tensor | gl.constexpr
     slot: gl.tensor | gl.constexpr
+    dropout: TileDropout | gl.constexpr
 
     @gluon.jit
     def capped(self, products):
@@ -102,7 +115,7 @@ def parts_of_distance(distance, N: gl.constexpr, layout: gl.constexpr):
 @gluon.jit
 def only_scaled(scale_log2):
     """Scores that are nothing but scaled products."""
-    return ScoreTerms(scale_log2, None, None, None, None, None)
+    return ScoreTerms(scale_log2, None, None, None, None, None, None)
 
 
 @gluon.jit
@@ -120,7 +133,7 @@ def in_log2(bias):
 
 
 @gluon.jit
-def store_sums_of_warps(x, slot):
-    """Store the sum of what each of the four warps holds of a tile, 16 rows, from `slot` on."""
-    sums = gl.sum(gl.reshape(x, [4, 16 * x.shape[1]]), 1)
+def store_sums_of_warps(x, slot, factor):
+    """Store the sum of what each of the four warps holds of a tile, 16 rows, times a factor, from `slot` on."""
+    sums = gl.sum(gl.reshape(x, [4, 16 * x.shape[1]]), 1) * factor
     gl.store(slot + gl.arange(0, 4, layout=sums.type.layout), sums)

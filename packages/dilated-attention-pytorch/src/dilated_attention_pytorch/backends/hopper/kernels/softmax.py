@@ -51,7 +51,7 @@ def sum_by_thread(x):
 @gluon.jit
 def over_tile(x, N: gl.constexpr, layout: gl.constexpr):
     """Broadcast a tensor of (64, 4) to a tile of (64, N)."""
-    tile = in_pairs(gl.full([64, N], 0.0, gl.float32, layout=layout))
+    tile = in_pairs(gl.full([64, N], 0, x.dtype, layout=layout))
     parent: gl.constexpr = tile.type.layout
     x = gl.convert_layout(x, gl.SliceLayout(1, gl.SliceLayout(3, parent)), assert_trivial=True)
     x, _ = gl.broadcast(gl.expand_dims(gl.expand_dims(x, 1), 3), tile)
@@ -303,8 +303,11 @@ HIDDEN_FLOAT16_32, HIDDEN_FLOAT16_64 = of_threads_hidden("cvt.rn.f16x2.f32 $0, $
 
 
 @gluon.jit
-def softmax_hidden(t, m, l, bias, dtype: gl.constexpr, layout: gl.constexpr):
-    """`softmax` of a tile of 64 or 128 keys, of which any may be hidden, with `t` from `less_m`."""
+def softmax_hidden(t, m, l, bias, dropout, query0, key0, dtype: gl.constexpr, layout: gl.constexpr):
+    """`softmax` of a tile of 64 or 128 keys, of which any may be hidden, with `t` from `less_m`.
+
+    p is 0 where `dropout`, if that is not None, drops a weight; query0, key0: the positions of the first query and key.
+    """
     KEYS: gl.constexpr = t.shape[1]
     of_m = over_tile(m - bias, KEYS, layout)
     gl.static_assert(KEYS == 64 or KEYS == 128)
@@ -313,12 +316,16 @@ def softmax_hidden(t, m, l, bias, dtype: gl.constexpr, layout: gl.constexpr):
             pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_32, t, of_m, pack=32)
         else:
             pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_64, t, of_m, pack=64)
-        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
     else:
         if KEYS == 64:
             pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_32, t, of_m, pack=32)
         else:
             pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_64, t, of_m, pack=64)
+    if dropout is not None:
+        p = dropout.kept(pairs, query0, key0, dtype, layout)
+    elif dtype == gl.bfloat16:
+        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
+    else:
         p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.float16, is_pure=True, pack=2)
     m_new = max_by_thread(m_new)
     is_same = m_new == m - bias

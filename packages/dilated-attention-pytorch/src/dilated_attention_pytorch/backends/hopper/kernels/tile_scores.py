@@ -1,4 +1,5 @@
-"""What a call asks of its scores beyond the products: masks inside blocks, padding, a bias per block, softcap, alibi.
+"""What a call asks of its scores beyond the products: masks inside blocks, padding, a bias per block, softcap, alibi;
+and of its weights: dropout.
 
 Scores are in units of log2. A bias is one number per tile, so it moves the maximum of the softmax instead of the scores.
 """
@@ -10,6 +11,7 @@ from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
 from .attend import LOG2E
+from .dropout import Dropout, load_dropout
 from .score_terms import in_log2, tanh
 from .softmax import INFINITY
 from .tile_masks import (
@@ -28,7 +30,7 @@ class ScoreArguments:
     """Arguments of a kernel; None where a call has not got them.
 
     mask_ids: of every entry, -1 for a whole block. masks: their words. padding: words of the keys of every sequence.
-    block_ids: of every entry, its place in the bias. slopes: of every query head.
+    block_ids: of every entry, its place in the bias. slopes: of every query head. seed, threshold: of dropout.
     """
 
     softmax_scale: gl.tensor | gl.constexpr
@@ -43,11 +45,13 @@ class ScoreArguments:
     stride_be: gl.tensor | gl.constexpr
     softcap: gl.tensor | gl.constexpr
     slopes: gl.tensor | gl.constexpr
+    seed: gl.tensor | gl.constexpr
+    threshold: gl.tensor | gl.constexpr
 
 
 @aggregate
 class ScoreTerms:
-    """The same for one head of one sequence; padding, bias and slope_log2 are its own."""
+    """The same for one head of one sequence; padding, bias, slope_log2 and dropout are its own."""
 
     mask_ids: gl.tensor | gl.constexpr
     masks: gl.tensor | gl.constexpr
@@ -58,6 +62,7 @@ class ScoreTerms:
     slope_log2: gl.tensor | gl.constexpr
     capped_scale: gl.tensor | gl.constexpr
     scale_log2: gl.tensor
+    dropout: Dropout | gl.constexpr
 
 
 @aggregate
@@ -76,7 +81,7 @@ class TileTerms:
 
 
 @gluon.jit
-def terms_of_head(arguments, i_sequence, head):
+def terms_of_head(arguments, i_sequence, head, num_heads):
     """The terms of a query head of a sequence."""
     padding = arguments.padding
     if arguments.padding is not None:
@@ -96,9 +101,12 @@ def terms_of_head(arguments, i_sequence, head):
     if arguments.softcap is not None:
         capped_scale = arguments.softmax_scale / arguments.softcap
         scale_log2 = arguments.softcap * LOG2E
+    dropout = None
+    if arguments.seed is not None:
+        dropout = load_dropout(arguments.seed, arguments.threshold, i_sequence * num_heads + head)
     return ScoreTerms(
         arguments.mask_ids, arguments.masks, padding, arguments.block_ids, bias, arguments.stride_be, slope_log2,
-        capped_scale, scale_log2,
+        capped_scale, scale_log2, dropout,
     )  # fmt: skip
 
 
