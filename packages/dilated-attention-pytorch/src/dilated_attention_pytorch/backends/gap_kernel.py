@@ -9,16 +9,17 @@ import triton.language as tl
 @triton.jit
 def clear_tokens(
     X, begin, end, part, heads, stride_s, stride_h, DIM: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr,
-    PARTS: tl.constexpr,
+    PARTS: tl.constexpr, PARTS_OF_HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Write zeros for the tokens from begin to end, of which every part takes some; PADDED is DIM or more."""
+    """Write zeros for the tokens from begin to end, of which every part takes some and some heads; PADDED is DIM or more."""
     d = tl.arange(0, PADDED)
     zeros = tl.zeros([TOKENS, PADDED], X.dtype.element_ty)
-    for first in tl.range(begin + part * TOKENS, end, PARTS * TOKENS):
+    STEP: tl.constexpr = PARTS // PARTS_OF_HEADS * TOKENS
+    for first in tl.range(begin + part // PARTS_OF_HEADS * TOKENS, end, STEP):
         token = first + tl.arange(0, TOKENS)
         inside = (token < end)[:, None] & (d < DIM)[None, :]
         places = X + token.to(tl.int64)[:, None] * stride_s + d[None, :]
-        for head in range(heads):
+        for head in range(part % PARTS_OF_HEADS, heads, PARTS_OF_HEADS):
             tl.store(places + head * stride_h, zeros, mask=inside)
 
 
@@ -26,7 +27,7 @@ def clear_tokens(
 def clear_gaps_kernel(
     X, Y, Lse, Table, n_tokens, n_sequences, x_heads, y_heads, num_heads, stride_xb, stride_xs, stride_xh, stride_yb,
     stride_ys, stride_yh, START: tl.constexpr, X_DIM: tl.constexpr, Y_DIM: tl.constexpr, PADDED: tl.constexpr,
-    PACKED: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
+    PACKED: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr, PARTS_OF_HEADS: tl.constexpr,
 ):  # fmt: skip
     """Write zeros into X and Y (batch, n_tokens, heads, dim) and -inf into Lse (batch, num_heads, n_tokens) where no sequence is.
 
@@ -48,22 +49,14 @@ def clear_gaps_kernel(
         end = tl.where(is_behind, n_tokens, tl.minimum(first, n_tokens))
     i_batch = i_batch.to(tl.int64)
     clear_tokens(
-        X + i_batch * stride_xb, begin, end, part, x_heads, stride_xs, stride_xh, X_DIM, PADDED, TOKENS, PARTS
-    )
+        X + i_batch * stride_xb, begin, end, part, x_heads, stride_xs, stride_xh, X_DIM, PADDED, TOKENS, PARTS,
+        PARTS_OF_HEADS,
+    )  # fmt: skip
     if Y is not None:
         clear_tokens(
-            Y + i_batch * stride_yb,
-            begin,
-            end,
-            part,
-            y_heads,
-            stride_ys,
-            stride_yh,
-            Y_DIM,
-            PADDED,
-            TOKENS,
-            PARTS,
-        )
+            Y + i_batch * stride_yb, begin, end, part, y_heads, stride_ys, stride_yh, Y_DIM, PADDED, TOKENS, PARTS,
+            PARTS_OF_HEADS,
+        )  # fmt: skip
     if Lse is not None:
         BLOCK: tl.constexpr = TOKENS * 16
         none = tl.full([BLOCK], float("-inf"), tl.float32)

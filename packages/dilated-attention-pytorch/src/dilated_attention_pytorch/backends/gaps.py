@@ -8,7 +8,11 @@ from torch import Tensor
 
 from ..sequences import COLUMNS, Sequences
 
-PARTS = 32  # programs of a gap: most are empty, and the one behind the last sequence may be long
+PARTS = (
+    32  # programs of a gap between packed sequences: most are empty, and the one behind the last may be long
+)
+PARTS_OF_BATCH = 128  # of the two gaps of a batch element,
+PARTS_OF_HEADS = 4  # of which so many share tokens
 ELEMENTS = 4096  # that a program clears at once
 
 
@@ -34,6 +38,7 @@ def clearing(
     n_sequences, n_tokens = sequences.table.shape[0], x.shape[1]
     n_gaps = n_sequences + 1 if sequences.is_packed else 2 * n_sequences
     second = x if y is None else y
+    n_parts, of_heads = (PARTS, 1) if sequences.is_packed else (PARTS_OF_BATCH, PARTS_OF_HEADS)
     padded = 1 << (max(x.shape[3], second.shape[3]) - 1).bit_length()
     arguments = {
         "X": x, "Y": y, "Lse": lse, "Table": sequences.table, "n_tokens": n_tokens, "n_sequences": n_sequences,
@@ -41,6 +46,7 @@ def clearing(
         **{f"stride_x{axis}": x.stride(i) for i, axis in enumerate("bsh")},
         **{f"stride_y{axis}": second.stride(i) for i, axis in enumerate("bsh")},
         "START": COLUMNS.index(column), "X_DIM": x.shape[3], "Y_DIM": second.shape[3], "PADDED": padded,
-        "PACKED": sequences.is_packed, "TOKENS": max(1, ELEMENTS // padded), "PARTS": PARTS,
+        "PACKED": sequences.is_packed, "TOKENS": max(1, ELEMENTS // padded), "PARTS": n_parts,
+        "PARTS_OF_HEADS": of_heads,
     }  # fmt: skip
-    return Clearing((n_gaps * PARTS if n_tokens > 0 else 0,), arguments)
+    return Clearing((n_gaps * n_parts if n_tokens > 0 else 0,), arguments)
