@@ -34,7 +34,6 @@ from .attend import LOG2E
 from .backward_masks import (
     PairMasks,
     TileMask,
-    WordMask,
     keep_counted,
     keep_queries,
     keep_streamed,
@@ -44,6 +43,7 @@ from .backward_masks import (
 from .backward_step import (
     GradSums,
     StepConfig,
+    finish_step,
     load_stats,
     no_sums,
     operands_in_memory,
@@ -376,10 +376,10 @@ def consumer(
     # padded keys that are kept need no mask: their sums are dropped in the end
     PADDED_TILES: gl.constexpr = HAS_PADDING and not DKDV
     EARLY_WORDS: gl.constexpr = PADDED_TILES and BLOCK_SIZE == TILE  # of padding, loaded a step early
-    HAS_SOFTCAP: gl.constexpr = inputs.softcap is not None
-    HAS_WORDS: gl.constexpr = (
-        SEQUENCES or HAS_MASKS or PADDED_TILES or HAS_SOFTCAP or inputs.slopes is not None
-    )
+    # with softcap or alibi ptxas keeps more in registers in the branch of a `BlockMask`
+    IS_FULL: gl.constexpr = inputs.softcap is not None or inputs.slopes is not None
+    HAS_EDGE: gl.constexpr = config.IS_CAUSAL or not config.EVEN_KV
+    HAS_WORDS: gl.constexpr = SEQUENCES or HAS_MASKS or PADDED_TILES or (IS_FULL and HAS_EDGE)
     HAS_BIAS: gl.constexpr = inputs.bias is not None
     dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
@@ -540,27 +540,9 @@ def consumer(
             if PAIRED:
                 place += behind * SUB
             for e in range(lo, hi):
-                # requested a step early
-                e_next = gl.where(e + 1 < hi, e + 1, lo)
-                e_after = gl.where(e + 2 < hi, e + 2, lo)
-                if EARLY_WORDS:
-                    words_next = words_of_columns(padding + index_next * (BLOCK_SIZE // 32), TILE // 32)
-                    index_after = gl.load(lists.indices + e_after)
-                else:
-                    index_next = gl.load(lists.indices + e_next)
-                place_next = place + SUB
                 if PAIRED:
-                    behind = gl.load(lists.places + e_next)
-                    if SEQUENCES:
-                        behind -= first_place
-                    place_next = it + behind * SUB
                     streams.qk.wait_past(last, place)
                 slot_of_block = None
-                if HAS_MASKS:
-                    mask_id_next = gl.load(inputs.masks.ids + e_next)
-                if HAS_BIAS:
-                    bias_next = gl.load(bias_of_head + block_next.to(gl.int64) * inputs.stride_be)
-                    block_after = gl.load(inputs.blocks + e_after)
                 if inputs.slots is not None:
                     slot_of_block = slots_of_head + block.to(gl.int64) * inputs.stride_se
                     if not PAIRED:
@@ -588,9 +570,9 @@ def consumer(
                             words if PADDED_TILES else None,
                             DKDV, config.IS_CAUSAL,
                         )  # fmt: skip
-                        mask = WordMask(ready_words(tile_mask, TILE))
+                        mask = ready_words(tile_mask, TILE)
                     else:
-                        mask = BlockMask(  # type: ignore[assignment]
+                        mask = BlockMask(
                             kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
                         )  # fmt: skip
                     terms = ScoreTerms(
@@ -601,9 +583,29 @@ def consumer(
                     )  # fmt: skip
                     sums = step(
                         sums, operands, streams, stats, place + sub, mask, terms, step_config,
-                        sub == 0 or not OVERLAP_STEPS, sub == SUB - 1 or not OVERLAP_STEPS,
+                        sub == 0 or not OVERLAP_STEPS, sub < SUB - 1 and not OVERLAP_STEPS,
                     )  # fmt: skip
+                # of the next entry, requested while products run: ptxas waits for a number where it is loaded
+                e_next = gl.where(e + 1 < hi, e + 1, lo)
+                e_after = gl.where(e + 2 < hi, e + 2, lo)
+                if EARLY_WORDS:
+                    words_next = words_of_columns(padding + index_next * (BLOCK_SIZE // 32), TILE // 32)
+                    index_after = gl.load(lists.indices + e_after)
+                else:
+                    index_next = gl.load(lists.indices + e_next)
+                place_next = place + SUB
+                if PAIRED:
+                    behind = gl.load(lists.places + e_next)
+                    if SEQUENCES:
+                        behind -= first_place
+                    place_next = it + behind * SUB
+                if HAS_MASKS:
+                    mask_id_next = gl.load(inputs.masks.ids + e_next)
+                if HAS_BIAS:
+                    bias_next = gl.load(bias_of_head + block_next.to(gl.int64) * inputs.stride_be)
+                    block_after = gl.load(inputs.blocks + e_after)
                 last = place + SUB - 1
+                sums = finish_step(sums, streams, last, step_config)
                 index, place = index_next, place_next
                 if HAS_MASKS:
                     mask_id = mask_id_next

@@ -86,23 +86,36 @@ class TileMask:
 
 @aggregate
 class WordMask:
-    """What is visible of a tile, made before its products: in a branch behind them ptxas keeps more in registers."""
+    """What is visible of a tile, made before its products: in a branch behind them ptxas keeps more in registers.
+
+    is_partial: whether anything is hidden, or None where there are no registers for that branch either.
+    """
 
     words: gl.tensor
+    is_partial: gl.tensor | gl.constexpr
 
     @gluon.jit
     def apply_mask(self, p, layout: gl.constexpr):
         """p, 0 where a query may not see the key."""
-        return gl.where(bits_of(self.words, p.shape[1], layout), p, 0.0)
+        if self.is_partial is None:
+            return gl.where(bits_of(self.words, p.shape[1], layout), p, 0.0)
+        else:
+            if self.is_partial:
+                p = gl.where(bits_of(self.words, p.shape[1], layout), p, 0.0)
+            return p
 
 
 @gluon.jit
 def ready_words(mask, COLUMNS: gl.constexpr):
     """The words of a `TileMask`; all bits where nothing is hidden."""
     words = all_words(COLUMNS // 32)
-    if mask.is_partial(COLUMNS):
+    is_partial = mask.is_partial(COLUMNS)
+    if is_partial:
         words = mask.visible(COLUMNS // 32)
-    return words
+    if mask.DKDV:
+        return WordMask(words, None)
+    else:
+        return WordMask(words, is_partial)
 
 
 @gluon.jit

@@ -141,8 +141,8 @@ def step(
     """Add the tile at a place of the streams.
 
     `mask.apply_mask(p, layout)` makes p 0 where a query may not see the key, `terms` says what the scores are.
-    The sums of all but the LAST step are in flight on return, and waited for once the next one, not FIRST, has started. The
-    last one waits: ptxas serialises all products of a loop if one of them crosses its end.
+    The sums of all but a LAST step are in flight on return, and waited for once the next one, not FIRST, has started, or by
+    `finish_step`: ptxas serialises all products of a loop if one of them crosses its end.
     """
     DKDV: gl.constexpr = config.DKDV
     SUM_QK: gl.constexpr = config.SUMS != "v"
@@ -219,8 +219,15 @@ def step(
         sum_qk = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), qk_tile, sum_qk, is_async=True)
     sums = GradSums(sum_qk, sum_v)
     if LAST:
-        sums = wait_sums(sums, 0, config.SUMS)
-        streams.qk.consumer_release(place)
+        sums = finish_step(sums, streams, place, config)
+    return sums
+
+
+@gluon.jit
+def finish_step(sums, streams, place, config):
+    """Wait for the sums of the step at a place, and release it."""
+    sums = wait_sums(sums, 0, config.SUMS)
+    streams.qk.consumer_release(place)
     return sums
 
 

@@ -53,14 +53,14 @@ def load_saved(saved, i_batch, head, batch_head, query, begin, end, D: gl.conste
 
     They arrive while grad_out is waited for.
     """
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])  # 16 bytes a thread
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     rows = query + gl.arange(0, CHUNK, layout=gl.SliceLayout(1, layout))
     d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
     base = saved.out + i_batch.to(gl.int64) * saved.stride_ob + head.to(gl.int64) * saved.stride_oh
     inside = (rows >= begin) & (rows < end)
     out = gl.load(
         base + rows.to(gl.int64)[:, None] * saved.stride_os + d[None, :],
-        mask=inside[:, None] & (d < saved.v_dim)[None, :],
+        mask=inside[:, None] & (d // 8 < saved.v_dim // 8)[None, :],  # in eights: 16 bytes a thread
         other=0.0,
     )
     lse = gl.load(saved.lse + batch_head.to(gl.int64) * saved.q_len + rows, mask=inside, other=-INFINITY)
