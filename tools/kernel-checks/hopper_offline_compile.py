@@ -112,6 +112,7 @@ ODD_SHAPES = [
     Shape("forward", 192, 64, True, True),
     Shape("forward", 192, 64, True, True, v_head_dim=128),
     Shape("forward", 192, 128, True, True, v_head_dim=128),
+    Shape("forward", 128, 128, True, True, features=("bias", "alibi")),
 ]
 
 

@@ -49,6 +49,15 @@ def test_nan_behind_the_ends_of_a_sequence_reaches_nothing(head_dim: int, block:
     assert is_right(make_problem(q, k, v, layout, kv_starts=first, kv_lengths=end, is_causal=True), layout)
 
 
+def test_nan_behind_the_ends_reaches_nothing_where_a_block_is_two_tiles() -> None:
+    length, layout = 2 * 128 + 40, lower_blocks(128, 3)
+    q, k, _ = inputs(length, 192)
+    v = k[..., :128].clone()
+    k[:, length - 21 :] = v[:, length - 21 :] = float("nan")  # the end is in the first tile of the last block
+    end = torch.tensor([length - 21], dtype=torch.int32)
+    assert is_right(make_problem(q, k, v, layout, kv_lengths=end), layout)
+
+
 @pytest.mark.parametrize(("head_dim", "block"), ONE_OF_EACH_LOOP)
 def test_nan_in_padded_keys_reaches_nothing(head_dim: int, block: int) -> None:
     length, layout = 2 * block + 40, lower_blocks(block, 3)
@@ -106,6 +115,21 @@ def test_a_bias_that_leaves_nothing_of_the_products_weighs_all_keys_alike(
     problem = make_problem(q, k, v, layout, block_bias=biases).prepared_by(HOPPER, layout)
     # float64, of the definition, holds nothing of them either
     assert emulator.errors(problem, gradients=False, through_launch=True)["out"] < OUT
+
+
+@pytest.mark.parametrize("bias", [400.0, 1500.0])
+def test_large_biases_weigh_blocks_as_small_ones_do(bias: float) -> None:
+    length, layout = 3 * 128, lower_blocks(128, 3)
+    q, k, v = inputs(length, 128)
+    biases = bias + torch.arange(layout.num_block_ids).remainder(2).expand(1, 2, -1).float()
+    assert is_right(make_problem(q, k, v, layout, block_bias=biases), layout)
+
+
+def test_biases_and_slopes_together() -> None:
+    length, layout = 2 * 128, lower_blocks(128, 2)
+    q, k, v = inputs(length, 128)
+    slopes, biases = torch.tensor([0.5, 0.01]), torch.randn(1, 2, layout.num_block_ids)
+    assert is_right(make_problem(q, k, v, layout, block_bias=biases, alibi_slopes=slopes), layout)
 
 
 def test_slopes_may_be_negative() -> None:

@@ -18,6 +18,7 @@ from ..gluon_names import aggregate
 from .clear_rows import keep_rows
 from .pipeline import Ring
 from .softmax import INFINITY, first_max, rescale_acc, softmax, softmax_unmasked
+from .tile_masks import hide, words_to_edge
 from .tile_scheduler import count_below
 from .tma import kept_tile
 
@@ -107,6 +108,7 @@ class Sums:
 class AttendConfig:
     """Constants of the forward. CLEAR_VALUES: behind the last key of a sequence v may be anything.
 
+    EDGE_IS_LAST: tiles are of one entry each, and only those of the last one have an edge, with few exceptions.
     QK_DIM: columns of head_dim of q and k. MAY_PASS: some places of the rings have no tile.
 
     The next k must not wait for the v in use. This v may keep a v of the other warpgroup from being loaded, and that warpgroup
@@ -121,6 +123,7 @@ class AttendConfig:
     OVERLAP: gl.constexpr
     UNROLL: gl.constexpr
     CLEAR_VALUES: gl.constexpr
+    EDGE_IS_LAST: gl.constexpr
     MAY_PASS: gl.constexpr
     s_layout: gl.constexpr
     acc_layout: gl.constexpr
@@ -158,15 +161,35 @@ def apply_mask(s, keys, t, position, MASKED: gl.constexpr, config):
 
 
 @gluon.jit
-def clear_values(rings, place, keys, t, config):
-    """Clear the rows of the v tile at `place` that are behind the last key of the sequence, if tile t has any."""
-    if config.CLEAR_VALUES:
-        first = t * config.BLOCK_N
-        key0 = gl.load(keys.indices + keys.lo + first // keys.BLOCK_SIZE) * keys.BLOCK_SIZE
-        n_keys = keys.kv_len - key0 - first % keys.BLOCK_SIZE
-        if n_keys < config.BLOCK_N:
-            rings.v.wait_full(place)
-            keep_rows(rings.v.tiles, place % rings.v.tiles.shape[0], 0, n_keys)
+def first_key(keys, t, BLOCK_N: gl.constexpr):
+    """The position of the first key of tile t, which is a part of one entry."""
+    first = t * BLOCK_N
+    return (
+        gl.load(keys.indices + keys.lo + first // keys.BLOCK_SIZE) * keys.BLOCK_SIZE + first % keys.BLOCK_SIZE
+    )
+
+
+@gluon.jit
+def softmax_to_edge(s, keys, key0, position0, is_whole, m, l, scale_log2, dtype: gl.constexpr, config):
+    """`softmax` of a tile with its first key; hides keys in a branch, as most tiles are whole."""
+    WORDS: gl.constexpr = config.BLOCK_N // 32
+    if not is_whole:
+        s = hide(s, words_to_edge(keys.kv_len, position0, key0, config.IS_CAUSAL, WORDS), config.s_layout)
+        m = first_max(s, m, scale_log2, config.s_layout)
+    has_seen = m != -INFINITY
+    p, alpha, m_new, l = softmax_unmasked(
+        s, gl.where(has_seen, m, 0.0), l, scale_log2, dtype, config.s_layout
+    )
+    return p, alpha, gl.where(has_seen, m_new, m), l
+
+
+@gluon.jit
+def clear_values(rings, place, keys, key0, config):
+    """Clear the rows of the v tile at `place`, which begins with key0, that are behind the last key of the sequence."""
+    n_keys = keys.kv_len - key0
+    if n_keys < config.BLOCK_N:
+        rings.v.wait_full(place)
+        keep_rows(rings.v.tiles, place % rings.v.tiles.shape[0], 0, n_keys)
 
 
 @gluon.jit
@@ -254,12 +277,16 @@ def attend_overlapped(
     V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
     REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
     UNROLL: gl.constexpr = config.UNROLL
+    LAST_IS_EDGE: gl.constexpr = HAS_EDGE and config.EDGE_IS_LAST
     t = 0
     while t < n_tiles:  # once; more often where the next tile of two rows is too far ahead in the ring
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
         s = scores_of_columns(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
+        key0 = 0
+        if LAST_IS_EDGE:  # of the last tile, long before it is needed
+            key0 = first_key(keys, n_tiles - 1, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         m = sums.m
@@ -274,18 +301,28 @@ def attend_overlapped(
             )
             t += UNROLL
             place = places.of_tile(t)
-        q_tile = kept_tile(q.tiles, q.slot)
-        while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place <= REACH):
-            s, sums = attend_tiles_overlapped(
-                q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, 1, HAS_EDGE, config
+        if not LAST_IS_EDGE:
+            q_tile = kept_tile(q.tiles, q.slot)
+            while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place <= REACH):
+                s, sums = attend_tiles_overlapped(
+                    q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, 1, HAS_EDGE, config
+                )
+                t += 1
+                place = places.of_tile(t)
+        if LAST_IS_EDGE:
+            if t < n_tiles - 1:  # the next tile is too far ahead
+                key0 = first_key(keys, t, config.BLOCK_N)
+            p, alpha, m, l = softmax_to_edge(
+                s, keys, key0, q.position0, t < n_whole, sums.m, sums.l, scale_log2, rings.v.tiles.dtype, config
+            )  # fmt: skip
+            if config.CLEAR_VALUES:
+                clear_values(rings, place, keys, key0, config)
+        else:
+            gl.static_assert(not config.CLEAR_VALUES)
+            s = apply_mask(s, keys, t, q.position, HAS_EDGE, config)
+            p, alpha, m, l = softmax(
+                s, sums.m, sums.l, scale_log2, rings.v.tiles.dtype, HAS_EDGE, config.s_layout
             )
-            t += 1
-            place = places.of_tile(t)
-        s = apply_mask(s, keys, t, q.position, HAS_EDGE, config)
-        p, alpha, m, l = softmax(
-            s, sums.m, sums.l, scale_log2, rings.v.tiles.dtype, HAS_EDGE, config.s_layout
-        )
-        clear_values(rings, place, keys, t, config)  # the keys end in no earlier tile
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
         acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
@@ -386,8 +423,8 @@ def attend_tile(
         p, alpha, m, l = softmax_unmasked(s, sums.m, sums.l, scale_log2, dtype, config.s_layout)
     else:
         p, alpha, m, l = softmax(s, sums.m, sums.l, scale_log2, dtype, MASKED, config.s_layout)
-    if MASKED:
-        clear_values(rings, place, keys, t, config)
+    if MASKED and config.CLEAR_VALUES:
+        clear_values(rings, place, keys, first_key(keys, t, config.BLOCK_N), config)
     acc = rescale_acc(sums.acc, alpha, config.acc_layout)
     p = gl.convert_layout(p, p_layout)
     acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)

@@ -12,9 +12,14 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 
 from .attend import Sums, from_nearest, pass_over, scores_of_columns
 from .clear_rows import keep_listed_rows, keep_rows
+from .score_terms import parts_of_distance
 from .softmax import less_m, rescale_acc, softmax_hidden
-from .tile_scores import capped, distances, finite_bias, hide_pairs, is_padded, terms_of_tile
+from .tile_scores import capped, finite_bias, hide_pairs, is_padded, terms_of_tile
 from .tma import kept_tile
+
+# m, which includes the bias, is off by the rounding of a sum with it. Scores of a larger bias are rounded likewise, as if it
+# were added, or they would be above m.
+MOST_EXACT_BIAS = gl.constexpr(1024.0)
 
 
 @gluon.jit
@@ -49,16 +54,14 @@ def less_alibi(s, minus, terms, tile, q, KEYS: gl.constexpr, layout: gl.constexp
     """Scores in units of log2, less a number and the distance of every pair times the slope."""
     if terms.slope_log2 is not None:
         away = q.position0 - tile.key0  # of the first query from the first key
-        if (away < KEYS - 1) & (away > -63):
-            t = s * terms.scale_log2 - (minus + terms.slope_log2 * distances(away, KEYS, layout))
-        else:
-            # all keys are on one side: of a distance a row has one part, and a column the other
-            slope = gl.where(away > 0, terms.slope_log2, -terms.slope_log2)
-            row = (away + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))).to(gl.float32)
-            key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)).to(gl.float32)
-            minus = minus + (row * slope)[:, None]
-            t = s * terms.scale_log2 + (key[None, :] * slope - minus)
-        return t
+        # on one side of the diagonal distances are linear in row and column
+        slope = gl.where(away + 63 <= 0, -terms.slope_log2, terms.slope_log2)
+        row, column = parts_of_distance(away, KEYS, layout)
+        x = s * terms.scale_log2 - (minus + row * slope) + column * slope
+        if (away < KEYS - 1) & (away + 63 > 0):
+            ahead = row - column
+            x += (ahead - gl.abs(ahead)) * slope
+        return x
     else:
         return s * terms.scale_log2 - minus
 
@@ -73,20 +76,24 @@ def scores_less_m(s, m, q, keys, terms, tile, config):
     )  # fmt: skip
     bias = finite_bias(tile)
     minus = less_m(m, bias, BLOCK_N, config.s_layout)
-    if terms.bias is not None:
-        # rounded as if the bias were added, so that m, which includes it, is not below any score
+    if terms.bias is None:
+        return less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
+    elif terms.slope_log2 is None:
+        if gl.abs(bias) > MOST_EXACT_BIAS:
+            s = ((s * terms.scale_log2 + bias) - bias) / terms.scale_log2
+        return s * terms.scale_log2 - minus
+    else:
         x = less_alibi(s, 0.0, terms, tile, q, BLOCK_N, config.s_layout)
         return (x + bias) - bias - minus
-    else:
-        return less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
 
 
 @gluon.jit
 def softmax_of_tile(less, sums, q, terms, tile, dtype: gl.constexpr, config):
     """`softmax_hidden` of a tile with its terms."""
     return softmax_hidden(
-        less, sums.m, sums.l, finite_bias(tile), terms.dropout, q.position0, tile.key0, dtype, config.s_layout
-    )
+        less, sums.m, sums.l, finite_bias(tile), terms.dropout, q.position0, tile.key0, dtype, config.s_layout,
+        terms.capped_scale is not None,
+    )  # fmt: skip
 
 
 @gluon.jit
@@ -145,37 +152,37 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
     dtype: gl.constexpr = rings.v.tiles.dtype
     V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
     REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
-    tile = terms_at(keys, begin, terms, n_whole, config.BLOCK_N)
     t = begin
     while t < end:  # once; more often where the next tile of two rows is too far ahead in the ring
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
         s = scores_of_columns(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
+        tile = terms_at(keys, t, terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
+        less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
         q_tile = kept_tile(q.tiles, q.slot)
         while (t + 1 < end) & (places.of_tile(t + 1) - place <= REACH):
+            tile_next = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             clear_values(rings, place, keys, terms, tile, config)
-            # before the next product: it takes the registers of s
-            less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
             s_next = scores_of_columns(q_tile, rings.k.consumer_wait(place_next), config)
             p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
-            tile = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             p = gl.convert_layout(p, p_layout)
             acc = rescale_acc(sums.acc, alpha, config.acc_layout)
             acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s_next])
             rings.k.consumer_release(place_next)
+            # while the product with v runs, and before the next one, which takes the registers of s
+            less = scores_less_m(s, m, q, keys, terms, tile_next, config)
             acc = warpgroup_mma_wait(0, deps=[acc])
             rings.v.consumer_release(place)
             sums = Sums(acc, m, l)
+            tile = tile_next
             place = place_next
             t += 1
         clear_values(rings, place, keys, terms, tile, config)
-        tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
-        less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
         p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
         acc = rescale_acc(sums.acc, alpha, config.acc_layout)
         p = gl.convert_layout(p, p_layout)
@@ -184,6 +191,5 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         rings.v.consumer_release(place)
         sums = Sums(acc, m, l)
         last = place
-        tile = tile_next
         t += 1
     return sums, last

@@ -423,7 +423,7 @@ def consumer(
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
     attend_config = AttendConfig(
         BLOCK_N, config.QK_DIM, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES,
-        SEQUENCES and PAIRED, s_layout, acc_layout,
+        config.N_CLASSES == 1 and config.RATE == 1 and BLOCK_N <= BLOCK_SIZE, SEQUENCES and PAIRED, s_layout, acc_layout,
     )  # fmt: skip
     out_boxes = reinterpret(
         queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], results.desc_out.layout

@@ -59,6 +59,15 @@ def rows_of_tile(WORDS: gl.constexpr):
 
 
 @gluon.jit
+def words_to_edge(kv_len, query0, key0, IS_CAUSAL: gl.constexpr, WORDS: gl.constexpr):
+    """Words of the keys that there are, causal also not behind the query, of rows from position query0 and columns from key0."""
+    words = below(kv_len, key0, WORDS)
+    if IS_CAUSAL:
+        words = words & below(query0 + 1 + rows_of_tile(WORDS), key0, WORDS)
+    return words
+
+
+@gluon.jit
 def words_of_mask(Table, mask_id, row0, first_word, BLOCK_SIZE: gl.constexpr, WORDS: gl.constexpr):
     """Words of rows row0 to row0 + 63 of a mask, from word `first_word` on; of mask -1 all bits.
 

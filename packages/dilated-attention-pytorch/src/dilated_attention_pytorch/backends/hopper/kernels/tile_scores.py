@@ -17,11 +17,10 @@ from .softmax import INFINITY
 from .tile_masks import (
     FOUR_WORDS,
     TWO_WORDS,
-    below,
     hide,
-    rows_of_tile,
     words_of_columns,
     words_of_mask,
+    words_to_edge,
 )
 
 
@@ -151,9 +150,7 @@ def hide_pairs(
     """
     WORDS: gl.constexpr = s.shape[1] // 32
     if tile.has_edge | (tile.mask_id >= 0) | is_padded(tile) | (tile.bias_log2 == -INFINITY):
-        words = below(kv_len, tile.key0, WORDS)
-        if IS_CAUSAL:
-            words = words & below(query0 + 1 + rows_of_tile(WORDS), tile.key0, WORDS)
+        words = words_to_edge(kv_len, query0, tile.key0, IS_CAUSAL, WORDS)
         if terms.mask_ids is not None:
             words = words & words_of_mask(terms.masks, tile.mask_id, row0, tile.first_word, BLOCK_SIZE, WORDS)
         if terms.padding is not None:
@@ -170,11 +167,3 @@ def capped(s, terms):
     if terms.capped_scale is not None:
         s = tanh(s * terms.capped_scale)
     return s
-
-
-@gluon.jit
-def distances(away, KEYS: gl.constexpr, layout: gl.constexpr):
-    """How far apart the queries and the keys of a tile are, float32 (64, KEYS); `away`: the first query from the first key."""
-    query = (away + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))).to(gl.float32)
-    key = gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout)).to(gl.float32)
-    return gl.abs(query[:, None] - key[None, :])
