@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -620,6 +621,16 @@ def test_without_any_backend_every_reason_is_given(monkeypatch: pytest.MonkeyPat
         f"torch.float8_e4m3fn; hopper: q is on cpu, needs a CUDA device; triton: {INTERPRETER}); backend='reference' is "
         "dense and slow, but always can"
     )
+
+
+def test_explain_backends_takes_the_arguments_of_a_call() -> None:
+    of_call, of_question = (
+        inspect.signature(x).parameters for x in (block_sparse_attention, explain_backends)
+    )
+    assert set(of_call) - set(of_question) == {"return_lse", "backend"}
+    assert explain_backends(**arguments(), deterministic=False)["cpu"] is None
+    with pytest.raises(TypeError, match="deterministic must be True, False or None, got 'no'"):
+        explain_backends(**arguments(), deterministic="no")  # type: ignore[arg-type]
 
 
 def test_explain_backends_gives_the_reasons_of_the_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,16 +298,18 @@ def explain_backends(
     segment_lengths: Sequence[int] | None = None,
     dilation_rates: Sequence[int] | None = None,
     dropout_p: float = 0.0,
+    deterministic: bool | None = None,
 ) -> dict[str, str | None]:
     """For every backend, in order of choice, None if it would serve the call, else why not.
 
-    Arguments as for `block_sparse_attention`. ``"reference"`` always serves, but only when asked for by name.
+    Arguments as for `block_sparse_attention`, without `return_lse` and `backend`. ``"reference"`` always serves, but only
+    when asked for by name.
     """
     call = check_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, attn_bias=attn_bias, q_offset=q_offset, kv_lengths=kv_lengths,
         kv_starts=kv_starts, key_padding_mask=key_padding_mask, segment_lengths=segment_lengths,
-        dilation_rates=dilation_rates, dropout_p=dropout_p,
+        dilation_rates=dilation_rates, dropout_p=dropout_p, deterministic=deterministic,
     )  # fmt: skip
     return explained(call, layout)
 
