@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dilated_attention_pytorch.backends import compile_worker
 from dilated_attention_pytorch.backends.hopper import REFUSED_TRITON
 
 TOOLS = Path(__file__).parents[3] / "tools" / "kernel-checks"
@@ -106,6 +107,32 @@ def test_number_of_workers(
     if setting is not None:
         monkeypatch.setenv(compile_workers.SETTING, setting)
     assert compile_workers.n_workers() == expected
+
+
+def test_a_worker_takes_no_module_from_its_own_folder(tmp_path: Path) -> None:
+    folder = Path(compile_worker.__file__).parent
+    (tmp_path / "link").symlink_to(folder)
+    others = [str(folder.parent), str(folder / "hopper"), str(tmp_path)]
+    for own in ([], [str(folder)], [str(tmp_path / "link")]):  # none with PYTHONSAFEPATH=1
+        assert compile_worker.without_this_folder([*own, *others]) == others
+
+
+def test_a_kernel_is_compiled_where_it_is_wanted_if_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
+
+    def start(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    class Kernel:
+        def warmup(self, **_: Any) -> None:
+            compile_workers.workers().give(None)
+
+    monkeypatch.setenv(compile_workers.SETTING, "1")
+    monkeypatch.setattr(compile_workers, "WORKERS", [])
+    monkeypatch.setattr(compile_workers.threading.Thread, "start", start)
+    compile_workers.compile_beside(Kernel(), {}, {})
+    assert compile_workers.workers().threads == []  # so the next one is tried again
+    assert compile_workers.workers().jobs.empty()
 
 
 def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,8 +76,8 @@ class Workers:
         with self.lock:
             if len(self.threads) < n_workers():
                 thread = threading.Thread(target=self.work, name="compile worker", daemon=True)
+                thread.start()  # RuntimeError where there may be no more threads
                 self.threads.append(thread)
-                thread.start()
         self.jobs.put(compiling)
 
     def work(self) -> None:
@@ -175,5 +175,8 @@ def compile_beside(kernel: Any, arguments: dict[str, Any], options: dict[str, An
     if n_workers() == 0 or _async_compile.active_mode.get() is not None:
         return
     # Triton's names for what it would do differ from release to release; nothing depends on it but time
-    with contextlib.suppress(AttributeError, KeyError, TypeError, pickle.PicklingError), Beside():
+    with (
+        contextlib.suppress(AttributeError, KeyError, RuntimeError, TypeError, pickle.PicklingError),
+        Beside(),
+    ):
         kernel.warmup(grid=(1,), **arguments, **options)
