@@ -152,3 +152,16 @@ def test_gradients_are_right_where_heads_that_share_keys_see_other_columns(block
     q, k, v = (torch.randn(1, length, heads, 64, generator=generator).bfloat16() for heads in (8, 2, 2))
     problem = make_problem(q, k, v, layout).prepared_by(HOPPER, layout)
     assert over_the_limit(emulator.errors(problem, lse_gradient=True)) == {}
+
+
+@pytest.mark.parametrize("slopes", [None, torch.tensor([0.02, -0.01])], ids=["plain", "alibi"])
+@pytest.mark.parametrize("n_keys", [250, 450])
+def test_blocks_that_no_query_of_two_rows_sees_keep_their_places(n_keys: int, slopes: Tensor | None) -> None:
+    """One row has the first blocks and the other the last: in their common order they alternate, also those behind the keys."""
+    mask = torch.zeros(6, 10).bool()
+    mask[4, :5] = mask[5, 5:] = True
+    layout = BlockLayout.from_dense(mask, 64, 384, 640)
+    q, k, v = inputs(640, 64)
+    end = torch.tensor([n_keys], dtype=torch.int32)
+    problem = make_problem(q[:, :128], k, v, layout, kv_lengths=end, q_offset=256, alibi_slopes=slopes)
+    assert over_the_limit(emulator.errors(problem.prepared_by(HOPPER, layout), through_launch=True)) == {}
