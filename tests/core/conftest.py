@@ -7,11 +7,14 @@ import os
 import pytest
 import torch
 
+from tests.core import interpreter
+
 HAS_CUDA = torch.cuda.is_available()
 
 # Triton reads this when kernels are defined, so set it before anything imports them.
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
+    interpreter.shorten()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
