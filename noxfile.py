@@ -29,6 +29,9 @@ BENCH = "tools/attention-bench"
 PACKAGES = (CORE, CODEMOD, BENCH)
 QUICK = "not gpu and not processes"  # these have sessions of their own
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")  # releases that the Hopper kernels support, the newest last
+# What is imported is compiled then; pip would compile all of torch and its like.
+INSTALL = ("install", "--quiet", "--no-compile")
+INSTALLED: set[str] = set()  # what this run of nox has installed in the shared environment
 
 # Default sessions: what the README's test command runs, in this order.
 
@@ -80,7 +83,8 @@ def docs(session: nox.Session) -> None:
         *(python, "-m", "mkdocs", "build", "--strict", "--site-dir", "site"),
         env={"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"},
     )
-    session.run(python, "-m", "pytest", "tests/docs", *workers(), *session.posargs)
+    one_thread = {"OMP_NUM_THREADS": "1"}  # for each worker
+    session.run(python, "-m", "pytest", "tests/docs", *workers(), *session.posargs, env=one_thread)
 
 
 @nox.session(default=False, venv_backend="none")
@@ -107,10 +111,10 @@ def wheels(session: nox.Session) -> None:
     """Build all wheels, install them in a clean environment, and use them from outside the repository."""
     dist = Path(session.create_tmp()) / "wheels"
     shutil.rmtree(dist, ignore_errors=True)
-    for package in PACKAGES:
-        session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), f"./{package}")
+    packages = [f"./{package}" for package in PACKAGES]
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *packages)
     built = sorted(str(wheel) for wheel in dist.glob("*.whl"))
-    session.install(*CONSTRAINTS, *built)
+    session.install("--no-compile", *CONSTRAINTS, *built)
     session.install("--force-reinstall", "--no-deps", *built)
     with tempfile.TemporaryDirectory() as elsewhere, session.chdir(elsewhere):
         session.run("python", "-I", str(ROOT / "tests/project/smoke.py"))
@@ -266,8 +270,11 @@ def shared_env(session: nox.Session, *groups: str) -> str:
     python = str(folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python"))
     if not Path(python).exists():
         session.run(sys.executable, "-m", "virtualenv", "--quiet", str(folder))
-    editable = [part for package in (f"{CORE}[demo]", CODEMOD, BENCH) for part in ("-e", f"./{package}")]
-    session.run(python, "-m", "pip", "install", "--quiet", *CONSTRAINTS, *editable, *group(*groups))
+    editable = [f"--editable=./{package}" for package in (f"{CORE}[demo]", CODEMOD, BENCH)]
+    missing = [wanted for wanted in (*editable, *group(*groups)) if wanted not in INSTALLED]
+    if missing:
+        session.run(python, "-m", "pip", *INSTALL, *CONSTRAINTS, *missing)
+        INSTALLED.update(missing)
     return python
 
 
@@ -284,7 +291,7 @@ def with_triton(session: nox.Session, python: str, version: str) -> dict[str, st
     folder = ROOT / ".nox" / "triton" / version
     if not (folder / f"triton-{version}.dist-info").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        install = (python, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder))
+        install = (python, "-m", "pip", *INSTALL, "--no-deps", "--target", str(folder))
         session.run(*install, f"triton=={version}")
     return {"PYTHONPATH": str(folder)}
 
