@@ -43,8 +43,9 @@ PROCESSES = 2
 class Shape:
     """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
 
-    At head_dim 256 "dkdv" is the pass for dk, and "dv" another; "single" is the single pass. features: what the call asks for
-    beyond a plain one, of "lengths", "packed", "masks", "padding", "bias", "softcap", "alibi", "sinks" and "dropout".
+    At head_dim 192 and 256 "dkdv" is the pass for dk, and "dv" another, but not in plain calls with v of 128; "single" is the
+    single pass. features: what the call asks for beyond a plain one, of "lengths", "packed", "masks", "padding", "bias",
+    "softcap", "alibi", "sinks" and "dropout".
     """
 
     kernel: str
@@ -68,7 +69,12 @@ SHAPES = [
     for ragged in (True, False)
     if causal == ragged or kernel == "forward"  # the backward with all masks, and with none
 ] + [
-    *(Shape("dv", 256, block_size, causal, causal) for block_size in (64, 128) for causal in (True, False)),
+    *(
+        Shape("dv", head_dim, block_size, causal, causal)
+        for head_dim in (192, 256)
+        for block_size in (64, 128)
+        for causal in (True, False)
+    ),
     Shape("dq", 64, 128, True, True, grad_lse=True),
     Shape("dq", 128, 64, False, False, grad_lse=True),
     Shape("forward", 128, 128, True, True, rates=(1, 4)),
@@ -106,13 +112,26 @@ SHAPES = [
     ),
     Shape("single", 128, 128, False, False, dtype="float16"),
 ]
-# Of head_dims that are not those of the kernels, the forward reads fewer columns.
+# Of head_dims that are not those of the kernels, the forward reads fewer columns; tiles of 192 columns are two.
 ODD_SHAPES = [
     Shape("forward", 96, 128, True, True),
-    Shape("forward", 192, 64, True, True),
-    Shape("forward", 192, 64, True, True, v_head_dim=128),
-    Shape("forward", 192, 128, True, True, v_head_dim=128),
     Shape("forward", 128, 128, True, True, features=("bias", "alibi")),
+    Shape("forward", 256, 128, True, True, v_head_dim=192),
+    Shape("forward", 128, 128, True, True, v_head_dim=192),
+    *(
+        Shape(kernel, 192, block_size, causal, causal, v_head_dim=128)
+        for kernel in TABLES
+        for block_size in (64, 128)
+        for causal in (True, False)
+    ),
+    Shape("dkdv", 192, 128, True, True, dtype="float16", v_head_dim=128),
+    Shape("dkdv", 128, 128, True, True, v_head_dim=192),
+    *(
+        Shape(kernel, 192, 128, True, True, features=("lengths", "masks", "bias"), v_head_dim=v_head_dim)
+        for kernel in (*TABLES, "dv")
+        for v_head_dim in (128, 192)
+    ),
+    Shape("forward", 192, 64, True, True, features=("padding", "alibi", "sinks"), v_head_dim=128),
 ]
 
 
@@ -141,7 +160,8 @@ MAIN_SHAPES = [
     and not (is_plain(shape) and (shape.kernel, shape.head_dim, shape.block_size) in ONLY_WITH_EVERY)
     and (not shape.rates or shape.head_dim == 128)
     and (not shape.features or shape in WIDE_MAIN_SHAPES)
-]
+    and shape.head_dim != 192
+] + [Shape(kernel, 192, 128, True, True, v_head_dim=128) for kernel in ("forward", "dkdv")]
 
 
 def layout_of(shape: Shape, length: int) -> BlockLayout:

@@ -91,7 +91,7 @@ def constants(case: Case) -> tuple[object, ...]:
 
 ALL = [shaped(case, head_dim, block_size) for case in (*CASES, *MORE) for head_dim, block_size in SHAPES]
 # That are none of the kernels' own, or take three passes backward.
-OTHER_HEAD_DIMS = ((8, 8), (80, 80), (96, 64), (192, 128), (128, 256), (256, 256))
+OTHER_HEAD_DIMS = ((8, 8), (80, 80), (96, 64), (192, 128), (192, 192), (128, 256), (256, 256))
 IN_OTHER_HEAD_DIMS = (
     "whole_blocks_before_ragged",
     "many_heads",

@@ -76,7 +76,7 @@ def drawn_positions(
 
 def drawn_call(
     seed: int, features: tuple[str, ...] | None = None, kind: str | None = None, head_dim: int | None = None,
-    block: int | None = None, scale: int = 1,
+    block: int | None = None, scale: int = 1, v_head_dim: int | None = None,
 ) -> AttentionProblem:  # fmt: skip
     """One problem in bfloat16, prepared.
 
@@ -87,6 +87,7 @@ def drawn_call(
         head_dim: default: drawn, with another one for v.
         block: default: drawn.
         scale: how many times the lengths; rings wrap around more than once from 6 on.
+        v_head_dim: default: head_dim, where that is given.
     """
     draw = Draw(seed)
     block = draw.choice([64, 64, 128, 128, 256, 16, 32]) if block is None else block
@@ -142,7 +143,7 @@ def drawn_call(
     if head_dim is None:
         head_dim = draw.choice([64, 64, 128, 96, 256])
         v_head_dim = draw.choice([head_dim, head_dim, 64])
-    else:
+    elif v_head_dim is None:
         v_head_dim = head_dim
     normal = lambda *shape: draw.normal(*shape).bfloat16()  # noqa: E731
     if block < 64:  # refused with them

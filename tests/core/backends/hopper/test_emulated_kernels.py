@@ -27,7 +27,7 @@ EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s emulator` sets it
 def problem_of(
     head_dim: int, block: int, is_causal: bool, *, q_len: int = 200, kv_len: int | None = None, batch: int = 1,
     heads: int = 2, kv_heads: int = 1, layout_heads: int = 1, density: float = 0.6, empty: tuple[int, ...] = (),
-    dtype: torch.dtype = torch.bfloat16, **options: Any,
+    dtype: torch.dtype = torch.bfloat16, v_head_dim: int | None = None, **options: Any,
 ) -> AttentionProblem:  # fmt: skip
     """A problem with blocks drawn at random; `empty` rows and columns have none."""
     kv_len = q_len if kv_len is None else kv_len
@@ -37,10 +37,11 @@ def problem_of(
     mask[:, :, list(empty)] = False
     layout = BlockLayout.from_dense(mask if layout_heads > 1 else mask[0], block, q_len, kv_len, is_causal)
 
-    def normal(length: int, n: int) -> Tensor:
-        return torch.randn(batch, length, n, head_dim).to(dtype)
+    def normal(length: int, n: int, dim: int = head_dim) -> Tensor:
+        return torch.randn(batch, length, n, dim).to(dtype)
 
-    q, k, v = normal(q_len, heads), normal(kv_len, kv_heads), normal(kv_len, kv_heads)
+    q, k = normal(q_len, heads), normal(kv_len, kv_heads)
+    v = normal(kv_len, kv_heads, v_head_dim or head_dim)
     return make_problem(q, k, v, layout, is_causal=is_causal, **options).prepared_by(HOPPER, layout)
 
 
@@ -55,6 +56,15 @@ def over_the_limit(found: dict[str, float], dtype: torch.dtype = torch.bfloat16)
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_results_are_those_of_the_definition(head_dim: int, block: int, is_causal: bool) -> None:
     assert over_the_limit(emulator.errors(problem_of(head_dim, block, is_causal), lse_gradient=True)) == {}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "v_head_dim", "block", "is_causal"),
+    [(192, 128, 64, True), (192, 128, 128, False), (192, 192, 128, True), (136, 192, 64, False)],
+)
+def test_tiles_of_192_columns_are_two(head_dim: int, v_head_dim: int, block: int, is_causal: bool) -> None:
+    problem = problem_of(head_dim, block, is_causal, q_len=135, v_head_dim=v_head_dim, density=0.8)
+    assert over_the_limit(emulator.errors(problem, lse_gradient=True)) == {}
 
 
 @pytest.mark.parametrize("block", [64, 128])

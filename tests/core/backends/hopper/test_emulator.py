@@ -61,7 +61,7 @@ def test_a_stage_released_during_its_product(monkeypatch: pytest.MonkeyPatch) ->
         q_tile: Any, position: Any, rings: Any, keys: Any, places: Any, last: Any, t: Any, *_: Any
     ) -> Any:
         place = places.of_tile(t)
-        s = attend.scores(q_tile, rings.k.consumer_wait(place), 64, RESULT)
+        s = attend.scores(q_tile.main, rings.k.consumer_wait(place), 64, RESULT)
         rings.k.consumer_release(place)
         for _ in range(200):
             gl.barrier()

@@ -84,8 +84,8 @@ def pairs_heads(problem: AttentionProblem) -> bool:
 def forward_tiles(problem: AttentionProblem) -> tuning.ForwardTiles:
     """The tiles of the forward; what changes scores is looked up for one block at a time."""
     p, dim = problem, kernel_dim(problem)
-    if tuning.kernel_dim(p.v_head_dim) < dim == 256:
-        return tuning.FORWARD_OF_NARROW_VALUES[p.block_size]
+    if tuning.kernel_dim(p.v_head_dim) <= 128 < dim:
+        return tuning.FORWARD_OF_NARROW_VALUES[dim, p.block_size]
     if dim in tuning.FORWARD_OF_PAIRS and not is_wide(p) and pairs_heads(p):
         return tuning.FORWARD_OF_PAIRS[dim]
     return tuning.FORWARD[dim, p.block_size]
@@ -173,7 +173,7 @@ class ForwardPass:
             "D": kernel_dim(p), "BLOCK_N": tiles.tile, "BLOCK_SIZE": p.block_size, "RATE": near, "FAR_RATE": far,
             "N_CLASSES": len(p.rates), "K_STAGES": tiles.k_stages, "V_STAGES": tiles.v_stages, "SLOTS": tiles.slots,
             "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p) or has_positions_in_forward(p), "OVERLAP": tiles.overlap, "UNROLL": tiles.unroll,
-            **wide_constants(p), "QK_DIM": tuning.used_columns(p.head_dim, kernel_dim(p)), "DV": tuning.kernel_dim(p.v_head_dim),
+            **wide_constants(p), "QK_DIM": tuning.used_columns(p.head_dim, kernel_dim(p)), "DV": tuning.value_columns(p.v_head_dim, kernel_dim(p)),
             "SEQUENCES": has_positions_in_forward(p),
             "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
         }))  # fmt: skip
@@ -261,7 +261,7 @@ def common_arguments(
 ) -> dict[str, Any]:
     """What the two passes without token dilation are given alike, but for the descriptors; tensors: of a wide call."""
     p = call.problem
-    registers, offsets = tuning.BACKWARD_REGISTERS[NEW_PTXAS], offsets_of(p)
+    registers, offsets = registers_of(tiles), offsets_of(p)
     lists, n_lists, n_groups, start = p.rows, p.grid.n_rows, offsets.rows.n_groups, 0
     if dkdv:
         lists, n_lists = p.cols, p.grid.n_cols
@@ -275,18 +275,45 @@ def common_arguments(
         "heads_per_kv": p.num_heads // p.num_kv_heads, "heads_per_list": p.num_heads // p.layout_heads,
         "first_row": p.grid.first_row, "q_offset": p.q_offset, "q_len": p.q_len, "kv_len": p.kv_len,
         "v_dim": p.v_head_dim, "softmax_scale": p.softmax_scale, **wide_constants(p),
-        "D": kernel_dim(p), "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
+        "D": backward_dims(p)[0], "DV": backward_dims(p)[1], "TILE": tiles.tile, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
         "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "LATE_LSE": tiles.late_lse,
-        "OVERLAP_STEPS": tiles.overlap_steps, "DKDV": dkdv, "SUMS": sums, "IS_CAUSAL": p.is_causal,
+        "OVERLAP_STEPS": tiles.overlap_steps, "ONE_AT_A_TIME": tiles.one_at_a_time, "DKDV": dkdv, "SUMS": sums, "IS_CAUSAL": p.is_causal,
         "EVEN_KV": dkdv or has_no_edge(p),
         "CONSUMER_REGISTERS": registers.consumer, "HELPER_REGISTERS": registers.helper,
     }  # fmt: skip
 
 
+def backward_dims(problem: AttentionProblem) -> tuple[int, int]:
+    """The columns of the tiles of q and k and of those of v: alike, but where they are 192 and at most 128."""
+    p, dim = problem, kernel_dim(problem)
+    if dim != 192:
+        return dim, dim
+    return max(128, tuning.kernel_dim(p.head_dim)), max(128, tuning.kernel_dim(p.v_head_dim))
+
+
+def dq_tiles(problem: AttentionProblem) -> tuning.BackwardTiles:
+    """The tiles of the dq pass."""
+    dim, v_dim = backward_dims(problem)
+    return tuning.DQ[dim, problem.block_size] if dim == v_dim else tuning.NARROW_DQ
+
+
+def registers_of(tiles: tuning.BackwardTiles) -> tuning.Registers:
+    """The registers of a pass."""
+    return tuning.ONE_AT_A_TIME_REGISTERS if tiles.one_at_a_time else tuning.BACKWARD_REGISTERS[NEW_PTXAS]
+
+
+def dkdv_tiles(problem: AttentionProblem, sums: str) -> tuning.BackwardTiles:
+    """The tiles of the dkdv pass, or of the passes for dk and for dv."""
+    dim, v_dim = backward_dims(problem)
+    if dim == v_dim:
+        return tuning.DKDV[dim, problem.block_size]
+    return tuning.NARROW_DKDV if sums == "both" else tuning.NARROW_ONE_SUM
+
+
 def slot_parts(problem: AttentionProblem) -> int:
     """Sums that the dq pass leaves of a block: a warp has 16 queries, and a step some of the keys."""
     p = problem
-    return p.block_size // 16 * (p.block_size // tuning.DQ[kernel_dim(p), p.block_size].tile)
+    return p.block_size // 16 * (p.block_size // dq_tiles(p).tile)
 
 
 class DqPass(BackwardPass):
@@ -296,7 +323,7 @@ class DqPass(BackwardPass):
 
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, dq = call.problem, call.grads.q
-        tiles, tensors = tuning.DQ[kernel_dim(p), p.block_size], self.extra_tensors(call)
+        tiles, tensors = dq_tiles(p), self.extra_tensors(call)
         return in_order(self.kernel, {
             "desc_kept_qk": (p.q, 64, 0), "desc_kept_gv": (call.grad_out, 64, 0),
             "desc_qk": (p.k, tiles.tile, 0), "desc_gv": (p.v, tiles.tile, 0),
@@ -334,7 +361,7 @@ class DkdvPass(BackwardPass):
 
     def arguments(self, call: BackwardCall, stats: Tensor) -> dict[str, Any]:
         p, grads = call.problem, call.grads
-        tiles, tensors = tuning.DKDV[kernel_dim(p), p.block_size], self.extra_tensors(call)
+        tiles, tensors = dkdv_tiles(p, self.sums), self.extra_tensors(call)
         return in_order(self.kernel, {
             "desc_kept_qk": (p.k, 64, 0), "desc_kept_gv": (p.v, 64, 0),
             "desc_qk": (p.q, tiles.tile, 0), "desc_gv": (call.grad_out, tiles.tile, 0),
@@ -452,6 +479,17 @@ def wants_no_dilation(problem: AttentionProblem) -> str | None:
     return None
 
 
+def wants_narrow_values(problem: AttentionProblem) -> str | None:
+    dim, v_dim = backward_dims(problem)
+    if problem.dilation is not None:
+        return f"tokens are dilated with rates {problem.rates}"
+    if dim == v_dim:
+        return f"head_dim {problem.head_dim} and v head_dim {problem.v_head_dim} have tiles of the same size"
+    if is_wide(problem):
+        return "with more than products in the scores, dk and dv take too many registers"
+    return None
+
+
 def wants_one_sum_at_a_time(problem: AttentionProblem) -> str | None:
     if problem.dilation is not None:
         return f"tokens are dilated with rates {problem.rates}"
@@ -475,6 +513,7 @@ DILATED_DQ, DILATED_DKDV = DilatedDqPass(), DilatedDkdvPass()
 # The first that does not refuse a problem serves it.
 BACKWARDS = [
     Backward("two passes", wants_no_dilation, (DQ, DKDV), stats_floats),
+    Backward("two passes of narrow tiles", wants_narrow_values, (DQ, DKDV), stats_floats),
     Backward("three passes", wants_one_sum_at_a_time, (DQ, DK, DV), stats_floats),
     Backward("two passes with token dilation", wants_dilation, (DILATED_DQ, DILATED_DKDV), stats_floats),
 ]

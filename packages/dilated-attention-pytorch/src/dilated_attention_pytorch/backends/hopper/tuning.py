@@ -33,6 +33,7 @@ class BackwardTiles:
     operands_in_registers: the kept tiles are in registers: a step reads half as much shared memory for its scores.
     late_lse: a step of the dkdv pass reads lse behind its products, not before them.
     overlap_steps: the steps of a block overlap; not where sums take too many registers (C7512 of ptxas).
+    one_at_a_time: scores and dp of a step of the dkdv pass share their registers, and p is kept in 16 bits.
     """
 
     tile: int
@@ -41,9 +42,10 @@ class BackwardTiles:
     operands_in_registers: bool
     late_lse: bool = False
     overlap_steps: bool = False
+    one_at_a_time: bool = False
 
 
-HEAD_DIMS = (64, 128, 256)  # of the kernels
+HEAD_DIMS = (64, 128, 192, 256)  # of the kernels
 
 
 def kernel_dim(head_dim: int) -> int:
@@ -52,8 +54,18 @@ def kernel_dim(head_dim: int) -> int:
 
 
 def used_columns(head_dim: int, dim: int) -> int:
-    """Of the columns of tiles of a kernel those that the products of q and k read: all, a half or three quarters."""
-    return next(n for n in (dim // 2, dim // 4 * 3, dim) if n >= max(head_dim, 64))
+    """Of the columns of tiles of a kernel those that the products of q and k read: all, a half or three quarters.
+
+    Of 192, which are 128 and 64: all or 128.
+    """
+    some: tuple[int, ...] = (128,) if dim == 192 else (dim // 2, dim // 4 * 3)
+    return next(n for n in (*some, dim) if n >= max(head_dim, 64))
+
+
+def value_columns(v_head_dim: int, dim: int) -> int:
+    """The columns of tiles of v, where those of q have `dim`: in those of 256 there is no place for an out of 128 and 64."""
+    columns = kernel_dim(v_head_dim)
+    return dim if columns == 192 else columns
 
 
 # All by (head_dim of the kernels, block_size).
@@ -62,13 +74,17 @@ FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (64, 128): ForwardTiles(5, 5, 2, "none", 64, programs=2),
     (128, 64): ForwardTiles(5, 5, 2, "intra_warpgroup", 64),
     (128, 128): ForwardTiles(2, 2, 2, "intra_warpgroup", 128, unroll=1),
+    (192, 64): ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
+    (192, 128): ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
     (256, 64): ForwardTiles(2, 2, 1, "none", 64),
     (256, 128): ForwardTiles(2, 2, 1, "none", 64),
 }
-# Of q and k of 256 (or 192) and v of 128, by block_size.
-FORWARD_OF_NARROW_VALUES: dict[int, ForwardTiles] = {
-    64: ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
-    128: ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
+# Of q and k of 192 or 256 and v of at most 128, by their head_dim and block_size.
+FORWARD_OF_NARROW_VALUES: dict[tuple[int, int], ForwardTiles] = {
+    (192, 64): ForwardTiles(4, 4, 1, "intra_warpgroup", 64),
+    (192, 128): ForwardTiles(2, 2, 1, "intra_warpgroup", 128, unroll=1),
+    (256, 64): ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
+    (256, 128): ForwardTiles(3, 3, 1, "intra_warpgroup", 64),
 }
 # Of two heads with the same rows of blocks of 64, by head_dim: a tile of keys may be two blocks. Else as above.
 FORWARD_OF_PAIRS: dict[int, ForwardTiles] = {128: ForwardTiles(2, 2, 2, "intra_warpgroup", 128, unroll=1)}
@@ -80,6 +96,8 @@ DQ: dict[tuple[int, int], BackwardTiles] = {
     (64, 128): BackwardTiles(128, 5, 2, True),
     (128, 64): BackwardTiles(64, 4, 1, True),
     (128, 128): BackwardTiles(128, 2, 1, False),
+    (192, 64): BackwardTiles(64, 2, 1, False),
+    (192, 128): BackwardTiles(64, 2, 1, False),
     (256, 64): BackwardTiles(32, 3, 1, False),
     (256, 128): BackwardTiles(32, 3, 1, False),
 }
@@ -89,9 +107,17 @@ DKDV: dict[tuple[int, int], BackwardTiles] = {
     (64, 128): BackwardTiles(64, 9, 2, True, overlap_steps=True),
     (128, 64): BackwardTiles(64, 3, 2, False),
     (128, 128): BackwardTiles(64, 3, 2, False),
+    (192, 64): BackwardTiles(64, 2, 1, False),
+    (192, 128): BackwardTiles(64, 2, 1, False),
     (256, 64): BackwardTiles(32, 3, 1, False),
     (256, 128): BackwardTiles(32, 3, 1, False),
 }
+
+
+# Of q and k of 192 and v of at most 128, or the other way round: dk and dv take 160 registers.
+NARROW_DQ = BackwardTiles(64, 3, 1, False)
+NARROW_DKDV = BackwardTiles(64, 3, 1, False, one_at_a_time=True)
+NARROW_ONE_SUM = BackwardTiles(64, 3, 1, False)  # where dk and dv have a pass each
 
 
 @dataclass(frozen=True)
@@ -134,3 +160,4 @@ class Registers:
 FORWARD_REGISTERS = {1: Registers(168, 240, 24), 2: Registers(80, 104, 24)}  # by its programs
 # By whether ptxas is new (gluon_names.py): old ones keep more values in the loading warp of the dkdv pass.
 BACKWARD_REGISTERS = {False: Registers(168, 232, 40), True: Registers(168, 240, 24)}
+ONE_AT_A_TIME_REGISTERS = Registers(168, 240, 24)

@@ -17,10 +17,11 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 from ..gluon_names import aggregate
 from .clear_rows import keep_rows
 from .pipeline import Ring
-from .softmax import INFINITY, first_max, rescale_acc, softmax, softmax_unmasked
+from .softmax import INFINITY, first_max, softmax, softmax_unmasked
 from .tile_masks import hide, words_to_edge
 from .tile_scheduler import count_below
 from .tma import kept_tile
+from .value_sums import ValueSums, add_values, rescale_acc, wait_acc
 
 LOG2E = gl.constexpr(1.4426950408889634)
 NO_COLUMN = gl.constexpr(1 << 23)  # a column past any key
@@ -81,10 +82,19 @@ class QueryTile:
     """The 64 queries of a warpgroup: where in shared memory they are, their positions, the first one, its place in its block."""
 
     tiles: gl.shared_memory_descriptor
+    tails: gl.shared_memory_descriptor | gl.constexpr
     slot: gl.tensor
     position: gl.tensor
     position0: gl.tensor
     row0: gl.constexpr
+
+
+@aggregate
+class QueryOperand:
+    """The queries of a warpgroup as the operand of a product, and their tail or None."""
+
+    main: gl.shared_memory_descriptor
+    tail: gl.shared_memory_descriptor | gl.constexpr
 
 
 @aggregate
@@ -99,7 +109,7 @@ class KeyRings:
 class Sums:
     """Online softmax: unscaled output, maximum and sum of every query."""
 
-    acc: gl.tensor
+    acc: ValueSums
     m: gl.tensor
     l: gl.tensor
 
@@ -127,6 +137,7 @@ class AttendConfig:
     MAY_PASS: gl.constexpr
     s_layout: gl.constexpr
     acc_layout: gl.constexpr
+    tail_layout: gl.constexpr
 
 
 @gluon.jit
@@ -189,7 +200,7 @@ def clear_values(rings, place, keys, key0, config):
     n_keys = keys.kv_len - key0
     if n_keys < config.BLOCK_N:
         rings.v.wait_full(place)
-        keep_rows(rings.v.tiles, place % rings.v.tiles.shape[0], 0, n_keys)
+        keep_rows(rings.v.tiles, rings.v.tails, place % rings.v.tiles.shape[0], 0, n_keys)
 
 
 @gluon.jit
@@ -200,18 +211,33 @@ def scores(q, k_tile, BLOCK_N: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
-def scores_of_columns(q, k_tile, config):
-    """`scores` of the columns of head_dim that count: all, the first half or the first three quarters."""
-    D: gl.constexpr = q.shape[1]
+def query_operand(q):
+    """The queries as the operand of a product; ask again for every loop."""
+    if q.tails is None:
+        return QueryOperand(kept_tile(q.tiles, q.slot), None)
+    else:
+        return QueryOperand(kept_tile(q.tiles, q.slot), kept_tile(q.tails, q.slot))
+
+
+@gluon.jit
+def scores_of_columns(q, ring, place, config):
+    """`scores` with the k tile at `place`, of the columns of head_dim that count: all, the first half or three quarters."""
+    D: gl.constexpr = q.main.shape[1]
     HALF: gl.constexpr = D // 2
-    if config.QK_DIM == D:
-        return scores(q, k_tile, config.BLOCK_N, config.s_layout)
+    k_tile = ring.consumer_wait(place)
+    if config.QK_DIM >= D:
+        s = scores(q.main, k_tile, config.BLOCK_N, config.s_layout)
+        if ring.tails is not None:
+            s = warpgroup_mma(q.tail, ring.tail(place).permute([1, 0]), s, is_async=True)
+        return s
     else:
         gl.static_assert(config.QK_DIM == HALF or config.QK_DIM == HALF + HALF // 2)
-        s = scores(q.slice(0, HALF, dim=1), k_tile.slice(0, HALF, dim=1), config.BLOCK_N, config.s_layout)
+        s = scores(
+            q.main.slice(0, HALF, dim=1), k_tile.slice(0, HALF, dim=1), config.BLOCK_N, config.s_layout
+        )
         if config.QK_DIM > HALF:
             k_quarter = k_tile.slice(HALF, HALF // 2, dim=1)
-            q_quarter = q.slice(HALF, HALF // 2, dim=1)
+            q_quarter = q.main.slice(HALF, HALF // 2, dim=1)
             s = warpgroup_mma(q_quarter, k_quarter.permute([1, 0]), s, is_async=True)
         return s
 
@@ -283,7 +309,7 @@ def attend_overlapped(
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores_of_columns(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
+        s = scores_of_columns(query_operand(q), rings.k, place, config)
         key0 = 0
         if LAST_IS_EDGE:  # of the last tile, long before it is needed
             key0 = first_key(keys, n_tiles - 1, config.BLOCK_N)
@@ -293,7 +319,7 @@ def attend_overlapped(
         if t < n_whole:
             m = first_max(s, m, scale_log2, config.s_layout)
         sums = Sums(sums.acc, m, sums.l)
-        q_tile = kept_tile(q.tiles, q.slot)
+        q_tile = query_operand(q)
         last_begin = gl.minimum(n_whole, n_tiles - 1) - UNROLL
         while (t <= last_begin) & (places.of_tile(t + UNROLL) - place <= REACH):
             s, sums = attend_tiles_overlapped(
@@ -302,7 +328,7 @@ def attend_overlapped(
             t += UNROLL
             place = places.of_tile(t)
         if not LAST_IS_EDGE:
-            q_tile = kept_tile(q.tiles, q.slot)
+            q_tile = query_operand(q)
             while (t + 1 < n_tiles) & (places.of_tile(t + 1) - place <= REACH):
                 s, sums = attend_tiles_overlapped(
                     q_tile, q.position, rings, keys, places, t, s, sums, scale_log2, 1, HAS_EDGE, config
@@ -323,10 +349,9 @@ def attend_overlapped(
             p, alpha, m, l = softmax(
                 s, sums.m, sums.l, scale_log2, rings.v.tiles.dtype, HAS_EDGE, config.s_layout
             )
-        acc = rescale_acc(sums.acc, alpha, config.acc_layout)
+        acc = rescale_acc(sums.acc, alpha, config)
         p = gl.convert_layout(p, p_layout)
-        acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
+        acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
         rings.v.consumer_release(place)
         sums = Sums(acc, m, l)
         last = place
@@ -355,13 +380,14 @@ def attend_tiles_overlapped(
     """
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
+    SCORE_PRODUCTS: gl.constexpr = 1 if rings.k.tails is None else 2
+    VALUE_PRODUCTS: gl.constexpr = 1 if rings.v.tails is None else 2
     acc, m, l = sums.acc, sums.m, sums.l
     place = places.of_tile(t)
     place_v = place
     for i in gl.static_range(N_TILES):
         place_next = places.of_tile(t + i + 1)
-        k_tile = rings.k.consumer_wait(place_next)
-        s_next = scores_of_columns(q_tile, k_tile, config)
+        s_next = scores_of_columns(q_tile, rings.k, place_next, config)
         s = apply_mask(s, keys, t + i, position, MASKED, config)
         if MASKED:
             p, alpha, m, l = softmax(s, m, l, scale_log2, dtype, MASKED, config.s_layout)
@@ -369,15 +395,15 @@ def attend_tiles_overlapped(
             p, alpha, m, l = softmax_unmasked(s, m, l, scale_log2, dtype, config.s_layout)
         p = gl.convert_layout(p, p_layout)
         if i > 0:
-            acc = warpgroup_mma_wait(1, deps=[acc])
+            acc = wait_acc(acc, SCORE_PRODUCTS)
             rings.v.consumer_release(place_v)
-        acc = rescale_acc(acc, alpha, config.acc_layout)
-        acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
-        s = warpgroup_mma_wait(1, deps=[s_next])
+        acc = rescale_acc(acc, alpha, config)
+        acc = add_values(acc, p, rings.v, place, config)
+        s = warpgroup_mma_wait(VALUE_PRODUCTS, deps=[s_next])
         rings.k.consumer_release(place_next)
         place_v = place
         place = place_next
-    acc = warpgroup_mma_wait(0, deps=[acc])
+    acc = wait_acc(acc, 0)
     rings.v.consumer_release(place_v)
     return s, Sums(acc, m, l)
 
@@ -389,15 +415,15 @@ def attend_in_turn(
     """Overlap "none"."""
     if n_whole > 0:
         sums, last = attend_tile(
-            kept_tile(q.tiles, q.slot), q.position, rings, keys, places, last, 0, sums, scale_log2, False, False, config
+            query_operand(q), q.position, rings, keys, places, last, 0, sums, scale_log2, False, False, config
         )  # fmt: skip
-    q_tile = kept_tile(q.tiles, q.slot)
+    q_tile = query_operand(q)
     for t in range(1, n_whole):
         sums, last = attend_tile(
             q_tile, q.position, rings, keys, places, last, t, sums, scale_log2, False, True, config
         )
     if HAS_EDGE:
-        q_tile = kept_tile(q.tiles, q.slot)
+        q_tile = query_operand(q)
         for t in range(n_whole, n_tiles):
             sums, last = attend_tile(
                 q_tile, q.position, rings, keys, places, last, t, sums, scale_log2, True, False, config
@@ -415,7 +441,7 @@ def attend_tile(
     place = places.of_tile(t)
     if places.SHARED:
         rings.k.wait_past(last, place)
-    s = scores_of_columns(q_tile, rings.k.consumer_wait(place), config)
+    s = scores_of_columns(q_tile, rings.k, place, config)
     s = warpgroup_mma_wait(0, deps=[s])
     rings.k.consumer_release(place)
     s = apply_mask(s, keys, t, position, MASKED, config)
@@ -425,9 +451,8 @@ def attend_tile(
         p, alpha, m, l = softmax(s, sums.m, sums.l, scale_log2, dtype, MASKED, config.s_layout)
     if MASKED and config.CLEAR_VALUES:
         clear_values(rings, place, keys, first_key(keys, t, config.BLOCK_N), config)
-    acc = rescale_acc(sums.acc, alpha, config.acc_layout)
+    acc = rescale_acc(sums.acc, alpha, config)
     p = gl.convert_layout(p, p_layout)
-    acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
-    acc = warpgroup_mma_wait(0, deps=[acc])
+    acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
     rings.v.consumer_release(place)
     return Sums(acc, m, l), place

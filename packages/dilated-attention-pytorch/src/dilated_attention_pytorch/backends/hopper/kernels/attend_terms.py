@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait
 
-from .attend import Sums, from_nearest, pass_over, scores_of_columns
+from .attend import Sums, from_nearest, pass_over, query_operand, scores_of_columns
 from .clear_rows import keep_listed_rows, keep_rows
 from .score_terms import parts_of_distance
-from .softmax import less_m, rescale_acc, softmax_hidden
+from .softmax import less_m, softmax_hidden
 from .tile_scores import capped, finite_bias, hide_pairs, is_padded, terms_of_tile
-from .tma import kept_tile
+from .value_sums import add_values, rescale_acc, wait_acc
 
 # m, which includes the bias, is off by the rounding of a sum with it. Scores of a larger bias are rounded likewise, as if it
 # were added, or they would be above m.
@@ -41,12 +41,12 @@ def clear_values(rings, place, keys, terms, tile, config):
     if terms.padding is not None:
         if is_padded(tile):
             rings.v.wait_full(place)
-            keep_listed_rows(rings.v.tiles, stage, tile.padding)
+            keep_listed_rows(rings.v.tiles, rings.v.tails, stage, tile.padding)
     elif config.CLEAR_VALUES:
         n_keys = keys.kv_len - tile.key0
         if n_keys < config.BLOCK_N:
             rings.v.wait_full(place)
-            keep_rows(rings.v.tiles, stage, 0, n_keys)
+            keep_rows(rings.v.tiles, rings.v.tails, stage, 0, n_keys)
 
 
 @gluon.jit
@@ -122,22 +122,21 @@ def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms
     p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
     tile = terms_at(keys, begin, terms, n_whole, config.BLOCK_N)
-    q_tile = kept_tile(q.tiles, q.slot)
+    q_tile = query_operand(q)
     for t in range(begin, end):
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores_of_columns(q_tile, rings.k.consumer_wait(place), config)
+        s = scores_of_columns(q_tile, rings.k, place, config)
         tile_next = terms_at(keys, gl.minimum(t + 1, end - 1), terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
         p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
         clear_values(rings, place, keys, terms, tile, config)
-        acc = rescale_acc(sums.acc, alpha, config.acc_layout)
+        acc = rescale_acc(sums.acc, alpha, config)
         p = gl.convert_layout(p, p_layout)
-        acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
+        acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
         rings.v.consumer_release(place)
         sums = Sums(acc, m, l)
         last = place
@@ -152,31 +151,32 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
     dtype: gl.constexpr = rings.v.tiles.dtype
     V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
     REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
+    VALUE_PRODUCTS: gl.constexpr = 1 if rings.v.tails is None else 2
     t = begin
     while t < end:  # once; more often where the next tile of two rows is too far ahead in the ring
         place = places.of_tile(t)
         if places.SHARED:
             rings.k.wait_past(last, place)
-        s = scores_of_columns(kept_tile(q.tiles, q.slot), rings.k.consumer_wait(place), config)
+        s = scores_of_columns(query_operand(q), rings.k, place, config)
         tile = terms_at(keys, t, terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
         less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
-        q_tile = kept_tile(q.tiles, q.slot)
+        q_tile = query_operand(q)
         while (t + 1 < end) & (places.of_tile(t + 1) - place <= REACH):
             tile_next = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             clear_values(rings, place, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
-            s_next = scores_of_columns(q_tile, rings.k.consumer_wait(place_next), config)
+            s_next = scores_of_columns(q_tile, rings.k, place_next, config)
             p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
             p = gl.convert_layout(p, p_layout)
-            acc = rescale_acc(sums.acc, alpha, config.acc_layout)
-            acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
-            s = warpgroup_mma_wait(1, deps=[s_next])
+            acc = rescale_acc(sums.acc, alpha, config)
+            acc = add_values(acc, p, rings.v, place, config)
+            s = warpgroup_mma_wait(VALUE_PRODUCTS, deps=[s_next])
             rings.k.consumer_release(place_next)
             # while the product with v runs, and before the next one, which takes the registers of s
             less = scores_less_m(s, m, q, keys, terms, tile_next, config)
-            acc = warpgroup_mma_wait(0, deps=[acc])
+            acc = wait_acc(acc, 0)
             rings.v.consumer_release(place)
             sums = Sums(acc, m, l)
             tile = tile_next
@@ -184,10 +184,9 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
             t += 1
         clear_values(rings, place, keys, terms, tile, config)
         p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
-        acc = rescale_acc(sums.acc, alpha, config.acc_layout)
+        acc = rescale_acc(sums.acc, alpha, config)
         p = gl.convert_layout(p, p_layout)
-        acc = warpgroup_mma(p, rings.v.consumer_wait(place), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
+        acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
         rings.v.consumer_release(place)
         sums = Sums(acc, m, l)
         last = place

@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate, reinterpret
+from ..gluon_names import aggregate
 from .attend import LOG2E
 from .backward_masks import (
     PairMasks,
@@ -41,6 +41,7 @@ from .backward_masks import (
     ready_words,
 )
 from .backward_step import (
+    TAIL_LAYOUT,
     GradSums,
     StepConfig,
     finish_step,
@@ -50,6 +51,7 @@ from .backward_step import (
     operands_in_registers,
     shared_memory,
     step,
+    step_one_at_a_time,
 )
 from .backward_tiles import (
     SEQUENCE_NUMBERS,
@@ -75,7 +77,7 @@ from .tile_scheduler import (
     wait_work_tile,
     work_tile_coords,
 )
-from .tma import load_tokens, release_stored, release_stored_before, store_tokens
+from .tma import boxes_of, load_tokens, release_stored, release_stored_before, store_tokens
 
 
 @aggregate
@@ -140,9 +142,10 @@ class Grid:
 
 @aggregate
 class Config:
-    """Constants of the kernel."""
+    """Constants of the kernel. D, DV: columns of tiles `qk` and `gv`, with their tails."""
 
     D: gl.constexpr
+    DV: gl.constexpr
     TILE: gl.constexpr
     BLOCK_SIZE: gl.constexpr
     STAGES: gl.constexpr
@@ -150,6 +153,7 @@ class Config:
     OPERANDS_IN_REGISTERS: gl.constexpr
     LATE_LSE: gl.constexpr
     OVERLAP_STEPS: gl.constexpr
+    ONE_AT_A_TIME: gl.constexpr
     DKDV: gl.constexpr
     SUMS: gl.constexpr
     IS_CAUSAL: gl.constexpr
@@ -222,20 +226,22 @@ def pass_place(streams, it, DKDV: gl.constexpr):
 def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
     """The loading warp: the kept tiles, then the streamed tiles of their lists, in the dkdv pass also lse and delta."""
     D: gl.constexpr = config.D
+    DV: gl.constexpr = config.DV
+    D_MAIN: gl.constexpr = kept.qk.shape[2]
+    DV_MAIN: gl.constexpr = kept.gv.shape[2]
     TILE: gl.constexpr = config.TILE
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
     STAGES: gl.constexpr = config.STAGES
     SLOTS: gl.constexpr = config.SLOTS
     DKDV: gl.constexpr = config.DKDV
     SEQUENCES: gl.constexpr = config.SEQUENCES
-    dtype: gl.constexpr = kept.qk.dtype
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = BLOCK_SIZE // TILE
-    kept_qk = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], inputs.kept_qk.layout)
-    kept_gv = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], inputs.kept_gv.layout)
-    qk_boxes = reinterpret(streams.qk.tiles, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], inputs.qk.layout)
-    gv_boxes = reinterpret(streams.gv.tiles, dtype, [STAGES * (D // 64), 1, 1, TILE, 64], inputs.gv.layout)
+    kept_qk = boxes_of(inputs.kept_qk, kept.qk, kept.qk_tails)
+    kept_gv = boxes_of(inputs.kept_gv, kept.gv, kept.gv_tails)
+    qk_boxes = boxes_of(inputs.qk, streams.qk.tiles, streams.qk.tails)
+    gv_boxes = boxes_of(inputs.gv, streams.gv.tiles, streams.gv.tails)
     heads_per_tile = 1
     if DKDV:
         heads_per_tile = heads.per_kv
@@ -274,8 +280,13 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
             full = kept.full.index(slot)
             mbarrier.wait(kept.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
             # both arrivals of `full`: one per tile, with its bytes
-            load_tokens(inputs.kept_qk, kept_qk, full, slot, i_batch, kept_head, token + w * 64, 64, D)
-            load_tokens(inputs.kept_gv, kept_gv, full, slot, i_batch, kept_head, token + w * 64, 64, D)
+            kept_token = token + w * 64
+            load_tokens(
+                inputs.kept_qk, kept_qk.main, full, slot, i_batch, kept_head, kept_token, 64, D_MAIN, D, kept_qk.tails
+            )  # fmt: skip
+            load_tokens(
+                inputs.kept_gv, kept_gv.main, full, slot, i_batch, kept_head, kept_token, 64, DV_MAIN, DV, kept_gv.tails
+            )  # fmt: skip
         if DKDV:
             stats = stats_of_head(Stats, work, 0, heads_per_tile, grid, config)
             lse, delta = load_stats(stats, entry, 0, TILE, SUB, PAIRED, SEQUENCES)
@@ -317,8 +328,12 @@ def producer(inputs, kept, streams, queue, lists, Stats, heads, grid, config):
                     qk_bar, gv_bar = streams.qk.full_barrier(it), streams.gv.full_barrier(it)
                     mbarrier.wait(streams.qk.empty.index(stage), ((it // STAGES) & 1) ^ 1)
                     mbarrier.arrive(streams.qk.empty.index(stage), count=1, pred=one_only)
-                    load_tokens(inputs.qk, qk_boxes, qk_bar, stage, i_batch, streamed_head, streamed, TILE, D)
-                    load_tokens(inputs.gv, gv_boxes, gv_bar, stage, i_batch, streamed_head, streamed, TILE, D)
+                    load_tokens(
+                        inputs.qk, qk_boxes.main, qk_bar, stage, i_batch, streamed_head, streamed, TILE, D_MAIN, D, qk_boxes.tails
+                    )  # fmt: skip
+                    load_tokens(
+                        inputs.gv, gv_boxes.main, gv_bar, stage, i_batch, streamed_head, streamed, TILE, DV_MAIN, DV, gv_boxes.tails
+                    )  # fmt: skip
                     if DKDV:
                         streams.lse.index(stage).store(lse)
                         streams.delta.index(stage).store(delta)
@@ -362,6 +377,9 @@ def consumer(
 ):
     """Warpgroup W: tokens W * 64 to W * 64 + 63 of every tile."""
     D: gl.constexpr = config.D
+    DV: gl.constexpr = config.DV
+    D_MAIN: gl.constexpr = kept.qk.shape[2]
+    DV_MAIN: gl.constexpr = kept.gv.shape[2]
     TILE: gl.constexpr = config.TILE
     BLOCK_SIZE: gl.constexpr = config.BLOCK_SIZE
     SLOTS: gl.constexpr = config.SLOTS
@@ -386,10 +404,11 @@ def consumer(
     LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = BLOCK_SIZE // TILE
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    step_config = StepConfig(DKDV, config.SUMS, config.LATE_LSE, s_layout, sum_layout)
-    qk_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.qk.layout)
-    v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], outputs.v.layout)
+    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D_MAIN, 16])
+    v_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV_MAIN, 16])
+    step_config = StepConfig(DKDV, config.SUMS, config.LATE_LSE, s_layout, sum_layout, v_layout)
+    qk_boxes = boxes_of(outputs.qk, kept.qk, kept.qk_tails)
+    v_boxes = boxes_of(outputs.v, kept.gv, kept.gv_tails)
     scale, cap = inputs.softmax_scale * LOG2E, None
     if inputs.softcap is not None:
         scale, cap = inputs.softmax_scale / inputs.softcap, inputs.softcap * LOG2E
@@ -450,19 +469,15 @@ def consumer(
         if HAS_PADDING:
             padding = inputs.masks.padding + i_sequence.to(gl.int64) * inputs.masks.stride_p
         stats = QueryStats(0.0, 0.0)
-        if DKDV:
-            sums = no_sums(D, config.SUMS, sum_layout)
-        else:
-            sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
+        sums = no_sums(kept, step_config)
+        if not DKDV:
             if SEQUENCES:
                 batch_head = i_batch * heads.num + kept_head
                 first_query, end_query = token + kept_begin, token + kept_end
             else:
                 batch_head = work.batch_head
                 first_query, end_query = 0, saved.q_len
-            out, lse, grad_lse = load_saved(
-                saved, i_batch, kept_head, batch_head, token, first_query, end_query, D
-            )
+            saved_rows = load_saved(saved, i_batch, kept_head, batch_head, token, first_query, end_query, DV)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         if not DKDV:
@@ -475,7 +490,7 @@ def consumer(
                 chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
                 n_rest = (n_chunks - chunk) * CHUNK
             stats = stats_of_queries(
-                out, lse, grad_lse, kept.gv.index(slot), chunk_stats, n_rest, share, s_layout
+                saved_rows, kept.gv, kept.gv_tails, slot, chunk_stats, n_rest, share, s_layout
             )
             if SEQUENCES and inputs.slots is not None:  # all rows are in the sums of a block
                 keep_queries(kept, slot, kept_begin, kept_end)
@@ -581,10 +596,15 @@ def consumer(
                         TileDropout(dropout, kept_position, streamed_position, share)  # type: ignore[arg-type]
                         if inputs.seed is not None else None,
                     )  # fmt: skip
-                    sums = step(
-                        sums, operands, streams, stats, place + sub, mask, terms, step_config,
-                        sub == 0 or not OVERLAP_STEPS, sub < SUB - 1 and not OVERLAP_STEPS,
-                    )  # fmt: skip
+                    if config.ONE_AT_A_TIME:
+                        sums = step_one_at_a_time(
+                            sums, operands, streams, place + sub, mask, terms, step_config, sub < SUB - 1
+                        )
+                    else:
+                        sums = step(
+                            sums, operands, streams, stats, place + sub, mask, terms, step_config,
+                            sub == 0 or not OVERLAP_STEPS, sub < SUB - 1 and not OVERLAP_STEPS,
+                        )  # fmt: skip
                 # of the next entry, requested while products run: ptxas waits for a number where it is loaded
                 e_next = gl.where(e + 1 < hi, e + 1, lo)
                 e_after = gl.where(e + 2 < hi, e + 2, lo)
@@ -622,12 +642,16 @@ def consumer(
 
         if HAS_PADDING and DKDV:
             words_of_kept = padding + kept_position // 32
-            sum_qk, sum_v = sums.qk, sums.v
+            sum_qk, sum_v, qk_tail, v_tail = sums.qk, sums.v, sums.qk_tail, sums.v_tail
             if config.SUMS != "v":
                 sum_qk = keep_counted(sum_qk, words_of_kept, sum_layout)
             if config.SUMS != "qk":
-                sum_v = keep_counted(sum_v, words_of_kept, sum_layout)
-            sums = GradSums(sum_qk, sum_v)
+                sum_v = keep_counted(sum_v, words_of_kept, v_layout)
+            if qk_tail is not None:
+                qk_tail = keep_counted(qk_tail, words_of_kept, TAIL_LAYOUT)
+            if v_tail is not None:
+                v_tail = keep_counted(v_tail, words_of_kept, TAIL_LAYOUT)
+            sums = GradSums(sum_qk, sum_v, qk_tail, v_tail)
         # the kept tiles are no longer needed: their memory holds the sums until they are stored
         if config.SUMS != "v":
             kept.qk.index(slot).store((sums.qk * scale_qk).to(dtype))
@@ -636,18 +660,29 @@ def consumer(
             if inputs.seed is not None:
                 sum_v = sum_v / share
             kept.gv.index(slot).store(sum_v.to(dtype))
+        if sums.qk_tail is not None:
+            kept.qk_tails.index(slot).store((sums.qk_tail * scale_qk).to(dtype))
+        if sums.v_tail is not None:
+            v_tail = sums.v_tail
+            if inputs.seed is not None:
+                v_tail = v_tail / share
+            kept.gv_tails.index(slot).store(v_tail.to(dtype))
         fence_async_shared()
         if SEQUENCES:
             rows = KeptRows(i_batch, kept_head, token, kept_begin, kept_end)
             if config.SUMS != "v":
-                store_kept(outputs.qk, qk_boxes, outputs.qk_rows, kept.qk, slot, rows, D)
+                store_kept(outputs.qk, qk_boxes, outputs.qk_rows, kept.qk, kept.qk_tails, slot, rows)
             if config.SUMS != "qk":
-                store_kept(outputs.v, v_boxes, outputs.v_rows, kept.gv, slot, rows, D)
+                store_kept(outputs.v, v_boxes, outputs.v_rows, kept.gv, kept.gv_tails, slot, rows)
         else:
             if config.SUMS != "v":
-                store_tokens(outputs.qk, qk_boxes, slot, i_batch, kept_head, token, D)
+                store_tokens(
+                    outputs.qk, qk_boxes.main, slot, i_batch, kept_head, token, D_MAIN, D, qk_boxes.tails
+                )
             if config.SUMS != "qk":
-                store_tokens(outputs.v, v_boxes, slot, i_batch, kept_head, token, D)
+                store_tokens(
+                    outputs.v, v_boxes.main, slot, i_batch, kept_head, token, DV_MAIN, DV, v_boxes.tails
+                )
         release_stored(kept.empty, W, SLOTS)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -671,9 +706,9 @@ def backward_kernel(
     num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row, q_offset, q_len, kv_len, v_dim, n_sequences,
     n_layout_rows, n_layout_cols, list_heads, softcap, threshold, stride_bb, stride_bh, stride_be, stride_pb, stride_ss, stride_sh,
     stride_se, slot_heads, stride_gb, stride_gs, stride_gh, stride_vb, stride_vs, stride_vh, softmax_scale,
-    D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
-    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, DKDV: gl.constexpr,
-    SUMS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, SEQUENCES: gl.constexpr, PACKED: gl.constexpr,
+    D: gl.constexpr, DV: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, LATE_LSE: gl.constexpr, OVERLAP_STEPS: gl.constexpr, ONE_AT_A_TIME: gl.constexpr,
+    DKDV: gl.constexpr, SUMS: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr, SEQUENCES: gl.constexpr, PACKED: gl.constexpr,
     HEAD_DIM: gl.constexpr, V_HEAD_DIM: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file; Out, Lse and GradLse are for the dq pass only. From Table to GradV, and from n_sequences to
@@ -683,7 +718,7 @@ def backward_kernel(
     """
     FULLS: gl.constexpr = PHASES * STAGES if BLOCK_SIZE == 64 else STAGES
     NUMBERS: gl.constexpr = SEQUENCE_NUMBERS if SEQUENCES else NUMBERS_PER_TILE
-    kept, streams, queue = shared_memory(desc_kept_qk.dtype, D, TILE, STAGES, SLOTS, FULLS, DKDV, NUMBERS)
+    kept, streams, queue = shared_memory(desc_kept_qk.dtype, D, DV, TILE, STAGES, SLOTS, FULLS, DKDV, NUMBERS)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
     # the queries of the first row need not be at position 0
     first_query = first_row * BLOCK_SIZE - q_offset
@@ -716,8 +751,8 @@ def backward_kernel(
         stride_se, slot_heads, Seed, threshold, PairMasks(MaskIds, MaskTable, Padding, stride_pb),
     )  # fmt: skip
     config = Config(
-        D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, DKDV, SUMS, IS_CAUSAL, EVEN_KV,
-        SEQUENCES,
+        D, DV, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, LATE_LSE, OVERLAP_STEPS, ONE_AT_A_TIME, DKDV, SUMS,
+        IS_CAUSAL, EVEN_KV, SEQUENCES,
     )  # fmt: skip
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1

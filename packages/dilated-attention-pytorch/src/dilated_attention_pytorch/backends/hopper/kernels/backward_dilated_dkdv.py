@@ -334,7 +334,7 @@ def consumer(
     N_BOXES: gl.constexpr = SLOTS * GROUP_SIZE * (D // 64)
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    step_config = StepConfig(True, "both", False, s_layout, sum_layout)
+    step_config = StepConfig(True, "both", False, s_layout, sum_layout, sum_layout)
     dk_boxes = reinterpret(kept.qk, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
     dv_boxes = reinterpret(kept.gv, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
     groups = column_groups(WorkOrder, grid.n_layout_groups, config.N_CLASSES)
@@ -352,8 +352,8 @@ def consumer(
             column_of_group(work.group, W * IN_HALF, groups.stride, GROUP_SIZE), groups.stride, work.residue
         )
         sums = GradSums(
-            gl.zeros([64, D], gl.float32, layout=sum_layout), gl.zeros([64, D], gl.float32, layout=sum_layout)
-        )
+            gl.zeros([64, D], gl.float32, layout=sum_layout), gl.zeros([64, D], gl.float32, layout=sum_layout), None, None
+        )  # fmt: skip
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         release_stored_before(kept.empty, i_tile, W, SLOTS)
@@ -399,7 +399,7 @@ def dilated_dkdv_kernel(
     CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
-    kept, streams, queue = shared_memory(desc_k.dtype, D, TILE, STAGES, SLOTS, STAGES, True)
+    kept, streams, queue = shared_memory(desc_k.dtype, D, D, TILE, STAGES, SLOTS, STAGES, True)
     heads = Heads(num_kv_heads, n_batch_kv_heads, heads_per_kv, heads_per_list)
     grid = Grid(n_groups, n_layout_groups, n_rows, first_row * BLOCK - q_offset, first_row * BLOCK)
     inputs = Inputs(desc_k, desc_v, desc_q, desc_grad_out)

@@ -217,7 +217,7 @@ def consumer(
     dtype: gl.constexpr = kept.qk.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    step_config = StepConfig(False, "qk", False, s_layout, sum_layout)
+    step_config = StepConfig(False, "qk", False, s_layout, sum_layout, sum_layout)
     dq_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
     terms = only_scaled(softmax_scale * LOG2E)
     n_tiles = grid.n_rows * heads.batched
@@ -231,16 +231,16 @@ def consumer(
         i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
         query = grid.first_query + work.group * BLOCK + W * 64
         position = grid.first_position + work.group * BLOCK + W * 64
-        out, lse, grad_lse = load_saved(saved, i_batch, head, work.batch_head, query, 0, saved.q_len, D)
+        saved_rows = load_saved(saved, i_batch, head, work.batch_head, query, 0, saved.q_len, D)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         chunk = work.group * 2 + W
         chunk_stats = Stats + (work.batch_head.to(gl.int64) * n_chunks + chunk) * (2 * CHUNK)
         stats = stats_of_queries(
-            out, lse, grad_lse, kept.gv.index(slot), chunk_stats, (n_chunks - chunk) * CHUNK, None, s_layout
+            saved_rows, kept.gv, None, slot, chunk_stats, (n_chunks - chunk) * CHUNK, None, s_layout
         )
         release_stored_before(kept.empty, i_tile, W, SLOTS)
-        sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0))
+        sums = GradSums(gl.zeros([64, D], gl.float32, layout=sum_layout), gl.to_tensor(0), None, None)
         keys = KeyList(lists.indices, work.lo, work.middle, head, grid.kv_len, None, config.RATE, BLOCK)
         sums, it = add_keys(sums, kept, slot, streams, stats, keys, it, position, terms, step_config, config)
         if config.N_CLASSES == 2:
@@ -275,7 +275,7 @@ def dilated_dq_kernel(
     CONSUMER_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
-    kept, streams, queue = shared_memory(desc_q.dtype, D, TILE, STAGES, SLOTS, STAGES, False)
+    kept, streams, queue = shared_memory(desc_q.dtype, D, D, TILE, STAGES, SLOTS, STAGES, False)
     lists = BlockLists(Offsets, Indices, WorkOrder, WorkOrder, WorkOrder, Indices)
     saved = Saved(
         Out, stride_ob, stride_os, stride_oh, Lse, GradLse, stride_lb, stride_lh, stride_ls, has_grad_lse, q_len, v_dim

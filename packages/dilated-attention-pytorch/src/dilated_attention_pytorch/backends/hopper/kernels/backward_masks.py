@@ -132,9 +132,13 @@ def keep_streamed(streams, place, begin, end, TILES: gl.constexpr):
     if (begin > 0) | (end < TILES * TILE):
         for i in gl.static_range(TILES):
             streams.qk.wait_full(place + i)
-            keep_rows(streams.qk.tiles, (place + i) % STAGES, begin - i * TILE, end - i * TILE)
+            keep_rows(
+                streams.qk.tiles, streams.qk.tails, (place + i) % STAGES, begin - i * TILE, end - i * TILE
+            )
             streams.gv.wait_full(place + i)
-            keep_rows(streams.gv.tiles, (place + i) % STAGES, begin - i * TILE, end - i * TILE)
+            keep_rows(
+                streams.gv.tiles, streams.gv.tails, (place + i) % STAGES, begin - i * TILE, end - i * TILE
+            )
         thread_barrier()
 
 
@@ -144,9 +148,9 @@ def keep_streamed_keys(streams, place, words):
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     if not_all_set(words):
         streams.qk.wait_full(place)
-        keep_listed_rows(streams.qk.tiles, place % STAGES, words)
+        keep_listed_rows(streams.qk.tiles, streams.qk.tails, place % STAGES, words)
         streams.gv.wait_full(place)
-        keep_listed_rows(streams.gv.tiles, place % STAGES, words)
+        keep_listed_rows(streams.gv.tiles, streams.gv.tails, place % STAGES, words)
         thread_barrier()
 
 
@@ -154,8 +158,8 @@ def keep_streamed_keys(streams, place, words):
 def keep_queries(kept, slot, begin, end):
     """Clear the rows before `begin` and from `end` on of the tiles that a warpgroup keeps."""
     if (begin > 0) | (end < 64):
-        keep_rows(kept.qk, slot, begin, end)
-        keep_rows(kept.gv, slot, begin, end)
+        keep_rows(kept.qk, kept.qk_tails, slot, begin, end)
+        keep_rows(kept.gv, kept.gv_tails, slot, begin, end)
         thread_barrier()
 
 

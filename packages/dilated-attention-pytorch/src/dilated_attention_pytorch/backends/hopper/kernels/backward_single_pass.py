@@ -35,6 +35,7 @@ from .backward_step import (
     operands_in_registers,
 )
 from .lse_delta import CHUNK
+from .packed_halves import packed, packed_product
 from .pipeline import Ring
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
@@ -50,26 +51,6 @@ from .tma import release_stored, release_stored_before, store_tokens
 
 LINE = gl.constexpr(32)  # float32 numbers
 PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
-PAIRS_BF16 = gl.constexpr("cvt.rn.bf16x2.f32 $0, $2, $1;")
-PAIRS_FP16 = gl.constexpr("cvt.rn.f16x2.f32 $0, $2, $1;")
-PRODUCT_BF16 = gl.constexpr("""{
-    .reg .f32 a, b;
-    shl.b32 a, $1, 16;
-    and.b32 b, $1, 0xffff0000;
-    mul.f32 a, a, $2;
-    mul.f32 b, b, $3;
-    cvt.rn.bf16x2.f32 $0, b, a;
-}""")
-PRODUCT_FP16 = gl.constexpr("""{
-    .reg .b16 c, d;
-    .reg .f32 a, b;
-    mov.b32 {c, d}, $1;
-    cvt.f32.f16 a, c;
-    cvt.f32.f16 b, d;
-    mul.f32 a, a, $2;
-    mul.f32 b, b, $3;
-    cvt.rn.f16x2.f32 $0, b, a;
-}""")
 
 
 @aggregate
@@ -124,30 +105,6 @@ def visible(p, key, query, kv_len, config, layout: gl.constexpr):
 
 
 @gluon.jit
-def packed(x, dtype: gl.constexpr):
-    """x in 16 bits, converted here: the compiler would do it later, and keep x in registers until then."""
-    if dtype == gl.bfloat16:
-        made = gl.inline_asm_elementwise(PAIRS_BF16, "=r,f,f", [x], dtype=gl.bfloat16, is_pure=False, pack=2)
-    else:
-        made = gl.inline_asm_elementwise(PAIRS_FP16, "=r,f,f", [x], dtype=gl.float16, is_pure=False, pack=2)
-    return made
-
-
-@gluon.jit
-def packed_product(half, x, dtype: gl.constexpr):
-    """half * x in 16 bits; `half` stays packed in pairs."""
-    if dtype == gl.bfloat16:
-        made = gl.inline_asm_elementwise(
-            PRODUCT_BF16, "=r,r,f,f", [half, x], dtype=gl.bfloat16, is_pure=False, pack=2
-        )
-    else:
-        made = gl.inline_asm_elementwise(
-            PRODUCT_FP16, "=r,r,f,f", [half, x], dtype=gl.float16, is_pure=False, pack=2
-        )
-    return made
-
-
-@gluon.jit
 def step(
     W: gl.constexpr, sums, operands, streams, ds_ring, place, key, query, kv_len, scale_log2, config, choices
 ):
@@ -190,7 +147,7 @@ def step(
     mbarrier.arrive(ds_ring.full.index(ds_stage), count=1)
     sum_qk, sum_v = warpgroup_mma_wait(0, deps=[sum_qk, sum_v])
     streams.qk.consumer_release(place)
-    return GradSums(sum_qk, sum_v)
+    return GradSums(sum_qk, sum_v, None, None)
 
 
 @gluon.jit
@@ -220,7 +177,7 @@ def consumer(
         layout_head = first_head // heads.per_list
         index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
         zeros = gl.zeros([64, D], gl.float32, layout=sum_layout)
-        sums = GradSums(zeros, zeros)
+        sums = GradSums(zeros, zeros, None, None)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(kept.full.index(slot), (i_tile // SLOTS) & 1)
         if choices.OPERANDS_IN_REGISTERS:
@@ -376,8 +333,8 @@ def shared_memory(
         mbarrier.init(ds_full.index(i), count=2)
         mbarrier.init(ds_empty.index(i), count=1)
     fence_async_shared()
-    kept = KeptTiles(kept_qk, kept_gv, kept_full, kept_empty)
-    streams = Streams(Ring(qk, qk_full, empty), Ring(gv, gv_full, empty), lse, delta)
+    kept = KeptTiles(kept_qk, kept_gv, None, None, kept_full, kept_empty)
+    streams = Streams(Ring(qk, qk_full, empty, None), Ring(gv, gv_full, empty, None), lse, delta)
     ds_ring = DsRing(ds, ds_full, ds_empty, done)
     return kept, streams, ds_ring, WorkQueue(numbers, queue_full, queue_empty)
 
@@ -407,7 +364,7 @@ def single_pass_kernel(
     inputs = Inputs(desc_k, desc_v, desc_q, desc_grad_out)
     grads = KeyGrads(desc_dk, desc_dv)
     config = Config(
-        D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, False, False, True, "both", IS_CAUSAL, EVEN_KV, False
+        D, D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, False, False, False, True, "both", IS_CAUSAL, EVEN_KV, False
     )  # fmt: skip
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])

@@ -16,6 +16,7 @@ from ..gluon_names import DELTA_FIRST, aggregate
 from .attend import scores
 from .dropout import kept_part, marked
 from .lse_delta import CHUNK
+from .packed_halves import packed, packed_product
 from .pipeline import Ring
 from .score_terms import store_sums_of_warps
 from .tile_scheduler import NUMBERS_PER_TILE, allocate_queue
@@ -26,10 +27,12 @@ BLOCK = gl.constexpr(128)  # tokens of a block, with token dilation
 
 @aggregate
 class KeptTiles:
-    """Shared memory for the tiles that a warpgroup keeps, and the barriers of its slots."""
+    """Shared memory for the tiles that a warpgroup keeps, with their tails (tma.py), and the barriers of its slots."""
 
     qk: gl.shared_memory_descriptor
     gv: gl.shared_memory_descriptor
+    qk_tails: gl.shared_memory_descriptor | gl.constexpr
+    gv_tails: gl.shared_memory_descriptor | gl.constexpr
     full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
 
@@ -46,18 +49,25 @@ class Streams:
 
 @aggregate
 class Operands:
-    """The kept tiles as operands of products, in registers or in shared memory."""
+    """The kept tiles as operands of products, in registers or in shared memory, and their tails or None."""
 
     qk: gl.tensor | gl.shared_memory_descriptor
     gv: gl.tensor | gl.shared_memory_descriptor
+    qk_tail: gl.shared_memory_descriptor | gl.constexpr
+    gv_tail: gl.shared_memory_descriptor | gl.constexpr
 
 
 @aggregate
 class GradSums:
-    """Sums of dk and dv, which products in flight may still add to; one that a pass does not compute is the number 0."""
+    """Sums of dk and dv, which products in flight may still add to; one that a pass does not compute is the number 0.
+
+    qk_tail, v_tail: those of the tails, or None.
+    """
 
     qk: gl.tensor | warpgroup_mma_accumulator
     v: gl.tensor | warpgroup_mma_accumulator
+    qk_tail: gl.tensor | warpgroup_mma_accumulator | gl.constexpr
+    v_tail: gl.tensor | warpgroup_mma_accumulator | gl.constexpr
 
 
 @aggregate
@@ -65,7 +75,7 @@ class StepConfig:
     """Constants of a step.
 
     DKDV: of the dkdv pass; SUMS: which are computed, "both", "qk" or "v"; LATE_LSE: lse is read behind the products, not
-    before them.
+    before them. sum_layout, v_layout: of the sums.
     """
 
     DKDV: gl.constexpr
@@ -73,17 +83,28 @@ class StepConfig:
     LATE_LSE: gl.constexpr
     s_layout: gl.constexpr
     sum_layout: gl.constexpr
+    v_layout: gl.constexpr
+
+
+TAIL_LAYOUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))  # of sums of tails
 
 
 @gluon.jit
-def no_sums(D: gl.constexpr, SUMS: gl.constexpr, layout: gl.constexpr):
+def no_sums(kept, config):
     """The sums before the first step; one that is not asked for is the number 0."""
+    D: gl.constexpr = kept.qk.shape[2]
+    DV: gl.constexpr = kept.gv.shape[2]
     sum_qk, sum_v = gl.to_tensor(0), gl.to_tensor(0)
-    if SUMS != "v":
-        sum_qk = gl.zeros([64, D], gl.float32, layout=layout)
-    if SUMS != "qk":
-        sum_v = gl.zeros([64, D], gl.float32, layout=layout)
-    return GradSums(sum_qk, sum_v)
+    qk_tail, v_tail = None, None
+    if config.SUMS != "v":
+        sum_qk = gl.zeros([64, D], gl.float32, layout=config.sum_layout)
+        if kept.qk_tails is not None:
+            qk_tail = gl.zeros([64, 64], gl.float32, layout=TAIL_LAYOUT)
+    if config.SUMS != "qk":
+        sum_v = gl.zeros([64, DV], gl.float32, layout=config.v_layout)
+        if kept.gv_tails is not None:
+            v_tail = gl.zeros([64, 64], gl.float32, layout=TAIL_LAYOUT)
+    return GradSums(sum_qk, sum_v, qk_tail, v_tail)
 
 
 @gluon.jit
@@ -123,15 +144,72 @@ def in_every_row(x, TILE: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit
 def operands_in_registers(kept, slot, s_layout: gl.constexpr):
-    """The kept tiles of a slot, loaded."""
+    """The kept tiles of a slot, without tails, loaded."""
     operand: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
-    return Operands(kept.qk.index(slot).load(operand), kept.gv.index(slot).load(operand))
+    return Operands(kept.qk.index(slot).load(operand), kept.gv.index(slot).load(operand), None, None)
 
 
 @gluon.jit
 def operands_in_memory(kept, slot):
     """The kept tiles of a slot, in shared memory; ask again in every step."""
-    return Operands(kept_tile(kept.qk, slot), kept_tile(kept.gv, slot))
+    qk_tail, gv_tail = None, None
+    if kept.qk_tails is not None:
+        qk_tail = kept_tile(kept.qk_tails, slot)
+    if kept.gv_tails is not None:
+        gv_tail = kept_tile(kept.gv_tails, slot)
+    return Operands(kept_tile(kept.qk, slot), kept_tile(kept.gv, slot), qk_tail, gv_tail)
+
+
+@gluon.jit
+def add_tail(s, kept_tail, ring, place):
+    """Scores to which the products of the tails are added, asynchronously, if there are any."""
+    if kept_tail is not None:
+        s = warpgroup_mma(kept_tail, ring.tail(place).permute([1, 0]), s, is_async=True)
+    return s
+
+
+@gluon.jit
+def add_to_tail(sum_tail, x, ring, place):
+    """Start adding the product of x and the tail of a streamed tile."""
+    operand: gl.constexpr = gl.DotOperandLayout(0, TAIL_LAYOUT, 2)
+    return warpgroup_mma(gl.convert_layout(x, operand), ring.tail(place), sum_tail, is_async=True)
+
+
+@gluon.jit
+def step_one_at_a_time(sums, operands, streams, place, mask, terms, config, LAST: gl.constexpr):
+    """`step` of the dkdv pass, without a softcap, with fewer registers: scores and dp share theirs, and p is kept in 16 bits."""
+    s_layout: gl.constexpr = config.s_layout
+    operand: gl.constexpr = gl.DotOperandLayout(0, config.sum_layout, 2)
+    v_operand: gl.constexpr = gl.DotOperandLayout(0, config.v_layout, 2)
+    GV_PRODUCTS: gl.constexpr = 1 if operands.gv_tail is None else 2
+    dtype: gl.constexpr = operands.qk.dtype
+    TILE: gl.constexpr = streams.qk.tiles.shape[1]
+    stage = place % streams.qk.tiles.shape[0]
+    qk_tile = streams.qk.consumer_wait(place)
+    gv_tile = streams.gv.consumer_wait(place)  # behind the scores the exponentials would move past this wait
+    lse = streams.lse.index(stage).load(gl.SliceLayout(0, s_layout))
+    s = add_tail(scores(operands.qk, qk_tile, TILE, s_layout), operands.qk_tail, streams.qk, place)
+    s = warpgroup_mma_wait(0, deps=[s])
+    if terms.bias is not None:
+        lse -= terms.bias
+    p = mask.apply_mask(gl.exp2(terms.less(s, lse, s_layout, True)), s_layout)
+    half_p = packed(p, dtype)
+    delta = in_every_row(streams.delta.index(stage).load(gl.SliceLayout(0, s_layout)), TILE, s_layout)
+    dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
+    dp = add_tail(dp, operands.gv_tail, streams.gv, place)
+    sum_v = warpgroup_mma(gl.convert_layout(half_p, v_operand), gv_tile, sums.v, is_async=True)
+    qk_tail, v_tail = sums.qk_tail, sums.v_tail
+    if v_tail is not None:
+        v_tail = add_to_tail(v_tail, half_p, streams.gv, place)
+    dp = warpgroup_mma_wait(GV_PRODUCTS, deps=[dp])
+    half_ds = packed_product(half_p, dp, dtype)
+    sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), qk_tile, sums.qk, is_async=True)
+    if qk_tail is not None:
+        qk_tail = add_to_tail(qk_tail, half_ds, streams.qk, place)
+    sums = GradSums(sum_qk, sum_v, qk_tail, v_tail)
+    if LAST:
+        sums = finish_step(sums, streams, place, config)
+    return sums
 
 
 @gluon.jit
@@ -149,6 +227,9 @@ def step(
     SUM_V: gl.constexpr = config.SUMS != "qk"
     s_layout: gl.constexpr = config.s_layout
     operand: gl.constexpr = gl.DotOperandLayout(0, config.sum_layout, 2)
+    v_operand: gl.constexpr = gl.DotOperandLayout(0, config.v_layout, 2)
+    QK_PRODUCTS: gl.constexpr = 1 if operands.qk_tail is None else 2
+    GV_PRODUCTS: gl.constexpr = 1 if operands.gv_tail is None else 2
     dtype: gl.constexpr = operands.qk.dtype
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
@@ -165,20 +246,21 @@ def step(
         delta = in_every_row(
             streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout)), TILE, s_layout
         )
-    s = scores(operands.qk, qk_tile, TILE, s_layout)
+    s = add_tail(scores(operands.qk, qk_tile, TILE, s_layout), operands.qk_tail, streams.qk, place)
     if not FIRST:
-        sums = wait_sums(sums, 1, config.SUMS)
+        sums = wait_sums(sums, QK_PRODUCTS, config.SUMS)
         streams.qk.consumer_release(place - 1)  # gv too: they share a barrier
-    sum_qk, sum_v = sums.qk, sums.v
+    sum_qk, sum_v, qk_tail, v_tail = sums.qk, sums.v, sums.qk_tail, sums.v_tail
     gv_tile = streams.gv.consumer_wait(place)
     if SUM_QK:
         if DKDV and EARLY_DELTA:
             dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
         else:
             dp = scores(operands.gv, gv_tile, TILE, s_layout)
+        dp = add_tail(dp, operands.gv_tail, streams.gv, place)
     if DKDV and config.LATE_LSE:
         lse = streams.lse.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
-    s = warpgroup_mma_wait(1 if SUM_QK else 0, deps=[s])
+    s = warpgroup_mma_wait(GV_PRODUCTS if SUM_QK else 0, deps=[s])
     if terms.bias is not None:
         lse -= terms.bias
     s = terms.capped(s)
@@ -196,10 +278,12 @@ def step(
                 kept = kept_part(p, dtype)
             else:
                 kept = p.to(dtype)
-            sum_v = warpgroup_mma(gl.convert_layout(kept, operand), gv_tile, sum_v, is_async=True)
+            sum_v = warpgroup_mma(gl.convert_layout(kept, v_operand), gv_tile, sum_v, is_async=True)
+            if v_tail is not None:
+                v_tail = add_to_tail(v_tail, kept, streams.gv, place)
         if SUM_QK:
             p = terms.of_products(p, s)
-            dp = warpgroup_mma_wait(1 if SUM_V else 0, deps=[dp])
+            dp = warpgroup_mma_wait(GV_PRODUCTS if SUM_V else 0, deps=[dp])
             if DROPOUT:  # later: what is dropped takes registers
                 delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
             if EARLY_DELTA:
@@ -216,8 +300,11 @@ def step(
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = of_weights(p, dp, delta[:, None], DROPOUT)
     if SUM_QK:
-        sum_qk = warpgroup_mma(gl.convert_layout(ds.to(dtype), operand), qk_tile, sum_qk, is_async=True)
-    sums = GradSums(sum_qk, sum_v)
+        half_ds = ds.to(dtype)
+        sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), qk_tile, sum_qk, is_async=True)
+        if qk_tail is not None:
+            qk_tail = add_to_tail(qk_tail, half_ds, streams.qk, place)
+    sums = GradSums(sum_qk, sum_v, qk_tail, v_tail)
     if LAST:
         sums = finish_step(sums, streams, place, config)
     return sums
@@ -243,32 +330,45 @@ def of_weights(p, dp, minus_delta, DROPOUT: gl.constexpr):
 @gluon.jit
 def wait_sums(sums, N: gl.constexpr, SUMS: gl.constexpr):
     """Wait until at most N products are in flight, none of them of the sums."""
-    sum_qk, sum_v = sums.qk, sums.v
+    sum_qk, sum_v, qk_tail, v_tail = sums.qk, sums.v, sums.qk_tail, sums.v_tail
     if SUMS == "both":
         sum_qk, sum_v = warpgroup_mma_wait(N, deps=[sum_qk, sum_v])
     elif SUMS == "qk":
         sum_qk = warpgroup_mma_wait(N, deps=[sum_qk])
     else:
         sum_v = warpgroup_mma_wait(N, deps=[sum_v])
-    return GradSums(sum_qk, sum_v)
+    if qk_tail is not None:
+        qk_tail = warpgroup_mma_wait(N, deps=[qk_tail])
+    if v_tail is not None:
+        v_tail = warpgroup_mma_wait(N, deps=[v_tail])
+    return GradSums(sum_qk, sum_v, qk_tail, v_tail)
 
 
 @gluon.jit
 def shared_memory(
-    dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, FULLS: gl.constexpr,
-    DKDV: gl.constexpr, NUMBERS: gl.constexpr = NUMBERS_PER_TILE,
+    dtype: gl.constexpr, D: gl.constexpr, DV: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr,
+    FULLS: gl.constexpr, DKDV: gl.constexpr, NUMBERS: gl.constexpr = NUMBERS_PER_TILE,
 ):  # fmt: skip
     """Kept tiles, streams and work queue, ready to use; FULLS barriers tell when a stage is full (pipeline.py).
 
-    NUMBERS: that are published of a work tile.
+    D, DV: columns of the tiles `qk` and `gv`. NUMBERS: that are published of a work tile.
     """
+    D_MAIN: gl.constexpr = 128 if D == 192 else D
+    DV_MAIN: gl.constexpr = 128 if DV == 192 else DV
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     STATS_STAGES: gl.constexpr = STAGES if DKDV else 1
-    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
+    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D_MAIN], tile_layout)
+    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, DV_MAIN], tile_layout)
+    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D_MAIN], tile_layout)
+    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, DV_MAIN], tile_layout)
+    kept_qk_tails, kept_gv_tails, qk_tails, gv_tails = None, None, None, None
+    if D == 192:
+        kept_qk_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], tile_layout)
+        qk_tails = gl.allocate_shared_memory(dtype, [STAGES, TILE, 64], tile_layout)
+    if DV == 192:
+        kept_gv_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], tile_layout)
+        gv_tails = gl.allocate_shared_memory(dtype, [STAGES, TILE, 64], tile_layout)
     lse = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
     delta = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
     queue = allocate_queue(NUMBERS)
@@ -286,5 +386,6 @@ def shared_memory(
         mbarrier.init(qk_full.index(i), count=2 if DKDV else 1)  # qk; lse and delta
         mbarrier.init(gv_full.index(i), count=1)
     fence_async_shared()
-    kept = KeptTiles(kept_qk, kept_gv, kept_full, kept_empty)
-    return kept, Streams(Ring(qk, qk_full, empty), Ring(gv, gv_full, empty), lse, delta), queue
+    kept = KeptTiles(kept_qk, kept_gv, kept_qk_tails, kept_gv_tails, kept_full, kept_empty)
+    rings = Ring(qk, qk_full, empty, qk_tails), Ring(gv, gv_full, empty, gv_tails)
+    return kept, Streams(rings[0], rings[1], lse, delta), queue

@@ -60,7 +60,8 @@ from .tile_scheduler import (
     work_tile_coords,
 )
 from .tile_scores import ScoreArguments, terms_of_head
-from .tma import load_box, load_tokens, release_stored, release_stored_before, store_tokens
+from .tma import Boxes, boxes_of, load_box, load_tokens, release_stored, release_stored_before, store_tokens
+from .value_sums import no_values
 
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -81,6 +82,7 @@ class QuerySlots:
     """Shared memory for the q tiles of both warpgroups, and the barriers that tell when a slot is full and when it is empty."""
 
     tiles: gl.shared_memory_descriptor
+    tails: gl.shared_memory_descriptor | gl.constexpr
     full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
 
@@ -125,11 +127,15 @@ class Results:
 
 @aggregate
 class Config:
-    """Constants of the kernel. D: columns of tiles of q and k, of which QK_DIM are read; DV: of those of v."""
+    """Constants of the kernel. D: columns of tiles of q and k, DV: of those of v, without their tails.
+
+    QK_DIM: columns of q and k that are read; OUT_DIM: columns of out.
+    """
 
     D: gl.constexpr
     QK_DIM: gl.constexpr
     DV: gl.constexpr
+    OUT_DIM: gl.constexpr
     BLOCK_N: gl.constexpr
     BLOCK_SIZE: gl.constexpr
     RATE: gl.constexpr
@@ -167,6 +173,20 @@ class KeySource:
 
 
 @gluon.jit
+def ring_boxes(desc, ring, BOX: gl.constexpr, JOIN: gl.constexpr):
+    """The tiles of a ring as JOIN boxes each, of the tokens of a residue."""
+    STAGES: gl.constexpr = ring.tiles.shape[0]
+    N_BOXES: gl.constexpr = STAGES * (ring.tiles.shape[2] // 64) * JOIN
+    main = reinterpret(ring.tiles, desc.dtype, [N_BOXES, 1, 1, BOX, 1, 64], desc.layout)
+    if ring.tails is None:
+        return Boxes(main, None)
+    else:
+        return Boxes(
+            main, reinterpret(ring.tails, desc.dtype, [STAGES * JOIN, 1, 1, BOX, 1, 64], desc.layout)
+        )
+
+
+@gluon.jit
 def load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS: gl.constexpr):
     """Fill place `it` of a ring, once it is empty, with a part of a column, or with the columns from entry e on.
 
@@ -182,15 +202,15 @@ def load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS:
     bar = ring.full_barrier(it)
     mbarrier.expect(bar, BOX * JOIN * ((COLUMNS + 63) // 64) * 128)
     load_box(
-        desc, boxes, bar, stage * JOIN, source.i_batch, source.kv_head, source.residue,
-        source.first_key + column * source.KEYS + part * BOX, D, JOIN, COLUMNS,
+        desc, boxes.main, bar, stage * JOIN, source.i_batch, source.kv_head, source.residue,
+        source.first_key + column * source.KEYS + part * BOX, D, JOIN, COLUMNS, boxes.tails,
     )  # fmt: skip
     for j in gl.static_range(1, JOIN):
         # past the end of the list a box lies outside of the tensor: zeros, and no traffic
         other = gl.load(source.columns + e + j, mask=e + j < source.hi, other=source.n_cols)
         load_box(
-            desc, boxes, bar, stage * JOIN + j, source.i_batch, source.kv_head, source.residue, other * source.KEYS,
-            D, JOIN, COLUMNS,
+            desc, boxes.main, bar, stage * JOIN + j, source.i_batch, source.kv_head, source.residue, other * source.KEYS,
+            D, JOIN, COLUMNS, boxes.tails,
         )  # fmt: skip
 
 
@@ -251,14 +271,13 @@ def load_list(
 ):  # fmt: skip
     """Load the tiles of k, or of v, of a list; return the next place in the ring."""
     ring = rings.k if LOADS_K else rings.v
-    COLUMNS: gl.constexpr = config.QK_DIM if LOADS_K else config.DV
+    COLUMNS: gl.constexpr = config.QK_DIM if LOADS_K else config.OUT_DIM
     BLOCK_N: gl.constexpr = config.BLOCK_N
     PAIRED: gl.constexpr = config.PAIRED
     KEYS: gl.constexpr = config.BLOCK_SIZE // RATE
     BOX: gl.constexpr = KEYS if KEYS < BLOCK_N else BLOCK_N
     JOIN: gl.constexpr = BLOCK_N // BOX
-    BOXES: gl.constexpr = ring.tiles.shape[0] * (ring.tiles.shape[2] // 64) * JOIN
-    boxes = reinterpret(ring.tiles, desc.dtype, [BOXES, 1, 1, BOX, 1, 64], desc.layout)
+    boxes = ring_boxes(desc, ring, BOX, JOIN)
     columns, lo, hi = entries.columns, entries.lo, entries.hi
     source = KeySource(
         columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN
@@ -293,9 +312,7 @@ def producer(
     desc, desc_far = inputs.v, inputs.v_far
     if LOADS_K:
         desc, desc_far = inputs.k, inputs.k_far
-    q_boxes = reinterpret(
-        queries.tiles, inputs.q.dtype, [SLOTS * 2 * (config.D // 64), 1, 1, 64, 64], inputs.q.layout
-    )
+    q_boxes = boxes_of(inputs.q, queries.tiles, queries.tails)
     n_cols = gl.cdiv(grid.kv_len, config.BLOCK_SIZE)
     it = 0
     i_tile = 0
@@ -335,13 +352,13 @@ def producer(
                 mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
                 if config.HEADS_PAIRED:
                     load_tokens(
-                        inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head * 2 + w, query0, 64, config.D,
-                        config.QK_DIM,
+                        inputs.q, q_boxes.main, queries.full.index(slot), slot, i_batch, head * 2 + w, query0, 64, config.D,
+                        config.QK_DIM, q_boxes.tails,
                     )  # fmt: skip
                 else:
                     load_tokens(
-                        inputs.q, q_boxes, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
-                        config.QK_DIM,
+                        inputs.q, q_boxes.main, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
+                        config.QK_DIM, q_boxes.tails,
                     )  # fmt: skip
         it = load_list(
             LOADS_K, desc, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
@@ -421,13 +438,13 @@ def consumer(
     dtype: gl.constexpr = queries.tiles.dtype
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
+    tail_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     attend_config = AttendConfig(
         BLOCK_N, config.QK_DIM, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES,
         config.N_CLASSES == 1 and config.RATE == 1 and BLOCK_N <= BLOCK_SIZE, SEQUENCES and PAIRED, s_layout, acc_layout,
+        tail_layout,
     )  # fmt: skip
-    out_boxes = reinterpret(
-        queries.tiles, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], results.desc_out.layout
-    )
+    out_boxes = boxes_of(results.desc_out, queries.tiles, queries.tails)
     it = 0
     last = -1
     i_tile = 0
@@ -475,11 +492,13 @@ def consumer(
                 num_heads = heads.num * 2
             terms = terms_of_head(arguments, i_sequence, head, num_heads)
         m, l = nothing_seen()
-        sums = Sums(gl.zeros([64, DV], gl.float32, layout=acc_layout), m, l)
+        sums = Sums(no_values(rings.v, attend_config), m, l)
         release_stored_before(queries.empty, i_tile, W, SLOTS)
         slot = (i_tile % SLOTS) * 2 + W
         mbarrier.wait(queries.full.index(slot), (i_tile // SLOTS) & 1)
-        q = QueryTile(queries.tiles, slot, position, position0, 0 if BLOCK_SIZE == 64 else W * 64)
+        q = QueryTile(
+            queries.tiles, queries.tails, slot, position, position0, 0 if BLOCK_SIZE == 64 else W * 64
+        )
         keys = KeyList(lists.indices, lo, hi, head, kv_len, n_left, config.RATE, BLOCK_SIZE)
         if PAIRED:
             # q of this tile was requested after all places before `it`, so those one round of the ring back have arrived
@@ -533,36 +552,37 @@ def consumer(
                 lse,
                 mask=(query >= 0) & (query < grid.q_len),
             )
-        out = sums.acc * gl.convert_layout(factor / l, gl.SliceLayout(1, acc_layout))[:, None]
+        out = by_factors(sums.acc.main, factor / l, acc_layout)
+        out_tail = None
+        if sums.acc.tail is not None:
+            out_tail = by_factors(sums.acc.tail, factor / l, tail_layout)
         if not SPLIT:
             out = out.to(dtype)
             out_tile = queries.tiles.index(slot)  # q is no longer needed
             if DV < D:
                 out_tile = out_tile.slice(0, DV, dim=1)
             out_tile.store(out)
+            if out_tail is not None:
+                out_tail = out_tail.to(dtype)
+                queries.tails.index(slot).store(out_tail)
             fence_async_shared()
         if SPLIT:
-            store_part(
-                results,
-                out,
-                i_result,
-                head,
-                share.query0 + W * 64,
-                share.first_query,
-                share.end_query,
-                DV,
-                acc_layout,
-            )
+            rows = ResultRows(i_result, head, share.query0 + W * 64, share.first_query, share.end_query)
+            store_part(results, out, out_tail, rows)
         elif SEQUENCES:
             query0 = share.query0 + W * 64
+            rows = ResultRows(i_batch, head, query0, share.first_query, share.end_query)
             if (query0 >= share.first_query) & (query0 + 64 <= share.end_query):
-                store_tokens(results.desc_out, out_boxes, slot, i_batch, head, query0, D, DV)
+                store_tokens(
+                    results.desc_out, out_boxes.main, slot, i_batch, head, query0, D, config.OUT_DIM, out_boxes.tails
+                )  # fmt: skip
             else:
-                store_part(
-                    results, out, i_batch, head, query0, share.first_query, share.end_query, DV, acc_layout
-                )
+                store_part(results, out, out_tail, rows)
         else:
-            store_tokens(results.desc_out, out_boxes, slot, i_batch, head, position0 - grid.q_offset, D, DV)
+            query0 = position0 - grid.q_offset
+            store_tokens(
+                results.desc_out, out_boxes.main, slot, i_batch, head, query0, D, config.OUT_DIM, out_boxes.tails
+            )  # fmt: skip
         release_stored(queries.empty, W, SLOTS)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -570,17 +590,48 @@ def consumer(
 
 
 @gluon.jit
-def store_part(
-    results, out, i_batch, head, query0, first_query, end_query, D: gl.constexpr, layout: gl.constexpr
-):
+def by_factors(x, factors, layout: gl.constexpr):
+    """A tile times the factors of its rows."""
+    return x * gl.convert_layout(factors, gl.SliceLayout(1, layout))[:, None]
+
+
+@aggregate
+class ResultRows:
+    """Rows of out of a head, from query0 on, of which those from first_query to end_query are stored."""
+
+    i_batch: gl.tensor
+    head: gl.tensor
+    query0: gl.tensor
+    first_query: gl.tensor
+    end_query: gl.tensor
+
+
+@gluon.jit
+def store_part(results, out, out_tail, rows):
     """Store the rows of a tile that are queries of its sequence; the others are those of another, or of none."""
-    query = query0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-    d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
-    base = results.out + i_batch.to(gl.int64) * results.stride_ob + head.to(gl.int64) * results.stride_oh
-    rows = query.to(gl.int64) * results.stride_os
-    is_query = (query >= first_query) & (query < end_query)
+    store_columns(results, out, rows, 0)
+    if out_tail is not None:
+        store_columns(results, out_tail, rows, out.shape[1])
+
+
+@gluon.jit
+def store_columns(results, out, rows, FIRST: gl.constexpr):
+    """Store rows of columns of out, the first of which is number FIRST."""
+    layout: gl.constexpr = out.type.layout
+    query = rows.query0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    COLUMNS: gl.constexpr = out.shape[1]
+    d = FIRST + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
+    base = (
+        results.out
+        + rows.i_batch.to(gl.int64) * results.stride_ob
+        + rows.head.to(gl.int64) * results.stride_oh
+    )
+    places = query.to(gl.int64) * results.stride_os
+    is_query = (query >= rows.first_query) & (query < rows.end_query)
     gl.store(
-        base + rows[:, None] + d[None, :], out, mask=is_query[:, None] & (d < results.v_head_dim)[None, :]
+        base + places[:, None] + d[None, :],
+        out,
+        mask=is_query[:, None] & (d < results.v_head_dim)[None, :],
     )
 
 
@@ -611,9 +662,18 @@ def forward_kernel(
     tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     PAIRED: gl.constexpr = BLOCK_SIZE == 64 and not HEADS_PAIRED
     PHASES_USED: gl.constexpr = PHASES if PAIRED else 1
-    q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D], tile_layout)
-    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV], tile_layout)
+    D_MAIN: gl.constexpr = 128 if D == 192 else D
+    DV_MAIN: gl.constexpr = 128 if DV == 192 else DV
+    q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D_MAIN], tile_layout)
+    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D_MAIN], tile_layout)
+    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV_MAIN], tile_layout)
+    q_tails, k_tails, v_tails = None, None, None
+    if D == 192:
+        q_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], tile_layout)
+    if D == 192 and QK_DIM == D:
+        k_tails = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, 64], tile_layout)
+    if DV == 192:
+        v_tails = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, 64], tile_layout)
     queue = allocate_queue(NUMBERS_PER_SEQUENCE_TILE if SEQUENCES else NUMBERS_PER_TILE, 4)
     q_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
     q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
@@ -635,8 +695,8 @@ def forward_kernel(
     fence_async_shared()
 
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, 64 if PAIRED else 128)
-    queries = QuerySlots(q_smem, q_full, q_empty)
-    rings = KeyRings(Ring(k_smem, k_full, k_empty), Ring(v_smem, v_full, v_empty))
+    queries = QuerySlots(q_smem, q_tails, q_full, q_empty)
+    rings = KeyRings(Ring(k_smem, k_full, k_empty, k_tails), Ring(v_smem, v_full, v_empty, v_tails))
     scale_log2 = softmax_scale * LOG2E
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
     if SEQUENCES:
@@ -665,8 +725,9 @@ def forward_kernel(
         stride_be, softcap, Slopes, Seed, threshold,
     )  # fmt: skip
     config = Config(
-        D,
+        D_MAIN,
         QK_DIM,
+        DV_MAIN,
         DV,
         BLOCK_N,
         BLOCK_SIZE,

@@ -22,11 +22,12 @@ PHASES = gl.constexpr(4)
 
 @aggregate
 class Ring:
-    """Stages for tiles, and the barriers that tell when a stage is full and when it is empty."""
+    """Stages for tiles, and the barriers that tell when a stage is full and when it is empty; the tails of tiles (tma.py)."""
 
     tiles: gl.shared_memory_descriptor
     full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
+    tails: gl.shared_memory_descriptor | gl.constexpr
 
     @gluon.jit
     def full_barrier(self, place):
@@ -43,6 +44,11 @@ class Ring:
         """Wait for tile `place` and return it."""
         self.wait_full(place)
         return self.tiles.index(place % self.tiles.shape[0])
+
+    @gluon.jit
+    def tail(self, place):
+        """The tail of tile `place`, which has arrived."""
+        return self.tails.index(place % self.tiles.shape[0])
 
     @gluon.jit
     def consumer_release(self, place):

@@ -403,30 +403,3 @@ def less_m(m, bias, KEYS: gl.constexpr, layout: gl.constexpr):
 def first_max(s, m, scale_log2, layout: gl.constexpr):
     """m of queries that have seen no key yet, from the scores of their first tile."""
     return gl.where(m == -INFINITY, gl.max(max_by_thread(s), 1)[:, None] * scale_log2, m)
-
-
-def rescale_code(n: int) -> tuple[str, str]:
-    """PTX, and its operands, that multiplies n numbers of a thread by their factors unless all factors of the warp are 1.
-
-    The numbers belong to two rows, two by two in turn, as a product leaves them.
-    """
-    one, factor = "0f3F800000", 2 * n
-    lines = [
-        f"{{ .reg .pred p, q; setp.neu.f32 p, ${factor}, {one}; setp.neu.or.f32 q, ${factor + 2}, {one}, p;",
-        "vote.sync.any.pred p, q, 0xffffffff; @!p bra.uni DONE;",
-        *(f"mul.f32 ${i}, ${i}, ${factor + i};" for i in range(n)),
-        "DONE: }",
-    ]
-    return " ".join(lines), ",".join(["=f"] * n + [str(i) for i in range(n)] + ["f"] * n)
-
-
-NUMBERS = gl.constexpr(32)  # that one vote covers
-RESCALE, RESCALE_OPERANDS = (gl.constexpr(text) for text in rescale_code(NUMBERS.value))
-
-
-@gluon.jit
-def rescale_acc(acc, alpha, layout: gl.constexpr):
-    """Rescale earlier sums to the new m; most often alpha is 1 everywhere, and nothing is multiplied."""
-    return gl.inline_asm_elementwise(
-        RESCALE, RESCALE_OPERANDS, [acc, over_tile(alpha, acc.shape[1], layout)], dtype=gl.float32, is_pure=True, pack=NUMBERS
-    )  # fmt: skip

@@ -32,18 +32,29 @@ class KeptRows:
 
 
 @gluon.jit
-def store_kept(desc, boxes, tensor, tiles, slot, rows, D: gl.constexpr):
+def store_kept(desc, boxes, tensor, tiles, tails, slot, rows):
     """Start storing the rows of a tile, which must have been written before a fence for asynchronous readers.
 
     A whole tile is read by the tensor memory accelerator, of another the rows are stored here.
     """
+    D: gl.constexpr = tiles.shape[2]
+    COLUMNS: gl.constexpr = D if tails is None else D + 64
     if (rows.begin <= 0) & (rows.end >= 64):
-        store_tokens(desc, boxes, slot, rows.i_batch, rows.head, rows.token, D)
+        store_tokens(desc, boxes.main, slot, rows.i_batch, rows.head, rows.token, D, COLUMNS, boxes.tails)
     elif (rows.begin < 64) & (rows.end > 0):
-        layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-        row = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-        d = gl.arange(0, D, layout=gl.SliceLayout(0, layout))
-        first = rows.i_batch.to(gl.int64) * tensor.stride_b + rows.head.to(gl.int64) * tensor.stride_h
-        place = first + (rows.token + row).to(gl.int64) * tensor.stride_s
-        mask = ((row >= rows.begin) & (row < rows.end))[:, None] & (d < tensor.DIM)[None, :]
-        gl.store(tensor.base + place[:, None] + d[None, :], tiles.index(slot).load(layout), mask=mask)
+        store_columns(tensor, tiles.index(slot), rows, 0)
+        if tails is not None:
+            store_columns(tensor, tails.index(slot), rows, D)
+
+
+@gluon.jit
+def store_columns(tensor, tile, rows, FIRST: gl.constexpr):
+    """Store the rows of a tile whose first column is number FIRST."""
+    D: gl.constexpr = tile.shape[1]
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    row = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    d = FIRST + gl.arange(0, D, layout=gl.SliceLayout(0, layout))
+    first = rows.i_batch.to(gl.int64) * tensor.stride_b + rows.head.to(gl.int64) * tensor.stride_h
+    place = first + (rows.token + row).to(gl.int64) * tensor.stride_s
+    mask = ((row >= rows.begin) & (row < rows.end))[:, None] & (d < tensor.DIM)[None, :]
+    gl.store(tensor.base + place[:, None] + d[None, :], tile.load(layout), mask=mask)
