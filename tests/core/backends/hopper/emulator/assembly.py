@@ -198,6 +198,8 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
             x = lanes.read(operands[1], NUMPY[come])
             if NUMPY[to] in (np.int32, np.uint32) and x.dtype.kind == "f":
                 x = np.rint(x) if "rni" in parts else np.trunc(x) if "rzi" in parts else np.floor(x)
+                ends = np.iinfo(NUMPY[to])
+                x = np.clip(np.nan_to_num(x.astype(np.float64), nan=0.0), ends.min, ends.max)
             lanes.write(target, x.astype(NUMPY[to]))
     elif name == "setp":
         compare = parts[0]
