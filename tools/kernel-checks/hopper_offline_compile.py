@@ -44,8 +44,8 @@ class Shape:
     """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
 
     At head_dim 192 and 256 "dkdv" is the pass for dk, and "dv" another, but not in plain calls with v of 128; "single" is the
-    single pass. features: what the call asks for beyond a plain one, of "lengths", "packed", "masks", "padding", "bias",
-    "softcap", "alibi", "sinks" and "dropout".
+    single pass, "fixed" its sums in fixed point. features: what the call asks for beyond a plain one, of "lengths", "packed",
+    "masks", "padding", "bias", "softcap", "alibi", "sinks" and "dropout".
     """
 
     kernel: str
@@ -106,11 +106,13 @@ SHAPES = [
         )
     ),
     *(
-        Shape("single", head_dim, 128, causal, causal)
+        Shape(kernel, head_dim, 128, causal, causal)
+        for kernel in ("single", "fixed")
         for head_dim in tuning.SINGLE_PASS
         for causal in (True, False)
     ),
     Shape("single", 128, 128, False, False, dtype="float16"),
+    Shape("fixed", 128, 128, False, False, dtype="float16"),
 ]
 # Of head_dims that are not those of the kernels, the forward reads fewer columns; tiles of 192 columns are two.
 ODD_SHAPES = [
@@ -161,6 +163,7 @@ MAIN_SHAPES = [
     and (not shape.rates or shape.head_dim == 128)
     and (not shape.features or shape in WIDE_MAIN_SHAPES)
     and shape.head_dim != 192
+    and (shape.kernel != "fixed" or shape.head_dim == 128)
 ] + [Shape(kernel, 192, 128, True, True, v_head_dim=128) for kernel in ("forward", "dkdv")]
 
 
@@ -246,8 +249,8 @@ def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
         return one.kernel, one.arguments(p, out, lse, pointers), one.options(p), one.programs(p)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
     call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None, backward_tensors_of(p))
-    if shape.kernel == "single":
-        its = SINGLE_PASS.arguments(call, *SINGLE_PASS.memory(p))
+    if shape.kernel in ("single", "fixed"):
+        its = SINGLE_PASS.arguments(call, SINGLE_PASS.memory(p))
         return SINGLE_PASS.kernel, its, SINGLE_PASS.options(), 1
     of_backward = passes.backward_of(p).passes[("dq", "dkdv", "dv").index(shape.kernel)]
     return of_backward.kernel, of_backward.arguments(call, torch.empty(16)), of_backward.options(p), 1

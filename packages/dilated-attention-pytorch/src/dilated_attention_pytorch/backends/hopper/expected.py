@@ -8,6 +8,7 @@ from ..compile_workers import compile_beside, n_workers
 from ..problem import AttentionProblem, Gradients
 from .launcher import descriptor
 from .passes import BackwardCall, backward_of
+from .single_pass import SINGLE_PASS
 
 OF_CALL = ("Table", "Starts", "Padding", "Slopes", "Sinks", "Seed")  # what all passes of a wide call have
 
@@ -22,7 +23,7 @@ def compile_backward_beside(
     p = problem
     if not (p.q.requires_grad or p.k.requires_grad or p.v.requires_grad) or p.block_bias is not None:
         return
-    if n_workers() == 0 or not p.deterministic:  # a single pass, perhaps
+    if n_workers() == 0 or SINGLE_PASS.why_not(p) is None:
         return
     of_call = {name: x for name, x in tensors.items() if name in OF_CALL}
     # a kernel is compiled for types, so any tensors of them will do

@@ -359,7 +359,7 @@ def launch_backward(
     call = backward_call(problem, out, lse, grad_out, grad_lse, into)
     if nothing_to_do(call):
         return without_pairs(problem, call.grads)
-    if not problem.deterministic and SINGLE_PASS.why_not(call.problem) is None:
+    if SINGLE_PASS.why_not(call.problem) is None:
         return launch_single_pass(call, index)
     key = ("backward", call.key)
     launches: BackwardLaunches | None = LAUNCHES.get(key)
@@ -379,19 +379,18 @@ def launch_backward(
 
 def launch_single_pass(call: BackwardCall, index: int) -> Gradients:
     """Gradients of a call that the single pass serves."""
-    stats, sums = SINGLE_PASS.memory(call.problem)
-    key = ("single pass", call.key)
+    memory = SINGLE_PASS.memory(call.problem)
+    key = ("single pass", memory.sums.dtype, call.key)
     launch: Launch | None = LAUNCHES.get(key)
     if launch is None:
         grid = min(SINGLE_PASS.n_tiles(call.problem), multiprocessors(index))
-        arguments = SINGLE_PASS.arguments(call, stats, sums)
+        arguments = SINGLE_PASS.arguments(call, memory)
         made = Launch(SINGLE_PASS.kernel, arguments, SINGLE_PASS.options(), grid)
         launch = LAUNCHES.keep(key, made)
-    SINGLE_PASS.begin(call, stats, sums)
-    launch.run(
-        index, SINGLE_PASS.described(call, sums), (*SINGLE_PASS.addresses(call, stats), tile_counter(index))
-    )
-    SINGLE_PASS.finish(call, sums)
+    SINGLE_PASS.begin(call, memory)
+    addresses_of_call = (*SINGLE_PASS.addresses(call, memory), tile_counter(index))
+    launch.run(index, SINGLE_PASS.described(call, memory), addresses_of_call)
+    SINGLE_PASS.finish(call, memory)
     return call.grads
 
 

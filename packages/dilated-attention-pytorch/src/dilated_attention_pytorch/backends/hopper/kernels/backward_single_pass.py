@@ -1,11 +1,13 @@
 """Backward kernel for Hopper in a single pass over the columns: five products instead of the seven of two passes, dq added in memory.
 
 Two warpgroups keep 64 keys each and do what the dkdv pass does (backward.py); they also leave ds in shared memory. A third
-warpgroup multiplies it with all 128 keys and adds the product to float32 sums of dq in global memory, so that the others
-never wait for what leaves the multiprocessor. TMA adds it, in no fixed order: two runs differ in their last bits.
+warpgroup multiplies it with all 128 keys and adds the product to sums of dq in global memory, so that the others never wait
+for what leaves the multiprocessor. TMA adds it, in no fixed order: float32 sums of two runs differ in their last bits, those in
+FIXED_POINT do not (fixed_point.py).
 
-    sums    float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK * D) in lines of LINE, zero before the launch: dq
-            without the softmax scale, the numbers of a chunk in the order in which the threads hold them (`fragments`)
+    sums    float32 or int32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK * D) in lines of LINE, zero before the
+            launch: dq without the softmax scale, and times the scale of its query, the numbers of a chunk in the order in which
+            the threads hold them (`fragments`)
 
 Block size 128, and calls without further arguments. single_pass_dq.py is what runs before and after; see backward.py for the
 words.
@@ -49,7 +51,7 @@ from .tile_scheduler import (
 )
 from .tma import release_stored, release_stored_before, store_tokens
 
-LINE = gl.constexpr(32)  # float32 numbers
+LINE = gl.constexpr(32)  # numbers of 4 bytes
 PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
 
 
@@ -72,15 +74,25 @@ class DsRing:
 
 
 @aggregate
+class DqSums:
+    """The sums of dq: their descriptor, two tiles in shared memory that are added to them, and the scales of queries or None."""
+
+    desc: tma.tensor_descriptor
+    tiles: gl.shared_memory_descriptor
+    scales: gl.tensor | gl.constexpr
+
+
+@aggregate
 class Choices:
     """Constants of the three warpgroups.
 
     OPERANDS_IN_REGISTERS: k and v. ONE_AT_A_TIME: scores and dp are not computed together, and p is kept in 16 bits, so that
-    the sums of head_dim 128 leave registers for a third warpgroup.
+    the sums of head_dim 128 leave registers for a third warpgroup. FIXED_POINT: the sums of dq are int32.
     """
 
     OPERANDS_IN_REGISTERS: gl.constexpr
     ONE_AT_A_TIME: gl.constexpr
+    FIXED_POINT: gl.constexpr
     s_layout: gl.constexpr
     sum_layout: gl.constexpr
     dq_layout: gl.constexpr
@@ -225,17 +237,27 @@ def fragments(x):
 
 
 @gluon.jit
-def dq_warpgroup(kept, ds_ring, dq_tiles, desc_sums, queue, lists, heads, grid, config, choices):
+def rounded(x):
+    """The nearest int32 of float32 numbers; 0 of NaN."""
+    return gl.inline_asm_elementwise(
+        "cvt.rni.s32.f32 $0, $1;", "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
     """The third warpgroup: dq of every step, added to the sums from one of two tiles in shared memory."""
     D: gl.constexpr = config.D
     SLOTS: gl.constexpr = config.SLOTS
     SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
     PIECES: gl.constexpr = D // 64
+    LINES_PER_QUERY: gl.constexpr = D // LINE
     DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
     layout: gl.constexpr = choices.dq_layout
     piece_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], piece_layout)
-    dq_boxes = reinterpret(dq_tiles, gl.float32, [2, 1, 1, PIECE_LINES, LINE], desc_sums.layout)
+    dq_boxes = reinterpret(sums.tiles, sums.tiles.dtype, [2, 1, 1, PIECE_LINES, LINE], sums.desc.layout)
+    m = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
     n_tiles = grid.n_groups * heads.batched
     n_chunks = grid.n_rows * (config.BLOCK_SIZE // CHUNK)
     it = 0
@@ -264,6 +286,9 @@ def dq_warpgroup(kept, ds_ring, dq_tiles, desc_sums, queue, lists, heads, grid, 
                 for sub in gl.static_range(SUB):
                     place = it + sub
                     ds_stage = place % DS_STAGES
+                    if choices.FIXED_POINT:  # they arrive while ds is waited for
+                        query = first_line // LINES_PER_QUERY + (index * SUB + sub) * CHUNK
+                        scales = gl.load(sums.scales + query + m)
                     mbarrier.wait(ds_ring.full.index(ds_stage), (place // DS_STAGES) & 1)
                     line = first_line + (index * SUB + sub) * (PIECE_LINES * PIECES)
                     for piece in gl.static_range(PIECES):
@@ -275,14 +300,16 @@ def dq_warpgroup(kept, ds_ring, dq_tiles, desc_sums, queue, lists, heads, grid, 
                         dq = warpgroup_mma_wait(0, deps=[dq])
                         if piece == PIECES - 1:
                             mbarrier.arrive(ds_ring.empty.index(ds_stage), count=1)
+                        if choices.FIXED_POINT:
+                            dq = rounded(dq * scales[:, None])
                         # the other tile may still be read
                         tma.store_wait(1)
                         thread_barrier()
                         buffer = (sub * PIECES + piece) % 2
-                        dq_tiles.index(buffer).store(fragments(dq).reshape([PIECE_LINES, LINE]))
+                        sums.tiles.index(buffer).store(fragments(dq).reshape([PIECE_LINES, LINE]))
                         fence_async_shared()
                         async_atomic_add(
-                            desc_sums, [0, 0, line + piece * PIECE_LINES, 0], dq_boxes.index(buffer)
+                            sums.desc, [0, 0, line + piece * PIECE_LINES, 0], dq_boxes.index(buffer)
                         )
                 it += SUB
                 index = index_next
@@ -347,17 +374,18 @@ NUMBERS = (
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def single_pass_kernel(
-    desc_k, desc_v, desc_q, desc_grad_out, desc_dk, desc_dv, desc_sums, Stats, Offsets, Indices, WorkOrder, Counter,
+    desc_k, desc_v, desc_q, desc_grad_out, desc_dk, desc_dv, desc_sums, Stats, Scales, Offsets, Indices, WorkOrder, Counter,
     n_layout_groups, n_entries, n_groups, n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row,
     kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
     SLOTS: gl.constexpr, DS_STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
-    OPERANDS_IN_REGISTERS: gl.constexpr, ONE_AT_A_TIME: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr,
-    DQ_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
+    OPERANDS_IN_REGISTERS: gl.constexpr, ONE_AT_A_TIME: gl.constexpr, FIXED_POINT: gl.constexpr,
+    CONSUMER_REGISTERS: gl.constexpr, DQ_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
     kept, streams, ds_ring, queue = shared_memory(desc_k.dtype, D, TILE, STAGES, SLOTS, DS_STAGES)
     sums_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
-    dq_tiles = gl.allocate_shared_memory(gl.float32, [2, PIECE_LINES, LINE], sums_layout)
+    dq_tiles = gl.allocate_shared_memory(desc_sums.dtype, [2, PIECE_LINES, LINE], sums_layout)
+    sums = DqSums(desc_sums, dq_tiles, Scales)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
     grid = Grid(n_groups, n_lists, n_rows, 0, 0, 0, first_row * BLOCK_SIZE, kv_len)
     heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
@@ -369,7 +397,7 @@ def single_pass_kernel(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
-    choices = Choices(OPERANDS_IN_REGISTERS, ONE_AT_A_TIME, s_layout, sum_layout, dq_layout)
+    choices = Choices(OPERANDS_IN_REGISTERS, ONE_AT_A_TIME, FIXED_POINT, s_layout, sum_layout, dq_layout)
     n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
@@ -378,7 +406,7 @@ def single_pass_kernel(
         [
             (consumer, (W0, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
             (consumer, (W1, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
-            (dq_warpgroup, (kept, ds_ring, dq_tiles, desc_sums, queue, lists, heads, grid, config, choices)),
+            (dq_warpgroup, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
             (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
             (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
         ],

@@ -1,7 +1,9 @@
 """What runs before and after the single pass of the backward (backward_single_pass.py), for a chunk of 64 queries of a head.
 
-begin_kernel    lse and -delta as the columns read them (lse_delta.py), and zeros for the sums of dq
-finish_kernel   dq from its float32 sums, which stand in the order in which the threads of the single pass hold them
+begin_kernel    lse and -delta as the columns read them (lse_delta.py), zeros for the sums of dq, and their scales
+finish_kernel   dq from its sums, which stand in the order in which the threads of the single pass hold them
+
+The sums are float32, with None for Scales and Maxima, or int32 with a scale for every query (fixed_point.py).
 """
 
 from __future__ import annotations
@@ -9,19 +11,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .fixed_point import scales_of
+
 LOG2E = tl.constexpr(1.4426950408889634)
 CHUNK = tl.constexpr(64)
 
 
 NUMBERS = [
-    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_chunks", "num_heads", "q_len",
+    "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_chunks", "num_heads", "heads_per_kv", "q_len",
 ]  # fmt: skip
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def begin_kernel(
-    Out, GradOut, Lse, GradLse, Stats, Sums, stride_ob, stride_os, stride_oh, stride_gb, stride_gs, stride_gh, stride_lb,
-    stride_lh, stride_ls, has_grad_lse, n_chunks, num_heads, q_len, D: tl.constexpr,
+    Out, GradOut, Lse, GradLse, Stats, Sums, Scales, Maxima, stride_ob, stride_os, stride_oh, stride_gb, stride_gs, stride_gh,
+    stride_lb, stride_lh, stride_ls, has_grad_lse, n_chunks, num_heads, heads_per_kv, q_len, D: tl.constexpr,
 ):  # fmt: skip
     """A program for every chunk of every head. The first query is at the start of the first chunk."""
     place = tl.program_id(0).to(tl.int64)
@@ -42,17 +46,23 @@ def begin_kernel(
     if has_grad_lse != 0:
         grad_lse = tl.load(of_grad_lse, mask=inside, other=0.0).to(tl.float32)
     sums = Sums + place * (CHUNK * D) + tl.arange(0, CHUNK * D)
-    tl.store(sums, tl.zeros([CHUNK * D], tl.float32))
+    tl.store(sums, tl.zeros([CHUNK * D], Sums.dtype.element_ty))
     delta = tl.sum(out.to(tl.float32) * grad_out.to(tl.float32), 1) - grad_lse
     none = lse == -float("inf")
     stats = Stats + place * (2 * CHUNK) + m
     tl.store(stats, tl.where(none, float("inf"), lse * LOG2E))
     tl.store(stats + CHUNK, tl.where(none, 0.0, -delta))
+    if Scales is not None:
+        maxima = Maxima + batch_head // heads_per_kv * 2
+        k_max = tl.load(maxima).to(tl.float32, bitcast=True)
+        v_max = tl.load(maxima + 1).to(tl.float32, bitcast=True)
+        scales = scales_of(grad_out.to(tl.float32), delta, lse, k_max, v_max)
+        tl.store(Scales + place * CHUNK + m, scales)
 
 
 @triton.jit(do_not_specialize=["n_chunks", "num_heads", "q_len"])
 def finish_kernel(
-    Sums, Dq, stride_qb, stride_qs, stride_qh, n_chunks, num_heads, q_len, softmax_scale, D: tl.constexpr
+    Sums, Scales, Dq, stride_qb, stride_qs, stride_qh, n_chunks, num_heads, q_len, softmax_scale, D: tl.constexpr
 ):  # fmt: skip
     """A program for every chunk of every head."""
     place = tl.program_id(0).to(tl.int64)
@@ -60,12 +70,12 @@ def finish_kernel(
     i_batch, head = batch_head // num_heads, batch_head % num_heads
     x = tl.load(Sums + place * (CHUNK * D) + tl.arange(0, CHUNK * D)) * softmax_scale
     # (column / 8, warp, row in 8, column / 2 in 4, row / 8 in 2, column in 2), as `fragments` leaves them
-    x = (
-        x.to(Dq.dtype.element_ty)
-        .reshape([D // 8, 4, 8, 4, 2, 2])
-        .permute([1, 4, 2, 0, 3, 5])
-        .reshape([CHUNK, D])
-    )
+    x = x.reshape([D // 8, 4, 8, 4, 2, 2])
+    if Scales is not None:
+        scales = tl.load(Scales + place * CHUNK + tl.arange(0, CHUNK))
+        inverse = tl.div_rn(1.0, scales).reshape([4, 2, 8]).permute([0, 2, 1])
+        x *= inverse.reshape([1, 4, 8, 1, 2, 1])
+    x = x.to(Dq.dtype.element_ty).permute([1, 4, 2, 0, 3, 5]).reshape([CHUNK, D])
     query = chunk * CHUNK + tl.arange(0, CHUNK)
     d = tl.arange(0, D)
     of_dq = Dq + i_batch * stride_qb + head * stride_qh + query.to(tl.int64)[:, None] * stride_qs

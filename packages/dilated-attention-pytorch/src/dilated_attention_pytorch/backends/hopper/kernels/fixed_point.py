@@ -1,0 +1,87 @@
+"""Fixed-point sums of dq, which are the same bits in whatever order TMA adds (backward_single_pass.py): their scales.
+
+With ds = p (dp - delta) of a query, and p that add up to 1, no sum of ds k over any of its keys exceeds
+
+    B = (|grad_out|_2 max |v|_2 + |delta|) max |k|
+
+with the maxima over the keys of a kv head that some block of it shows, and delta with the gradient of lse. The scale is 2^30
+over the next power of two of B, so that int32 leaves another factor of two for what is rounded.
+
+    maxima  float32 as int32 (batch * num_kv_heads, 2): max |k| and max |v|_2; 0 before the launch of key_maxima_kernel
+    scales  float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK)
+
+Numbers that are not finite are left out of the maxima, for only queries that see them must get NaN: those find it in their lse
+or delta. Their scale is NaN, and so is their dq. What no query of a block finds is an infinite key with scores of -inf, and
+numbers behind the diagonal: of that block's products with them nothing is added, where float32 sums would become NaN.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BLOCK = tl.constexpr(128)  # keys
+SAFETY = tl.constexpr(1.02)  # p and ds are rounded
+LEAST = tl.constexpr(2.0**-100)  # squares below are rounded to less than their number of bits
+ROOT_OF_DIM = tl.constexpr(12.0)  # at least that of 128
+
+
+@triton.jit
+def norm(squares, largest):
+    """At least the Euclidean norm of numbers with this sum of squares, which may have left float32, and this largest one."""
+    in_range = (squares > LEAST) & (squares < float("inf"))
+    return tl.where(in_range, tl.sqrt(squares), ROOT_OF_DIM * largest)
+
+
+@triton.jit
+def scales_of(grad_out, delta, lse, k_max, v_max):
+    """The scales of queries, by rows of grad_out (queries, D) in float32; 1 of those that see no key."""
+    grads = tl.abs(grad_out)
+    of_dp = norm(tl.sum(grads * grads, 1), tl.max(grads, 1)) * v_max + tl.abs(delta)
+    bound = tl.where(of_dp < LEAST, LEAST, of_dp) * (SAFETY * k_max)  # tl.maximum would drop NaN
+    exponent = bound.to(tl.int32, bitcast=True) >> 23  # bound < 2 ** (exponent - 126)
+    scale = (tl.minimum(283 - exponent, 253) << 23).to(tl.float32, bitcast=True)
+    is_finite = (exponent < 255) & (tl.abs(lse) < float("inf"))
+    scale = tl.where(is_finite, scale, float("nan"))
+    return tl.where(lse == -float("inf"), 1.0, scale)
+
+
+NUMBERS = ["num_kv_heads", "heads_per_kv", "heads_per_list", "n_blocks", "kv_len"]
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def key_maxima_kernel(
+    K, V, Offsets, Maxima, stride_kb, stride_ks, stride_kh, stride_vb, stride_vs, stride_vh, num_kv_heads, heads_per_kv,
+    heads_per_list, n_blocks, kv_len, D: tl.constexpr,
+):  # fmt: skip
+    """A program for every block of keys of every kv head; Offsets: of the lists of the columns."""
+    place = tl.program_id(0)
+    kv_head, block, i_batch = (
+        place % num_kv_heads,
+        place // num_kv_heads % n_blocks,
+        place // num_kv_heads // n_blocks,
+    )
+    first_head = kv_head * heads_per_kv
+    entries = 0
+    for layout_head in range(
+        first_head // heads_per_list, (first_head + heads_per_kv - 1) // heads_per_list + 1
+    ):
+        offsets = Offsets + layout_head * n_blocks + block
+        entries += tl.load(offsets + 1) - tl.load(offsets)
+    if entries > 0:
+        keys = block * BLOCK + tl.arange(0, BLOCK)
+        d = tl.arange(0, D)[None, :]
+        inside = (keys < kv_len)[:, None]
+        rows = keys.to(tl.int64)[:, None]
+        of_k = K + i_batch.to(tl.int64) * stride_kb + kv_head * stride_kh + rows * stride_ks + d
+        of_v = V + i_batch.to(tl.int64) * stride_vb + kv_head * stride_vh + rows * stride_vs + d
+        k = tl.abs(tl.load(of_k, mask=inside, other=0.0).to(tl.float32))
+        v = tl.abs(tl.load(of_v, mask=inside, other=0.0).to(tl.float32))
+        k = tl.where(k < float("inf"), k, 0.0)
+        v = tl.where(v < float("inf"), v, 0.0)
+        k_max = tl.max(tl.max(k, 1), 0)
+        v_max = tl.max(norm(tl.sum(v * v, 1), tl.max(v, 1)), 0)
+        # of numbers that are not negative, those with greater bits are greater
+        maxima = Maxima + (i_batch * num_kv_heads + kv_head) * 2
+        tl.atomic_max(maxima, k_max.to(tl.int32, bitcast=True), sem="relaxed")
+        tl.atomic_max(maxima + 1, v_max.to(tl.int32, bitcast=True), sem="relaxed")
