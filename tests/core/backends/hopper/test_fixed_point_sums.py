@@ -238,6 +238,20 @@ def test_what_is_not_finite_stays_with_its_query(switched_on: None) -> None:
     assert distance(found[~bad], wanted[~bad]) < ROUNDING[torch.bfloat16]
 
 
+@pytest.mark.parametrize("name", ["k", "v"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_key_that_is_not_finite_reaches_its_whole_head(switched_on: None, name: str, number: float) -> None:
+    torch.manual_seed(6)
+    problem = problem_of(head_dim=64, length=256, heads=4, kv_heads=2, is_causal=True)
+    changed = getattr(problem, name).clone()
+    changed[0, 120, 0, 3] = number
+    found = Given.drawn(replace(problem, **{name: changed})).found()[0].q
+    assert found[0, :128, :2].isnan().all()
+    assert found[0, :, 2:].isfinite().all()
+    assert found[1].isfinite().all()
+    assert not found[0, 128:].any()  # they see no key
+
+
 def test_keys_in_no_block_may_be_anything(switched_on: None) -> None:
     torch.manual_seed(4)
     problem = problem_of(head_dim=64, length=384, heads=1)

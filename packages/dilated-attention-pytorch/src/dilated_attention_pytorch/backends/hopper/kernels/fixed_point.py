@@ -10,9 +10,9 @@ over the next power of two of B, so that int32 leaves another factor of two for 
     maxima  float32 as int32 (batch * num_kv_heads, 2): max |k| and max |v|_2; 0 before the launch of key_maxima_kernel
     scales  float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK)
 
-Numbers that are not finite are left out of the maxima, for only queries that see them must get NaN: those find it in their lse
-or delta. Their scale is NaN, and so is their dq. What no query of a block finds is an infinite key with scores of -inf, and
-numbers behind the diagonal: of that block's products with them nothing is added, where float32 sums would become NaN.
+A query whose numbers are not finite has such an lse or delta: its scale is NaN, and so is its dq. A key or value that is not
+finite, in a block that some query sees, makes dq of its whole kv head NaN, also where a mask hides it: a product with it has
+no place in a sum of whole numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ ROOT_OF_DIM = tl.constexpr(12.0)  # at least that of 128
 
 
 @triton.jit
+def bits(x):
+    """Of numbers that are not negative, the greater ones have the greater bits, and NaN the greatest."""
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def largest(x):
+    """The largest number in every row, NaN where there is one."""
+    return tl.max(bits(x), 1).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def norm(squares, largest):
     """At least the Euclidean norm of numbers with this sum of squares, which may have left float32, and this largest one."""
     in_range = (squares > LEAST) & (squares < float("inf"))
@@ -37,9 +49,9 @@ def norm(squares, largest):
 def scales_of(grad_out, delta, lse, k_max, v_max):
     """The scales of queries, by rows of grad_out (queries, D) in float32; 1 of those that see no key."""
     grads = tl.abs(grad_out)
-    of_dp = norm(tl.sum(grads * grads, 1), tl.max(grads, 1)) * v_max + tl.abs(delta)
+    of_dp = norm(tl.sum(grads * grads, 1), largest(grads)) * v_max + tl.abs(delta)
     bound = tl.where(of_dp < LEAST, LEAST, of_dp) * (SAFETY * k_max)  # tl.maximum would drop NaN
-    exponent = bound.to(tl.int32, bitcast=True) >> 23  # bound < 2 ** (exponent - 126)
+    exponent = bits(bound) >> 23  # bound < 2 ** (exponent - 126)
     scale = (tl.minimum(283 - exponent, 253) << 23).to(tl.float32, bitcast=True)
     is_finite = (exponent < 255) & (tl.abs(lse) < float("inf"))
     scale = tl.where(is_finite, scale, float("nan"))
@@ -77,11 +89,7 @@ def key_maxima_kernel(
         of_v = V + i_batch.to(tl.int64) * stride_vb + kv_head * stride_vh + rows * stride_vs + d
         k = tl.abs(tl.load(of_k, mask=inside, other=0.0).to(tl.float32))
         v = tl.abs(tl.load(of_v, mask=inside, other=0.0).to(tl.float32))
-        k = tl.where(k < float("inf"), k, 0.0)
-        v = tl.where(v < float("inf"), v, 0.0)
-        k_max = tl.max(tl.max(k, 1), 0)
-        v_max = tl.max(norm(tl.sum(v * v, 1), tl.max(v, 1)), 0)
-        # of numbers that are not negative, those with greater bits are greater
+        norms = norm(tl.sum(v * v, 1), largest(v))
         maxima = Maxima + (i_batch * num_kv_heads + kv_head) * 2
-        tl.atomic_max(maxima, k_max.to(tl.int32, bitcast=True), sem="relaxed")
-        tl.atomic_max(maxima + 1, v_max.to(tl.int32, bitcast=True), sem="relaxed")
+        tl.atomic_max(maxima, tl.max(bits(largest(k)), 0), sem="relaxed")
+        tl.atomic_max(maxima + 1, tl.max(bits(norms), 0), sem="relaxed")
