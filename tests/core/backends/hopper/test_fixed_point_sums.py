@@ -164,7 +164,7 @@ def test_the_largest_possible_sums_fit(switched_on: None) -> None:
     grad_out = torch.full((1, 256, 1, 64), 1.4, dtype=torch.bfloat16)
     given = Given(problem, grad_out, torch.zeros(1, 1, 256))
     grads, sums = given.found()
-    assert 2**29 < int(sums.abs().max()) < 2**30
+    assert 2**28 < int(sums.abs().max()) < 2**29
     assert distance(grads.q, given.wanted()[0]) < 3 * ROUNDING[torch.bfloat16]  # all ds are rounded alike
 
 

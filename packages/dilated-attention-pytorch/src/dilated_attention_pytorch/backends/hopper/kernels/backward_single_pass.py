@@ -53,6 +53,19 @@ from .tma import release_stored, release_stored_before, store_tokens
 
 LINE = gl.constexpr(32)  # numbers of 4 bytes
 PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
+# The multiple of 512 nearest to $1 * $2, beside 2**32 * 1.35, and the rest, beside 2**23 * 1.5, are whole numbers in the last
+# bits of float32; what else is in these bits cancels modulo 2**32. `cvt.rni.s32.f32` would take turns with the exponentials.
+FIXED_POINT_OF = gl.constexpr("""{
+    .reg .f32 high, from, low;
+    .reg .b32 a, b;
+    fma.rn.f32 high, $1, $2, 0f4FDA6000;
+    sub.rn.f32 from, 0f4FDAC000, high;
+    fma.rn.f32 low, $1, $2, from;
+    mov.b32 a, high;
+    mov.b32 b, low;
+    shl.b32 a, a, 9;
+    add.s32 $0, a, b;
+}""")
 
 
 @aggregate
@@ -237,10 +250,11 @@ def fragments(x):
 
 
 @gluon.jit
-def rounded(x):
-    """The nearest int32 of float32 numbers; 0 of NaN."""
+def fixed_point(x, scales):
+    """The nearest int32 of x * scales, which must not reach 2**30; anything for NaN."""
+    x, scales = gl.broadcast(x, scales)
     return gl.inline_asm_elementwise(
-        "cvt.rni.s32.f32 $0, $1;", "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1
+        FIXED_POINT_OF, "=r,f,f", [x, scales], dtype=gl.int32, is_pure=True, pack=1
     )
 
 
@@ -301,7 +315,7 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
                         if piece == PIECES - 1:
                             mbarrier.arrive(ds_ring.empty.index(ds_stage), count=1)
                         if choices.FIXED_POINT:
-                            dq = rounded(dq * scales[:, None])
+                            dq = fixed_point(dq, scales[:, None])
                         # the other tile may still be read
                         tma.store_wait(1)
                         thread_barrier()

@@ -4,8 +4,8 @@ With ds = p (dp - delta) of a query, and p that add up to 1, no sum of ds k over
 
     B = (|grad_out|_2 max |v|_2 + |delta|) max |k|
 
-with the maxima over the keys of a kv head that some block of it shows, and delta with the gradient of lse. The scale is 2^30
-over the next power of two of B, so that int32 leaves another factor of two for what is rounded.
+with the maxima over the keys of a kv head that some block of it shows, and delta with the gradient of lse. The scale is 2^29
+over the next power of two of B, so that there is another factor of two for what is rounded.
 
     maxima  float32 as int32 (batch * num_kv_heads, 2): max |k| and max |v|_2; 0 before the launch of key_maxima_kernel
     scales  float32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK)
@@ -52,7 +52,7 @@ def scales_of(grad_out, delta, lse, k_max, v_max):
     of_dp = norm(tl.sum(grads * grads, 1), largest(grads)) * v_max + tl.abs(delta)
     bound = tl.where(of_dp < LEAST, LEAST, of_dp) * (SAFETY * k_max)  # tl.maximum would drop NaN
     exponent = bits(bound) >> 23  # bound < 2 ** (exponent - 126)
-    scale = (tl.minimum(283 - exponent, 253) << 23).to(tl.float32, bitcast=True)
+    scale = (tl.minimum(282 - exponent, 253) << 23).to(tl.float32, bitcast=True)
     is_finite = (exponent < 255) & (tl.abs(lse) < float("inf"))
     scale = tl.where(is_finite, scale, float("nan"))
     return tl.where(lse == -float("inf"), 1.0, scale)
