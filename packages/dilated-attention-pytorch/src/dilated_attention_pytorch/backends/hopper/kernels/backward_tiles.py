@@ -177,7 +177,7 @@ def read_sequence_tile(queue, i_tile, grid, DKDV: gl.constexpr):
             read_number(queue, i_tile, 18),
         )  # fmt: skip
     else:
-        windows = Windows(lo, hi, lo, hi, lo, hi, lo * 0, 0, hi)
+        windows = Windows(lo, hi, lo, hi, lo, hi, lo * 0, lo * 0, hi)  # numbers all, as of `windows_of`
     first_position = layout.first_row * layout.BLOCK_SIZE
     q_end = sequence.q_position + sequence.q_len
     first_query = (
