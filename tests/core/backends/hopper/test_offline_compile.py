@@ -31,7 +31,7 @@ MOST_SPILLS = {
     (3, 9): {"forward": (16, 8), "dq": (0, 40), "dkdv": (8, 8), "single": (340, 0), "fixed": (340, 0)},
 }
 # By head_dim: where dq takes 96 or 128 registers; around the loops.
-MOST_MORE = {192: 160, 256: 32}
+MOST_MORE = {192: 240, 256: 32}
 # With positions, masks and the like: beside them in the loops, addresses and numbers of a tile around them.
 MOST_WIDE_SPILLS = 400
 # What ptxas says when it makes every product wait for the one before, or one of them (C7517).
