@@ -195,6 +195,15 @@ def case_of(options: argparse.Namespace, base: Case) -> Case:
         raise Unusable(
             f"--window is of --pattern local_window, got --pattern {given['pattern']}; leave one of the two out"
         )
+    missing = [
+        flag
+        for flag, name in (("--segment-lengths", "segment_lengths"), ("--token-rates", "dilation_rates"))
+        if given.get(name, getattr(base, name)) is None
+    ]
+    if len(missing) == 1:
+        raise Unusable(
+            f"--segment-lengths and --token-rates go together, {missing[0]} is not given; give both or neither"
+        )
     try:
         case = replace(base, **given)
         if case.pattern != RANDOM:
