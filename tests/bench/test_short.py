@@ -35,6 +35,17 @@ def test_command_times_eager_calls(tmp_path: Path, capsys: pytest.CaptureFixture
     assert where["command"].startswith("attention-bench short ")
 
 
+def test_default_peers_are_those_that_serve_a_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(short.DEFAULT_PEERS["cpu"]) == {"ours", "flex", "sdpa"}
+    monkeypatch.setitem(short.DEFAULT_PEERS, "cpu", ("ours", "fa4"))  # flex would be compiled
+    file = str(tmp_path / "short.json")
+    assert cli.main(["short", *OPTIONS, "--json", file]) == 0
+    assert {row.peer for row in short.read_json(file)[0]} == {"ours"}
+    assert "fa4 is left out: needs a CUDA device" in capsys.readouterr().out
+
+
 def test_every_pattern_of_the_main_command_is_served(tmp_path: Path) -> None:
     file = str(tmp_path / "short.json")
     for more in (["--window", "40", "--causal"], ["--pattern", "random_topk"]):

@@ -17,7 +17,7 @@ from .budget import Budget
 from .cases import PATTERNS, Case
 from .environment import environment
 from .measure import Expected, Row
-from .peers import PEERS
+from .peers import PEERS, serving
 from .presets import FOR_CPU, PRESETS
 
 DEFAULT_PEERS = {"cuda": ["ours", "flex", "fa4"], "cpu": ["ours", "flex", "sdpa"]}
@@ -89,16 +89,7 @@ def chosen_cases(given: argparse.Namespace, device: str) -> list[Case]:
 
 def chosen_peers(given: argparse.Namespace, cases: list[Case], device: str) -> list[str]:
     """The requested peers, or the default ones without those that support none of the cases."""
-    if given.peers:
-        return list(dict.fromkeys(given.peers))
-    names = []
-    for name in DEFAULT_PEERS[device]:
-        reasons = [PEERS[name].rejects(case, device) for case in cases]
-        if all(reason is not None for reason in reasons):
-            print(f"{name} is left out: {reasons[0]}", flush=True)
-        else:
-            names.append(name)
-    return names
+    return list(dict.fromkeys(given.peers)) if given.peers else serving(DEFAULT_PEERS[device], cases, device)
 
 
 def measured(

@@ -24,11 +24,11 @@ from .budget import Budget
 from .cases import PATTERNS, Case
 from .collection import Collection
 from .environment import environment, footnote
-from .peers import PEERS
+from .peers import PEERS, serving
 from .presets import PRESETS
 
 KIND = "short"
-DEFAULT_PEERS = ("ours", "fa4", "flex", "cudnn")
+DEFAULT_PEERS = {"cuda": ("ours", "fa4", "flex", "cudnn"), "cpu": ("ours", "flex", "sdpa")}
 CPU_CASES = [Case(1024, heads, 64, 64, 0.1, dtype="float32", pattern_rates=None) for heads in (2, 4)]
 TIMES = ("eager_us", "graph_us", "eager_both_us", "graph_both_us")
 
@@ -218,8 +218,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_window(parser)
     parser.add_argument(
-        "--peers", nargs="+", choices=PEERS, metavar="PEER", default=list(DEFAULT_PEERS),
-        help=f"default: {' '.join(DEFAULT_PEERS)}",
+        "--peers", nargs="+", choices=PEERS, metavar="PEER",
+        help="default: {} if they serve a case; on a CPU {}".format(*map(" ".join, DEFAULT_PEERS.values())),
     )  # fmt: skip
     parser.add_argument(
         "--rounds", type=positive_int, default=7, help="turns of every peer, of which the median is taken (default 7)"
@@ -241,7 +241,7 @@ def main(arguments: list[str]) -> int:
     command = options.command_line(parser.prog, arguments, given.json)
     where = environment(device, command)
     found = Collection(parser.prog, KIND, line, given.json, device, where, table=table)
-    names = list(dict.fromkeys(given.peers))
+    names = list(dict.fromkeys(given.peers)) if given.peers else serving(DEFAULT_PEERS[device], cases, device)
     return found.collect(
         cases, lambda case: measured(case, names, device, given.rounds, given.calls), Budget(given.budget)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..cases import Case
 from .base import Attend, Peer
 from .bsa import BSA
 from .decoding import DECODING
@@ -18,4 +21,17 @@ PEERS: dict[str, Peer] = {
     for peer in (*OURS, *DECODING, FLEX, *FA4, *BSA, VSA, FLASHINFER, NATTEN, CUDNN, FA2, SDPA)
 }
 
-__all__ = ["PEERS", "Attend", "Peer"]
+
+def serving(names: Sequence[str], cases: Sequence[Case], device: str) -> list[str]:
+    """The default peers of a command without those that serve none of its cases, which are named."""
+    found = []
+    for name in names:
+        reasons = [PEERS[name].rejects(case, device) for case in cases]
+        if all(reason is not None for reason in reasons):
+            print(f"{name} is left out: {reasons[0]}", flush=True)
+        else:
+            found.append(name)
+    return found
+
+
+__all__ = ["PEERS", "Attend", "Peer", "serving"]
