@@ -95,7 +95,7 @@ def test_what_a_worker_has_compiled_is_found_on_the_disk(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("setting", "cores", "expected"),
-    [(None, 8, 2), (None, 3, 1), (None, 2, 0), ("auto", 8, 2), ("0", 8, 0), ("3", 2, 3)],
+    [(None, 8, 2), (None, 3, 1), (None, 2, 0), ("auto", 8, 2), ("", 8, 2), ("0", 8, 0), ("3", 2, 3)],
 )
 def test_number_of_workers(
     setting: str | None, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
@@ -107,6 +107,16 @@ def test_number_of_workers(
     if setting is not None:
         monkeypatch.setenv(compile_workers.SETTING, setting)
     assert compile_workers.n_workers() == expected
+
+
+def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
+    for name in (compile_workers.SETTING, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compile_workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert compile_workers.n_workers() > 0
+    monkeypatch.setattr(compile_workers.sys, "frozen", True, raising=False)
+    assert compile_workers.n_workers() == 0
 
 
 def test_a_worker_takes_no_module_from_its_own_folder(tmp_path: Path) -> None:

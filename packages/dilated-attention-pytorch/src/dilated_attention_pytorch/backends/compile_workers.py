@@ -34,15 +34,15 @@ SETTING = "DILATED_ATTENTION_COMPILE_WORKERS"
 
 def n_workers() -> int:
     """How many may work for this process: by the setting, or ("auto", the default) by the cores that each rank has."""
-    setting = os.environ.get(SETTING, "auto")
+    setting = os.environ.get(SETTING) or "auto"
     if triton.knobs.compilation.always_compile:  # nothing would be found on the disk
         return 0
     if setting.isdecimal():
         return int(setting)
     if setting != "auto":
         raise ValueError(f"{SETTING} must be auto or a number of processes, 0 for none; got {setting!r}")
-    if not hasattr(os, "sched_getaffinity") or not sys.executable:
-        return 0
+    if not hasattr(os, "sched_getaffinity") or not sys.executable or getattr(sys, "frozen", False):
+        return 0  # of a frozen application, sys.executable is the application
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     cores = len(os.sched_getaffinity(0)) // max(1, int(ranks) if ranks.isdecimal() else 1)
     return max(0, min(MOST_WORKERS, cores - CORES_WITHOUT))
