@@ -8,7 +8,7 @@ where bits 0 and 3 of the position of the key are 0 and so is bit 3 of that of t
     word 2   query + 8   as word 0
     word 3   query + 8   as word 1
 
-These are pairs that a thread holds of the result of a Hopper matrix product, (64, N): rows r and r + 8, pairs of neighbouring
+These are pairs that a thread holds of the result of a `wgmma` product, (64, N): rows r and r + 8, pairs of neighbouring
 columns, each 8 columns from the next. A mask thus takes few calls, also where scores are transposed.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: of the 4x32 variants that of 7 rounds is the
