@@ -387,5 +387,5 @@ def shared_memory(
         mbarrier.init(gv_full.index(i), count=1)
     fence_async_shared()
     kept = KeptTiles(kept_qk, kept_gv, kept_qk_tails, kept_gv_tails, kept_full, kept_empty)
-    rings = Ring(qk, qk_full, empty, qk_tails), Ring(gv, gv_full, empty, gv_tails)
-    return kept, Streams(rings[0], rings[1], lse, delta), queue
+    qk_ring, gv_ring = Ring(qk, qk_full, empty, qk_tails), Ring(gv, gv_full, empty, gv_tails)
+    return kept, Streams(qk_ring, gv_ring, lse, delta), queue
