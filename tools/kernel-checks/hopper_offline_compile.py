@@ -106,13 +106,13 @@ SHAPES = [
         )
     ),
     *(
-        Shape(kernel, head_dim, 128, causal, causal)
-        for kernel in ("single", "fixed")
+        Shape("single", head_dim, 128, causal, causal)
         for head_dim in tuning.SINGLE_PASS
         for causal in (True, False)
     ),
+    Shape("fixed", 64, 128, True, True),
+    Shape("fixed", 64, 128, False, False),
     Shape("single", 128, 128, False, False, dtype="float16"),
-    Shape("fixed", 128, 128, False, False, dtype="float16"),
 ]
 # Of head_dims that are not those of the kernels, the forward reads fewer columns; tiles of 192 columns are two.
 ODD_SHAPES = [
@@ -163,7 +163,6 @@ MAIN_SHAPES = [
     and (not shape.rates or shape.head_dim == 128)
     and (not shape.features or shape in WIDE_MAIN_SHAPES)
     and shape.head_dim != 192
-    and (shape.kernel != "fixed" or shape.head_dim == 128)
 ] + [Shape(kernel, 192, 128, True, True, v_head_dim=128) for kernel in ("forward", "dkdv")]
 
 

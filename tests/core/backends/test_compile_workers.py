@@ -35,7 +35,7 @@ def answer_of(code: str, folder: Path) -> Any:
 
 def test_forward_with_gradients_asks_for_the_kernels_of_its_backward(tmp_path: Path) -> None:
     code = """
-        import json, sys
+        import json, os, sys
         sys.path.insert(0, "")
         import torch, triton
         from count_compilations import Compilations
@@ -45,6 +45,7 @@ def test_forward_with_gradients_asks_for_the_kernels_of_its_backward(tmp_path: P
 
         layout = BlockLayout.from_config(SparsePatternConfig(block_size=128, sparsity_ratio=0.4), 256)
         asked = []
+        os.environ["DILATED_ATTENTION_BACKWARD_SUMS"] = "off"
         for requires_grad in (False, True):
             q, k, v = (torch.zeros(1, 256, 2, 64, dtype=torch.bfloat16) for _ in range(3))
             p = make_problem(q.requires_grad_(requires_grad), k, v, layout).prepared_by(HOPPER, layout)
@@ -52,14 +53,22 @@ def test_forward_with_gradients_asks_for_the_kernels_of_its_backward(tmp_path: P
                 triton.knobs.runtime.jit_cache_hook = found = Compilations()
                 HOPPER.compile_for(p, (9, 0), grads)
                 asked.append({name: len(keys) for name, keys in found.keys.items() if "level" not in name})
+        os.environ["DILATED_ATTENTION_BACKWARD_SUMS"] = "auto"
+        triton.knobs.runtime.jit_cache_hook = found = Compilations()
+        HOPPER.compile_for(p, (9, 0), [(torch.zeros_like(q), None)])
+        asked.append({name: len(keys) for name, keys in found.keys.items() if "level" not in name})
         print(json.dumps(asked))
     """
-    forward, both, expecting, both_again = answer_of(code, tmp_path)
+    forward, both, expecting, both_again, of_any_size = answer_of(code, tmp_path)
     assert forward == {"hopper forward_kernel": 1}
     assert len(both) == 3
     assert set(both.values()) == {1}
     # and asks for nothing that the backward then does not want
     assert expecting == both == both_again
+    # a large call may have the single pass, and what runs before and after it
+    assert set(both) < set(of_any_size)
+    assert len(of_any_size) == len(both) + 4
+    assert set(of_any_size.values()) == {1}
 
 
 def test_what_a_worker_has_compiled_is_found_on_the_disk(tmp_path: Path) -> None:

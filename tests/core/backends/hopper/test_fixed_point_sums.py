@@ -13,28 +13,40 @@ pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
 from dilated_attention_pytorch.backends.hopper import HOPPER, fixed_point_sums
-from dilated_attention_pytorch.backends.hopper.fixed_point_sums import SETTING, device_memory, is_on, sums_fit
+from dilated_attention_pytorch.backends.hopper.fixed_point_sums import (
+    SETTING,
+    device_memory,
+    is_on,
+    sums_fit,
+    sums_pay,
+)
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.backends.reference import attention_reference
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper.cases import ROUNDING
 from tests.core.backends.hopper.emulator.comparison import distance
+from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
 from tests.core.backends.hopper.test_single_pass import counted, problem_of
 
 
 @pytest.fixture
-def switched_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SETTING, "auto")
+def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums in fixed point also in small calls, and at head_dim 128."""
+    monkeypatch.delenv(SETTING, raising=False)
+    for module in (fixed_point_sums, emulated().single_pass.fixed_point_sums):
+        monkeypatch.setattr(module, "HEAD_DIMS", (64, 128))
+        monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
+        monkeypatch.setattr(module, "LEAST_QUERIES", 0)
 
 
 # ---- which calls
 
 
-@pytest.mark.parametrize(("setting", "expected"), [(None, False), ("off", False), ("auto", True)])
-def test_the_setting_is_off_by_default(
+@pytest.mark.parametrize(("setting", "expected"), [(None, True), ("off", False), ("auto", True)])
+def test_the_setting_is_auto_by_default(
     monkeypatch: pytest.MonkeyPatch, setting: str | None, expected: bool
 ) -> None:
     monkeypatch.delenv(SETTING, raising=False)
@@ -58,6 +70,24 @@ def test_the_sums_take_a_sixteenth_of_the_device_at_most(monkeypatch: pytest.Mon
     assert not sums_fit(problem)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "heads", "head_dim", "expected"),
+    [(8, 64, 64, True), (7, 64, 64, False), (8, 63, 64, False), (8, 64, 128, False)],
+    ids=["enough", "blocks", "heads", "head_dim"],
+)
+def test_two_passes_serve_what_they_serve_as_fast(
+    monkeypatch: pytest.MonkeyPatch, blocks: int, heads: int, head_dim: int, expected: bool
+) -> None:
+    monkeypatch.delenv(SETTING, raising=False)
+    n = 32
+    column = torch.arange(n)
+    layout = BlockLayout.from_dense(((column[None] - column[:, None]) % n) < blocks, 128)
+    q = torch.empty(1, 1, 1, 1, dtype=torch.bfloat16).expand(1, 128 * n, heads, head_dim)
+    problem = make_problem(q, q, q, layout).prepared_by(HOPPER, layout)
+    assert sums_pay(problem) is expected
+    assert (SINGLE_PASS.why_not(problem) is None) is expected
+
+
 def test_all_memory_of_a_gpu_counts_not_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -75,7 +105,7 @@ def test_all_memory_of_a_gpu_counts_not_what_is_free(monkeypatch: pytest.MonkeyP
 
 
 def test_calls_that_want_the_same_bits_get_them_where_they_fit(
-    monkeypatch: pytest.MonkeyPatch, switched_on: None
+    monkeypatch: pytest.MonkeyPatch, of_any_size: None
 ) -> None:
     problem = problem_of(deterministic=True)
     assert SINGLE_PASS.why_not(problem) is None
@@ -85,10 +115,10 @@ def test_calls_that_want_the_same_bits_get_them_where_they_fit(
     assert "too much memory" in str(SINGLE_PASS.why_not(problem))
     assert SINGLE_PASS.why_not(problem_of(deterministic=False)) is None
     monkeypatch.setenv(SETTING, "off")
-    assert "are off" in str(SINGLE_PASS.why_not(problem))
+    assert "is off" in str(SINGLE_PASS.why_not(problem))
 
 
-def test_after_torch_asks_for_the_same_bits_no_sums_are_float32(switched_on: None) -> None:
+def test_after_torch_asks_for_the_same_bits_no_sums_are_float32(of_any_size: None) -> None:
     torch.use_deterministic_algorithms(True)
     try:
         assert SINGLE_PASS.in_fixed_point(problem_of(deterministic=False))
@@ -139,7 +169,7 @@ class Given:
         return made, sums[0]
 
 
-def test_any_order_of_additions_gives_the_same_bits(switched_on: None) -> None:
+def test_any_order_of_additions_gives_the_same_bits(of_any_size: None) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 512, 1, 64).to(torch.bfloat16) for _ in "qkv")
     layout = BlockLayout.from_dense(torch.ones(4, 4, dtype=torch.bool), 128)
@@ -153,7 +183,7 @@ def test_any_order_of_additions_gives_the_same_bits(switched_on: None) -> None:
     assert not torch.equal(*unordered)  # so the orders do differ
 
 
-def test_the_largest_possible_sums_fit(switched_on: None) -> None:
+def test_the_largest_possible_sums_fit(of_any_size: None) -> None:
     sign = torch.where(torch.arange(256) % 2 == 0, 1.0, -1.0).to(torch.bfloat16)
     signs = sign[None, :, None, None].expand(1, 256, 1, 64)
     layout = BlockLayout.from_dense(torch.ones(2, 2, dtype=torch.bool), 128)
@@ -182,7 +212,7 @@ def test_the_largest_possible_sums_fit(switched_on: None) -> None:
     ids=["lse", "large"],
 )
 def test_errors_are_those_of_float32_sums(
-    switched_on: None,
+    of_any_size: None,
     options: dict[str, Any],
     of_k: float,
     of_v: float,
@@ -208,7 +238,7 @@ def test_errors_are_those_of_float32_sums(
     ("of_k", "of_v", "of_grad_out"),
     [(1e4, 1e-20, 1e20), (1e-20, 1e20, 1.0), (1e4, 1e-20, 1e-8), (1e15, 1e15, 1e-25)],
 )
-def test_extreme_numbers(switched_on: None, of_k: float, of_v: float, of_grad_out: float) -> None:
+def test_extreme_numbers(of_any_size: None, of_k: float, of_v: float, of_grad_out: float) -> None:
     torch.manual_seed(2)
     problem = problem_of(head_dim=64, length=384, heads=1)
     q, k, v = (problem.q / of_k, problem.k * of_k, problem.v * of_v)
@@ -220,7 +250,7 @@ def test_extreme_numbers(switched_on: None, of_k: float, of_v: float, of_grad_ou
     assert distance(ours.q, wanted) < 1.05 * distance(theirs.q, wanted) < 0.02
 
 
-def test_what_is_not_finite_stays_with_its_query(switched_on: None) -> None:
+def test_what_is_not_finite_stays_with_its_query(of_any_size: None) -> None:
     torch.manual_seed(3)
     problem = problem_of(head_dim=64, length=384, heads=1)
     clean = Given.drawn(problem)
@@ -240,7 +270,7 @@ def test_what_is_not_finite_stays_with_its_query(switched_on: None) -> None:
 
 @pytest.mark.parametrize("name", ["k", "v"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_a_key_that_is_not_finite_reaches_its_whole_head(switched_on: None, name: str, number: float) -> None:
+def test_a_key_that_is_not_finite_reaches_its_whole_head(of_any_size: None, name: str, number: float) -> None:
     torch.manual_seed(6)
     problem = problem_of(head_dim=64, length=256, heads=4, kv_heads=2, is_causal=True)
     changed = getattr(problem, name).clone()
@@ -252,7 +282,7 @@ def test_a_key_that_is_not_finite_reaches_its_whole_head(switched_on: None, name
     assert not found[0, 128:].any()  # they see no key
 
 
-def test_keys_in_no_block_may_be_anything(switched_on: None) -> None:
+def test_keys_in_no_block_may_be_anything(of_any_size: None) -> None:
     torch.manual_seed(4)
     problem = problem_of(head_dim=64, length=384, heads=1)
     clean = Given.drawn(problem)
@@ -269,7 +299,7 @@ def test_keys_in_no_block_may_be_anything(switched_on: None) -> None:
 @pytest.mark.skipif(not is_hopper(), reason="needs a GPU of compute capability 9.0")
 @pytest.mark.parametrize(("head_dim", "is_causal"), [(64, True), (128, False)])
 def test_runs_on_the_gpu_give_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, head_dim: int, is_causal: bool
+    monkeypatch: pytest.MonkeyPatch, of_any_size: None, head_dim: int, is_causal: bool
 ) -> None:
     from dilated_attention_pytorch.backends.hopper import launch
 

@@ -370,7 +370,8 @@ def test_forward_and_backward_need_hardly_more_memory_than_their_results(
     torch.cuda.synchronize()
     above = torch.cuda.max_memory_allocated() - before
     results = sum(x.numel() * x.element_size() for x in (out, *grads)) + 4 * heads * 131_072  # and lse
-    assert above <= 1.05 * results
+    sums = 4 * q.numel() if head_dim == 64 else 0  # of the single pass
+    assert above <= 1.05 * results + sums
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["forward", "forward_and_backward"])

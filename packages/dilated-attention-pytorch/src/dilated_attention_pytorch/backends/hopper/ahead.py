@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ... import _torch_internals
 from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
-from . import launch
+from . import fixed_point_sums, launch
 from .device_order import work_order_by_kernels
 from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
@@ -50,6 +51,8 @@ def compile_call(problem: AttentionProblem, capability: tuple[int, int], grads: 
             )
             out, lse = launch.launch_forward(p)
             for grad_out, grad_lse in grads:
-                launch.launch_backward(p, out, lse, grad_out, grad_lse)
+                for least in (math.inf, 0):  # small calls and large ones may have another backward
+                    with replaced(fixed_point_sums, LEAST_BLOCKS=least, LEAST_QUERIES=0):
+                        launch.launch_backward(p, out, lse, grad_out, grad_lse)
     finally:
         LAUNCHES.clear()

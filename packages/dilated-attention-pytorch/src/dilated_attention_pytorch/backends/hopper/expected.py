@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..compile_workers import compile_beside, n_workers
@@ -23,12 +25,19 @@ def compile_backward_beside(
     p = problem
     if not (p.q.requires_grad or p.k.requires_grad or p.v.requires_grad) or p.block_bias is not None:
         return
-    if n_workers() == 0 or SINGLE_PASS.why_not(p) is None:
+    if n_workers() == 0:
         return
     of_call = {name: x for name, x in tensors.items() if name in OF_CALL}
     # a kernel is compiled for types, so any tensors of them will do
     call = BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None, of_call)
+    if SINGLE_PASS.why_not(p) is None:
+        arguments = SINGLE_PASS.arguments(call, SINGLE_PASS.memory(p, 1))
+        compile_beside(SINGLE_PASS.kernel, described(arguments), SINGLE_PASS.options())
+        return
     for each in backward_of(p).passes:
-        arguments = each.arguments(call, lse)
-        made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
-        compile_beside(each.kernel, made, each.options(p))
+        compile_beside(each.kernel, described(each.arguments(call, lse)), each.options(p))
+
+
+def described(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a kernel, with tensor descriptors made of what stands for them."""
+    return {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}

@@ -8,15 +8,20 @@ import torch
 
 from ..problem import AttentionProblem
 
-SETTING = "DILATED_ATTENTION_BACKWARD_SUMS"  # auto: where they fit; off: never
+SETTING = "DILATED_ATTENTION_BACKWARD_SUMS"  # auto: where they fit and pay; off: never
 SHARE = 16  # of the memory of a device, the sums take at most 1 of so many
+# At 128 the conversion takes as long as the two products that are saved. Clearing and converting the sums takes as long as those
+# of about 6 blocks a row; in small calls the launches take longer.
+HEAD_DIMS = (64,)
+LEAST_BLOCKS = 8  # of a row, on the mean
+LEAST_QUERIES = 2**18  # of all heads and batch elements
 MEMORY: dict[int, int] = {}
 MEMORY_WITHOUT_GPU = 80 * 2**30  # of an H100: kernels compiled ahead of time
 
 
 def is_on() -> bool:
-    """Whether sums in fixed point are asked for where they fit."""
-    setting = os.environ.get(SETTING, "off")
+    """Whether sums in fixed point are asked for where they fit and pay."""
+    setting = os.environ.get(SETTING, "auto")
     if setting not in ("auto", "off"):
         raise ValueError(f"{SETTING} must be 'auto' or 'off', got {setting!r}")
     return setting == "auto"
@@ -37,3 +42,12 @@ def sums_fit(problem: AttentionProblem) -> bool:
     p = problem
     n_bytes = 4 * p.batch * p.q_len * p.num_heads * p.head_dim
     return SHARE * n_bytes <= device_memory(p.q.device)
+
+
+def sums_pay(problem: AttentionProblem) -> bool:
+    """Whether a single pass is faster than two for a problem of blocks of 128, by sizes that the host knows."""
+    p = problem
+    if p.head_dim not in HEAD_DIMS:
+        return False
+    n_blocks = p.rows.indices.numel() / (p.layout_heads * p.grid.n_rows)
+    return n_blocks >= LEAST_BLOCKS and p.batch * p.num_heads * p.q_len >= LEAST_QUERIES

@@ -1,7 +1,7 @@
 """The single pass of the backward; no maths.
 
 Its sums of dq take twice the memory of q, and of lse and delta as much as in the two passes. They are float32 for calls that do
-not ask for the same bits every time; for others they are fixed-point numbers, where that is switched on (fixed_point_sums.py).
+not ask for the same bits every time; for others they are fixed-point numbers, where these fit and pay (fixed_point_sums.py).
 """
 
 from __future__ import annotations
@@ -55,16 +55,8 @@ class SinglePass:
     def why_not(self, problem: AttentionProblem) -> str | None:
         """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does."""
         p = problem
-        if self.in_fixed_point(p):
-            asked = (
-                "two backwards must give the same bits"
-                if p.deterministic
-                else "torch.use_deterministic_algorithms(True) was called"
-            )
-            if not fixed_point_sums.is_on():
-                return f"{asked}, and fixed-point sums are off"
-            if not fixed_point_sums.sums_fit(p):
-                return f"{asked}, and fixed-point sums take too much memory"
+        if self.in_fixed_point(p) and not fixed_point_sums.is_on():
+            return f"two backwards must give the same bits, and {fixed_point_sums.SETTING} is off"
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
@@ -75,16 +67,20 @@ class SinglePass:
             return f"head_dim {p.head_dim} and {p.v_head_dim} of v are not both one of {tuple(tuning.SINGLE_PASS)}"
         if p.is_causal and p.head_dim == 128 and p.q.dtype == torch.float16:
             return "causal float16 of head_dim 128 takes too many registers"
+        if self.in_fixed_point(p) and not fixed_point_sums.sums_fit(p):
+            return "two backwards must give the same bits, and the sums take too much memory"
+        if self.in_fixed_point(p) and not fixed_point_sums.sums_pay(p):
+            return "two backwards must give the same bits, and fixed-point sums are no faster"
         return None
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
         return problem.grid.n_rows * (problem.block_size // CHUNK)
 
-    def memory(self, problem: AttentionProblem) -> PassMemory:
-        """The memory, not filled but for the maxima, which are 0."""
+    def memory(self, problem: AttentionProblem, n_chunks: int | None = None) -> PassMemory:
+        """The memory, not filled but for the maxima, which are 0; n_chunks: of queries, all by default."""
         p = problem
-        n = p.batch * p.num_heads * self.n_chunks(p) * CHUNK
+        n = (p.batch * p.num_heads * self.n_chunks(p) if n_chunks is None else n_chunks) * CHUNK
         floats: dict[str, Any] = {"dtype": torch.float32, "device": p.q.device}
         whole: dict[str, Any] = {"dtype": torch.int32, "device": p.q.device}
         of_sums, scales, maxima = floats, None, None
