@@ -83,6 +83,7 @@ def test_what_a_worker_has_compiled_is_found_on_the_disk(tmp_path: Path) -> None
         x, table = torch.zeros(1, 64, 1, 16), torch.zeros(1, 5, dtype=torch.int32)
         numbers = {name: 16 for name in clear_gaps_kernel.arg_names if name.islower()}
         constants = {"START": 0, "X_DIM": 16, "Y_DIM": 16, "PADDED": 16, "PACKED": True, "TOKENS": 16, "PARTS": 2}
+        constants["PARTS_OF_HEADS"] = 1
         arguments = {"X": x, "Y": None, "Lse": None, "Table": table, **numbers, **constants}
         options = {"num_warps": 4}
         seen = []
