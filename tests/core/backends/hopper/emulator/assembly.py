@@ -258,8 +258,6 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
         a = lanes.predicate(operands[1])
         b = lanes.predicate(operands[2]) if len(operands) > 2 else None
         lanes.write(target, ~a if name == "not" else {"and": a & b, "or": a | b, "xor": a ^ b}[name])
-    elif name in ("max", "min") and "NaN" in parts:
-        lanes.write(target, (np.maximum if name == "max" else np.minimum)(of(1), of(2)))
     elif name in BINARY:
         lanes.write(target, np.asarray(BINARY[name](of(1), of(2))).astype(kind))
     else:

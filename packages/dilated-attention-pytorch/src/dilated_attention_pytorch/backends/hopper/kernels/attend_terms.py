@@ -91,9 +91,8 @@ def scores_less_m(s, m, q, keys, terms, tile, config):
 def softmax_of_tile(less, sums, q, terms, tile, dtype: gl.constexpr, config):
     """`softmax_hidden` of a tile with its terms."""
     return softmax_hidden(
-        less, sums.m, sums.l, finite_bias(tile), terms.dropout, q.position0, tile.key0, dtype, config.s_layout,
-        terms.capped_scale is not None,
-    )  # fmt: skip
+        less, sums.m, sums.l, finite_bias(tile), terms.dropout, q.position0, tile.key0, dtype, config.s_layout
+    )
 
 
 @gluon.jit
@@ -152,6 +151,9 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
     V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
     REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
     VALUE_PRODUCTS: gl.constexpr = 1 if rings.v.tails is None else 2
+    # Scores are made of products before the next product with k takes their registers. Those of the next tile while the product
+    # with v runs, except with softcap, where that was slower.
+    IS_EARLY: gl.constexpr = terms.capped_scale is None
     t = begin
     while t < end:  # once; more often where the next tile of two rows is too far ahead in the ring
         place = places.of_tile(t)
@@ -161,21 +163,24 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         tile = terms_at(keys, t, terms, n_whole, config.BLOCK_N)
         s = warpgroup_mma_wait(0, deps=[s])
         rings.k.consumer_release(place)
-        less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
+        if IS_EARLY:
+            s = scores_less_m(s, sums.m, q, keys, terms, tile, config)
         q_tile = query_operand(q)
         while (t + 1 < end) & (places.of_tile(t + 1) - place <= REACH):
             tile_next = terms_at(keys, t + 1, terms, n_whole, config.BLOCK_N)
             clear_values(rings, place, keys, terms, tile, config)
+            if not IS_EARLY:
+                s = scores_less_m(s, sums.m, q, keys, terms, tile, config)
             place_next = places.of_tile(t + 1)
             s_next = scores_of_columns(q_tile, rings.k, place_next, config)
-            p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
+            p, alpha, m, l = softmax_of_tile(s, sums, q, terms, tile, dtype, config)
             p = gl.convert_layout(p, p_layout)
             acc = rescale_acc(sums.acc, alpha, config)
             acc = add_values(acc, p, rings.v, place, config)
             s = warpgroup_mma_wait(VALUE_PRODUCTS, deps=[s_next])
             rings.k.consumer_release(place_next)
-            # while the product with v runs, and before the next one, which takes the registers of s
-            less = scores_less_m(s, m, q, keys, terms, tile_next, config)
+            if IS_EARLY:
+                s = scores_less_m(s, m, q, keys, terms, tile_next, config)
             acc = wait_acc(acc, 0)
             rings.v.consumer_release(place)
             sums = Sums(acc, m, l)
@@ -183,7 +188,9 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
             place = place_next
             t += 1
         clear_values(rings, place, keys, terms, tile, config)
-        p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
+        if not IS_EARLY:
+            s = scores_less_m(s, sums.m, q, keys, terms, tile, config)
+        p, alpha, m, l = softmax_of_tile(s, sums, q, terms, tile, dtype, config)
         acc = rescale_acc(sums.acc, alpha, config)
         p = gl.convert_layout(p, p_layout)
         acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)

@@ -91,54 +91,14 @@ def softmax(s, m, l, scale_log2, dtype: gl.constexpr, MASKED: gl.constexpr, layo
 # Of a tile of 64 x 64 a thread holds 32 elements: two of its upper row, two of its lower row, and so on.
 
 
-def multiplied_code() -> str:
-    """PTX of 2 ** x: a polynomial of degree 3 of what is left of x beside a whole number, to 8e-5, and a power of 2.
-
-    0 below -126.5; with a NaN for NaN. In a sum with 1.5 * 2**23 the last bits are the whole number.
-    """
-    low, high, shift = (number_code(x) for x in (-127.0, 127.0, 1.5 * 2.0**23))
-    factors = [
-        number_code(x)
-        for x in (0.0551716685295105, 0.2426111251115799, 0.6932609677314758, 0.9999280571937561)
-    ]
-    return (
-        f"{{ .reg .f32 x, n, y; .reg .b32 b; max.NaN.f32 x, $1, {low}; min.NaN.f32 x, x, {high};"
-        f" add.rn.f32 n, x, {shift}; mov.b32 b, n; sub.rn.f32 n, n, {shift}; sub.rn.f32 x, x, n;"
-        f" fma.rn.f32 y, x, {factors[0]}, {factors[1]}; fma.rn.f32 y, y, x, {factors[2]};"
-        f" fma.rn.f32 y, y, x, {factors[3]}; shl.b32 b, b, 23; add.s32 b, b, {number_code(1.0, '0x')};"
-        " mov.b32 n, b; mul.rn.f32 $0, y, n; }"
-    )
-
-
-def number_code(x: float, prefix: str = "0f") -> str:
-    """A float32 in PTX; with another prefix its bits."""
-    return prefix + struct.pack(">f", x).hex()
-
-
-MULTIPLIED = gl.constexpr(multiplied_code())
-
-
 @gluon.jit
-def exp2_multiplied(x):
-    """2 ** x without the special function unit."""
-    return gl.inline_asm_elementwise(MULTIPLIED, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def exponentials(t, upper, lower, N: gl.constexpr, PACK: gl.constexpr, MULTIPLY_HALF: gl.constexpr = False):
-    """exp2 of N scores less the number of their row, packed in pairs with a 0 after each pair; and the sums of both rows.
-
-    MULTIPLY_HALF: of every second four it is computed with multiplications.
-    """
+def exponentials(t, upper, lower, N: gl.constexpr, PACK: gl.constexpr):
+    """exp2 of N scores less the number of their row, packed in pairs with a 0 after each pair; and the sums of both rows."""
     p = ()
     sum_upper, sum_lower = 0.0, 0.0
     for i in gl.static_range(0, N, 4):
-        if MULTIPLY_HALF and i % 8 == 4:
-            p0, p1 = exp2_multiplied(t[i] - upper), exp2_multiplied(t[i + 1] - upper)
-            p2, p3 = exp2_multiplied(t[i + 2] - lower), exp2_multiplied(t[i + 3] - lower)
-        else:
-            p0, p1 = gl.exp2(t[i] - upper), gl.exp2(t[i + 1] - upper)
-            p2, p3 = gl.exp2(t[i + 2] - lower), gl.exp2(t[i + 3] - lower)
+        p0, p1 = gl.exp2(t[i] - upper), gl.exp2(t[i + 1] - upper)
+        p2, p3 = gl.exp2(t[i + 2] - lower), gl.exp2(t[i + 3] - lower)
         p = p + (packed(p0, p1, PACK), 0, packed(p2, p3, PACK), 0)  # type: ignore[assignment]
         sum_upper += p0 + p1
         sum_lower += p2 + p3
@@ -166,7 +126,7 @@ def largest_of_row(t, first: gl.constexpr, N: gl.constexpr):
 
 def large_code() -> str:
     """PTX that tells whether any sum in the warp is above 2 ** RESCALE_THRESHOLD, or NaN."""
-    most = number_code(2.0**RESCALE_THRESHOLD.value)
+    most = "0f" + struct.pack(">f", 2.0**RESCALE_THRESHOLD.value).hex()
     return (
         f"{{ .reg .pred p, q; setp.gtu.f32 p, $1, {most}; setp.gtu.or.f32 q, $2, {most}, p;"
         " vote.sync.any.pred p, q, 0xffffffff; selp.b32 $0, 1, 0, p; }"
@@ -233,9 +193,8 @@ def of_threads(pack: str) -> tuple[Any, Any]:
     return of_32, of_64
 
 
-PACK_BFLOAT16, PACK_FLOAT16 = "cvt.rn.bf16x2.f32 $0, $2, $1;", "cvt.rn.f16x2.f32 $0, $2, $1;"
-BFLOAT16_32, BFLOAT16_64 = of_threads(PACK_BFLOAT16)
-FLOAT16_32, FLOAT16_64 = of_threads(PACK_FLOAT16)
+BFLOAT16_32, BFLOAT16_64 = of_threads("cvt.rn.bf16x2.f32 $0, $2, $1;")
+FLOAT16_32, FLOAT16_64 = of_threads("cvt.rn.f16x2.f32 $0, $2, $1;")
 UNPACK = gl.constexpr("mov.b32 $0, $1;")  # a pair already is a register
 
 
@@ -269,11 +228,11 @@ UPPER, LOWER = gl.constexpr(0), gl.constexpr(2)  # the first element of either r
 
 
 @gluon.jit
-def of_thread_hidden(t, m, N: gl.constexpr, PACK: gl.constexpr, MULTIPLY_HALF: gl.constexpr):
+def of_thread_hidden(t, m, N: gl.constexpr, PACK: gl.constexpr):
     """`of_thread` of scores of which some are -infinity, less m of rows whose m is not low: p in pairs, the new m, the sums."""
     m_upper, m_lower = m[UPPER], m[LOWER]
     is_low, is_low_below = m_upper < LEAST_M, m_lower < LEAST_M
-    p, sum_upper, sum_lower = exponentials(t, 0.0, 0.0, N, PACK, MULTIPLY_HALF)
+    p, sum_upper, sum_lower = exponentials(t, 0.0, 0.0, N, PACK)
     if any_is_large(gl.where(is_low, INFINITY, sum_upper), gl.where(is_low_below, INFINITY, sum_lower)) != 0:
         upper = gl.maximum(largest_of_row(t, 0, N), gl.where(is_low, m_upper, 0.0))
         lower = gl.maximum(largest_of_row(t, 2, N), gl.where(is_low_below, m_lower, 0.0))
@@ -282,7 +241,7 @@ def of_thread_hidden(t, m, N: gl.constexpr, PACK: gl.constexpr, MULTIPLY_HALF: g
         # a row that still has seen no key
         upper = gl.where(upper == -INFINITY, 0.0, upper)
         lower = gl.where(lower == -INFINITY, 0.0, lower)
-        p, sum_upper, sum_lower = exponentials(t, upper, lower, N, PACK, MULTIPLY_HALF)
+        p, sum_upper, sum_lower = exponentials(t, upper, lower, N, PACK)
     m_new, sums = (), ()
     for _ in gl.static_range(0, N, 4):
         m_new = m_new + (m_upper, m_upper, m_lower, m_lower)  # type: ignore[assignment]
@@ -290,9 +249,9 @@ def of_thread_hidden(t, m, N: gl.constexpr, PACK: gl.constexpr, MULTIPLY_HALF: g
     return p + m_new + sums
 
 
-def of_threads_hidden(pack: str, multiply_half: bool) -> tuple[Any, Any]:
+def of_threads_hidden(pack: str) -> tuple[Any, Any]:
     """`of_thread_hidden`, as `of_threads`: functions of the scores and of m, as often."""
-    PACK, MULTIPLY_HALF = gl.constexpr(pack), gl.constexpr(multiply_half)
+    PACK = gl.constexpr(pack)
 
     @gluon.jit
     def of_32(
@@ -309,7 +268,7 @@ def of_threads_hidden(pack: str, multiply_half: bool) -> tuple[Any, Any]:
             m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11, m12, m13, m14, m15, m16, m17, m18, m19, m20, m21,
             m22, m23, m24, m25, m26, m27, m28, m29, m30, m31,
         )  # fmt: skip
-        return of_thread_hidden(t, m, 32, PACK, MULTIPLY_HALF)
+        return of_thread_hidden(t, m, 32, PACK)
 
     @gluon.jit
     def of_64(
@@ -334,51 +293,34 @@ def of_threads_hidden(pack: str, multiply_half: bool) -> tuple[Any, Any]:
             m42, m43, m44, m45, m46, m47, m48, m49, m50, m51, m52, m53, m54, m55, m56, m57, m58, m59, m60, m61,
             m62, m63,
         )  # fmt: skip
-        return of_thread_hidden(t, m, 64, PACK, MULTIPLY_HALF)
+        return of_thread_hidden(t, m, 64, PACK)
 
     return of_32, of_64
 
 
-HIDDEN_BFLOAT16_32, HIDDEN_BFLOAT16_64 = of_threads_hidden(PACK_BFLOAT16, False)
-HIDDEN_FLOAT16_32, HIDDEN_FLOAT16_64 = of_threads_hidden(PACK_FLOAT16, False)
-MULTIPLIED_BFLOAT16_32, MULTIPLIED_BFLOAT16_64 = of_threads_hidden(PACK_BFLOAT16, True)
-MULTIPLIED_FLOAT16_32, MULTIPLIED_FLOAT16_64 = of_threads_hidden(PACK_FLOAT16, True)
+HIDDEN_BFLOAT16_32, HIDDEN_BFLOAT16_64 = of_threads_hidden("cvt.rn.bf16x2.f32 $0, $2, $1;")
+HIDDEN_FLOAT16_32, HIDDEN_FLOAT16_64 = of_threads_hidden("cvt.rn.f16x2.f32 $0, $2, $1;")
 
 
 @gluon.jit
-def softmax_hidden(
-    t, m, l, bias, dropout, query0, key0, dtype: gl.constexpr, layout: gl.constexpr, MULTIPLY_HALF: gl.constexpr
-):  # fmt: skip
+def softmax_hidden(t, m, l, bias, dropout, query0, key0, dtype: gl.constexpr, layout: gl.constexpr):
     """`softmax` of a tile of 64 or 128 keys, of which any may be hidden, with `t` from `less_m`.
 
     p is 0 where `dropout`, if that is not None, drops a weight; query0, key0: the positions of the first query and key.
-    MULTIPLY_HALF: half of the exponentials leave the special function unit to what else needs it.
     """
     KEYS: gl.constexpr = t.shape[1]
     of_m = over_tile(m - bias, KEYS, layout)
     gl.static_assert(KEYS == 64 or KEYS == 128)
     if dtype == gl.bfloat16:
         if KEYS == 64:
-            if MULTIPLY_HALF:
-                pairs, m_new, sums = gl.map_elementwise(MULTIPLIED_BFLOAT16_32, t, of_m, pack=32)
-            else:
-                pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_32, t, of_m, pack=32)
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_32, t, of_m, pack=32)
         else:
-            if MULTIPLY_HALF:
-                pairs, m_new, sums = gl.map_elementwise(MULTIPLIED_BFLOAT16_64, t, of_m, pack=64)
-            else:
-                pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_64, t, of_m, pack=64)
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_64, t, of_m, pack=64)
     else:
         if KEYS == 64:
-            if MULTIPLY_HALF:
-                pairs, m_new, sums = gl.map_elementwise(MULTIPLIED_FLOAT16_32, t, of_m, pack=32)
-            else:
-                pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_32, t, of_m, pack=32)
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_32, t, of_m, pack=32)
         else:
-            if MULTIPLY_HALF:
-                pairs, m_new, sums = gl.map_elementwise(MULTIPLIED_FLOAT16_64, t, of_m, pack=64)
-            else:
-                pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_64, t, of_m, pack=64)
+            pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_64, t, of_m, pack=64)
     if dropout is not None:
         p = dropout.kept(pairs, query0, key0, dtype, layout)
     elif dtype == gl.bfloat16:
