@@ -82,6 +82,7 @@ def test_cases_of_peers_that_are_ahead_name_both_of_our_modes(benchmarks: Module
         Row("ours", case, forward_ms=1.0, backward_ms=3.0),
         Row("ours-unordered", case, forward_ms=0.9, backward_ms=2.5),
         Row("bsa", case, forward_ms=1.1, backward_ms=2.75),
+        Row("bsa-one-bucket", case, forward_ms=1.1, backward_ms=2.9),
     ]
     assert (
         benchmarks.behind(rows) == f"- {case.label}, backward: bsa 2.75 ms, ours 3 ms, in any order 2.5 ms.\n"

@@ -56,9 +56,10 @@ def share(rows: list[Row], of: str, direction: str) -> list[tuple[float, Case]]:
 
 
 def cell(row: Row | None, ours: Row | None) -> str:
-    """The times and rates of a peer on a case, bold where they are ahead of ours."""
+    """The times and rates of a peer on a case, bold where another library is ahead of ours."""
     if row is None:
         return "none / none"
+    is_other = not row.peer.startswith("ours")
     cells = []
     for direction in ("forward", "backward"):
         ms, speed = getattr(row, f"{direction}_ms"), getattr(row, f"{direction}_tflops")
@@ -67,7 +68,7 @@ def cell(row: Row | None, ours: Row | None) -> str:
             continue
         text = f"{milliseconds(ms)} ms ({rate(speed)})"
         ours_ms = None if ours is None else getattr(ours, f"{direction}_ms")
-        cells.append(f"**{text}**" if ours_ms is not None and ms < ours_ms else text)
+        cells.append(f"**{text}**" if is_other and ours_ms is not None and ms < ours_ms else text)
     return " / ".join(cells)
 
 
