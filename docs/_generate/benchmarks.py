@@ -208,7 +208,7 @@ def behind(rows: list[Row]) -> str:
     def is_best(row: Row, direction: str) -> bool:
         library = [each for each in rows if each.case == row.case and name_of(each) == name_of(row)]
         times = [ms for each in library if (ms := getattr(each, f"{direction}_ms")) is not None]
-        return getattr(row, f"{direction}_ms") == min(times, default=None)
+        return bool(getattr(row, f"{direction}_ms") == min(times, default=None))
 
     lines = [
         f"- {row.case.label}, {direction}: {row.peer} {report.milliseconds(theirs)} ms, ours {report.milliseconds(ours)} ms"
