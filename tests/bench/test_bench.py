@@ -166,10 +166,11 @@ def test_what_is_ahead_of_ours_is_bold() -> None:
     rows = [
         Row("ours", case, forward_ms=2.0, backward_ms=4.0, forward_tflops=20.0, backward_tflops=25.0),
         Row("bsa", case, forward_ms=1.0, backward_ms=4.5, forward_tflops=40.0, backward_tflops=22.0),
+        Row("ours-unordered", case, forward_ms=1.9, forward_tflops=21.0),  # ours, too
     ]
     where = {"device": "x", "date": "y", "versions": {}, "command": ""}
     shown = report.markdown(rows, where)
-    assert "| 2 ms (20) / 4 ms (25) | **1 ms (40)** / 4.5 ms (22) |" in shown
+    assert "| 2 ms (20) / 4 ms (25) | **1 ms (40)** / 4.5 ms (22) | 1.9 ms (21) / none |" in shown
     assert "Bold: less time than `ours`." in shown
     assert "**" not in report.markdown(rows[:1], where)
 
