@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from dilated_attention_pytorch.__main__ import main
+from dilated_attention_pytorch.__main__ import build_parser, main
 from dilated_attention_pytorch.backends.installed import installed_versions, release
 from dilated_attention_pytorch.backends.triton import TRITON
 from dilated_attention_pytorch.cli import warm
 from dilated_attention_pytorch.cli.warm_calls import FEATURES, NOT_PACKED, Case, Wanted, small_calls
 
-CASE = Case(16, 16, "float16", True)
+CASE = Case(16, 16, 16, "float16", True)
 
 
 def warmed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -67,6 +67,7 @@ BAD_ARGUMENTS = {
     "--arch 91": "must be one of 80 (A100), 86 (A10), 89 (L4), 90 (H100), 100 (B200), 120 (RTX 5090), got '91'",
     "--arch sm_90": "got 'sm_90'",
     "--head-dim 512": "--head-dim: must be at most 256, got 512",
+    "--v-head-dim 512": "--v-head-dim: must be at most 256, got 512",
     "--block-size 48": "must be one of",
     "--features softcp": "unknown feature 'softcp'; did you mean 'softcap'?",
     "--features packed,padding": "packed sequences take no padding",
@@ -115,6 +116,20 @@ def test_without_triton_there_is_nothing_to_compile(
     monkeypatch.setattr(warm, "is_installed", lambda name: False)
     assert main(["warm", "--arch", "90"]) == 2
     assert "triton is not installed" in capsys.readouterr().err
+
+
+def test_head_dim_of_v_is_that_of_q_or_is_given() -> None:
+    def sizes(*options: str) -> list[tuple[int, int]]:
+        args = build_parser().parse_args(["warm", "--mask", "none", "--head-dim", "32,48", *options])
+        return [(case.head_dim, case.v_head_dim) for case in warm.cases_of(args)]
+
+    assert sizes() == [(32, 32), (48, 48)]
+    assert sizes("--v-head-dim", "16,48") == [(32, 16), (32, 48), (48, 16), (48, 48)]
+    case = CASE._replace(v_head_dim=32)
+    assert str(case) == "head_dim 16, v_head_dim 32, block_size 16, float16, causal"
+    for names in ((), ("packed",)):
+        for call in small_calls(case, Wanted((9, 0), "auto", names, True)):
+            assert (call.problem().head_dim, call.problem().v_head_dim) == (16, 32)
 
 
 @pytest.mark.parametrize("name", FEATURES)

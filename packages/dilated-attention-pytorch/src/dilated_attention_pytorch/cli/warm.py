@@ -33,6 +33,12 @@ MOST_JOBS = 4  # each holds a context of the GPU
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `warm`."""
     parser.add_argument("--head-dim", type=head_dims, default=[64, 128], metavar="N,N", help="default 64,128")
+    parser.add_argument(
+        "--v-head-dim",
+        type=head_dims,
+        metavar="N,N",
+        help="head_dim of v, each with every one of --head-dim (default: as --head-dim)",
+    )
     parser.add_argument("--block-size", type=block_sizes, default=[64], metavar="N,N", help="default 64")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default %(default)s")
     parser.add_argument(
@@ -110,8 +116,7 @@ def run(args: argparse.Namespace) -> int:
     check_installation(args.arch)
     from ..backends.compile_only import cache_folder  # imports triton
 
-    masks = {"causal": [True], "none": [False], "both": [True, False]}[args.mask]
-    cases = [Case(*each) for each in itertools.product(args.head_dim, args.block_size, [args.dtype], masks)]
+    cases = cases_of(args)
     wanted = Wanted(args.arch, args.backend, args.features, not args.forward_only)
     found: list[Compilation] = []
     began = time.perf_counter()
@@ -121,6 +126,18 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(summary(found, time.perf_counter() - began, cache_folder()))
     return 0
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """Every combination of the options."""
+    masks = {"causal": [True], "none": [False], "both": [True, False]}[args.mask]
+    return [
+        Case(head_dim, v_head_dim, size, args.dtype, is_causal)
+        for head_dim in args.head_dim
+        for v_head_dim in args.v_head_dim or [head_dim]
+        for size in args.block_size
+        for is_causal in masks
+    ]
 
 
 def check_installation(arch: tuple[int, int] | None) -> None:

@@ -30,13 +30,15 @@ class Case(NamedTuple):
     """What kernels are compiled for."""
 
     head_dim: int
+    v_head_dim: int
     block_size: int
     dtype: str
     is_causal: bool
 
     def __str__(self) -> str:
+        of_v = "" if self.v_head_dim == self.head_dim else f", v_head_dim {self.v_head_dim}"
         mask = "causal" if self.is_causal else "not causal"
-        return f"head_dim {self.head_dim}, block_size {self.block_size}, {self.dtype}, {mask}"
+        return f"head_dim {self.head_dim}{of_v}, block_size {self.block_size}, {self.dtype}, {mask}"
 
 
 class Wanted(NamedTuple):
@@ -144,11 +146,12 @@ def small_call(
             "local_window", case.block_size, window_size=case.block_size + 3, exact=True
         )
     layout = BlockLayout.from_config(config, q_len, kv_len, causal=case.is_causal, device=device)
-    sizes = (q_len, num_heads), (kv_len, KV_HEADS), (kv_len, KV_HEADS)
-    q, k, v = (
-        torch.zeros(BATCH, length, heads, case.head_dim, dtype=DTYPES[case.dtype], device=device)
-        for length, heads in sizes
+    sizes = (
+        (q_len, num_heads, case.head_dim),
+        (kv_len, KV_HEADS, case.head_dim),
+        (kv_len, KV_HEADS, case.v_head_dim),
     )
+    q, k, v = (torch.zeros(BATCH, *size, dtype=DTYPES[case.dtype], device=device) for size in sizes)
     options: dict[str, Any] = {"is_causal": case.is_causal}
     for name in features:
         options |= feature_options(name, q, kv_len, layout)
