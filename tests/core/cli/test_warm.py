@@ -16,7 +16,14 @@ from dilated_attention_pytorch.__main__ import build_parser, main
 from dilated_attention_pytorch.backends.installed import installed_versions, release
 from dilated_attention_pytorch.backends.triton import TRITON
 from dilated_attention_pytorch.cli import warm
-from dilated_attention_pytorch.cli.warm_calls import FEATURES, NOT_PACKED, Case, Wanted, small_calls
+from dilated_attention_pytorch.cli.warm_calls import (
+    FEATURES,
+    NOT_PACKED,
+    Case,
+    SmallCall,
+    Wanted,
+    small_calls,
+)
 
 CASE = Case(16, 16, 16, "float16", True)
 
@@ -116,6 +123,51 @@ def test_without_triton_there_is_nothing_to_compile(
     monkeypatch.setattr(warm, "is_installed", lambda name: False)
     assert main(["warm", "--arch", "90"]) == 2
     assert "triton is not installed" in capsys.readouterr().err
+
+
+def test_what_does_not_compile_is_told_and_the_rest_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    called = []
+
+    def compile_kernels(call: SmallCall, wanted: Wanted) -> None:
+        called.append((call.q.shape[3], call.features))
+        if call.features and call.q.shape[3] == 16:
+            try:
+                raise TypeError("cannot\nadd them")
+            except TypeError as error:
+                raise RuntimeError("at 3:4:\n  p = s + alibi\n      ^") from error
+
+    monkeypatch.setattr(warm, "check_installation", lambda arch: None)
+    monkeypatch.setattr(warm, "compile_kernels", compile_kernels)
+    options = "--arch 90 --head-dim 16,32 --block-size 16 --mask causal --features alibi,sinks --jobs 1"
+    assert main(["warm", *options.split()]) == 1
+    printed = capsys.readouterr()
+    case = "head_dim 16, block_size 16, bfloat16, causal"
+    assert printed.err == f"does not compile: {case}, alibi, sinks: TypeError: add them\n"
+    assert printed.out.startswith(f"{case}\n{case.replace('16', '32', 1)}\n0 kernels in")
+    assert called == [(dim, names) for dim in (16, 32) for names in [(), ("alibi", "sinks")] * 6]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("ptxas failed\nout of registers\nRepro command: ptxas a.ptx\n"), "out of registers"),
+        (RuntimeError(""), None),
+    ],
+)
+def test_last_line_of_the_compiler(error: Exception, expected: str | None) -> None:
+    assert warm.last_line(error) == (f"RuntimeError: {expected}" if expected else "RuntimeError")
+
+
+def test_kernel_of_two_cases_counts_once() -> None:
+    compile_only = pytest.importorskip("dilated_attention_pytorch.backends.compile_only")
+    found = [
+        compile_only.Compilation("forward_kernel", key, "module", from_disk, 1.0)
+        for key, from_disk in (("a", True), ("b", False), ("b", False), ("c", False), ("c", True))
+    ]
+    assert warm.summary(found, 2.0, "here") == "3 kernels in 2.0 s: 2 compiled, 1 were there (here)"
 
 
 def test_head_dim_of_v_is_that_of_q_or_is_given() -> None:

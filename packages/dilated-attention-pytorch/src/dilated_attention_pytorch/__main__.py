@@ -45,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    0: success; 2: bad input, with one line on standard error; 130: interrupted; 141: the reader of a pipe closed it.
+    0: success; 1: a kernel does not compile (`warm`); 2: bad input, with one line on standard error; 130: interrupted;
+    141: the reader of a pipe closed it.
     """
     args = build_parser().parse_args(argv)
     try:

@@ -15,9 +15,10 @@ from triton.runtime.jit import JITFunction
 
 
 class Compilation(NamedTuple):
-    """A kernel that Triton was asked for, and the module that it is in."""
+    """A kernel that Triton was asked for, its key on the disk, and the module that it is in."""
 
     kernel: str
+    key: str
     module: str
     from_disk: bool
     seconds: float
@@ -70,8 +71,9 @@ def recorded() -> Iterator[list[Compilation]]:
     """What Triton compiles meanwhile, or takes from the disk."""
     found: list[Compilation] = []
 
-    def note(*, src: Any, times: Any, cache_hit: bool, **_: Any) -> None:
-        found.append(Compilation(src.fn.__name__, src.fn.module, cache_hit, times.total / 1e6))
+    def note(*, src: Any, metadata: dict[str, Any], times: Any, cache_hit: bool, **_: Any) -> None:
+        key = metadata["hash"]
+        found.append(Compilation(src.fn.__name__, key, src.fn.module, cache_hit, times.total / 1e6))
 
     with replaced(triton.knobs.compilation, listener=note):
         yield found

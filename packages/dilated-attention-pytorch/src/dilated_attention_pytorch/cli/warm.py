@@ -7,10 +7,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ from ..backends.installed import TRITON_DISTRIBUTIONS, installed_versions, is_in
 from ..backends.registry import COMPILED_NAMES
 from .arguments import block_size, did_you_mean, int_list, positive_int
 from .errors import CommandError
-from .warm_calls import DTYPES, FEATURES, NOT_PACKED, Case, Wanted, compile_kernels
+from .warm_calls import DTYPES, FEATURES, NOT_PACKED, Case, Wanted, compile_kernels, small_calls
 
 if TYPE_CHECKING:
     from ..backends.compile_only import Compilation
@@ -28,6 +29,13 @@ LARGEST_DIM = 256
 ARCHES = {80: "A100", 86: "A10", 89: "L4", 90: "H100", 100: "B200", 120: "RTX 5090"}
 OLDEST_TRITON = (3, 6)
 MOST_JOBS = 4  # each holds a context of the GPU
+
+
+class Compiled(NamedTuple):
+    """What was compiled for a case, and a line for each thing that did not compile."""
+
+    found: list[Compilation]
+    failures: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,20 +120,22 @@ def architecture(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compile, and print what was compiled and what was there."""
+    """Compile, and print what was compiled and what was there; the exit status is 1 if something did not compile."""
     check_installation(args.arch)
     from ..backends.compile_only import cache_folder  # imports triton
 
     cases = cases_of(args)
     wanted = Wanted(args.arch, args.backend, args.features, not args.forward_only)
     found: list[Compilation] = []
+    failures: list[str] = []
     began = time.perf_counter()
-    for case, of_case in zip(cases, compilations(cases, wanted, args.jobs), strict=True):
+    for case, of_case in zip(cases, compiled(cases, wanted, args.jobs), strict=True):
         report(case, of_case, args.json)
-        found += of_case
+        found += of_case.found
+        failures += of_case.failures
     if not args.json:
         print(summary(found, time.perf_counter() - began, cache_folder()))
-    return 0
+    return 1 if failures else 0
 
 
 def cases_of(args: argparse.Namespace) -> list[Case]:
@@ -159,7 +169,7 @@ def check_installation(arch: tuple[int, int] | None) -> None:
         )
 
 
-def compilations(cases: list[Case], wanted: Wanted, jobs: int) -> Iterator[list[Compilation]]:
+def compiled(cases: list[Case], wanted: Wanted, jobs: int) -> Iterator[Compiled]:
     """What is compiled for each case, several of them at the same time."""
     n_jobs = min(jobs, len(cases))
     if n_jobs == 1:
@@ -170,16 +180,33 @@ def compilations(cases: list[Case], wanted: Wanted, jobs: int) -> Iterator[list[
         yield from pool.map(compile_case, cases, itertools.repeat(wanted))
 
 
-def compile_case(case: Case, wanted: Wanted) -> list[Compilation]:
-    """Compile the kernels of a case."""
+def compile_case(case: Case, wanted: Wanted) -> Compiled:
+    """Compile the kernels of a case, also of the calls behind one that does not compile.
+
+    Raises:
+        CommandError: no backend serves the case.
+    """
     from ..backends.compile_only import recorded
 
+    failures: list[str] = []
     with recorded() as found:
-        try:
-            compile_kernels(case, wanted)
-        except ValueError as error:
-            raise CommandError(f"{case}: {error}") from error
-    return found
+        for call in small_calls(case, wanted):
+            try:
+                compile_kernels(call, wanted)
+            except ValueError as error:
+                raise CommandError(f"{case}: {error}") from error
+            except Exception as error:  # Triton's own, or one of its assembler
+                failures.append(f"{', '.join([str(case), *call.features])}: {last_line(error)}")
+    return Compiled(found, [*dict.fromkeys(failures)])
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what the compiler says; Triton wraps an error once for every function around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Repro command")]
+    return f"{type(error).__name__}: {said[-1]}" if said else type(error).__name__
 
 
 def backend_of(made: Compilation) -> str:
@@ -188,11 +215,11 @@ def backend_of(made: Compilation) -> str:
     return next((name for name in COMPILED_NAMES if name in rooms), "layout")
 
 
-def report(case: Case, found: list[Compilation], as_json: bool) -> None:
-    """Print what was made for a case."""
+def report(case: Case, of_case: Compiled, as_json: bool) -> None:
+    """Print what was made for a case, and on standard error what was not."""
     if not as_json:
         print(case)
-    for made in found:
+    for made in of_case.found:
         if as_json:
             line = {**case._asdict(), "backend": backend_of(made), "kernel": made.kernel}
             text = json.dumps({**line, "from_disk": made.from_disk, "seconds": round(made.seconds, 3)})
@@ -200,9 +227,12 @@ def report(case: Case, found: list[Compilation], as_json: bool) -> None:
             how = "was there" if made.from_disk else f"compiled in {made.seconds:.1f} s"
             text = f"  {f'{backend_of(made)} {made.kernel}':<32}{how}"
         print(text, flush=True)
+    for failure in of_case.failures:
+        print(f"does not compile: {failure}", file=sys.stderr, flush=True)
 
 
 def summary(found: list[Compilation], seconds: float, folder: str) -> str:
-    """All cases in a line."""
-    n_new = sum(not made.from_disk for made in found)
-    return f"{len(found)} kernels in {seconds:.1f} s: {n_new} compiled, {len(found) - n_new} were there ({folder})"
+    """All cases in a line; a kernel of several cases counts once."""
+    n = len({made.key for made in found})
+    n_new = len({made.key for made in found if not made.from_disk})
+    return f"{n} kernels in {seconds:.1f} s: {n_new} compiled, {n - n_new} were there ({folder})"

@@ -64,7 +64,12 @@ class SmallCall:
     v: Tensor
     layout: BlockLayout
     options: dict[str, Any]
-    is_packed: bool
+    features: tuple[str, ...]
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its tokens are sequences one behind the other."""
+        return "packed" in self.features
 
     def packed(self) -> dict[str, Any]:
         """The same tokens as sequences one behind the other."""
@@ -105,22 +110,21 @@ class SmallCall:
                 torch.autograd.grad(of, leaves, [torch.zeros_like(x) for x in of], retain_graph=True)
 
 
-def compile_kernels(case: Case, wanted: Wanted) -> None:
-    """Compile the kernels of a case: by running calls where their GPU is.
+def compile_kernels(call: SmallCall, wanted: Wanted) -> None:
+    """Compile the kernels of a call: by running it where its GPU is.
 
     Raises:
-        ValueError: no backend, or not the one that is wanted, serves the calls.
+        ValueError: no backend, or not the one that is wanted, serves the call.
     """
-    for call in small_calls(case, wanted):
-        if wanted.capability is None:
-            call.run(wanted.backend, wanted.has_backward)
-            continue
-        problem = call.problem()
-        backend = choose_backend_for(problem, wanted.capability, wanted.backend)
-        out = torch.zeros(*problem.q.shape[:3], problem.v_head_dim, dtype=problem.q.dtype)
-        lse = torch.zeros(out.shape[0], out.shape[2], out.shape[1])
-        grads = [(out, None), (out, lse)] if wanted.has_backward else []
-        backend.compile_for(problem.prepared_by(backend, call.layout), wanted.capability, grads)
+    if wanted.capability is None:
+        call.run(wanted.backend, wanted.has_backward)
+        return
+    problem = call.problem()
+    backend = choose_backend_for(problem, wanted.capability, wanted.backend)
+    out = torch.zeros(*problem.q.shape[:3], problem.v_head_dim, dtype=problem.q.dtype)
+    lse = torch.zeros(out.shape[0], out.shape[2], out.shape[1])
+    grads = [(out, None), (out, lse)] if wanted.has_backward else []
+    backend.compile_for(problem.prepared_by(backend, call.layout), wanted.capability, grads)
 
 
 def small_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
@@ -155,7 +159,7 @@ def small_call(
     options: dict[str, Any] = {"is_causal": case.is_causal}
     for name in features:
         options |= feature_options(name, q, kv_len, layout)
-    return SmallCall(q, k, v, layout, options, "packed" in features)
+    return SmallCall(q, k, v, layout, options, features)
 
 
 def feature_options(name: str, q: Tensor, kv_len: int, layout: BlockLayout) -> dict[str, Any]:
