@@ -25,7 +25,15 @@ PACKAGES = {
 # The library from the bottom to the top: a part imports from its own line and from those before it. The entrance is every
 # file that stands in no other line: functional.py, ops.py and what they share.
 LAYERS = (
-    ("values", "samples", "removed", "upstream", "config_warnings", "_torch_internals"),
+    (
+        "values",
+        "environment_settings",
+        "samples",
+        "removed",
+        "upstream",
+        "config_warnings",
+        "_torch_internals",
+    ),
     ("config", "adaptive_config", "caching", "grid", "sequences"),
     ("patterns",),
     ("layout",),

@@ -18,8 +18,8 @@ import triton
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
-from dilated_attention_pytorch.backends.compile_workers import SETTING
 from dilated_attention_pytorch.backends.registry import choose_backend_for
+from dilated_attention_pytorch.environment_settings import COMPILE_WORKERS
 from dilated_attention_pytorch.functional import make_problem
 
 CAPABILITY = (9, 0)
@@ -138,7 +138,7 @@ CASES = [
 
 def main(arguments: list[str]) -> None:
     """Print a line for every case, or with --some for the first three."""
-    os.environ[SETTING] = "1"  # what is expected to be wanted is asked for, too
+    os.environ[COMPILE_WORKERS.name] = "1"  # what is expected to be wanted is asked for, too
     for case in CASES[: 3 if "--some" in arguments else None]:
         print(json.dumps(counted(*case)), flush=True)
 

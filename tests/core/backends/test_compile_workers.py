@@ -14,6 +14,7 @@ import pytest
 
 from dilated_attention_pytorch.backends import compile_worker
 from dilated_attention_pytorch.backends.hopper import REFUSED_TRITON
+from dilated_attention_pytorch.environment_settings import COMPILE_WORKERS
 
 TOOLS = Path(__file__).parents[3] / "tools" / "kernel-checks"
 pytestmark = pytest.mark.skipif(
@@ -113,15 +114,15 @@ def test_number_of_workers(
     compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
     monkeypatch.setattr(compile_workers.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.delenv(compile_workers.SETTING, raising=False)
+    monkeypatch.delenv(COMPILE_WORKERS.name, raising=False)
     if setting is not None:
-        monkeypatch.setenv(compile_workers.SETTING, setting)
+        monkeypatch.setenv(COMPILE_WORKERS.name, setting)
     assert compile_workers.n_workers() == expected
 
 
 def test_a_frozen_application_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
-    for name in (compile_workers.SETTING, "LOCAL_WORLD_SIZE"):
+    for name in (COMPILE_WORKERS.name, "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(compile_workers.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert compile_workers.n_workers() > 0
@@ -147,7 +148,7 @@ def test_a_kernel_is_compiled_where_it_is_wanted_if_no_thread_starts(monkeypatch
         def warmup(self, **_: Any) -> None:
             compile_workers.workers().give(None)
 
-    monkeypatch.setenv(compile_workers.SETTING, "1")
+    monkeypatch.setenv(COMPILE_WORKERS.name, "1")
     monkeypatch.setattr(compile_workers, "WORKERS", [])
     monkeypatch.setattr(compile_workers.threading.Thread, "start", start)
     compile_workers.compile_beside(Kernel(), {}, {})
@@ -157,6 +158,6 @@ def test_a_kernel_is_compiled_where_it_is_wanted_if_no_thread_starts(monkeypatch
 
 def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_workers = pytest.importorskip("dilated_attention_pytorch.backends.compile_workers")
-    monkeypatch.setenv(compile_workers.SETTING, "yes")
-    with pytest.raises(ValueError, match=r"COMPILE_WORKERS must be auto or a number of processes.*'yes'"):
+    monkeypatch.setenv(COMPILE_WORKERS.name, "yes")
+    with pytest.raises(ValueError, match=r"COMPILE_WORKERS must be .* got 'yes'"):
         compile_workers.n_workers()

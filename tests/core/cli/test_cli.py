@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, __versio
 from dilated_attention_pytorch.__main__ import build_parser, main
 from dilated_attention_pytorch.cli import doctor, plot
 from dilated_attention_pytorch.cli.arguments import int_list, kept_ratio
+from dilated_attention_pytorch.environment_settings import COMPILE_WORKERS, PREFIX, SPLIT_ROWS
 from dilated_attention_pytorch.factory import PRESETS
 
 
@@ -171,6 +173,25 @@ def test_doctor_tells_versions_devices_and_backends(capsys: pytest.CaptureFixtur
         "only on request",
     ):
         assert expected in out
+
+
+def test_doctor_tells_which_settings_are_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+    assert doctor.examine_settings() == {}
+    monkeypatch.setenv(COMPILE_WORKERS.name, "")
+    monkeypatch.setenv(SPLIT_ROWS.name, "yes")
+    monkeypatch.setenv(f"{PREFIX}SPLIT_ROW", "1")
+    assert main(["doctor"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        f"{COMPILE_WORKERS.name} empty, so the default",
+        f"{SPLIT_ROWS.name} yes, wrong: {SPLIT_ROWS.name} must be 0 or 1, got 'yes'",
+        f"{PREFIX}SPLIT_ROW 1, wrong: no setting has this name",
+    ):
+        assert expected in text
 
 
 def test_doctor_tells_what_the_presets_keep_and_reach(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ from dilated_attention_pytorch.backends import hopper
 from dilated_attention_pytorch.backends.hopper import launch
 from dilated_attention_pytorch.backends.hopper.shares import (
     MOST_BYTES,
-    SETTING,
     estimate,
     num_shares,
     num_shares_of,
@@ -26,6 +25,7 @@ from dilated_attention_pytorch.backends.hopper.shares import (
     splits_rows,
 )
 from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.environment_settings import SPLIT_ROWS
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper import emulator
 from tests.core.backends.hopper.emulator.launches import emulated_launches
@@ -190,13 +190,19 @@ def test_bound_forward_gives_what_a_launch_gives() -> None:
         assert torch.equal(again, fresh)
 
 
-@pytest.mark.parametrize(("setting", "expected"), [(None, False), ("0", False), ("1", True)])
+def test_another_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SPLIT_ROWS.name, "true")
+    with pytest.raises(ValueError, match="SPLIT_ROWS must be 0 or 1, got 'true'"):
+        splits_rows()
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, False), ("", False), ("0", False), ("1", True)])
 def test_rows_are_split_on_request_only(
     setting: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(SETTING, raising=False)
+    monkeypatch.delenv(SPLIT_ROWS.name, raising=False)
     if setting is not None:
-        monkeypatch.setenv(SETTING, setting)
+        monkeypatch.setenv(SPLIT_ROWS.name, setting)
     assert splits_rows() is expected
     # what a GPU would answer, had it been asked
     layout = SimpleNamespace(

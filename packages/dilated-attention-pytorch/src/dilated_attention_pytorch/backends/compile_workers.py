@@ -23,24 +23,22 @@ import triton
 from triton.runtime import _async_compile
 from triton.runtime.cache import get_cache_manager
 
+from ..environment_settings import COMPILE_WORKERS
 from . import compile_worker
 from .compile_worker import Job
 
 MOST_WORKERS = 2
 CORES_WITHOUT = 2  # of a process that has fewer than these and one more, no worker takes any
 MOST_SECONDS = 120.0
-SETTING = "DILATED_ATTENTION_COMPILE_WORKERS"
 
 
 def n_workers() -> int:
     """How many may work for this process: by the setting, or ("auto", the default) by the cores that each rank has."""
-    setting = os.environ.get(SETTING) or "auto"
+    setting = COMPILE_WORKERS.read()
     if triton.knobs.compilation.always_compile:  # nothing would be found on the disk
         return 0
     if setting.isdecimal():
         return int(setting)
-    if setting != "auto":
-        raise ValueError(f"{SETTING} must be auto or a number of processes, 0 for none; got {setting!r}")
     if not hasattr(os, "sched_getaffinity") or not sys.executable or getattr(sys, "frozen", False):
         return 0  # of a frozen application, sys.executable is the application
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")

@@ -1,10 +1,11 @@
-"""`doctor`: versions, devices, the backends that serve a typical call, and the coverage of the presets."""
+"""`doctor`: versions, settings, devices, the backends that serve a typical call, and the coverage of the presets."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,7 @@ import torch
 
 from .. import __version__
 from ..config import SparsePatternConfig
+from ..environment_settings import PREFIX, SETTINGS
 from ..factory import PRESETS
 from ..functional import explain_backends
 from ..layout import BlockLayout
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices, backends and presets, as JSON values."""
+    """Versions, settings, devices, backends and presets, as JSON values."""
     return {
         "versions": {
             "dilated-attention-pytorch": __version__,
@@ -56,6 +58,7 @@ def examine() -> dict[str, Any]:
             "cuda": torch.version.cuda,
         },
         "optional": {name: examine_package(name) for name in OPTIONAL},
+        "settings": examine_settings(),
         "devices": [examine_cpu(), *examine_cuda_devices()],
         "calls": [examine_call(*call) for call in typical_calls()],
         "patterns": {
@@ -86,6 +89,23 @@ def examine_package(name: str) -> dict[str, str | None]:
         return {"version": version(name), "problem": None}
     except PackageNotFoundError:
         return {"version": "unknown", "problem": None}
+
+
+def examine_settings() -> dict[str, dict[str, str | None]]:
+    """The environment variables of the library that are set, and what is wrong with their values."""
+    settings = {setting.name: setting for setting in SETTINGS}
+    found: dict[str, dict[str, str | None]] = {}
+    for name in sorted(name for name in os.environ if name.startswith(PREFIX)):
+        problem = None
+        if name not in settings:
+            problem = f"no setting has this name, but {', '.join(settings)} are settings"
+        else:
+            try:
+                settings[name].read()
+            except ValueError as error:
+                problem = str(error)
+        found[name] = {"value": os.environ[name], "problem": problem}
+    return found
 
 
 def examine_cpu() -> dict[str, Any]:
@@ -161,6 +181,11 @@ def as_text(findings: dict[str, Any]) -> str:
             why_not = "not available: it is installed on Linux only"
         lines.append(f"  {name:<26}{package['version'] or why_not}")
 
+    lines += ["", "Environment"]
+    lines += [f"  {name:<36}{describe_setting(**of)}" for name, of in findings["settings"].items()]
+    if not findings["settings"]:
+        lines.append(f"  no {PREFIX}... is set")
+
     lines += ["", "Devices"]
     lines += [f"  {device['device']:<26}{describe_device(device)}" for device in findings["devices"]]
     if len(findings["devices"]) == 1:
@@ -176,6 +201,12 @@ def as_text(findings: dict[str, Any]) -> str:
     lines += ["", f"Presets at {patterns['seq_len']:,} tokens, causal"]
     lines += [f"  {name:<26}{describe_pattern(pattern)}" for name, pattern in patterns["presets"].items()]
     return "\n".join(lines)
+
+
+def describe_setting(value: str, problem: str | None) -> str:
+    """An environment variable in one line."""
+    shown = value or "empty, so the default"
+    return shown if problem is None else f"{shown}, wrong: {problem}"
 
 
 def describe_pattern(pattern: dict[str, Any]) -> str:

@@ -8,16 +8,15 @@ shares there are, and so the last bits of out, depends on the other sequences of
 from __future__ import annotations
 
 import math
-import os
 
 import torch
 from torch import Tensor
 
+from ...environment_settings import SPLIT_ROWS
 from ...layout.lists import BlockLists
 from ..problem import AttentionProblem
 from .work_order import lists_per_group, order_lists
 
-SETTING = "DILATED_ATTENTION_SPLIT_ROWS"  # 1: rows may be split
 CHOICES = (2, 3, 4, 6, 8)
 DIMS = (64, 128, 256)
 GROUP_TOKENS = 128
@@ -35,7 +34,7 @@ LEAST_TIME = 35.0
 
 def splits_rows() -> bool:
     """Whether rows may be split."""
-    return os.environ.get(SETTING, "0") == "1"
+    return SPLIT_ROWS.read() == "1"
 
 
 def estimate(n_tiles: int, blocks: float, n_shares: int, slots: int, head_dim: int, is_causal: bool) -> float:
