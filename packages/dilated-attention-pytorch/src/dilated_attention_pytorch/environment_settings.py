@@ -35,6 +35,6 @@ class Setting(NamedTuple):
 COMPILE_WORKERS = Setting(f"{PREFIX}COMPILE_WORKERS", "auto", ("auto",), "a number of processes (0 for none)")
 # Whether rows may be split (backends/hopper/shares.py).
 SPLIT_ROWS = Setting(f"{PREFIX}SPLIT_ROWS", "0", ("0", "1"))
-# Whether the backward may add in fixed point, where it fits (backends/hopper/fixed_point_sums.py).
-BACKWARD_SUMS = Setting(f"{PREFIX}BACKWARD_SUMS", "off", ("auto", "off"))
+# Whether the backward adds in fixed point, where that fits and pays (backends/hopper/fixed_point_sums.py).
+BACKWARD_SUMS = Setting(f"{PREFIX}BACKWARD_SUMS", "auto", ("auto", "off"))
 SETTINGS = (COMPILE_WORKERS, SPLIT_ROWS, BACKWARD_SUMS)

@@ -14,7 +14,6 @@ pytest.importorskip("triton.experimental.gluon")
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
 from dilated_attention_pytorch.backends.hopper import HOPPER, fixed_point_sums
 from dilated_attention_pytorch.backends.hopper.fixed_point_sums import (
-    SETTING,
     device_memory,
     is_on,
     sums_fit,
@@ -23,6 +22,7 @@ from dilated_attention_pytorch.backends.hopper.fixed_point_sums import (
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
 from dilated_attention_pytorch.backends.reference import attention_reference
+from dilated_attention_pytorch.environment_settings import BACKWARD_SUMS
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper.cases import ROUNDING
 from tests.core.backends.hopper.emulator.comparison import distance
@@ -35,7 +35,7 @@ from tests.core.backends.hopper.test_single_pass import counted, problem_of
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums in fixed point also in small calls, and at head_dim 128."""
-    monkeypatch.delenv(SETTING, raising=False)
+    monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
     for module in (fixed_point_sums, emulated().single_pass.fixed_point_sums):
         monkeypatch.setattr(module, "HEAD_DIMS", (64, 128))
         monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
@@ -49,15 +49,15 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_setting_is_auto_by_default(
     monkeypatch: pytest.MonkeyPatch, setting: str | None, expected: bool
 ) -> None:
-    monkeypatch.delenv(SETTING, raising=False)
+    monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
     if setting is not None:
-        monkeypatch.setenv(SETTING, setting)
+        monkeypatch.setenv(BACKWARD_SUMS.name, setting)
     assert is_on() is expected
 
 
 def test_another_setting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(SETTING, "1")
-    with pytest.raises(ValueError, match="must be 'auto' or 'off', got '1'"):
+    monkeypatch.setenv(BACKWARD_SUMS.name, "1")
+    with pytest.raises(ValueError, match="must be auto or off, got '1'"):
         is_on()
 
 
@@ -78,7 +78,7 @@ def test_the_sums_take_a_sixteenth_of_the_device_at_most(monkeypatch: pytest.Mon
 def test_two_passes_serve_what_they_serve_as_fast(
     monkeypatch: pytest.MonkeyPatch, blocks: int, heads: int, head_dim: int, expected: bool
 ) -> None:
-    monkeypatch.delenv(SETTING, raising=False)
+    monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
     n = 32
     column = torch.arange(n)
     layout = BlockLayout.from_dense(((column[None] - column[:, None]) % n) < blocks, 128)
@@ -114,7 +114,7 @@ def test_calls_that_want_the_same_bits_get_them_where_they_fit(
     monkeypatch.setattr(fixed_point_sums, "sums_fit", lambda problem: False)
     assert "too much memory" in str(SINGLE_PASS.why_not(problem))
     assert SINGLE_PASS.why_not(problem_of(deterministic=False)) is None
-    monkeypatch.setenv(SETTING, "off")
+    monkeypatch.setenv(BACKWARD_SUMS.name, "off")
     assert "is off" in str(SINGLE_PASS.why_not(problem))
 
 
@@ -314,7 +314,7 @@ def test_runs_on_the_gpu_give_the_same_bits(
     out, lse = block_sparse_attention(q, k, v, layout, is_causal=is_causal, return_lse=True)
 
     def gradients(setting: str) -> tuple[Tensor, ...]:
-        monkeypatch.setenv(SETTING, setting)
+        monkeypatch.setenv(BACKWARD_SUMS.name, setting)
         given = (grad_out, torch.ones_like(lse))
         return torch.autograd.grad((out, lse), (q, k, v), given, retain_graph=True)
 

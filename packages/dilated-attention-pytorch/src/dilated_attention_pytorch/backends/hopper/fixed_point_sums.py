@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from ...environment_settings import BACKWARD_SUMS
 from ..problem import AttentionProblem
 
-SETTING = "DILATED_ATTENTION_BACKWARD_SUMS"  # auto: where they fit and pay; off: never
 SHARE = 16  # of the memory of a device, the sums take at most 1 of so many
 # At 128 the conversion takes as long as the two products that are saved. Clearing and converting the sums takes as long as those
 # of about 6 blocks a row; in small calls the launches take longer.
@@ -21,10 +19,7 @@ MEMORY_WITHOUT_GPU = 80 * 2**30  # of an H100: kernels compiled ahead of time
 
 def is_on() -> bool:
     """Whether sums in fixed point are asked for where they fit and pay."""
-    setting = os.environ.get(SETTING, "auto")
-    if setting not in ("auto", "off"):
-        raise ValueError(f"{SETTING} must be 'auto' or 'off', got {setting!r}")
-    return setting == "auto"
+    return BACKWARD_SUMS.read() == "auto"
 
 
 def device_memory(device: torch.device) -> int:

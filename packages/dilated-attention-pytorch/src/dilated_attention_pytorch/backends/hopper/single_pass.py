@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...environment_settings import BACKWARD_SUMS
 from ..kept_kernel import KeptKernel
 from ..problem import AttentionProblem
 from . import fixed_point_sums, tuning
@@ -56,7 +57,7 @@ class SinglePass:
         """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does."""
         p = problem
         if self.in_fixed_point(p) and not fixed_point_sums.is_on():
-            return f"two backwards must give the same bits, and {fixed_point_sums.SETTING} is off"
+            return f"two backwards must give the same bits, and {BACKWARD_SUMS.name} is off"
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
