@@ -18,10 +18,13 @@ from dilated_attention_pytorch.backends.triton import TRITON
 from dilated_attention_pytorch.cli import warm
 from dilated_attention_pytorch.cli.warm_calls import (
     FEATURES,
+    LARGE_HEADS,
     NOT_PACKED,
     Case,
     SmallCall,
     Wanted,
+    large_lengths,
+    small_call,
     small_calls,
 )
 
@@ -182,6 +185,22 @@ def test_head_dim_of_v_is_that_of_q_or_is_given() -> None:
     for names in ((), ("packed",)):
         for call in small_calls(case, Wanted((9, 0), "auto", names, True)):
             assert (call.problem().head_dim, call.problem().v_head_dim) == (16, 32)
+
+
+def test_large_calls_run_where_their_backward_differs() -> None:
+    pytest.importorskip("triton.experimental.gluon")
+    from dilated_attention_pytorch.backends.hopper import HOPPER
+    from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
+
+    case = Case(64, 64, 128, "bfloat16", True)
+    here = Wanted(None, "auto", (), True)
+    assert not large_lengths(case, here._replace(has_backward=False))
+    assert not large_lengths(case, here._replace(capability=(9, 0)))
+    lengths = large_lengths(case, here)
+    assert [length % 128 == 0 for length in lengths] == [True, False]
+    for length in lengths:
+        call = small_call(case, length, length, LARGE_HEADS, "cpu", ())
+        assert SINGLE_PASS.why_not(call.problem().prepared_by(HOPPER, call.layout)) is None
 
 
 @pytest.mark.parametrize("name", FEATURES)

@@ -1,4 +1,4 @@
-"""Small calls for which `warm` compiles: kernels depend on neither lengths nor strides nor numbers of heads."""
+"""Calls for which `warm` compiles, nearly all of them small: kernels depend on neither lengths nor strides nor numbers of heads."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..validation.call import check_packed_call
 from ..varlen import block_sparse_attention_varlen
 
 BATCH, KV_HEADS = 2, 2
+LARGE_LENGTH, LARGE_HEADS = 8192, 16
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a call may have beside a layout.
 FEATURES = (
@@ -128,16 +129,30 @@ def compile_kernels(call: SmallCall, wanted: Wanted) -> None:
 
 
 def small_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
-    """Whole blocks, a ragged end, and fewer queries than keys that begin inside a block; heads alone and in groups.
+    """Calls of all sizes, plain, and the small ones with all features together as well."""
+    for q_len, kv_len, num_heads in small_sizes(case):
+        yield small_call(case, q_len, kv_len, num_heads, wanted.device, ())
+        if wanted.features:
+            yield small_call(case, q_len, kv_len, num_heads, wanted.device, wanted.features)
+    for length in large_lengths(case, wanted):
+        yield small_call(case, length, length, LARGE_HEADS, wanted.device, ())
 
-    Plain, and then with all features together.
-    """
+
+def small_sizes(case: Case) -> Iterator[tuple[int, int, int]]:
+    """Whole blocks, a ragged end, and fewer queries than keys that begin inside a block; heads alone and in groups."""
     b = case.block_size
     for q_len, kv_len in ((2 * b, 2 * b), (2 * b + 5, 2 * b + 5), (b + 3, 2 * b + 5)):
         for num_heads in (KV_HEADS, 2 * KV_HEADS):
-            yield small_call(case, q_len, kv_len, num_heads, wanted.device, ())
-            if wanted.features:
-                yield small_call(case, q_len, kv_len, num_heads, wanted.device, wanted.features)
+            yield q_len, kv_len, num_heads
+
+
+def large_lengths(case: Case, wanted: Wanted) -> tuple[int, ...]:
+    """Whole blocks and a ragged end, of calls that run and may have another backward than small ones.
+
+    Where calls are compiled and not run, a backend compiles both backwards of a small one.
+    """
+    may_differ = wanted.capability is None and wanted.has_backward and case.block_size >= 128
+    return (LARGE_LENGTH, LARGE_LENGTH + 5) if may_differ else ()
 
 
 def small_call(
