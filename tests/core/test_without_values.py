@@ -189,3 +189,9 @@ def test_option_without_values_beside_tensors_with_them_is_named() -> None:
     q, k, v = tensors()
     with pytest.raises(ValueError, match="which holds no values"):
         block_sparse_attention(q, k, v, LAYOUT, kv_lengths=int32(5, 5).to("meta"))
+
+
+def test_layout_without_values_beside_tensors_with_them_is_named() -> None:
+    q, k, v = tensors()
+    with pytest.raises(ValueError, match="layout must be on cpu, got one on meta, which holds no values"):
+        block_sparse_attention(q, k, v, LAYOUT.to("meta"))

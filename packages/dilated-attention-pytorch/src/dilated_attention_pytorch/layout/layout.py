@@ -620,10 +620,12 @@ class BlockLayout:
         )
 
     def to(self, device: torch.device | str) -> BlockLayout:
-        """The same layout on another device."""
+        """The same layout on another device; ValueError from meta, where it has no values."""
         device = values.device(device)
         if device == self.device:
             return self
+        if self.device.type == "meta":
+            raise ValueError(f"layout must be on {device}, got one on meta, which holds no values")
         rows, cols = self.row_lists.to(device), self.col_lists.to(device)
         masks = None if self.block_masks is None else self.block_masks.to(device)
         return dataclasses.replace(self, row_lists=rows, col_lists=cols, block_masks=masks)
