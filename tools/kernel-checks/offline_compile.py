@@ -122,13 +122,16 @@ OTHER_SHAPES: list[Shape] = [
 
 
 def main(arguments: list[str]) -> None:
-    """Arguments: capabilities such as 80 90; --other adds every option to the default shapes, --some every fourth."""
-    shapes = list(DEFAULT_SHAPES)
-    if "--other" in arguments:
-        shapes += OTHER_SHAPES
-    elif "--some" in arguments:
-        shapes += OTHER_SHAPES[1::4]
+    """Arguments: capabilities such as 80 90; --other adds every option to the default shapes.
+
+    With --some half of the default shapes are compiled, for 90 the other half and every fourth option.
+    """
     for arch in (int(argument) for argument in arguments if not argument.startswith("--")):
+        shapes = list(DEFAULT_SHAPES)
+        if "--other" in arguments:
+            shapes += OTHER_SHAPES
+        elif "--some" in arguments:
+            shapes = DEFAULT_SHAPES[1:3] + OTHER_SHAPES[1::4] if arch == 90 else DEFAULT_SHAPES[::3]
         for head_dim, block_size, dtype, options in shapes:
             for launch in launches(head_dim, block_size, dtype, divmod(arch, 10), **options):
                 case = {
