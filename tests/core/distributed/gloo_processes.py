@@ -7,9 +7,8 @@
 
     assert run_processes(2, sums, 3, limit=60)[0].tolist() == [1, 1, 1]
 
-A start costs seconds, so tests share `GlooProcesses` (a fixture of the module), or run a whole grid in one call. A
-call that takes longer than `limit` fails with what each process said, and no process outlives its `with` or its
-parent. Modules with such tests have `pytestmark = needs_gloo`.
+A start costs seconds, so tests share `GlooProcesses` (the fixture `two`), or run a whole grid in one call. A call
+that takes longer than `limit` fails with what each process said, and no process outlives its `with` or its parent. Modules with such tests have `pytestmark = needs_gloo`.
 """
 
 from __future__ import annotations
@@ -239,6 +238,7 @@ def serve(
             function, args = pickle.loads(pipe.recv_bytes())
         except EOFError:
             return
+        torch.manual_seed(0)  # whatever ran before
         pipe.send_bytes(attempt(function, rank, *args))
 
 

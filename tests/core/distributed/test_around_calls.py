@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -275,14 +275,8 @@ def errors(rank: int) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[GlooProcesses]:
-    with GlooProcesses(2) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def found(processes: GlooProcesses) -> list[dict[str, float]]:
-    made: list[dict[str, float]] = processes.run(errors, limit=LIMIT)
+def found(two: GlooProcesses) -> list[dict[str, float]]:
+    made: list[dict[str, float]] = two.run(errors, limit=LIMIT)
     return made
 
 
@@ -292,10 +286,10 @@ def test_results_are_those_of_one_process(found: list[dict[str, float]], name: s
         assert of_rank[name] < SAME
 
 
-def test_default_device_does_not_matter_to_shardings(processes: GlooProcesses) -> None:
-    assert processes.run(sharded_on_default_device, limit=LIMIT) == [True, True]
+def test_default_device_does_not_matter_to_shardings(two: GlooProcesses) -> None:
+    assert two.run(sharded_on_default_device, limit=LIMIT) == [True, True]
 
 
-def test_results_of_other_kinds_of_calls_are_those_of_one_process(processes: GlooProcesses) -> None:
-    for of_rank in processes.run(errors_of_kinds, limit=LIMIT):
+def test_results_of_other_kinds_of_calls_are_those_of_one_process(two: GlooProcesses) -> None:
+    for of_rank in two.run(errors_of_kinds, limit=LIMIT):
         assert {name: error for name, error in of_rank.items() if not error < SAME} == {}

@@ -44,12 +44,6 @@ from tests.core.distributed.one_process import mesh_of_one
 pytestmark = needs_gloo
 
 
-@pytest.fixture(scope="module")
-def two() -> Iterator[GlooProcesses]:
-    with GlooProcesses(2) as processes:
-        yield processes
-
-
 def compare(rank: int, cases: dict[str, Case]) -> dict[str, tuple[float, bool]]:
     """The largest error of every case, and whether a second run gives the same bits."""
     made = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -58,12 +57,6 @@ CASES = {
 }
 MORE_RANKS = {name: replace(case, length=case.length + 8 * BLOCK) for name, case in CASES.items()}
 MORE_RANKS |= {"block_a_rank": SelectedCase(causal=False, length=3 * BLOCK + 1)}
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[GlooProcesses]:
-    with GlooProcesses(2) as processes:
-        yield processes
 
 
 def compare(rank: int, cases: dict[str, SelectedCase]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from dilated_attention_pytorch.distributed.sharding import (
     shard_sequence,
 )
 from dilated_attention_pytorch.distributed.unshard import unshard_sequence
-from tests.core.distributed.gloo_processes import needs_gloo, run_processes
+from tests.core.distributed.gloo_processes import GlooProcesses, needs_gloo
 from tests.core.distributed.one_process import config_of_rank, mesh_of_one
 
 CHUNKS = (((2, 4),), ((0, 2), (4, 7)))
@@ -347,8 +347,8 @@ def in_parts_and_together(rank: int) -> list[Tensor]:
 
 
 @needs_gloo
-def test_parts_come_together_again() -> None:
-    of_ranks = run_processes(2, in_parts_and_together, limit=120.0)
+def test_parts_come_together_again(two: GlooProcesses) -> None:
+    of_ranks = two.run(in_parts_and_together, limit=120.0)
     for rank, found in enumerate(of_ranks):
         results = iter(found)
         for dtype in TYPES:

@@ -275,12 +275,6 @@ def exchanges(rank: int, case: Case) -> float:
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[GlooProcesses]:
-    with GlooProcesses(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
 def four() -> Iterator[GlooProcesses]:
     with GlooProcesses(4) as processes:
         yield processes

@@ -19,7 +19,7 @@ from dilated_attention_pytorch import (
     block_sparse_attention_varlen,
     distributed_block_sparse_attention_varlen,
 )
-from tests.core.distributed.gloo_processes import needs_gloo, run_processes
+from tests.core.distributed.gloo_processes import GlooProcesses, needs_gloo, run_processes
 from tests.core.distributed.one_process import mesh_of_one
 from tests.core.distributed.replay import Replay
 from tests.core.distributed.varlen_cases import BY_NAME, CASES, Case, check, local_call
@@ -69,8 +69,8 @@ def check_dropout() -> None:
     assert all(state.equal(other) for other in states)
 
 
-def test_two_processes_give_the_results_of_one() -> None:
-    of_ranks = run_processes(2, all_calls, list(BY_NAME), limit=300)
+def test_two_processes_give_the_results_of_one(two: GlooProcesses) -> None:
+    of_ranks = two.run(all_calls, list(BY_NAME), limit=300)
     for case in CASES:
         check(case, [each[case.name] for each in of_ranks])
 
