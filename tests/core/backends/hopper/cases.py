@@ -180,7 +180,7 @@ def check(case: Case, dtype: torch.dtype, device: str = "cuda") -> None:
 
 def work_order(layout: BlockLayout, dilation: TokenDilation | None = None) -> Tensor:
     """The work order of a layout."""
-    (made,) = HOPPER.prepare(layout, dilation)
+    made, *_ = HOPPER.prepare(layout, dilation)
     return made
 
 
