@@ -47,7 +47,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def versions(session: nox.Session) -> None:
     """The repository itself: one version everywhere, the README's commands, import rules, no dead paths."""
-    session.install(*CONSTRAINTS, *group("test"))
+    session.install(*CONSTRAINTS, *group("project"))
     session.run("pytest", "tests/project", *session.posargs)
 
 
