@@ -31,10 +31,10 @@ class Setting(NamedTuple):
         raise ValueError(f"{self.name} must be {allowed}, got {value!r}")
 
 
-# Processes that compile kernels which will be wanted soon (backends/compile_workers.py).
+# Processes that compile kernels which will be wanted soon.
 COMPILE_WORKERS = Setting(f"{PREFIX}COMPILE_WORKERS", "auto", ("auto",), "a number of processes (0 for none)")
-# Whether rows may be split (backends/hopper/shares.py).
+# Whether rows may be split, where tiles are few.
 SPLIT_ROWS = Setting(f"{PREFIX}SPLIT_ROWS", "0", ("0", "1"))
-# Whether the backward adds in fixed point, where that fits and pays (backends/hopper/fixed_point_sums.py).
+# Whether the backward adds in fixed point, where that fits and pays.
 BACKWARD_SUMS = Setting(f"{PREFIX}BACKWARD_SUMS", "auto", ("auto", "off"))
 SETTINGS = (COMPILE_WORKERS, SPLIT_ROWS, BACKWARD_SUMS)
