@@ -108,10 +108,11 @@ def merge_list(
         n_mine = tl.load(next_shared + SECOND, mask=has_next, other=n) - mine
         n_others = tl.load(next_shared + 1 - SECOND, mask=has_next, other=n_other) - others
         i = entry - mine
-        way = (2 * i + 1).to(tl.int64) * n_others + n_mine
+        # float64 holds such products, and the quotient of two whole numbers below 2**53 is never rounded up to the next
+        way = (2 * i + 1).to(tl.float64) * n_others + n_mine
         if SECOND == 0:
-            way -= 1
-        among = (way // (2 * tl.maximum(n_mine, 1))).to(tl.int32)
+            way -= 1.0
+        among = (way / (2.0 * tl.maximum(n_mine, 1))).to(tl.int32)
         place = mine + others - rank + i + tl.where(is_shared, n_others, among)
         tl.store(Places + begin + entry, place, mask=inside)
         if SECOND == 1:
