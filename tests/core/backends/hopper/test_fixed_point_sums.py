@@ -118,6 +118,11 @@ def test_calls_that_want_the_same_bits_get_them_where_they_fit(
     assert "is off" in str(SINGLE_PASS.why_not(problem))
 
 
+def test_two_passes_serve_float16_whose_products_may_overflow(of_any_size: None) -> None:
+    assert "overflowed" in str(SINGLE_PASS.why_not(problem_of(dtype=torch.float16, deterministic=True)))
+    assert SINGLE_PASS.why_not(problem_of(dtype=torch.float16, deterministic=False)) is None
+
+
 def test_after_torch_asks_for_the_same_bits_no_sums_are_float32(of_any_size: None) -> None:
     torch.use_deterministic_algorithms(True)
     try:
@@ -202,7 +207,7 @@ def test_the_largest_possible_sums_fit(of_any_size: None) -> None:
     "options",
     [
         {"head_dim": 128, "length": 300, "layout_heads": 2, "is_causal": True},
-        {"head_dim": 64, "length": 384, "dtype": torch.float16},
+        {"head_dim": 64, "length": 384},
     ],
     ids=["128", "64"],
 )

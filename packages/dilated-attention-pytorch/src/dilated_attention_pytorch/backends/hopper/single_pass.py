@@ -68,6 +68,9 @@ class SinglePass:
             return f"head_dim {p.head_dim} and {p.v_head_dim} of v are not both one of {tuple(tuning.SINGLE_PASS)}"
         if p.is_causal and p.head_dim == 128 and p.q.dtype == torch.float16:
             return "causal float16 of head_dim 128 takes too many registers"
+        if self.in_fixed_point(p) and p.q.dtype != torch.bfloat16:
+            # nor would torch's GradScaler see it
+            return "two backwards must give the same bits, and fixed-point sums cannot show that a float16 product overflowed"
         if self.in_fixed_point(p) and not fixed_point_sums.sums_fit(p):
             return "two backwards must give the same bits, and the sums take too much memory"
         if self.in_fixed_point(p) and not fixed_point_sums.sums_pay(p):
