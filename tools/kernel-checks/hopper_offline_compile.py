@@ -140,7 +140,7 @@ ODD_SHAPES = [
 WIDE_MAIN_SHAPES = [
     Shape(kernel, 128, 128, True, True, features=("lengths", "masks", "bias"))
     for kernel in ("forward", "dkdv")
-]
+] + [Shape("forward", 64, 64, True, True, features=("lengths", "masks", "bias"))]
 # Plain kernels that only --every compiles: the others hold every pair of a kernel, a head_dim and a block_size.
 ONLY_WITH_EVERY = {
     *(("forward", 128, 128), ("forward", 256, 64), ("dv", 256, 64)),

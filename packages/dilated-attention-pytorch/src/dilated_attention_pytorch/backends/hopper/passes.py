@@ -88,7 +88,8 @@ def forward_tiles(problem: AttentionProblem) -> tuning.ForwardTiles:
         return tuning.FORWARD_OF_NARROW_VALUES[dim, p.block_size]
     if dim in tuning.FORWARD_OF_PAIRS and not is_wide(p) and pairs_heads(p):
         return tuning.FORWARD_OF_PAIRS[dim]
-    return tuning.FORWARD[dim, p.block_size]
+    key = dim, p.block_size
+    return tuning.FORWARD_OF_WIDE.get(key, tuning.FORWARD[key]) if is_wide(p) else tuning.FORWARD[key]
 
 
 def order_of_rows(problem: AttentionProblem) -> Tensor:

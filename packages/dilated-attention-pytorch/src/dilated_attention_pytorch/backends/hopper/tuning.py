@@ -79,6 +79,11 @@ FORWARD: dict[tuple[int, int], ForwardTiles] = {
     (256, 64): ForwardTiles(2, 2, 1, "none", 64),
     (256, 128): ForwardTiles(2, 2, 1, "none", 64),
 }
+# Of calls with positions, masks, biases or score terms: their arguments take the room that two programs leave of the shared
+# memory of a multiprocessor. Else as above.
+FORWARD_OF_WIDE: dict[tuple[int, int], ForwardTiles] = {
+    (64, 64): ForwardTiles(5, 4, 2, "none", 64, programs=2)
+}
 # Of q and k of 192 or 256 and v of at most 128, by their head_dim and block_size.
 FORWARD_OF_NARROW_VALUES: dict[tuple[int, int], ForwardTiles] = {
     (192, 64): ForwardTiles(4, 4, 1, "intra_warpgroup", 64),
