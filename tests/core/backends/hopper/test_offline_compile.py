@@ -30,7 +30,7 @@ MOST_SPILLS = {
     (3, 8): {"forward": (16, 8), "dq": (0, 0), "dkdv": (8, 8), "single": (340, 0), "fixed": (340, 0)},
     (3, 9): {"forward": (16, 8), "dq": (0, 40), "dkdv": (8, 8), "single": (340, 0), "fixed": (340, 0)},
 }
-# By head_dim: where dq takes 96 or 128 registers; around the loops.
+# By the larger of head_dim and that of v: where dq takes 96 or 128 registers; around the loops.
 MOST_MORE = {192: 240, 256: 32}
 # With positions, masks and the like: beside them in the loops, addresses and numbers of a tile around them.
 MOST_WIDE_SPILLS = 400
@@ -44,7 +44,7 @@ def most_spills(item: dict[str, Any]) -> int:
     if 16 in item["rates"] and item["kernel"] != "dkdv":
         return 256
     of_kernel = "dkdv" if item["kernel"] == "dv" else item["kernel"]
-    more = MOST_MORE.get(item["head_dim"], 0)
+    more = MOST_MORE.get(max(item["head_dim"], item["v_head_dim"] or 0), 0)
     if item["features"]:
         return MOST_WIDE_SPILLS + 2 * more
     plain, dilated = MOST_SPILLS[max(since for since in MOST_SPILLS if since <= VERSION)][of_kernel]
