@@ -46,3 +46,15 @@ def sums_pay(problem: AttentionProblem) -> bool:
         return False
     n_blocks = p.rows.indices.numel() / (p.layout_heads * p.grid.n_rows)
     return n_blocks >= LEAST_BLOCKS and p.batch * p.num_heads * p.q_len >= LEAST_QUERIES
+
+
+def why_not(problem: AttentionProblem) -> str | None:
+    """Why the sums of a problem that the single pass serves are not in fixed point, where that is on; None if they are."""
+    if problem.q.dtype != torch.bfloat16:
+        # nor would torch's GradScaler see it
+        return "fixed-point sums cannot show that a float16 product overflowed"
+    if not sums_fit(problem):
+        return "the sums take too much memory"
+    if not sums_pay(problem):
+        return "fixed-point sums are no faster"
+    return None

@@ -55,8 +55,8 @@ class SinglePass:
 
     def why_not(self, problem: AttentionProblem) -> str | None:
         """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does."""
-        p = problem
-        if self.in_fixed_point(p) and not fixed_point_sums.is_on():
+        p, in_fixed_point = problem, self.in_fixed_point(problem)
+        if in_fixed_point and not fixed_point_sums.is_on():
             return f"two backwards must give the same bits, and {BACKWARD_SUMS.name} is off"
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
@@ -68,14 +68,8 @@ class SinglePass:
             return f"head_dim {p.head_dim} and {p.v_head_dim} of v are not both one of {tuple(tuning.SINGLE_PASS)}"
         if p.is_causal and p.head_dim == 128 and p.q.dtype == torch.float16:
             return "causal float16 of head_dim 128 takes too many registers"
-        if self.in_fixed_point(p) and p.q.dtype != torch.bfloat16:
-            # nor would torch's GradScaler see it
-            return "two backwards must give the same bits, and fixed-point sums cannot show that a float16 product overflowed"
-        if self.in_fixed_point(p) and not fixed_point_sums.sums_fit(p):
-            return "two backwards must give the same bits, and the sums take too much memory"
-        if self.in_fixed_point(p) and not fixed_point_sums.sums_pay(p):
-            return "two backwards must give the same bits, and fixed-point sums are no faster"
-        return None
+        why_not = fixed_point_sums.why_not(p) if in_fixed_point else None
+        return None if why_not is None else f"two backwards must give the same bits, and {why_not}"
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
