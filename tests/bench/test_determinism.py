@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
@@ -107,3 +109,22 @@ def test_every_kernel_is_repeated(
 def test_budget_leaves_calls_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["determinism", *SMALL, "--budget", "1e-9"]) == 0
     assert "left out, the budget of 1e-09 s was used up: 64 tokens" in capsys.readouterr().out
+
+
+def test_what_is_repeated_can_be_sent_to_a_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def sent(function: Callable[[int], object], work: Iterable[int], processes: int) -> Iterator[object]:
+        assert processes == 2
+        yield from map(pickle.loads(pickle.dumps(function)), work)
+
+    monkeypatch.setattr(determinism, "in_processes", sent)
+    arguments = ["determinism", "--every", "--device", "cpu", "--runs", "2", "--processes", "2"]
+    assert cli.main([*arguments, "--budget", "1e-9"]) == 0
+    left_out = capsys.readouterr().out.strip().partition("was used up: ")[2].split("; ")
+    assert left_out == [subject.label for subject in determinism.every_subject("cpu")]
+
+
+def test_processes_are_for_every_case(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["determinism", *SMALL, "--processes", "2"]) == 2
+    assert "--processes shares the cases of --every; give both, or neither" in capsys.readouterr().err

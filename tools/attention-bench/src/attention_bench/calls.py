@@ -11,6 +11,7 @@ import argparse
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from .collection import Collection
 from .environment import environment, footnote
 from .features import FEATURES, Feature, FeatureCall
 from .measure import TOLERANCE, Disagreement, free, one_line, relative
+from .processes import in_processes
 from .report import milliseconds, number
 from .turns import times_in_turn
 
@@ -154,6 +156,15 @@ def fill_in_times(
     row.backward_of_plain = row.backward_ms / base_backward * share
 
 
+def compile_kernels(name: str, case: Case, device: str, backend: str | None) -> None:
+    """Run a feature once, forward and backward, so that its kernels are in the cache on disk; what fails will be told later."""
+    with contextlib.suppress(Exception):
+        call = FEATURES[name].make(case, device)
+        for each in (backend, OTHER_BACKEND[device]):
+            call.backward(each)()
+    free(device)
+
+
 # ---- what is shown
 
 
@@ -254,6 +265,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--rounds", type=positive_int, default=20,
         help="calls of every kind, of which the median is taken (default 20)",
     )  # fmt: skip
+    options.add_processes(
+        parser,
+        "before anything is timed, compile the kernels of so many features at the same time; with 1 each when its turn comes",
+    )
     options.add_backend(parser)
     options.add_budget(parser)
     options.add_json(parser, "all figures with device, versions and date")
@@ -271,6 +286,11 @@ def main(arguments: list[str]) -> int:
     where = environment(device, command)
     found = Collection(parser.prog, KIND, line, given.json, device, where, table=table)
     budget, names = Budget(given.budget), list(dict.fromkeys(given.features))
+
+    if given.processes > 1:
+        make_once = partial(compile_kernels, case=case, device=device, backend=given.backend)
+        for _ in in_processes(make_once, names, given.processes):
+            pass
 
     def rows(name: str) -> list[CallRow]:
         free(device)

@@ -18,6 +18,7 @@ from .cases import PATTERNS, RANDOM, Case
 from .features import FEATURES, FeatureCall, made
 from .load import Load
 from .measure import free, one_line
+from .processes import in_processes
 
 BASE = {"cuda": Case(16384, 16, 128, 128, 0.05), "cpu": Case(2048, 2, 64, 64, 0.1, dtype="float32")}
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,6 +30,15 @@ class Subject:
 
     label: str
     make: Callable[[], FeatureCall]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about a subject; the text is None if there was no time for it."""
+
+    label: str
+    text: str | None
+    is_fault: bool = False
 
 
 def bits(x: Tensor) -> Tensor:
@@ -130,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--load", action="store_true",
         help="meanwhile multiply matrices on a second stream (on a CPU in a second thread)",
     )  # fmt: skip
+    options.add_processes(parser, "with --every, repeat so many of them at the same time")
     options.add_backend(parser)
     options.add_budget(parser)
     return parser
@@ -141,28 +152,46 @@ def main(arguments: list[str]) -> int:
     device = options.device_of(given)
     if given.every and options.has_case(given):
         raise options.Unusable("--every has its own cases; leave the options of a case out")
-    case = options.case_of(given, BASE[device])
-    subjects = every_subject(device) if given.every else [Subject(case.label, partial(call_of, case, device))]
+    if given.processes > 1 and not given.every:
+        raise options.Unusable("--processes shares the cases of --every; give both, or neither")
     budget, status = Budget(given.budget), 0
     missing: list[str] = []
-    for subject in subjects:
-        if not budget.fits(subject.label):
-            missing.append(subject.label)
-            continue
-        try:
-            found = compare(subject.make(), device, given.runs, given.backend, given.load)
-        except Different as difference:
-            found, status = str(difference), 1
-        except ValueError as error:  # the backend cannot serve the case
-            if not given.every:
-                raise options.Unusable(str(error)) from error
-            found = f"left out: {one_line(error)}"
-        except (RuntimeError, MemoryError) as error:
-            if not given.every:
-                raise options.Unusable(one_line(error)) from error
-            found, status = f"failed: {one_line(error)}", 1
-        print(f"{subject.label}: {found}", flush=True)
-        free(device)
+    repeat = partial(finding, given=given, device=device, budget=budget)
+    for found in in_processes(repeat, range(len(subjects(given, device))), given.processes):
+        if found.text is None:
+            missing.append(found.label)
+        else:
+            print(f"{found.label}: {found.text}", flush=True)
+            status |= found.is_fault
     if missing:
         print(f"{budget.left_out()}: {'; '.join(missing)}", flush=True)
     return status
+
+
+def subjects(given: argparse.Namespace, device: str) -> list[Subject]:
+    """What the options ask for."""
+    if given.every:
+        return list(every_subject(device))
+    case = options.case_of(given, BASE[device])
+    return [Subject(case.label, partial(call_of, case, device))]
+
+
+def finding(i_subject: int, given: argparse.Namespace, device: str, budget: Budget) -> Finding:
+    """Repeat a subject, if there is time for it; `Unusable` where the only one cannot be run."""
+    subject = subjects(given, device)[
+        i_subject
+    ]  # by its place: another process could not be given its functions
+    if not budget.fits(subject.label):
+        return Finding(subject.label, None)
+    try:
+        return Finding(subject.label, compare(subject.make(), device, given.runs, given.backend, given.load))
+    except Different as difference:
+        return Finding(subject.label, str(difference), is_fault=True)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if not given.every:
+            raise options.Unusable(one_line(error)) from error
+        if isinstance(error, ValueError):  # the backend cannot serve the case
+            return Finding(subject.label, f"left out: {one_line(error)}")
+        return Finding(subject.label, f"failed: {one_line(error)}", is_fault=True)
+    finally:
+        free(device)

@@ -108,6 +108,12 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_processes(parser: argparse.ArgumentParser, what: str, default: int = 1) -> None:
+    parser.add_argument(
+        "--processes", type=positive_int, default=default, metavar="N", help=f"{what} (default {default})"
+    )
+
+
 def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",

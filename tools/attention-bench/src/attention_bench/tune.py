@@ -15,7 +15,7 @@ import torch
 from dilated_attention_pytorch.cli.arguments import block_size, kept_ratio, positive_int
 
 from . import files, tune_hopper, tune_triton
-from .options import Unusable, add_json, make_parser, token_count
+from .options import Unusable, add_json, add_processes, make_parser, token_count
 
 BACKENDS = {"triton": tune_triton, "hopper": tune_hopper}
 KERNELS = ("forward", "dq", "dkdv")  # of every backend
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, help="default: all")
     parser.add_argument("--seqlen", type=token_count, default=65536)
     parser.add_argument("--density", type=kept_ratio, default=0.05)
-    parser.add_argument("--processes", type=positive_int, default=8)
+    add_processes(parser, "compile so many candidates at the same time", 8)
     add_json(parser, "every timing")
     return parser
 

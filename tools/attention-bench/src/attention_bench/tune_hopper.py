@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, astuple, fields
 from typing import Any
@@ -24,7 +23,7 @@ from dilated_attention_pytorch.backends.problem import AttentionProblem
 from .counts import counted
 from .measure import one_line
 from .problem import Shape, make
-from .tune_triton import ignore_interrupts
+from .processes import in_processes
 
 TABLES: dict[str, dict[tuple[int, int], Any]] = {
     "forward": tuning.FORWARD,
@@ -221,8 +220,7 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> It
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape)]
     tasks, workers = counted(len(work), "candidate"), counted(processes, "process", "processes")
     print(f"compiling {tasks} with {workers}", flush=True)
-    with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
-        reasons = dict(zip(work, pool.map(compile_one, work, chunksize=1), strict=True))
+    reasons = dict(zip(work, in_processes(compile_one, work, processes), strict=True))
     for shape in shapes:
         problem = make(shape, seqlen, density, HOPPER)
         why_not = HOPPER.rejects(problem)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import signal
 from collections.abc import Iterator
 from dataclasses import astuple
 from typing import Any
@@ -18,6 +16,7 @@ from dilated_attention_pytorch.backends.triton.tuning import Tiles, default_tile
 
 from .counts import counted
 from .problem import Shape, make
+from .processes import in_processes
 
 
 def candidates(shape: Shape, capability: tuple[int, int]) -> Iterator[Tiles]:
@@ -65,11 +64,6 @@ def compile_one(work: tuple[Shape, Tiles]) -> str | None:
     return None
 
 
-def ignore_interrupts() -> None:
-    """Leave Ctrl-C to the process that waits for the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> Iterator[dict[str, Any]]:
     """The timings of each kernel, as they are measured; prints the fastest."""
     from triton.testing import do_bench
@@ -78,8 +72,7 @@ def tune(shapes: list[Shape], seqlen: int, density: float, processes: int) -> It
     work = [(shape, tiles) for shape in shapes for tiles in candidates(shape, capability)]
     tasks, workers = counted(len(work), "candidate"), counted(processes, "process", "processes")
     print(f"compiling {tasks} with {workers}", flush=True)
-    with multiprocessing.get_context("spawn").Pool(processes, ignore_interrupts) as pool:
-        failures = pool.map(compile_one, work, chunksize=1)
+    failures = list(in_processes(compile_one, work, processes))
     for shape in shapes:
         problem = make(shape, seqlen, density, TRITON)
         pairs = problem.rows.indices.numel() * shape[2] ** 2
