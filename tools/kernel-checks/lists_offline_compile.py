@@ -15,6 +15,7 @@ import torch
 from offline_compile import Launch, compiled
 
 from dilated_attention_pytorch.backends.hopper import device_order, device_tiles
+from dilated_attention_pytorch.backends.kept_kernel import KeptKernel
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.layout import device_lists, device_selection
 from dilated_attention_pytorch.layout.best_blocks import Choice
@@ -33,7 +34,8 @@ class Compiling:
         self.seen: list[dict[str, str]] = []
 
     def __getitem__(self, grid: tuple[int]) -> Any:
-        def launch(**arguments: Any) -> None:
+        def launch(*given: Any, **others: Any) -> None:
+            arguments = {**dict(zip(self.kernel.arg_names, given, strict=False)), **others}
             case = {
                 name: str(value.dtype if isinstance(value, torch.Tensor) else value)
                 for name, value in arguments.items()
@@ -88,6 +90,8 @@ def main(
     for module in (device_lists, device_order, device_selection, device_tiles):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             setattr(module, name, Compiling(getattr(module, name), capability))
+        for kept in [value for value in vars(module).values() if isinstance(value, KeptKernel)]:
+            kept.kernel = Compiling(kept.kernel, capability)
     for case in CASES:
         grid = BlockGrid(300 * case.block_size, 300 * case.block_size, case.block_size, case.causal)
         indices = torch.zeros(1, 2, grid.n_rows, 100, dtype=case.dtype)

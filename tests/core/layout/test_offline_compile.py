@@ -24,7 +24,7 @@ LISTS = {
     "transpose_kernel",
     "rows_kernel",
     "columns_kernel",
-    "level_kernel",
+    "order_kernel",
     "merge_kernel",
     "entries_kernel",
     "tiles_kernel",

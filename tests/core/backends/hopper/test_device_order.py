@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dilated_attention_pytorch import BlockLayout
-from dilated_attention_pytorch.backends.hopper.longest_first import level_of
+from dilated_attention_pytorch.backends.hopper.longest_first import longest_first
 from dilated_attention_pytorch.backends.hopper.work_order import ListOrder, WorkOrder, make_work_order
 from dilated_attention_pytorch.config import TokenDilation
 from tests.core.backends.hopper.test_work_order import LAYOUTS, skewed
@@ -107,18 +107,15 @@ def test_room_behind_the_lists_changes_nothing_with_dilated_tokens(name: str) ->
 @pytest.mark.interpreter
 def test_levels_of_the_kernel_are_those_of_the_definition() -> None:
     """Also next to the powers of 2 ** (1 / 4), of all lengths up to 2 ** 14: a group for each."""
-    from dilated_attention_pytorch.backends.hopper.kernels.list_order import level_kernel
+    from dilated_attention_pytorch.backends.hopper.kernels.list_order import order_kernel
 
-    lengths = torch.arange(2**14, dtype=torch.int32)
+    n = 2**14
+    lengths = torch.arange(n, dtype=torch.int32)
     indptr = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
-    levels, n_long, part = (torch.zeros(n, dtype=torch.int32) for n in (2**14, 1, 2**14))
-    level_kernel[1,](
-        indptr, levels, n_long, part, 0, n_lists=2**14, n_groups=2**14, n_classes=1, PER_GROUP=1, BLOCK=2**14
-    )
-    wanted = level_of(lengths.clamp(min=1))
-    assert torch.equal(levels.long(), wanted)
-    mean = lengths.double().mean()
-    assert n_long.item() == (wanted > level_of(2 * mean)).sum()
+    made = torch.zeros(1 + n, dtype=torch.int32)
+    order_kernel[1,](indptr, made, 0, 1, n_lists=n, n_groups=n, n_classes=1, PER_GROUP=1, BLOCK=n)
+    n_long, order = longest_first(lengths[None])
+    assert torch.equal(made, torch.cat([n_long, order[0]]).int())
 
 
 # ---- on a GPU

@@ -1,6 +1,6 @@
 """Triton kernels that make a work order on the GPU; device_order.py launches them.
 
-level_kernel  how long the groups are, on a scale of quarter octaves: they are sorted by that
+order_kernel  the order of the groups: by their lengths, on a scale of quarter octaves
 merge_kernel  block size 64: the blocks that the two lists of a group have together, and their places, from those that both
               have, which a binary search finds, as the lists are sorted
 """
@@ -27,29 +27,43 @@ def level_of(length):
     return 4 * exponent.to(tl.int32) + steps + (fraction >= THREE_QUARTERS).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["union_sizes", "n_lists", "n_groups", "n_classes"])
-def level_kernel(
-    Offsets, Levels, NumLong, Part, union_sizes, n_lists, n_groups, n_classes,
-    PER_GROUP: tl.constexpr, BLOCK: tl.constexpr,
+@triton.jit
+def levels_of(first, group, n_lists, n_groups, n_classes, PER_GROUP: tl.constexpr):
+    """The levels of groups of a head, whose lists have their offsets at `first`; -1 for groups that it does not have."""
+    inside = group < n_groups
+    begin = tl.load(first + group * PER_GROUP * n_classes, mask=inside, other=0)
+    end = tl.load(first + tl.minimum((group + 1) * PER_GROUP, n_lists) * n_classes, mask=inside, other=0)
+    return tl.where(inside, level_of(tl.maximum(end - begin, 1).to(tl.float64)), -1)
+
+
+@triton.jit(do_not_specialize=["n_long_at", "order_at", "n_lists", "n_groups", "n_classes"])
+def order_kernel(
+    Offsets, Made, n_long_at, order_at, n_lists, n_groups, n_classes, PER_GROUP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """A program for every head: the level of every group, and how many are long. Block size 128: no blocks are shared."""
+    """A program for every head: its groups, the longest first, and how many are long, the most of any head. Made: zeros."""
     head = tl.program_id(0)
     first = Offsets + head * n_lists * n_classes
     n_entries = tl.load(first + n_lists * n_classes) - tl.load(first)
     mean = n_entries.to(tl.float64) / n_groups
     bound = level_of(2.0 * tl.maximum(mean, 1.0))
-    n_long = 0
+    n_long, highest, lowest = 0, 0, 4 * 32
     for start in range(0, n_groups, BLOCK):
         group = start + tl.arange(0, BLOCK)
-        inside = group < n_groups
-        begin = tl.load(first + group * PER_GROUP * n_classes, mask=inside, other=0)
-        end = tl.load(first + tl.minimum((group + 1) * PER_GROUP, n_lists) * n_classes, mask=inside, other=0)
-        level = level_of(tl.maximum(end - begin, 1).to(tl.float64))
-        tl.store(Levels + head * n_groups + group, level, mask=inside)
-        n_long += tl.sum((inside & (level > bound)).to(tl.int32), 0)
-        if PER_GROUP == 1:
-            tl.store(Part + union_sizes + head * n_groups + group, 0, mask=inside)
-    tl.store(NumLong + head, n_long)
+        level = levels_of(first, group, n_lists, n_groups, n_classes, PER_GROUP)
+        n_long += tl.sum((level > bound).to(tl.int32), 0)
+        highest = tl.maximum(highest, tl.max(level, 0))
+        lowest = tl.minimum(lowest, tl.min(tl.where(level < 0, lowest, level), 0))
+    tl.atomic_max(Made + n_long_at, n_long, sem="relaxed")
+    # of equals the first comes first: neighbours stay together
+    order = Made + order_at + head * n_groups
+    while highest >= lowest:
+        for start in range(0, n_groups, BLOCK):
+            group = start + tl.arange(0, BLOCK)
+            level = levels_of(first, group, n_lists, n_groups, n_classes, PER_GROUP)
+            is_next = (level == highest).to(tl.int32)
+            tl.store(order + tl.cumsum(is_next, 0) - is_next, group, mask=is_next > 0)
+            order += tl.sum(is_next, 0)
+        highest -= 1
 
 
 @triton.jit
@@ -123,9 +137,9 @@ def merge_list(
             tl.store(Blocks + first + place, 2 * block + shared, mask=inside)
 
 
-@triton.jit(do_not_specialize=["union_sizes", "places", "blocks", "n_lists", "n_groups"])
+@triton.jit(do_not_specialize=["sizes_at", "places_at", "blocks_at", "n_lists", "n_groups"])
 def merge_kernel(
-    Offsets, Indices, Shared, Part, union_sizes, places, blocks, n_lists, n_groups, BLOCK: tl.constexpr
+    Offsets, Indices, Shared, Made, sizes_at, places_at, blocks_at, n_lists, n_groups, BLOCK: tl.constexpr
 ):  # fmt: skip
     """A program for the two lists of every group; the last group of a head may have only one. Shared: room for n_entries."""
     group = tl.program_id(0)
@@ -137,9 +151,9 @@ def merge_kernel(
     if i_list + 1 < n_lists:
         end = tl.load(offsets + 2)
     n_first, n_second = second - first, end - second
-    Places, Blocks, Shared = Part + places, Part + blocks, Shared + first
+    Places, Blocks, Shared = Made + places_at, Made + blocks_at, Shared + first
     n_shared = list_shared(Indices, Shared, first, n_first, second, n_second, BLOCK)
     tl.debug_barrier()  # the others' writes to Shared
     merge_list(Indices, Places, Blocks, Shared, first, first, n_first, second, n_second, n_shared, 0, BLOCK)
     merge_list(Indices, Places, Blocks, Shared, first, second, n_second, first, n_first, n_shared, 1, BLOCK)
-    tl.store(Part + union_sizes + group, n_first + n_second - n_shared)
+    tl.store(Made + sizes_at + group, n_first + n_second - n_shared)
