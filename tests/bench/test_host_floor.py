@@ -23,8 +23,8 @@ from dilated_attention_pytorch.eager import CachedCall, EagerAttention, forward_
 from dilated_attention_pytorch.functional import make_problem
 
 pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
-from dilated_attention_pytorch.backends import raw_launch
 from dilated_attention_pytorch.backends.hopper import launch, launcher, passes
+from dilated_attention_pytorch.launching import raw_launch
 
 CASE = Case(512, 4, 64, 128, 0.5)
 DILATED = dataclasses.replace(CASE, segment_lengths=(128, 256), dilation_rates=(1, 4))

@@ -35,6 +35,7 @@ LAYERS = (
         "_torch_internals",
     ),
     ("config", "adaptive_config", "caching", "grid", "sequences"),
+    ("launching",),
     ("patterns",),
     ("layout",),
     ("backends",),
@@ -52,10 +53,7 @@ LAYERS = (
 FOR_EVERY_BACKEND = (
     "problem",
     "decode_problem",
-    "installed",
     "dropout",
-    "raw_launch",
-    "kept_kernel",
     "compile_only",
     "compile_workers",
     "compile_worker",

@@ -15,8 +15,8 @@ import torch
 from offline_compile import Launch, compiled
 
 from dilated_attention_pytorch.backends.hopper import device_order, device_tiles
-from dilated_attention_pytorch.backends.kept_kernel import KeptKernel
 from dilated_attention_pytorch.grid import BlockGrid
+from dilated_attention_pytorch.launching.kept_kernel import KeptKernel
 from dilated_attention_pytorch.layout import device_lists, device_selection
 from dilated_attention_pytorch.layout.best_blocks import Choice
 from dilated_attention_pytorch.layout.block_indices import checked_indices

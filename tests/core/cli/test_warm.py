@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from dilated_attention_pytorch.__main__ import build_parser, main
-from dilated_attention_pytorch.backends.installed import installed_versions, release
 from dilated_attention_pytorch.backends.triton import TRITON
 from dilated_attention_pytorch.cli import warm
 from dilated_attention_pytorch.cli.warm_calls import (
@@ -27,6 +26,7 @@ from dilated_attention_pytorch.cli.warm_calls import (
     small_call,
     small_calls,
 )
+from dilated_attention_pytorch.launching.installed import installed_versions, release
 
 CASE = Case(16, 16, 16, "float16", True)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dilated_attention_pytorch.backends.installed import installed_versions, release
+from dilated_attention_pytorch.launching.installed import installed_versions, release
 
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends.kept_kernel import KeptKernel
+from .launching.kept_kernel import KeptKernel
 from .sequence_kernel import table_kernel
 from .sequence_plans import Given, TablePlan
 from .sequences import COLUMNS

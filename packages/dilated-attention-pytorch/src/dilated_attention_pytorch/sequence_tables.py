@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .backends.installed import is_installed
+from .launching.installed import is_installed
 from .sequence_plans import Given, TablePlan
 from .sequences import Sequences
 

@@ -25,8 +25,8 @@ pytest.importorskip("triton.experimental.gluon.nvidia.hopper")
 import triton
 from triton.backends.nvidia.driver import CudaLauncher, wrap_handle_tensordesc
 
-from dilated_attention_pytorch.backends import raw_launch
 from dilated_attention_pytorch.backends.hopper import launch, launcher, passes
+from dilated_attention_pytorch.launching import raw_launch
 
 LENGTH = 512
 CONFIG = SparsePatternConfig(block_size=128, sparsity_ratio=0.5)

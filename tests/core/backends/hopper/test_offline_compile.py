@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dilated_attention_pytorch.backends.installed import installed_versions, release
+from dilated_attention_pytorch.launching.installed import installed_versions, release
 
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(VERSION < (3, 6), reason="needs triton 3.6 or newer")

@@ -124,7 +124,7 @@ class FakeKernel:
 def test_a_bound_call_launches_with_the_addresses_of_its_inputs(
     is_apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dilated_attention_pytorch.backends import raw_launch
+    from dilated_attention_pytorch.launching import raw_launch
 
     noted: list[tuple[Any, ...]] = []
     monkeypatch.setattr(decode_launch, "HAS_RAW_LAUNCH", True)

@@ -39,8 +39,8 @@ def bare_forward(problem: AttentionProblem) -> Forward | None:
     out and lse, because passing new addresses would take Python code.
     """
     # imported late: not every Triton provides what these files import
-    from dilated_attention_pytorch.backends import raw_launch
     from dilated_attention_pytorch.backends.hopper import launcher
+    from dilated_attention_pytorch.launching import raw_launch
 
     p, q, k, v, index = problem, problem.q, problem.k, problem.v, problem.q.get_device()
     kept = launcher.LAUNCHES.get(("forward", p.signature))

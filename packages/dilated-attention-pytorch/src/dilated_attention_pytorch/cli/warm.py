@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..backends.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..backends.registry import COMPILED_NAMES
+from ..launching.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
+from ..launching.supported_triton import NOT_OLDER, OLDEST, OLDEST_TRITON
 from .arguments import block_size, did_you_mean, int_list, positive_int
 from .errors import CommandError
 from .warm_calls import DTYPES, FEATURES, NOT_PACKED, Case, Wanted, compile_kernels, small_calls
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 LARGEST_DIM = 256
 # Others end the compiler of Triton, and with it this process.
 ARCHES = {80: "A100", 86: "A10", 89: "L4", 90: "H100", 100: "B200", 120: "RTX 5090"}
-OLDEST_TRITON = (3, 6)
 MOST_JOBS = 4  # each holds a context of the GPU
 
 
@@ -157,7 +157,7 @@ def check_installation(arch: tuple[int, int] | None) -> None:
     for version in installed_versions("triton", *TRITON_DISTRIBUTIONS):
         if (release(version) or OLDEST_TRITON) < OLDEST_TRITON:
             raise CommandError(
-                f"triton {version} does not say what it compiles; needs 3.6 or newer (pip install 'triton>=3.6')"
+                f"triton {version} does not say what it compiles; needs {OLDEST} or newer (pip install '{NOT_OLDER}')"
             )
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise CommandError(

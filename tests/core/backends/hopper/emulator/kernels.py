@@ -26,7 +26,7 @@ def emulated(release: str | None = None) -> Any:
 def imported(release: str) -> Any:
     """`emulated`, once for every release."""
     importlib.import_module("triton.language")
-    importlib.import_module("dilated_attention_pytorch.backends.raw_launch")
+    importlib.import_module("dilated_attention_pytorch.launching.raw_launch")
     package = importlib.import_module(PACKAGE)
     from .language import modules, value_range
 

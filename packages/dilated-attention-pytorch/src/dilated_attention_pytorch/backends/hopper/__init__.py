@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ... import _torch_internals
 from ...config import TokenDilation
+from ...launching.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
+from ...launching.supported_triton import NEWEST, NEWEST_TRITON, NOT_NEWER, NOT_OLDER, OLDEST, OLDEST_TRITON
 from ...layout.layout import BlockLayout
-from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import (
     AttentionProblem,
     Backend,
@@ -38,11 +39,8 @@ SMALLEST_TILE = 64  # smaller blocks are joined to tiles of so many tokens
 # this; tiles of patterns are filled to more, but for a few. Tiles of blocks of 32 hold four, which is always enough.
 LEAST_ACTIVE = 0.15
 MOST_MASK_BYTES = 64 * 2**20  # of tiles whose blocks have masks inside them
-OLDEST_TRITON = (3, 6)  # the first whose Gluon has what the kernels use
-# The newest tested release: Gluon is experimental, and its names change from release to release.
-NEWEST_TRITON = (3, 9)
 OTHERWISE = "use backend='triton'"
-NOT_INSTALLED = "triton is not installed (pip install 'triton>=3.6', on Linux)"
+NOT_INSTALLED = f"triton is not installed (pip install '{NOT_OLDER}', on Linux)"
 
 
 def refused_triton(versions: list[str]) -> str | None:
@@ -56,7 +54,7 @@ def refused_triton(versions: list[str]) -> str | None:
         if found is None:
             return f"the version of triton is unknown: {text!r}"
         if found < OLDEST_TRITON:
-            return f"triton {text} is older than 3.6 (pip install 'triton>=3.6')"
+            return f"triton {text} is older than {OLDEST} (pip install '{NOT_OLDER}')"
     return None
 
 
@@ -65,7 +63,7 @@ def untested_triton(versions: list[str]) -> str | None:
     for text in versions:
         if (release(text) or (0, 0)) > NEWEST_TRITON:
             return (
-                f"triton {text} is newer than the newest tested, 3.9 (pip install 'triton<3.10', or install a newer "
+                f"triton {text} is newer than the newest tested, {NEWEST} (pip install '{NOT_NEWER}', or install a newer "
                 "release of this library)"
             )
     return None

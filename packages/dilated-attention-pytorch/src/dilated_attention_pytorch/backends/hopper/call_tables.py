@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...launching.kept_kernel import KeptKernel
 from ...sequences import Sequences
-from ..kept_kernel import KeptKernel
 from .kernels.padding_bits import padding_bits_kernel
 from .kernels.tile_starts import tile_starts_kernel
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ...config import TokenDilation
 from ...grid import BlockGrid
+from ...launching.kept_kernel import KeptKernel
 from ...layout.lists import BlockLists
-from ..kept_kernel import KeptKernel
 from .column_groups import make_column_groups
 from .kernels.list_order import merge_kernel, order_kernel
 from .work_order import GROUP_TOKENS, ListOrder, WorkOrder, lists_per_group

@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import tma
 from triton.language.core import _aggregate, base_value, builtin
 from triton.runtime.jit import JITFunction
 
-from ..installed import release
+from ...launching.installed import release
 
 if TYPE_CHECKING:
     from typing_extensions import dataclass_transform

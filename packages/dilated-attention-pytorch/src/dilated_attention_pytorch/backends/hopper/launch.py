@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ... import _torch_internals
+from ...launching.kept_kernel import KeptKernel
 from ..dropout import keep_scale
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
-from ..kept_kernel import KeptKernel
 from ..problem import AttentionProblem, Forward, Gradients
 from .expected import compile_backward_beside
 from .kernels.merge_shares import merge_shares_kernel

@@ -21,7 +21,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ... import _torch_internals
 from ...caching import BoundedCache, make_to_stay
-from ..raw_launch import ARGUMENTS_APART, encoded, is_hooked, launch_options, unwrapped
+from ...launching.raw_launch import ARGUMENTS_APART, encoded, is_hooked, launch_options, unwrapped
 
 SWIZZLE_BYTES = 128
 N_COUNTERS = 4096  # more launches than a stream can hold

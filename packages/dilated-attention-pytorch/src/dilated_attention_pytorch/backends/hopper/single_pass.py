@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...environment_settings import BACKWARD_SUMS
-from ..kept_kernel import KeptKernel
+from ...launching.kept_kernel import KeptKernel
 from ..problem import AttentionProblem
 from . import fixed_point_sums, tuning
 from .gluon_names import COMPILER_OPTIONS

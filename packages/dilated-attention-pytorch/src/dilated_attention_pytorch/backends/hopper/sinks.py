@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kept_kernel import KeptKernel
+from ...launching.kept_kernel import KeptKernel
 from .kernels.sink_gradient import sink_gradient_kernel
 
 PARTS = 16  # programs of a head

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ...config import TokenDilation
+from ...launching.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ...layout.layout import BlockLayout
 from ..decode_problem import Decode, DecodeProblem
-from ..installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
 from ..problem import AttentionProblem, Backend, Gradients, OutputGrads
 
 HALF = (torch.float16, torch.bfloat16)

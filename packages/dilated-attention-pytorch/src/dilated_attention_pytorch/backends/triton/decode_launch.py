@@ -13,18 +13,16 @@ import triton
 from torch import Tensor
 
 from ... import _torch_internals
+from ...launching.supported_triton import is_supported
 from ..decode_problem import Decode, DecodeInputs, DecodeProblem
-from ..installed import release
 from .decode_tuning import MULTIPROCESSORS, DecodeTiles, decode_tiles, num_splits
 from .kernels.decode import combine_kernel, decode_kernel
 from .launch import INTERPRETER_CAPABILITY, Launch, padded_dim, strides
 
-# the releases that raw_launch.py knows, and no interpreter
-HAS_RAW_LAUNCH = isinstance(decode_kernel, triton.JITFunction) and (3, 6) <= (
-    release(triton.__version__) or (0, 0)
-) <= (3, 9)
+# not in the interpreter
+HAS_RAW_LAUNCH = isinstance(decode_kernel, triton.JITFunction) and is_supported(triton.__version__)
 if HAS_RAW_LAUNCH:
-    from .. import raw_launch
+    from ...launching import raw_launch
 
 
 class DecodeSizes(NamedTuple):

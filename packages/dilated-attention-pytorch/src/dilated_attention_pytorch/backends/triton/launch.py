@@ -10,10 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
+from ...launching.kept_kernel import KeptKernel
 from ..dropout import keep_scale, keep_threshold
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
-from ..kept_kernel import KeptKernel
 from ..problem import AttentionProblem, Gradients, beyond_plain_batch
 from . import tuning
 from .kernels.backward import delta_kernel, dkdv_kernel, dq_kernel

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from .. import _torch_internals
 from ..caching import BoundedCache
-from .installed import release
+from .supported_triton import is_supported
 
 MAX_INT32 = 2**31 - 1
-# the releases that raw_launch.py knows
-HAS_RAW_LAUNCH = (3, 6) <= (release(triton.__version__) or (0, 0)) <= (3, 9)
+HAS_RAW_LAUNCH = is_supported(triton.__version__)
 if HAS_RAW_LAUNCH:
     from . import raw_launch
 

@@ -19,10 +19,12 @@ from dilated_attention_pytorch import (
     block_sparse_attention,
     explain_backends,
 )
-from dilated_attention_pytorch.backends import hopper, installed, registry, triton
+from dilated_attention_pytorch.backends import hopper, registry, triton
 from dilated_attention_pytorch.backends.hopper import refused_triton, untested_triton
-from dilated_attention_pytorch.backends.installed import installed_versions, release
 from dilated_attention_pytorch.backends.triton import broken_interpreter
+from dilated_attention_pytorch.launching import installed
+from dilated_attention_pytorch.launching.installed import installed_versions, release
+from dilated_attention_pytorch.launching.supported_triton import OLDEST_TRITON
 from tests.core.backends.hopper.test_choice import PLAIN, problem_of
 
 TOO_NEW = (
@@ -190,7 +192,7 @@ def test_compiled_call_warns_too_and_stays_one_graph() -> None:
 
 
 @pytest.mark.skipif(
-    any((release(text) or (0, 0)) < hopper.OLDEST_TRITON for text in hopper.VERSIONS or [""]),
+    any((release(text) or (0, 0)) < OLDEST_TRITON for text in hopper.VERSIONS or [""]),
     reason="needs a triton that is served",
 )
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("triton")
 
 from dilated_attention_pytorch import _torch_internals
-from dilated_attention_pytorch.backends import kept_kernel
-from dilated_attention_pytorch.backends.kept_kernel import KeptKernel, Kind
+from dilated_attention_pytorch.launching import kept_kernel
+from dilated_attention_pytorch.launching.kept_kernel import KeptKernel, Kind
 
 pytestmark = pytest.mark.skipif(
     not kept_kernel.HAS_RAW_LAUNCH, reason="Triton of another release is launched by its own function"
