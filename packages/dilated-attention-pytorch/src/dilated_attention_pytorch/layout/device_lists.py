@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..launching.kept_kernel import KeptKernel
 from .block_indices import BlockIndices
 from .list_kernels import columns_kernel, mark_kernel, rows_kernel, transpose_kernel
 from .lists import BlockLists
@@ -14,6 +15,8 @@ TILE_ROWS, TILE_COLS = 64, 32  # of a program that writes column lists
 LARGEST = 2**31 - 1
 MOST_WORDS_PER_INDEX = 8  # 64 bytes of them and of their starts, as much as sorting takes
 FEW_WORDS = 2**22
+MARK, TRANSPOSE = KeptKernel(mark_kernel), KeptKernel(transpose_kernel)
+ROWS, COLUMNS = KeptKernel(rows_kernel), KeptKernel(columns_kernel)
 
 
 def words(n: int) -> int:
@@ -44,30 +47,21 @@ def lists_by_kernels(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
     bits = torch.zeros(n_lists * n_words, dtype=torch.int32, device=device)
     col_bits = empty(heads * n_cols * n_col_words)
     row_starts, col_starts = empty(bits.numel() + 1), empty(col_bits.numel() + 1)
-    chosen = {
-        "Indices": indices, "Counts": indices if counts is None else counts, "Bits": bits, "n_rows": n_rows, "n_cols": n_cols,
-        "n_slots": n_slots, "n_words": n_words, "first_row": grid.first_row, "HAS_COUNTS": counts is not None,
-        "IS_CAUSAL": grid.causal, "BLOCK": FEW_SLOTS if n_slots <= FEW_SLOTS else SLOTS,
-    }  # fmt: skip
-    mark_kernel[n_lists,](**chosen)
-    shape = {"n_rows": n_rows, "n_cols": n_cols, "n_words": n_words, "n_col_words": n_col_words}
-    transpose_kernel[heads * -(-n_cols // COLS) * n_col_words,](
-        Bits=bits, ColBits=col_bits, RowStarts=row_starts, ColStarts=col_starts, **shape, COLS=COLS
-    )
+    given_rows = indices, indices if counts is None else counts, bits
+    sizes = n_rows, n_cols, n_slots, n_words, grid.first_row
+    constants = counts is not None, grid.causal, FEW_SLOTS if n_slots <= FEW_SLOTS else SLOTS
+    MARK.run(device, n_lists, (*given_rows, *sizes, *constants))
+    shape = n_rows, n_cols, n_words, n_col_words
+    n_tiles = heads * -(-n_cols // COLS) * n_col_words
+    TRANSPOSE.run(device, n_tiles, (bits, col_bits, row_starts, col_starts, *shape, COLS))
     row_starts.cumsum_(0)
     col_starts.cumsum_(0)
-    rows = BlockLists(
-        empty(n_lists + 1),
-        empty(capacity),
-        torch.full((capacity,), LARGEST, dtype=torch.int32, device=device),
-    )
+    no_ids = torch.full((capacity,), LARGEST, dtype=torch.int32, device=device)
+    rows = BlockLists(empty(n_lists + 1), empty(capacity), no_ids)
     cols = BlockLists(empty(heads * n_cols + 1), empty(capacity), empty(capacity))
-    rows_kernel[n_lists,](
-        RowStarts=row_starts, RowPtr=rows.indptr, RowIndices=rows.indices, RowIds=rows.block_ids,
-        ColIndices=cols.indices, ColIds=cols.block_ids, **chosen,
-    )  # fmt: skip
-    columns_kernel[heads * -(-n_cols // TILE_COLS) * -(-n_rows // TILE_ROWS),](
-        Bits=bits, RowStarts=row_starts, RowIds=rows.block_ids, ColBits=col_bits, ColStarts=col_starts,
-        ColPtr=cols.indptr, ColIndices=cols.indices, ColIds=cols.block_ids, **shape, ROWS=TILE_ROWS, COLS=TILE_COLS,
-    )  # fmt: skip
+    written = *rows.tensors(), cols.indices, cols.block_ids
+    ROWS.run(device, n_lists, (*given_rows, row_starts, *written, *sizes, *constants))
+    n_tiles = heads * -(-n_cols // TILE_COLS) * -(-n_rows // TILE_ROWS)
+    starts = bits, row_starts, rows.block_ids, col_bits, col_starts
+    COLUMNS.run(device, n_tiles, (*starts, *cols.tensors(), *shape, TILE_ROWS, TILE_COLS))
     return rows, cols

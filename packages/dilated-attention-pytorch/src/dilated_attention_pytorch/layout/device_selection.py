@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..launching.kept_kernel import KeptKernel
 from .best_blocks import WEIGHT_BITS, Choice, share_in_units
 from .selection_kernel import select_kernel
 
 MOST_COLUMNS = 16384  # of a row, which a program holds in its registers
 FILL = 128  # slots behind the chosen blocks that a program fills at once
+SELECT = KeptKernel(select_kernel)
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,12 +37,14 @@ def choose_on_device(
     indices = torch.empty(heads, n_rows, choice.n_slots, dtype=torch.int32, device=scores.device)
     counts = torch.empty(heads, n_rows, dtype=torch.int32, device=scores.device)
     block = max(32, 1 << (n_cols - 1).bit_length())
-    select_kernel[heads * n_rows,](
-        Scores=scores, Budgets=counts if budgets is None else budgets.to(torch.int32).contiguous(),
-        Diagonal=counts if diagonal is None else diagonal.to(torch.int32).contiguous(), Indices=indices, Counts=counts, stride_head=scores.stride(0), stride_row=scores.stride(1), n_rows=n_rows, n_cols=n_cols,
-        n_slots=choice.n_slots, window=choice.window, sinks=choice.sinks,
-        top_p=0 if choice.top_p is None else share_in_units(choice.top_p), HAS_BUDGETS=budgets is not None,
-        HAS_DIAGONAL=diagonal is not None, HAS_TOP_P=choice.top_p is not None, KEEP_DIAGONAL=choice.keep_diagonal, IS_CAUSAL=choice.causal,
-        WEIGHT_BITS=WEIGHT_BITS, BLOCK=block, FILL=FILL, num_warps=warps_of(block),
+    given = [counts if x is None else x.to(torch.int32).contiguous() for x in (budgets, diagonal)]
+    SELECT.run(
+        scores.device, heads * n_rows,
+        (
+            scores, *given, indices, counts, scores.stride(0), scores.stride(1), n_rows, n_cols, choice.n_slots, choice.window,
+            choice.sinks, 0 if choice.top_p is None else share_in_units(choice.top_p), budgets is not None,
+            diagonal is not None, choice.top_p is not None, choice.keep_diagonal, choice.causal, WEIGHT_BITS, block, FILL,
+        ),
+        num_warps=warps_of(block),
     )  # fmt: skip
     return indices, counts

@@ -32,8 +32,7 @@ def lists_of(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
         from . import device_lists
 
         if device_lists.fits(given):
-            with torch.cuda.device(given.indices.device):
-                return device_lists.lists_by_kernels(given)
+            return device_lists.lists_by_kernels(given)
     return lists_of_indices(given)
 
 

@@ -224,8 +224,7 @@ def by_kernel_or_not(
         from . import device_selection
 
         if device_selection.fits(scores):
-            with torch.cuda.device(scores.device):
-                return device_selection.choose_on_device(scores, budgets, choice, diagonal)
+            return device_selection.choose_on_device(scores, budgets, choice, diagonal)
     return choose_a_few_at_a_time(scores, budgets, choice, diagonal)
 
 
