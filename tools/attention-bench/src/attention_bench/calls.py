@@ -22,11 +22,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dilated_attention_pytorch.cli.arguments import positive_int
 
-from . import files, options, outcome
+from . import files, options, outcome, tables
 from .budget import Budget
 from .cases import Case
 from .collection import Collection
-from .environment import environment, footnote
+from .environment import environment
 from .features import FEATURES, Feature, FeatureCall
 from .measure import TOLERANCE, Disagreement, free, one_line, relative
 from .processes import in_processes
@@ -169,8 +169,7 @@ def compile_kernels(name: str, case: Case, device: str, backend: str | None) -> 
 
 
 def read_json(path: str) -> tuple[list[CallRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [CallRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, CallRow, Case)
 
 
 def cell(row: CallRow, direction: str) -> str:
@@ -207,10 +206,8 @@ HEADINGS = [
 
 def markdown(rows: list[CallRow], where: dict[str, Any]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
-    shown = f"{SLOW}.\n\n" if any(map(is_slow, rows)) else ""
-    return "\n".join(lines) + f"\n\nThe plain call: {rows[0].case.label}.\n\n" + shown + footnote(where)
+    notes = [f"The plain call: {rows[0].case.label}.", *([f"{SLOW}."] if any(map(is_slow, rows)) else [])]
+    return tables.table(HEADINGS, map(cells, rows), where, notes)
 
 
 def is_slow(row: CallRow) -> bool:

@@ -111,8 +111,7 @@ def measured(case: Case, names: Sequence[str], device: str, rounds: int, copied:
 
 
 def read_json(path: str) -> tuple[list[DecodeRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [DecodeRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, DecodeRow, Case)
 
 
 def cells(row: DecodeRow) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dilated_attention_pytorch.cli.files import write_whole
 
+RowType = TypeVar("RowType")
 RUN = "run"  # also the kind of files that name none
 
 
@@ -38,3 +39,11 @@ def read_kind(path: str, wanted: str) -> tuple[list[dict[str, Any]], dict[str, A
     if not rows:
         raise ValueError("it has no figures")
     return rows, where
+
+
+def read_rows(
+    path: str, wanted: str, row_type: Callable[..., RowType], case_type: Callable[..., object]
+) -> tuple[list[RowType], dict[str, Any]]:
+    """`read_kind` with the rows as dataclasses, and their cases."""
+    rows, where = read_kind(path, wanted)
+    return [row_type(**{**row, "case": case_type(**row["case"])}) for row in rows], where

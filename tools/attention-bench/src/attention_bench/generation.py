@@ -123,8 +123,7 @@ def measured(case: ModelCase, peers: Sequence[str], device: str, rounds: int) ->
 
 
 def read_json(path: str) -> tuple[list[GenerationRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [GenerationRow(**{**row, "case": ModelCase(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, GenerationRow, ModelCase)
 
 
 HEADINGS = ["model", "attention", "time per token", "of sdpa", "first token", "first call"]

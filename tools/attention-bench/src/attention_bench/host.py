@@ -120,8 +120,7 @@ def fill_in(row: HostRow, peer: Peer, device: str) -> None:
 
 
 def read_json(path: str) -> tuple[list[HostRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [HostRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, HostRow, Case)
 
 
 def microseconds(value: float | None) -> str:

@@ -11,16 +11,17 @@ from .cases import Case
 from .environment import footnote
 from .measure import Row
 
+KIND = files.RUN
+
 
 def write_json(path: str, rows: list[Row], where: dict[str, Any]) -> None:
     """Write all figures atomically."""
-    files.write(path, files.RUN, rows, where)
+    files.write(path, KIND, rows, where)
 
 
 def read_json(path: str) -> tuple[list[Row], dict[str, Any]]:
     """The inverse of `write_json`."""
-    rows, where = files.read_kind(path, files.RUN)
-    return [Row(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, Row, Case)
 
 
 def number(value: float | None, form: str) -> str:

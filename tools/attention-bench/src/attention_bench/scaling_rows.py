@@ -104,8 +104,7 @@ def compare(rows: list[ScalingRow]) -> None:
 
 
 def read_json(path: str) -> tuple[list[ScalingRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [ScalingRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, ScalingRow, Case)
 
 
 # ---- tables

@@ -120,8 +120,7 @@ def fill_in(
 
 
 def read_json(path: str) -> tuple[list[SelectionRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [SelectionRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, SelectionRow, Case)
 
 
 HEADINGS = ["case", "part", "time", "of attention", "host", "memory"]

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from dilated_attention_pytorch.cli.arguments import positive_int
 
-from . import files, measure, options, outcome, report
+from . import files, measure, options, outcome, report, tables
 from .budget import Budget
 from .cases import PATTERNS, Case
 from .collection import Collection
-from .environment import environment, footnote
+from .environment import environment
 from .peers import PEERS, serving
 from .presets import PRESETS
 
@@ -144,8 +144,7 @@ def in_turns(calls: Sequence[Callable[[], object]], device: str, rounds: int, n_
 
 
 def read_json(path: str) -> tuple[list[ShortRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [ShortRow(**{**row, "case": Case(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, ShortRow, Case)
 
 
 HEADINGS = ["case", "library", "forward", "in a graph", "both", "in a graph"]
@@ -164,10 +163,9 @@ def cells(row: ShortRow, ours: ShortRow | None) -> list[str]:
 def markdown(rows: list[ShortRow], where: dict[str, Any]) -> str:
     """The rows as a Markdown table; bold is what is ahead of ours."""
     ours = {row.case: row for row in rows if row.peer == "ours"}
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|---" * len(HEADINGS) + "|"]
-    lines += ["| " + " | ".join(cells(row, ours.get(row.case))) + " |" for row in rows]
-    bold = "Bold: less time than `ours`.\n\n" if any("**" in each for each in lines) else ""
-    return "\n".join(lines) + "\n\n" + bold + footnote(where)
+    shown = [cells(row, ours.get(row.case)) for row in rows]
+    is_ahead = any("**" in cell for each in shown for cell in each)
+    return tables.table(HEADINGS, shown, where, ["Bold: less time than `ours`."] if is_ahead else [])
 
 
 def table(rows: list[ShortRow]) -> Table:

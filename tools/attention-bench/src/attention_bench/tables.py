@@ -8,8 +8,10 @@ from typing import Any
 from .environment import footnote
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]], where: dict[str, Any]) -> str:
-    """One line per row, then the environment."""
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], where: dict[str, Any], notes: Sequence[str] = ()
+) -> str:
+    """One line per row, then the notes, and the environment."""
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-    return "\n".join(lines) + "\n\n" + footnote(where)
+    return "\n\n".join(["\n".join(lines), *notes, footnote(where)])

@@ -105,8 +105,7 @@ def measured(case: ModelCase, peers: Sequence[str], device: str, rounds: int) ->
 
 
 def read_json(path: str) -> tuple[list[TrainingRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [TrainingRow(**{**row, "case": ModelCase(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, TrainingRow, ModelCase)
 
 
 HEADINGS = ["model", "attention", "step", "tokens/s", "of sdpa", "peak memory", "above sdpa"]

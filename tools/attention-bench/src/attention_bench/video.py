@@ -202,8 +202,7 @@ def measured(
 
 
 def read_json(path: str) -> tuple[list[VideoRow], dict[str, Any]]:
-    rows, where = files.read_kind(path, KIND)
-    return [VideoRow(**{**row, "case": VideoCase(**row["case"])}) for row in rows], where
+    return files.read_rows(path, KIND, VideoRow, VideoCase)
 
 
 HEADINGS = ["case", "attention", "blocks kept", "forward", "forward and backward"]
