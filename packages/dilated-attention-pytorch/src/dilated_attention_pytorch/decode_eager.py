@@ -67,12 +67,8 @@ def key_of(
             "decode", q.shape, q.stride(), q.dtype, q.device, *of_caches, cache_lengths.shape, cache_lengths.stride(),
             cache_lengths.dtype, cache_lengths.device, *map(described, others), softmax_scale, softcap, backend,
         )  # fmt: skip
-    except (
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ):  # no tensor, or one without strides: validation names it
+    except (RuntimeError, AttributeError, TypeError, ValueError):
+        # No tensor, or one without strides: validation names it.
         return None
 
 

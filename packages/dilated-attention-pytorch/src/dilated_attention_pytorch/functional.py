@@ -191,10 +191,8 @@ def block_sparse_attention(
             and type(layout) is BlockLayout
             and (dropout_p == 0.0) is True
         )
-    except (
-        RuntimeError,
-        ValueError,
-    ):  # a tensor for dropout_p that compares with nothing, which validation refuses
+    except (RuntimeError, ValueError):
+        # A tensor for dropout_p that compares with nothing, which validation refuses.
         can_be_cached = False
     if can_be_cached:
         key = key_of(

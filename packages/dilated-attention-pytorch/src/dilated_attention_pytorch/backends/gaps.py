@@ -8,9 +8,8 @@ from torch import Tensor
 
 from ..sequences import COLUMNS, Sequences
 
-PARTS = (
-    32  # programs of a gap between packed sequences: most are empty, and the one behind the last may be long
-)
+# Programs of a gap between packed sequences: most are empty, and the one behind the last may be long.
+PARTS = 32
 PARTS_OF_BATCH = 128  # of the two gaps of a batch element,
 PARTS_OF_HEADS = 4  # of which so many share tokens
 ELEMENTS = 4096  # that a program clears at once

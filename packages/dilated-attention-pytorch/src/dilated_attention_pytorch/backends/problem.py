@@ -252,9 +252,8 @@ class Gradients(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    block_bias: (
-        Tensor | None
-    )  # float32 or wider, of a shape that `sum_to_size` takes to that of the problem's
+    # float32 or wider, of a shape that `sum_to_size` takes to that of the problem's
+    block_bias: Tensor | None
     sinks: Tensor | None = None  # float32 or wider, (num_heads,)
 
 

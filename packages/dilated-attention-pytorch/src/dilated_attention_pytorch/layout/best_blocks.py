@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-WEIGHT_BITS = (
-    24  # of a share of the softmax, relative to the largest: integers add up to the same in any order
-)
+# Of a share of the softmax, relative to the largest: integers add up to the same in any order.
+WEIGHT_BITS = 24
 
 
 class Choice(NamedTuple):

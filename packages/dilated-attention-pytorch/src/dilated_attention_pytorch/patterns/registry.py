@@ -35,9 +35,8 @@ class Pattern(NamedTuple):
 
     pairs: Pairs  # active (rows, columns), int64 (n_active,) each on the device, in no particular order
     budget: Budgeting  # blocks per row if the ratio decides
-    masks: (
-        Masking | None
-    )  # of rows and columns of blocks, as `pairs` returns them; None where the config wants no masks
+    # of rows and columns of blocks, as `pairs` returns them; None where the config wants no masks
+    masks: Masking | None
 
 
 PATTERNS: dict[str, Pattern] = {}

@@ -32,9 +32,8 @@ class Use:
     root: cst.Name  # its leftmost name
     scope: Scope
     bindings: list[Binding]  # of the leftmost name; empty: a star import, or a page that does not import it
-    base: (
-        cst.BaseExpression | None
-    )  # the expression for the package itself, from which new names can be taken
+    # the expression for the package itself, from which new names can be taken
+    base: cst.BaseExpression | None
     agrees: bool  # every binding of the leftmost name refers to the same thing
 
     @property

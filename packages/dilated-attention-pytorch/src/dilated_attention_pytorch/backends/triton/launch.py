@@ -259,9 +259,8 @@ def forward_launch(
     grid = (row_programs(p, positions, tile.block_m),)
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     if positions is not None and tile.num_warps == 4 and p.q.dtype.itemsize == 2 and capability[0] == 9:
-        options["maxnreg"] = (
-            168  # three programs share a multiprocessor, as in a plain call; nothing is spilled
-        )
+        # Three programs share a multiprocessor, as in a plain call; nothing is spilled.
+        options["maxnreg"] = 168
     return Launch(forward_kernel, grid, arguments, options)
 
 
