@@ -21,9 +21,8 @@ SMALL += ["--calls", "2", "--repeats", "3"]
 
 def test_command_times_three_kinds_of_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(tmp_path / "host.json")
-    assert (
-        cli.main(["host", *SMALL, "--peers", "ours", "sdpa", "fa4", "--json", file]) == 1
-    )  # fa4 measured nothing
+    # fa4 measured nothing.
+    assert cli.main(["host", *SMALL, "--peers", "ours", "sdpa", "fa4", "--json", file]) == 1
     rows, where = host.read_json(file)
     assert [row.peer for row in rows] == ["ours", "sdpa", "fa4"]
     for row in rows[:2]:
@@ -33,10 +32,8 @@ def test_command_times_three_kinds_of_call(tmp_path: Path, capsys: pytest.Captur
         assert row.backward_us
         assert (row.calls, row.repeats) == (2, 3)
     for row in rows:
-        assert (row.forward_floor_us, row.forward_grad_floor_us) == (
-            None,
-            None,
-        )  # no backend `hopper` on a CPU
+        # No backend `hopper` on a CPU.
+        assert (row.forward_floor_us, row.forward_grad_floor_us) == (None, None)
     assert rows[0].case.dtype == "float32"
     assert rows[2].refused is not None
     assert rows[2].refused.startswith("needs a CUDA device")

@@ -60,11 +60,8 @@ def test_weak_scaling_is_the_rate_of_a_gpu_over_that_of_one_and_strong_scaling_a
     assert ours.weak_both == pytest.approx(400 / 20 / 2 / (100 / 9))
     assert (ours.strong_forward, ours.strong_both) == (9 / 5, 36 / 20)
     assert (gather.strong_forward, gather.strong_both) == (9 / 8, 36 / 24)
-    for row in (
-        ring,
-        share,
-        whole,
-    ):  # nothing is said of dense attention and of what others are compared with
+    # Nothing is said of dense attention and of what others are compared with.
+    for row in (ring, share, whole):
         assert (row.weak_forward, row.strong_forward) == (None, None)
 
 
@@ -112,19 +109,16 @@ def test_the_first_case_is_that_of_a_million_tokens_per_gpu() -> None:
 
 
 def test_memory_of_a_call_is_that_of_its_tensors() -> None:
-    case = Case(
-        2**20, 32, 128, 128, 0.01, kv_heads=8
-    )  # bfloat16: q has 2**33 bytes, k and v together half of it
+    # bfloat16: q has 2**33 bytes, k and v together half of it.
+    case = Case(2**20, 32, 128, 128, 0.01, kv_heads=8)
     own = case.seqlen
     forward = needed_bytes(case, own, own, 2 * own, with_backward=False)
     q, lse = 2**33, 2**27
-    assert (
-        forward == 2 * q + q // 2 + q + lse + q + q
-    )  # q, grad, k, v; out; lse; held keys; the output to compare with
+    # q, grad, k, v; out; lse; held keys; the output to compare with.
+    assert forward == 2 * q + q // 2 + q + lse + q + q
     both = needed_bytes(case, own, own, 2 * own, with_backward=True)
-    assert (
-        both == forward - q + (q + q // 2 + lse) + q
-    )  # dq, dk, dv; its sums; the gradients of the held keys
+    # dq, dk, dv; its sums; the gradients of the held keys.
+    assert both == forward - q + (q + q // 2 + lse) + q
 
 
 def test_numbers_of_gpus() -> None:

@@ -236,9 +236,8 @@ def test_function_with_every_option_compiles_to_one_graph() -> None:
         return block_sparse_attention(q, k, v, call.layout, block_bias=bias, **kwargs)
 
     others = (call.kwargs["kv_lengths"], call.kwargs["key_padding_mask"])
-    found = compiled(attend)(
-        q, k, v, bias, *others
-    )  # first: the layout has made no lists for the dilation yet
+    # First: the layout has made no lists for the dilation yet.
+    found = compiled(attend)(q, k, v, bias, *others)
     expected = attend(q, k, v, bias, *others)
     torch.testing.assert_close(found, expected)
     leaves = (q, k, v, bias)

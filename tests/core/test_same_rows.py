@@ -19,9 +19,8 @@ from dilated_attention_pytorch import (
 CONFIG = SparsePatternConfig(sparsity_ratio=0.3, block_size=16)
 LONGEST = 160
 HEADS, KV_HEADS, DIM = 4, 2, 16
-LAYOUT = BlockLayout.from_config(
-    CONFIG, LONGEST + 64, causal=True
-)  # also for chunks that end behind a prompt
+# Also for chunks that end behind a prompt.
+LAYOUT = BlockLayout.from_config(CONFIG, LONGEST + 64, causal=True)
 # float32 sums of up to 160 products in another order
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
 Prompt = tuple[Tensor, Tensor, Tensor]

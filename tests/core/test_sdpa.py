@@ -116,9 +116,8 @@ def test_dropout_drops_with_its_probability() -> None:
     query, key, value = (torch.ones(1, 2, 64, 8) for _ in range(3))
     out = block_sparse_sdpa(query, key, value, dropout_p=0.5, sparse_config=ALL)
     assert not torch.equal(out, value)
-    assert (
-        abs(float(out.mean()) - 1.0) < 0.1
-    )  # 8,192 weights of 1/64, doubled or dropped: 0.011 standard deviation
+    # 8,192 weights of 1/64, doubled or dropped: 0.011 standard deviation.
+    assert abs(float(out.mean()) - 1.0) < 0.1
 
 
 @pytest.mark.parametrize("is_causal", [False, True])

@@ -13,9 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     [
-        *(
-            path for path in ROOT.glob("docs/**/*.md") if path.parent.name != "rules"
-        ),  # test_rule_pages.py has these
+        # test_rule_pages.py has these
+        *(path for path in ROOT.glob("docs/**/*.md") if path.parent.name != "rules"),
         *ROOT.glob("*.md"),
         *ROOT.glob("packages/*/README.md"),
         *ROOT.glob("tools/*/README.md"),

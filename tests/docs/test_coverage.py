@@ -166,9 +166,8 @@ CHECKED = re.compile(r"assert .*(hops_to_full_coverage|distances|coverage\(|laye
 def test_pages_that_speak_of_coverage_assert_it() -> None:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/guides/*.md")]
     pages += [*ROOT.glob("packages/*/README.md"), *ROOT.glob("tools/*/README.md")]
-    pages.remove(
-        ROOT / "tools/migrate-hierarchical/README.md"
-    )  # its report is that of tests/codemod/test_density.py
+    # Its report is that of tests/codemod/test_density.py.
+    pages.remove(ROOT / "tools/migrate-hierarchical/README.md")
     speaking = [
         page for page in pages if CLAIM.search(page.read_text("utf-8")) and page.name != "CHANGELOG.md"
     ]

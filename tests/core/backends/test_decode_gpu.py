@@ -154,9 +154,8 @@ def test_a_growing_cache_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> No
     if not decode_launch.HAS_RAW_LAUNCH:
         pytest.skip("the launcher of this triton is not known")
     q, k, v, layout = large(4096, 2)
-    k, v = (
-        x.transpose(1, 2).contiguous() for x in (k, v)
-    )  # (batch, heads, length, head_dim), as in transformers
+    # (batch, heads, length, head_dim), as in transformers.
+    k, v = (x.transpose(1, 2).contiguous() for x in (k, v))
 
     def step(length: int) -> Tensor:
         caches = (x[:, :, :length].contiguous().transpose(1, 2) for x in (k, v))

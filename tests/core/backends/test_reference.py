@@ -70,9 +70,8 @@ def test_row_whose_biases_are_all_minus_infinity_gives_zero_not_nan(backend: str
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=["nan", "inf", "minus_inf"])
 @pytest.mark.parametrize("which", ["k", "v"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.filterwarnings(
-    "ignore:invalid value encountered in (matmul|multiply):RuntimeWarning"
-)  # numpy's, in Triton's interpreter: 0 times infinity
+# numpy's, in Triton's interpreter: 0 times infinity.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in (matmul|multiply):RuntimeWarning")
 def test_rows_do_not_notice_what_stands_in_blocks_that_they_do_not_see(
     backend: str, which: str, value: float
 ) -> None:

@@ -207,9 +207,8 @@ def collective_instead(rank: int) -> str:
         message = str(caught.value)
         torch.distributed.all_reduce(x)
     assert x.item() == 2
-    with pytest.raises(
-        (TimeoutError, RuntimeError), match="did not come within"
-    ):  # at once on rank 0, and on rank 1, which missed it
+    # At once on rank 0, and on rank 1, which missed it.
+    with pytest.raises((TimeoutError, RuntimeError), match="did not come within"):
         check(rank, 30.0, {"call": 2})
     with pytest.raises(RuntimeError, match="makes no more distributed calls with this group"):
         check(rank, 30.0, {"call": 3})

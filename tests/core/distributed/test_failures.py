@@ -109,9 +109,8 @@ def call_alone(rank: int) -> torch.Tensor:
         return attend(timeout=TIMEOUT)
     with pytest.raises(TimeoutError, match="rank 0 did not come"):
         attend(timeout=TIMEOUT, batch=2)
-    with pytest.raises(
-        RuntimeError, match="makes no more distributed calls"
-    ):  # which rank 0 would take for the one before
+    # Which rank 0 would take for the one before.
+    with pytest.raises(RuntimeError, match="makes no more distributed calls"):
         attend(timeout=TIMEOUT)
     die()
     raise AssertionError

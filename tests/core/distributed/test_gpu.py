@@ -93,9 +93,8 @@ class Case:
         generator = torch.Generator().manual_seed(7)
 
         def random(*shape: int) -> Tensor:
-            made = torch.randn(shape, generator=generator).to(
-                self.dtype
-            )  # rounded first: all types see these numbers
+            # Rounded first: all types see these numbers.
+            made = torch.randn(shape, generator=generator).to(self.dtype)
             return made.to("cuda", dtype or self.dtype)
 
         v_dim = self.v_head_dim or self.head_dim

@@ -150,9 +150,8 @@ def with_garbage(rank: int, causal: bool) -> tuple[bool, bool]:
     """Whether results are right where blocks that no list names hold nan, and whether these have no gradient."""
     case = SelectedCase(causal=causal, length=12 * BLOCK)
     whole = Whole.of(case)
-    unnamed = torch.tensor(
-        [0, 3, 4, 6, 9]
-    )  # the first block of each chunk, too: one that is sent for an empty slot
+    # The first block of each chunk, too: one that is sent for an empty slot.
+    unnamed = torch.tensor([0, 3, 4, 6, 9])
     whole.indices[torch.isin(whole.indices, unnamed)] = -1
     wanted = part_of_rank(of_one_process(case, whole, whole.indices), case.sharding(rank, 2))
     tokens = (unnamed[:, None] * BLOCK + torch.arange(BLOCK)).flatten()

@@ -45,9 +45,8 @@ def made(name: str, way: str) -> BlockLayout:
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """The definition, dense; q, k and v (batch, tokens, heads, head_dim), the mask broadcasts to (batch, heads, q_len, kv_len)."""
     scores = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[3])
-    weights = (
-        scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0.0)
-    )  # nan of rows without keys
+    # NaN of rows without keys.
+    weights = scores.masked_fill(~mask, -math.inf).softmax(-1).masked_fill(~mask, 0.0)
     return torch.einsum("bhij,bjhd->bihd", weights, v)
 
 

@@ -204,9 +204,8 @@ def spread_chunks(costs: Tensor, sizes: Sequence[int]) -> Chunks:
             window = Window(0, circle.length)
         else:
             window = circle.longest(min(max(0, length), circle.length), most - of_dear[rank])
-            if (
-                0 < window.length == length
-            ):  # all that it should hold: not the cheapest, but what costs the mean
+            # All that it should hold: not the cheapest, but what costs the mean.
+            if 0 < window.length == length:
                 window = circle.closest(length, mean, step_of(mean))
         taken.append([(row, row + 1) for row in dear[rank]] + circle.take(window))
     return of_taken(taken, costs.numel())

@@ -61,9 +61,8 @@ def ending_with_sequences(chunks: Chunks, sequence: Tensor, tokens: Tensor, cost
     ways = [
         sorted((abs(to - i), to) for to in pair) for i, *pair in torch.stack([inner, first, stop], 1).tolist()
     ]
-    for i in sorted(
-        range(len(ways)), key=lambda i: ways[i]
-    ):  # a short way takes least of what a rank may have
+    # A short way takes least of what a rank may have.
+    for i in sorted(range(len(ways)), key=lambda i: ways[i]):
         if ways[i][0][0]:
             any(bounds.move(i, to) for _, to in ways[i])
     return bounds.chunks()

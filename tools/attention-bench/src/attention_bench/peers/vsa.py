@@ -34,9 +34,8 @@ class VideoSparseAttention:
         from fastvideo_kernel import block_sparse_attn_from_indices
 
         columns, counts = block_lists(layout, case.batch, case.heads)
-        sizes = torch.full(
-            (layout.grid.n_cols,), case.block, dtype=torch.int32, device=layout.device
-        )  # whole blocks
+        # Whole blocks.
+        sizes = torch.full((layout.grid.n_cols,), case.block, dtype=torch.int32, device=layout.device)
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out: Tensor = block_sparse_attn_from_indices(q, k, v, columns, counts, sizes)[0]

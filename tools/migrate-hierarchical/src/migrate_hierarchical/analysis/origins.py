@@ -39,9 +39,8 @@ class Origins:
         self.source, self.resolver = source, resolver
         self.asked: list[list[Binding]] = []  # bindings of the names that are being looked up
         self.unset: dict[tuple[Scope, str], bool] = {}
-        self.instances: set[cst.CSTNode] = (
-            set()
-        )  # further calls that created an instance of the removed class
+        # Further calls that created an instance of the removed class.
+        self.instances: set[cst.CSTNode] = set()
 
     def kind(self, node: cst.BaseExpression, scope: Scope, depth: int = 0) -> str | None:
         """One of the kinds above; None if it is unknown."""

@@ -37,9 +37,8 @@ class OldCall:
     gone: dict[int, str] = field(default_factory=dict)  # position -> rule that removes the argument
     keywords: dict[int, str] = field(default_factory=dict)  # position -> its new keyword
     values: dict[int, cst.BaseExpression] = field(default_factory=dict)  # position -> its new value
-    first: list[tuple[str, cst.BaseExpression]] = field(
-        default_factory=list
-    )  # keywords that are added in front
+    # Keywords that are added in front.
+    first: list[tuple[str, cst.BaseExpression]] = field(default_factory=list)
     last: list[tuple[str, cst.BaseExpression]] = field(default_factory=list)  # and at the end
     notes: list[tuple[str, str]] = field(default_factory=list)  # rule and what the report says
 

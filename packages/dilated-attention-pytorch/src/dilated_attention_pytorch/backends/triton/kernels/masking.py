@@ -101,9 +101,8 @@ def allowed_in_tile(
     WORDS: tl.constexpr = (BLOCK_SIZE + 31) // 32
     mask_id = tl.load(masks.Ids + entry)
     words = masks.Table + mask_id.to(tl.int64) * BLOCK_SIZE * WORDS + key0 // 32 + query * WORDS
-    is_masked = (
-        tl.minimum(query, mask_id) >= 0
-    )  # not an & with a scalar, of which the interpreter of 3.9 makes bytes
+    # Not an & with a scalar, of which the interpreter of 3.9 makes bytes.
+    is_masked = tl.minimum(query, mask_id) >= 0
     lane = key0 % 32 + tl.arange(0, N) if N < 32 else tl.arange(0, N)
     lane = lane[:, None] if KEYS_FIRST else lane[None, :]
     # loaded as rows: a gather of the words of a tile would load each of them up to 32 times
