@@ -56,10 +56,6 @@ def int32(numbers: list[int]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int32)
 
 
-def lengths_of(prompts: list[Prompt]) -> list[int]:
-    return [x[0].shape[0] for x in prompts]
-
-
 LENGTHS = st.lists(st.integers(1, LONGEST), min_size=1, max_size=3)
 
 
