@@ -29,12 +29,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="Triton's interpreter is off where there is a GPU"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "interpreter: runs the Triton kernels on CPU tensors, in Triton's interpreter"
-    )
-
-
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     """Every test starts from the same random numbers."""
