@@ -117,7 +117,7 @@ def note(call: Call) -> str:
 def counted(head_dim: int, block_size: int, dtype: str, n_calls: int = N_CALLS) -> dict[str, Any]:
     """Compilations by kernel, and calls by backend."""
     draw, found, backends = random.Random(head_dim + block_size), Compilations(), collections.Counter[str]()
-    triton.knobs.runtime.jit_cache_hook = found  # type: ignore[assignment]
+    triton.knobs.runtime.jit_cache_hook = found
     for _ in range(n_calls):
         backends[note(drawn_call(draw, head_dim, block_size, getattr(torch, dtype)))] += 1
     compilations = {name: len(keys) for name, keys in sorted(found.keys.items())}

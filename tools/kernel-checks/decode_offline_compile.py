@@ -78,7 +78,8 @@ def launches(shape: Shape, capability: tuple[int, int], multiprocessors: int = 1
         first, tokens = n_tokens // s.page_size, s.page_size
     inputs = DecodeInputs(
         torch.empty(batch, s.q_len, 32, s.head_dim, dtype=s.dtype),
-        *(torch.empty(first, tokens, s.kv_heads, s.head_dim, dtype=s.dtype) for _ in range(2)),
+        torch.empty(first, tokens, s.kv_heads, s.head_dim, dtype=s.dtype),
+        torch.empty(first, tokens, s.kv_heads, s.head_dim, dtype=s.dtype),
         torch.zeros(batch, dtype=torch.int32),
         table,
         torch.zeros(batch, dtype=torch.int32) if s.has_starts else None,

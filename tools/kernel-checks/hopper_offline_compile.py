@@ -10,6 +10,7 @@ import dataclasses
 import json
 import multiprocessing
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,11 @@ class Shape:
     v_head_dim: int | None = None  # None: head_dim
 
 
-TABLES = {"forward": tuning.FORWARD, "dq": tuning.DQ, "dkdv": tuning.DKDV}
+TABLES: dict[str, Mapping[tuple[int, int], Any]] = {
+    "forward": tuning.FORWARD,
+    "dq": tuning.DQ,
+    "dkdv": tuning.DKDV,
+}
 SHAPES = [
     Shape(kernel, head_dim, block_size, causal, ragged)
     for kernel, table in TABLES.items()
@@ -177,7 +182,7 @@ def layout_of(shape: Shape, length: int) -> BlockLayout:
 
 def options_of(shape: Shape, layout: BlockLayout, length: int) -> dict[str, Any]:
     """The arguments of a call with the features of a shape."""
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "lengths": {"kv_lengths": torch.tensor([length - 1], dtype=torch.int32)},
         "padding": {"key_padding_mask": torch.zeros(1, length, dtype=torch.bool)},
         "bias": {"block_bias": torch.zeros(1, 2, layout.num_block_ids)},

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from offline_compile import Launch, compiled
+from offline_compile import compiled
 
 from dilated_attention_pytorch.backends.hopper import device_order, device_tiles
+from dilated_attention_pytorch.backends.triton.launch import Launch
 from dilated_attention_pytorch.grid import BlockGrid
 from dilated_attention_pytorch.launching.kept_kernel import KeptKernel
 from dilated_attention_pytorch.layout import device_lists, device_selection

@@ -80,7 +80,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def attend(
-    tensors: dict[str, Tensor], layout: BlockLayout, backend: str, grad_out: Tensor, **options: Any
+    tensors: dict[str, Any], layout: BlockLayout, backend: str, grad_out: Tensor, **options: Any
 ) -> dict[str, Tensor]:
     """out, lse and the gradients of the tensors."""
     out, lse = block_sparse_attention(**tensors, layout=layout, return_lse=True, backend=backend, **options)

@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 GOLDEN = 0.6180339887498949
 CAUSAL_BLOCKS = (3, 4, 5, 6, 8)  # per row
@@ -151,7 +152,7 @@ def coverage(
     rows = [sorted(set().union(*(head[row] for head in heads))) for row in range(n)]
     width = max(map(len, rows))
     columns = np.array([row + [i] * (width - len(row)) for i, row in enumerate(rows)])
-    seen = np.zeros((n, -(-n // 8)), dtype=np.uint8)
+    seen: npt.NDArray[np.uint8] = np.zeros((n, -(-n // 8)), dtype=np.uint8)
     np.bitwise_or.at(seen, (np.arange(n)[:, None], columns // 8), (128 >> columns % 8).astype(np.uint8))
     allowed, shares = (n * (n + 1) // 2 if causal else n * n), []
     for layers in range(1, max_layers):
