@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.project.pending import PENDING
-from tests.project.repository import ROOT
+from tests.project.repository import ROOT, source_files
 from tests.project.test_imports import LAYERS, PACKAGES
 
 PAGE = ROOT / "docs/how-it-is-built.md"
@@ -29,6 +29,18 @@ def test_every_path_exists(page: Path) -> None:
     found = paths_on(page)
     assert len(found) > 20
     assert not [path for path in sorted(found) if not any((start / path).exists() for start in STARTS)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_package_and_tool_is_a_room(page: Path) -> None:
+    text = page.read_text("utf-8")
+    folders = {
+        "/".join(path.relative_to(ROOT).parts[:2])
+        for path in source_files()
+        if path.relative_to(ROOT).parts[0] in ("packages", "tools")
+    }
+    assert "tools/kernel-checks" in folders
+    assert not [folder for folder in sorted(folders) if not re.search(rf"`{folder}/?`", text)]
 
 
 def test_rooms_stand_in_the_order_of_their_imports() -> None:

@@ -281,8 +281,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
     def _can_be_heads(self, k: Tensor, bias: Tensor | None) -> bool:
         """Whether batch elements are to become heads of one element: not with a token dilation, which counts heads.
 
-        Every backend serves that, and a CPU does not take the elements one by one then. With a bias the only backend of a GPU
-        takes them as they are.
+        Every backend serves that, and a CPU does not take the elements one by one then. With a bias the backends of a GPU take
+        them as they are.
         """
         batch, kv_len, num_kv_heads, _ = k.shape
         is_worth_it = batch > 1 and (bias is None or k.device.type == "cpu")

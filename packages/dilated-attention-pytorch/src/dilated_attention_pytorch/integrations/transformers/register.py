@@ -49,7 +49,7 @@ def register_block_sparse_attention(
             decoding sees other blocks there than the whole target at once: for models without a cache.
         look_for_padding: whether a forward of more than 16 tokens with an `attention_mask` reads it once, as transformers
             does for sdpa: all ones then cost nothing. The host waits for the GPU. False: it never does, and every such
-            forward runs with positions of its own for each sequence, on slower kernels.
+            forward runs with positions of its own for each sequence, which takes somewhat longer than a plain call.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
