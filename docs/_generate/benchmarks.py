@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bars
 
-from attention_bench import breakeven, host, report
+from attention_bench import breakeven, host, report, video
 from attention_bench.cases import Case
 from attention_bench.markdown import table
 from attention_bench.measure import Row
@@ -148,13 +148,19 @@ def write(markdown: Path, assets: Path) -> None:
     (markdown / "benchmark-behind.md").write_text(behind([*rows, *chosen]), "utf-8")
     cpu_rows, _ = report.read_json(str(RESULTS / "cpu.json"))
     (markdown / "benchmark-behind-cpu.md").write_text(behind(cpu_rows), "utf-8")
+    (markdown / "benchmark-tiles.md").write_text(tiles_of_the_guide(), "utf-8")
     (markdown / "benchmark-more.md").write_text("\n".join(parts()), "utf-8")
 
 
 def unbroken_table(path: Path) -> str:
-    """The figures of a file; a line breaks between measurements and sizes, not inside them."""
+    """The figures of a file."""
+    return in_lines(table(str(path)))
+
+
+def in_lines(text: str) -> str:
+    """A line breaks between measurements and sizes, not inside them."""
     units = r"(?<=\d) (?:(?:ms|GiB)\b(?: (?=\())?|x (?=\d))"
-    return re.sub(units, unbroken, table(str(path)))
+    return re.sub(units, unbroken, text)
 
 
 def unbroken(found: re.Match[str]) -> str:
@@ -182,6 +188,13 @@ def plots(markdown: Path, rows: list[Row], peers: list[str], device: str) -> Non
         }
         title = f"{direction.capitalize()}, TFLOP/s of the active blocks, {device}"
         (markdown / f"benchmark-{direction}.md").write_text(bars.grouped(title, groups), "utf-8")
+
+
+def tiles_of_the_guide() -> str:
+    """The videos without text, in the tiles that are the default, and dense."""
+    rows, where = video.read_json(str(RESULTS / "h200-video.json"))
+    shown = [row for row in rows if not row.case.text and (row.dense or "tiles 4x4x4" in row.peer)]
+    return in_lines(video.markdown(shown, where))
 
 
 def memory(rows: list[Row]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,17 @@ def benchmarks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("benchmarks")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
+
+
+def test_every_figure_that_a_page_includes_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/_generate")
+    importlib.import_module("benchmarks").write(tmp_path, tmp_path)
+    pages = [page.read_text("utf-8") for page in ROOT.glob("docs/**/*.md")]
+    included = {name for page in pages for name in re.findall(r"docs/generated/(benchmark-\S+\.md)", page)}
+    assert len(included) > 5
+    assert included <= {path.name for path in tmp_path.iterdir()}
 
 
 def write(folder: Path, **floors: float) -> None:
