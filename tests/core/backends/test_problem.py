@@ -181,7 +181,7 @@ def test_reference_is_the_dense_definition(name: str) -> None:
 def test_positions_decide_which_keys_token_dilation_keeps() -> None:
     dilation = TokenDilation((32, 64), (1, 2))
     p = problem(SHARED, sequences=MOVED)
-    split = BlockLayout.from_dense(SHARED[0, 0], BLOCK)._split_by_distance(dilation)
+    split = BlockLayout.from_dense(SHARED[0, 0], BLOCK).lists(dilation)
     p = dataclasses.replace(p, dilation=dilation, rows=split[0], cols=split[1])
     torch.testing.assert_close(attention_reference(p), dense(p, SHARED), rtol=0.0, atol=1e-13)
 

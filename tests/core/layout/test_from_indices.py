@@ -18,6 +18,7 @@ from dilated_attention_pytorch.layout import from_indices
 from dilated_attention_pytorch.layout.block_indices import checked_indices
 from dilated_attention_pytorch.layout.from_indices import lists_of_indices
 from dilated_attention_pytorch.layout.lists import BlockLists
+from dilated_attention_pytorch.layout.pair_counts import pairs_in_blocks
 from tests.core.layout.index_cases import BLOCK, CASES, IndexCase, listed, slow_rows, transposed
 
 WITH_SLOTS = [name for name in CASES if name != "no_slots"]
@@ -169,7 +170,7 @@ def test_layout_says_what_the_same_blocks_say(name: str) -> None:
         assert dataclasses.replace(layout.stats(), num_bytes=0) == dataclasses.replace(
             wanted.stats(), num_bytes=0
         )
-        assert layout._num_pairs() == wanted._num_pairs()
+        assert pairs_in_blocks(layout) == pairs_in_blocks(wanted)
         assert repr(layout) == repr(wanted)
 
 
@@ -183,7 +184,7 @@ def test_token_dilation_splits_lists_with_room_for_more(name: str) -> None:
         assert {pair for each in listed(found) for _, pair in each} == {
             pair for each in listed(made.row_lists) for _, pair in each
         }
-    assert made._num_pairs(dilation) == wanted._num_pairs(dilation)
+    assert pairs_in_blocks(made, dilation) == pairs_in_blocks(wanted, dilation)
 
 
 def test_num_bytes_counts_the_room() -> None:

@@ -23,8 +23,9 @@ from .call import PLAIN_TYPES, Call
 from .config import TokenDilation
 from .grid import BlockGrid
 from .layout.cache import LAYOUTS, Pattern
-from .layout.layout import BlockLayout, Span
+from .layout.layout import BlockLayout
 from .layout.lists import BlockLists, BlockMasks
+from .layout.pair_counts import Span, pairs_in_blocks
 from .samples import one_by_one
 from .sequences import Sequences
 
@@ -545,16 +546,13 @@ def num_pairs(args: OpArgs) -> Any:
         group = num_heads // geometry.layout_heads
         if table is None or table.only_lengths:
             elements = batch if layout.batch == 1 else 1
-            return (
-                elements
-                * group
-                * layout._num_pairs(dilation, Span(geometry.q_offset, int(q_len), int(kv_len)))
-            )
+            span = Span(geometry.q_offset, int(q_len), int(kv_len))
+            return elements * group * pairs_in_blocks(layout, dilation, span)
         spans = [
             Span(first, its_q_len, its_kv_len, None if layout.batch == 1 else element)
             for element, (_, its_q_len, _, its_kv_len, first) in enumerate(table.table.tolist())
         ]
-        return group * sum(layout._num_pairs(dilation, span) for span in spans)
+        return group * sum(pairs_in_blocks(layout, dilation, span) for span in spans)
 
 
 def has_values(x: Tensor) -> bool:

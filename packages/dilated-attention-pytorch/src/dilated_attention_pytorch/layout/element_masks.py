@@ -226,18 +226,20 @@ def pairs_per_kind(grid: BlockGrid, device: torch.device) -> Tensor:
     return existing(grid, device).flatten(1).sum(1)
 
 
-def kept_pairs(grid: BlockGrid, row: Tensor, col: Tensor, ids: Tensor | None, table: Tensor | None) -> Tensor:
-    """How many existing pairs each of some blocks keeps, int64 (n,); `ids` and `table` are of their masks, if they have any."""
+def kept_pairs(grid: BlockGrid, active: Active, masks: BlockMasks | None) -> Tensor:
+    """How many existing pairs each of some active blocks keeps, int64 (n,)."""
+    row, col = active.blocks.row, active.blocks.col
     kinds = kinds_of(grid, row, col)
     counts = pairs_per_kind(grid, row.device)[kinds]
-    if ids is not None and table is not None:
+    if masks is not None:
+        ids = masks.ids[active.block_ids]
         masked = (ids >= 0).nonzero().squeeze(1)
         # a mask may be that of several kinds of blocks
         used, number = (ids[masked].long() * N_KINDS + kinds[masked]).unique(return_inverse=True)
         exists = existing(grid, row.device)
         parts = [torch.empty(0, dtype=torch.int64, device=row.device)]
         for some in used.split(max(1, PAIRS_COUNTED // grid.block_size**2)):
-            pairs = unpacked_masks(table[some // N_KINDS]) & exists[some % N_KINDS]
+            pairs = unpacked_masks(masks.table[some // N_KINDS]) & exists[some % N_KINDS]
             parts.append(pairs.flatten(1).sum(1))
         counts[masked] = torch.cat(parts)[number]
     return counts * has_pairs(grid, row, col)

@@ -8,8 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,9 +24,11 @@ from ..config import (
     checked_configs,
 )
 from ..grid import BlockGrid
-from ..patterns.registry import active_pairs, budget_of, check_connected
+from ..patterns.registry import active_pairs, check_connected
+from .arguments import check_block_mask, check_index, checked_device
 from .block_indices import checked_indices
 from .coverage import coverage, hops_to_full_coverage
+from .dilated_lists import split_by_distance
 from .element_masks import Active, active_blocks, kept_pairs, share_of
 from .from_indices import lists_of
 from .from_mask import (
@@ -49,86 +50,11 @@ from .lists import BlockLists, BlockMasks, build_csr, csr_of_sorted
 from .pattern_masks import pattern_masks
 from .prefix import cut_lists
 from .saving import Saved, load_layout, save_layout
+from .stats import LayoutStats, stats_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch.nn.attention.flex_attention import BlockMask
-
-
-@dataclass(frozen=True)
-class LayoutStats:
-    """Statistics of a layout."""
-
-    num_rows: int
-    num_cols: int
-    num_heads: int
-    num_active_blocks: int
-    num_available_blocks: int
-    density: float
-    """Active blocks over those that dense attention computes."""
-    num_pairs: int
-    """Pairs of a query and a key that it sees, over all batch elements and heads: those of the masks inside blocks, and of a
-    causal layout none of a later key."""
-    element_density: float
-    """Those pairs over the ones that dense attention with the same lengths and causality computes."""
-    num_masks: int
-    """Distinct masks inside blocks."""
-    asked_density: float | None
-    """`sparsity_ratio`, the mean over the heads; None for a window in tokens and for layouts of your own."""
-    rows_at_floor: int | None
-    """Rows of all heads that keep more than the ratio pays for, because of `min_blocks` or global blocks."""
-    min_blocks_per_row: int
-    mean_blocks_per_row: float
-    max_blocks_per_row: int
-    reach: int
-    """Tokens from a query's block to the farthest block that it sees, in one layer."""
-    num_bytes: int
-
-
-def check_block_mask(mask: Any) -> None:
-    """Raise unless `mask` is a non-empty bool tensor (n_rows, n_cols), with an axis of heads and one of batch elements before."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(
-            f"mask must be a bool tensor, got {type(mask).__name__}; use torch.as_tensor(mask, dtype=torch.bool)"
-        )
-    if mask.is_nested or mask.dim() not in (2, 3, 4) or mask.dtype != torch.bool or mask.numel() == 0:
-        raise ValueError(
-            f"mask must be bool with shape (n_rows, n_cols), (heads, n_rows, n_cols) or (batch, heads, n_rows, n_cols), "
-            f"each at least 1, got {'a nested tensor' if mask.is_nested else f'{mask.dtype} {tuple(mask.shape)}'}"
-        )
-    if mask.layout != torch.strided or mask.is_meta:
-        raise ValueError(
-            f"mask must be a dense tensor with values, got {mask.layout} on {mask.device}; use mask.to_dense()"
-        )
-
-
-def checked_device(device: Any) -> torch.device:
-    """The device, default the CPU; ValueError for one whose tensors hold no values."""
-    target = values.device(device)
-    if target.type == "meta":
-        raise ValueError(
-            "device must hold values, got 'meta'; make the layout on the CPU and move it with .to()"
-        )
-    return target
-
-
-class Span(NamedTuple):
-    """Queries and keys of a call, of which the pairs are counted."""
-
-    first: int
-    """The position of the first query."""
-    q_len: int
-    kv_len: int
-    element: int | None = None
-    """The batch element of the layout; None: of all."""
-
-
-def check_index(name: str, given: Any, number: int) -> int:
-    """The index of a head or batch element; ValueError if the layout has no such one."""
-    found = values.integer(given)
-    if found is None or not 0 <= found < number:
-        raise ValueError(f"{name} must be 0 to {number - 1}, got {values.shown(given)}")
-    return found
 
 
 # Living layouts by their row lists, grid and masks: an operator is given their tensors, and finds the layout here.
@@ -726,56 +652,15 @@ class BlockLayout:
 
     def stats(self) -> LayoutStats:
         """Block counts, the density requested and real, the reach of a query, and memory."""
-        counts = self.row_lists.indptr.diff()
-        masks = self.block_masks
-        tensors = (*self.row_lists.tensors(), *self.col_lists.tensors(), *(masks or ()))
-        num_pairs = int(self._kept_pairs(self._active()).sum())
-        return LayoutStats(
-            num_rows=self.grid.n_rows,
-            num_cols=self.grid.n_cols,
-            num_heads=self.num_heads,
-            num_active_blocks=self.num_active_blocks,
-            num_available_blocks=self._num_available(),
-            density=self.density,
-            num_pairs=num_pairs,
-            element_density=num_pairs / (self.batch * self.num_heads * self.grid.available_pairs()),
-            num_masks=0 if masks is None else masks.table.shape[0],
-            asked_density=self._asked_density(),
-            rows_at_floor=self._rows_at_floor(),
-            min_blocks_per_row=int(counts.min()),
-            mean_blocks_per_row=float(counts.double().mean()),
-            max_blocks_per_row=int(counts.max()),
-            reach=self._reach(),
-            num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        return stats_of(
+            self.grid,
+            self.num_heads,
+            self.batch,
+            self.row_lists,
+            self.col_lists,
+            self.block_masks,
+            self.configs,
         )
-
-    def _kept_pairs(self, active: Active) -> Tensor:
-        """How many pairs of each of these blocks count, int64 (n,)."""
-        masks, blocks = self.block_masks, active.blocks
-        ids, table = (None, None) if masks is None else (masks.ids[active.block_ids], masks.table)
-        return kept_pairs(self.grid, blocks.row, blocks.col, ids, table)
-
-    def _asked_density(self) -> float | None:
-        if self.configs is None or any(config.window_size is not None for config in self.configs):
-            return None
-        return float(sum(Fraction(str(config.sparsity_ratio)) for config in self.configs) / len(self.configs))
-
-    def _rows_at_floor(self) -> int | None:
-        if self.configs is None:
-            return None
-        budgets = [budget_of(config, self.grid) for config in self.configs]
-        if None in budgets:
-            return None
-        return sum(
-            int(self.grid.visible_rows(budget.at_floor()).sum()) for budget in budgets if budget is not None
-        )
-
-    def _reach(self) -> int:
-        _, rows, cols = self.coo()
-        if rows.numel() == 0:
-            return 0
-        distance = (self.grid.diagonal(self.device)[rows] - cols).abs()
-        return int(distance.max()) * self.block_size
 
     def coverage(self, layers: int = 1) -> float:
         """Fraction of the allowed (query, key) block pairs connected within `layers` stacked layers.
@@ -817,7 +702,7 @@ class BlockLayout:
         blocks = active.blocks
         meant = (blocks.head == check_index("head", head, self.num_heads)) & (blocks.batch == element)
         shown = Active(blocks.taken(meant), active.block_ids[meant])
-        shares = share_of(self.grid, shown.blocks, self._kept_pairs(shown))
+        shares = share_of(self.grid, shown.blocks, kept_pairs(self.grid, shown, self.block_masks))
         title = f"{self.num_active_blocks:,} of {self._num_available():,} blocks ({self.density:.2%})"
         if self.block_masks is not None:
             title += f", {self.stats().element_density:.2%} of the pairs"
@@ -843,7 +728,11 @@ class BlockLayout:
         if dilation is None:
             return self.row_lists, self.col_lists
         lists: tuple[BlockLists, BlockLists] = self._make(
-            self._dilated, dilation, lambda: self._split_by_distance(dilation)
+            self._dilated,
+            dilation,
+            lambda: split_by_distance(
+                self.grid, self.row_lists, self.batch * self.num_heads, self._is_exact, dilation
+            ),
         )
         return lists
 
@@ -882,41 +771,3 @@ class BlockLayout:
         entries = torch.full((n_lists + 1, n_cols), -1, dtype=torch.int64, device=self.device)
         entries[owner, torch.where(owner < n_lists, lists.indices, 0).long()] = lists.block_ids.long()
         return entries[:n_lists].view(self.batch * self.num_heads, n_rows, n_cols)
-
-    def _num_pairs(self, dilation: TokenDilation | None = None, span: Span | None = None) -> int:
-        """The number of (query, key) pairs in the active blocks, over the batch and the heads of the layout."""
-        rows, _ = self.lists(dilation)
-        rates = (1,) if dilation is None else dilation.dilation_rates
-        grid, size, device = self.grid, self.grid.block_size, self.device
-        span = span or Span(grid.q_offset, grid.q_len, grid.kv_len)
-        owner = rows.owners()
-        row = owner // len(rates) % max(1, grid.n_rows)
-        first = (row + grid.first_row) * size - span.first  # query of each entry's row
-        queries = (first + size).clamp(max=span.q_len) - first.clamp(min=0)
-        keys = (span.kv_len - rows.indices.long() * size).clamp(0, size)
-        rate = torch.tensor(rates, dtype=torch.int64, device=device)[owner % len(rates)]
-        element = owner // (len(rates) * max(1, grid.n_rows) * self.num_heads)
-        counts = element < self.batch if span.element is None else element == span.element
-        return int((queries.clamp(min=0) * keys // rate)[counts].sum())
-
-    def _split_by_distance(self, dilation: TokenDilation) -> tuple[BlockLists, BlockLists]:
-        grid, n_classes = self.grid, len(dilation.segment_lengths)
-        n_heads, n_rows, n_cols = self.batch * self.num_heads, grid.n_rows, grid.n_cols
-        owner, cols = self.row_lists.owners(), self.row_lists.indices.long()
-        is_active = owner < n_heads * n_rows
-        head, rows = owner // n_rows, owner % n_rows
-        distance = (rows + grid.first_row - cols).abs() * grid.block_size
-        classes = torch.zeros_like(distance)  # first segment longer than the distance
-        for length in dilation.segment_lengths[:-1]:  # a tensor of them would be copied from the host
-            classes += distance >= length
-        block_ids = self.row_lists.block_ids
-        row_key = (owner * n_classes + classes) * n_cols + cols
-        col_key = ((head * n_cols + cols) * n_classes + classes) * n_rows + rows
-        in_no_list = n_heads * n_rows * n_cols * n_classes
-        if not self._is_exact:
-            row_key = torch.where(is_active, row_key, in_no_list)
-            col_key = torch.where(is_active, col_key, in_no_list)
-        return (
-            build_csr(row_key, n_heads * n_rows * n_classes, n_cols, cols, block_ids),
-            build_csr(col_key, n_heads * n_cols * n_classes, n_rows, rows, block_ids),
-        )

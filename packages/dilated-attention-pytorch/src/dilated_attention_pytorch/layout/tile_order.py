@@ -19,7 +19,8 @@ from .. import values
 from .._torch_internals import without_modes
 from ..config import check_block_size
 from ..grid import BlockGrid
-from .layout import BlockLayout, checked_device
+from .arguments import checked_device
+from .layout import BlockLayout
 from .tile_windows import Tiles, active_blocks_of_windows
 
 AXES = ("frames", "height", "width")
