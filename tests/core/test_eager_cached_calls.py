@@ -67,7 +67,7 @@ def served(its_layout: BlockLayout, tensors: list[Tensor] | None = None, **optio
     """The tensors of a call that is cached from now on."""
     tensors = qkv() if tensors is None else tensors
     block_sparse_attention(*tensors, its_layout, **options)
-    assert its_layout._cached_calls
+    assert its_layout.calls
     return tensors
 
 
@@ -365,13 +365,13 @@ def test_compiled_call_is_an_operator_after_a_success() -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return block_sparse_attention(q, k, v, its_layout)
 
-    n_cached = len(its_layout._cached_calls)
+    n_cached = len(its_layout.calls)
     compiled = torch.compile(attend, fullgraph=True, backend=backend)
     for _ in range(3):
         found = compiled(*tensors)
     assert sum(f"{ops.NAMESPACE}.attention" in target for target in targets) == 1
     assert torch.equal(found, attend(*tensors))
-    assert len(its_layout._cached_calls) == n_cached + 1  # of the operator, for its next calls
+    assert len(its_layout.calls) == n_cached + 1  # of the operator, for its next calls
 
 
 # ---- where cached calls live
@@ -390,7 +390,7 @@ def test_copies_moved_and_replaced_layouts_have_none() -> None:
         its_layout.to("meta"),
         dataclasses.replace(its_layout, num_heads=its_layout.num_heads),
     ]
-    assert [len(other._cached_calls) + len(other._prepared) for other in others] == [0] * 4
+    assert [len(other.calls) + len(other._prepared) for other in others] == [0] * 4
     assert torch.equal(
         block_sparse_attention(*tensors, others[0]), block_sparse_attention(*tensors, its_layout)
     )
@@ -418,13 +418,13 @@ def test_call_that_is_captured_is_not_cached(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
         key = eager.key_of(q, k, v, False, None, None, None, None, None)
         eager.cache_call(its_layout, key, q, k, v, problem, backend_named("cpu"), needs_grad=False)
-        assert bool(its_layout._cached_calls) == (not capturing)
+        assert bool(its_layout.calls) == (not capturing)
 
 
 def test_cached_call_dies_with_its_layout() -> None:
     its_layout = layout()
     served(its_layout)
-    (cached,) = its_layout._cached_calls.values()
+    (cached,) = its_layout.calls.values()
     died = weakref.ref(cached.static_problem)
     del cached, its_layout
     assert died() is None
@@ -435,14 +435,14 @@ def test_call_with_a_layout_elsewhere_is_not_cached(checks: list[str]) -> None:
     x = torch.empty(1, LENGTH, 2, 16, device="meta")
     for _ in range(2):
         assert block_sparse_attention(x, x, x, its_layout).is_meta
-    assert not its_layout._cached_calls
+    assert not its_layout.calls
 
 
 def test_layout_keeps_only_so_many_cached_calls() -> None:
     its_layout, tensors = layout(), qkv()
-    for i in range(3 * its_layout._cached_calls.bound):
+    for i in range(3 * its_layout.calls.bound):
         block_sparse_attention(*tensors, its_layout, softmax_scale=1.0 + i)
-        assert 1 <= len(its_layout._cached_calls) <= its_layout._cached_calls.bound
+        assert 1 <= len(its_layout.calls) <= its_layout.calls.bound
 
 
 def test_threads_share_a_layout() -> None:

@@ -224,7 +224,7 @@ def test_calls_that_cannot_be_kept_are_checked_every_time(
     for _ in range(2):
         block_sparse_attention(*batch(), its_layout, is_causal=True, kv_lengths=lengths)
     assert checks == ["checked"] * 2 * (len(cases) + 1)
-    assert not any(isinstance(x, OptionsCall) for x in its_layout._cached_calls.values())
+    assert not any(isinstance(x, OptionsCall) for x in its_layout.calls.values())
 
 
 def test_values_on_the_cpu_are_checked_every_time() -> None:
@@ -279,7 +279,7 @@ def test_wrong_packs_are_refused_after_a_success(as_on_a_gpu: None) -> None:
 def test_kept_call_holds_no_tensor_of_a_call(as_on_a_gpu: None) -> None:
     its_layout, options = layout(), BATCHES["padding and lengths"][0]
     block_sparse_attention(*batch(requires_grad=True), its_layout, is_causal=True, **options)
-    (kept,) = its_layout._cached_calls.values()
+    (kept,) = its_layout.calls.values()
     problem = kept.static_problem
     assert (problem.q, problem.k, problem.v, problem.sequences, problem.key_padding_mask) == (None,) * 5
 
@@ -288,7 +288,7 @@ def test_kept_call_holds_no_tensor_that_changes_scores(as_on_a_gpu: None) -> Non
     its_layout = layout()
     options = {**BATCHES["sinks and slopes"][0], **BATCHES["bias per head"][0]}
     block_sparse_attention(*batch(), its_layout, is_causal=True, **options)
-    (kept,) = its_layout._cached_calls.values()
+    (kept,) = its_layout.calls.values()
     problem = kept.static_problem
     assert (problem.block_bias, problem.sinks, problem.alibi_slopes) == (None,) * 3
 

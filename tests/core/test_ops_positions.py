@@ -355,7 +355,7 @@ def test_calls_with_a_static_position_are_cached_by_it(monkeypatch: pytest.Monke
     q, k, v = qkv(1, 100)
     wanted = {n: at(q, k, v, n) for n in (50, 99)}
     before = {n: block_sparse_attention(q, k, v, layout, is_causal=True, q_offset=n) for n in (50, 99)}
-    assert len(layout._cached_calls) == 2
+    assert len(layout.calls) == 2
     monkeypatch.setattr(backend_named("cpu"), "rejects", lambda problem: "resolved again")
     for n in (50, 99):
         found = block_sparse_attention(q, k, v, layout, is_causal=True, q_offset=n)

@@ -143,7 +143,7 @@ def test_call_without_values_leaves_the_layout_as_it_was() -> None:
     block_sparse_attention(*tensors("meta"), layout)
     with FakeTensorMode():
         block_sparse_attention(*tensors(), layout)
-    assert not layout._cached_calls
+    assert not layout.calls
     assert not isinstance(layout.row_lists.indices, FakeTensor)
     out = block_sparse_attention(*tensors(), layout)
     assert not isinstance(out, FakeTensor)

@@ -135,7 +135,7 @@ def test_a_repeated_call_goes_straight_to_the_launch(monkeypatch: pytest.MonkeyP
     q, k, v, layout = large(4096, 2)
     lengths = int32(4096, 77).cuda()
     expected = block_sparse_decode(q, k, v, layout, lengths)
-    assert len(layout._cached_calls) == 1
+    assert len(layout.calls) == 1
 
     def fail(*arguments: Any) -> None:
         raise AssertionError("resolved again")
@@ -162,7 +162,7 @@ def test_a_growing_cache_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> No
         return block_sparse_decode(q, *caches, layout, int32(length, length - 50).cuda())
 
     expected = [step(length) for length in (1000, 1001, 1024, 3000)]
-    assert len(layout._cached_calls) == 1
+    assert len(layout.calls) == 1
     monkeypatch.setattr(decode_launch, "launch_decode", None)
     for length, out in zip((1000, 1001, 1024, 3000), expected, strict=True):
         assert torch.equal(step(length), out)

@@ -132,7 +132,7 @@ def test_stats_follow_a_layout_to_other_lengths_and_through_pickles() -> None:
 
     layout = made(4096, causal=True)
     assert pickle.loads(pickle.dumps(layout)).stats() == layout.stats()
-    assert layout._for_lengths(4095, 4095).stats().asked_density == 0.01
+    assert layout.for_lengths(4095, 4095).stats().asked_density == 0.01
 
 
 def test_reach_is_the_farthest_block_that_a_query_sees() -> None:

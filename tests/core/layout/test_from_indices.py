@@ -202,8 +202,8 @@ def test_nothing_is_kept_of_lists_that_replays_of_a_graph_change(monkeypatch: py
     """A layout made in a capture, here by decree, and the layouts for other lengths with its lists."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)  # not there without CUDA
     made = layout_of(IndexCase(causal=True))
-    object.__setattr__(made, "_in_graph", True)
-    for layout in (made, made._for_lengths(99, 99)):
+    object.__setattr__(made, "is_captured", True)
+    for layout in (made, made.for_lengths(99, 99)):
         kept = [layout.keep("backend", None, lambda: (torch.ones(1),)) for _ in range(2)]
         assert kept[0] is not kept[1]
         for _ in range(2):
@@ -214,7 +214,7 @@ def test_nothing_is_kept_of_lists_that_replays_of_a_graph_change(monkeypatch: py
         assert not layout._prefixes
         q = torch.randn(1, layout.q_len, 2, 16)
         block_sparse_attention(q, q, q, layout, is_causal=True, backend="cpu")
-        assert not layout._cached_calls
+        assert not layout.calls
 
 
 # ---- attention

@@ -59,7 +59,7 @@ def test_masks_and_lists_of_elements_stay_with_their_blocks() -> None:
     assert (found.batch, found.num_heads) == (3, 2)
     dense = torch.full((6, 6, 6), -2, dtype=torch.int32)
     dense[mask.flatten(0, 1)] = ids
-    entries = found._entries()
+    entries = found.entries()
     assert found.block_masks is not None
     assert torch.equal(entries >= 0, mask.flatten(0, 1)[:, :3, :3])
     assert torch.equal(found.block_masks.ids[entries[entries >= 0]], dense[:, :3, :3][entries >= 0])
@@ -89,10 +89,10 @@ def with_masks(layout: BlockLayout) -> BlockLayout:
 
 def test_layouts_with_the_same_lists_are_told_apart() -> None:
     plain = BlockLayout.from_config(CONFIG, 200)
-    others = [with_masks(plain), with_masks(plain), plain._for_lengths(199, 200), plain]
+    others = [with_masks(plain), with_masks(plain), plain.for_lengths(199, 200), plain]
     moved = dataclasses.replace(plain, grid=dataclasses.replace(plain.grid, q_offset=4))
     for layout in (*others, moved, *others):
-        found = BlockLayout._of_lists(
+        found = BlockLayout.from_lists(
             layout.grid,
             layout.num_heads,
             layout.row_lists,
@@ -102,7 +102,7 @@ def test_layouts_with_the_same_lists_are_told_apart() -> None:
         )
         assert found is layout
     rows = BlockLists(plain.row_lists.indptr, plain.row_lists.indices, plain.row_lists.block_ids.clone())
-    assert BlockLayout._of_lists(plain.grid, 1, rows, plain.col_lists) is not plain
+    assert BlockLayout.from_lists(plain.grid, 1, rows, plain.col_lists) is not plain
 
 
 def test_masks_move_and_are_pickled_with_the_layout() -> None:
@@ -123,3 +123,15 @@ def test_pickles_from_before_there_were_prefixes_are_read() -> None:
     old = object.__new__(BlockLayout)
     old.__setstate__(state)
     assert old.prefix(100).to_dense().equal(layout.prefix(100).to_dense())
+
+
+def test_pickles_from_before_fields_were_public_are_read() -> None:
+    indices = torch.tensor([[0, 0], [1, -1]])  # a list that does not fill its tensor
+    layout = BlockLayout.from_indices(indices, q_len=32, kv_len=32, block_size=16)
+    state = dict(layout.__dict__)
+    for name, public in (("_is_exact", "is_exact"), ("_in_graph", "is_captured"), ("_cached_calls", "calls")):
+        state[name] = state.pop(public)
+    old = object.__new__(BlockLayout)
+    old.__setstate__(state)
+    assert vars(old).keys() == vars(layout).keys()
+    assert (old.is_exact, old.num_active_blocks) == (False, 2)

@@ -160,10 +160,10 @@ def test_second_call_is_served_from_the_cache_of_calls() -> None:
     x = torch.randn(2, 72, EMBED)
     first, _ = attention(x, x, x, need_weights=False)
     layout = LAYOUTS.covering(attention._pattern, 72, 72, False, x.device)
-    n_cached = len(layout._cached_calls)
+    n_cached = len(layout.calls)
     assert n_cached >= 1
     assert torch.equal(attention(x, x, x, need_weights=False)[0], first)
-    assert len(layout._cached_calls) == n_cached
+    assert len(layout.calls) == n_cached
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

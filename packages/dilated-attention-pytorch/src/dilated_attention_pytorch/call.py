@@ -67,7 +67,7 @@ class Call(NamedTuple):
             return layout
         if c.block_bias is not None or not (c.sequences is None or c.sequences.only_lengths):
             return layout
-        if layout._is_exact and (layout._has_prefix(length) or not is_captured(c.q)):
+        if layout.is_exact and (layout.has_prefix(length) or not is_captured(c.q)):
             return layout.prefix(length)
         return layout
 
@@ -81,7 +81,7 @@ class Call(NamedTuple):
     def dense_problem(self, layout: BlockLayout) -> AttentionProblem:
         """The problem for the reference; unlike that of `problem` it can be traced with a token dilation."""
         on_device = layout.to(self.q.device)
-        return self.problem_of(on_device, on_device.lists(), on_device._entries())
+        return self.problem_of(on_device, on_device.lists(), on_device.entries())
 
 
 def is_captured(x: Tensor) -> bool:

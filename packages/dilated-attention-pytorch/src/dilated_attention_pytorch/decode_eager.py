@@ -74,7 +74,7 @@ def key_of(
 
 def cached_call(layout: BlockLayout, key: Hashable) -> Decode | None:
     """The resolved call of a key, if there is one."""
-    found: Decode | None = None if key is None else layout._cached_calls.get(key)
+    found: Decode | None = None if key is None else layout.calls.get(key)
     return found
 
 
@@ -97,5 +97,5 @@ def run_decode(
     if key is not None and layout is not None and not torch.cuda.is_current_stream_capturing():
         bound = chosen.bind_decode(problem)
         if bound is not None:
-            layout._cached_calls.keep(key, bound)
+            layout.calls.keep(key, bound)
     return out, lse

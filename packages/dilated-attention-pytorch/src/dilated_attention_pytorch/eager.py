@@ -289,9 +289,9 @@ def cache_call(
         return  # autocast changed them: work for every call
     if p.dilation is not None or p.rows.device != layout.device:
         return  # the keys are dilated, or the layout is on another device
-    if layout._in_graph or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if layout.is_captured or (q.is_cuda and torch.cuda.is_current_stream_capturing()):
         return  # what is prepared may belong to the graph, and its stream has not waited for it
     static_problem = p.without_inputs()
     forward = backend.bind(p) or forward_of(static_problem, backend)
     call = CachedCall(static_problem, backend, needs_grad, forward)
-    layout._cached_calls.keep(key, call)
+    layout.calls.keep(key, call)

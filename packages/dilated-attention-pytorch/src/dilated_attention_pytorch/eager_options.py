@@ -160,7 +160,7 @@ def options_of_batch(
 
 def kept_call(layout: BlockLayout, key: OptionsKey | None) -> OptionsCall | None:
     """The resolved call of a key, if there is one."""
-    found: OptionsCall | None = None if key is None else layout._cached_calls.get(key.key)
+    found: OptionsCall | None = None if key is None else layout.calls.get(key.key)
     return found
 
 
@@ -169,12 +169,12 @@ def keep_call(layout: BlockLayout, key: OptionsKey, problem: AttentionProblem, b
     p = problem
     if p.q.dtype is not key.dtype or p.rows.device != layout.device:
         return  # autocast changed q, or the layout is on another device: work for every call
-    if layout._in_graph or (p.q.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if layout.is_captured or (p.q.is_cuda and torch.cuda.is_current_stream_capturing()):
         return  # what is prepared may belong to the graph, and its stream has not waited for it
     static_problem, plan = p.without_inputs(), plan_of(p, key, layout)
     fields = static_problem.__dict__
     fields["sequences"] = fields["key_padding_mask"] = fields["alibi_slopes"] = None  # tensors of this call
-    layout._cached_calls.keep(key.key, OptionsCall(static_problem, backend, p.needs_grad, plan))
+    layout.calls.keep(key.key, OptionsCall(static_problem, backend, p.needs_grad, plan))
 
 
 def plan_of(problem: AttentionProblem, key: OptionsKey, layout: BlockLayout) -> TablePlan | None:

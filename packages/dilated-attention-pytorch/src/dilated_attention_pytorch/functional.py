@@ -208,7 +208,7 @@ def block_sparse_attention(
             None,
             deterministic,
         )
-        cached: CachedCall | None = layout._cached_calls.get(key)
+        cached: CachedCall | None = layout.calls.get(key)
         if cached is not None:
             out: Tensor
             lse: Tensor

@@ -61,7 +61,7 @@ def find(a: OpArgs) -> tuple[BlockLayout, Hashable, CachedCall | None]:
             a.dilation_rates or None, a.backend, needs_grad=False,
             deterministic=bool(geometry.deterministic),
         )  # fmt: skip
-    return layout, key, layout._cached_calls.get(key)
+    return layout, key, layout.calls.get(key)
 
 
 def problem_of_backward(a: OpArgs, layout: BlockLayout) -> tuple[AttentionProblem, Backend]:
@@ -79,7 +79,7 @@ def find_entries(pattern: str, q_len: int, kv_len: int, causal: bool, device: to
     if device.type == "meta":  # no tensor among the arguments tells the dispatcher
         return fake_entries(pattern, q_len, kv_len, causal, device)
     layout = LAYOUTS.find(Pattern.of_text(pattern), q_len, kv_len, causal, device)
-    entries: Tensor = without_function_modes(layout._entries)
+    entries: Tensor = without_function_modes(layout.entries)
     return entries
 
 

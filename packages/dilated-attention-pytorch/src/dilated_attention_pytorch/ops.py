@@ -181,7 +181,7 @@ class OpArgs(NamedTuple):
         if self.pattern:
             pattern = Pattern(self.pattern, geometry.block_size, geometry.layout_heads)
             return LAYOUTS.covering(pattern, q_len, kv_len, causal, device)
-        return BlockLayout._of_lists(
+        return BlockLayout.from_lists(
             self.grid(), geometry.layout_heads, BlockLists(*self.rows()), BlockLists(*self.cols()),
             geometry.layout_batch, self.masks(), bool(geometry.is_exact_layout),
         )  # fmt: skip
@@ -247,7 +247,7 @@ def op_args_of_call(call: Call, layout: BlockLayout | Pattern, backend: str | No
     else:
         layout = layout.to(call.q.device)
         tensors = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
-    of_layout = geometry_of_layout(layout.grid, layout.batch, layout.num_heads, layout._is_exact)
+    of_layout = geometry_of_layout(layout.grid, layout.batch, layout.num_heads, layout.is_exact)
     return _op_args(call, tensors, "", of_layout, backend)
 
 

@@ -52,7 +52,7 @@ NAMES = ("heads", "ragged", "chunk", "room", "nothing", "masks")
 
 def kept_pairs_of(layout: BlockLayout) -> Tensor:
     """Bool (heads, rows of blocks, columns of blocks) with an element for every pair, from the layout itself."""
-    size, entries = layout.block_size, layout._entries()
+    size, entries = layout.block_size, layout.entries()
     whole = torch.ones(1, size, size, dtype=torch.bool)
     kinds, kind = torch.cat([~whole, whole]), (entries >= 0).long()
     if layout.block_masks is not None:

@@ -51,7 +51,7 @@ def layouts() -> dict[str, BlockLayout]:
 def test_quarters_are_the_pairs_of_their_blocks(name: str) -> None:
     layout = layouts()[name]
     grid, n_groups = layout.grid, layout.batch * layout.num_heads
-    ids = layout._entries()
+    ids = layout.entries()
     wanted = expected_ids(ids)
     assert (wanted >= 0).sum() == 4 * layout.num_active_blocks
     rows, cols = quartered_lists(layout.row_lists, True), quartered_lists(layout.col_lists, False)
@@ -124,7 +124,7 @@ def kept_pairs_of(layout: BlockLayout) -> Tensor:
     """Bool (heads, q_len, kv_len), from the ids and masks of the layout itself."""
     size, masks = layout.block_size, layout.block_masks
     assert masks is not None
-    entries = layout._entries()
+    entries = layout.entries()
     mask = torch.where(entries >= 0, masks.ids[entries.clamp(min=0)].long(), -2)
     whole = torch.ones(1, size, size, dtype=torch.bool)
     table = torch.cat([~whole, whole, unpacked_masks(masks.table)])[mask + 2]

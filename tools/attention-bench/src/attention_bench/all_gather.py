@@ -38,7 +38,7 @@ def gathered_layout(layout: BlockLayout, sharding: SequenceSharding, is_causal: 
     q_len = n_own * sharding.block_size
     grid = BlockGrid(q_len, sharding.seq_len + (0 if is_last else q_len), sharding.block_size, is_causal)
     order = ((head * grid.n_rows + row) * grid.n_cols + slot).argsort()
-    return BlockLayout._of_blocks(grid, layout.num_heads, head[order], row[order], slot[order])
+    return BlockLayout.from_blocks(grid, layout.num_heads, head[order], row[order], slot[order])
 
 
 def all_gather(into: Tensor, own: Tensor, group: ProcessGroup) -> Any:

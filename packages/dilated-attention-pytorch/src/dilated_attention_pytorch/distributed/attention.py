@@ -335,7 +335,7 @@ def attend(
             options["dilation_rates"], options["backend"], needs_grad=False,
         )  # fmt: skip
         key = None if key is None else (LABEL, key)  # a call of another kind would not find it, nor serve it
-        served: Served | None = layout._cached_calls.get(key)
+        served: Served | None = layout.calls.get(key)
         if served is not None:
             problem = served.static_problem.with_inputs(q, k, v)
             return without_function_modes(served.backend.forward_into, problem, out), served
@@ -349,7 +349,7 @@ def attend(
     lse: Tensor = without_function_modes(backend.forward_into, problem, out)
     served = Served(problem.without_inputs(), backend)
     if key is not None and problem.q is q and not is_captured(q):
-        layout._cached_calls.keep(key, served)
+        layout.calls.keep(key, served)
     return lse, served
 
 

@@ -178,7 +178,7 @@ def listed(
     """
     order = ((blocks.head * grid.n_rows + blocks.row) * grid.n_cols + blocks.col).argsort()
     head, row, col, place = blocks.taken(order)
-    made = BlockLayout._of_blocks(grid, num_heads, head, row, col, batch=batch)
+    made = BlockLayout.from_blocks(grid, num_heads, head, row, col, batch=batch)
     ids = layout.row_lists.block_ids[place].long().to(device)
     masks = layout.block_masks
     if masks is not None:

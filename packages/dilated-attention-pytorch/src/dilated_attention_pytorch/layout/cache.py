@@ -12,7 +12,6 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from .. import values
 from ..caching import LOCK, make_to_stay
@@ -59,25 +58,13 @@ class Lists:
         self.captured = False
         self.may_be_captured = layout.device.type == "cuda"
 
-    def tensors(self) -> list[Tensor]:
-        """The lists, and what is cached with them."""
-        layout = self.layout
-        tensors = [tensor for entry in list(layout._prepared.values()) for tensor in entry.value]
-        tensors += layout.block_masks or ()
-        for rows, cols in [
-            (layout.row_lists, layout.col_lists),
-            *(entry.value for entry in list(layout._dilated.values())),
-        ]:
-            tensors += [*rows.tensors(), *cols.tensors()]
-        return tensors
-
     def num_bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.layout.held_tensors())
 
     def drop(self) -> None:
         """Tell the allocator that launched kernels may still read the memory."""
         if self.layout.device.type == "cuda":
-            for tensor in self.tensors():
+            for tensor in self.layout.held_tensors():
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
@@ -154,7 +141,7 @@ class LayoutCache:
                 self._shrink(lists)
                 self._by_blocks[blocks] = lists
             else:
-                layout = lists.layout._for_lengths(q_len, kv_len)
+                layout = lists.layout.for_lengths(q_len, kv_len)
             if len(self._by_lengths) >= self.max_lengths:
                 by_use = sorted(self._by_lengths.items(), key=lambda item: item[1].used)
                 for old, _ in by_use[: 1 + self.max_lengths // 8]:

@@ -72,6 +72,10 @@ def key_of_alive(grid: BlockGrid, row_lists: BlockLists, masks: BlockMasks | Non
     )
 
 
+# of fields, in pickles from before they were public
+OLD_NAMES = {"_is_exact": "is_exact", "_in_graph": "is_captured", "_cached_calls": "calls"}
+
+
 @dataclass(frozen=True, eq=False)
 class BlockLayout:
     """The active block pairs of one attention call. Immutable; make one with a ``from_`` method.
@@ -102,15 +106,16 @@ class BlockLayout:
     configs: tuple[SparsePatternConfig, ...] | None = None
     batch: int = 1
     block_masks: BlockMasks | None = None
-    _is_exact: bool = True  # whether the lists fill their tensors
-    # whether it was made while a CUDA graph was captured, whose replays refill its lists
-    _in_graph: bool = field(default=False, init=False, repr=False)
-    # made at first use; copies and pickles have none of it
+    is_exact: bool = True
+    """Whether the lists fill their tensors."""
+    is_captured: bool = field(default=False, init=False, repr=False)
+    """Whether it was made while a CUDA graph was captured, whose replays refill its lists."""
+    calls: BoundedCache = field(default_factory=lambda: BoundedCache(64), init=False, repr=False)
+    """The resolved calls of the entrance with this layout; copies and pickles have none, as of the caches below."""
+    # made at first use
     _dilated: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prepared: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
     _prefixes: BoundedCache = field(default_factory=lambda: BoundedCache(8), init=False, repr=False)
-    # of eager.py
-    _cached_calls: BoundedCache = field(default_factory=lambda: BoundedCache(64), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if torch.compiler.is_compiling():
@@ -119,18 +124,18 @@ class BlockLayout:
             object.__setattr__(self, name, getattr(self, name).savable())
         if self.block_masks is not None:
             object.__setattr__(self, "block_masks", self.block_masks.savable())
-        in_graph = (
+        is_captured = (
             self.device.type == "cuda"
             and torch.cuda.is_initialized()
             and torch.cuda.is_current_stream_capturing()
         )
-        object.__setattr__(self, "_in_graph", in_graph)
+        object.__setattr__(self, "is_captured", is_captured)
         ALIVE[key_of_alive(self.grid, self.row_lists, self.block_masks)] = self
         for tensor in self._tensors():
             mark_length_dynamic(tensor)  # a graph serves lists of every length
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update((OLD_NAMES.get(name, name), value) for name, value in state.items())
         self.__dict__.setdefault("_prefixes", BoundedCache(8))  # of 0.3.0
         self.__post_init__()
 
@@ -138,8 +143,18 @@ class BlockLayout:
         """The lists and the masks inside blocks."""
         return (*self.row_lists.tensors(), *self.col_lists.tensors(), *(self.block_masks or ()))
 
+    def held_tensors(self) -> list[Tensor]:
+        """The lists, the masks, and what is cached with them: of all layouts with the same rows and columns."""
+        tensors = list(self._tensors())
+        for entry in list(self._prepared.values()):
+            tensors += entry.value
+        for entry in list(self._dilated.values()):
+            rows, cols = entry.value
+            tensors += [*rows.tensors(), *cols.tensors()]
+        return tensors
+
     @classmethod
-    def _of_lists(
+    def from_lists(
         cls,
         grid: BlockGrid,
         num_heads: int,
@@ -156,13 +171,13 @@ class BlockLayout:
             if all(x is y for x, y in itertools.zip_longest(found._tensors(), theirs)):
                 return found
         return cls(
-            grid, num_heads, row_lists, col_lists, batch=batch, block_masks=block_masks, _is_exact=is_exact
+            grid, num_heads, row_lists, col_lists, batch=batch, block_masks=block_masks, is_exact=is_exact
         )
 
-    def _for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
+    def for_lengths(self, q_len: int, kv_len: int) -> BlockLayout:
         """The layout for other lengths with the same rows and columns; it shares the lists and their caches."""
         made = dataclasses.replace(self, grid=self.grid.with_lengths(q_len, kv_len))
-        for name in ("_dilated", "_prepared", "_in_graph"):
+        for name in ("_dilated", "_prepared", "is_captured"):
             object.__setattr__(made, name, getattr(self, name))
         return made
 
@@ -252,7 +267,7 @@ class BlockLayout:
         batch = mask.shape[0] if mask.dim() == 4 else 1
         of_heads = mask.reshape(-1, n_rows, n_cols)
         head, rows, cols = of_heads.nonzero(as_tuple=True)
-        return cls._of_blocks(grid, of_heads.shape[0] // batch, head, rows, cols, batch=batch)
+        return cls.from_blocks(grid, of_heads.shape[0] // batch, head, rows, cols, batch=batch)
 
     @classmethod
     def from_indices(
@@ -304,7 +319,7 @@ class BlockLayout:
             with without_modes():  # a layout built in inference mode may be used in training later
                 rows, cols = lists_of(given)
         batch, heads = given.indices.shape[:2]
-        return cls(grid, heads, rows, cols, batch=batch, _is_exact=False)
+        return cls(grid, heads, rows, cols, batch=batch, is_exact=False)
 
     @classmethod
     def from_block_mask(
@@ -468,10 +483,10 @@ class BlockLayout:
         cols = torch.cat([pair_cols for _, pair_cols in heads])
         head = torch.cat([torch.full_like(pair[0], i_head) for i_head, pair in enumerate(heads)])
         order = ((head * grid.n_rows + rows) * grid.n_cols + cols).argsort()
-        return cls._of_blocks(grid, len(heads), head[order], rows[order], cols[order], configs)
+        return cls.from_blocks(grid, len(heads), head[order], rows[order], cols[order], configs)
 
     @classmethod
-    def _of_blocks(
+    def from_blocks(
         cls,
         grid: BlockGrid,
         num_heads: int,
@@ -518,7 +533,7 @@ class BlockLayout:
     @property
     def num_active_blocks(self) -> int:
         """Active block pairs, over all heads and batch elements of the layout."""
-        return self.row_lists.indices.numel() if self._is_exact else int(self.row_lists.indptr[-1])
+        return self.row_lists.indices.numel() if self.is_exact else int(self.row_lists.indptr[-1])
 
     @property
     def num_block_ids(self) -> int:
@@ -536,6 +551,15 @@ class BlockLayout:
     def _num_available(self) -> int:
         """Block pairs that dense attention computes, over all heads and batch elements of the layout."""
         return self.batch * self.num_heads * self.grid.available()
+
+    # the names that these had
+    @property
+    def _is_exact(self) -> bool:
+        return self.is_exact
+
+    @property
+    def _in_graph(self) -> bool:
+        return self.is_captured
 
     def __repr__(self) -> str:
         of_batch = f"batch={self.batch}, " if self.batch > 1 else ""
@@ -578,11 +602,11 @@ class BlockLayout:
             raise ValueError(f"length must be 1 to q_len {grid.q_len}, got {values.shown(length)}")
         n_blocks = -(-tokens // grid.block_size)
         if n_blocks == grid.n_rows:
-            return self if tokens == grid.q_len else self._for_lengths(tokens, tokens)
+            return self if tokens == grid.q_len else self.for_lengths(tokens, tokens)
         found: BlockLayout = self._make(self._prefixes, n_blocks, lambda: self._cut(n_blocks))
-        return found if tokens == found.q_len else found._for_lengths(tokens, tokens)
+        return found if tokens == found.q_len else found.for_lengths(tokens, tokens)
 
-    def _has_prefix(self, length: int) -> bool:
+    def has_prefix(self, length: int) -> bool:
         """Whether `prefix` finds its lists made, so that it neither launches kernels nor waits for a GPU."""
         n_blocks = -(-length // self.block_size)
         return n_blocks == self.grid.n_rows or n_blocks in self._prefixes
@@ -645,7 +669,7 @@ class BlockLayout:
         """
         from .block_mask import block_mask_of, group_size
 
-        entries = self._entries().view(self.batch, self.num_heads, self.grid.n_rows, self.grid.n_cols)
+        entries = self.entries().view(self.batch, self.num_heads, self.grid.n_rows, self.grid.n_cols)
         if num_heads is not None:
             entries = entries.repeat_interleave(group_size(num_heads, self.num_heads), 1)
         return block_mask_of(self.grid, entries, self.block_masks)
@@ -717,7 +741,7 @@ class BlockLayout:
         """
         rows, cols, configs = self.row_lists, self.col_lists, self.configs
         held = Saved(
-            self.grid, self.num_heads, self.batch, rows, cols, configs, self.block_masks, self._is_exact
+            self.grid, self.num_heads, self.batch, rows, cols, configs, self.block_masks, self.is_exact
         )
         save_layout(held, path)
 
@@ -731,7 +755,7 @@ class BlockLayout:
             self._dilated,
             dilation,
             lambda: split_by_distance(
-                self.grid, self.row_lists, self.batch * self.num_heads, self._is_exact, dilation
+                self.grid, self.row_lists, self.batch * self.num_heads, self.is_exact, dilation
             ),
         )
         return lists
@@ -757,12 +781,12 @@ class BlockLayout:
 
     def _make(self, cache: BoundedCache, key: Hashable, make: Callable[[], Any]) -> Any:
         """What is derived from the lists: from the cache, unless the replays of a CUDA graph change the lists."""
-        if self._in_graph:
+        if self.is_captured:
             return make_in_graph(cache, key, self.device, make)
         # a layout from indices serves a step: what is derived need not outlive that
-        return make_once(cache, key, self.device, make, is_to_stay=self._is_exact)
+        return make_once(cache, key, self.device, make, is_to_stay=self.is_exact)
 
-    def _entries(self) -> Tensor:
+    def entries(self) -> Tensor:
         """The block id of every pair, -1 where inactive; int64 (batch * num_heads, n_rows, n_cols)."""
         n_rows, n_cols = self.grid.n_rows, self.grid.n_cols
         lists, n_lists = self.row_lists, self.batch * self.num_heads * n_rows

@@ -219,7 +219,7 @@ class TileOrder:
         with without_modes():  # a layout built in inference mode may be used in training later
             tiles = Tiles(self.num_tiles, self._tile_of_places(target))
             blocks = active_blocks_of_windows(tiles, windows, grid, n_text)
-            return BlockLayout._of_blocks(grid, len(windows), *blocks)
+            return BlockLayout.from_blocks(grid, len(windows), *blocks)
 
     def _tile_of_places(self, device: torch.device) -> Tensor:
         """The tile of each token in tile order, counted in raster order; int64 (num_tokens,)."""

@@ -160,7 +160,7 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
                     key = key_of(
                         q, k, v, is_causal, scale, None, segment_lengths, dilation_rates, backend, None, deterministic
                     )  # fmt: skip
-                    cached: CachedCall | None = layout._cached_calls.get(key)
+                    cached: CachedCall | None = layout.calls.get(key)
                     if cached is not None:
                         return cached.run(q, k, v)[0]
                 return attend(
