@@ -18,6 +18,7 @@ from .backends.problem import AttentionProblem, Backend
 from .call import PLAIN_TYPES
 from .eager import LABEL, CachedCall, EagerAttention, forward_of, key_of
 from .layout.layout import BlockLayout
+from .saved_inputs import savable, unchanged
 from .sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
 from .sequence_tables import HAS_TRITON, table_by_kernel
 from .validation.scores import as_three_axes
@@ -61,15 +62,16 @@ class OptionsCall(NamedTuple):
         return self._run(q, k, v, options)
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-        fields, o = self.static_problem.__dict__.copy(), options
+        fields, o, is_saved = self.static_problem.__dict__.copy(), options, self.needs_grad
         if self.plan is not None:
             fields["sequences"] = table_by_kernel(self.plan, o.given, q.device)
-        fields["key_padding_mask"] = self.unchanged(o.padding)
+        if o.padding is not None:
+            fields["key_padding_mask"] = unchanged(o.padding, is_saved)
         if o.alibi_slopes is not None:
-            fields["alibi_slopes"] = self.unchanged(o.alibi_slopes.float())
-        bias = None if o.block_bias is None else self.savable(as_three_axes(o.block_bias))
-        sinks = None if o.sinks is None else self.savable(o.sinks)
-        if self.needs_grad:
+            fields["alibi_slopes"] = unchanged(o.alibi_slopes.float(), is_saved)
+        bias = None if o.block_bias is None else savable(as_three_axes(o.block_bias), is_saved)
+        sinks = None if o.sinks is None else savable(o.sinks, is_saved)
+        if is_saved:
             problem = AttentionProblem.made_of(**fields)
             call = CachedCall(problem, self.backend, True, forward_of(problem, self.backend))
             others = () if bias is None and sinks is None else (bias, sinks, None)
@@ -78,14 +80,6 @@ class OptionsCall(NamedTuple):
         fields |= {"q": q, "k": k, "v": v, "block_bias": bias, "sinks": sinks}
         out, lse = without_function_modes(self.backend.forward, AttentionProblem.made_of(**fields))
         return out, lse
-
-    def unchanged(self, x: Tensor | None) -> Tensor | None:
-        """A tensor without a gradient; a copy where a backward reads it, which a buffer that is refilled must not change."""
-        return x.clone() if self.needs_grad and x is not None else x
-
-    def savable(self, x: Tensor) -> Tensor:
-        """A tensor that autograd saves; a copy of one that was made in inference mode."""
-        return x.clone() if self.needs_grad and x.is_inference() else x
 
 
 def kind_of(x: Tensor | None, device: torch.device) -> Hashable:

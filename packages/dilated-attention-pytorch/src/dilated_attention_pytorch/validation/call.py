@@ -14,6 +14,7 @@ from ..config import TokenDilation
 from ..eager import autocast_dtype, is_plain_eager
 from ..layout.cache import Pattern
 from ..layout.layout import BlockLayout
+from ..saved_inputs import savable, unchanged, will_be_saved
 from ..sequence_plans import Given, plan_of_batch, plan_of_packed
 from ..sequence_tables import serves, table_by_kernel
 from ..sequences import Sequences, packed_sequences, sequences_of_batch, within_grid
@@ -100,9 +101,9 @@ def check_call(
     if key_padding_mask is not None:
         is_at_the_end = is_causal and q_len != kv_len and q_offset is None
         key_padding_mask = check_key_padding_mask(key_padding_mask, q, k, is_at_the_end, readable)
-        key_padding_mask = unchanged(key_padding_mask, q, k, v, block_bias, sinks)
+        key_padding_mask = unchanged(key_padding_mask, will_be_saved(q, k, v, block_bias, sinks))
     if attn_bias is not None:
-        attn_bias = savable(check_attn_bias(attn_bias, q, k, backend), q, k, v)
+        attn_bias = savable(check_attn_bias(attn_bias, q, k, backend), will_be_saved(q, k, v))
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
@@ -269,11 +270,13 @@ def finished_call(
     """The call of checked q, k and v with what batches and packed sequences have in common; `axis` names the sequences."""
     if block_bias is not None:
         assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
-        block_bias = savable(check_block_bias(block_bias, q, layout, n_sequences, axis), q, k, v)
+        block_bias = check_block_bias(block_bias, q, layout, n_sequences, axis)
+        block_bias = savable(block_bias, will_be_saved(q, k, v))
     if sinks is not None:
-        sinks = savable(check_per_head("sinks", sinks, q), q, k, v)
+        sinks = savable(check_per_head("sinks", sinks, q), will_be_saved(q, k, v))
     if alibi_slopes is not None:
-        alibi_slopes = unchanged(check_alibi_slopes(alibi_slopes, q), q, k, v, block_bias, sinks)
+        is_saved = will_be_saved(q, k, v, block_bias, sinks)
+        alibi_slopes = unchanged(check_alibi_slopes(alibi_slopes, q), is_saved)
     return Call(
         q=q,
         k=k,
@@ -294,23 +297,6 @@ def finished_call(
         attn_bias=attn_bias,
         deterministic=deterministic,
     )
-
-
-def will_be_saved(*tensors: Tensor | None) -> bool:
-    """Whether a backward will read the inputs of a call with these differentiable ones."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
-def savable(x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The tensor, or a copy that autograd can save where it was made in inference mode."""
-    if not torch.compiler.is_compiling() and x.is_inference() and will_be_saved(q, k, v):
-        return x.clone()
-    return x
-
-
-def unchanged(mask: Tensor, *differentiable: Tensor | None) -> Tensor:
-    """The mask, or a copy where a backward will read it: a buffer that is refilled must not change the gradient."""
-    return mask.clone() if will_be_saved(*differentiable) else mask
 
 
 def refusal(error: Exception, q: Any, k: Any, v: Any, is_causal: Any) -> Exception:
