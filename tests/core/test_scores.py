@@ -230,6 +230,15 @@ def test_options_made_in_inference_mode_serve_training(name: str) -> None:
     assert q.grad is not None
 
 
+def test_sinks_made_in_inference_mode_serve_training_of_a_bias_alone() -> None:
+    q, k, v = (x.detach() for x in qkv())
+    with torch.inference_mode():
+        sinks = torch.zeros(HEADS)
+    bias = torch.zeros(LAYOUT.num_block_ids, requires_grad=True)
+    block_sparse_attention(q, k, v, LAYOUT, is_causal=True, block_bias=bias, sinks=sinks).sum().backward()
+    assert bias.grad is not None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_options_under_autocast(dtype: torch.dtype) -> None:
     q, k, v = (x.detach().float().requires_grad_() for x in qkv())

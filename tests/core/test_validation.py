@@ -735,6 +735,15 @@ def test_what_is_no_tensor_is_named(name: str) -> None:
         block_sparse_attention(**arguments, layout=layout)
 
 
+@pytest.mark.parametrize("name", ["block_bias", "sinks"])
+def test_what_is_no_tensor_is_named_beside_padding(name: str) -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(), 64)
+    arguments = {each: torch.randn(1, 64, 1, 16) for each in "qkv"} | {name: [64]}
+    padding = torch.zeros(1, 64, dtype=torch.bool)
+    with pytest.raises(TypeError, match=f"^{name} must be a tensor, got list"):
+        block_sparse_attention(**arguments, layout=layout, key_padding_mask=padding)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

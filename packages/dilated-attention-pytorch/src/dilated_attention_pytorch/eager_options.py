@@ -65,12 +65,11 @@ class OptionsCall(NamedTuple):
         fields, o, is_saved = self.static_problem.__dict__.copy(), options, self.needs_grad
         if self.plan is not None:
             fields["sequences"] = table_by_kernel(self.plan, o.given, q.device)
-        if o.padding is not None:
-            fields["key_padding_mask"] = unchanged(o.padding, is_saved)
+        fields["key_padding_mask"] = unchanged(o.padding, is_saved)
         if o.alibi_slopes is not None:
             fields["alibi_slopes"] = unchanged(o.alibi_slopes.float(), is_saved)
         bias = None if o.block_bias is None else savable(as_three_axes(o.block_bias), is_saved)
-        sinks = None if o.sinks is None else savable(o.sinks, is_saved)
+        sinks = savable(o.sinks, is_saved)
         if is_saved:
             problem = AttentionProblem.made_of(**fields)
             call = CachedCall(problem, self.backend, True, forward_of(problem, self.backend))

@@ -11,11 +11,13 @@ def will_be_saved(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def savable(x: Tensor, is_saved: bool) -> Tensor:
+def savable(x: Tensor | None, is_saved: bool) -> Tensor | None:
     """The tensor, or a copy that autograd can save where it was made in inference mode."""
-    return x.clone() if is_saved and not torch.compiler.is_compiling() and x.is_inference() else x
+    if x is None or not is_saved or torch.compiler.is_compiling() or not x.is_inference():
+        return x
+    return x.clone()
 
 
-def unchanged(x: Tensor, is_saved: bool) -> Tensor:
+def unchanged(x: Tensor | None, is_saved: bool) -> Tensor | None:
     """A tensor without a gradient, or a copy where it is saved: a buffer that is refilled must not change the gradient."""
-    return x.clone() if is_saved else x
+    return x.clone() if is_saved and x is not None else x

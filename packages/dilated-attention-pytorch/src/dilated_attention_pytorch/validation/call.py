@@ -101,9 +101,8 @@ def check_call(
     if key_padding_mask is not None:
         is_at_the_end = is_causal and q_len != kv_len and q_offset is None
         key_padding_mask = check_key_padding_mask(key_padding_mask, q, k, is_at_the_end, readable)
-        key_padding_mask = unchanged(key_padding_mask, will_be_saved(q, k, v, block_bias, sinks))
     if attn_bias is not None:
-        attn_bias = savable(check_attn_bias(attn_bias, q, k, backend), will_be_saved(q, k, v))
+        attn_bias = check_attn_bias(attn_bias, q, k, backend)
     call = finished_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
@@ -271,19 +270,18 @@ def finished_call(
     if block_bias is not None:
         assert isinstance(layout, BlockLayout)  # no caller has a bias for a pattern
         block_bias = check_block_bias(block_bias, q, layout, n_sequences, axis)
-        block_bias = savable(block_bias, will_be_saved(q, k, v))
     if sinks is not None:
-        sinks = savable(check_per_head("sinks", sinks, q), will_be_saved(q, k, v))
+        sinks = check_per_head("sinks", sinks, q)
     if alibi_slopes is not None:
-        is_saved = will_be_saved(q, k, v, block_bias, sinks)
-        alibi_slopes = unchanged(check_alibi_slopes(alibi_slopes, q), is_saved)
+        alibi_slopes = check_alibi_slopes(alibi_slopes, q)
+    is_saved = will_be_saved(q, k, v, block_bias, sinks)
     return Call(
         q=q,
         k=k,
         v=v,
-        block_bias=block_bias,
-        sinks=sinks,
-        alibi_slopes=alibi_slopes,
+        block_bias=savable(block_bias, is_saved),
+        sinks=savable(sinks, is_saved),
+        alibi_slopes=unchanged(alibi_slopes, is_saved),
         seed=torch.randint(2**62, (1,), device=q.device, dtype=torch.int64) if dropout_p > 0.0 else None,
         # numbers too: torch.compile of torch 2.7 knows no bool() of a symbol
         is_causal=is_causal if isinstance(is_causal, bool) else is_causal != 0,
@@ -293,8 +291,8 @@ def finished_call(
         dilation=TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size),
         q_offset=q_offset,
         sequences=sequences,
-        key_padding_mask=key_padding_mask,
-        attn_bias=attn_bias,
+        key_padding_mask=unchanged(key_padding_mask, is_saved),
+        attn_bias=savable(attn_bias, is_saved),
         deterministic=deterministic,
     )
 
