@@ -24,6 +24,7 @@ from dilated_attention_pytorch import (
 from dilated_attention_pytorch.backends.registry import backend_named
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.functional import make_problem
+from dilated_attention_pytorch.op_library import NAMESPACE
 from tests.core.attention_cases import Case, make_call
 from tests.core.backends.hopper.cases import work_order
 from tests.core.op_recorder import OpRecorder
@@ -216,9 +217,9 @@ def test_dispatch_mode_sees_the_operators(requires_grad: bool) -> None:
         out = block_sparse_attention(q, k, v, layout())
         if requires_grad:
             out.sum().backward()
-    names = [name for name in recorded.names if name.startswith(ops.NAMESPACE)]
+    names = [name for name in recorded.names if name.startswith(NAMESPACE)]
     operators = ["attention", "attention_backward"] if requires_grad else ["attention"]
-    assert names == [f"{ops.NAMESPACE}.{operator}.default" for operator in operators]
+    assert names == [f"{NAMESPACE}.{operator}.default" for operator in operators]
 
 
 def test_fake_tensors_go_through_the_operators(ran: list[str]) -> None:
@@ -365,5 +366,5 @@ def test_compiled_calls_are_operators() -> None:
     found = torch.compile(module, fullgraph=True, backend=backend)(q, k, v)
     (graph,) = graphs
     targets = [str(node.target) for node in graph.graph.nodes]
-    assert sum(f"{ops.NAMESPACE}.attention" in target for target in targets) == 1
+    assert sum(f"{NAMESPACE}.attention" in target for target in targets) == 1
     assert torch.equal(found, module(q, k, v))

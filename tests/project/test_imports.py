@@ -34,7 +34,7 @@ LAYERS = (
         "config_warnings",
         "_torch_internals",
     ),
-    ("config", "adaptive_config", "caching", "grid", "sequences"),
+    ("config", "adaptive_config", "caching", "grid", "op_library", "sequences"),
     ("launching",),
     ("patterns",),
     ("layout",),

@@ -13,7 +13,7 @@ from .backends.decode_problem import DecodeInputs
 from .decode_eager import are_plain, cached_call, key_of, run_decode
 from .eager import is_plain_eager
 from .layout.layout import BlockLayout
-from .ops import NAMESPACE
+from .op_library import NAMESPACE
 from .validation.decode import check_decode
 from .validation.numbers import check_backend, check_flag
 

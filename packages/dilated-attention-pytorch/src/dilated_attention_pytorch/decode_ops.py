@@ -17,16 +17,15 @@ from .decode_eager import cached_call, key_of, run_decode
 from .grid import BlockGrid
 from .layout.layout import ALIVE, BlockLayout, key_of_alive
 from .layout.lists import BlockLists, BlockMasks
-from .ops import LIBRARY, NAMESPACE, lse_dtype
+from .op_library import LIBRARY, NAMESPACE, define
+from .ops import lse_dtype
 from .samples import one_by_one
 
-LIBRARY.define(
+decode = define(
     "decode(Tensor q, Tensor k_cache, Tensor v_cache, Tensor cache_lengths, Tensor? block_table, Tensor? kv_starts, "
     "Tensor? alibi_slopes, Tensor? sinks, Tensor row_indptr, Tensor row_indices, Tensor row_block_ids, "
-    "Tensor? mask_ids, Tensor? mask_table, SymInt[] geometry, float[] numbers, str backend) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "Tensor? mask_ids, Tensor? mask_table, SymInt[] geometry, float[] numbers, str backend) -> (Tensor, Tensor)"
 )
-decode = getattr(torch.ops, NAMESPACE).decode.default
 
 
 class DecodeGeometry(NamedTuple):

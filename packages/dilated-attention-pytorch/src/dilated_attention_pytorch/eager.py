@@ -20,9 +20,10 @@ from ._torch_internals import labelled, profiler_flags, without_function_modes
 from .backends.problem import AttentionProblem, Backend, Forward
 from .call import PLAIN_TYPES, Call
 from .layout.layout import BlockLayout
+from .op_library import NAMESPACE
 
 # A call that bypasses the dispatcher has the names of the operators in a profile.
-LABEL, LABEL_OF_BACKWARD = f"{ops.NAMESPACE}::attention", f"{ops.NAMESPACE}::attention_backward"
+LABEL, LABEL_OF_BACKWARD = f"{NAMESPACE}::attention", f"{NAMESPACE}::attention_backward"
 OPTIONAL_TYPES = (*PLAIN_TYPES, type(None))
 SEQUENCES = (list, tuple)
 

@@ -17,10 +17,11 @@ from ._torch_internals import labelled, profiler_flags, without_function_modes
 from .backends.problem import AttentionProblem, Backend
 from .call import PLAIN_TYPES
 from .eager import LABEL, CachedCall, EagerAttention, forward_of, key_of
+from .launching.installed import HAS_TRITON
 from .layout.layout import BlockLayout
 from .saved_inputs import savable, unchanged
 from .sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
-from .sequence_tables import HAS_TRITON, table_by_kernel
+from .sequence_tables import table_by_kernel
 from .validation.scores import as_three_axes
 
 OTHERS = ("attn_bias", "segment_lengths", "dilation_rates", "deterministic")  # calls with them are not kept

@@ -14,7 +14,8 @@ from .backends.registry import backend_named, choose_backend
 from .eager import CachedCall, cache_call, gradients, key_of
 from .layout.cache import LAYOUTS, Pattern
 from .layout.layout import BlockLayout
-from .ops import LIBRARY, Geometry, Numbers, OpArgs, fake_entries
+from .op_library import LIBRARY
+from .ops import Geometry, Numbers, OpArgs, fake_entries
 
 
 def compute(*args: Any) -> tuple[Tensor, Tensor]:

@@ -26,11 +26,10 @@ from .layout.cache import LAYOUTS, Pattern
 from .layout.layout import BlockLayout
 from .layout.lists import BlockLists, BlockMasks
 from .layout.pair_counts import Span, pairs_in_blocks
+from .op_library import LIBRARY, NAMESPACE, define
 from .samples import one_by_one
 from .sequences import Sequences
 
-NAMESPACE = "dilated_attention_pytorch"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 # Tensors one by one: torch.jit.trace takes no list with optional tensors, is_grads_batched no list of tensors.
 ARGUMENTS = (
     "Tensor q, Tensor k, Tensor v, Tensor? block_bias, Tensor? sinks, Tensor? attn_bias, Tensor? alibi_slopes, "
@@ -42,19 +41,14 @@ ARGUMENTS = (
 # What attention_backward takes before the arguments of attention.
 RESULTS = ("out", "lse", "grad_out", "grad_lse")
 
-LIBRARY.define(f"attention({ARGUMENTS}) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
-LIBRARY.define(
+attention = define(f"attention({ARGUMENTS}) -> (Tensor, Tensor)")
+attention_backward = define(
     f"attention_backward(Tensor out, Tensor lse, Tensor grad_out, Tensor? grad_lse, {ARGUMENTS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-LIBRARY.define(
-    "block_entries(str pattern, SymInt q_len, SymInt kv_len, bool causal, Device device) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
+block_entries = define(
+    "block_entries(str pattern, SymInt q_len, SymInt kv_len, bool causal, Device device) -> Tensor"
 )
-attention = getattr(torch.ops, NAMESPACE).attention.default
-attention_backward = getattr(torch.ops, NAMESPACE).attention_backward.default
-block_entries = getattr(torch.ops, NAMESPACE).block_entries.default
 
 
 # ---- the arguments

@@ -8,11 +8,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .launching.installed import is_installed
+from .launching.installed import HAS_TRITON
 from .sequence_plans import Given, TablePlan
 from .sequences import Sequences
-
-HAS_TRITON = is_installed("triton")
 
 
 @functools.cache

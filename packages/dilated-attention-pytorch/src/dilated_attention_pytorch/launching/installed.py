@@ -26,6 +26,9 @@ def is_installed(name: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
+HAS_TRITON = is_installed("triton")
+
+
 def installed_versions(name: str, *distributions: str) -> list[str]:
     """The distinct versions that the metadata and the package itself state.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -10,11 +9,11 @@ from torch import Tensor
 
 from .._torch_internals import is_for_the_dispatcher
 from ..grid import BlockGrid
+from ..launching.installed import HAS_TRITON
+from ..op_library import LIBRARY, NAMESPACE, define
 from ..samples import one_by_one
 from .block_indices import BlockIndices
 from .lists import BlockLists, build_csr
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def lists_of(given: BlockIndices) -> tuple[BlockLists, BlockLists]:
@@ -74,14 +73,10 @@ def transposed(rows: BlockLists, heads: int, n_rows: int, n_cols: int) -> BlockL
 
 # ---- the operator, which torch.compile sees as one node
 
-NAMESPACE = "dilated_attention_pytorch"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-LIBRARY.define(
+block_lists = define(
     "block_lists(Tensor indices, Tensor? counts, SymInt q_len, SymInt kv_len, SymInt block_size, bool causal) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-block_lists = getattr(torch.ops, NAMESPACE).block_lists.default
 
 
 def make_block_lists(

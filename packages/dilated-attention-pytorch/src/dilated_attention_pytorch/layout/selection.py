@@ -14,11 +14,12 @@ from torch import Tensor
 from .. import values
 from .._torch_internals import as_of_call, is_for_the_dispatcher
 from ..grid import BlockGrid
+from ..launching.installed import HAS_TRITON
+from ..op_library import LIBRARY, NAMESPACE, define
 from ..samples import one_by_one
 from ..values import shown
 from .best_blocks import Choice, Rows, best_of, diagonal_of
 from .block_indices import check_index_tensor
-from .from_indices import HAS_TRITON
 from .pooled import block_means, without_autocast
 
 SCORES_AT_ONCE = 2**23  # of which rows are chosen together; at most about 40 bytes for each
@@ -300,15 +301,11 @@ def checked_choice(
 
 # ---- the operator, which torch.compile sees as one node: how many rows are chosen at a time depends on the length
 
-NAMESPACE = "dilated_attention_pytorch"
-LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-LIBRARY.define(
+chosen_blocks = define(
     "chosen_blocks(Tensor scores, Tensor? budgets, SymInt n_slots, float? top_p, bool keep_diagonal, SymInt window, SymInt sinks, bool causal, "
     "Tensor? diagonal=None) "
-    "-> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+    "-> (Tensor, Tensor)"
 )
-chosen_blocks = getattr(torch.ops, NAMESPACE).chosen_blocks.default
 
 
 def fake_chosen_blocks(

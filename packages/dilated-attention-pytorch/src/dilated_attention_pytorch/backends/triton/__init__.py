@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from ...config import TokenDilation
-from ...launching.installed import TRITON_DISTRIBUTIONS, installed_versions, is_installed, release
+from ...launching.installed import HAS_TRITON, TRITON_DISTRIBUTIONS, installed_versions, release
 from ...layout.layout import BlockLayout
 from ..decode_problem import Decode, DecodeProblem
 from ..problem import AttentionProblem, Backend, Gradients, OutputGrads
 
 HALF = (torch.float16, torch.bfloat16)
-HAS_TRITON = is_installed("triton")
 # Triton reads the variable when a kernel is defined; what it said then is what counts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
