@@ -101,13 +101,13 @@ def op_args(problem: DecodeProblem, backend: str | None) -> DecodeOpArgs:
     """The arguments of a problem."""
     p, x, grid = problem, problem.inputs, problem.grid
     geometry = DecodeGeometry(
-        grid.q_len,
-        grid.kv_len,
-        grid.block_size,
-        1 if grid.causal else 0,
-        grid.q_offset,
-        p.layout_batch,
-        p.layout_heads,
+        q_len=grid.q_len,
+        kv_len=grid.kv_len,
+        block_size=grid.block_size,
+        is_causal_layout=1 if grid.causal else 0,
+        q_offset=grid.q_offset,
+        layout_batch=p.layout_batch,
+        layout_heads=p.layout_heads,
     )
     masks = p.block_masks or (None, None)
     lists: tuple[Any, ...] = (*p.rows.tensors(), *masks)

@@ -226,46 +226,86 @@ def op_args(problem: AttentionProblem, backend: str) -> OpArgs:
     rows, cols = p.undilated
     tensors = layout_tensors(rows, cols, p.block_masks)
     # a backend is given lists that need not fill their tensors
-    of_layout = geometry_of_layout(p.grid, p.layout_batch, p.layout_heads, False)
-    return _op_args(p, tensors, "", of_layout, backend)
+    geometry = geometry_of_lists(p, p.grid, p.layout_batch, p.layout_heads, is_exact=False)
+    return _op_args(p, tensors, "", geometry, backend)
 
 
 def op_args_of_call(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> OpArgs:
     """The arguments of a call with a layout, which is moved to q's device, or with a pattern."""
     if isinstance(layout, Pattern):
-        of_pattern = [layout.block_size, 1, layout.num_heads, 1 if call.is_causal else 0, 1, 0, 0, 0]
-        return _op_args(call, LayoutTensors(), layout.text, of_pattern, backend)
+        geometry = geometry_of(
+            call,
+            block_size=layout.block_size,
+            layout_heads=layout.num_heads,
+            is_causal_layout=call.is_causal,
+        )
+        return _op_args(call, LayoutTensors(), layout.text, geometry, backend)
     if not torch.compiler.is_compiling() and _torch_internals.is_fake(call.q):
         its = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
         tensors = LayoutTensors(*(None if x is None else _torch_internals.as_of_call(x, call.q) for x in its))
     else:
         layout = layout.to(call.q.device)
         tensors = layout_tensors(layout.row_lists, layout.col_lists, layout.block_masks)
-    of_layout = geometry_of_layout(layout.grid, layout.batch, layout.num_heads, layout.is_exact)
-    return _op_args(call, tensors, "", of_layout, backend)
+    geometry = geometry_of_lists(call, layout.grid, layout.batch, layout.num_heads, layout.is_exact)
+    return _op_args(call, tensors, "", geometry, backend)
 
 
-def geometry_of_layout(grid: BlockGrid, batch: int, heads: int, is_exact: bool) -> list[int]:
-    """The first fields of a Geometry."""
-    # a tracer has symbols for booleans, hence the conditions
-    flags = [1 if grid.causal else 0, 1 if is_exact else 0]
-    return [grid.block_size, batch, heads, *flags, grid.q_len, grid.kv_len, grid.q_offset]
+def geometry_of_lists(
+    call: Call | AttentionProblem, grid: BlockGrid, batch: int, heads: int, is_exact: bool
+) -> Geometry:
+    """The geometry of a call with a layout that is given as its lists."""
+    return geometry_of(
+        call,
+        block_size=grid.block_size,
+        layout_batch=batch,
+        layout_heads=heads,
+        is_causal_layout=grid.causal,
+        is_exact_layout=is_exact,
+        layout_q_len=grid.q_len,
+        layout_kv_len=grid.kv_len,
+        layout_q_offset=grid.q_offset,
+    )
 
 
-def geometry_of_call(call: Call | AttentionProblem) -> list[int]:
-    """The other fields of a Geometry."""
+def geometry_of(
+    call: Call | AttentionProblem,
+    *,
+    block_size: int,
+    layout_heads: int,
+    is_causal_layout: bool,
+    layout_batch: int = 1,
+    is_exact_layout: bool = True,
+    layout_q_len: int = 0,
+    layout_kv_len: int = 0,
+    layout_q_offset: int = 0,
+) -> Geometry:
+    """The geometry of a call; the defaults are those of a pattern."""
     its = call.sequences
-    of_table = [0] * 4 if its is None else [
-        1 if its.is_packed else 0, 1 if its.only_lengths else 0, its.max_q_len, its.max_kv_len,
-    ]  # fmt: skip
-    return [1 if call.is_causal else 0, call.q_offset, *of_table, 1 if call.deterministic else 0]
+    return Geometry(
+        block_size=block_size,
+        layout_batch=layout_batch,
+        layout_heads=layout_heads,
+        # a tracer has symbols for booleans, hence the conditions
+        is_causal_layout=1 if is_causal_layout else 0,
+        is_exact_layout=1 if is_exact_layout else 0,
+        layout_q_len=layout_q_len,
+        layout_kv_len=layout_kv_len,
+        layout_q_offset=layout_q_offset,
+        is_causal=1 if call.is_causal else 0,
+        q_offset=call.q_offset,
+        is_packed=1 if its is not None and its.is_packed else 0,
+        only_lengths=1 if its is not None and its.only_lengths else 0,
+        max_q_len=0 if its is None else its.max_q_len,
+        max_kv_len=0 if its is None else its.max_kv_len,
+        deterministic=1 if call.deterministic else 0,
+    )
 
 
 def _op_args(
     call: Call | AttentionProblem,
     of_layout: LayoutTensors,
     pattern: str,
-    geometry: list[int],
+    geometry: Geometry,
     backend: str | None,
 ) -> OpArgs:
     c, dilation = call, call.dilation
@@ -274,7 +314,7 @@ def _op_args(
     table = None if c.sequences is None else c.sequences.table
     return OpArgs(
         c.q, c.k, c.v, c.block_bias, c.sinks, c.attn_bias, c.alibi_slopes, table, c.key_padding_mask, c.seed, *of_layout,
-        pattern, [*geometry, *geometry_of_call(c)], segment_lengths, dilation_rates,
+        pattern, list(geometry), segment_lengths, dilation_rates,
         [c.softmax_scale, c.softcap, c.dropout_p], backend or "auto",
     )  # fmt: skip
 
