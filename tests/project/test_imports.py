@@ -73,6 +73,7 @@ LATE = {
         "layout.layout": "plot.py needs matplotlib, block_mask.py flex_attention",
         "cli.warm": "compile_only.py needs triton",
         "demo.command": "report.py needs matplotlib",
+        "demo.files": "report.py needs matplotlib",
     },
     "codemod": {
         "__main__": "Ctrl-C during the imports",

@@ -23,6 +23,7 @@ from dilated_attention_pytorch.demo.model import (
     load_model,
     make_model,
 )
+from dilated_attention_pytorch.demo.plan import make_layouts, make_plan
 from dilated_attention_pytorch.demo.task import (
     FIRST_PASSKEY,
     PASSKEYS,
@@ -250,17 +251,17 @@ def test_file_that_is_no_model_is_one_line(
 
 
 def test_window_has_as_many_blocks_as_ours_and_own_blocks_are_the_diagonal() -> None:
-    plan = command.make_plan(build_parser().parse_args(["demo", "--device", "cpu"]))
+    plan = make_plan(build_parser().parse_args(["demo", "--device", "cpu"]))
     with isolated_rows_allowed():
-        layouts = command.make_layouts(plan)
+        layouts = make_layouts(plan)
     assert layouts["local_window"].num_active_blocks == layouts["dilated_sparse"].num_active_blocks
     assert layouts["own_block"].rows() == [[row] for row in range(64)]
 
 
 def test_what_the_introduction_says_of_the_default_run_holds() -> None:
-    plan = command.make_plan(build_parser().parse_args(["demo", "--device", "cpu"]))
+    plan = make_plan(build_parser().parse_args(["demo", "--device", "cpu"]))
     with isolated_rows_allowed():
-        layouts = command.make_layouts(plan)
+        layouts = make_layouts(plan)
     ours, window = layouts["dilated_sparse"], layouts["local_window"]
     assert ours.hops_to_full_coverage() <= plan.settings.layers + 1
     assert ours.coverage(plan.settings.layers) > 0.98

@@ -28,6 +28,7 @@ INITIAL_STD = 0.15  # at width 32; inversely proportional to the square root of 
 AttentionKind = Literal["dense", "dilated_sparse", "own_block", "local_window"]
 KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)
 OURS: AttentionKind = "dilated_sparse"
+MODEL_FILE = "model.pt"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ VOCABULARY = QUESTION + 1
 TOKENS_PER_QUESTION = 16
 PASSKEY_SHARE = 4  # the passkey is in the first quarter of the context
 SHORTEST_CONTEXT = 64
+HELD_OUT_SEED = 1_000_003  # of the contexts that no model is trained on
 
 MARK = re.compile(r"<key=([A-P])>|<key\?>")
 
