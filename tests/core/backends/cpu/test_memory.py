@@ -13,8 +13,8 @@ from dilated_attention_pytorch.backends.cpu import CPU, call_lists, list_cache
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.layout.lists import BlockMasks, packed_masks
 from dilated_attention_pytorch.sequences import packed_sequences, sequences_of_batch
-from tests.core.backends.test_cpu import allocated
-from tests.core.backends.test_cpu_sequences import problem
+from tests.core.backends.cpu.test_backend import allocated
+from tests.core.backends.cpu.test_sequences import problem
 
 BLOCK, HEADS, DIM = 16, 2, 8
 
