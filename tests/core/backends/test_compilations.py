@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dilated_attention_pytorch.backends.hopper import REFUSED_TRITON
+from tests.core.environment import without_interpreter
 
 SCRIPT = Path(__file__).parents[3] / "tools" / "kernel-checks" / "count_compilations.py"
 MOST = 4  # of a kernel, for calls of one head_dim, block_size and type
@@ -20,8 +20,7 @@ MOST = 4  # of a kernel, for calls of one head_dim, block_size and type
     REFUSED_TRITON is not None and "TRITON_INTERPRET" not in REFUSED_TRITON, reason=str(REFUSED_TRITON)
 )
 def test_calls_of_all_lengths_compile_few_kernels() -> None:
-    # a process of its own: under TRITON_INTERPRET kernels are Python functions
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = without_interpreter()
     command = [sys.executable, str(SCRIPT), "--some"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

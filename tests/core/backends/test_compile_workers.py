@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ import pytest
 from dilated_attention_pytorch.backends import compile_worker
 from dilated_attention_pytorch.backends.hopper import REFUSED_TRITON
 from dilated_attention_pytorch.environment_settings import COMPILE_WORKERS
+from tests.core.environment import without_interpreter
 
 TOOLS = Path(__file__).parents[3] / "tools" / "kernel-checks"
 pytestmark = pytest.mark.skipif(
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def answer_of(code: str, folder: Path) -> Any:
-    """The JSON that code prints in a process of its own; under TRITON_INTERPRET kernels are Python functions."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    """The JSON that code prints in a process of its own."""
+    environment = without_interpreter()
     environment |= {"TRITON_CACHE_DIR": str(folder), "DILATED_ATTENTION_COMPILE_WORKERS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,13 +26,14 @@ from dilated_attention_pytorch.cli.warm_calls import (
     small_calls,
 )
 from dilated_attention_pytorch.launching.installed import installed_versions, release
+from tests.core.environment import without_interpreter
 
 CASE = Case(16, 16, 16, "float16", True)
 
 
 def warmed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
-    """What a process of its own compiles; under TRITON_INTERPRET kernels are Python functions."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    """What a process of its own compiles."""
+    environment = without_interpreter()
     environment["TRITON_CACHE_DIR"] = str(folder)
     command = [sys.executable, "-m", "dilated_attention_pytorch", "warm", "--json", *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

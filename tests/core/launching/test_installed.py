@@ -26,6 +26,7 @@ from dilated_attention_pytorch.launching import installed
 from dilated_attention_pytorch.launching.installed import installed_versions, release
 from dilated_attention_pytorch.launching.supported_triton import OLDEST_TRITON
 from tests.core.backends.hopper.test_choice import PLAIN, problem_of
+from tests.core.environment import without_interpreter
 
 TOO_NEW = (
     "triton 3.10.0 is newer than the newest tested, 3.9 (pip install 'triton<3.10', or install a newer release of this "
@@ -211,7 +212,7 @@ importlib.metadata.version = lambda name: {version!r} if name == "triton" else r
 from dilated_attention_pytorch.backends import hopper
 print(hopper.REFUSED_TRITON or hopper.UNTESTED_TRITON)
 """
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = without_interpreter()
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from dilated_attention_pytorch.launching.installed import installed_versions, release
+from tests.core.environment import EVERY_SHAPE, without_interpreter
 
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(
     VERSION < (3, 6), reason="needs a triton that says what ptxas reports, 3.6 or newer"
 )
 
-EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s triton` sets it
 SCRIPT = Path(__file__).parents[3] / "tools" / "kernel-checks" / "lists_offline_compile.py"
 LISTS = {
     "mark_kernel",
@@ -38,8 +37,7 @@ MOST_REGISTERS = {**dict.fromkeys(LISTS, 128), "select_kernel": 255}
 
 
 def test_kernels_compile_and_spill_nothing() -> None:
-    # a process of its own: under TRITON_INTERPRET kernels are Python functions
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = without_interpreter()
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "90", *([] if EVERY_SHAPE else ["--some"])],
         env=environment,

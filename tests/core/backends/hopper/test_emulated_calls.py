@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 pytest.importorskip("triton.experimental.gluon")
 
 from tests.core.backends.hopper.drawn_calls import drawn_call, wrong_results
+from tests.core.environment import EVERY_SHAPE
 
-EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s emulator` sets it
 KINDS = ("plain", "moved", "lengths", "padded", "positions", "packed")
 
 

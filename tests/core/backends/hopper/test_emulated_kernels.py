@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -20,8 +19,7 @@ from tests.core.attention_cases import FLOAT32, Case
 from tests.core.backends.hopper import emulator
 from tests.core.backends.hopper.cases import ROUNDING, ROUNDINGS, SERVED, check, label
 from tests.core.backends.hopper.emulator.backend import EmulatedBackend
-
-EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s emulator` sets it
+from tests.core.environment import EVERY_SHAPE
 
 
 def problem_of(

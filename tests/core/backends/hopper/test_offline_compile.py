@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 
 from dilated_attention_pytorch.launching.installed import installed_versions, release
+from tests.core.environment import EVERY_SHAPE, without_interpreter
 
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(VERSION < (3, 6), reason="needs triton 3.6 or newer")
 
 SCRIPT = Path(__file__).parents[4] / "tools" / "kernel-checks" / "hopper_offline_compile.py"
-EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s triton` sets it
 SHARED = 227 * 1024  # bytes that a program may use
 # Bytes of a multiprocessor's shared memory, of that what a program takes beside its own, registers, threads of a program.
 MULTIPROCESSOR, RESERVED, REGISTERS, THREADS = 228 * 1024, 1024, 65_536, 384
@@ -52,8 +51,7 @@ def most_spills(item: dict[str, Any]) -> int:
 
 
 def compiled() -> list[dict[str, Any]]:
-    # a process of its own: under TRITON_INTERPRET kernels are Python functions
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = without_interpreter()
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *(["--every"] if EVERY_SHAPE else [])],
         env=environment,

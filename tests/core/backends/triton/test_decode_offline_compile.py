@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dilated_attention_pytorch.launching.installed import installed_versions, release
+from tests.core.environment import EVERY_SHAPE, without_interpreter
 
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(
@@ -20,10 +20,9 @@ SCRIPT = Path(__file__).parents[4] / "tools" / "kernel-checks" / "decode_offline
 KIB_OF_A_MULTIPROCESSOR = {80: 164, 90: 228}
 
 
-@pytest.mark.parametrize("arch", [80, 90] if os.environ.get("EVERY_SHAPE") == "1" else [90])
+@pytest.mark.parametrize("arch", [80, 90] if EVERY_SHAPE else [90])
 def test_decoding_kernels_keep_to_registers_and_share_a_multiprocessor(arch: int) -> None:
-    # a process of its own: under TRITON_INTERPRET kernels are Python functions
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = without_interpreter()
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(arch)], env=environment, capture_output=True, text=True, check=False
     )

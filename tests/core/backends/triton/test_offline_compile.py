@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dilated_attention_pytorch.launching.installed import installed_versions, release
+from tests.core.environment import EVERY_SHAPE, without_interpreter
 
 VERSION = release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)
 pytestmark = pytest.mark.skipif(
@@ -25,8 +25,7 @@ MOST_SPILLS = {80: 48, 86: 64, 89: 64, 90: 160, 100: 24, 120: 64}
 
 
 def compiled(*arguments: str) -> list[dict[str, object]]:
-    # a process of its own: under TRITON_INTERPRET kernels are Python functions
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = without_interpreter()
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *arguments],
         env=environment,
@@ -38,7 +37,6 @@ def compiled(*arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-EVERY_SHAPE = os.environ.get("EVERY_SHAPE") == "1"  # `nox -s triton` sets it
 ARCHITECTURES = SHARED.keys() if EVERY_SHAPE else {80}
 
 
