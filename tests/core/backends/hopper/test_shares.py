@@ -206,7 +206,7 @@ def test_rows_are_split_on_request_only(
     assert splits_rows() is expected
     # what a GPU would answer, had it been asked
     layout = SimpleNamespace(
-        _is_exact=True, _in_graph=False, device=torch.device("cuda"), keep=lambda *_: ("kept",)
+        is_exact=True, is_captured=False, device=torch.device("cuda"), keep=lambda *_: ("kept",)
     )
     monkeypatch.setattr(hopper, "HAS_GLUON", True)
     monkeypatch.setattr(hopper, "launches", lambda: SimpleNamespace(wanted_shares=lambda problem: 2))

@@ -552,15 +552,6 @@ class BlockLayout:
         """Block pairs that dense attention computes, over all heads and batch elements of the layout."""
         return self.batch * self.num_heads * self.grid.available()
 
-    # the names that these had
-    @property
-    def _is_exact(self) -> bool:
-        return self.is_exact
-
-    @property
-    def _in_graph(self) -> bool:
-        return self.is_captured
-
     def __repr__(self) -> str:
         of_batch = f"batch={self.batch}, " if self.batch > 1 else ""
         return (

@@ -276,7 +276,7 @@ class HopperBackend(Backend):
         if not splits_rows():
             return ()
         # lists of another kind of layout are made for every call, or say nothing of how long they are
-        if not layout._is_exact or layout._in_graph or not HAS_GLUON or layout.device.type != "cuda":
+        if not layout.is_exact or layout.is_captured or not HAS_GLUON or layout.device.type != "cuda":
             return ()
         n_shares = launches().wanted_shares(problem)
         if n_shares == 1:
