@@ -18,7 +18,7 @@ from .project import Project
 from .removed_api import CHOOSE, HIERARCHICAL, HIERARCHICAL_STRINGS, PACKAGE, SKIP_FILE
 from .syntax import parse
 
-CHOSEN_BY = frozenset({"variant", "preset_name", "pattern_type"})
+NAME_KEYWORDS = frozenset({"variant", "preset_name", "pattern_type"})
 OPEN = re.compile(rb"(?:" + "|".join(sorted(CHOOSE)).encode() + rb")\b")
 # Functions of other packages that take the name of an option or a member together with its value.
 OPTIONS = frozenset(
@@ -59,7 +59,7 @@ def asks(path: str, data: bytes) -> bool:
 
 
 def is_open(call: ast.Call) -> bool:
-    named = [each.value for each in call.keywords if each.arg is None or each.arg in CHOSEN_BY]
+    named = [each.value for each in call.keywords if each.arg is None or each.arg in NAME_KEYWORDS]
     return not all(isinstance(value, ast.Constant) for value in (*call.args[:1], *named))
 
 

@@ -9,11 +9,10 @@ from functools import lru_cache
 
 from .limits import CONSTANT_DEPTH, PARSED_BYTES
 from .module_index import places_of
-from .removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE, PATTERN
+from .removed_api import CHOOSE, HIERARCHICAL_STRINGS, NEEDLE, PACKAGE
 from .syntax import parse
 
 HIGHEST = 12  # levels above a file at which its project may begin
-SINKS = (FACTORY, GET_PRESET, PATTERN)
 
 
 def imported_strings(path: str, module: str, names: tuple[str, ...]) -> frozenset[str] | None:
@@ -143,7 +142,7 @@ def all_strings(node: ast.AST) -> Iterator[str]:
 
 def takes_constant(path: str, data: bytes) -> bool:
     """Whether a file passes the package a name that another file sets to a removed variant."""
-    if PACKAGE.encode() not in data or not any(name.encode() in data for name in SINKS):
+    if PACKAGE.encode() not in data or not any(name.encode() in data for name in CHOOSE):
         return False
     if NEEDLE in data or b"import" not in data:
         return False
@@ -151,12 +150,12 @@ def takes_constant(path: str, data: bytes) -> bool:
     if tree is None:
         return False
     imports: dict[str, tuple[str, tuple[str, ...]]] = {}
-    sinks = {*SINKS, "partial"}
+    sinks = {*CHOOSE, "partial"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             if module.split(".")[0] == PACKAGE:
-                sinks.update(each.asname for each in node.names if each.name in SINKS and each.asname)
+                sinks.update(each.asname for each in node.names if each.name in CHOOSE and each.asname)
             else:
                 imports.update({each.asname or each.name: (module, (each.name,)) for each in node.names})
         elif isinstance(node, ast.Import):

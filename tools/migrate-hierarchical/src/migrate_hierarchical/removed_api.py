@@ -22,6 +22,7 @@ REMOVED_NAMES = frozenset(
     }
 )
 REMOVED_MODULE = "block_sparse_hierarchical"
+GONE_NAMES = REMOVED_NAMES | {REMOVED_MODULE}
 
 # Still there, but without their hierarchical arguments.
 FACTORY = "create_block_sparse_attention"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 ImportStatement = cst.Import | cst.ImportFrom
+WORD = re.compile(r"[A-Za-z_]\w*")  # a name, where a text may hold several
 
 
 def syntax(*names: str) -> tuple[type, ...]:
@@ -98,6 +100,11 @@ def dotted(node: cst.CSTNode | None) -> str | None:
         base = dotted(node.value)
         return None if base is None else f"{base}.{node.attr.value}"
     return None
+
+
+def last_part(node: cst.CSTNode | None) -> str:
+    """`c` for `a.b.c`; empty for anything that is not a chain of names."""
+    return (dotted(node) or "").split(".")[-1]
 
 
 def import_name(alias: cst.ImportAlias) -> str:

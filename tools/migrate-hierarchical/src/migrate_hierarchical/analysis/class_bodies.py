@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Protocol
 
 import libcst as cst
 
-from .binding import Binding, Scope
-
-WORD = re.compile(r"[A-Za-z_]\w*")
+from .binding import WORD, Binding, Scope
 
 
 class Source(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 
-from .binding import dotted
+from .binding import last_part
 from .placement import Parents
 
 RAISES = frozenset({"raises", "assertRaises", "assertRaisesRegex", "assertRaisesRegexp", "xfail"})
@@ -28,10 +28,12 @@ def expected(node: cst.CSTNode, parents: Parents) -> Iterator[set[str]]:
         if isinstance(parent, cst.With) and child is parent.body:
             for item in parent.items:
                 if isinstance(item.item, cst.Call):
-                    function = last(item.item.func)
+                    function = last_part(item.item.func)
                     if function in RAISES or (function == "suppress" and objects(node, parent.body, parents)):
                         yield exceptions(item.item)
-        elif isinstance(parent, cst.Call) and last(parent.func) in RAISES and child is not parent.args[0]:
+        elif (
+            isinstance(parent, cst.Call) and last_part(parent.func) in RAISES and child is not parent.args[0]
+        ):
             yield exceptions(parent)
         elif isinstance(parent, cst.Try | cst.TryStar) and child is parent.body:
             goes_on = parent.orelse is not None and is_objection(parent.orelse.body)
@@ -40,9 +42,12 @@ def expected(node: cst.CSTNode, parents: Parents) -> Iterator[set[str]]:
                     yield {"Exception"} if handler.type is None else names(handler.type)
         elif isinstance(parent, cst.FunctionDef) and child is parent.body:
             for decorator in parent.decorators:
-                if last(decorator.decorator) == "expectedFailure":
+                if last_part(decorator.decorator) == "expectedFailure":
                     yield {"Exception"}
-                elif isinstance(decorator.decorator, cst.Call) and last(decorator.decorator.func) == "xfail":
+                elif (
+                    isinstance(decorator.decorator, cst.Call)
+                    and last_part(decorator.decorator.func) == "xfail"
+                ):
                     given = [each.value for each in decorator.decorator.args if is_raises(each)]
                     if given:
                         yield set().union(*map(names, given))
@@ -53,7 +58,7 @@ def expected(node: cst.CSTNode, parents: Parents) -> Iterator[set[str]]:
 def exceptions(call: cst.Call) -> set[str]:
     """The exceptions that a call names."""
     given = [arg for arg in call.args if arg.keyword is None or is_raises(arg)]
-    first = given if last(call.func) == "suppress" else given[:1]
+    first = given if last_part(call.func) == "suppress" else given[:1]
     return set().union(*(names(arg.value) for arg in first))
 
 
@@ -65,11 +70,7 @@ def names(node: cst.BaseExpression) -> set[str]:
     """The last part of the name of a class, or of each class in a tuple."""
     if isinstance(node, cst.Tuple):
         return set().union(*(names(element.value) for element in node.elements))
-    return {last(node)}
-
-
-def last(node: cst.BaseExpression) -> str:
-    return (dotted(node) or "").split(".")[-1]
+    return {last_part(node)}
 
 
 def objects(node: cst.CSTNode, block: cst.BaseSuite, parents: Parents) -> bool:
@@ -88,5 +89,5 @@ def is_objection(node: cst.CSTNode) -> bool:
     if isinstance(node, cst.Assert):
         return isinstance(node.test, cst.Name) and node.test.value == "False"
     if isinstance(node, cst.Expr):
-        return isinstance(node.value, cst.Call) and last(node.value.func) in ("fail", "exit")
+        return isinstance(node.value, cst.Call) and last_part(node.value.func) in ("fail", "exit")
     return isinstance(node, cst.Raise)

@@ -11,7 +11,7 @@ import libcst as cst
 from ..density import LEVELS
 from ..limits import VALUE_DEPTH
 from .arguments import is_none, string_value
-from .binding import Binding, Scope, dotted
+from .binding import Binding, Scope, dotted, last_part
 from .source_index import SourceIndex
 
 
@@ -184,7 +184,7 @@ def names_none(annotation: cst.BaseExpression) -> bool:
     if isinstance(annotation, cst.BinaryOperation):
         return names_none(annotation.left) or names_none(annotation.right)
     if isinstance(annotation, cst.Subscript):
-        base = (dotted(annotation.value) or "").split(".")[-1]
+        base = last_part(annotation.value)
         parts = [each.slice.value for each in annotation.slice if isinstance(each.slice, cst.Index)]
         return base == "Optional" or (base == "Union" and any(map(names_none, parts)))
     return is_none(annotation)

@@ -14,7 +14,7 @@ from ..removed_api import (
     REMOVED_GET_PRESETS,
 )
 from .arguments import is_none, string_value
-from .binding import Binding, Scope, dotted, written_path
+from .binding import Binding, Scope, dotted, last_part, written_path
 from .source_index import SourceIndex
 from .uses import Resolver
 
@@ -314,12 +314,12 @@ def is_empty(node: cst.BaseExpression | None) -> bool:
 
 def is_fixture(decorator: cst.Decorator) -> bool:
     node = decorator.decorator
-    return (dotted(node.func if isinstance(node, cst.Call) else node) or "").split(".")[-1] == "fixture"
+    return last_part(node.func if isinstance(node, cst.Call) else node) == "fixture"
 
 
 def item_of(node: cst.BaseExpression, index: int | None) -> cst.BaseExpression | None:
     """An item of a literal tuple or of `pytest.param(...)`; the node itself without an index."""
-    if isinstance(node, cst.Call) and (dotted(node.func) or "").split(".")[-1] == "param":
+    if isinstance(node, cst.Call) and last_part(node.func) == "param":
         values = [arg.value for arg in node.args if arg.keyword is None]
         return values[index or 0] if (index or 0) < len(values) else None
     if index is None:

@@ -9,14 +9,15 @@ import libcst as cst
 
 from ..removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, KEPT_NAMES, PACKAGE, PARAMETERS, PATTERN
 from .arguments import read_arguments, string_value
-from .binding import Scope, dotted
+from .binding import Scope, last_part
 from .choices import UNKNOWN, Chooser, union
 from .origins import Origins
 from .roles import Roles
 from .source_index import SourceIndex
 from .uses import Resolver, Use, is_foreign, is_ours
 
-CHOSEN_BY = {FACTORY: ("variant",), GET_PRESET: ("preset_name", "name"), PATTERN: ("pattern_type",)}
+# The parameters that take the name of a variant, preset or pattern.
+NAME_PARAMETERS = {FACTORY: ("variant",), GET_PRESET: ("preset_name", "name"), PATTERN: ("pattern_type",)}
 COLLECTORS = frozenset({"dict", "update", "setdefault", "OrderedDict"})
 OPTIONS = frozenset({"default", "choices", "options", "value"})
 COPIERS = ("dataclasses.replace", "replace", "copy.replace")
@@ -35,7 +36,7 @@ class Reach:
         return [
             use
             for use in self.resolver
-            if use.name in CHOSEN_BY and isinstance(self.parents[use.node], cst.Call | cst.Arg)
+            if use.name in NAME_PARAMETERS and isinstance(self.parents[use.node], cst.Call | cst.Arg)
         ]
 
     def is_open(self, use: Use) -> bool:
@@ -45,7 +46,7 @@ class Reach:
             return True  # passed to partial and the like
         arguments = read_arguments(call.args, PARAMETERS[use.name])
         chooser = self.chooser
-        given = [arguments.named[name] for name in CHOSEN_BY[use.name] if name in arguments.named]
+        given = [arguments.named[name] for name in NAME_PARAMETERS[use.name] if name in arguments.named]
         if any(string_value(value) is not None for value in given):
             return False  # then unpacked arguments cannot contain another one
         parts = [chooser.of(value, use.scope) for value in given if string_value(value) is None]
@@ -72,7 +73,7 @@ class Reach:
             return True
         if isinstance(call.func, cst.Attribute) and self.is_our_module(call.func.value):
             return True
-        function = (dotted(call.func) or "").split(".")[-1]
+        function = last_part(call.func)
         if path in COPIERS:
             return not (call.args and is_foreign(self.source, call.args[0].value))
         if function in COLLECTORS and not is_foreign(self.source, call.func):

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 import libcst as cst
 
 from ..diagnostic import Diagnostic
-from ..removed_api import MAGIC_LINE, NEEDLE, PACKAGE, PIECE, REMOVED_MODULE, REMOVED_NAMES
+from ..removed_api import GONE_NAMES, MAGIC_LINE, NEEDLE, PACKAGE, PIECE
 from ..settings import UPSTREAM, Settings
 from .python import Migrated, Unreadable, migrate_source
 
-NAMES = re.compile(rf"\b({'|'.join(sorted({*REMOVED_NAMES, REMOVED_MODULE}))})\b")
+GONE_NAME = re.compile(rf"\b({'|'.join(sorted(GONE_NAMES))})\b")
 MAGIC = f"pass  {MAGIC_LINE} "
 MAGICS = re.compile(
     r"^([ \t]*)(?=\S)((?:[%!?]|[\w.\[\], ]+=\s*[%!]).*|[^#'\"\n]*\?{1,2})[ \t]*$", re.MULTILINE
@@ -115,7 +115,7 @@ class Blocks:
     def masked_uses(self, index: int, hidden: list[str], old: str, new: str) -> Iterator[Diagnostic]:
         """Removed names in magics and shell lines, which are never changed."""
         for number, part in enumerate(hidden):
-            match = NAMES.search(part) if self.settings.group != UPSTREAM else None
+            match = GONE_NAME.search(part) if self.settings.group != UPSTREAM else None
             if match is not None:
                 inside = part.count("\n", 0, match.start())
                 line, new_line = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import libcst as cst
 
-from ..analysis.binding import dotted
+from ..analysis.binding import dotted, last_part
 from ..analysis.roles import DOCSTRING
 from ..analysis.text import GAP, text_of
 from ..analysis.uses import is_ours
@@ -77,7 +77,7 @@ def parse(source: str) -> ast.Module | None:
 
 
 def runs(call: cst.Call) -> bool:
-    return (dotted(call.func) or "").split(".")[-1] in RUNS
+    return last_part(call.func) in RUNS
 
 
 def names_that_run(context: Context) -> set[str]:

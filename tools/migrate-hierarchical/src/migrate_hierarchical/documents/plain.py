@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from ..diagnostic import Diagnostic
-from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED_MODULE, REMOVED_NAMES
+from ..removed_api import GONE_NAMES, HIERARCHICAL_STRINGS, KEYWORD, PACKAGE
 
-NAMES = "|".join(sorted({*REMOVED_NAMES, REMOVED_MODULE, KEYWORD}, key=len, reverse=True)).encode()
+NAMES = "|".join(sorted({*GONE_NAMES, KEYWORD}, key=len, reverse=True)).encode()
 VALUES = "|".join(sorted(HIERARCHICAL_STRINGS, key=len, reverse=True)).encode()
 KEYS = rb"(?:\w+[_.-])?(?:variants?|pattern_types?|presets?|preset_names?)"
 # Names that no other library has.

@@ -17,7 +17,7 @@ from ..diagnostic import Diagnostic
 from ..lines import opcodes
 from ..removed_api import NEEDLE, PACKAGE
 from ..settings import HIERARCHICAL_GROUP, UPSTREAM, Settings
-from .blocks import NAMES, Blocks, is_python
+from .blocks import GONE_NAME, Blocks, is_python
 from .python import Migrated, Unreadable
 
 Markup = Literal["markdown", "rst", "docstring"]
@@ -71,7 +71,7 @@ MYST_DIRECTIVES = frozenset({"code-block", "code", "sourcecode", "code-cell"})
 PLAIN = frozenset({"", "text", "txt", "plain", "plaintext", "none", "output"})
 OPTION = re.compile(r"[ \t>]*:[\w-]+:")  # of a directive of MyST, before its code
 RUNS_PYTHON = re.compile(r"\bi?python[\d.]*\b|^[ \t]*(?:>>>|In \[\d+\]:) ", re.MULTILINE)
-LOOKS_LIKE_CODE = re.compile(rf"\bimport\b.*{NAMES.pattern}|{NAMES.pattern}[ \t]*\(")
+LOOKS_LIKE_CODE = re.compile(rf"\bimport\b.*{GONE_NAME.pattern}|{GONE_NAME.pattern}[ \t]*\(")
 
 
 @dataclass
@@ -136,7 +136,7 @@ def mentions(piece: Piece) -> Iterator[Diagnostic]:
         return
     where = "a shell block" if piece.kind == "shell" else "a block that is not valid Python"
     for number, line in enumerate(piece.text.splitlines(), piece.first + 1):
-        match = NAMES.search(line) if piece.kind == "shell" or LOOKS_LIKE_CODE.search(line) else None
+        match = GONE_NAME.search(line) if piece.kind == "shell" or LOOKS_LIKE_CODE.search(line) else None
         if match is not None:
             yield Diagnostic("HIER103", f"{match.group()} in {where}", line=number)
 

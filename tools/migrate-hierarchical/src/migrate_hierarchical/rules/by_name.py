@@ -5,7 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from ..analysis.arguments import string_value
-from ..analysis.binding import dotted
+from ..analysis.binding import dotted, last_part
 from ..analysis.choices import key_of
 from ..analysis.roles import DOCSTRING, LITERAL
 from ..analysis.uses import is_foreign
@@ -85,7 +85,7 @@ class ByName:
             call = self.parents[arg]
             if not isinstance(call, cst.Call):
                 continue
-            function = (dotted(call.func) or "").split(".")[-1]
+            function = last_part(call.func)
             collects = function in ("dict", "update") and self.is_collected(arg.value)
             if (collects or self.reach.is_partial(call)) and not self.changes.is_handled(arg):
                 self.changes.leave(arg.value, "HIER113", KEYWORD)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import libcst as cst
 
 from ..analysis.arguments import string_value
+from ..analysis.binding import WORD
 from ..analysis.order import ORDERS, order_of
 from ..analysis.roles import ALL, CLASS, TYPE, Roles
 from ..analysis.source_index import SourceIndex
@@ -19,9 +19,6 @@ from ..removed_api import NEW_TYPES, REMOVED_CONFIG, REMOVED_NAMES
 from .hier002 import config_factory
 
 RULE = "HIER008"
-
-
-WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class Replace(cst.CSTTransformer):

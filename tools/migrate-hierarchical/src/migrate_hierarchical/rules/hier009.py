@@ -13,6 +13,7 @@ from ..analysis.binding import (
     import_name,
     is_import,
     is_import_from,
+    last_part,
     local_name,
 )
 from ..analysis.comments import is_meant_for_others
@@ -457,7 +458,7 @@ def is_tried(statement: ImportStatement, source: SourceIndex) -> bool:
         if isinstance(parent, cst.Try | cst.TryStar) and child is parent.body:
             return True
         if isinstance(parent, cst.With) and any(
-            (dotted(item.item.func) or "").split(".")[-1] == "suppress"
+            last_part(item.item.func) == "suppress"
             for item in parent.items
             if isinstance(item.item, cst.Call)
         ):

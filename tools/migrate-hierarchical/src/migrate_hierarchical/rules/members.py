@@ -5,7 +5,7 @@ from __future__ import annotations
 import libcst as cst
 
 from ..analysis.arguments import string_value
-from ..analysis.binding import dotted, import_name, written_path
+from ..analysis.binding import dotted, import_name, last_part, written_path
 from ..analysis.roles import leftmost
 from ..analysis.uses import is_foreign, is_ours
 from ..changes import Changes
@@ -14,7 +14,7 @@ from ..facts import LAZY, SEVERAL
 from ..removed_api import COMMON_MEMBERS, PACKAGE, REMOVED_MEMBERS, REMOVED_MODULE, REMOVED_NAMES
 
 # Functions that take an object and the name of a member, and functions that take only the name.
-BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr"})
+ATTRIBUTE_FUNCTIONS = frozenset({"getattr", "hasattr", "setattr", "delattr"})
 GETTERS = frozenset({"attrgetter", "methodcaller"})
 # Functions that read all fields of a dataclass or replace some, and attributes that hold all of them.
 COPIERS = frozenset({"replace", "__replace__"})
@@ -157,7 +157,7 @@ def is_read_by_name(context: Context, text: cst.SimpleString, name: str) -> bool
     call = context.source.parents.get(arg)
     if not isinstance(arg, cst.Arg) or not isinstance(call, cst.Call):
         return False
-    function = (dotted(call.func) or "").split(".")[-1]
-    if function in BY_NAME and len(call.args) > 1 and call.args[1] is arg:
+    function = last_part(call.func)
+    if function in ATTRIBUTE_FUNCTIONS and len(call.args) > 1 and call.args[1] is arg:
         return may_be_ours(context, call.args[0].value, name)
     return function in GETTERS and call.args[0] is arg

@@ -89,7 +89,7 @@ def module_call(
     if style is None:
         return Diagnostic("HIER112", "inside nested f-strings")
     notes = [note for name, note in old.ignored.items() if name in named]
-    config = read_config(context, use, named, old, notes)
+    config = read_config(context, use, named)
     if isinstance(config, Diagnostic):
         return config
     read_sparse = read_sparse_config(context, use, named, config, notes)
@@ -161,9 +161,7 @@ def module_call(
     )
 
 
-def read_config(
-    context: Context, use: Use, named: dict[str, cst.BaseExpression], old: Old, notes: list[str]
-) -> Config | Diagnostic:
+def read_config(context: Context, use: Use, named: dict[str, cst.BaseExpression]) -> Config | Diagnostic:
     """Read hierarchical_config."""
     value = named.get("hierarchical_config")
     config = Config()

@@ -7,17 +7,17 @@ from collections.abc import Callable
 import libcst as cst
 
 from ..analysis.arguments import string_value
-from ..analysis.binding import dotted
+from ..analysis.binding import dotted, last_part
 from ..analysis.roles import ALL, ARGUMENT, DOCSTRING, KEY, LITERAL, TYPE, leftmost
 from ..analysis.text import GAP, text_of
 from ..analysis.uses import is_foreign, is_ours
 from ..changes import Changes
 from ..context import Context
-from ..removed_api import PACKAGE, REMOVED_MODULE, REMOVED_NAMES, below_package, is_gone
+from ..removed_api import GONE_NAMES, PACKAGE, below_package, is_gone
+from .members import ATTRIBUTE_FUNCTIONS, GETTERS
 
-NAMES = (*REMOVED_NAMES, REMOVED_MODULE)
-# Functions that look up the name of a member.
-BY_NAME = frozenset({"getattr", "hasattr", "setattr", "delattr", "attrgetter", "methodcaller", "object"})
+# Functions and methods that are given the name of a member.
+MEMBER_LOOKUPS = frozenset({*ATTRIBUTE_FUNCTIONS, *GETTERS, "object"})
 # Functions that take the path of a module, or of what is in one.
 LOADERS = frozenset(
     [
@@ -66,7 +66,7 @@ def check_strings(context: Context, changes: Changes) -> None:
 
 
 def may_be_removed_name(value: str) -> bool:
-    return PACKAGE in value or value.startswith(".") or any(name in value for name in NAMES)
+    return PACKAGE in value or value.startswith(".") or any(name in value for name in GONE_NAMES)
 
 
 class Text:
@@ -79,7 +79,7 @@ class Text:
         self.reflects = reflects  # the file looks up names of the package that are not literals
         self.role = context.roles.of(node)
         self.call = called_with(context, node)
-        self.function = (dotted(self.call.func) or "").split(".")[-1] if self.call is not None else ""
+        self.function = last_part(self.call.func) if self.call is not None else ""
 
 
 def leads_to_removed(text: Text) -> bool:
@@ -88,7 +88,7 @@ def leads_to_removed(text: Text) -> bool:
         return False
     if is_imported(text) or is_loaded(text) or is_removed_path(text.value):
         return True
-    if text.value not in NAMES or not text.context.is_concerned:
+    if text.value not in GONE_NAMES or not text.context.is_concerned:
         return False
     return any(leads(text) for leads in LEADS.get(text.role, (is_beside_package, is_sought, is_looked_up)))
 
@@ -98,7 +98,7 @@ def is_imported(text: Text) -> bool:
     return (
         text.call is not None
         and text.function == "__import__"
-        and text.value in NAMES
+        and text.value in GONE_NAMES
         and PACKAGE in text.context.module.code_for_node(text.call)
     )
 
@@ -110,7 +110,7 @@ def is_loaded(text: Text) -> bool:
 
 def is_removed_path(value: str) -> bool:
     """A dotted path of the package with a removed name in it, wherever it stands."""
-    return is_path(value) and PACKAGE in value and any(name in value for name in NAMES)
+    return is_path(value) and PACKAGE in value and any(name in value for name in GONE_NAMES)
 
 
 def is_type(text: Text) -> bool:
@@ -133,7 +133,7 @@ def is_key(text: Text) -> bool:
 
 def is_looked_up(text: Text) -> bool:
     """`getattr(package, "X")`, or a name that a registry, or a lookup elsewhere in the file, may use."""
-    if text.call is not None and text.function in BY_NAME:
+    if text.call is not None and text.function in MEMBER_LOOKUPS:
         owner = text.call.args[0].value
         return means_package(text.context, owner) or not is_foreign(text.context.source, owner)
     return text.reflects or names_class(text.context, text.node, text.function)
@@ -150,12 +150,12 @@ def leads_to_gone(value: str, package: str) -> bool:
         return False
     last = name.replace(":", ".").split(".")[-1]
     if value.startswith(".") and not package:
-        return last in NAMES
+        return last in GONE_NAMES
     path = f"{package}.{name}" if value.startswith(".") else name
     below = below_package(path.replace(":", "."))
     if below is None:
-        return GAP in name.split(".")[0] and last in NAMES
-    return is_gone(below) or below.split(".")[-1] in NAMES
+        return GAP in name.split(".")[0] and last in GONE_NAMES
+    return is_gone(below) or below.split(".")[-1] in GONE_NAMES
 
 
 def package_given(context: Context, call: cst.Call | None) -> str:
@@ -185,8 +185,8 @@ def called_with(context: Context, node: cst.BaseExpression) -> cst.Call | None:
 
 def looks_up(context: Context, call: cst.Call) -> bool:
     """Whether a call reads a member of the package, or a module, whose name is not a literal."""
-    function = (dotted(call.func) or "").split(".")[-1]
-    if function in ("getattr", "hasattr", "setattr", "delattr") and len(call.args) > 1:
+    function = last_part(call.func)
+    if function in ATTRIBUTE_FUNCTIONS and len(call.args) > 1:
         name = text_of(call.args[1].value, context.source, context.source.scope_of[call])
         owner = call.args[0].value
         return (name is None or GAP in name) and (

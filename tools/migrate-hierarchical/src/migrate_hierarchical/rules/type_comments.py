@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
+from ..analysis.binding import WORD
 from ..analysis.uses import is_ours
 from ..changes import Changes
 from ..context import Context
 from ..removed_api import PACKAGE, REMOVED_NAMES
-
-WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def check_type_comments(context: Context, changes: Changes) -> None:

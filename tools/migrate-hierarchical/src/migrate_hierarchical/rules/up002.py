@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import libcst as cst
 
-from ..analysis.binding import Binding, import_name, is_import_from, local_name
+from ..analysis.binding import WORD, Binding, import_name, is_import_from, local_name
 from ..analysis.comments import is_meant_for_others
 from ..analysis.failures import expects_failure
 from ..analysis.roles import TYPE
@@ -17,8 +15,6 @@ from ..upstream.names import OldNames
 from ..upstream.old_api import RENAMED, WITHOUT_SUCCESSOR
 
 RULE = "UP002"
-
-WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class Renames:

@@ -10,7 +10,7 @@ import libcst as cst
 
 from .. import rules
 from ..analysis.arguments import string_value
-from ..analysis.binding import ImportStatement, dotted
+from ..analysis.binding import ImportStatement, dotted, last_part
 from ..analysis.roles import CLASS, TYPE
 from ..analysis.source_index import SourceIndex
 from ..analysis.uses import Use
@@ -114,7 +114,7 @@ def is_called_elsewhere(context: Context, parent: cst.CSTNode) -> bool:
         return False
     if parent.keyword is not None:
         return parent.keyword.value == "default_factory"
-    return (dotted(call.func) or "").split(".")[-1] == "partial"
+    return last_part(call.func) == "partial"
 
 
 def is_called_by_another_name(context: Context, parent: cst.CSTNode, use: Use) -> bool:
