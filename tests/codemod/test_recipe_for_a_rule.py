@@ -55,7 +55,7 @@ from ..changes import Changes, Rewrite
 from ..context import Context
 from ..diagnostic import Diagnostic
 from ..removed_api import LEVEL_NAMES
-from .base import Decision, rewrites
+from .shared.registry import Decision, rewrites
 
 
 @rewrites("HIER010", LEVEL_NAMES)
@@ -65,7 +65,23 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
     return Rewrite("HIER010", lambda old: cst.List([]))
 '''
 
-FILES = {"catalogue/hier010.py": TEXTS, "rules/hier010.py": RULE}
+# A rule of the group UP that marks.
+MARK = '''\
+"""UP115: the backend by name."""
+
+from __future__ import annotations
+
+from ..removed_api import FACTORY
+from ..upstream.calls import OldCall, edits
+
+
+@edits(FACTORY)
+def backend(call: OldCall) -> None:
+    if call.has("backend"):
+        call.leave("UP115", f"backend={call.code(call.value('backend'))}")
+'''
+
+FILES = {"catalogue/hier010.py": TEXTS, "rules/hier010.py": RULE, "rules/up115.py": MARK}
 
 # Text in a file of the package, and what the recipe makes of it.
 EDITS = {
@@ -78,6 +94,16 @@ EDITS = {
     ],
     "catalogue/reasons.py": [
         ("REASONS = {\n", 'REASONS = {\n    "HIER117": "some levels: there are none",\n')
+    ],
+    "catalogue/reasons_up.py": [
+        ("UP_REASONS = {\n", 'UP_REASONS = {\n    "UP115": "backend by name: leave it out",\n')
+    ],
+    "catalogue/explanations_up.py": [
+        (
+            "UP_EXPLANATIONS = {\n",
+            'UP_EXPLANATIONS = {\n    "UP115": Explanation(\n        "Backends are chosen.\\n",\n        "Nothing.\\n",\n'
+            '        f"{PACKAGE}create_block_sparse_attention\\n\\ncreate_block_sparse_attention(backend=1)\\n",\n    ),\n',
+        )
     ],
     "catalogue/explanations.py": [
         (
@@ -184,6 +210,15 @@ def test_what_it_leaves_is_reported_with_the_reason(copy: Path, tmp_path: Path) 
     assert "HIER117" in printed
 
 
+def test_rule_of_the_other_group_marks(copy: Path, tmp_path: Path) -> None:
+    call = (
+        "from dilated_attention_pytorch import create_block_sparse_attention as make\n\nmake(backend='cpu')\n"
+    )
+    status, text, _ = migrated(copy, tmp_path, call, "--select", "UP115")
+    assert status == 2
+    assert "# TODO(migrate-hierarchical): UP115 backend by name: leave it out\nmake(" in text
+
+
 def test_reports_for_machines_name_it(copy: Path, tmp_path: Path) -> None:
     printed = migrated(copy, tmp_path, BEFORE, "--output-format", "json")[2]
     assert "HIER010" in json.dumps(json.loads(printed))
@@ -193,11 +228,13 @@ def test_list_of_rules_has_it(copy: Path) -> None:
     printed = run_python(copy, "-m", "migrate_hierarchical", "--list-rules").stdout
     assert "HIER010  `list_hierarchical_levels()` becomes an empty list\n" in printed
     assert "HIER117  some levels: there are none\n" in printed
+    assert "UP115  backend by name: leave it out\n" in printed
 
 
 def test_site_and_readme_have_it(pages: dict[str, Any]) -> None:
     assert "There are no levels." in pages["pages"]["HIER010.md"]
     assert "Levels are gone." in pages["pages"]["HIER117.md"]
+    assert "Backends are chosen." in pages["pages"]["UP115.md"]
     assert "[HIER010](HIER010.md)" in pages["pages"]["index.md"]
     assert "### HIER010" in pages["tabs"]
     assert "### HIER010" in pages["readme"]

@@ -21,14 +21,17 @@ from .removed_api import (
     REMOVED_MODULE,
     REMOVED_NAMES,
 )
-from .rules import DECIDERS, RULE_OF
-from .rules.aliases import check_aliases
-from .rules.by_name import check_by_name
+from .rules import load
+from .rules.checks.aliases import check_aliases
+from .rules.checks.by_name import check_by_name
+from .rules.checks.magics import check_magics
+from .rules.checks.members import check_members, check_modules, check_own_imports, check_unresolved
+from .rules.checks.strings import check_strings
+from .rules.checks.type_comments import check_type_comments
 from .rules.hier008 import check_types, decide_value
-from .rules.magics import check_magics
-from .rules.members import check_members, check_modules, check_own_imports, check_unresolved
-from .rules.strings import check_strings
-from .rules.type_comments import check_type_comments
+from .rules.shared.registry import DECIDERS, RULE_OF
+
+load("hier")
 
 EFFECT = re.compile(r":=|\bawait\b|\byield\b")  # side effects that an argument may have
 

@@ -1,14 +1,17 @@
-"""The rules, one per file. Importing this package registers all of them."""
+"""The rules: `hierNNN.py` and `upNNN.py` each hold the one of that name.
+
+UP101, UP107 and UP108 depend on how a name is reached, and stand in `upstream/planner.py`. The reasons HIER101 to HIER116
+are given by the rules that do not rewrite a use, and by `checks/`.
+"""
 
 from __future__ import annotations
 
 import pkgutil
 from importlib import import_module
 
-from .base import DECIDERS, RULE_OF
 
-for _module in pkgutil.iter_modules(__path__):
-    if _module.name.startswith("hier"):
-        import_module(f"{__name__}.{_module.name}")
-
-__all__ = ["DECIDERS", "RULE_OF"]
+def load(group: str) -> None:
+    """Import the files of a group, which registers its rules."""
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith(group):
+            import_module(f"{__name__}.{module.name}")

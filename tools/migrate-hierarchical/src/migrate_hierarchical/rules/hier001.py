@@ -9,8 +9,8 @@ from ..analysis.uses import Use
 from ..changes import Changes
 from ..context import Context
 from ..removed_api import PARAMETERS, REMOVED_CLASS
-from .base import Decision, rewrites
-from .module import Old, module_call
+from .shared.module_call import Old, module_call
+from .shared.registry import Decision, rewrites
 
 RULE = "HIER001"
 

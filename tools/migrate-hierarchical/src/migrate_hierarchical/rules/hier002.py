@@ -12,7 +12,7 @@ from ..density import LEVELS, preset_pattern
 from ..diagnostic import Diagnostic
 from ..edit.build import Style, pattern_config, string
 from ..removed_api import PARAMETERS, PATTERN, REMOVED_CONFIG, REMOVED_GET_PRESETS
-from .base import Decision, rewrites
+from .shared.registry import Decision, rewrites
 
 RULE = "HIER002"
 

@@ -11,9 +11,9 @@ from ..context import Context
 from ..density import LEVELS
 from ..diagnostic import Diagnostic
 from ..removed_api import FACTORY_PARAMETERS, REMOVED_CREATE_BLOCK_SPARSE
-from .base import Decision, rewrites
 from .hier005 import IGNORED
-from .module import Old, module_call
+from .shared.module_call import Old, module_call
+from .shared.registry import Decision, rewrites
 
 RULE = "HIER003"
 

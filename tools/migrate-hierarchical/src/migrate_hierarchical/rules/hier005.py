@@ -12,8 +12,8 @@ from ..diagnostic import Diagnostic
 from ..edit.build import Item
 from ..edit.build import call as new_call
 from ..removed_api import FACTORY, FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
-from .base import Decision, rewrites
-from .module import Old, module_call
+from .shared.module_call import Old, module_call
+from .shared.registry import Decision, rewrites
 
 RULE = "HIER005"
 

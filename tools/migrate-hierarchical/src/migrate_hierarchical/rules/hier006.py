@@ -10,9 +10,9 @@ from ..changes import Changes
 from ..context import Context
 from ..diagnostic import Diagnostic
 from ..removed_api import FACTORY_PARAMETERS, GET_PRESET, KEYWORD, REMOVED_PRESETS
-from .base import Decision, rewrites
 from .hier005 import IGNORED, without_keyword
-from .module import Old, module_call
+from .shared.module_call import Old, module_call
+from .shared.registry import Decision, rewrites
 
 RULE = "HIER006"
 

@@ -12,8 +12,8 @@ from ..density import default_pattern
 from ..diagnostic import Diagnostic
 from ..edit.build import pattern_config
 from ..removed_api import HIERARCHICAL, PATTERN, PATTERN_PARAMETERS
-from .base import Decision, rewrites
-from .module import block_sizes_of, ratio_of
+from .shared.module_call import block_sizes_of, ratio_of
+from .shared.registry import Decision, rewrites
 
 RULE = "HIER007"
 

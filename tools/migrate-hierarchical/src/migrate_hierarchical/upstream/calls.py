@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import libcst as cst
 
-from ..analysis.arguments import is_none, string_value
+from ..analysis.arguments import is_none, literal_mapping, string_value
 from ..analysis.uses import Use
 from ..changes import Changes, Rewrite
 from ..context import Context
@@ -66,6 +66,12 @@ class OldCall:
     def literal(self, name: str) -> str | None:
         """The value of an argument that is a string literal."""
         return string_value(self.value(name)) if name in self.places else None
+
+    def pattern_fields(self) -> tuple[str, dict[str, cst.BaseExpression]]:
+        """The argument that is a pattern written as a dictionary, and its fields; empty if there is none."""
+        name = "sparse_config" if "sparse_config" in self.places else "sparsity_config"
+        fields = literal_mapping(self.value(name)) if name in self.places else None
+        return ("", {}) if fields is None else (name, fields)
 
     def code(self, node: cst.CSTNode) -> str:
         return self.context.module.code_for_node(node)
@@ -161,17 +167,24 @@ class OldCall:
 
 
 Decide = Callable[[OldCall], None]
-CALL_RULES: list[tuple[frozenset[str], Decide]] = []
+DECIDERS: dict[str, list[Decide]] = {}  # name of upstream -> what decides about its calls
 
 
 def edits(*names: str) -> Callable[[Decide], Decide]:
     """Register the function that decides about the arguments of calls of these names."""
 
     def register(decide: Decide) -> Decide:
-        CALL_RULES.append((frozenset(names), decide))
+        for name in names:
+            DECIDERS.setdefault(name, []).append(decide)
         return decide
 
     return register
+
+
+def deciders(name: str) -> list[Decide]:
+    """Those of a name in the order of their rules, the ones that only mark first, whatever was imported first."""
+    rules = [(decide.__module__.rpartition(".")[2], decide) for decide in DECIDERS.get(name, ())]
+    return [decide for _, decide in sorted(rules, key=lambda each: (not each[0].startswith("up1"), each[0]))]
 
 
 def is_multihead(call: OldCall) -> bool:

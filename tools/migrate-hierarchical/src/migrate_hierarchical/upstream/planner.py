@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import os
-import pkgutil
-from importlib import import_module
 
 import libcst as cst
 
-from .. import rules
 from ..analysis.arguments import string_value
-from ..analysis.binding import ImportStatement, dotted, last_part
-from ..analysis.roles import CLASS, TYPE
+from ..analysis.binding import ImportStatement
 from ..analysis.source_index import SourceIndex
 from ..analysis.uses import Use
 from ..changes import Changes, Edit
 from ..context import Context
 from ..project_folder import folders_above
 from ..removed_api import HIERARCHICAL_STRINGS, KEYWORD, PACKAGE, REMOVED_NAMES
+from ..rules import load
 from ..rules.up001 import ImportEditor, through_the_package
 from ..rules.up002 import Renames
 from ..rules.up004 import keywords
+from ..rules.up105 import check_value
+from ..rules.up106 import check_seventh
+from ..rules.up113 import check_members
 from ..settings import Settings
 from ..silence import Silence
-from . import values  # noqa: F401  # registers its checks
-from .calls import CALL_RULES, OldCall
-from .members import check_members
+from .calls import OldCall, deciders
 from .names import OldNames
 from .old_api import ADAPTIVE, NAMES, OLD_PARAMETERS, RENAMED, WITHOUT_SUCCESSOR
 
-for _module in pkgutil.iter_modules(rules.__path__):
-    if _module.name.startswith("up"):
-        import_module(f"{rules.__name__}.{_module.name}")
+load("up")
 
 
 def plan(
@@ -55,6 +51,7 @@ def plan(
         if context.is_inside(use.node, skipped):
             continue
         plan_use(context, changes, use, renames)
+    check_seventh(context, changes, names)
     check_members(context, changes, names)
     changes.place()
     return changes, ImportEditor(context, changes, renames).edits()
@@ -92,43 +89,14 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
         call = OldCall(context, changes, use, parent, use.name in RENAMED)
         if (use.name in RENAMED and not renamed) or is_placeholder(parent):
             return  # the arguments are those of the old class, which stays, or are left out as in `Name(...)`
-        for wanted, decide in CALL_RULES:
-            if use.name in wanted:
-                decide(call)
+        for decide in deciders(use.name):
+            decide(call)
         call.finish()
     elif isinstance(parent, cst.Arg) and isinstance(context.source.parents[parent], cst.ClassDef):
         if use.name in {*RENAMED, ADAPTIVE}:
             changes.leave(use.node, "UP108", f"subclass of {use.name}")
-    elif use.name in RENAMED and context.roles.of(use.node) not in (TYPE, CLASS):
-        changes.leave(use.node, "UP105", f"{use.name} is used as a value")
-    elif use.name in OLD_PARAMETERS and is_called_elsewhere(context, parent):
-        changes.leave(use.node, "UP105", f"{use.name} is called elsewhere")
-    elif use.name in OLD_PARAMETERS and is_called_by_another_name(context, parent, use):
-        changes.leave(use.node, "UP105", f"{use.name} is called by another name")
-
-
-def is_called_elsewhere(context: Context, parent: cst.CSTNode) -> bool:
-    """Whether a function is given to `partial` or as a `default_factory`."""
-    call = context.source.parents.get(parent)
-    if not isinstance(parent, cst.Arg) or not isinstance(call, cst.Call):
-        return False
-    if parent.keyword is not None:
-        return parent.keyword.value == "default_factory"
-    return last_part(call.func) == "partial"
-
-
-def is_called_by_another_name(context: Context, parent: cst.CSTNode, use: Use) -> bool:
-    """Whether `make = function` stands in the file, and a call `make(...)`."""
-    if isinstance(parent, cst.Assign) and parent.value is use.node:
-        targets = [dotted(each.target) for each in parent.targets]
-    elif isinstance(parent, cst.AnnAssign) and parent.value is use.node:
-        targets = [dotted(parent.target)]
     else:
-        return False
-    called = {dotted(call.func) for call in context.source.calls}
-    return any(
-        name is not None and not called.isdisjoint((name, f"self.{name}", f"cls.{name}")) for name in targets
-    )
+        check_value(context, changes, use, parent)
 
 
 def is_placeholder(call: cst.Call) -> bool:

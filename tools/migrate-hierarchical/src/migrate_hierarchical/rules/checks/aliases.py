@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..analysis.arguments import string_value
-from ..analysis.binding import Binding, Scope, dotted, written_path
-from ..changes import Changes
-from ..context import Context
-from ..limits import ALIAS_DEPTH
-from ..removed_api import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
+from ...analysis.arguments import string_value
+from ...analysis.binding import Binding, Scope, dotted, written_path
+from ...changes import Changes
+from ...context import Context
+from ...limits import ALIAS_DEPTH
+from ...removed_api import CHOOSE, HIERARCHICAL_STRINGS, KEYWORD
 
 
 def check_aliases(context: Context, changes: Changes) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import libcst as cst
 
-from ..analysis.arguments import Arguments
-from ..analysis.uses import Use
-from ..changes import Changes, Rewrite
-from ..context import Context
-from ..diagnostic import Diagnostic
+from ...analysis.arguments import Arguments
+from ...analysis.uses import Use
+from ...changes import Changes, Rewrite
+from ...context import Context
+from ...diagnostic import Diagnostic
 
 Decision = Rewrite | Diagnostic | None  # None: the call does not use the removed API
 Decide = Callable[[Context, Changes, Use, cst.Call, Arguments], Decision]

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 
 import libcst as cst
 
-from ..analysis.arguments import Arguments, is_none, read_arguments
-from ..analysis.uses import Use
-from ..changes import BlockSizes, Changes, Rewrite
-from ..context import Context
-from ..density import OldPattern, preset_pattern
-from ..diagnostic import Diagnostic
-from ..edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
-from ..edit.build import call as new_call
-from ..removed_api import FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS, REMOVED_CONFIG
-from .base import Decision
-from .hier002 import config_misfit
+from ...analysis.arguments import Arguments, is_none, read_arguments
+from ...analysis.uses import Use
+from ...changes import BlockSizes, Changes, Rewrite
+from ...context import Context
+from ...density import OldPattern, preset_pattern
+from ...diagnostic import Diagnostic
+from ...edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
+from ...edit.build import call as new_call
+from ...removed_api import FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS, REMOVED_CONFIG
+from ..hier002 import config_misfit
+from .registry import Decision
 
 HANDLED = {"segment_lengths", "dilation_rates", "hierarchical_config", "sparse_config"}
 DEFAULT_SEGMENT = 2048

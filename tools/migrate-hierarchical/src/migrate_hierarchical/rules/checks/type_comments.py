@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..analysis.binding import WORD
-from ..analysis.uses import is_ours
-from ..changes import Changes
-from ..context import Context
-from ..removed_api import PACKAGE, REMOVED_NAMES
+from ...analysis.binding import WORD
+from ...analysis.uses import is_ours
+from ...changes import Changes
+from ...context import Context
+from ...removed_api import PACKAGE, REMOVED_NAMES
 
 
 def check_type_comments(context: Context, changes: Changes) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..analysis.arguments import string_value
-from ..analysis.binding import dotted, import_name, last_part, written_path
-from ..analysis.roles import leftmost
-from ..analysis.uses import is_foreign, is_ours
-from ..changes import Changes
-from ..context import Context
-from ..facts import LAZY, SEVERAL
-from ..removed_api import COMMON_MEMBERS, PACKAGE, REMOVED_MEMBERS, REMOVED_MODULE, REMOVED_NAMES
+from ...analysis.arguments import string_value
+from ...analysis.binding import dotted, import_name, last_part, written_path
+from ...analysis.roles import leftmost
+from ...analysis.uses import is_foreign, is_ours
+from ...changes import Changes
+from ...context import Context
+from ...facts import LAZY, SEVERAL
+from ...removed_api import COMMON_MEMBERS, PACKAGE, REMOVED_MEMBERS, REMOVED_MODULE, REMOVED_NAMES
 
 # Functions that take an object and the name of a member, and functions that take only the name.
 ATTRIBUTE_FUNCTIONS = frozenset({"getattr", "hasattr", "setattr", "delattr"})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..analysis.arguments import string_value
-from ..analysis.binding import dotted, last_part
-from ..analysis.choices import key_of
-from ..analysis.roles import DOCSTRING, LITERAL
-from ..analysis.uses import is_foreign
-from ..changes import Changes
-from ..context import Context
-from ..removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, KEYWORD, REMOVED_NAMES, REMOVED_PRESETS
+from ...analysis.arguments import string_value
+from ...analysis.binding import dotted, last_part
+from ...analysis.choices import key_of
+from ...analysis.roles import DOCSTRING, LITERAL
+from ...analysis.uses import is_foreign
+from ...changes import Changes
+from ...context import Context
+from ...removed_api import FACTORY, GET_PRESET, HIERARCHICAL_STRINGS, KEYWORD, REMOVED_NAMES, REMOVED_PRESETS
 
 NAMED_BY = frozenset({"variant", "pattern_type", "preset", "preset_name"})
 

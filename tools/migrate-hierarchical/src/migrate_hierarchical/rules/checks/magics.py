@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import libcst as cst
 
-from ..analysis.binding import Binding
-from ..changes import Changes
-from ..context import Context
-from ..removed_api import (
+from ...analysis.binding import Binding
+from ...changes import Changes
+from ...context import Context
+from ...removed_api import (
     CHOOSE,
     GONE_NAMES,
     HIERARCHICAL_STRINGS,

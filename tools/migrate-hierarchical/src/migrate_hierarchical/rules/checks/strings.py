@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import libcst as cst
 
-from ..analysis.arguments import string_value
-from ..analysis.binding import dotted, last_part
-from ..analysis.roles import ALL, ARGUMENT, DOCSTRING, KEY, LITERAL, TYPE, leftmost
-from ..analysis.text import GAP, text_of
-from ..analysis.uses import is_foreign, is_ours
-from ..changes import Changes
-from ..context import Context
-from ..removed_api import GONE_NAMES, PACKAGE, below_package, is_gone
+from ...analysis.arguments import string_value
+from ...analysis.binding import dotted, last_part
+from ...analysis.roles import ALL, ARGUMENT, DOCSTRING, KEY, LITERAL, TYPE, leftmost
+from ...analysis.text import GAP, text_of
+from ...analysis.uses import is_foreign, is_ours
+from ...changes import Changes
+from ...context import Context
+from ...removed_api import GONE_NAMES, PACKAGE, below_package, is_gone
 from .members import ATTRIBUTE_FUNCTIONS, GETTERS
 
 # Functions and methods that are given the name of a member.
