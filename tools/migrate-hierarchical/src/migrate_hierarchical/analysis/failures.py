@@ -1,4 +1,4 @@
-"""Detects code that is expected to fail: the body of `pytest.raises(...)`, a `try` followed by `fail("...")`."""
+"""Detects code that is expected to fail, or may: the body of `pytest.raises(...)`, `try: ... except ImportError`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import libcst as cst
 
-from .binding import last_part
+from .binding import ImportStatement, last_part
 from .placement import Parents
 
 RAISES = frozenset({"raises", "assertRaises", "assertRaisesRegex", "assertRaisesRegexp", "xfail"})
@@ -91,3 +91,20 @@ def is_objection(node: cst.CSTNode) -> bool:
     if isinstance(node, cst.Expr):
         return isinstance(node.value, cst.Call) and last_part(node.value.func) in ("fail", "exit")
     return isinstance(node, cst.Raise)
+
+
+def is_tried(statement: ImportStatement, parents: Parents) -> bool:
+    """Whether an import decides which code runs: `try: ... except ImportError`, `suppress(ImportError)`."""
+    child: cst.CSTNode = statement
+    parent = parents.get(child)
+    while parent is not None and not isinstance(parent, cst.FunctionDef | cst.ClassDef | cst.Module):
+        if isinstance(parent, cst.Try | cst.TryStar) and child is parent.body:
+            return True
+        if isinstance(parent, cst.With) and any(
+            last_part(item.item.func) == "suppress"
+            for item in parent.items
+            if isinstance(item.item, cst.Call)
+        ):
+            return True
+        child, parent = parent, parents.get(parent)
+    return False

@@ -90,6 +90,12 @@ def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
     )
 
 
+def without_comments(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
+    if isinstance(space, cst.ParenthesizedWhitespace):
+        return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
+    return space
+
+
 class Indentation(cst.CSTTransformer):
     """Replaces the indentation of all lines of an expression but the first."""
 

@@ -13,16 +13,15 @@ from ..analysis.binding import (
     import_name,
     is_import,
     is_import_from,
-    last_part,
     local_name,
 )
 from ..analysis.comments import is_meant_for_others
-from ..analysis.failures import expects_failure
-from ..analysis.source_index import SourceIndex
+from ..analysis.failures import expects_failure, is_tried
 from ..analysis.uses import api_path
 from ..catalogue.reasons import AWAITED, EXPORTED, TAKEN
 from ..changes import Changes, Edit
 from ..context import Context
+from ..edit.import_names import add, closed, last_before, names_of, renamed, replaced, without_duplicates
 from ..removed_api import (
     FACTORY,
     GET_PRESET,
@@ -148,7 +147,7 @@ class ImportEditor:
                     root = cst.Attribute(cst.Name("src"), cst.Name(PACKAGE))  # type: ignore[assignment]
                 unread = alias.asname is not None and self.bindings[alias] not in self.read
                 unread = unread and not self.is_wanted(alias, self.bindings[alias])
-                unread = unread and not is_tried(statement, self.source)
+                unread = unread and not is_tried(statement, self.source.parents)
                 if unread and statement not in self.changes.to_root:
                     continue
                 self.check_members(alias)
@@ -193,7 +192,7 @@ class ImportEditor:
         """Add the new names next to a star import from a module of the user's own."""
         aliases: list[cst.ImportAlias] = []
         for name, local in self.changes.needs.get(statement, {}).items():
-            self.add(aliases, name, local)
+            add(aliases, name, local)
         if not aliases:
             return None
         return [statement, cst.ImportFrom(cst.Name(PACKAGE), aliases)]
@@ -234,7 +233,7 @@ class ImportEditor:
                 continue
             what = self.fate(statement, alias, binding, imported)
             if what == "renamed":
-                aliases.append(self.renamed(alias, imported, NEW_TYPES[imported]))
+                aliases.append(renamed(alias, imported, NEW_TYPES[imported]))
                 if needed.get(NEW_TYPES[imported]) == local_name(aliases[-1]):
                     del needed[NEW_TYPES[imported]]
             elif what == "kept":
@@ -242,23 +241,32 @@ class ImportEditor:
                 if is_module and not self.is_passed(binding):
                     self.changes.leave(alias, "HIER114", imported)
             else:
-                successor = next((n for n in SUCCESSORS.get(imported, ANY) if n in needed), None)
-                if successor is not None:
-                    aliases.append(self.replaced(alias, successor, needed.pop(successor)))
-                elif len(statement.names) == 1 and not needed and self.must_stay(statement, imported):
-                    successor = SUCCESSORS.get(imported, ANY)[0]
-                    aliases.append(self.replaced(alias, successor, successor))
-                elif alias is statement.names[-1] and aliases:
-                    aliases[-1] = last_before(aliases[-1], alias)
-                elif alias is statement.names[-1] and not needed and self.must_stay(statement, imported):
-                    successor = SUCCESSORS.get(imported, ANY)[0]
-                    aliases.append(self.replaced(alias, successor, successor))
+                self.replace(statement, alias, imported, aliases, needed)
         have = {(dotted(a.name), dotted(a.asname.name) if a.asname else None) for a in aliases}
         for name, local in needed.items():
             if (name, None if name == local else local) not in have:
-                self.add(aliases, name, local)
+                add(aliases, name, local)
         aliases = without_duplicates(aliases)
         return self.statements(statement, aliases, below)
+
+    def replace(
+        self,
+        statement: cst.ImportFrom,
+        alias: cst.ImportAlias,
+        imported: str,
+        aliases: list[cst.ImportAlias],
+        needed: dict[str, str],
+    ) -> None:
+        """Put a needed name in the place of a removed one, or a successor where the statement has to stay."""
+        assert not isinstance(statement.names, cst.ImportStar)
+        successors, is_last = SUCCESSORS.get(imported, ANY), alias is statement.names[-1]
+        found = next((name for name in successors if name in needed), None)
+        if found is not None:
+            aliases.append(replaced(alias, found, needed.pop(found)))
+        elif is_last and aliases:
+            aliases[-1] = last_before(aliases[-1], alias)
+        elif is_last and not needed and self.must_stay(statement, imported):
+            aliases.append(replaced(alias, successors[0], successors[0]))
 
     def fate(
         self, statement: cst.ImportFrom, alias: cst.ImportAlias, binding: Binding, imported: str
@@ -296,7 +304,7 @@ class ImportEditor:
 
     def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
         """Whether an import must stay even without its names: it tests for the package, or a block has nothing else."""
-        if is_tried(statement, self.source):
+        if is_tried(statement, self.source.parents):
             return True
         group = self.source.group(statement)
         if not group or not self.has_only_imports(statement):
@@ -360,9 +368,9 @@ class ImportEditor:
             return None
         result: Edit = []
         if here:
-            result.append(statement.with_changes(names=self.closed(statement, here)))
+            result.append(statement.with_changes(names=closed(statement, here)))
         if root:
-            result.append(self.rooted(statement, self.closed(statement, root)))
+            result.append(self.rooted(statement, closed(statement, root)))
         return result
 
     def rooted(self, statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> cst.ImportFrom:
@@ -386,113 +394,3 @@ class ImportEditor:
             whitespace_before_import=space,
             whitespace_after_from=statement.whitespace_after_from,
         )
-
-    @staticmethod
-    def renamed(alias: cst.ImportAlias, old: str, name: str) -> cst.ImportAlias:
-        """`X` -> `New`, `X as X` -> `New as New`, `X as Y` -> `New as Y`; other names stay as aliases."""
-        asname = alias.asname
-        if asname is not None and dotted(asname.name) == dotted(alias.name) == old:
-            asname = asname.with_changes(name=cst.Name(name))
-        elif asname is None and dotted(alias.name) != old:
-            asname = cst.AsName(cst.ensure_type(alias.name, cst.Name))
-        return alias.with_changes(name=cst.Name(name), asname=asname)
-
-    @staticmethod
-    def replaced(alias: cst.ImportAlias, name: str, local: str) -> cst.ImportAlias:
-        asname = None if name == local else cst.AsName(cst.Name(local))
-        return alias.with_changes(name=cst.Name(name), asname=asname)
-
-    @staticmethod
-    def add(aliases: list[cst.ImportAlias], name: str, local: str) -> None:
-        """Append a name in the style of the statement."""
-        asname = None if name == local else cst.AsName(cst.Name(local))
-        new = cst.ImportAlias(cst.Name(name), asname)
-        if aliases:
-            new = new.with_changes(comma=aliases[-1].comma)
-            between: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
-            for earlier in aliases[:-1]:
-                if isinstance(earlier.comma, cst.Comma):
-                    between = plain(earlier.comma.whitespace_after)
-            last = aliases[-1].comma
-            if len(aliases) == 1 and isinstance(last, cst.Comma):
-                after = last.whitespace_after
-                if isinstance(after, cst.ParenthesizedWhitespace):
-                    indent = after.last_line.value or "    "
-                    between = plain(after).with_changes(last_line=cst.SimpleWhitespace(indent))
-            if isinstance(last, cst.Comma) and isinstance(last.whitespace_after, cst.ParenthesizedWhitespace):
-                # the old last name keeps its comment, the new one ends the list
-                end = last.whitespace_after
-                if isinstance(between, cst.ParenthesizedWhitespace):
-                    kept = end.with_changes(last_line=between.last_line, empty_lines=[])
-                    aliases[-1] = aliases[-1].with_changes(comma=last.with_changes(whitespace_after=kept))
-                    new = new.with_changes(
-                        comma=last.with_changes(
-                            whitespace_after=end.with_changes(first_line=cst.TrailingWhitespace())
-                        )
-                    )
-                    aliases.append(new)
-                    return
-            aliases[-1] = aliases[-1].with_changes(comma=cst.Comma(whitespace_after=between))
-        aliases.append(new)
-
-    @staticmethod
-    def closed(statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-        """The names, ended like the old list; with a trailing comma only inside parentheses."""
-        assert not isinstance(statement.names, cst.ImportStar)
-        if aliases[-1] in statement.names[:-1]:
-            aliases = [*aliases[:-1], last_before(aliases[-1], statement.names[-1])]
-        if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
-            aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
-        return aliases
-
-
-def names_of(alias: cst.ImportAlias) -> tuple[str, str]:
-    return import_name(alias), local_name(alias)
-
-
-def is_tried(statement: ImportStatement, source: SourceIndex) -> bool:
-    """Whether an import decides which code runs: `try: ... except ImportError`, `suppress(ImportError)`."""
-    child: cst.CSTNode = statement
-    parent = source.parents.get(child)
-    while parent is not None and not isinstance(parent, cst.FunctionDef | cst.ClassDef | cst.Module):
-        if isinstance(parent, cst.Try | cst.TryStar) and child is parent.body:
-            return True
-        if isinstance(parent, cst.With) and any(
-            last_part(item.item.func) == "suppress"
-            for item in parent.items
-            if isinstance(item.item, cst.Call)
-        ):
-            return True
-        child, parent = parent, source.parents.get(parent)
-    return False
-
-
-def last_before(alias: cst.ImportAlias, gone: cst.ImportAlias) -> cst.ImportAlias:
-    """An alias that becomes the last one: it keeps its comment and gets the line end of the removed one."""
-    own, end = alias.comma, gone.comma
-    if isinstance(own, cst.Comma) and isinstance(own.whitespace_after, cst.ParenthesizedWhitespace):
-        after = end.whitespace_after if isinstance(end, cst.Comma) else None
-        last = after.last_line if isinstance(after, cst.ParenthesizedWhitespace) else cst.SimpleWhitespace("")
-        space = own.whitespace_after.with_changes(last_line=last, empty_lines=[])
-        return alias.with_changes(comma=own.with_changes(whitespace_after=space))
-    return alias.with_changes(comma=end)
-
-
-def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
-    """Whitespace without its comment."""
-    if isinstance(space, cst.ParenthesizedWhitespace):
-        return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
-    return space
-
-
-def without_duplicates(aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-    seen: set[tuple[str | None, str | None]] = set()
-    result = []
-    for alias in aliases:
-        key = dotted(alias.name), dotted(alias.asname.name) if alias.asname else None
-        if key not in seen:
-            result.append(alias)
-        seen.add(key)
-    if result and result[-1] is not aliases[-1]:
-        result[-1] = result[-1].with_changes(comma=aliases[-1].comma)
-    return result

@@ -9,10 +9,9 @@ from ..analysis.failures import expects_failure
 from ..analysis.uses import Use, api_path
 from ..changes import Changes, Edit, bare
 from ..context import Context
+from ..edit.import_names import add, closed, names_of, replaced, without_duplicates
 from ..removed_api import PACKAGE, REMOVED_MODULE
 from ..upstream.old_api import AT_THE_ROOT, NAMES, RENAMED, WITHOUT_SUCCESSOR, is_old_module
-from .hier009 import ImportEditor as OtherEditor
-from .hier009 import last_before, without_duplicates
 from .up002 import Renames
 
 RULE = "UP001"
@@ -58,7 +57,7 @@ class ImportEditor:
         """An import from a module of the user's own, and one from the package for what new code needs."""
         aliases: list[cst.ImportAlias] = []
         for name, local in self.changes.needs.get(statement, {}).items():
-            OtherEditor.add(aliases, name, local)
+            add(aliases, name, local)
         return [statement, cst.ImportFrom(cst.Name(PACKAGE), aliases)] if aliases else None
 
     # ---- import package.module
@@ -78,9 +77,7 @@ class ImportEditor:
         self.changes.note(statement, RULE)
         unique: list[cst.ImportAlias] = []
         for alias in aliases:
-            if (dotted(alias.name), local_name(alias)) not in {
-                (dotted(a.name), local_name(a)) for a in unique
-            }:
+            if names_of(alias) not in map(names_of, unique):
                 unique.append(alias)
         unique[-1] = unique[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)
         return [statement.with_changes(names=unique)]
@@ -159,20 +156,20 @@ class ImportEditor:
 
     def renamed(self, alias: cst.ImportAlias, new: str) -> cst.ImportAlias:
         """`Old` -> `New` or `New as Old`, `Old as X` -> `New as X`."""
-        if alias.asname is None and self.renames.keeps[alias]:
-            alias = alias.with_changes(asname=cst.AsName(cst.Name(import_name(alias))))
-        return alias.with_changes(name=cst.Name(new))
+        if alias.asname is not None:
+            return alias.with_changes(name=cst.Name(new))
+        return replaced(alias, new, import_name(alias) if self.renames.keeps[alias] else new)
 
     def with_needed(
         self, statement: cst.ImportFrom, here: list[cst.ImportAlias], root: list[cst.ImportAlias]
     ) -> Edit | None:
         """The statements for the names that stay and those that come from the package itself."""
         needed = self.changes.needs.get(statement, {})
-        into = root if root or statement_is_old(self.source.absolute(statement)) else here
-        have = {(import_name(alias), local_name(alias)) for alias in (*here, *root)}
+        into = root if root or api_path(self.source.absolute(statement)) else here
+        have = set(map(names_of, (*here, *root)))
         for name, local in needed.items():
             if (name, local) not in have:
-                OtherEditor.add(into, name, local)
+                add(into, name, local)
         if isinstance(statement.names, cst.ImportStar):
             new = [*here, *root]
             return [statement, cst.ImportFrom(cst.Name(PACKAGE), new)] if new else None
@@ -185,19 +182,3 @@ class ImportEditor:
             names = closed(statement, without_duplicates(root))
             result.append(statement.with_changes(module=cst.Name(PACKAGE), names=names))
         return result
-
-
-def statement_is_old(module: str | None) -> bool:
-    return bool(api_path(module))
-
-
-def closed(statement: cst.ImportFrom, aliases: list[cst.ImportAlias]) -> list[cst.ImportAlias]:
-    """The names, ended like the old list; with a trailing comma only inside parentheses."""
-    assert not isinstance(statement.names, cst.ImportStar)
-    last, ends = aliases[-1], statement.names[-1]
-    originals = [import_name(each) for each in statement.names]
-    if len(aliases) < len(originals):
-        aliases = [*aliases[:-1], last_before(last, ends) if last.comma is not ends.comma else last]
-    if statement.lpar is None and isinstance(aliases[-1].comma, cst.Comma):
-        aliases = [*aliases[:-1], aliases[-1].with_changes(comma=cst.MaybeSentinel.DEFAULT)]
-    return aliases
