@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import libcst as cst
@@ -12,7 +12,8 @@ from ..analysis.arguments import is_none, literal_mapping, string_value
 from ..analysis.uses import Use
 from ..changes import Changes, Rewrite
 from ..context import Context
-from ..edit.build import NO_SPACE
+from ..edit.argument_list import appended, between, named, with_comma, without
+from ..edit.build import NO_SPACE, without_comments
 from .old_api import OLD_PARAMETERS, STILL_IN_PLACE
 
 # Functions without an effect of their own.
@@ -154,7 +155,7 @@ class OldCall:
         space, end = now.whitespace_before_args, None
         if not now.args and isinstance(space, cst.ParenthesizedWhitespace):  # a comment in parentheses
             inner = space.last_line.value + self.context.module.default_indent
-            space, end = space.with_changes(last_line=cst.SimpleWhitespace(inner)), plain(space)
+            space, end = space.with_changes(last_line=cst.SimpleWhitespace(inner)), without_comments(space)
         kept = without(args, self.gone)
         for name, value in reversed(self.first):
             added = cst.Arg(value, cst.Name(name), NO_SPACE)
@@ -211,91 +212,3 @@ def number(node: cst.BaseExpression | None) -> float | None:
     if isinstance(node, cst.Integer | cst.Float) and NUMBER.fullmatch(node.value):
         return float(node.value)
     return None
-
-
-# ---- lists of arguments
-
-
-def named(arg: cst.Arg, keyword: str) -> cst.Arg:
-    return arg.with_changes(keyword=cst.Name(keyword), equal=arg.equal if arg.keyword else NO_SPACE)
-
-
-def without(args: Sequence[cst.Arg], gone: dict[int, str]) -> list[cst.Arg]:
-    """The arguments that stay. The last one ends the call as the old last one did, and keeps its own comment."""
-    kept = [arg for place, arg in enumerate(args) if place not in gone]
-    if kept and len(args) - 1 in gone:
-        kept[-1] = ended_like(kept[-1], args[-1])
-    return kept
-
-
-def ended_like(arg: cst.Arg, end: cst.Arg) -> cst.Arg:
-    own, last = arg.comma, end.comma
-    if isinstance(own, cst.Comma) and isinstance(own.whitespace_after, cst.ParenthesizedWhitespace):
-        after = last.whitespace_after if isinstance(last, cst.Comma) else end.whitespace_after_arg
-        if isinstance(after, cst.ParenthesizedWhitespace):
-            space = own.whitespace_after.with_changes(
-                indent=after.indent, last_line=after.last_line, empty_lines=[]
-            )
-            if isinstance(last, cst.Comma):
-                return arg.with_changes(comma=own.with_changes(whitespace_after=space))
-            return arg.with_changes(comma=cst.MaybeSentinel.DEFAULT, whitespace_after_arg=space)
-        if own.whitespace_after.first_line.comment is not None:  # the comment needs the end of the line
-            return arg
-    return arg.with_changes(comma=last, whitespace_after_arg=end.whitespace_after_arg)
-
-
-def between(
-    args: Sequence[cst.Arg], space: cst.BaseParenthesizableWhitespace
-) -> cst.BaseParenthesizableWhitespace:
-    """What separates two arguments: a line end where each has its own line."""
-    for arg in args[:-1]:
-        if isinstance(arg.comma, cst.Comma):
-            return plain(arg.comma.whitespace_after)
-    if isinstance(space, cst.ParenthesizedWhitespace):
-        return plain(space)
-    return cst.SimpleWhitespace(" ")
-
-
-def plain(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
-    """Whitespace without its comments."""
-    if isinstance(space, cst.ParenthesizedWhitespace):
-        return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])
-    return space
-
-
-def with_comma(arg: cst.Arg, space: cst.BaseParenthesizableWhitespace) -> cst.Arg:
-    return arg.with_changes(comma=cst.Comma(whitespace_after=space))
-
-
-def appended(
-    args: Sequence[cst.Arg], new: cst.Arg, space: cst.BaseParenthesizableWhitespace
-) -> list[cst.Arg]:
-    """The arguments with one more at the end, laid out like them."""
-    if not args:
-        return [new]
-    separator, last = between(args, space), args[-1]
-    if isinstance(last.comma, cst.Comma):
-        after = last.comma.whitespace_after
-        if isinstance(after, cst.ParenthesizedWhitespace) and isinstance(
-            separator, cst.ParenthesizedWhitespace
-        ):
-            # the old last one keeps its comment, the new one ends the call
-            own = after.with_changes(indent=separator.indent, last_line=separator.last_line, empty_lines=[])
-            end = after.with_changes(first_line=cst.TrailingWhitespace())
-            return [
-                *args[:-1],
-                with_comma(last, own),
-                new.with_changes(comma=last.comma.with_changes(whitespace_after=end)),
-            ]
-        return [*args[:-1], with_comma(last, separator), new.with_changes(comma=last.comma)]
-    after = last.whitespace_after_arg
-    if not isinstance(after, cst.ParenthesizedWhitespace):
-        return [*args[:-1], with_comma(last, separator), new]
-    bare = last.with_changes(whitespace_after_arg=cst.SimpleWhitespace(""))
-    if after.first_line.comment is not None and not isinstance(separator, cst.ParenthesizedWhitespace):
-        separator = plain(space)  # the comment needs the end of the line
-    if isinstance(separator, cst.ParenthesizedWhitespace):
-        separator = after.with_changes(indent=separator.indent, last_line=separator.last_line, empty_lines=[])
-    elif after.first_line.comment is not None:
-        separator = after
-    return [*args[:-1], with_comma(bare, separator), new.with_changes(whitespace_after_arg=plain(after))]
