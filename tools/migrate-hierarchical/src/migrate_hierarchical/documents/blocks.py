@@ -17,7 +17,8 @@ import libcst as cst
 from ..diagnostic import Diagnostic
 from ..removed_api import GONE_NAMES, MAGIC_LINE, NEEDLE, PACKAGE, PIECE
 from ..settings import UPSTREAM, Settings
-from .python import Migrated, Unreadable, migrate_source
+from .python import Unreadable, migrate_source
+from .result import Migrated
 
 GONE_NAME = re.compile(rf"\b({'|'.join(sorted(GONE_NAMES))})\b")
 MAGIC = f"pass  {MAGIC_LINE} "

@@ -22,7 +22,8 @@ from ..settings import UPSTREAM, Settings
 from ..upstream.old_api import NAMES, RENAMED, WITHOUT_SUCCESSOR
 from .blocks import is_python
 from .prose import Piece, find_pieces, is_code, mentions, put_back
-from .python import Migrated, Unreadable, migrate_source
+from .python import Unreadable, migrate_source
+from .result import Migrated
 
 INDENT = "    "
 NEEDLE_PATTERN = re.compile(re.escape(NEEDLE.decode()))

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from ..settings import Settings
 from .blocks import Blocks
-from .python import Migrated, Unreadable
+from .python import Unreadable
+from .result import Migrated
 
 DECODER = json.JSONDecoder(strict=False)
 SPACE = re.compile(r"[ \t\r\n]*")

@@ -18,7 +18,8 @@ from ..lines import opcodes
 from ..removed_api import NEEDLE, PACKAGE
 from ..settings import HIERARCHICAL_GROUP, UPSTREAM, Settings
 from .blocks import GONE_NAME, Blocks, is_python
-from .python import Migrated, Unreadable
+from .python import Unreadable
+from .result import Migrated
 
 Markup = Literal["markdown", "rst", "docstring"]
 Kind = Literal["python", "literal", "shell"]

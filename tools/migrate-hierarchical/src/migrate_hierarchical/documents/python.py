@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import libcst as cst
 
 from ..analysis.binding import ImportStatement, is_import_from, local_name
 from ..analysis.order import ORDERS, VERSION, UnknownSyntax, order_of
-from ..analysis.placement import line_of
 from ..analysis.source_index import SourceIndex
-from ..catalogue.reasons import REASONS
-from ..catalogue.reasons_up import UP_REASONS
 from ..changes import Changes, Edit
 from ..context import Context
-from ..diagnostic import Diagnostic
 from ..discovery import PROSE
 from ..edit.apply import Apply
 from ..edit.places import Places
 from ..planner import Planner
-from ..removed_api import PACKAGE, TODO, below_package, is_gone
+from ..removed_api import PACKAGE, below_package, is_gone
 from ..rules.hier009 import ImportEditor
-from ..settings import UPSTREAM, Settings, group_of, is_reason
+from ..settings import UPSTREAM, Settings, is_reason
 from ..silence import Silence
 from .code_in_strings import find_code
+from .marks import Marks
 from .nesting import joined_strings, too_deep
+from .result import Migrated
 
 
 class Unreadable(Exception):
     """A source cannot be read; the message says why. The file is left unchanged."""
-
-
-class Migrated:
-    """What was rewritten in one source, and what was left."""
-
-    def __init__(self) -> None:
-        self.rewritten: list[Diagnostic] = []
-        self.left: list[Diagnostic] = []
 
 
 def package_of(path: str) -> tuple[str | None, bool]:
@@ -89,98 +78,49 @@ def migrate_module(
     ORDERS[cst.Module] = order_of(module)
     index.visit(module)
     silence = Silence(source, bare=not path.endswith(PROSE), is_python=True)
-    is_upstream = settings.group == UPSTREAM
-    reasons = UP_REASONS if is_upstream else REASONS
-    own_home = [] if is_upstream else imports_of_own_init(index, is_init)
-    imports: dict[ImportStatement, Edit] = {}
-    if is_upstream:
-        from ..upstream.planner import plan as plan_upstream
-
-        changes, imports = plan_upstream(module, index, settings, is_init, silence)
-    elif own_home:  # the package's own __init__ cannot import from the package
-        changes = Changes(Context(module, index, settings, is_init, silence))
-        for statement in own_home:
-            changes.leave(statement, "HIER114", "by the package's own __init__")
-    else:
-        changes, imports = plan(module, index, settings, is_init, silence)
-    result = Migrated()
-    found: list[tuple[Diagnostic, cst.CSTNode]] = []  # the node of each diagnostic
-    for node, rewritten in changes.rewritten:
-        entry = replace(rewritten, line=index.lines[node])
-        result.rewritten.append(entry)
-        found.append((entry, node))
-    for edited in () if is_upstream else imports:
-        result.rewritten.append(Diagnostic("HIER009", line=index.lines[edited]))
-        found.append((result.rewritten[-1], edited))
-    lines = source.splitlines()
-    todos: dict[cst.CSTNode, list[str]] = {}
-    seen: set[cst.CSTNode] = set()  # marks of earlier runs that are still valid
-    known: set[tuple[int, str, str, str]] = set()
-    for node, left in changes.todos:
-        entry = replace(left, line=index.line_of(node))
-        line = line_of(node, index.parents)
-        marks = marks_above(line, module, index, left.rule)
-        seen.update(marks)
-        if not settings.wants(entry.rule) or silence.covers(entry.line, entry.rule):
-            continue
-        if (entry.line, entry.rule, entry.detail, entry.text) in known:
-            continue
-        known.add((entry.line, entry.rule, entry.detail, entry.text))
-        result.left.append(entry)
-        found.append((entry, node))
-        if left.rule == "HIER115":
-            continue  # no mark: the reason disappears when the other file is migrated
-        if node in index.magics:
-            continue  # no line may be added above the first line of a cell
-        if changes.whole is not None and (node, left.rule) not in changes.whole.left_nodes:
-            continue  # no mark: the rules that are not selected resolve this use, and the mark would remain
-        text = mark_text(left, reasons, lines[index.line_of(line) - 1], settings)
-        if not marks and text not in todos.get(line, []):
-            todos.setdefault(line, []).append(text)
-    for edited, edit in imports.items():
-        if not edit:
-            seen.update(marks_above(index.parents[edited], module, index))
-    stale = stale_marks(imports, changes, seen)
-    seen.update(stale)
-    for mark, (number, reason) in index.marks.items():
-        if mark not in seen and reason in reasons:
-            result.left.append(Diagnostic(reason, "marked by an earlier run", line=number))
-            found.append((result.left[-1], mark))
+    changes, imports = decide(module, index, settings, is_init, silence)
+    marks = Marks(source, settings, silence, changes, imports)
+    marks.note_rewritten()
+    marks.note_left()
+    stale = marks.stale()
+    marks.note_earlier(stale)
+    result = marks.result
     for entries in (result.rewritten, result.left):
         entries.sort(key=lambda entry: entry.line)
-    if not (imports or todos or changes.replacements or changes.renames or changes.strings):
+    if not (imports or marks.above or changes.replacements or changes.renames or changes.strings):
         return source, result
-    apply = Apply(changes.context, changes, imports, todos, stale)
+    apply = Apply(changes.context, changes, imports, marks.above, stale)
     changed = module.visit(apply)
     codes: dict[cst.CSTNode, str] = {}
     new = render(module, changed, source, codes)
     places = Places(index, module, changed, codes, apply.now | changes.moved)
-    for entry, node in found:
+    for entry, node in marks.nodes:
         entry.new_line = places.line(node)
     return new, result
 
 
-def stale_marks(
-    imports: dict[ImportStatement, Edit], changes: Changes, seen: set[cst.CSTNode]
-) -> set[cst.CSTNode]:
-    """The outdated marks above changed imports: the file that took the name from here no longer does."""
-    module, index = changes.context.module, changes.context.source
-    held = set(seen)
-    for node, left in changes.whole.todos if changes.whole is not None else ():
-        held.update(marks_above(line_of(node, index.parents), module, index, left.rule))
-    found = {mark for each in imports for mark in marks_above(index.parents[each], module, index)} - held
-    return {mark for mark in found if can_be_stale(index.marks[mark][1], changes.context.settings.group)}
+def decide(
+    module: cst.Module, index: SourceIndex, settings: Settings, is_init: bool, silence: Silence
+) -> tuple[Changes, dict[ImportStatement, Edit]]:
+    """Decide what happens to the uses and the imports of a file."""
+    if settings.group == UPSTREAM:
+        from ..upstream.planner import plan as plan_upstream
 
-
-def can_be_stale(reason: str, group: str) -> bool:
-    """Whether a mark on an import may be outdated: one of this group, or on a module that the group UP knows."""
-    return group_of(reason) == group or (group == UPSTREAM and reason == "HIER114")
+        return plan_upstream(module, index, settings, is_init, silence)
+    own_home = imports_of_own_init(index, is_init)
+    if not own_home:
+        return plan(module, index, settings, is_init, silence)
+    # the package's own __init__ cannot import from the package
+    changes = Changes(Context(module, index, settings, is_init, silence))
+    for statement in own_home:
+        changes.leave(statement, "HIER114", "by the package's own __init__")
+    return changes, {}
 
 
 def plan(
     module: cst.Module, index: SourceIndex, settings: Settings, is_init: bool, silence: Silence
 ) -> tuple[Changes, dict[ImportStatement, Edit]]:
-    """Decide what happens to the uses and the imports of a file."""
+    """Decide by the rules of the group HIER."""
 
     def run(changes: Changes) -> tuple[ImportEditor, dict[ImportStatement, Edit]]:
         context = changes.context
@@ -247,24 +187,3 @@ def whole(module: cst.Module, known: dict[cst.CSTNode, str]) -> bytes:
     if not module.has_trailing_newline or not module.body:
         return module.bytes
     return "".join([known[part] for part in parts]).encode(module.encoding)
-
-
-def mark_text(left: Diagnostic, reasons: Mapping[str, str], line: bytes, settings: Settings) -> str:
-    """The mark for a statement that begins on a line, shortened if the project's line length requires it."""
-    reason = left.rule
-    text = f"{TODO}{reason} {left.text or reasons[reason]}"
-    if not settings.line_length:
-        return text
-    room = settings.line_length - (len(line) - len(line.lstrip()))
-    ways = (text, text.rpartition(": ")[0], f"{TODO}{reason}")
-    return next((way for way in ways if reason in way and len(way) <= room), ways[-1])
-
-
-def marks_above(
-    line: cst.CSTNode, module: cst.Module, index: SourceIndex, reason: str | None = None
-) -> list[cst.CSTNode]:
-    """The marks for a reason, or for any, that an earlier run put above the statement."""
-    above = list(getattr(line, "leading_lines", ()))
-    if module.body and module.body[0] is line:
-        above += module.header
-    return [each for each in above if each in index.marks and reason in (None, index.marks[each][1])]

@@ -19,3 +19,11 @@ class Result:
     old: bytes = b""
     # the files that import changed names from it, which are written before it
     takers: list[str] = field(default_factory=list)
+
+
+class Migrated:
+    """What was rewritten in one source, and what was left."""
+
+    def __init__(self) -> None:
+        self.rewritten: list[Diagnostic] = []
+        self.left: list[Diagnostic] = []
