@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import libcst as cst
@@ -114,35 +114,7 @@ def module_call(
     or_default = config.expression and given is not None and context.may_be_none(given, use.scope)
     pattern = changes.name(use, PATTERN) if or_default or not config.expression else None
 
-    def make(updated: cst.Call) -> cst.BaseExpression:
-        new_line = style.deeper()
-        args = [
-            moved(new, context.source.indents[each], new_line, changes.moved)
-            for new, each in zip(updated.args, call.args)
-        ]
-        now = read_arguments(args, old.parameters)
-        items = [
-            Item("variant", string("base", style)),
-            Item("segment_lengths", segment(now.named.get("segment_lengths"))),
-            Item("dilation_rates", integers([1])),
-        ]
-        block_size = config.block_size(now)
-        if config.expression:
-            value = now.named["hierarchical_config"]
-            if pattern is not None:
-                default = pattern_config(pattern, context.settings, style.deeper())
-                value = cst.BooleanOperation(in_parentheses(value), cst.Or(), default)
-            items.append(Item("sparse_config", value))
-            if block_size is not None:
-                items.append(Item("block_size", block_size))
-        else:
-            assert pattern is not None
-            new = pattern_config(pattern, context.settings, style.deeper(), block_size, config.ratio)
-            items.append(Item("sparse_config", new))
-        items += [Item(name, now.named[name]) for name in rest]
-        items += [Item("", arg.value, star=arg.star) for arg in now.stars]
-        return new_call(function, items, style, updated.lpar, updated.rpar)
-
+    new = NewCall(context, changes, call, old, config, style, function, pattern, segment, rest)
     before: OldPattern | None = None
     if pattern is not None:
         before = context.old_pattern(None if config.expression else given)
@@ -151,7 +123,7 @@ def module_call(
     todo = Diagnostic("HIER110", ", ".join(foreign)) if foreign else None
     return Rewrite(
         old.rule,
-        make,
+        new.make,
         notes,
         absorbs=config.absorbs,
         old=[] if before is None else [before],
@@ -159,6 +131,55 @@ def module_call(
         ratio=None if config.expression else config.ratio,
         todo=todo,
     )
+
+
+@dataclass
+class NewCall:
+    """What is written in the place of an old call."""
+
+    context: Context
+    changes: Changes
+    call: cst.Call  # the old one
+    old: Old
+    config: Config
+    style: Style
+    function: cst.BaseExpression
+    pattern: cst.BaseExpression | None  # the class of the pattern that is written
+    segment_lengths: Callable[[cst.BaseExpression | None], cst.BaseExpression]
+    rest: list[str]  # arguments that stay
+
+    def make(self, updated: cst.Call) -> cst.BaseExpression:
+        new_line = self.style.deeper()
+        args = [
+            moved(new, self.context.source.indents[each], new_line, self.changes.moved)
+            for new, each in zip(updated.args, self.call.args)
+        ]
+        now = read_arguments(args, self.old.parameters)
+        items = [
+            Item("variant", string("base", self.style)),
+            Item("segment_lengths", self.segment_lengths(now.named.get("segment_lengths"))),
+            Item("dilation_rates", integers([1])),
+            *self.pattern_items(now),
+        ]
+        items += [Item(name, now.named[name]) for name in self.rest]
+        items += [Item("", arg.value, star=arg.star) for arg in now.stars]
+        return new_call(self.function, items, self.style, updated.lpar, updated.rpar)
+
+    def pattern_items(self, now: Arguments) -> Iterator[Item]:
+        settings, inner = self.context.settings, self.style.deeper()
+        block_size = self.config.block_size(now)
+        if not self.config.expression:
+            assert self.pattern is not None
+            new = pattern_config(self.pattern, settings, inner, block_size, self.config.ratio)
+            yield Item("sparse_config", new)
+            return
+        value = now.named["hierarchical_config"]
+        if self.pattern is not None:
+            default = pattern_config(self.pattern, settings, inner)
+            value = cst.BooleanOperation(in_parentheses(value), cst.Or(), default)
+        yield Item("sparse_config", value)
+        if block_size is not None:
+            yield Item("block_size", block_size)
 
 
 def read_config(context: Context, use: Use, named: dict[str, cst.BaseExpression]) -> Config | Diagnostic:
