@@ -29,7 +29,6 @@ from ..removed_api import (
     NEW_TYPES,
     PACKAGE,
     PATTERN,
-    PIECE,
     REMOVED_CLASS,
     REMOVED_CONFIG,
     REMOVED_GET_PRESETS,
@@ -37,6 +36,7 @@ from ..removed_api import (
     REMOVED_NAMES,
     is_gone,
 )
+from .shared.needed_imports import NeededImports
 
 RULE = "HIER009"
 
@@ -53,22 +53,14 @@ OWN_MODULE = "block_sparse_elsewhere"
 
 
 class ImportEditor:
+    """The new import statements of one file."""
+
     def __init__(self, context: Context, changes: Changes) -> None:
         self.context, self.changes, self.source = context, changes, context.source
-        self.bindings: dict[cst.ImportAlias, Binding] = {}
-        for binding in context.import_bindings():
-            if binding.alias is not None:
-                self.bindings[binding.alias] = binding
+        self.imports = NeededImports(context, changes)
+        self.bindings = self.imports.bindings
         # if some rules are switched off: unused imports that other files take; a mark would keep them later
         self.waiting: dict[cst.ImportAlias, Binding] = {}
-        self.stayed: dict[str, set[str]] = {}  # block of a page -> names that its imports bind
-        self.read = self.still_read()
-        self.rewritten = {
-            binding
-            for node in changes.used
-            if node in self.source.scope_of
-            for binding in self.source.scope_of[node].lookup(node.value)
-        }
 
     def edits(self) -> dict[ImportStatement, Edit]:
         """The replacement of every import statement that changes."""
@@ -99,38 +91,6 @@ class ImportEditor:
             self.changes.leave(statement, "HIER116", ", ".join(gone))
         return bool(gone)
 
-    # ---- what the file still reads
-
-    def still_read(self) -> set[Binding]:
-        """The imports whose names are still read after the changes."""
-        read: set[Binding] = set(self.changes.kept)
-        for node in self.source.names:
-            if node not in self.changes.used:
-                read.update(self.source.scope_of[node].lookup(node.value))
-        for binding in self.bindings.values():
-            local = (binding.alias and binding.alias.evaluated_alias) or (binding.target or "").split(".")[-1]
-            # `del X` needs the name too
-            if any(isinstance(each.node, cst.Del) for each in binding.scope.bindings.get(local, [])):
-                read.add(binding)
-        return read
-
-    def is_passed(self, binding: Binding) -> bool:
-        """Whether an import is needed by a use that stays because its rule is switched off."""
-        passed = self.changes.passed - self.changes.used
-        return any(binding in self.source.scope_of[node].lookup(node.value) for node in passed)
-
-    def is_wanted(self, alias: cst.ImportAlias, binding: Binding | None) -> bool:
-        """Whether another file still imports the name from this one."""
-        wanted = binding is not None and binding.scope.kind == "module"
-        return wanted and local_name(alias) in self.source.facts.wanted
-
-    def is_re_export(self, alias: cst.ImportAlias, binding: Binding) -> bool:
-        if binding.scope.kind != "module":
-            return False
-        local = local_name(alias)
-        same = alias.asname is not None and dotted(alias.name) == local
-        return same or self.context.is_init or local in self.context.exported
-
     # ---- import package.module as x
 
     def edit_import(self, statement: cst.Import) -> Edit | None:
@@ -138,15 +98,15 @@ class ImportEditor:
         for alias in statement.names:
             path = dotted(alias.name) or ""
             below = api_path(path)
-            wanted = self.context.wants(RULE, alias) and not self.is_passed(self.bindings[alias])
+            wanted = self.context.wants(RULE, alias) and not self.imports.is_passed(self.bindings[alias])
             wanted = wanted or statement in self.changes.to_root
             if below and is_gone(below) and wanted:
                 changed = True
                 root = cst.Name(PACKAGE)
                 if alias.asname is None and path.startswith("src."):
                     root = cst.Attribute(cst.Name("src"), cst.Name(PACKAGE))  # type: ignore[assignment]
-                unread = alias.asname is not None and self.bindings[alias] not in self.read
-                unread = unread and not self.is_wanted(alias, self.bindings[alias])
+                unread = alias.asname is not None and self.bindings[alias] not in self.imports.read
+                unread = unread and not self.imports.is_wanted(alias, self.bindings[alias])
                 unread = unread and not is_tried(statement, self.source.parents)
                 if unread and statement not in self.changes.to_root:
                     continue
@@ -223,7 +183,7 @@ class ImportEditor:
             binding = self.bindings.get(alias)
             imported = self.api_name(statement, alias)
             is_module = not below and is_gone(imported)
-            rewritten = binding in self.rewritten
+            rewritten = binding in self.imports.rewritten
             wanted = self.context.wants(RULE, alias)
             finished = (imported == GET_PRESET and rewritten) or (is_module and (rewritten or wanted))
             if is_module and finished:
@@ -238,7 +198,7 @@ class ImportEditor:
                     del needed[NEW_TYPES[imported]]
             elif what == "kept":
                 aliases.append(alias)
-                if is_module and not self.is_passed(binding):
+                if is_module and not self.imports.is_passed(binding):
                     self.changes.leave(alias, "HIER114", imported)
             else:
                 self.replace(statement, alias, imported, aliases, needed)
@@ -265,7 +225,7 @@ class ImportEditor:
             aliases.append(replaced(alias, found, needed.pop(found)))
         elif is_last and aliases:
             aliases[-1] = last_before(aliases[-1], alias)
-        elif is_last and not needed and self.must_stay(statement, imported):
+        elif is_last and not needed and self.imports.must_stay(statement, successors[0]):
             aliases.append(replaced(alias, successors[0], successors[0]))
 
     def fate(
@@ -273,7 +233,7 @@ class ImportEditor:
     ) -> Literal["renamed", "kept", "gone"]:
         """Decide what happens to the import of a removed name."""
         wants, detail, text = self.context.wants, "", ""
-        in_use = binding in self.read
+        in_use = binding in self.imports.read
         rivals = [each for each in binding.scope.bindings.get(local_name(alias), []) if each.kind != "import"]
         if not in_use and rivals:  # `except ImportError: X = None`: other files may test it
             self.changes.leave(alias, "HIER107", f"{local_name(alias)} is bound in several ways")
@@ -282,13 +242,13 @@ class ImportEditor:
         if not in_use and awaited is not None:
             self.changes.leave(alias, "HIER115", f"{awaited} imports {local_name(alias)} from here", AWAITED)
             return "kept"
-        if not in_use and self.is_wanted(alias, binding):
+        if not in_use and self.imports.is_wanted(alias, binding):
             detail, text = self.source.facts.taken(local_name(alias)), TAKEN
-            if binding in self.rewritten and is_meant_for_others(statement, alias, self.source):
+            if binding in self.imports.rewritten and is_meant_for_others(statement, alias, self.source):
                 self.waiting[alias] = binding
-        elif self.is_re_export(alias, binding) or (
+        elif self.imports.is_re_export(alias, binding) or (
             not in_use
-            and binding not in self.rewritten
+            and binding not in self.imports.rewritten
             and is_meant_for_others(statement, alias, self.source)
         ):
             if imported in NEW_TYPES and not in_use:
@@ -296,51 +256,13 @@ class ImportEditor:
             detail = "" if in_use or imported == GET_PRESET else f"{imported} is exported"
             text = EXPORTED
         elif not in_use:
-            return "gone" if binding in self.rewritten or wants(RULE, alias) else "kept"
-        is_quiet = local_name(alias) in self.source.facts.quiet and not self.is_re_export(alias, binding)
+            return "gone" if binding in self.imports.rewritten or wants(RULE, alias) else "kept"
+        is_quiet = local_name(alias) in self.source.facts.quiet and not self.imports.is_re_export(
+            alias, binding
+        )
         if detail and self.context.settings.wants_all and not is_quiet:
             self.changes.leave(alias, "HIER109", detail, text)
         return "kept"
-
-    def must_stay(self, statement: cst.ImportFrom, imported: str) -> bool:
-        """Whether an import must stay even without its names: it tests for the package, or a block has nothing else."""
-        if is_tried(statement, self.source.parents):
-            return True
-        group = self.source.group(statement)
-        if not group or not self.has_only_imports(statement):
-            return False
-        successor = SUCCESSORS.get(imported, ANY)[0]
-        given = self.stayed.setdefault(group, set())
-        for other in self.source.imports:
-            if other is not statement and self.source.group(other) == group:
-                given.update(self.given_by(other))
-        if successor in given:
-            return False
-        given.add(successor)
-        return True
-
-    def given_by(self, statement: ImportStatement) -> set[str]:
-        """The names of the package that a statement imports, before or after the changes."""
-        given = set(self.changes.needs.get(statement, {}))
-        if is_import_from(statement) and not isinstance(statement.names, cst.ImportStar):
-            given.update(map(import_name, statement.names))
-        return given
-
-    def has_only_imports(self, statement: cst.ImportFrom) -> bool:
-        """Whether the block of a page that contains a statement has only imports."""
-        block = self.context.block(statement)
-        header = list(block.header) if isinstance(block, cst.Module) else []
-        group = ""
-        for line in getattr(block, "body", ()):
-            for above in [*header, *getattr(line, "leading_lines", ())]:
-                if above.comment is not None and above.comment.value.startswith(PIECE):
-                    group = above.comment.value.split(" ")[-1]
-            header = []
-            small = line.body if isinstance(line, cst.SimpleStatementLine) else (line,)
-            only_imports = all(is_import(each) or is_import_from(each) for each in small)
-            if group == self.source.group(statement) and not only_imports:
-                return False
-        return True
 
     def api_name(self, statement: cst.ImportFrom, alias: cst.ImportAlias) -> str:
         """What an alias imports of the package; empty for other names of a module of the user's own."""
