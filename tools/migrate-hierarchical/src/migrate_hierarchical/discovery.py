@@ -26,7 +26,7 @@ SUFFIXES = PYTHON + NOTEBOOK + PROSE + PLAIN
 
 
 @dataclass
-class Found:
+class FoundFiles:
     """Files in the order of the walk, what could not be searched, and packages that were skipped on purpose."""
 
     files: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Ignored:
+class IgnoreFile:
     """The .gitignore of one folder."""
 
     folder: str
@@ -49,7 +49,7 @@ class Ignored:
         return result.include
 
 
-def read_ignore(folder: str, name: str = ".gitignore") -> Ignored | None:
+def read_ignore(folder: str, name: str = ".gitignore") -> IgnoreFile | None:
     try:
         with open(os.path.join(folder, name), encoding="utf-8", errors="surrogateescape") as file:
             lines = file.read().splitlines()
@@ -61,7 +61,7 @@ def read_ignore(folder: str, name: str = ".gitignore") -> Ignored | None:
         spec = GitIgnoreSpec.from_lines(lines)
     except ValueError:  # git skips lines that are not patterns
         spec = GitIgnoreSpec.from_lines(line for line in lines if is_pattern(line))
-    return Ignored(folder, spec)
+    return IgnoreFile(folder, spec)
 
 
 def is_pattern(line: str) -> bool:
@@ -74,7 +74,7 @@ def is_pattern(line: str) -> bool:
     return True
 
 
-def outer_ignores(folder: str) -> list[Ignored]:
+def outer_ignores(folder: str) -> list[IgnoreFile]:
     """The .gitignore files above a folder, up to the root of its repository."""
     chain: list[str] = []
     current = os.path.abspath(folder)
@@ -93,7 +93,7 @@ def outer_ignores(folder: str) -> list[Ignored]:
     return [] if any(is_ignored(each, True, ignores) for each in chain[:-1]) else ignores
 
 
-def is_ignored(path: str, is_folder: bool, ignores: list[Ignored]) -> bool:
+def is_ignored(path: str, is_folder: bool, ignores: list[IgnoreFile]) -> bool:
     for ignore in reversed(ignores):
         verdict = ignore.verdict(path, is_folder)
         if verdict is not None:
@@ -113,9 +113,9 @@ def matches(path: str, root: str, patterns: tuple[str, ...]) -> bool:
     )
 
 
-def find_files(paths: list[str], settings: Settings) -> Found:
+def find_files(paths: list[str], settings: Settings) -> FoundFiles:
     """Every file below the paths that may contain a use; a path that is a file is always included."""
-    found = Found()
+    found = FoundFiles()
     seen: set[str] = set()
     roots = [os.path.realpath(path) for path in paths]
     for path in paths:
@@ -133,7 +133,7 @@ def find_files(paths: list[str], settings: Settings) -> Found:
     return found
 
 
-def add(path: str, found: Found, seen: set[str]) -> None:
+def add(path: str, found: FoundFiles, seen: set[str]) -> None:
     real = os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path)
     if real not in seen:
         seen.add(real)
@@ -143,7 +143,7 @@ def add(path: str, found: Found, seen: set[str]) -> None:
 class Walker:
     """The walk through one folder; whatever cannot be read is recorded and skipped."""
 
-    def __init__(self, root: str, settings: Settings, roots: list[str], found: Found) -> None:
+    def __init__(self, root: str, settings: Settings, roots: list[str], found: FoundFiles) -> None:
         self.root, self.settings, self.roots, self.found = root, settings, roots, found
 
     def files(self) -> Iterator[str]:
@@ -164,7 +164,9 @@ class Walker:
             except OSError as error:
                 self.found.errors.append((entry.path, error.strerror or str(error)))
 
-    def listed(self, folder: str, ignores: list[Ignored]) -> tuple[Iterator[os.DirEntry[str]], list[Ignored]]:
+    def listed(
+        self, folder: str, ignores: list[IgnoreFile]
+    ) -> tuple[Iterator[os.DirEntry[str]], list[IgnoreFile]]:
         """The entries of a folder, and the .gitignore files that apply there."""
         try:
             with os.scandir(folder) as entries:
@@ -178,7 +180,7 @@ class Walker:
         own = read_ignore(folder) if ".gitignore" in names else None
         return iter(listed), ignores if own is None else [*ignores, own]
 
-    def wants_folder(self, entry: os.DirEntry[str], ignores: list[Ignored]) -> bool:
+    def wants_folder(self, entry: os.DirEntry[str], ignores: list[IgnoreFile]) -> bool:
         is_skipped = entry.name in SKIPPED
         if is_skipped and not os.path.exists(os.path.join(entry.path, "__init__.py")):
             return False
@@ -190,7 +192,7 @@ class Walker:
             self.found.skipped.append(entry.path)
         return not is_skipped
 
-    def wants_file(self, entry: os.DirEntry[str], ignores: list[Ignored]) -> bool:
+    def wants_file(self, entry: os.DirEntry[str], ignores: list[IgnoreFile]) -> bool:
         if not entry.name.endswith(SUFFIXES) and "." in entry.name:
             return False
         if not entry.is_file() or (entry.is_symlink() and not inside_roots(entry.path, self.roots)):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from .constants import takes_constant
 from .diagnostic import Diagnostic
 from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
-from .documents.result import Migrated, Result
+from .documents.result import Result, SourceReport
 from .limits import DATA_BYTES
 from .lines import opcodes
 from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SKIP_FILE, TODO
@@ -124,7 +124,7 @@ def migrate_with(path: str, data: bytes, settings: Settings) -> Result:
     from .documents.docstrings import migrate_python
     from .documents.python import Unreadable
 
-    migrate: Callable[[bytes, str, Settings], tuple[bytes, Migrated]] = migrate_python
+    migrate: Callable[[bytes, str, Settings], tuple[bytes, SourceReport]] = migrate_python
     if path.endswith(NOTEBOOK):
         from .documents.notebook import migrate_notebook as migrate
     elif path.endswith(PROSE):

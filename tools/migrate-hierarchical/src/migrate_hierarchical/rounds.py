@@ -80,10 +80,10 @@ class Rounds:
         self.shared: frozenset[str] = frozenset()
         self.upstream: dict[str, dict[str, dict[str, str]]] = {}
         if UPSTREAM in settings.groups:
-            from .upstream.sharing import Taken, shared_names
+            from .upstream.sharing import TakenNames, shared_names
 
             self.shared = shared_names(project.files, project.read)
-            taken = Taken(project)
+            taken = TakenNames(project)
             self.upstream = {path: found for path in taken.index if (found := taken.by(path))}
         self.before = dict(project.index)
         self.after = dict(project.index)

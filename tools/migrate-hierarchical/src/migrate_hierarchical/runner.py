@@ -19,7 +19,7 @@ Watch = Callable[[Iterator[Result], int], Iterable[Result]]
 
 
 @dataclass
-class Found:
+class SearchedFiles:
     """What was found in the files of a run."""
 
     hits: list[tuple[str, bytes]] = field(default_factory=list)  # files with a use
@@ -30,9 +30,9 @@ class Found:
     hands_on: bool = False  # a file without a use may pass names of the package to another file
 
 
-def read_files(files: list[str], scripts: set[str], settings: Settings) -> Found:
+def read_files(files: list[str], scripts: set[str], settings: Settings) -> SearchedFiles:
     """Read every file once, and keep the content of those with a use."""
-    found = Found()
+    found = SearchedFiles()
     for path in files:
         try:
             data = read_file(path)

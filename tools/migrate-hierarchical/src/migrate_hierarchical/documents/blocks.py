@@ -18,7 +18,7 @@ from ..diagnostic import Diagnostic
 from ..removed_api import GONE_NAMES, MAGIC_LINE, NEEDLE, PACKAGE, PIECE
 from ..settings import UPSTREAM, Settings
 from .python import Unreadable, migrate_source
-from .result import Migrated
+from .result import SourceReport
 
 GONE_NAME = re.compile(rf"\b({'|'.join(sorted(GONE_NAMES))})\b")
 MAGIC = f"pass  {MAGIC_LINE} "
@@ -49,7 +49,7 @@ class Blocks:
         # diagnostic, its piece, and its line in the new piece
         self.places: list[tuple[Diagnostic, int, int]] = []
 
-    def migrate(self) -> tuple[list[str], Migrated]:
+    def migrate(self) -> tuple[list[str], SourceReport]:
         """The new pieces in the same order, and the report with the file's line numbers."""
         masked, magics = [], []
         for text in self.texts:
@@ -68,7 +68,7 @@ class Blocks:
             joined += f"{PIECE} {i} {self.groups[i]}{newline}{text}"
             starts.append((line + 1, i))
             line += text.count("\n") + 1
-        report = Migrated()
+        report = SourceReport()
         result = list(self.texts)
         new_masked = list(masked)
         new_starts: list[tuple[int, int]] = []

@@ -23,7 +23,7 @@ from ..upstream.old_api import NAMES, RENAMED, WITHOUT_SUCCESSOR
 from .blocks import is_python
 from .prose import Piece, find_pieces, is_code, mentions, put_back
 from .python import Unreadable, migrate_source
-from .result import Migrated
+from .result import SourceReport
 
 INDENT = "    "
 NEEDLE_PATTERN = re.compile(re.escape(NEEDLE.decode()))
@@ -41,7 +41,7 @@ class Example:
     start: int = 0  # its first line in the joined source
 
 
-def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, SourceReport]:
     """The new bytes and the report; raises Unreadable."""
     if not any(mark in data for mark in (b">>>", b"In [", b"```", b"~~~", b"::")):
         return migrate_source(data, path, settings)

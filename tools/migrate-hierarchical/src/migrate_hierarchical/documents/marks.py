@@ -17,7 +17,7 @@ from ..diagnostic import Diagnostic
 from ..removed_api import TODO
 from ..settings import UPSTREAM, Settings, group_of
 from ..silence import Silence
-from .result import Migrated
+from .result import SourceReport
 
 
 class Marks:
@@ -36,7 +36,7 @@ class Marks:
         self.is_upstream = settings.group == UPSTREAM
         self.reasons = UP_REASONS if self.is_upstream else REASONS
         self.lines = source.splitlines()
-        self.result = Migrated()
+        self.result = SourceReport()
         self.nodes: list[tuple[Diagnostic, cst.CSTNode]] = []  # the node of each diagnostic
         self.above: dict[cst.CSTNode, list[str]] = {}  # statement -> marks to write above it
         self.valid: set[cst.CSTNode] = set()  # marks of earlier runs that are still true, or are dealt with

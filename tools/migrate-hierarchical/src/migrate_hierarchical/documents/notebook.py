@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from ..settings import Settings
 from .blocks import Blocks
 from .python import Unreadable
-from .result import Migrated
+from .result import SourceReport
 
 DECODER = json.JSONDecoder(strict=False)
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -59,7 +59,7 @@ def code_cells(text: str) -> list[tuple[int, int]]:
     return cells
 
 
-def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+def migrate_notebook(data: bytes, path: str, settings: Settings) -> tuple[bytes, SourceReport]:
     """The new bytes and the report; raises Unreadable."""
     try:
         bom = data.startswith(b"\xef\xbb\xbf")

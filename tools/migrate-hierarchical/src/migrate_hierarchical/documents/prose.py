@@ -19,7 +19,7 @@ from ..removed_api import NEEDLE, PACKAGE
 from ..settings import HIERARCHICAL_GROUP, UPSTREAM, Settings
 from .blocks import GONE_NAME, Blocks, is_python
 from .python import Unreadable
-from .result import Migrated
+from .result import SourceReport
 
 Markup = Literal["markdown", "rst", "docstring"]
 Kind = Literal["python", "literal", "shell"]
@@ -88,7 +88,7 @@ class Piece:
     kind: Kind = "python"
 
 
-def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, SourceReport]:
     """The new bytes and the report; raises Unreadable."""
     try:
         text = data.decode()

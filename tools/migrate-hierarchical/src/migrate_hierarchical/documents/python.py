@@ -12,7 +12,7 @@ from ..analysis.source_index import SourceIndex
 from ..changes import Changes, Edit
 from ..context import Context
 from ..discovery import PROSE
-from ..edit.apply import Apply
+from ..edit.apply import Editor
 from ..edit.places import Places
 from ..planner import Planner
 from ..removed_api import PACKAGE, below_package, is_gone
@@ -22,7 +22,7 @@ from ..silence import Silence
 from .code_in_strings import find_code
 from .marks import Marks
 from .nesting import joined_strings, too_deep
-from .result import Migrated
+from .result import SourceReport
 
 
 class Unreadable(Exception):
@@ -39,7 +39,7 @@ def package_of(path: str) -> tuple[str | None, bool]:
     return ".".join(parts[start:-1]), is_init
 
 
-def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes, Migrated]:
+def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes, SourceReport]:
     """The new source, or the same one if nothing changes, and the report; raises Unreadable."""
     if b"\0" in source:
         raise Unreadable("it contains a null byte")
@@ -69,7 +69,7 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
 
 def migrate_module(
     module: cst.Module, source: bytes, path: str, settings: Settings
-) -> tuple[bytes, Migrated]:
+) -> tuple[bytes, SourceReport]:
     package, is_init = package_of(path)
     facts = settings.facts
     if facts is not None and settings.group == UPSTREAM:
@@ -89,11 +89,11 @@ def migrate_module(
         entries.sort(key=lambda entry: entry.line)
     if not (imports or marks.above or changes.replacements or changes.renames or changes.strings):
         return source, result
-    apply = Apply(changes.context, changes, imports, marks.above, stale)
-    changed = module.visit(apply)
+    editor = Editor(changes.context, changes, imports, marks.above, stale)
+    changed = module.visit(editor)
     codes: dict[cst.CSTNode, str] = {}
     new = render(module, changed, source, codes)
-    places = Places(index, module, changed, codes, apply.now | changes.moved)
+    places = Places(index, module, changed, codes, editor.now | changes.moved)
     for entry, node in marks.nodes:
         entry.new_line = places.line(node)
     return new, result

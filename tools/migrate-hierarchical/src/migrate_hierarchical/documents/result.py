@@ -21,7 +21,7 @@ class Result:
     takers: list[str] = field(default_factory=list)
 
 
-class Migrated:
+class SourceReport:
     """What was rewritten in one source, and what was left."""
 
     def __init__(self) -> None:

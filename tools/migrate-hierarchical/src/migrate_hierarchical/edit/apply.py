@@ -16,7 +16,7 @@ from ..context import Context
 from ..silence import NOQA
 
 
-class Apply(cst.CSTTransformer):
+class Editor(cst.CSTTransformer):
     def __init__(
         self,
         context: Context,

@@ -9,7 +9,7 @@ from ..analysis.uses import Use
 from ..changes import Changes
 from ..context import Context
 from ..removed_api import PARAMETERS, REMOVED_CLASS
-from .shared.module_call import Old, module_call
+from .shared.module_call import OldForm, module_call
 from .shared.registry import Decision, rewrites
 
 RULE = "HIER001"
@@ -19,4 +19,4 @@ RULE = "HIER001"
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     if "segment_lengths" not in arguments.named and not arguments.stars:
         arguments.problem = arguments.problem or "segment_lengths is missing"
-    return module_call(context, changes, use, call, arguments, Old(RULE, PARAMETERS[REMOVED_CLASS]))
+    return module_call(context, changes, use, call, arguments, OldForm(RULE, PARAMETERS[REMOVED_CLASS]))

@@ -12,7 +12,7 @@ from ..density import LEVELS
 from ..diagnostic import Diagnostic
 from ..removed_api import FACTORY_PARAMETERS, REMOVED_CREATE_BLOCK_SPARSE
 from .hier005 import IGNORED
-from .shared.module_call import Old, module_call
+from .shared.module_call import OldForm, module_call
 from .shared.registry import Decision, rewrites
 
 RULE = "HIER003"
@@ -27,5 +27,5 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
         return Diagnostic("HIER111", f"there was no preset {preset!r}")
     if "hierarchical_config" in arguments.named or "variant" in arguments.named:
         return Diagnostic("HIER111", "hierarchical_config and variant were given twice")
-    old = Old(RULE, ("preset", *FACTORY_PARAMETERS[1:]), IGNORED, True, preset, ("preset",))
+    old = OldForm(RULE, ("preset", *FACTORY_PARAMETERS[1:]), IGNORED, True, preset, ("preset",))
     return module_call(context, changes, use, call, arguments, old)

@@ -9,7 +9,7 @@ from ..analysis.uses import Use
 from ..changes import Changes
 from ..context import Context
 from ..removed_api import PARAMETERS, REMOVED_CREATE_ATTENTION
-from .shared.module_call import Old, module_call
+from .shared.module_call import OldForm, module_call
 from .shared.registry import Decision, rewrites
 
 RULE = "HIER004"
@@ -23,5 +23,5 @@ IGNORED = {
 @rewrites(RULE, REMOVED_CREATE_ATTENTION)
 def decide(context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments) -> Decision:
     return module_call(
-        context, changes, use, call, arguments, Old(RULE, PARAMETERS[REMOVED_CREATE_ATTENTION], IGNORED)
+        context, changes, use, call, arguments, OldForm(RULE, PARAMETERS[REMOVED_CREATE_ATTENTION], IGNORED)
     )

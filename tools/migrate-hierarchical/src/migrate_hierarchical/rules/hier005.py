@@ -12,7 +12,7 @@ from ..diagnostic import Diagnostic
 from ..edit.build import Item
 from ..edit.build import call as new_call
 from ..removed_api import FACTORY, FACTORY_PARAMETERS, HIERARCHICAL, KEYWORD
-from .shared.module_call import Old, module_call
+from .shared.module_call import OldForm, module_call
 from .shared.registry import Decision, rewrites
 
 RULE = "HIER005"
@@ -21,7 +21,7 @@ IGNORED = {
     name: f"{name} had no effect on the hierarchical variant and is removed"
     for name in ("embed_dim", "num_heads", "adaptive_config", "distributed_config")
 }
-OLD = Old(RULE, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
+OLD = OldForm(RULE, FACTORY_PARAMETERS, IGNORED, has_shorthands=True, dropped=("variant",))
 
 
 @rewrites(RULE, FACTORY)

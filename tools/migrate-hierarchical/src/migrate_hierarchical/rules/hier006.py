@@ -11,7 +11,7 @@ from ..context import Context
 from ..diagnostic import Diagnostic
 from ..removed_api import FACTORY_PARAMETERS, GET_PRESET, KEYWORD, REMOVED_PRESETS
 from .hier005 import IGNORED, without_keyword
-from .shared.module_call import Old, module_call
+from .shared.module_call import OldForm, module_call
 from .shared.registry import Decision, rewrites
 
 RULE = "HIER006"
@@ -47,5 +47,5 @@ def decide(context: Context, changes: Changes, use: Use, call: cst.Call, argumen
         return Diagnostic("HIER111", "variant is overridden")
     levels = None if "hierarchical_config" in arguments.named else REMOVED_PRESETS[preset]
     parameters = ("preset_name", *FACTORY_PARAMETERS[1:])
-    old = Old(RULE, parameters, IGNORED, True, levels, ("preset_name", "name"))
+    old = OldForm(RULE, parameters, IGNORED, True, levels, ("preset_name", "name"))
     return module_call(context, changes, use, call, arguments, old)

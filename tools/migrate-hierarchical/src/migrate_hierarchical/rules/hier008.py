@@ -21,7 +21,7 @@ from .hier002 import config_factory
 RULE = "HIER008"
 
 
-class Replace(cst.CSTTransformer):
+class Replacer(cst.CSTTransformer):
     """Replaces nodes by others."""
 
     def __init__(self, new: dict[cst.CSTNode, cst.BaseExpression]) -> None:
@@ -118,7 +118,7 @@ def renamed(
                 new[string] = changed
     if not new:
         return node
-    expression = annotation.visit(Replace(new))
+    expression = annotation.visit(Replacer(new))
     assert isinstance(expression, cst.Annotation)
     new_text = text.replace(inner, cst.Module([]).code_for_node(expression.annotation), 1)
     return node.with_changes(value=f"{node.prefix}{node.quote}{new_text}{node.quote}")

@@ -39,7 +39,7 @@ def shared_names(paths: Iterable[str], read: Callable[[str], bytes]) -> frozense
 FOLLOWED = frozenset({*RENAMED, ADAPTIVE, CREATE_ADAPTIVE, CREATE_MULTIHEAD})
 
 
-class Taken:
+class TakenNames:
     """The names of upstream that files import from modules of the user's own, where those import them."""
 
     def __init__(self, project: Project) -> None:

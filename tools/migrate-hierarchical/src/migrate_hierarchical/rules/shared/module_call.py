@@ -26,7 +26,7 @@ KEPT_RATIO = 0.05  # an explicit ratio up to this is taken as intended
 
 
 @dataclass
-class Old:
+class OldForm:
     """Describes one form of the old API."""
 
     rule: str
@@ -38,7 +38,7 @@ class Old:
 
 
 @dataclass
-class Config:
+class PatternSource:
     """The source of the new module's pattern."""
 
     expression: bool = False  # hierarchical_config is already one: it becomes sparse_config
@@ -76,7 +76,7 @@ def ratio_of(node: cst.CSTNode | None) -> float | None:
 
 
 def module_call(
-    context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, old: Old
+    context: Context, changes: Changes, use: Use, call: cst.Call, arguments: Arguments, old: OldForm
 ) -> Decision:
     """The rewrite of a call that created a hierarchical module, or the reason why it is left."""
     if arguments.problem:
@@ -140,8 +140,8 @@ class NewCall:
     context: Context
     changes: Changes
     call: cst.Call  # the old one
-    old: Old
-    config: Config
+    old: OldForm
+    config: PatternSource
     style: Style
     function: cst.BaseExpression
     pattern: cst.BaseExpression | None  # the class of the pattern that is written
@@ -182,10 +182,12 @@ class NewCall:
             yield Item("block_size", block_size)
 
 
-def read_config(context: Context, use: Use, named: dict[str, cst.BaseExpression]) -> Config | Diagnostic:
+def read_config(
+    context: Context, use: Use, named: dict[str, cst.BaseExpression]
+) -> PatternSource | Diagnostic:
     """Read hierarchical_config."""
     value = named.get("hierarchical_config")
-    config = Config()
+    config = PatternSource()
     if value is None or is_none(value):
         return config
     if isinstance(value, cst.Call):
@@ -222,7 +224,7 @@ def is_written(context: Context, call: cst.Call) -> bool:
 
 
 def read_sparse_config(
-    context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
+    context: Context, use: Use, named: dict[str, cst.BaseExpression], config: PatternSource, notes: list[str]
 ) -> Diagnostic | None:
     """Only the block size of an old sparse_config had an effect."""
     value = named.get("sparse_config")
@@ -268,7 +270,7 @@ def block_size_or_default(now: Arguments) -> cst.BaseExpression | None:
     return cst.IfExp(is_given, attribute, cst.Integer(str(BlockSizes().old)))
 
 
-def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes: list[str]) -> None:
+def read_shorthands(named: dict[str, cst.BaseExpression], config: PatternSource, notes: list[str]) -> None:
     """Read sparsity_ratio and block_size next to the configs; sparse_config took precedence."""
     sparse = named.get("sparse_config")
     if "sparsity_ratio" in named and not is_none(named["sparsity_ratio"]):
@@ -281,7 +283,7 @@ def read_shorthands(named: dict[str, cst.BaseExpression], config: Config, notes:
 
 
 def segment_lengths(
-    context: Context, use: Use, named: dict[str, cst.BaseExpression], config: Config, notes: list[str]
+    context: Context, use: Use, named: dict[str, cst.BaseExpression], config: PatternSource, notes: list[str]
 ) -> Callable[[cst.BaseExpression | None], cst.BaseExpression]:
     """A function that returns the new segment_lengths for the old ones."""
     value = named.get("segment_lengths")
