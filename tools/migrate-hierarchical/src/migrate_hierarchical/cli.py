@@ -63,6 +63,10 @@ class HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, width=100)  # a given width saves importing a slow module for every option
 
 
+# Of options that the settings may give.
+SUPPRESSED: dict[str, Any] = {"default": argparse.SUPPRESS}
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="migrate-hierarchical",
@@ -81,46 +85,56 @@ def build_parser() -> argparse.ArgumentParser:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--diff", action="store_true", help="print a unified diff, write nothing")
     mode.add_argument("--check", action="store_true", help="list the files that would change, write nothing")
-    suppressed: dict[str, Any] = {"default": argparse.SUPPRESS}
+    add_code_options(parser)
+    add_file_options(parser)
+    add_report_options(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def add_code_options(parser: argparse.ArgumentParser) -> None:
     new = parser.add_argument_group("new code")
     new.add_argument(
         "--sparsity-ratio",
         type=float,
         metavar="R",
         help="fraction of the blocks that new patterns keep (0.01)",
-        **suppressed,
+        **SUPPRESSED,
     )
     new.add_argument(
         "--dilation-rates",
         type=integers,
         metavar="N,N",
         help="dilation rates of new patterns, in blocks (1,2,4,8)",
-        **suppressed,
+        **SUPPRESSED,
     )
     new.add_argument(
         "--line-length",
         type=int,
         metavar="N",
         help="maximum length of a TODO line (that of ruff or black in the project's settings)",
-        **suppressed,
+        **SUPPRESSED,
     )
     new.add_argument(
-        "--explain", action="store_true", help="add comments that explain ratio and rates", **suppressed
+        "--explain", action="store_true", help="add comments that explain ratio and rates", **SUPPRESSED
     )
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("files and rules")
     files.add_argument(
         "--include",
         action="append",
         metavar="GLOB",
         help="search only these files in folders; may be repeated",
-        **suppressed,
+        **SUPPRESSED,
     )
     files.add_argument(
         "--exclude",
         action="append",
         metavar="GLOB",
         help="skip these files and folders; may be repeated",
-        **suppressed,
+        **SUPPRESSED,
     )
     files.add_argument(
         "--select",
@@ -128,15 +142,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ID,ID",
         help="use only these rules and reports; HIER1xx means all that begin with HIER1; UP is for other code for 0.2.0 "
         "and runs only if it is named (HIER)",
-        **suppressed,
+        **SUPPRESSED,
     )
     files.add_argument(
-        "--ignore", type=identifiers, metavar="ID,ID", help="leave out these rules and reports", **suppressed
+        "--ignore", type=identifiers, metavar="ID,ID", help="leave out these rules and reports", **SUPPRESSED
     )
     files.add_argument("--list-rules", action="store_true", help="print every rule and reason, then stop")
     files.add_argument(
         "--stdin-filename", metavar="PATH", default="stdin.py", help="file name for - (stdin.py)"
     )
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("report")
     out.add_argument("--output-format", choices=FORMATS, default="text")
     out.add_argument(
@@ -147,20 +164,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="number of tokens at which old and new patterns are compared (16384)",
-        **suppressed,
+        **SUPPRESSED,
     )
     out.add_argument(
-        "--jobs", type=int, metavar="N", help="number of processes (0: one per core)", **suppressed
+        "--jobs", type=int, metavar="N", help="number of processes (0: one per core)", **SUPPRESSED
     )
     out.add_argument(
         "--time-limit",
         type=float,
         metavar="S",
         help="seconds of CPU time after which a file is left unchanged and reported (15; 0: no limit)",
-        **suppressed,
+        **SUPPRESSED,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def print_rules() -> None:

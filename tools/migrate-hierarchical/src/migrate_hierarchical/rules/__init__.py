@@ -1,7 +1,7 @@
 """The rules: `hierNNN.py` and `upNNN.py` each hold the one of that name.
 
-UP101, UP107 and UP108 depend on how a name is reached, and stand in `upstream/planner.py`. The reasons HIER101 to HIER116
-are given by the rules that do not rewrite a use, and by `checks/`.
+Reasons without a file are given by several: HIER1xx by the rules that do not rewrite a use and by `checks/`; UP101, UP107
+and UP108 by UP001 and `upstream/planner.py`; UP109 and UP110 by the rules that cannot write what they would.
 """
 
 from __future__ import annotations

@@ -167,25 +167,29 @@ class OldCall:
         return now.with_changes(args=kept, whitespace_before_args=space if kept else cst.SimpleWhitespace(""))
 
 
-Decide = Callable[[OldCall], None]
-DECIDERS: dict[str, list[Decide]] = {}  # name of upstream -> what decides about its calls
+CallRule = Callable[[OldCall], None]
+CALL_RULES: dict[str, list[CallRule]] = {}  # name of upstream -> what decides about its calls
 
 
-def edits(*names: str) -> Callable[[Decide], Decide]:
+def edits(*names: str) -> Callable[[CallRule], CallRule]:
     """Register the function that decides about the arguments of calls of these names."""
 
-    def register(decide: Decide) -> Decide:
+    def register(rule: CallRule) -> CallRule:
         for name in names:
-            DECIDERS.setdefault(name, []).append(decide)
-        return decide
+            CALL_RULES.setdefault(name, []).append(rule)
+        return rule
 
     return register
 
 
-def deciders(name: str) -> list[Decide]:
-    """Those of a name in the order of their rules, the ones that only mark first, whatever was imported first."""
-    rules = [(decide.__module__.rpartition(".")[2], decide) for decide in DECIDERS.get(name, ())]
-    return [decide for _, decide in sorted(rules, key=lambda each: (not each[0].startswith("up1"), each[0]))]
+def call_rules(name: str) -> list[CallRule]:
+    """Those of a name in the order of their files, whatever was imported first; the ones that only mark come before."""
+
+    def place(rule: CallRule) -> tuple[bool, str]:
+        file = rule.__module__.rpartition(".")[2]
+        return not file.startswith("up1"), file
+
+    return sorted(CALL_RULES.get(name, ()), key=place)
 
 
 def is_multihead(call: OldCall) -> bool:

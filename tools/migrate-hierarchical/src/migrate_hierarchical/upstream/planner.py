@@ -23,7 +23,7 @@ from ..rules.up106 import check_seventh
 from ..rules.up113 import check_members
 from ..settings import Settings
 from ..silence import Silence
-from .calls import OldCall, deciders
+from .calls import OldCall, call_rules
 from .names import OldNames
 from .old_api import ADAPTIVE, NAMES, OLD_PARAMETERS, RENAMED, WITHOUT_SUCCESSOR
 
@@ -89,8 +89,8 @@ def plan_use(context: Context, changes: Changes, use: Use, renames: Renames) -> 
         call = OldCall(context, changes, use, parent, use.name in RENAMED)
         if (use.name in RENAMED and not renamed) or is_placeholder(parent):
             return  # the arguments are those of the old class, which stays, or are left out as in `Name(...)`
-        for decide in deciders(use.name):
-            decide(call)
+        for rule in call_rules(use.name):
+            rule(call)
         call.finish()
     elif isinstance(parent, cst.Arg) and isinstance(context.source.parents[parent], cst.ClassDef):
         if use.name in {*RENAMED, ADAPTIVE}:
