@@ -42,19 +42,21 @@ def sums_fit(problem: AttentionProblem) -> bool:
 def sums_pay(problem: AttentionProblem) -> bool:
     """Whether a single pass is faster than two for a problem of blocks of 128, by sizes that the host knows."""
     p = problem
-    if p.head_dim not in HEAD_DIMS:
+    batch, q_len, num_heads, head_dim = p.q.shape
+    if head_dim not in HEAD_DIMS or batch * q_len * num_heads < LEAST_QUERIES:
         return False
-    n_blocks = p.rows.indices.numel() / (p.layout_heads * p.grid.n_rows)
-    return n_blocks >= LEAST_BLOCKS and p.batch * p.num_heads * p.q_len >= LEAST_QUERIES
+    return p.rows.indices.numel() >= LEAST_BLOCKS * p.layout_heads * p.grid.n_rows
 
 
 def why_not(problem: AttentionProblem) -> str | None:
-    """Why the sums of a problem that the single pass serves are not in fixed point, where that is on; None if they are."""
+    """Why the sums of a problem that the single pass serves are not in fixed point; None if they are."""
     if problem.q.dtype != torch.bfloat16:
         # nor would torch's GradScaler see it
         return "fixed-point sums cannot show that a float16 product overflowed"
-    if not sums_fit(problem):
-        return "the sums take too much memory"
     if not sums_pay(problem):
         return "fixed-point sums are no faster"
+    if not is_on():
+        return f"{BACKWARD_SUMS.name} is off"
+    if not sums_fit(problem):
+        return "the sums take too much memory"
     return None

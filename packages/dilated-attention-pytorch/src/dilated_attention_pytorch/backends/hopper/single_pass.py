@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ...environment_settings import BACKWARD_SUMS
 from ...launching.kept_kernel import KeptKernel
 from ..problem import AttentionProblem
 from . import fixed_point_sums, tuning
@@ -26,6 +25,8 @@ from .wide import is_wide
 CHUNK, LINE = 64, 32  # queries; numbers that TMA adds as a row
 BEGIN, FINISH = KeptKernel(begin_kernel), KeptKernel(finish_kernel)
 KEY_MAXIMA = KeptKernel(key_maxima_kernel)
+HEAD_DIMS = " or ".join(map(str, tuning.SINGLE_PASS))
+SAME_BITS = "two backwards must give the same bits, and"
 
 
 class PassMemory(NamedTuple):
@@ -54,22 +55,26 @@ class SinglePass:
         return problem.deterministic or self.wants_same_bits()
 
     def why_not(self, problem: AttentionProblem) -> str | None:
-        """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does."""
-        p, in_fixed_point = problem, self.in_fixed_point(problem)
-        if in_fixed_point and not fixed_point_sums.is_on():
-            return f"two backwards must give the same bits, and {BACKWARD_SUMS.name} is off"
+        """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does.
+
+        Every backward asks, so the quickest questions come first.
+        """
+        p, head_dim = problem, problem.q.shape[3]
+        if p.grid.block_size != 128:
+            return f"block_size {p.block_size} is not 128"
+        if head_dim not in tuning.SINGLE_PASS or p.v.shape[3] != head_dim:
+            return f"head_dim {head_dim} and {p.v_head_dim} of v are not both {HEAD_DIMS}"
+        in_fixed_point = self.in_fixed_point(p)
+        if in_fixed_point and head_dim not in fixed_point_sums.HEAD_DIMS:
+            return f"{SAME_BITS} fixed-point sums are no faster"
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
             return "there are positions, masks, biases or score terms"
-        if p.block_size != 128:
-            return f"block_size {p.block_size} is not 128"
-        if p.head_dim not in tuning.SINGLE_PASS or p.v_head_dim != p.head_dim:
-            return f"head_dim {p.head_dim} and {p.v_head_dim} of v are not both one of {tuple(tuning.SINGLE_PASS)}"
-        if p.is_causal and p.head_dim == 128 and p.q.dtype == torch.float16:
+        if p.is_causal and head_dim == 128 and p.q.dtype == torch.float16:
             return "causal float16 of head_dim 128 takes too many registers"
         why_not = fixed_point_sums.why_not(p) if in_fixed_point else None
-        return None if why_not is None else f"two backwards must give the same bits, and {why_not}"
+        return None if why_not is None else f"{SAME_BITS} {why_not}"
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
