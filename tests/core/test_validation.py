@@ -214,6 +214,14 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"q_offset": -(2**40), "layout": layout(causal=True), "is_causal": True},
         f"q_offset must be a position below 2**31, got {-(2**40)}",
     ),
+    "offsets_too_large": (
+        lambda: {"q_offset": torch.tensor([0, 2**31 + 7])},
+        f"q_offset must be a position below 2**31, got {2**31 + 7}",
+    ),
+    "offsets_too_negative": (
+        lambda: {"q_offset": torch.tensor([-(2**40), 0]), "layout": layout(causal=True), "is_causal": True},
+        f"q_offset must be a position below 2**31, got {-(2**40)}",
+    ),
     "offsets_leave_the_layout": (
         lambda: {"q_offset": torch.tensor([0, 7])},
         "layout covers queries at positions 0 to 39 and keys at 0 to 39, but the call has queries at 7 to 46 and keys at 0 to "
@@ -467,6 +475,10 @@ BAD_PACKED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"q_offset": 21},
         "layout covers queries at positions 0 to 39 and keys at 0 to 39, but the call has queries at 21 to 40 (q_offset 21) and "
         "keys at 0 to 19; make it for these lengths or longer ones",
+    ),
+    "offsets_too_large": (
+        lambda: {"q_offset": torch.tensor([0, 2**40])},
+        f"q_offset must be a position below 2**31, got {2**40}",
     ),
     "offset_shape": (
         lambda: {"q_offset": int32(0, 1, 2)},

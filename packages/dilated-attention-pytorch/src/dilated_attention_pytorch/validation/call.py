@@ -72,7 +72,7 @@ def check_call(
     else:
         check_layout(q, k, layout, is_causal, batch)
     if q_offset is not None:
-        q_offset = check_q_offset(q_offset, q, batch)
+        q_offset = check_q_offset(q_offset, q, batch, readable)
     given_lengths = kv_lengths
     if kv_lengths is not None:
         kv_lengths = check_kv_lengths(kv_lengths, q, k, readable)
@@ -179,7 +179,7 @@ def check_packed_call(
     n_sequences = of_q.shape[0] - 1
     check_layout(q, k, layout, is_causal, n_sequences)
     if q_offset is not None:
-        q_offset = check_q_offset(q_offset, q, n_sequences)
+        q_offset = check_q_offset(q_offset, q, n_sequences, readable)
     tokens = q.shape[1], k.shape[1]
     given = Given(of_q, of_k, q_offset if isinstance(q_offset, Tensor) else None)
     if readable and serves(given, q):

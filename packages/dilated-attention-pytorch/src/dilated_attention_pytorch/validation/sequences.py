@@ -52,10 +52,13 @@ def per_element_fix(name: str, value: Tensor, batch: int) -> str:
     return "pass one number for every sequence"
 
 
-def check_q_offset(q_offset: Any, q: Tensor, n_sequences: int) -> int | Tensor:
-    """An int as it is, a tensor as int32 on q's device."""
+def check_q_offset(q_offset: Any, q: Tensor, n_sequences: int, readable: bool) -> int | Tensor:
+    """An int as it is, a tensor as int32 on q's device; its values are checked unless that would wait for a GPU."""
     if isinstance(q_offset, Tensor):
         check_per_element("q_offset", q_offset, q, n_sequences)
+        if readable and is_read_at_once(q_offset) and n_sequences:
+            for end in q_offset.aminmax():
+                check_position(int(end))
         return as_int32(q_offset, q.device)
     if torch.compiler.is_compiling():  # a symbol, of any length
         number: int = q_offset
@@ -66,9 +69,13 @@ def check_q_offset(q_offset: Any, q: Tensor, n_sequences: int) -> int | Tensor:
             f"q_offset must be an int, or an int tensor ({n_sequences},) with a position for every sequence, got "
             f"{shown(q_offset)}"
         )
-    if abs(offset) > values.MAX_TOKENS:
-        raise ValueError(f"q_offset must be a position below 2**31, got {shown(q_offset)}")
+    check_position(offset)
     return offset
+
+
+def check_position(q_offset: int) -> None:
+    if abs(q_offset) > values.MAX_TOKENS:
+        raise ValueError(f"q_offset must be a position below 2**31, got {shown(q_offset)}")
 
 
 def check_kv_lengths(kv_lengths: Tensor, q: Tensor, k: Tensor, readable: bool) -> Tensor:
