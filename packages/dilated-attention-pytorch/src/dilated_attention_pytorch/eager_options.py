@@ -24,7 +24,7 @@ from .sequence_plans import Given, TablePlan, plan_of_batch, plan_of_packed
 from .sequence_tables import table_by_kernel
 from .validation.scores import as_three_axes
 
-OTHERS = ("attn_bias", "segment_lengths", "dilation_rates", "deterministic")  # calls with them are not kept
+OTHERS = ("attn_bias", "segment_lengths", "dilation_rates")  # calls with them are not kept
 
 
 class Options(NamedTuple):
@@ -102,6 +102,7 @@ def options_key(
     softcap: float | None,
     backend: str | None,
     longest: tuple[int, int] | None = None,
+    deterministic: bool | None = None,
 ) -> OptionsKey | None:
     """Everything but the layout and values that a call depends on; None for one that is not kept.
 
@@ -121,7 +122,7 @@ def options_key(
             or (sinks is not None and sinks.requires_grad)
         )
         fixed = q_offset if given.q_offset is None else None
-        key = key_of(q, k, v, is_causal, softmax_scale, fixed, None, None, backend, needs_grad)
+        key = key_of(q, k, v, is_causal, softmax_scale, fixed, None, None, backend, needs_grad, deterministic)
         if key is None or not q.is_cuda or (slopes is not None and slopes.requires_grad):
             return None
         device = q.device
@@ -148,8 +149,9 @@ def options_of_batch(
         get("sinks"), get("alibi_slopes"),
     )  # fmt: skip
     return options_key(
-        q, k, v, tensors, q_offset, options["is_causal"], get("softmax_scale"), get("softcap"), backend
-    )
+        q, k, v, tensors, q_offset, options["is_causal"], get("softmax_scale"), get("softcap"), backend,
+        deterministic=get("deterministic"),
+    )  # fmt: skip
 
 
 def kept_call(layout: BlockLayout, key: OptionsKey | None) -> OptionsCall | None:

@@ -40,6 +40,7 @@ def block_sparse_attention_varlen(
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> Tensor: ...
 
 
@@ -66,6 +67,7 @@ def block_sparse_attention_varlen(
     dropout_p: float = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -91,6 +93,7 @@ def block_sparse_attention_varlen(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention` of sequences of different lengths, one behind the other in memory.
 
@@ -118,6 +121,7 @@ def block_sparse_attention_varlen(
         dropout_p: probability with which an attention weight is dropped, as in `block_sparse_attention`.
         return_lse: also return the log of the softmax denominators.
         backend: as in `block_sparse_attention`.
+        deterministic: as in `block_sparse_attention`.
 
     On a GPU, where checking would wait for it, and in compiled code the values of `cu_seqlens_q` and `cu_seqlens_k` are not
     checked: offsets count as 0 to the number of tokens, and tokens of no sequence, or behind the greatest length, see
@@ -158,6 +162,7 @@ def block_sparse_attention_varlen(
                 softcap,
                 backend,
                 (max_seqlen_q, max_seqlen_k),
+                deterministic,
             )
         kept = kept_call(layout, key)
         if kept is not None and key is not None and type(return_lse) is bool:
@@ -169,7 +174,7 @@ def block_sparse_attention_varlen(
         q, k, v, layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal=is_causal,
         softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, block_bias=block_bias,
         q_offset=q_offset, segment_lengths=segment_lengths, dilation_rates=dilation_rates, dropout_p=dropout_p,
-        backend=backend,
+        backend=backend, deterministic=deterministic,
     )  # fmt: skip
     out, lse = run_call(call, layout, backend, key)
     return (out.squeeze(0), lse.squeeze(0)) if return_lse else out.squeeze(0)
@@ -195,11 +200,13 @@ def explain_backends_varlen(
     segment_lengths: Sequence[int] | None = None,
     dilation_rates: Sequence[int] | None = None,
     dropout_p: float = 0.0,
+    deterministic: bool | None = None,
 ) -> dict[str, str | None]:
     """`explain_backends` of the arguments of `block_sparse_attention_varlen`."""
     call = check_packed_call(
         q, k, v, layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal=is_causal,
         softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, block_bias=block_bias,
         q_offset=q_offset, segment_lengths=segment_lengths, dilation_rates=dilation_rates, dropout_p=dropout_p,
+        deterministic=deterministic,
     )  # fmt: skip
     return explained(call, layout)

@@ -156,6 +156,7 @@ def check_packed_call(
     dilation_rates: Sequence[int] | None = None,
     dropout_p: float = 0.0,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Call:
     """The call that the arguments of `block_sparse_attention_varlen` ask for, as a batch of one."""
     check_qkv(q, k, v, PACKED_SHAPE)
@@ -199,6 +200,7 @@ def check_packed_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, segment_lengths=segment_lengths, dilation_rates=dilation_rates,
         dropout_p=dropout_p, n_sequences=n_sequences, axis="sequences", sequences=sequences,
+        deterministic=checked_deterministic(deterministic),
     )  # fmt: skip
     check_backend(backend)
     return call

@@ -34,7 +34,9 @@ def checked_deterministic(deterministic: object) -> bool:
         return True
     flag = values.flag(deterministic)
     if flag is None:
-        raise TypeError(f"deterministic must be True, False or None, got {shown(deterministic)}")
+        raise TypeError(
+            f"deterministic must be True, False or None, got {shown(deterministic)}; None is True"
+        )
     return flag
 
 
