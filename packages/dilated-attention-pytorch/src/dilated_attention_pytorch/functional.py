@@ -13,7 +13,7 @@ from . import ops
 from ._torch_internals import profiler_flags
 from .backends.problem import AttentionProblem
 from .backends.reference import attention_reference
-from .backends.registry import reasons
+from .backends.registry import BACKENDS, reasons
 from .call import Call
 from .eager import (
     CachedCall,
@@ -303,7 +303,8 @@ def explain_backends(
     """For every backend, in order of choice, None if it would serve the call, else why not.
 
     Arguments as for `block_sparse_attention`, without `return_lse` and `backend`. ``"reference"`` always serves, but only
-    when asked for by name.
+    when asked for by name. Given ``deterministic=False``, an entry of this name says whether the backend that is chosen makes
+    use of it: None if its backward adds dq in no fixed order, else why it gives the same bits all the same.
     """
     call = check_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
@@ -316,7 +317,13 @@ def explain_backends(
 
 def explained(call: Call, layout: BlockLayout) -> dict[str, str | None]:
     """What `explain_backends` says of a checked call."""
-    return {**reasons(call.problem(layout)), "reference": None}
+    found = {**reasons(call.problem(layout)), "reference": None}
+    if not call.deterministic:
+        found["deterministic=False"] = "no fast backend serves the call"
+        if any(found[backend.name] is None for backend in BACKENDS):
+            problem, backend = call.served(layout, None)
+            found["deterministic=False"] = backend.why_deterministic(problem)
+    return found
 
 
 def run_operator(call: Call, layout: BlockLayout | Pattern, backend: str | None) -> tuple[Tensor, Tensor]:

@@ -79,10 +79,26 @@ def test_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
     assert {name: found[name] for name, limit in limits.items() if not found[name] < limit} == {}
 
 
-def test_who_asks_for_the_same_bits_in_a_small_call_gets_two_passes() -> None:
+def test_dq_is_written_to_heads_of_a_larger_tensor() -> None:
+    torch.manual_seed(0)
+    problem = problem_of(length=300)
+    grad_q = torch.full((2, 300, 5, 64), 7.0, dtype=torch.bfloat16)
+
+    def backward(*given: Any) -> Any:
+        return module.launch_backward(*given, into=grad_q[:, :, 1:3])
+
+    with emulated_launches(programs=2) as module, counted(module) as calls:
+        found = compare(problem, True, True, module.launch_forward, backward)
+    assert len(calls) == 1
+    assert found["grad_q"] < ROUNDINGS["grad_q"] * ROUNDING[torch.bfloat16]
+    assert (grad_q[:, :, [0, 3, 4]] == 7.0).all()
+
+
+@pytest.mark.parametrize("warn_only", [False, True])
+def test_who_asks_for_the_same_bits_in_a_small_call_gets_two_passes(warn_only: bool) -> None:
     assert "same bits" in str(SINGLE_PASS.why_not(problem_of(deterministic=True)))
     assert SINGLE_PASS.why_not(problem_of()) is None
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
     try:
         assert "same bits" in str(SINGLE_PASS.why_not(problem_of()))
     finally:

@@ -322,6 +322,10 @@ class Backend(ABC):
         dq.copy_(grads.q)
         return grads._replace(q=dq)
 
+    def why_deterministic(self, problem: AttentionProblem) -> str | None:
+        """Why its backward of a problem with ``deterministic=False`` gives the same bits every time; None if it may not."""
+        return f"backend {self.name!r} has no other backward"
+
     def rejects_for(self, problem: AttentionProblem, capability: tuple[int, int]) -> str | None:
         """`rejects` for a GPU of a compute capability, wherever the tensors are."""
         return "it has no kernels for a GPU"

@@ -298,6 +298,10 @@ class HopperBackend(Backend):
         made: Gradients = launches().launch_backward(problem, out, lse, grad_out, grad_lse)
         return made
 
+    def why_deterministic(self, problem: AttentionProblem) -> str | None:
+        why_not: str | None = launches().why_deterministic(problem)
+        return why_not
+
     def forward_into(self, problem: AttentionProblem, out: Tensor) -> Tensor:
         if not is_readable(out):
             return super().forward_into(problem, out)

@@ -377,6 +377,13 @@ def launch_backward(
     return completed(problem, call, stats) if launches.is_wide else call.grads
 
 
+def why_deterministic(problem: AttentionProblem) -> str | None:
+    """Why the backward of a problem with ``deterministic=False`` gives the same bits every time; None if it may not."""
+    if SINGLE_PASS.wants_same_bits():
+        return "torch.use_deterministic_algorithms(True) asks for the same bits"
+    return SINGLE_PASS.why_not(problem if has_kernel_blocks(problem) else of_kernel_blocks(problem))
+
+
 def launch_single_pass(call: BackwardCall, index: int) -> Gradients:
     """Gradients of a call that the single pass serves."""
     memory = SINGLE_PASS.memory(call.problem)
