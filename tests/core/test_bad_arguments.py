@@ -159,12 +159,13 @@ CALL = {
     "softmax_scale": SCALES,
     "softcap": {"none", "zero", "large", "fractional"},
     "dropout_p": {"zero"},
+    "deterministic": {"none", *FLAGS},
 }
 # what packed sequences have too
 PACKED = {
     **{name: CALL[name] for name in (
         "q", "k", "v", "layout", "block_bias", "alibi_slopes", "sinks", "q_offset", "is_causal", "softmax_scale", "softcap",
-        "dropout_p",
+        "dropout_p", "deterministic",
     )},
     "cu_seqlens_q": set(),
     "cu_seqlens_k": set(),
@@ -178,6 +179,7 @@ MODULE = {
     "dropout": {"zero"},
     "softmax_scale": SCALES,
     "backend": {"none"},
+    "deterministic": CALL["deterministic"],
 }
 INDICES = torch.zeros(2, 1, dtype=torch.int64)
 INDEX_LENGTHS = {"q_len": 128, "kv_len": 128, "block_size": 64}

@@ -24,6 +24,7 @@ from dilated_attention_pytorch.integrations.diffusers import (
     restore_attention,
     set_block_sparse_attention,
 )
+from tests.core.backward_spy import backwards
 from tests.core.slow_tiles import seen_by_windows, tokens_in_tiles
 from tests.integrations.diffusers.models import MODELS, TILE, Case, wan
 
@@ -134,6 +135,20 @@ def with_gradients(case: Case) -> tuple[Tensor, list[Tensor]]:
     out = case()
     out.square().mean().backward()
     return out.detach(), [x.grad.clone() for x in case.model.parameters() if x.grad is not None]
+
+
+def test_deterministic_reaches_the_backward_and_stays_in_copies() -> None:
+    grads = []
+    for value in (None, False):
+        torch.manual_seed(0)
+        case = wan()
+        set_block_sparse_attention(case.model, tile=TILE, window=(1, 2, 1), deterministic=value)
+        case = case._replace(model=pickle.loads(pickle.dumps(case.model)))
+        with backwards() as seen:
+            grads.append(with_gradients(case)[1])
+        assert set(seen) == {value is None}
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
+    assert "deterministic=False" in repr(case.model.blocks[0].attn1.processor)
 
 
 def test_selection_differs_between_batch_elements_and_layers() -> None:
@@ -335,6 +350,11 @@ ERRORS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: TileAttention(window=(1, 1, 1), text_first="yes"),  # type: ignore[arg-type]
         TypeError,
         "text_first must be True, False or None, got 'yes'",
+    ),
+    "deterministic": (
+        lambda: set_block_sparse_attention(small_wan(), window=(1, 1, 1), deterministic=2),  # type: ignore[arg-type]
+        TypeError,
+        "deterministic must be True, False or None, got 2; None is True",
     ),
     "layers": (
         lambda: set_block_sparse_attention(small_wan(), window=(1, 1, 1), layers=["blocks.7.attn1"]),

@@ -35,6 +35,7 @@ def block_sparse_sdpa(
     layout: BlockLayout | None = None,
     sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None = None,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` over the active blocks of a layout.
 
@@ -56,6 +57,7 @@ def block_sparse_sdpa(
         sparse_config: instead of a layout, the pattern of all heads, or a sequence with one per head or kv head. Its layout is
             built at first use and kept, as by `BlockSparseAttention`.
         backend: see `block_sparse_attention`.
+        deterministic: see `block_sparse_attention`.
 
     Returns:
         (batch, ..., num_heads, q_len, v_head_dim).
@@ -91,6 +93,7 @@ def block_sparse_sdpa(
     options: dict[str, Any] = {
         "is_causal": is_causal, "softmax_scale": scale, "dropout_p": dropout_p, "kv_lengths": kv_lengths,
         "attn_bias": masks.attn_bias, "key_padding_mask": masks.key_padding_mask,
+        "deterministic": deterministic,
     }  # fmt: skip
     if layout is None:
         pattern = pattern_of(sparse_config)

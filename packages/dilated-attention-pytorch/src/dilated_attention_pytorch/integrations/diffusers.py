@@ -220,6 +220,7 @@ def set_block_sparse_attention(
     text_first: bool | None = None,
     layers: Iterable[str] | None = None,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> list[str]:
     """Make the self-attentions of a video transformer of diffusers block-sparse; cross attention stays dense.
 
@@ -256,7 +257,7 @@ def set_block_sparse_attention(
         text_first = known.text_first
     attention = TileAttention(
         grid, tile=tile, window=window, sparsity_ratio=sparsity_ratio, top_p=top_p, block_size=block_size,
-        text_first=text_first, backend=backend,
+        text_first=text_first, backend=backend, deterministic=deterministic,
     )  # fmt: skip
     if grid is None and known is None:
         raise ValueError(

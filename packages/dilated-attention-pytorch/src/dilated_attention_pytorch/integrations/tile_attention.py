@@ -17,7 +17,7 @@ from ..layout.layout import BlockLayout
 from ..layout.selection import block_scores, select_blocks
 from ..layout.tile_order import TileOrder, checked_triple, checked_windows
 from ..sdpa import Masks, masks_of_four_axes
-from ..validation.numbers import check_backend
+from ..validation.numbers import check_backend, checked_deterministic
 
 MAX_READY = 8  # orders that are kept, each with its layout
 
@@ -54,6 +54,7 @@ class TileAttention:
         text_first: whether text tokens come before those of the video. None: `set_block_sparse_attention` knows it of the
             models that it names; elsewhere text tokens raise an error.
         backend: see `block_sparse_attention`.
+        deterministic: see `block_sparse_attention`.
 
     Raises:
         ValueError: an argument is out of its range, or neither or both ways to choose are given.
@@ -76,6 +77,7 @@ class TileAttention:
         block_size: int | None = None,
         text_first: bool | None = None,
         backend: str | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         self.grid = None if grid is None else checked_triple("grid", grid, "tokens")
         self.tile = checked_triple("tile", tile, "tokens")
@@ -98,10 +100,14 @@ class TileAttention:
             raise TypeError(f"text_first must be True, False or None, got {values.shown(text_first)}")
         check_backend(backend)
         self.backend = backend
+        self.deterministic = None if deterministic is None else checked_deterministic(deterministic)
         self._kept = Kept()
 
     def __repr__(self) -> str:
-        names = ("grid", "tile", "windows", "sparsity_ratio", "top_p", "block_size", "text_first", "backend")
+        names = (
+            "grid", "tile", "windows", "sparsity_ratio", "top_p", "block_size", "text_first", "backend",
+            "deterministic",
+        )  # fmt: skip
         given = ((name, getattr(self, name)) for name in names)
         return f"TileAttention({', '.join(f'{name}={value}' for name, value in given if value is not None)})"
 
@@ -156,7 +162,7 @@ class TileAttention:
             layout = self._chosen(q_video, keys, order, ready.block_size, softmax_scale)
         out = block_sparse_attention(
             q_video, keys, values_, layout, dropout_p=dropout_p, softmax_scale=softmax_scale, backend=self.backend,
-            attn_bias=masks.attn_bias, key_padding_mask=masks.key_padding_mask,
+            attn_bias=masks.attn_bias, key_padding_mask=masks.key_padding_mask, deterministic=self.deterministic,
         )  # fmt: skip
         if as_heads:  # (tokens, batch, num_heads, v_head_dim)
             video = order.to_raster(out[0].unflatten(1, (q.shape[0], -1)), 0).transpose(0, 1)

@@ -110,6 +110,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         dtype: of the weights. Scores are float32, or float64 of float64 inputs.
         sparsity_ratio: the fraction of blocks kept, instead of that of the configs.
         block_size: replaces the field of that name in `sparse_config`.
+        deterministic: see `block_sparse_attention`. False changes nothing where the chosen blocks get a bias, as in training.
 
     Attributes:
         scorer (BlockScorer | LazyBlockScorer): the network.
@@ -147,6 +148,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         dtype: torch.dtype | None = None,
         sparsity_ratio: float | None = None,
         block_size: int | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         super().__init__()
         config = one_config(with_shorthands(sparse_config, None, block_size))
@@ -160,6 +162,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         self.dropout = checked_dropout(dropout, "dropout")
         self.softmax_scale = checked_scale(softmax_scale)
         self.backend = backend
+        self.deterministic = deterministic
         its = self.adaptive_config
         sizes = checked_sizes(num_heads, head_dim, embed_dim)
         network: dict[str, Any] = {
@@ -293,7 +296,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         segment_lengths, dilation_rates = self._dilation
         out: Tensor = block_sparse_attention(
             q, k, v, layout, softmax_scale=self.softmax_scale, segment_lengths=segment_lengths,
-            dilation_rates=dilation_rates, dropout_p=self.dropout if self.training else 0.0, backend=self.backend, **options,
+            dilation_rates=dilation_rates, dropout_p=self.dropout if self.training else 0.0, backend=self.backend,
+            deterministic=self.deterministic, **options,
         )  # fmt: skip
         return out
 
@@ -403,7 +407,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
 
     def extra_repr(self) -> str:
         parts = [f"sparse_config={self.sparse_config}", f"adaptive_config={self.adaptive_config}"]
-        for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend"):
+        for name in ("segment_lengths", "dilation_rates", "softmax_scale", "backend", "deterministic"):
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={list(value) if isinstance(value, tuple) else value!r}")

@@ -26,6 +26,7 @@ def convert_to_block_sparse(
     segment_lengths: Sequence[int] | None = None,
     dilation_rates: Sequence[int] | None = None,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Model:
     """Make every `torch.nn.MultiheadAttention` of a model a `BlockSparseMultiheadAttention`, in place.
 
@@ -45,6 +46,7 @@ def convert_to_block_sparse(
         segment_lengths: token dilation by distance, with `dilation_rates`.
         dilation_rates: the rate of each of `segment_lengths`.
         backend: see `block_sparse_attention`.
+        deterministic: see `block_sparse_attention`.
 
     Returns:
         The model itself.
@@ -85,11 +87,12 @@ def convert_to_block_sparse(
         BlockSparseMultiheadAttention(
             each.embed_dim, each.num_heads, each.dropout, device="meta", sparse_config=configs,
             segment_lengths=segment_lengths, dilation_rates=dilation_rates, backend=backend,
+            deterministic=deterministic,
         )  # fmt: skip
     for each in meant:
         each.__class__ = BlockSparseMultiheadAttention
         converted = cast(BlockSparseMultiheadAttention, each)
-        converted._set_up(configs, segment_lengths, dilation_rates, backend)
+        converted._set_up(configs, segment_lengths, dilation_rates, backend, deterministic)
     for outer in model.modules():
         if isinstance(outer, nn.TransformerEncoder) and not set(meant).isdisjoint(outer.modules()):
             outer.use_nested_tensor = False

@@ -48,6 +48,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         segment_lengths: token dilation by distance, see `block_sparse_attention`, with `dilation_rates`. Default: none.
         dilation_rates: the rate of each of `segment_lengths`.
         backend: see `block_sparse_attention`.
+        deterministic: see `block_sparse_attention`.
 
     What differs from `torch.nn.MultiheadAttention`, see also `forward`:
 
@@ -92,6 +93,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         segment_lengths: Sequence[int] | None = None,
         dilation_rates: Sequence[int] | None = None,
         backend: str | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         if values.items(dropout) is not None:
             raise TypeError(
@@ -113,7 +115,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
             dtype,
         )
         configs = with_shorthands(sparse_config, sparsity_ratio, block_size)
-        self._set_up(configs, segment_lengths, dilation_rates, backend)
+        self._set_up(configs, segment_lengths, dilation_rates, backend, deterministic)
 
     def _set_up(
         self,
@@ -121,10 +123,12 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         segment_lengths: Sequence[int] | None,
         dilation_rates: Sequence[int] | None,
         backend: str | None,
+        deterministic: bool | None,
     ) -> None:
         """Set up what nn.MultiheadAttention has not."""
         self._set_pattern(sparse_config, segment_lengths, dilation_rates)
         self.backend = backend
+        self.deterministic = deterministic
         check_layout_heads(self._pattern.num_heads, self.num_heads)
         if does_nothing not in self._forward_pre_hooks.values():
             self.register_forward_pre_hook(does_nothing)
@@ -133,7 +137,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         parts = [
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, sparse_config={self.sparse_config}"
         ]
-        for name in ("segment_lengths", "dilation_rates", "backend"):
+        for name in ("segment_lengths", "dilation_rates", "backend", "deterministic"):
             value = getattr(self, name)
             if value is not None:
                 parts.append(f"{name}={list(value) if isinstance(value, tuple) else value!r}")
@@ -242,7 +246,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         out, lse = block_sparse_attention_varlen(
             q[0], k[0], v[0], layout, of_query.offsets, of_key.offsets, max_q, max_k, is_causal=is_causal,
             segment_lengths=self._dilation[0], dilation_rates=self._dilation[1], dropout_p=dropout_p,
-            backend=self.backend, return_lse=True,
+            backend=self.backend, deterministic=self.deterministic, return_lse=True,
         )  # fmt: skip
         attended = self._with_extra_keys(Attended(out[None], lse[None], None), q, dropout_p)
         return nested_like(query, self.out_proj(attended.out[0].flatten(1))), None
@@ -294,6 +298,7 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
             q, k, v, self._pattern, is_causal=is_causal, need_weights=need_weights, backend=backend,
             key_padding_mask=masks.padding, attn_bias=masks.bias, kv_lengths=kv_lengths,
             segment_lengths=self._dilation[0], dilation_rates=self._dilation[1], dropout_p=dropout_p,
+            deterministic=self.deterministic,
         )  # fmt: skip
         if attended.weights is not None and attended.weights.shape[-1] != kv_len:
             weights = first_or_more(attended.weights, -1, kv_len)

@@ -16,10 +16,12 @@ from ..validation.numbers import check_backend, checked_deterministic, checked_d
 
 
 class PatternSettings:
-    """The attributes `sparse_config`, `segment_lengths`, `dilation_rates` and `backend`, and the layouts of the pattern.
+    """The attributes `sparse_config`, `segment_lengths`, `dilation_rates`, `backend` and `deterministic`, and the layouts.
 
     What is assigned is checked, and applies from the next call on.
     """
+
+    _deterministic: bool | None = None  # of a module saved by 0.3.0
 
     def _set_pattern(
         self,
@@ -27,7 +29,7 @@ class PatternSettings:
         segment_lengths: Sequence[int] | None,
         dilation_rates: Sequence[int] | None,
     ) -> None:
-        """Check and set all but `backend`; in the constructor."""
+        """Check and set what is of the pattern; in the constructor."""
         self._segment_lengths: tuple[int, ...] | None = None
         self._dilation_rates: tuple[int, ...] | None = None
         self.sparse_config = sparse_config
@@ -94,6 +96,15 @@ class PatternSettings:
         self._backend = value
 
     @property
+    def deterministic(self) -> bool | None:
+        """See `block_sparse_attention`."""
+        return self._deterministic
+
+    @deterministic.setter
+    def deterministic(self, value: bool | None) -> None:
+        self._deterministic = None if value is None else checked_deterministic(value)
+
+    @property
     def block_size(self) -> int:
         return self._pattern.block_size
 
@@ -127,9 +138,7 @@ class PatternSettings:
 
 
 class AttentionSettings(PatternSettings):
-    """Also `dropout`, `softmax_scale` and `deterministic`: of modules that do nothing but attend."""
-
-    _deterministic: bool | None = None  # of a module saved by 0.3.0
+    """Also `dropout` and `softmax_scale`: of modules that do nothing but attend."""
 
     @property
     def dropout(self) -> float:
@@ -148,15 +157,6 @@ class AttentionSettings(PatternSettings):
     @softmax_scale.setter
     def softmax_scale(self, value: float | None) -> None:
         self._softmax_scale = checked_scale(value)
-
-    @property
-    def deterministic(self) -> bool | None:
-        """See `block_sparse_attention`."""
-        return self._deterministic
-
-    @deterministic.setter
-    def deterministic(self, value: bool | None) -> None:
-        self._deterministic = None if value is None else checked_deterministic(value)
 
 
 def check_dilation(
