@@ -129,6 +129,7 @@ def test_registered_again_a_name_means_something_else() -> None:
         ({"layers": 3}, ValueError, "got 3"),
         ({"cross_attention": "no"}, TypeError, "cross_attention must be True or False, got 'no'"),
         ({"look_for_padding": None}, TypeError, "look_for_padding must be True or False"),
+        ({"deterministic": "no"}, TypeError, "deterministic must be True, False or None, got 'no'"),
         ({"sparsity_ratio": 2.0}, ValueError, "sparsity_ratio"),
         ({"sparse_config": 3}, ValueError, "sparse_config"),
     ],

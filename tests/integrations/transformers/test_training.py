@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dilated_attention_pytorch import SparsePatternConfig
+from dilated_attention_pytorch.integrations.transformers import register_block_sparse_attention
+from tests.core.backward_spy import backwards
 from tests.integrations.transformers.models import (
+    BLOCK,
     DENSE,
     TOLERANCE,
     logits,
@@ -40,6 +44,19 @@ def test_gradients_at_ratio_1(name: str, side: str | None) -> None:
     attentions = (DENSE.get(name, "sdpa"), "all_blocks")
     expected, found = (gradients(model_of(name, attention), mask) for attention in attentions)
     torch.testing.assert_close(found, expected, **tolerance(name))
+
+
+@pytest.mark.parametrize("side", [None, "left"], ids=["no padding", "left"])
+def test_deterministic_reaches_the_backward_and_no_step_of_decoding(side: str | None) -> None:
+    mask, grads = None if side is None else padding(side), []
+    for value, name in ((None, "given_none"), (False, "given_false")):
+        config = SparsePatternConfig(block_size=BLOCK, sparsity_ratio=0.2)
+        register_block_sparse_attention(name, config, deterministic=value)
+        with backwards() as seen:
+            grads.append(gradients(model_of("llama", name), mask))
+        assert set(seen) == {value is None}
+        model_of("llama", name).generate(tokens(), attention_mask=mask, max_new_tokens=2)
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 def test_attention_dropout_is_for_training() -> None:

@@ -28,6 +28,7 @@ class Settings:
     pattern: Pattern
     layers: frozenset[int] | Callable[[nn.Module], bool] | None
     cross_attention: bool
+    deterministic: bool | None
 
 
 def make_attention(settings: Settings) -> Callable[..., tuple[Tensor, None]]:
@@ -68,7 +69,7 @@ def make_attention(settings: Settings) -> Callable[..., tuple[Tensor, None]]:
             pattern = window_pattern(full.block_size, sliding_window, call.causal)
         else:
             pattern = settings.pattern if is_sparse else full
-        out = attend_blocks(settings.name, call, pattern)
+        out = attend_blocks(settings, call, pattern)
         if step is not None and call.ranges is not None:
             step.keep(call, longest_layout(pattern, call.kv_len, query.device))
         return out, None
@@ -104,31 +105,28 @@ def check_numbers(name: str, layers: frozenset[int], config: object) -> None:
         )
 
 
-def attend_blocks(name: str, call: LayerCall, pattern: Pattern) -> Tensor:
+def attend_blocks(settings: Settings, call: LayerCall, pattern: Pattern) -> Tensor:
     """out (batch, q_len, num_heads, v_head_dim), over the blocks of a pattern."""
     q, k, v = (x.transpose(1, 2) for x in (call.query, call.key, call.value))
     scores: dict[str, Any] = {"softmax_scale": call.scaling, "softcap": call.softcap, "sinks": call.sinks}
+    options = {**scores, "dropout_p": call.dropout, "deterministic": settings.deterministic}
     if call.packed is not None:
-        return attend_packed(
-            q, k, v, call.packed, pattern, is_causal=call.causal, dropout_p=call.dropout, **scores
-        )
+        return attend_packed(q, k, v, call.packed, pattern, is_causal=call.causal, **options)
     if call.mask is not None:
-        check_mask(name, call)
-        scores["attn_bias"] = added(call.mask, q.dtype)
-    scores["dropout_p"] = call.dropout
+        check_mask(settings.name, call)
+        options["attn_bias"] = added(call.mask, q.dtype)
     if call.ranges is None:
-        return attend_pattern(q, k, v, pattern, is_causal=call.causal, **scores)
+        return attend_pattern(q, k, v, pattern, is_causal=call.causal, **options)
     start, end = call.ranges.start, call.ranges.end
     if not call.causal:
-        return attend_pattern(q, k, v, pattern, is_causal=False, kv_starts=start, kv_lengths=end, **scores)
+        return attend_pattern(q, k, v, pattern, is_causal=False, kv_starts=start, kv_lengths=end, **options)
     layout = longest_layout(pattern, call.kv_len, q.device)
     if call.can_decode:
-        del scores["dropout_p"]
         out: Tensor = block_sparse_decode(q, k, v, layout, end, kv_starts=start, **scores)
     else:
         place = end - start - call.q_len
         out = block_sparse_attention(
-            q, k, v, layout, is_causal=True, q_offset=place, kv_lengths=end, kv_starts=start, **scores
+            q, k, v, layout, is_causal=True, q_offset=place, kv_lengths=end, kv_starts=start, **options
         )
     return out
 

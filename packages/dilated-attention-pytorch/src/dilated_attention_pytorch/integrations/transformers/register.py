@@ -10,6 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from ... import values
 from ...config import SparsePatternConfig, with_shorthands
 from ...layout.cache import Pattern
+from ...validation.numbers import checked_deterministic
 from ...values import shown
 from .attention import Settings, make_attention
 from .masks import make_mask_function
@@ -26,6 +27,7 @@ def register_block_sparse_attention(
     layers: Iterable[int] | Callable[[nn.Module], bool] | None = None,
     cross_attention: bool = False,
     look_for_padding: bool = True,
+    deterministic: bool | None = None,
 ) -> None:
     """Make ``attn_implementation=name`` of a transformers model attend to the blocks of a pattern.
 
@@ -50,6 +52,7 @@ def register_block_sparse_attention(
         look_for_padding: whether a forward of more than 16 tokens with an `attention_mask` reads it once, as transformers
             does for sdpa: all ones then cost nothing. The host waits for the GPU. False: it never does, and every such
             forward runs with positions of its own for each sequence, which takes somewhat longer than a plain call.
+        deterministic: of sparse layers, see `block_sparse_attention`.
 
     Raises:
         ValueError: an argument is out of its range; the message names it.
@@ -71,7 +74,9 @@ def register_block_sparse_attention(
         if values.flag(value) is None:
             raise TypeError(f"{option} must be True or False, got {shown(value)}")
     pattern = Pattern.of(with_shorthands(sparse_config, sparsity_ratio, block_size))
-    settings = Settings(name, pattern, checked_layers(layers), bool(cross_attention))
+    if deterministic is not None:
+        deterministic = checked_deterministic(deterministic)
+    settings = Settings(name, pattern, checked_layers(layers), bool(cross_attention), deterministic)
     AttentionInterface.register(name, make_attention(settings))
     AttentionMaskInterface.register(name, make_mask_function(name, bool(look_for_padding)))
     REGISTERED.add(name)
