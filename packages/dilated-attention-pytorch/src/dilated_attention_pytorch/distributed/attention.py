@@ -20,7 +20,7 @@ from ..eager import key_of, of_shape
 from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
 from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call, check_packed_call
-from ..validation.numbers import check_flag
+from ..validation.numbers import check_flag, checked_deterministic
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
 from .agreement import agreed_by, breaks_if_left, check_agreement
@@ -56,6 +56,7 @@ def distributed_block_sparse_attention(
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> Tensor: ...
 
 
@@ -78,6 +79,7 @@ def distributed_block_sparse_attention(
     dropout_p: float = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -100,11 +102,12 @@ def distributed_block_sparse_attention(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention` of a sequence whose tokens are distributed over ranks; every rank calls it with its own.
 
     Each rank fetches the blocks of k and v that its rows need, and no others: the layout says which. The gradients of these
-    blocks go back to their owners, which add them in float32 by ascending rank, so that results are the same from run to run.
+    blocks go back to their owners, which add them in float32 by ascending rank, so that results are the same from run to run, but with ``deterministic=False``.
     The gradients of `sinks` and `block_bias` are those of the rank's own rows, to be summed over the ranks like those of any
     other parameter.
 
@@ -126,6 +129,7 @@ def distributed_block_sparse_attention(
         dropout_p: probability with which an attention weight is dropped; which ones differs from a single process.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, local_len).
         backend: as in `block_sparse_attention`, but for ``"reference"``.
+        deterministic: as in `block_sparse_attention`, alike on every rank.
 
     Returns:
         out (batch, local_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
@@ -143,6 +147,7 @@ def distributed_block_sparse_attention(
     options = {
         "is_causal": is_causal, "softmax_scale": softmax_scale, "softcap": softcap, "segment_lengths": segment_lengths,
         "dilation_rates": dilation_rates, "dropout_p": dropout_p, "backend": backend,
+        "deterministic": checked_deterministic(deterministic),
     }  # fmt: skip
     layout = cut_to_length(layout, sharding, block_bias)
     if sharding.world_size == 1:
@@ -333,6 +338,7 @@ def attend(
         key = key_of(
             q, k, v, options["is_causal"], options["softmax_scale"], None, options["segment_lengths"],
             options["dilation_rates"], options["backend"], needs_grad=False,
+            deterministic=options["deterministic"],
         )  # fmt: skip
         key = None if key is None else (LABEL, key)  # a call of another kind would not find it, nor serve it
         served: Served | None = layout.calls.get(key)

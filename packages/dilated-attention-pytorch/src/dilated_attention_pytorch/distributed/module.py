@@ -45,6 +45,7 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
         dtype: likewise without effect.
         sparsity_ratio: replaces the field of that name in `sparse_config`.
         block_size: replaces the field of that name in `sparse_config`.
+        deterministic: see `block_sparse_attention`; alike on every rank.
 
     The arguments but `distributed_config` are attributes that can be assigned; a value is checked as here and applies from the
     next call on.
@@ -68,6 +69,7 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
         *,
         sparsity_ratio: float | None = None,
         block_size: int | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         del device, dtype
         super().__init__()
@@ -79,6 +81,7 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
         self.dropout = dropout
         self.softmax_scale = softmax_scale
         self.backend = backend
+        self.deterministic = deterministic
         self._shardings = BoundedCache(64)
 
     @property
@@ -171,4 +174,5 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
             q, k, v, layout, sharding, self.distributed_config, is_causal=is_causal, softmax_scale=self._softmax_scale,
             segment_lengths=segment_lengths, dilation_rates=dilation_rates,
             dropout_p=self._dropout if self.training else 0.0, backend=self._backend,
+            deterministic=self._deterministic,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._torch_internals import labelled, not_traced
 from ..functional import block_sparse_attention
 from ..validation.call import as_autocast_has_them, check_numbers_of_call
-from ..validation.numbers import check_flag
+from ..validation.numbers import check_flag, checked_deterministic
 from ..validation.tensors import check_qkv, check_tensors
 from ..values import shown
 from .attention import LABEL, DistributedAttention, Run, others_of
@@ -38,6 +38,7 @@ def distributed_attention_from_indices(
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> Tensor: ...
 
 
@@ -59,6 +60,7 @@ def distributed_attention_from_indices(
     dropout_p: float = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -80,6 +82,7 @@ def distributed_attention_from_indices(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`distributed_block_sparse_attention` to blocks that each rank has chosen for its own rows, from the content.
 
@@ -105,6 +108,7 @@ def distributed_attention_from_indices(
         dropout_p: probability with which an attention weight is dropped.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, local_len).
         backend: as in `block_sparse_attention`, but for ``"reference"``.
+        deterministic: as in `block_sparse_attention`, alike on every rank.
 
     Returns:
         out (batch, local_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse).
@@ -116,7 +120,7 @@ def distributed_attention_from_indices(
     plan = plan_of_indices(q, k, indices, sharding, config, counts=counts, is_causal=is_causal)
     return attend(
         q, k, v, plan, softmax_scale=softmax_scale, softcap=softcap, sinks=sinks, block_bias=block_bias,
-        dropout_p=dropout_p, return_lse=return_lse, backend=backend,
+        dropout_p=dropout_p, return_lse=return_lse, backend=backend, deterministic=deterministic,
     )  # fmt: skip
 
 
@@ -134,6 +138,7 @@ def distributed_attention_from_plan(
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> Tensor: ...
 
 
@@ -151,6 +156,7 @@ def distributed_attention_from_plan(
     dropout_p: float = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -168,6 +174,7 @@ def distributed_attention_from_plan(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`distributed_attention_from_indices` with a plan that `plan_of_indices` has made, for one layer or several.
 
@@ -181,7 +188,7 @@ def distributed_attention_from_plan(
     """
     return attend(
         q, k, v, plan, softmax_scale=softmax_scale, softcap=softcap, sinks=sinks, block_bias=block_bias,
-        dropout_p=dropout_p, return_lse=return_lse, backend=backend,
+        dropout_p=dropout_p, return_lse=return_lse, backend=backend, deterministic=deterministic,
     )  # fmt: skip
 
 
@@ -198,6 +205,7 @@ def attend(
     dropout_p: float,
     return_lse: bool,
     backend: str | None,
+    deterministic: bool | None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`distributed_attention_from_plan`, for any `return_lse`."""
     if not isinstance(plan, SelectionPlan):
@@ -218,6 +226,7 @@ def attend(
     options: dict[str, Any] = {
         "is_causal": plan.is_causal, "softmax_scale": softmax_scale, "softcap": softcap, "segment_lengths": None,
         "dilation_rates": None, "dropout_p": dropout_p, "backend": backend,
+        "deterministic": checked_deterministic(deterministic),
     }  # fmt: skip
     if plan.layout is not None:
         made = block_sparse_attention(

@@ -24,7 +24,7 @@ from ..functional import run_call
 from ..layout.layout import BlockLayout
 from ..validation.call import as_autocast_has_them, check_numbers_of_call, check_packed_call
 from ..validation.layouts import check_layout
-from ..validation.numbers import check_flag, check_is_causal
+from ..validation.numbers import check_flag, check_is_causal, checked_deterministic
 from ..validation.tensors import PACKED_SHAPE, SHAPE, check_qkv, check_tensors
 from .agreement import agreed_by, breaks_if_left, check_agreement
 from .attention import (
@@ -68,6 +68,7 @@ def distributed_block_sparse_attention_varlen(
     dropout_p: float = ...,
     return_lse: Literal[False] = ...,
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> Tensor: ...
 
 
@@ -89,6 +90,7 @@ def distributed_block_sparse_attention_varlen(
     dropout_p: float = ...,
     return_lse: Literal[True],
     backend: str | None = ...,
+    deterministic: bool | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -110,6 +112,7 @@ def distributed_block_sparse_attention_varlen(
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: str | None = None,
+    deterministic: bool | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention_varlen` of packed sequences that are distributed over ranks; every rank calls it with its tokens.
 
@@ -135,6 +138,7 @@ def distributed_block_sparse_attention_varlen(
         dropout_p: probability with which an attention weight is dropped; which ones differs from a single process.
         return_lse: also return the log of the softmax denominators.
         backend: as in `block_sparse_attention`, but for ``"reference"``.
+        deterministic: as in `block_sparse_attention`, alike on every rank.
 
     Returns:
         out (local_len, num_heads, v_head_dim) in q's dtype; with `return_lse` (out, lse), lse (num_heads, local_len).
@@ -152,6 +156,7 @@ def distributed_block_sparse_attention_varlen(
     options = {
         "is_causal": is_causal, "softmax_scale": softmax_scale, "softcap": softcap, "segment_lengths": segment_lengths,
         "dilation_rates": dilation_rates, "dropout_p": dropout_p, "backend": backend,
+        "deterministic": checked_deterministic(deterministic),
     }  # fmt: skip
     dilation = TokenDilation.from_user(segment_lengths, dilation_rates, layout.block_size)
     shape = Shape(
