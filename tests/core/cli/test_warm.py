@@ -29,6 +29,7 @@ from dilated_attention_pytorch.launching.installed import installed_versions, re
 from tests.core.environment import without_interpreter
 
 CASE = Case(16, 16, 16, "float16", True)
+SMALLEST = ["--arch", "80", "--head-dim", "16", "--block-size", "16", "--dtype", "float16"]
 
 
 def warmed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -41,24 +42,15 @@ def warmed(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.skipif(
+says_what_it_compiles = pytest.mark.skipif(
     (release(next(iter(installed_versions("triton")), "0.0")) or (0, 0)) < (3, 6),
     reason="needs triton 3.6 or newer",
 )
+
+
+@says_what_it_compiles
 def test_second_run_finds_everything_on_the_disk(tmp_path: Path) -> None:
-    arguments = [
-        "--arch",
-        "80",
-        "--head-dim",
-        "16",
-        "--block-size",
-        "16",
-        "--dtype",
-        "float16",
-        "--mask",
-        "none",
-        "--forward-only",
-    ]
+    arguments = [*SMALLEST, "--mask", "none", "--forward-only"]
     first, second = (warmed(tmp_path, *arguments) for _ in range(2))
     assert [made["from_disk"] for made in first] == [False]
     assert [made["from_disk"] for made in second] == [True]
@@ -185,6 +177,34 @@ def test_head_dim_of_v_is_that_of_q_or_is_given() -> None:
     for names in ((), ("packed",)):
         for call in small_calls(case, Wanted((9, 0), "auto", names, True)):
             assert (call.problem().head_dim, call.problem().v_head_dim) == (16, 32)
+
+
+def test_calls_that_are_not_deterministic_are_plain_ones_beside_the_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wanted = Wanted((9, 0), "auto", ("softcap",), True)
+    known = list(small_calls(CASE, wanted))
+    calls = list(small_calls(CASE, wanted._replace(deterministic=False)))
+    more = [call for call in calls if not call.problem().deterministic]
+    assert [call.features for call in more] == [()] * 6
+    assert len(calls) == len(known) + len(more)
+    assert not any("deterministic" in call.options for call in known)
+    assert build_parser().parse_args(["warm"]).deterministic is True
+    assert main(["warm", "--arch", "90", "--no-deterministic", "--forward-only"]) == 2
+    assert (
+        "--no-deterministic is for the backward, which --forward-only leaves out" in capsys.readouterr().err
+    )
+
+
+def test_calls_that_are_not_deterministic_have_the_single_pass_compiled() -> None:
+    pytest.importorskip("triton.experimental.gluon")
+    from dilated_attention_pytorch.backends.hopper import HOPPER
+    from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
+
+    case = Case(128, 128, 128, "bfloat16", False)
+    for call in small_calls(case, Wanted((9, 0), "auto", (), True, deterministic=False)):
+        problem = call.problem().prepared_by(HOPPER, call.layout)
+        assert (SINGLE_PASS.why_not(problem) is None) is not problem.deterministic
 
 
 def test_large_calls_run_where_their_backward_differs() -> None:

@@ -63,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forward-only", action="store_true", help="for inference: no kernels of the backward"
     )
     parser.add_argument(
+        "--no-deterministic",
+        dest="deterministic",
+        action="store_false",
+        help="also the backward of plain calls with deterministic=False",
+    )
+    parser.add_argument(
         "--backend",
         choices=("auto", *COMPILED_NAMES),
         default="auto",
@@ -121,11 +127,15 @@ def architecture(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Compile, and print what was compiled and what was there; the exit status is 1 if something did not compile."""
+    if args.forward_only and not args.deterministic:
+        raise CommandError(
+            "--no-deterministic is for the backward, which --forward-only leaves out; give one"
+        )
     check_installation(args.arch)
     from ..backends.compile_only import cache_folder  # imports triton
 
     cases = cases_of(args)
-    wanted = Wanted(args.arch, args.backend, args.features, not args.forward_only)
+    wanted = Wanted(args.arch, args.backend, args.features, not args.forward_only, args.deterministic)
     found: list[Compilation] = []
     failures: list[str] = []
     began = time.perf_counter()

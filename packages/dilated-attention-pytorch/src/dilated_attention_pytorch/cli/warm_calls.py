@@ -43,12 +43,16 @@ class Case(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """For which GPU (None: the one that is here), backend and features, and whether with the backward."""
+    """For which GPU (None: the one that is here), backend and features, and with which backward.
+
+    Calls that are not `deterministic` are plain ones: others have no backward of their own.
+    """
 
     capability: tuple[int, int] | None
     backend: str
     features: tuple[str, ...]
     has_backward: bool
+    deterministic: bool = True
 
     @property
     def device(self) -> str:
@@ -129,11 +133,15 @@ def compile_kernels(call: SmallCall, wanted: Wanted) -> None:
 
 
 def small_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
-    """Calls of all sizes, plain, and the small ones with all features together as well."""
+    """Calls of all sizes, plain, and the small ones with all features together and with ``deterministic=False`` as well."""
     for q_len, kv_len, num_heads in small_sizes(case):
         yield small_call(case, q_len, kv_len, num_heads, wanted.device, ())
         if wanted.features:
             yield small_call(case, q_len, kv_len, num_heads, wanted.device, wanted.features)
+        if not wanted.deterministic:
+            call = small_call(case, q_len, kv_len, num_heads, wanted.device, ())
+            call.options["deterministic"] = False
+            yield call
     for length in large_lengths(case, wanted):
         yield small_call(case, length, length, LARGE_HEADS, wanted.device, ())
 
