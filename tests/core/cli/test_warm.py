@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,16 @@ def test_second_run_finds_everything_on_the_disk(tmp_path: Path) -> None:
             False,
         )
     assert list(tmp_path.rglob("*.cubin"))
+
+
+@says_what_it_compiles
+def test_two_runs_at_a_time_compile_every_kernel_once(tmp_path: Path) -> None:
+    arguments = [*SMALLEST, "--mask", "both", "--forward-only", "--jobs", "1"]
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda _: warmed(tmp_path, *arguments), range(2)))
+    for is_causal in (True, False):
+        made = [each["from_disk"] for run in runs for each in run if each["is_causal"] is is_causal]
+        assert sorted(made) == [False, True]
 
 
 BAD_ARGUMENTS = {

@@ -6,12 +6,19 @@ Triton keeps what it compiles on disk, under a key of source, types and architec
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class Compilation(NamedTuple):
@@ -77,6 +84,31 @@ def recorded() -> Iterator[list[Compilation]]:
 
     with replaced(triton.knobs.compilation, listener=note):
         yield found
+
+
+@contextlib.contextmanager
+def in_turns() -> Iterator[None]:
+    """Of several processes with the same cache one compiles a kernel; others that want it wait, and find it on the disk.
+
+    A kernel has a byte of a file, which is locked from one hook of Triton to the other; not where there are no such locks.
+    """
+    os.makedirs(cache_folder(), exist_ok=True)
+    with open(os.path.join(cache_folder(), "warm.lock"), "a") as file:
+
+        def lock(how: str, first: int, n_bytes: int) -> None:
+            with contextlib.suppress(AttributeError, OSError):
+                fcntl.lockf(file, getattr(fcntl, how), n_bytes, first)
+
+        def begin(*, key: Any, fn: Any, **_: Any) -> None:
+            end()  # of a kernel that did not compile
+            digest = hashlib.sha256(f"{fn.module}.{fn.name} {key}".encode()).digest()
+            lock("LOCK_EX", int.from_bytes(digest[:3], "big"), 1)
+
+        def end(**_: Any) -> None:
+            lock("LOCK_UN", 0, 0)  # all of the file
+
+        with replaced(triton.knobs.runtime, jit_cache_hook=begin, jit_post_compile_hook=end):
+            yield
 
 
 def cache_folder() -> str:

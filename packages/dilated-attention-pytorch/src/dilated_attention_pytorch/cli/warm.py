@@ -196,10 +196,10 @@ def compile_case(case: Case, wanted: Wanted) -> Compiled:
     Raises:
         CommandError: no backend serves the case.
     """
-    from ..backends.compile_only import recorded
+    from ..backends.compile_only import in_turns, recorded
 
     failures: list[str] = []
-    with recorded() as found:
+    with recorded() as found, in_turns():
         for call in small_calls(case, wanted):
             try:
                 compile_kernels(call, wanted)
