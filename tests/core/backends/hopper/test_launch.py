@@ -266,6 +266,12 @@ def test_passes_are_given_what_a_call_has(name: str, made: list[Recorder]) -> No
     assert [each.arguments["SEQUENCES"] for each in made] == [in_forward, rows, rows]
 
 
+def test_bias_of_float32_is_not_copied() -> None:
+    bias = torch.ones(1, 4, IDS, requires_grad=True)
+    assert launch.call_tensors(problem(block_bias=bias))["Bias"].data_ptr() == bias.data_ptr()
+    assert launch.call_tensors(problem(block_bias=bias.bfloat16()))["Bias"].dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bias_is_read_with_the_strides_that_it_has_as_float32(
     dtype: torch.dtype, made: list[Recorder]
