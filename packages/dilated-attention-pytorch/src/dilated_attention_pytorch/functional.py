@@ -152,7 +152,8 @@ def block_sparse_attention(
             order. On compute capability 9.0 the backward then takes five products instead of seven where blocks have 128 or 256 tokens,
             q, k and v have the same head_dim, 64 or 128, and only `is_causal`, `softmax_scale` and `return_lse` are given
             beside the layout; they take float32 sums of dq, twice the size of q (1 GiB for 131,072 tokens, 16 heads of
-            128). Elsewhere it changes nothing, nor after ``torch.use_deterministic_algorithms(True)``. By default large bfloat16
+            128). Elsewhere it changes nothing, and `explain_backends` says why, nor after
+            ``torch.use_deterministic_algorithms(True)``, whatever its `warn_only`. By default large bfloat16
             calls of this kind and head_dim 64 take int32 sums of 4 bytes for every number of q, where that is at most a sixteenth of
             the GPU's memory and ``DILATED_ATTENTION_BACKWARD_SUMS`` is not ``off``.
 
