@@ -19,10 +19,10 @@ from .kernels.backward import backward_kernel
 from .kernels.backward_dilated_dkdv import dilated_dkdv_kernel
 from .kernels.backward_dilated_dq import dilated_dq_kernel
 from .kernels.forward import forward_kernel
+from .kernels.lse_delta import CHUNK
 from .launcher import pointers
 from .prepared import work_order_of
 from .wide import (
-    CHUNK,
     chunks,
     column_groups,
     has_positions,
@@ -505,7 +505,7 @@ def wants_dilation(problem: AttentionProblem) -> str | None:
 
 def stats_floats(problem: AttentionProblem) -> int:
     """lse and delta of every query."""
-    return 2 * CHUNK * chunks(problem)
+    return 2 * CHUNK.value * chunks(problem)
 
 
 LARGEST_IN_TWO_PASSES = 128  # head_dim: dk and dv are then 128 registers

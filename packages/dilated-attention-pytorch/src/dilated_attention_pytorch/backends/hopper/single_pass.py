@@ -15,14 +15,14 @@ from ...launching.kept_kernel import KeptKernel
 from ..problem import AttentionProblem
 from . import fixed_point_sums, tuning
 from .gluon_names import COMPILER_OPTIONS
-from .kernels.backward_single_pass import single_pass_kernel
+from .kernels.backward_single_pass import LINE, single_pass_kernel
 from .kernels.fixed_point import key_maxima_kernel
+from .kernels.lse_delta import CHUNK
 from .kernels.single_pass_dq import begin_kernel, finish_kernel
 from .passes import BackwardCall, has_no_edge, in_order, offsets_of
 from .prepared import work_order_of
 from .wide import is_wide
 
-CHUNK, LINE = 64, 32  # queries; numbers that TMA adds as a row
 BEGIN, FINISH = KeptKernel(begin_kernel), KeptKernel(finish_kernel)
 KEY_MAXIMA = KeptKernel(key_maxima_kernel)
 HEAD_DIMS = " or ".join(map(str, tuning.SINGLE_PASS))
@@ -78,12 +78,12 @@ class SinglePass:
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
-        return problem.grid.n_rows * (problem.block_size // CHUNK)
+        return problem.grid.n_rows * (problem.block_size // CHUNK.value)
 
     def memory(self, problem: AttentionProblem, n_chunks: int | None = None) -> PassMemory:
         """The memory, not filled but for the maxima, which are 0; n_chunks: of queries, all by default."""
         p = problem
-        n = (p.batch * p.num_heads * self.n_chunks(p) if n_chunks is None else n_chunks) * CHUNK
+        n = (p.batch * p.num_heads * self.n_chunks(p) if n_chunks is None else n_chunks) * CHUNK.value
         floats: dict[str, Any] = {"dtype": torch.float32, "device": p.q.device}
         whole: dict[str, Any] = {"dtype": torch.int32, "device": p.q.device}
         of_sums, scales, maxima = floats, None, None
@@ -91,7 +91,8 @@ class SinglePass:
             of_sums, scales = whole, torch.empty(n, **floats)
             maxima = torch.zeros(2 * p.batch * p.num_kv_heads, **whole)
         # lines as tokens of a tensor like those with a descriptor
-        sums = torch.empty(1, n * p.head_dim // LINE, 1, LINE, **of_sums)
+        line = LINE.value
+        sums = torch.empty(1, n * p.head_dim // line, 1, line, **of_sums)
         return PassMemory(torch.empty(2 * n, **floats), sums, scales, maxima)
 
     def n_tiles(self, problem: AttentionProblem) -> int:
@@ -111,7 +112,7 @@ class SinglePass:
         return in_order(single_pass_kernel, {
             "desc_k": (p.k, 64, 0), "desc_v": (p.v, 64, 0), "desc_q": (p.q, 64, 0), "desc_grad_out": (call.grad_out, 64, 0),
             "desc_dk": (call.grads.k, 64, 0), "desc_dv": (call.grads.v, 64, 0),
-            "desc_sums": (memory.sums, 2 * CHUNK, 0), "Stats": memory.stats, "Scales": memory.scales, "Offsets": p.cols.indptr, "Indices": p.cols.indices,
+            "desc_sums": (memory.sums, 2 * CHUNK.value, 0), "Stats": memory.stats, "Scales": memory.scales, "Offsets": p.cols.indptr, "Indices": p.cols.indices,
             "WorkOrder": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.indptr,
             "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.cols.indices.numel(), "n_groups": n_groups,
             "n_lists": p.grid.n_cols, "n_rows": p.grid.n_rows, "num_heads": p.num_kv_heads,

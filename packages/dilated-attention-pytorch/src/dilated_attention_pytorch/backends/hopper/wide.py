@@ -14,10 +14,10 @@ from torch import Tensor
 from ..dropout import keep_threshold
 from ..problem import AttentionProblem
 from .call_tables import padding_bits, tile_starts
+from .kernels.lse_delta import CHUNK
 from .prepared import masks_of
 
 GROUP_TOKENS = 128  # positions of a work tile
-CHUNK = 64  # queries of a warpgroup
 
 # Of the kernels, what a plain call has not. The pointers in the second line differ from pass to pass.
 POINTERS = (
@@ -89,7 +89,7 @@ def chunks(problem: AttentionProblem) -> int:
     p = problem
     if has_positions(p):
         return 2 * row_groups(p) * p.num_heads
-    return p.batch * p.num_heads * p.grid.n_rows * (p.block_size // CHUNK)
+    return p.batch * p.num_heads * p.grid.n_rows * (p.block_size // CHUNK.value)
 
 
 def has_query_gaps(problem: AttentionProblem) -> bool:

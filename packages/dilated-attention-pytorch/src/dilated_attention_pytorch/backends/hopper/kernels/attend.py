@@ -23,7 +23,6 @@ from .tile_scheduler import count_below
 from .tma import kept_tile
 from .value_sums import ValueSums, add_values, rescale_acc, wait_acc
 
-LOG2E = gl.constexpr(1.4426950408889634)
 NO_COLUMN = gl.constexpr(1 << 23)  # a column past any key
 
 

@@ -30,7 +30,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate
-from .attend import LOG2E
 from .backward_masks import (
     PairMasks,
     TileMask,
@@ -65,6 +64,7 @@ from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
 from .score_terms import ScoreTerms, TileDropout, in_log2
 from .sequences import Layout, Sequences, total_groups
+from .softmax import LOG2E
 from .store_rows import KeptRows, TokenRows, store_kept
 from .tile_masks import words_of_columns, words_of_mask
 from .tile_scheduler import (

@@ -18,7 +18,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, reinterpret
-from .attend import LOG2E
 from .backward_step import (
     BLOCK,
     GradSums,
@@ -31,6 +30,7 @@ from .backward_step import (
 )
 from .lse_delta import QueryStats
 from .score_terms import only_scaled
+from .softmax import LOG2E
 from .tile_scheduler import (
     Heads,
     read_number,

@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, reinterpret
-from .attend import LOG2E, KeyList, visible_keys
+from .attend import KeyList, visible_keys
 from .backward_step import (
     BLOCK,
     GradSums,
@@ -27,6 +27,7 @@ from .backward_step import (
 )
 from .lse_delta import CHUNK, Saved, load_saved, stats_of_queries
 from .score_terms import only_scaled
+from .softmax import LOG2E
 from .tile_scheduler import (
     BlockLists,
     Heads,

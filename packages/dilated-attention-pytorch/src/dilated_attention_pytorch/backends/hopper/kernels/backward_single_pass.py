@@ -26,7 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, async_atomic_add, reinterpret, thread_barrier
-from .attend import LOG2E, scores
+from .attend import scores
 from .backward import Config, Grid, Inputs, find_lists, producer
 from .backward_step import (
     GradSums,
@@ -39,6 +39,7 @@ from .backward_step import (
 from .lse_delta import CHUNK
 from .packed_halves import packed, packed_product
 from .pipeline import Ring
+from .softmax import LOG2E
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     Heads,

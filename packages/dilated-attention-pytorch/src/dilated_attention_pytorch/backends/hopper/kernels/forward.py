@@ -25,7 +25,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..gluon_names import aggregate, reinterpret
 from .attend import (
-    LOG2E,
     AttendConfig,
     KeyList,
     KeyRings,
@@ -46,7 +45,7 @@ from .forward_sequences import (
 )
 from .pipeline import PHASES, Ring
 from .sequences import Layout, Sequences, total_groups
-from .softmax import INFINITY, by_row, nothing_seen
+from .softmax import INFINITY, LOG2E, by_row, nothing_seen
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     Heads,

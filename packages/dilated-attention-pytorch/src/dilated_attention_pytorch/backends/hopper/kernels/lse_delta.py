@@ -15,8 +15,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
-from .attend import LOG2E
-from .softmax import INFINITY
+from .softmax import INFINITY, LOG2E
 
 CHUNK = gl.constexpr(64)  # queries whose lse are adjacent in memory: those of a warpgroup
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .sequences import TABLE_COLUMNS
+
 
 @triton.jit(do_not_specialize=["kv_len", "n_words", "stride_mb", "stride_ms"])
 def padding_bits_kernel(Mask, Table, Bits, kv_len, n_words, stride_mb, stride_ms, WORDS: tl.constexpr):
@@ -17,7 +19,8 @@ def padding_bits_kernel(Mask, Table, Bits, kv_len, n_words, stride_mb, stride_ms
     i_batch, part = tl.program_id(0) // n_parts, tl.program_id(0) % n_parts
     first, end = i_batch * 0, kv_len
     if Table is not None:
-        first, end = tl.load(Table + i_batch * 5 + 2), tl.load(Table + i_batch * 5 + 3)
+        row = Table + i_batch * TABLE_COLUMNS
+        first, end = tl.load(row + 2), tl.load(row + 3)
     word = part * WORDS + tl.arange(0, WORDS)
     bit = tl.arange(0, 32)[None, :]
     key = word[:, None] * 32 + bit

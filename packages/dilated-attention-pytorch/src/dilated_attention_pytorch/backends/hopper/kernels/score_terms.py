@@ -6,8 +6,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
-from .attend import LOG2E
 from .dropout import Dropout
+from .softmax import LOG2E
 
 LEAST_BIAS = gl.constexpr(-1.7e38)  # times LOG2E it is a float32, and so is that less a score
 

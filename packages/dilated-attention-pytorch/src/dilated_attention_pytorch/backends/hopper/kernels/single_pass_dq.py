@@ -12,10 +12,8 @@ import triton
 import triton.language as tl
 
 from .fixed_point import scales_of
-
-LOG2E = tl.constexpr(1.4426950408889634)
-CHUNK = tl.constexpr(64)
-
+from .lse_delta import CHUNK
+from .softmax import LOG2E
 
 NUMBERS = [
     "stride_lb", "stride_lh", "stride_ls", "has_grad_lse", "n_chunks", "num_heads", "heads_per_kv", "q_len",

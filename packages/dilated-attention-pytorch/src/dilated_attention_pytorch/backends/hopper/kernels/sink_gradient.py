@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-CHUNK = tl.constexpr(64)  # as in lse_delta.py
+from .lse_delta import CHUNK
+from .softmax import LOG2E
 
 
 @triton.jit(do_not_specialize=["n_chunks", "n_sequences", "num_heads"])

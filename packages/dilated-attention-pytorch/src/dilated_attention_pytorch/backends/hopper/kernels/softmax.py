@@ -17,6 +17,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 INFINITY = gl.constexpr(float("inf"))
+LOG2E = gl.constexpr(1.4426950408889634)  # a score times it is in units of log2
 RESCALE_THRESHOLD = gl.constexpr(8.0)  # in units of log2
 # A thread holds two rows of a product's tile of 64, 8 apart, and every fourth pair of columns.
 BY_THREAD = gl.constexpr(

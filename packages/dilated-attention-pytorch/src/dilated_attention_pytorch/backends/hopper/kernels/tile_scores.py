@@ -10,10 +10,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
-from .attend import LOG2E
 from .dropout import Dropout, load_dropout
 from .score_terms import in_log2, tanh
-from .softmax import INFINITY
+from .softmax import INFINITY, LOG2E
 from .tile_masks import (
     FOUR_WORDS,
     TWO_WORDS,

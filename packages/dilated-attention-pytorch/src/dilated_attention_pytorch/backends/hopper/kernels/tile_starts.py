@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .sequences import TABLE_COLUMNS
+
 TILE = tl.constexpr(128)  # positions of a tile
 
 
@@ -22,7 +24,7 @@ def tile_starts_kernel(Table, Starts, n_sequences, first_position, BLOCK: tl.con
     for begin in range(0, n_sequences, BLOCK):
         i_sequence = begin + tl.arange(0, BLOCK)
         inside = i_sequence < n_sequences
-        row = Table + i_sequence * 5
+        row = Table + i_sequence * TABLE_COLUMNS
         q_len, kv_len = tl.load(row + 1, mask=inside, other=0), tl.load(row + 3, mask=inside, other=0)
         q_position = tl.load(row + 4, mask=inside, other=0)
         # the place of the first query in its tile: of a negative position, too
