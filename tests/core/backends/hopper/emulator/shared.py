@@ -9,6 +9,7 @@ import functools
 import linecache
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -36,10 +37,12 @@ def places(shape: tuple[int, ...], layout: Any) -> Any:
 
 def name_here() -> str:
     """To what name the kernel assigns, as its source says."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(HERE):
+    frame: FrameType | None = sys._getframe(2)
+    line = "return"
+    while frame is not None and line.startswith("return"):  # of a helper: what its caller assigns it to
+        if not frame.f_code.co_filename.startswith(HERE):
+            line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
         frame = frame.f_back
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
     return line.split("=")[0].strip() if "=" in line.split("(")[0] else line
 
 
