@@ -60,6 +60,7 @@ from .backward_tiles import (
     windows_of_head,
 )
 from .dropout import kept_share, load_dropout
+from .layouts import product_layout
 from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
 from .score_terms import ScoreTerms, TileDropout, in_log2
@@ -403,9 +404,9 @@ def consumer(
     PAIRED: gl.constexpr = BLOCK_SIZE == 64
     LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = BLOCK_SIZE // TILE
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D_MAIN, 16])
-    v_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV_MAIN, 16])
+    s_layout: gl.constexpr = product_layout(TILE)
+    sum_layout: gl.constexpr = product_layout(D_MAIN)
+    v_layout: gl.constexpr = product_layout(DV_MAIN)
     step_config = StepConfig(DKDV, config.SUMS, config.LATE_LSE, s_layout, sum_layout, v_layout)
     qk_boxes = boxes_of(outputs.qk, kept.qk, kept.qk_tails)
     v_boxes = boxes_of(outputs.v, kept.gv, kept.gv_tails)

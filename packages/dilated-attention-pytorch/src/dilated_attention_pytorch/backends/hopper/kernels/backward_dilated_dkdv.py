@@ -28,6 +28,7 @@ from .backward_step import (
     shared_memory,
     step,
 )
+from .layouts import product_layout
 from .lse_delta import QueryStats
 from .score_terms import only_scaled
 from .softmax import LOG2E
@@ -332,8 +333,8 @@ def consumer(
     KEYS: gl.constexpr = BLOCK // GROUP_SIZE
     IN_HALF: gl.constexpr = GROUP_SIZE // 2
     N_BOXES: gl.constexpr = SLOTS * GROUP_SIZE * (D // 64)
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    s_layout: gl.constexpr = product_layout(TILE)
+    sum_layout: gl.constexpr = product_layout(D)
     step_config = StepConfig(True, "both", False, s_layout, sum_layout, sum_layout)
     dk_boxes = reinterpret(kept.qk, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
     dv_boxes = reinterpret(kept.gv, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)

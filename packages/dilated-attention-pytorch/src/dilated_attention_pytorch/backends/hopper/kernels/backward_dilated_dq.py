@@ -25,6 +25,7 @@ from .backward_step import (
     shared_memory,
     step,
 )
+from .layouts import product_layout
 from .lse_delta import CHUNK, Saved, load_saved, stats_of_queries
 from .score_terms import only_scaled
 from .softmax import LOG2E
@@ -216,8 +217,8 @@ def consumer(
     SLOTS: gl.constexpr = config.SLOTS
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
     dtype: gl.constexpr = kept.qk.dtype
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    s_layout: gl.constexpr = product_layout(TILE)
+    sum_layout: gl.constexpr = product_layout(D)
     step_config = StepConfig(False, "qk", False, s_layout, sum_layout, sum_layout)
     dq_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
     terms = only_scaled(softmax_scale * LOG2E)

@@ -36,14 +36,15 @@ from .backward_step import (
     operands_in_memory,
     operands_in_registers,
 )
+from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
 from .lse_delta import CHUNK
 from .packed_halves import packed, packed_product
-from .pipeline import Ring
+from .pipeline import Ring, barriers, init_barriers
 from .softmax import LOG2E
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     Heads,
-    WorkQueue,
+    allocate_queue,
     block_lists,
     read_work_tile,
     release_work_tile,
@@ -269,8 +270,7 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
     LINES_PER_QUERY: gl.constexpr = D // LINE
     DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
     layout: gl.constexpr = choices.dq_layout
-    piece_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], piece_layout)
+    k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], TILE_LAYOUT)
     dq_boxes = reinterpret(sums.tiles, sums.tiles.dtype, [2, 1, 1, PIECE_LINES, LINE], sums.desc.layout)
     m = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
     n_tiles = grid.n_groups * heads.batched
@@ -339,46 +339,34 @@ def shared_memory(
     dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, DS_STAGES: gl.constexpr
 ):  # fmt: skip
     """Kept tiles, streams, ds and work queue, ready to use."""
-    tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], tile_layout)
-    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], tile_layout)
-    ds = gl.allocate_shared_memory(dtype, [DS_STAGES * 2, 64, TILE], tile_layout)
-    lse = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], flat)
-    delta = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], flat)
-    numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS_PER_TILE, 1], flat)
-    queue_full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    queue_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    kept_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    kept_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    done = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
-    qk_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    gv_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    ds_full = gl.allocate_shared_memory(gl.int64, [DS_STAGES, 1], mbarrier.MBarrierLayout())
-    ds_empty = gl.allocate_shared_memory(gl.int64, [DS_STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(queue_full.index(i), count=1)
-        mbarrier.init(queue_empty.index(i), count=4)  # three warpgroups and the loading warp
-    for i in gl.static_range(SLOTS * 2):
-        mbarrier.init(kept_full.index(i), count=2)  # k, v
-        mbarrier.init(kept_empty.index(i), count=1)
-    for i in gl.static_range(SLOTS):
-        mbarrier.init(done.index(i), count=1)
+    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], TILE_LAYOUT)
+    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], TILE_LAYOUT)
+    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], TILE_LAYOUT)
+    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], TILE_LAYOUT)
+    ds = gl.allocate_shared_memory(dtype, [DS_STAGES * 2, 64, TILE], TILE_LAYOUT)
+    lse = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], FLAT_LAYOUT)
+    delta = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], FLAT_LAYOUT)
+    queue = allocate_queue(NUMBERS_PER_TILE, 4)  # three warpgroups and the loading warp
+    kept_full = barriers(SLOTS * 2)
+    kept_empty = barriers(SLOTS * 2)
+    done = barriers(SLOTS)
+    qk_full = barriers(STAGES)
+    gv_full = barriers(STAGES)
+    empty = barriers(STAGES)
+    ds_full = barriers(DS_STAGES)
+    ds_empty = barriers(DS_STAGES)
+    init_barriers(kept_full, 2, kept_empty, 1)  # full: k, v
+    init_barriers(done, 1)
     for i in gl.static_range(STAGES):
         mbarrier.init(qk_full.index(i), count=2)  # q; lse and delta
         mbarrier.init(gv_full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
-    for i in gl.static_range(DS_STAGES):
-        mbarrier.init(ds_full.index(i), count=2)
-        mbarrier.init(ds_empty.index(i), count=1)
+    init_barriers(ds_full, 2, ds_empty, 1)
     fence_async_shared()
     kept = KeptTiles(kept_qk, kept_gv, None, None, kept_full, kept_empty)
     streams = Streams(Ring(qk, qk_full, empty, None), Ring(gv, gv_full, empty, None), lse, delta)
     ds_ring = DsRing(ds, ds_full, ds_empty, done)
-    return kept, streams, ds_ring, WorkQueue(numbers, queue_full, queue_empty)
+    return kept, streams, ds_ring, queue
 
 
 NUMBERS = (
@@ -409,9 +397,9 @@ def single_pass_kernel(
     config = Config(
         D, D, TILE, BLOCK_SIZE, STAGES, SLOTS, OPERANDS_IN_REGISTERS, False, False, False, True, "both", IS_CAUSAL, EVEN_KV, False
     )  # fmt: skip
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
-    sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    dq_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    s_layout: gl.constexpr = product_layout(TILE)
+    sum_layout: gl.constexpr = product_layout(D)
+    dq_layout: gl.constexpr = product_layout(64)
     choices = Choices(OPERANDS_IN_REGISTERS, ONE_AT_A_TIME, FIXED_POINT, s_layout, sum_layout, dq_layout)
     n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0

@@ -6,7 +6,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
-    mbarrier,
     warpgroup_mma,
     warpgroup_mma_accumulator,
     warpgroup_mma_wait,
@@ -15,9 +14,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..gluon_names import DELTA_FIRST, aggregate
 from .attend import scores
 from .dropout import kept_part, marked
+from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
 from .lse_delta import CHUNK
 from .packed_halves import packed, packed_product
-from .pipeline import Ring
+from .pipeline import Ring, barriers, init_barriers
 from .score_terms import store_sums_of_warps
 from .tile_scheduler import NUMBERS_PER_TILE, allocate_queue
 from .tma import kept_tile
@@ -86,7 +86,7 @@ class StepConfig:
     v_layout: gl.constexpr
 
 
-TAIL_LAYOUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))  # of sums of tails
+TAIL_LAYOUT = gl.constexpr(product_layout(64))  # of sums of tails
 
 
 @gluon.jit
@@ -355,36 +355,29 @@ def shared_memory(
     """
     D_MAIN: gl.constexpr = 128 if D == 192 else D
     DV_MAIN: gl.constexpr = 128 if DV == 192 else DV
-    tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    flat: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     STATS_STAGES: gl.constexpr = STAGES if DKDV else 1
-    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D_MAIN], tile_layout)
-    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, DV_MAIN], tile_layout)
-    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D_MAIN], tile_layout)
-    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, DV_MAIN], tile_layout)
+    kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D_MAIN], TILE_LAYOUT)
+    kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, DV_MAIN], TILE_LAYOUT)
+    qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D_MAIN], TILE_LAYOUT)
+    gv = gl.allocate_shared_memory(dtype, [STAGES, TILE, DV_MAIN], TILE_LAYOUT)
     kept_qk_tails, kept_gv_tails, qk_tails, gv_tails = None, None, None, None
     if D == 192:
-        kept_qk_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], tile_layout)
-        qk_tails = gl.allocate_shared_memory(dtype, [STAGES, TILE, 64], tile_layout)
+        kept_qk_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], TILE_LAYOUT)
+        qk_tails = gl.allocate_shared_memory(dtype, [STAGES, TILE, 64], TILE_LAYOUT)
     if DV == 192:
-        kept_gv_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], tile_layout)
-        gv_tails = gl.allocate_shared_memory(dtype, [STAGES, TILE, 64], tile_layout)
-    lse = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
-    delta = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], flat)
+        kept_gv_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], TILE_LAYOUT)
+        gv_tails = gl.allocate_shared_memory(dtype, [STAGES, TILE, 64], TILE_LAYOUT)
+    lse = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], FLAT_LAYOUT)
+    delta = gl.allocate_shared_memory(gl.float32, [STATS_STAGES, TILE], FLAT_LAYOUT)
     queue = allocate_queue(NUMBERS)
-    kept_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    kept_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    qk_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
-    gv_full = gl.allocate_shared_memory(gl.int64, [FULLS, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(SLOTS * 2):
-        mbarrier.init(kept_full.index(i), count=2)  # qk, gv
-        mbarrier.init(kept_empty.index(i), count=1)
-    for i in gl.static_range(STAGES):
-        mbarrier.init(empty.index(i), count=2)
-    for i in gl.static_range(FULLS):
-        mbarrier.init(qk_full.index(i), count=2 if DKDV else 1)  # qk; lse and delta
-        mbarrier.init(gv_full.index(i), count=1)
+    kept_full = barriers(SLOTS * 2)
+    kept_empty = barriers(SLOTS * 2)
+    qk_full = barriers(FULLS)
+    gv_full = barriers(FULLS)
+    empty = barriers(STAGES)
+    init_barriers(kept_full, 2, kept_empty, 1)  # full: qk, gv
+    init_barriers(empty, 2)
+    init_barriers(qk_full, 2 if DKDV else 1, gv_full, 1)  # qk; lse and delta
     fence_async_shared()
     kept = KeptTiles(kept_qk, kept_gv, kept_qk_tails, kept_gv_tails, kept_full, kept_empty)
     qk_ring, gv_ring = Ring(qk, qk_full, empty, qk_tails), Ring(gv, gv_full, empty, gv_tails)

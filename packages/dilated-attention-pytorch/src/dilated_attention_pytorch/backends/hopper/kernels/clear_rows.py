@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..gluon_names import reinterpret
+from .layouts import FLAT_LAYOUT
 from .tma import opaque
 
 # A piece of 64 of head_dim of a row is 128 bytes, in which a swizzle only moves 16 by 16: all of them become 0.
@@ -29,9 +30,8 @@ def rolled(i):
 @gluon.jit
 def units_of(tiles, UNIT: gl.constexpr):
     """Tiles as rows, or groups of rows, of pieces of 64 columns."""
-    SHARED: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     N_UNITS: gl.constexpr = tiles.shape[0] * tiles.shape[1] * tiles.shape[2] // UNIT
-    return reinterpret(tiles, tiles.dtype, [N_UNITS, UNIT], SHARED)
+    return reinterpret(tiles, tiles.dtype, [N_UNITS, UNIT], FLAT_LAYOUT)
 
 
 @gluon.jit

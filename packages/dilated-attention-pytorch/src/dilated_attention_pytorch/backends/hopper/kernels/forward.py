@@ -43,7 +43,8 @@ from .forward_sequences import (
     read_part,
     read_share,
 )
-from .pipeline import PHASES, Ring
+from .layouts import TILE_LAYOUT, product_layout
+from .pipeline import PHASES, Ring, barriers, init_barriers
 from .sequences import Layout, Sequences, total_groups
 from .softmax import INFINITY, LOG2E, by_row, nothing_seen
 from .tile_scheduler import (
@@ -435,9 +436,9 @@ def consumer(
     PAIRED: gl.constexpr = config.PAIRED
     ROWS: gl.constexpr = 2 if PAIRED else 1
     dtype: gl.constexpr = queries.tiles.dtype
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, DV, 16])
-    tail_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    s_layout: gl.constexpr = product_layout(BLOCK_N)
+    acc_layout: gl.constexpr = product_layout(DV)
+    tail_layout: gl.constexpr = product_layout(64)
     attend_config = AttendConfig(
         BLOCK_N, config.QK_DIM, config.IS_CAUSAL, config.EVEN_KV and not SEQUENCES, config.OVERLAP, config.UNROLL, SEQUENCES,
         config.N_CLASSES == 1 and config.RATE == 1 and BLOCK_N <= BLOCK_SIZE, SEQUENCES and PAIRED, s_layout, acc_layout,
@@ -658,39 +659,32 @@ def forward_kernel(
     From Table to OutRows, and the numbers for them, what a call has not got is None. With SEQUENCES first_row is the layout's.
     """
     dtype: gl.constexpr = desc_q.dtype
-    tile_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     PAIRED: gl.constexpr = BLOCK_SIZE == 64 and not HEADS_PAIRED
     PHASES_USED: gl.constexpr = PHASES if PAIRED else 1
     D_MAIN: gl.constexpr = 128 if D == 192 else D
     DV_MAIN: gl.constexpr = 128 if DV == 192 else DV
-    q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D_MAIN], tile_layout)
-    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D_MAIN], tile_layout)
-    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV_MAIN], tile_layout)
+    q_smem = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D_MAIN], TILE_LAYOUT)
+    k_smem = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, D_MAIN], TILE_LAYOUT)
+    v_smem = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, DV_MAIN], TILE_LAYOUT)
     q_tails, k_tails, v_tails = None, None, None
     if D == 192:
-        q_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], tile_layout)
+        q_tails = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, 64], TILE_LAYOUT)
     if D == 192 and QK_DIM == D:
-        k_tails = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, 64], tile_layout)
+        k_tails = gl.allocate_shared_memory(dtype, [K_STAGES, BLOCK_N, 64], TILE_LAYOUT)
     if DV == 192:
-        v_tails = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, 64], tile_layout)
+        v_tails = gl.allocate_shared_memory(dtype, [V_STAGES, BLOCK_N, 64], TILE_LAYOUT)
     queue = allocate_queue(NUMBERS_PER_SEQUENCE_TILE if SEQUENCES else NUMBERS_PER_TILE, 4)
-    q_full = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    q_empty = gl.allocate_shared_memory(gl.int64, [SLOTS * 2, 1], mbarrier.MBarrierLayout())
-    k_full = gl.allocate_shared_memory(gl.int64, [PHASES_USED * K_STAGES, 1], mbarrier.MBarrierLayout())
-    k_empty = gl.allocate_shared_memory(gl.int64, [K_STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [PHASES_USED * V_STAGES, 1], mbarrier.MBarrierLayout())
-    v_empty = gl.allocate_shared_memory(gl.int64, [V_STAGES, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(SLOTS * 2):
-        mbarrier.init(q_full.index(i), count=1)
-        mbarrier.init(q_empty.index(i), count=1)
-    for i in gl.static_range(K_STAGES):
-        mbarrier.init(k_empty.index(i), count=2)
-    for i in gl.static_range(V_STAGES):
-        mbarrier.init(v_empty.index(i), count=2)
-    for i in gl.static_range(PHASES_USED * K_STAGES):
-        mbarrier.init(k_full.index(i), count=1)
-    for i in gl.static_range(PHASES_USED * V_STAGES):
-        mbarrier.init(v_full.index(i), count=1)
+    q_full = barriers(SLOTS * 2)
+    q_empty = barriers(SLOTS * 2)
+    k_full = barriers(PHASES_USED * K_STAGES)
+    k_empty = barriers(K_STAGES)
+    v_full = barriers(PHASES_USED * V_STAGES)
+    v_empty = barriers(V_STAGES)
+    init_barriers(q_full, 1, q_empty, 1)
+    init_barriers(k_empty, 2)
+    init_barriers(v_empty, 2)
+    init_barriers(k_full, 1)
+    init_barriers(v_full, 1)
     fence_async_shared()
 
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, 64 if PAIRED else 128)

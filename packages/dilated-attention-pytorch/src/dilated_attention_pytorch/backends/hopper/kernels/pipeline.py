@@ -20,6 +20,22 @@ from ..gluon_names import aggregate
 PHASES = gl.constexpr(4)
 
 
+@gluon.jit
+def barriers(N: gl.constexpr):
+    """N barriers, for `init_barriers`."""
+    return gl.allocate_shared_memory(gl.int64, [N, 1], mbarrier.MBarrierLayout())
+
+
+@gluon.jit
+def init_barriers(these, count: gl.constexpr, others=None, count_of_others: gl.constexpr = 0):
+    """Make barriers ready that complete after so many arrivals, and as many others."""
+    N: gl.constexpr = these.shape[0]
+    for i in gl.static_range(N):
+        mbarrier.init(these.index(i), count=count)
+        if others is not None:
+            mbarrier.init(others.index(i), count=count_of_others)
+
+
 @aggregate
 class Ring:
     """Stages for tiles, and the barriers that tell when a stage is full and when it is empty; the tails of tiles (tma.py)."""

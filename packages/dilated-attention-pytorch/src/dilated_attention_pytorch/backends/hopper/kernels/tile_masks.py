@@ -9,25 +9,8 @@ from __future__ import annotations
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .layouts import word_layout
 from .softmax import INFINITY
-
-
-def word_layout(n_words: int) -> gl.constexpr:
-    """The layout of the words (64, n_words) of a tile: those of two rows, 8 apart, in every of four threads."""
-    reg_bases = [[0, 1 << i] for i in range(n_words.bit_length() - 1)] + [[8, 0]]
-    lane_bases = [[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]]
-    return gl.constexpr(
-        gl.DistributedLinearLayout(
-            reg_bases=reg_bases,
-            lane_bases=lane_bases,
-            warp_bases=[[16, 0], [32, 0]],
-            block_bases=[],
-            shape=[64, n_words],
-        )
-    )
-
-
-ONE_WORD, TWO_WORDS, FOUR_WORDS = word_layout(1), word_layout(2), word_layout(4)  # of 32, 64 and 128 columns
 
 
 @gluon.jit
@@ -36,7 +19,7 @@ def below(end, first, WORDS: gl.constexpr):
 
     end: a number, or (64,) of the rows of a tile, in any layout.
     """
-    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = word_layout(WORDS)
     n = gl.full([64], 0, gl.int32, layout=gl.SliceLayout(1, LAYOUT)) + (end - first)
     n = n[:, None] - 32 * gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT))[None, :]
     n = gl.minimum(gl.maximum(n, 0), 32)
@@ -47,14 +30,14 @@ def below(end, first, WORDS: gl.constexpr):
 @gluon.jit
 def all_words(WORDS: gl.constexpr):
     """Words of which all bits are set."""
-    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = word_layout(WORDS)
     return gl.full([64, WORDS], -1, gl.int32, layout=LAYOUT)
 
 
 @gluon.jit
 def rows_of_tile(WORDS: gl.constexpr):
     """0 to 63, as `below` takes them."""
-    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = word_layout(WORDS)
     return gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
 
 
@@ -73,7 +56,7 @@ def words_of_mask(Table, mask_id, row0, first_word, BLOCK_SIZE: gl.constexpr, WO
 
     Without a table a mask is 16 bits, of 4 by 4 parts of a block of 64 (joined_tiles.py).
     """
-    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = word_layout(WORDS)
     OF_ROW: gl.constexpr = BLOCK_SIZE // 32
     row = row0 + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
     word = first_word + gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT))
@@ -89,7 +72,7 @@ def words_of_mask(Table, mask_id, row0, first_word, BLOCK_SIZE: gl.constexpr, WO
 @gluon.jit
 def words_of_columns(Words, WORDS: gl.constexpr):
     """Words that are the same for all rows, (WORDS,)."""
-    LAYOUT: gl.constexpr = ONE_WORD if WORDS == 1 else TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = word_layout(WORDS)
     return gl.load(Words + gl.arange(0, WORDS, layout=gl.SliceLayout(0, LAYOUT)))
 
 

@@ -16,6 +16,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ..gluon_names import aggregate
+from .layouts import FLAT_LAYOUT
+from .pipeline import barriers, init_barriers
 
 COUNT_LANES = gl.constexpr(128)
 # Numbers of a published tile: which it is; batch and head, group of rows or columns, where its lists begin and end; in the
@@ -68,12 +70,10 @@ class BlockLists:
 @gluon.jit
 def allocate_queue(NUMBERS: gl.constexpr = NUMBERS_PER_TILE, READERS: gl.constexpr = 3):
     """A work queue for tiles of so many numbers, ready to use; READERS: two warpgroups and the loading warps."""
-    numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    full = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for i in gl.static_range(2):
-        mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=READERS)
+    numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS, 1], FLAT_LAYOUT)
+    full = barriers(2)
+    empty = barriers(2)
+    init_barriers(full, 1, empty, READERS)
     return WorkQueue(numbers, full, empty)
 
 

@@ -11,11 +11,10 @@ from triton.experimental.gluon import language as gl
 
 from ..gluon_names import aggregate
 from .dropout import Dropout, load_dropout
+from .layouts import word_layout
 from .score_terms import in_log2, tanh
 from .softmax import INFINITY, LOG2E
 from .tile_masks import (
-    FOUR_WORDS,
-    TWO_WORDS,
     hide,
     words_of_columns,
     words_of_mask,
@@ -112,7 +111,7 @@ def terms_of_head(arguments, i_sequence, head, num_heads):
 def terms_of_tile(terms, indices, entry, first, has_edge, BLOCK_SIZE: gl.constexpr, KEYS: gl.constexpr):
     """The terms of a tile: KEYS keys of the block of an entry, from its key `first` on. To be loaded a tile early."""
     WORDS: gl.constexpr = KEYS // 32
-    LAYOUT: gl.constexpr = TWO_WORDS if WORDS == 2 else FOUR_WORDS
+    LAYOUT: gl.constexpr = word_layout(WORDS)
     key0 = gl.load(indices + entry) * BLOCK_SIZE + first
     mask_id = gl.to_tensor(-1)
     if terms.mask_ids is not None:
