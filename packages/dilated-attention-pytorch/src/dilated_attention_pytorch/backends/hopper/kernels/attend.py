@@ -281,6 +281,17 @@ def attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, c
 
 
 @gluon.jit
+def add_tile(acc, p, alpha, m, l, ring, place, config):
+    """The sums after the softmax of a tile: p, the factors alpha for earlier sums, and its m and l; releases the v tile."""
+    layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
+    acc = rescale_acc(acc, alpha, config)
+    p = gl.convert_layout(p, layout)
+    acc = wait_acc(add_values(acc, p, ring, place, config), 0)
+    ring.consumer_release(place)
+    return Sums(acc, m, l)
+
+
+@gluon.jit
 def pass_over(rings, places, begin, end, last):
     """Release tiles unread; return the last one known to have arrived."""
     for t in range(begin, end):
@@ -298,7 +309,6 @@ def attend_overlapped(
     q, rings, keys, places, n_tiles, n_whole, sums, last, scale_log2, HAS_EDGE: gl.constexpr, config
 ):
     """Overlap "intra_warpgroup"."""
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     V_STAGES: gl.constexpr = rings.v.tiles.shape[0]
     REACH: gl.constexpr = V_STAGES if config.MAY_PASS else rings.k.tiles.shape[0] + V_STAGES - 1
     UNROLL: gl.constexpr = config.UNROLL
@@ -348,11 +358,7 @@ def attend_overlapped(
             p, alpha, m, l = softmax(
                 s, sums.m, sums.l, scale_log2, rings.v.tiles.dtype, HAS_EDGE, config.s_layout
             )
-        acc = rescale_acc(sums.acc, alpha, config)
-        p = gl.convert_layout(p, p_layout)
-        acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
-        rings.v.consumer_release(place)
-        sums = Sums(acc, m, l)
+        sums = add_tile(sums.acc, p, alpha, m, l, rings.v, place, config)
         last = place
         t += 1
     return sums, last
@@ -435,7 +441,6 @@ def attend_tile(
     q_tile, position, rings, keys, places, last, t, sums, scale_log2, MASKED: gl.constexpr, HAS_MAX: gl.constexpr, config
 ):  # fmt: skip
     """Scores, softmax and product with v of tile t; also return its place. HAS_MAX: every query has seen a key."""
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
     place = places.of_tile(t)
     if places.SHARED:
@@ -450,8 +455,4 @@ def attend_tile(
         p, alpha, m, l = softmax(s, sums.m, sums.l, scale_log2, dtype, MASKED, config.s_layout)
     if MASKED and config.CLEAR_VALUES:
         clear_values(rings, place, keys, first_key(keys, t, config.BLOCK_N), config)
-    acc = rescale_acc(sums.acc, alpha, config)
-    p = gl.convert_layout(p, p_layout)
-    acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
-    rings.v.consumer_release(place)
-    return Sums(acc, m, l), place
+    return add_tile(sums.acc, p, alpha, m, l, rings.v, place, config), place

@@ -10,7 +10,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait
 
-from .attend import Sums, from_nearest, pass_over, query_operand, scores_of_columns
+from .attend import Sums, add_tile, from_nearest, pass_over, query_operand, scores_of_columns
 from .clear_rows import keep_listed_rows, keep_rows
 from .score_terms import parts_of_distance
 from .softmax import less_m, softmax_hidden
@@ -118,7 +118,6 @@ def attend_with_terms(q, rings, keys, places, n_visible, n_whole, sums, last, te
 @gluon.jit
 def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms, config):
     """Overlap "none"."""
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, config.acc_layout, 2)
     dtype: gl.constexpr = rings.v.tiles.dtype
     tile = terms_at(keys, begin, terms, n_whole, config.BLOCK_N)
     q_tile = query_operand(q)
@@ -133,11 +132,7 @@ def terms_in_turn(q, rings, keys, places, begin, end, n_whole, sums, last, terms
         less = scores_less_m(s, sums.m, q, keys, terms, tile, config)
         p, alpha, m, l = softmax_of_tile(less, sums, q, terms, tile, dtype, config)
         clear_values(rings, place, keys, terms, tile, config)
-        acc = rescale_acc(sums.acc, alpha, config)
-        p = gl.convert_layout(p, p_layout)
-        acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
-        rings.v.consumer_release(place)
-        sums = Sums(acc, m, l)
+        sums = add_tile(sums.acc, p, alpha, m, l, rings.v, place, config)
         last = place
         tile = tile_next
     return sums, last
@@ -191,11 +186,7 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
         if not IS_EARLY:
             s = scores_less_m(s, sums.m, q, keys, terms, tile, config)
         p, alpha, m, l = softmax_of_tile(s, sums, q, terms, tile, dtype, config)
-        acc = rescale_acc(sums.acc, alpha, config)
-        p = gl.convert_layout(p, p_layout)
-        acc = wait_acc(add_values(acc, p, rings.v, place, config), 0)
-        rings.v.consumer_release(place)
-        sums = Sums(acc, m, l)
+        sums = add_tile(sums.acc, p, alpha, m, l, rings.v, place, config)
         last = place
         t += 1
     return sums, last

@@ -200,23 +200,25 @@ UNPACK = gl.constexpr("mov.b32 $0, $1;")  # a pair already is a register
 
 
 @gluon.jit
+def unpacked(pairs, dtype: gl.constexpr):
+    """Numbers in 16 bits, from pairs of them in int32 with any number behind each."""
+    if dtype == gl.bfloat16:
+        return gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
+    else:
+        return gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.float16, is_pure=True, pack=2)
+
+
+@gluon.jit
 def softmax_unmasked(s, m, l, scale_log2, dtype: gl.constexpr, layout: gl.constexpr):
     """`softmax` of a tile of 64 or 128 keys without a mask, for queries that have all seen a key."""
     KEYS: gl.constexpr = s.shape[1]
     t = s * scale_log2 - over_tile(m, KEYS, layout)
     gl.static_assert(KEYS == 64 or KEYS == 128)
     if dtype == gl.bfloat16:
-        if KEYS == 64:
-            pairs, grown, sums = gl.map_elementwise(BFLOAT16_32, t, pack=32)
-        else:
-            pairs, grown, sums = gl.map_elementwise(BFLOAT16_64, t, pack=64)
-        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
+        pairs, grown, sums = gl.map_elementwise(BFLOAT16_32 if KEYS == 64 else BFLOAT16_64, t, pack=KEYS // 2)
     else:
-        if KEYS == 64:
-            pairs, grown, sums = gl.map_elementwise(FLOAT16_32, t, pack=32)
-        else:
-            pairs, grown, sums = gl.map_elementwise(FLOAT16_64, t, pack=64)
-        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.float16, is_pure=True, pack=2)
+        pairs, grown, sums = gl.map_elementwise(FLOAT16_32 if KEYS == 64 else FLOAT16_64, t, pack=KEYS // 2)
+    p = unpacked(pairs, dtype)
     grown = max_by_thread(grown)
     alpha = gl.exp2(-grown)
     return p, alpha, m + grown, l * alpha + max_by_thread(sums)
@@ -313,21 +315,17 @@ def softmax_hidden(t, m, l, bias, dropout, query0, key0, dtype: gl.constexpr, la
     of_m = over_tile(m - bias, KEYS, layout)
     gl.static_assert(KEYS == 64 or KEYS == 128)
     if dtype == gl.bfloat16:
-        if KEYS == 64:
-            pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_32, t, of_m, pack=32)
-        else:
-            pairs, m_new, sums = gl.map_elementwise(HIDDEN_BFLOAT16_64, t, of_m, pack=64)
+        pairs, m_new, sums = gl.map_elementwise(
+            HIDDEN_BFLOAT16_32 if KEYS == 64 else HIDDEN_BFLOAT16_64, t, of_m, pack=KEYS // 2
+        )
     else:
-        if KEYS == 64:
-            pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_32, t, of_m, pack=32)
-        else:
-            pairs, m_new, sums = gl.map_elementwise(HIDDEN_FLOAT16_64, t, of_m, pack=64)
-    if dropout is not None:
+        pairs, m_new, sums = gl.map_elementwise(
+            HIDDEN_FLOAT16_32 if KEYS == 64 else HIDDEN_FLOAT16_64, t, of_m, pack=KEYS // 2
+        )
+    if dropout is None:
+        p = unpacked(pairs, dtype)
+    else:
         p = dropout.kept(pairs, query0, key0, dtype, layout)
-    elif dtype == gl.bfloat16:
-        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.bfloat16, is_pure=True, pack=2)
-    else:
-        p = gl.inline_asm_elementwise(UNPACK, "=r,r,r", [pairs], dtype=gl.float16, is_pure=True, pack=2)
     m_new = max_by_thread(m_new)
     is_same = m_new == m - bias
     alpha = gl.where(is_same, 1.0, gl.exp2(m - bias - m_new))
