@@ -29,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate
+from ..gluon_names import DELTA_FIRST, aggregate
 from .backward_masks import (
     PairMasks,
     TileMask,
@@ -50,7 +50,6 @@ from .backward_step import (
     operands_in_registers,
     shared_memory,
     step,
-    step_one_at_a_time,
 )
 from .backward_tiles import (
     SEQUENCE_NUMBERS,
@@ -407,7 +406,9 @@ def consumer(
     s_layout: gl.constexpr = product_layout(TILE)
     sum_layout: gl.constexpr = product_layout(D_MAIN)
     v_layout: gl.constexpr = product_layout(DV_MAIN)
-    step_config = StepConfig(DKDV, config.SUMS, config.LATE_LSE, s_layout, sum_layout, v_layout)
+    step_config = StepConfig(
+        DKDV, config.SUMS, config.LATE_LSE, config.ONE_AT_A_TIME, DELTA_FIRST, s_layout, sum_layout, v_layout
+    )
     qk_boxes = boxes_of(outputs.qk, kept.qk, kept.qk_tails)
     v_boxes = boxes_of(outputs.v, kept.gv, kept.gv_tails)
     scale, cap = inputs.softmax_scale * LOG2E, None
@@ -597,15 +598,10 @@ def consumer(
                         TileDropout(dropout, kept_position, streamed_position, share)  # type: ignore[arg-type]
                         if inputs.seed is not None else None,
                     )  # fmt: skip
-                    if config.ONE_AT_A_TIME:
-                        sums = step_one_at_a_time(
-                            sums, operands, streams, place + sub, mask, terms, step_config, sub < SUB - 1
-                        )
-                    else:
-                        sums = step(
-                            sums, operands, streams, stats, place + sub, mask, terms, step_config,
-                            sub == 0 or not OVERLAP_STEPS, sub < SUB - 1 and not OVERLAP_STEPS,
-                        )  # fmt: skip
+                    sums = step(
+                        sums, operands, streams, stats, place + sub, mask, terms, step_config,
+                        sub == 0 or not OVERLAP_STEPS, sub < SUB - 1 and not OVERLAP_STEPS,
+                    )  # fmt: skip
                 # of the next entry, requested while products run: ptxas waits for a number where it is loaded
                 e_next = gl.where(e + 1 < hi, e + 1, lo)
                 e_after = gl.where(e + 2 < hi, e + 2, lo)

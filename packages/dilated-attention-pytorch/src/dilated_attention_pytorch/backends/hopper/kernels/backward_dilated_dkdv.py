@@ -17,7 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate, reinterpret
+from ..gluon_names import DELTA_FIRST, aggregate, reinterpret
 from .backward_step import (
     BLOCK,
     GradSums,
@@ -335,7 +335,7 @@ def consumer(
     N_BOXES: gl.constexpr = SLOTS * GROUP_SIZE * (D // 64)
     s_layout: gl.constexpr = product_layout(TILE)
     sum_layout: gl.constexpr = product_layout(D)
-    step_config = StepConfig(True, "both", False, s_layout, sum_layout, sum_layout)
+    step_config = StepConfig(True, "both", False, False, DELTA_FIRST, s_layout, sum_layout, sum_layout)
     dk_boxes = reinterpret(kept.qk, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
     dv_boxes = reinterpret(kept.gv, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
     groups = column_groups(WorkOrder, grid.n_layout_groups, config.N_CLASSES)

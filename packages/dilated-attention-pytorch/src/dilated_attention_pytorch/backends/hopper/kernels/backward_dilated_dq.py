@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate, reinterpret
+from ..gluon_names import DELTA_FIRST, aggregate, reinterpret
 from .attend import KeyList, visible_keys
 from .backward_step import (
     BLOCK,
@@ -219,7 +219,7 @@ def consumer(
     dtype: gl.constexpr = kept.qk.dtype
     s_layout: gl.constexpr = product_layout(TILE)
     sum_layout: gl.constexpr = product_layout(D)
-    step_config = StepConfig(False, "qk", False, s_layout, sum_layout, sum_layout)
+    step_config = StepConfig(False, "qk", False, False, DELTA_FIRST, s_layout, sum_layout, sum_layout)
     dq_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
     terms = only_scaled(softmax_scale * LOG2E)
     n_tiles = grid.n_rows * heads.batched

@@ -26,20 +26,23 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, async_atomic_add, reinterpret, thread_barrier
-from .attend import scores
 from .backward import Config, Grid, Inputs, find_lists, producer
 from .backward_step import (
     GradSums,
     KeptTiles,
+    StepConfig,
     Streams,
-    in_every_row,
+    add_to_qk,
+    ds_of_step,
+    ds_one_at_a_time,
+    finish_step,
     operands_in_memory,
     operands_in_registers,
 )
 from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
-from .lse_delta import CHUNK
-from .packed_halves import packed, packed_product
+from .lse_delta import CHUNK, QueryStats
 from .pipeline import Ring, barriers, init_barriers
+from .score_terms import only_scaled
 from .softmax import LOG2E
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
@@ -113,68 +116,50 @@ class Choices:
     dq_layout: gl.constexpr
 
 
-@gluon.jit
-def visible(p, key, query, kv_len, config, layout: gl.constexpr):
-    """p, 0 where a query may not see the key or there is no key."""
-    TILE: gl.constexpr = p.shape[1]
-    if config.IS_CAUSAL or not config.EVEN_KV:
-        limit = kv_len
-        if config.IS_CAUSAL:
-            limit = gl.minimum(kv_len, query + 1)
-        if key + 64 > limit:
-            keys = key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-            mask = (keys < kv_len)[:, None]
-            if config.IS_CAUSAL:
-                queries = query + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
-                mask = mask & (keys[:, None] <= queries[None, :])
-            p = gl.where(mask, p, 0.0)
-    return p
+@aggregate
+class KeyMask:
+    """What is visible in p of a step; `key` and `query` are the positions of its first row and column."""
+
+    key: gl.tensor
+    query: gl.tensor
+    kv_len: gl.tensor
+    IS_CAUSAL: gl.constexpr
+    EVEN_KV: gl.constexpr
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key or there is no key."""
+        TILE: gl.constexpr = p.shape[1]
+        if self.IS_CAUSAL or not self.EVEN_KV:
+            limit = self.kv_len
+            if self.IS_CAUSAL:
+                limit = gl.minimum(self.kv_len, self.query + 1)
+            if self.key + 64 > limit:
+                keys = self.key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                mask = (keys < self.kv_len)[:, None]
+                if self.IS_CAUSAL:
+                    queries = self.query + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                    mask = mask & (keys[:, None] <= queries[None, :])
+                p = gl.where(mask, p, 0.0)
+        return p
 
 
 @gluon.jit
-def step(
-    W: gl.constexpr, sums, operands, streams, ds_ring, place, key, query, kv_len, scale_log2, config, choices
-):
+def step(W: gl.constexpr, sums, operands, streams, ds_ring, place, mask, terms, config):
     """Add the queries at a place of the streams to dk and dv, and hand over their ds."""
-    s_layout: gl.constexpr = choices.s_layout
-    row: gl.constexpr = gl.SliceLayout(0, s_layout)
-    operand: gl.constexpr = gl.DotOperandLayout(0, choices.sum_layout, 2)
-    dtype: gl.constexpr = operands.qk.dtype
-    TILE: gl.constexpr = config.TILE
     DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
-    stage = place % config.STAGES
-    q_tile = streams.qk.consumer_wait(place)
-    if choices.ONE_AT_A_TIME:  # behind the scores the exponentials would move past this wait
-        grad_out_tile = streams.gv.consumer_wait(place)
-    lse = streams.lse.index(stage).load(row)  # before the products: shared memory is read in program order
-    s = scores(operands.qk, q_tile, TILE, s_layout)
-    if choices.ONE_AT_A_TIME:
-        s = warpgroup_mma_wait(0, deps=[s])
-        p = visible(gl.exp2(s * scale_log2 - lse[None, :]), key, query, kv_len, config, s_layout)
-        half_p = packed(p, dtype)
-        delta = in_every_row(streams.delta.index(stage).load(row), TILE, s_layout)
-        dp = warpgroup_mma(operands.gv, grad_out_tile.permute([1, 0]), delta, is_async=True)
-        sum_v = warpgroup_mma(gl.convert_layout(half_p, operand), grad_out_tile, sums.v, is_async=True)
-        dp = warpgroup_mma_wait(1, deps=[dp])
-        half_ds = packed_product(half_p, dp, dtype)
+    if config.ONE_AT_A_TIME:
+        sums, half_ds, q_tile = ds_one_at_a_time(sums, operands, streams, place, mask, terms, config)
     else:
-        grad_out_tile = streams.gv.consumer_wait(place)
-        dp = scores(operands.gv, grad_out_tile, TILE, s_layout)
-        s = warpgroup_mma_wait(1, deps=[s])
-        p = visible(gl.exp2(s * scale_log2 - lse[None, :]), key, query, kv_len, config, s_layout)
-        delta = streams.delta.index(stage).load(row)
-        sum_v = warpgroup_mma(gl.convert_layout(p.to(dtype), operand), grad_out_tile, sums.v, is_async=True)
-        dp = warpgroup_mma_wait(1, deps=[dp])
-        half_ds = (p * (dp + delta[None, :])).to(dtype)
-    sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), q_tile, sums.qk, is_async=True)
+        stats = QueryStats(0.0, 0.0)
+        sums, half_ds, q_tile = ds_of_step(sums, operands, streams, stats, place, mask, terms, config, True)
+    sums = add_to_qk(sums, half_ds, q_tile, streams, place, config)
     ds_stage = place % DS_STAGES
     mbarrier.wait(ds_ring.empty.index(ds_stage), ((place // DS_STAGES) & 1) ^ 1)
     ds_ring.tiles.index(ds_stage * 2 + W).store(half_ds)
     fence_async_shared()
     mbarrier.arrive(ds_ring.full.index(ds_stage), count=1)
-    sum_qk, sum_v = warpgroup_mma_wait(0, deps=[sum_qk, sum_v])
-    streams.qk.consumer_release(place)
-    return GradSums(sum_qk, sum_v, None, None)
+    return finish_step(sums, streams, place, config)
 
 
 @gluon.jit
@@ -189,7 +174,10 @@ def consumer(
     sum_layout: gl.constexpr = choices.sum_layout
     k_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.k.layout)
     v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.v.layout)
-    scale_log2 = softmax_scale * LOG2E
+    terms = only_scaled(softmax_scale * LOG2E)
+    step_config = StepConfig(
+        True, "both", False, choices.ONE_AT_A_TIME, False, choices.s_layout, sum_layout, sum_layout
+    )
     n_tiles = grid.n_groups * heads.batched
     it = 0
     i_tile = 0
@@ -223,9 +211,8 @@ def consumer(
                     if not choices.OPERANDS_IN_REGISTERS:
                         operands = operands_in_memory(kept, slot)
                     query = grid.streamed_position + index * config.BLOCK_SIZE + sub * config.TILE
-                    sums = step(
-                        W, sums, operands, streams, ds_ring, it + sub, token, query, grid.kv_len, scale_log2, config, choices
-                    )  # fmt: skip
+                    mask = KeyMask(token, query, grid.kv_len, config.IS_CAUSAL, config.EVEN_KV)
+                    sums = step(W, sums, operands, streams, ds_ring, it + sub, mask, terms, step_config)
                 it += SUB
                 index = index_next
         # v and k are no longer needed: their memory holds the sums until they are stored; the third warpgroup still reads k

@@ -11,7 +11,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..gluon_names import DELTA_FIRST, aggregate
+from ..gluon_names import aggregate
 from .attend import scores
 from .dropout import kept_part, marked
 from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
@@ -75,12 +75,15 @@ class StepConfig:
     """Constants of a step.
 
     DKDV: of the dkdv pass; SUMS: which are computed, "both", "qk" or "v"; LATE_LSE: lse is read behind the products, not
-    before them. sum_layout, v_layout: of the sums.
+    before them; ONE_AT_A_TIME: see `ds_one_at_a_time`; DELTA_FIRST: -delta initialises the product with v in the dkdv pass,
+    except with dropout. s_layout, sum_layout, v_layout: of scores and sums.
     """
 
     DKDV: gl.constexpr
     SUMS: gl.constexpr
     LATE_LSE: gl.constexpr
+    ONE_AT_A_TIME: gl.constexpr
+    DELTA_FIRST: gl.constexpr
     s_layout: gl.constexpr
     sum_layout: gl.constexpr
     v_layout: gl.constexpr
@@ -176,11 +179,33 @@ def add_to_tail(sum_tail, x, ring, place):
 
 
 @gluon.jit
-def step_one_at_a_time(sums, operands, streams, place, mask, terms, config, LAST: gl.constexpr):
-    """`step` of the dkdv pass, without a softcap, with fewer registers: scores and dp share theirs, and p is kept in 16 bits."""
-    s_layout: gl.constexpr = config.s_layout
+def add_to_v(sums, half_p, gv_tile, streams, place, config):
+    """Start adding the product of p, in 16 bits, and the streamed tile `gv` to the sums."""
+    operand: gl.constexpr = gl.DotOperandLayout(0, config.v_layout, 2)
+    sum_v, v_tail = (
+        warpgroup_mma(gl.convert_layout(half_p, operand), gv_tile, sums.v, is_async=True),
+        sums.v_tail,
+    )
+    if v_tail is not None:
+        v_tail = add_to_tail(v_tail, half_p, streams.gv, place)
+    return GradSums(sums.qk, sum_v, sums.qk_tail, v_tail)
+
+
+@gluon.jit
+def add_to_qk(sums, half_ds, qk_tile, streams, place, config):
+    """Start adding the product of ds, in 16 bits, and the streamed tile `qk` to the sums."""
     operand: gl.constexpr = gl.DotOperandLayout(0, config.sum_layout, 2)
-    v_operand: gl.constexpr = gl.DotOperandLayout(0, config.v_layout, 2)
+    sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), qk_tile, sums.qk, is_async=True)
+    qk_tail = sums.qk_tail
+    if qk_tail is not None:
+        qk_tail = add_to_tail(qk_tail, half_ds, streams.qk, place)
+    return GradSums(sum_qk, sums.v, qk_tail, sums.v_tail)
+
+
+@gluon.jit
+def ds_one_at_a_time(sums, operands, streams, place, mask, terms, config):
+    """`ds_of_step` of the dkdv pass, without a softcap, with fewer registers: scores and dp share theirs, and p is kept in 16 bits."""
+    s_layout: gl.constexpr = config.s_layout
     GV_PRODUCTS: gl.constexpr = 1 if operands.gv_tail is None else 2
     dtype: gl.constexpr = operands.qk.dtype
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
@@ -197,44 +222,27 @@ def step_one_at_a_time(sums, operands, streams, place, mask, terms, config, LAST
     delta = in_every_row(streams.delta.index(stage).load(gl.SliceLayout(0, s_layout)), TILE, s_layout)
     dp = warpgroup_mma(operands.gv, gv_tile.permute([1, 0]), delta, is_async=True)
     dp = add_tail(dp, operands.gv_tail, streams.gv, place)
-    sum_v = warpgroup_mma(gl.convert_layout(half_p, v_operand), gv_tile, sums.v, is_async=True)
-    qk_tail, v_tail = sums.qk_tail, sums.v_tail
-    if v_tail is not None:
-        v_tail = add_to_tail(v_tail, half_p, streams.gv, place)
+    sums = add_to_v(sums, half_p, gv_tile, streams, place, config)
     dp = warpgroup_mma_wait(GV_PRODUCTS, deps=[dp])
-    half_ds = packed_product(half_p, dp, dtype)
-    sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), qk_tile, sums.qk, is_async=True)
-    if qk_tail is not None:
-        qk_tail = add_to_tail(qk_tail, half_ds, streams.qk, place)
-    sums = GradSums(sum_qk, sum_v, qk_tail, v_tail)
-    if LAST:
-        sums = finish_step(sums, streams, place, config)
-    return sums
+    return sums, packed_product(half_p, dp, dtype), qk_tile
 
 
 @gluon.jit
-def step(
-    sums, operands, streams, stats, place, mask, terms, config, FIRST: gl.constexpr = True, LAST: gl.constexpr = True
-):  # fmt: skip
-    """Add the tile at a place of the streams.
-
-    `mask.apply_mask(p, layout)` makes p 0 where a query may not see the key, `terms` says what the scores are.
-    The sums of all but a LAST step are in flight on return, and waited for once the next one, not FIRST, has started, or by
-    `finish_step`: ptxas serialises all products of a loop if one of them crosses its end.
+def ds_of_step(sums, operands, streams, stats, place, mask, terms, config, FIRST: gl.constexpr):
+    """The sums, to which p @ gv is being added; ds of the tile at a place of the streams in 16 bits, or the number 0 if no
+    sum wants it; and the tile `qk`.
     """
     DKDV: gl.constexpr = config.DKDV
     SUM_QK: gl.constexpr = config.SUMS != "v"
     SUM_V: gl.constexpr = config.SUMS != "qk"
     s_layout: gl.constexpr = config.s_layout
-    operand: gl.constexpr = gl.DotOperandLayout(0, config.sum_layout, 2)
-    v_operand: gl.constexpr = gl.DotOperandLayout(0, config.v_layout, 2)
     QK_PRODUCTS: gl.constexpr = 1 if operands.qk_tail is None else 2
     GV_PRODUCTS: gl.constexpr = 1 if operands.gv_tail is None else 2
     dtype: gl.constexpr = operands.qk.dtype
     STAGES: gl.constexpr = streams.qk.tiles.shape[0]
     TILE: gl.constexpr = streams.qk.tiles.shape[1]
     DROPOUT: gl.constexpr = terms.dropout is not None
-    EARLY_DELTA: gl.constexpr = DELTA_FIRST and not DROPOUT
+    EARLY_DELTA: gl.constexpr = config.DELTA_FIRST and not DROPOUT
     lse, delta = stats.lse, stats.delta
     if DROPOUT:  # before the products, which take the registers
         drop = terms.dropout
@@ -250,7 +258,6 @@ def step(
     if not FIRST:
         sums = wait_sums(sums, QK_PRODUCTS, config.SUMS)
         streams.qk.consumer_release(place - 1)  # gv too: they share a barrier
-    sum_qk, sum_v, qk_tail, v_tail = sums.qk, sums.v, sums.qk_tail, sums.v_tail
     gv_tile = streams.gv.consumer_wait(place)
     if SUM_QK:
         if DKDV and EARLY_DELTA:
@@ -270,17 +277,13 @@ def step(
         p = marked(p, dropped, s_layout)
     if not DKDV and terms.slot is None:
         p = terms.of_products(p, s)
+    ds = 0.0
     if DKDV:
         if SUM_QK and not EARLY_DELTA and not DROPOUT:
             delta = streams.delta.index(place % STAGES).load(gl.SliceLayout(0, s_layout))
         if SUM_V:
-            if DROPOUT:
-                kept = kept_part(p, dtype)
-            else:
-                kept = p.to(dtype)
-            sum_v = warpgroup_mma(gl.convert_layout(kept, v_operand), gv_tile, sum_v, is_async=True)
-            if v_tail is not None:
-                v_tail = add_to_tail(v_tail, kept, streams.gv, place)
+            half_p = kept_part(p, dtype) if DROPOUT else p.to(dtype)
+            sums = add_to_v(sums, half_p, gv_tile, streams, place, config)
         if SUM_QK:
             p = terms.of_products(p, s)
             dp = warpgroup_mma_wait(GV_PRODUCTS if SUM_V else 0, deps=[dp])
@@ -290,21 +293,34 @@ def step(
                 ds = p * dp
             else:
                 ds = of_weights(p, dp, delta[None, :], DROPOUT)
-    elif terms.slot is not None:
-        dp = warpgroup_mma_wait(0, deps=[dp])
-        of_scores = of_weights(p, dp, delta[:, None], DROPOUT)
-        factor = 1.0 / terms.dropout.kept_share if DROPOUT else 1.0
-        store_sums_of_warps(of_scores, terms.slot, factor)
-        ds = terms.of_products(of_scores, s)
     else:
         dp = warpgroup_mma_wait(0, deps=[dp])
         ds = of_weights(p, dp, delta[:, None], DROPOUT)
+        if terms.slot is not None:
+            factor = 1.0 / terms.dropout.kept_share if DROPOUT else 1.0
+            store_sums_of_warps(ds, terms.slot, factor)
+            ds = terms.of_products(ds, s)
     if SUM_QK:
-        half_ds = ds.to(dtype)
-        sum_qk = warpgroup_mma(gl.convert_layout(half_ds, operand), qk_tile, sum_qk, is_async=True)
-        if qk_tail is not None:
-            qk_tail = add_to_tail(qk_tail, half_ds, streams.qk, place)
-    sums = GradSums(sum_qk, sum_v, qk_tail, v_tail)
+        ds = ds.to(dtype)
+    return sums, ds, qk_tile
+
+
+@gluon.jit
+def step(
+    sums, operands, streams, stats, place, mask, terms, config, FIRST: gl.constexpr = True, LAST: gl.constexpr = True
+):  # fmt: skip
+    """Add the tile at a place of the streams.
+
+    `mask.apply_mask(p, layout)` makes p 0 where a query may not see the key, `terms` says what the scores are.
+    The sums of all but a LAST step are in flight on return, and waited for once the next one, not FIRST, has started, or by
+    `finish_step`: ptxas serialises all products of a loop if one of them crosses its end.
+    """
+    if config.ONE_AT_A_TIME:
+        sums, half_ds, qk_tile = ds_one_at_a_time(sums, operands, streams, place, mask, terms, config)
+    else:
+        sums, half_ds, qk_tile = ds_of_step(sums, operands, streams, stats, place, mask, terms, config, FIRST)
+    if config.SUMS != "v":
+        sums = add_to_qk(sums, half_ds, qk_tile, streams, place, config)
     if LAST:
         sums = finish_step(sums, streams, place, config)
     return sums
