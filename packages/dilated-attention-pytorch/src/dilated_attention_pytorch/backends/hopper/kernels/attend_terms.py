@@ -1,4 +1,4 @@
-"""`attend` (attend.py) of calls that ask more of their scores than products (tile_scores.py).
+"""`attend` (attend.py) of calls that ask more of their scores than products (forward_terms.py).
 
 Any tile may have a mask or a bias, so one loop takes all tiles: what hides pairs is applied in a branch, and the softmax needs
 no maxima either once a row has seen a key (`softmax_hidden`). What a tile asks for is loaded during the tile before it.
@@ -12,9 +12,9 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait
 
 from .attend import Sums, add_tile, from_nearest, pass_over, query_operand, scores_of_columns
 from .clear_rows import keep_listed_rows, keep_rows
+from .forward_terms import finite_bias, hide_pairs, is_padded, terms_of_tile
 from .score_terms import parts_of_distance
 from .softmax import less_m, softmax_hidden
-from .tile_scores import capped, finite_bias, hide_pairs, is_padded, terms_of_tile
 from .value_sums import add_values, rescale_acc, wait_acc
 
 # m, which includes the bias, is off by the rounding of a sum with it. Scores of a larger bias are rounded likewise, as if it
@@ -57,20 +57,20 @@ def less_alibi(s, minus, terms, tile, q, KEYS: gl.constexpr, layout: gl.constexp
         # on one side of the diagonal distances are linear in row and column
         slope = gl.where(away + 63 <= 0, -terms.slope_log2, terms.slope_log2)
         row, column = parts_of_distance(away, KEYS, layout)
-        x = s * terms.scale_log2 - (minus + row * slope) + column * slope
+        x = s * terms.scale.log2 - (minus + row * slope) + column * slope
         if (away < KEYS - 1) & (away + 63 > 0):
             ahead = row - column
             x += (ahead - gl.abs(ahead)) * slope
         return x
     else:
-        return s * terms.scale_log2 - minus
+        return s * terms.scale.log2 - minus
 
 
 @gluon.jit
 def scores_less_m(s, m, q, keys, terms, tile, config):
     """From the products of a tile what `softmax_hidden` takes."""
     BLOCK_N: gl.constexpr = config.BLOCK_N
-    s = capped(s, terms)
+    s = terms.scale.capped(s)
     s = hide_pairs(
         s, terms, tile, q.position0, q.row0, keys.kv_len, keys.BLOCK_SIZE, config.IS_CAUSAL, config.s_layout
     )  # fmt: skip
@@ -80,8 +80,8 @@ def scores_less_m(s, m, q, keys, terms, tile, config):
         return less_alibi(s, minus, terms, tile, q, BLOCK_N, config.s_layout)
     elif terms.slope_log2 is None:
         if gl.abs(bias) > MOST_EXACT_BIAS:
-            s = ((s * terms.scale_log2 + bias) - bias) / terms.scale_log2
-        return s * terms.scale_log2 - minus
+            s = ((s * terms.scale.log2 + bias) - bias) / terms.scale.log2
+        return s * terms.scale.log2 - minus
     else:
         x = less_alibi(s, 0.0, terms, tile, q, BLOCK_N, config.s_layout)
         return (x + bias) - bias - minus
@@ -148,7 +148,7 @@ def terms_overlapped(q, rings, keys, places, begin, end, n_whole, sums, last, te
     VALUE_PRODUCTS: gl.constexpr = 1 if rings.v.tails is None else 2
     # Scores are made of products before the next product with k takes their registers. Those of the next tile while the product
     # with v runs, except with softcap, where that was slower.
-    IS_EARLY: gl.constexpr = terms.capped_scale is None
+    IS_EARLY: gl.constexpr = terms.scale.before_cap is None
     t = begin
     while t < end:  # once; more often where the next tile of two rows is too far ahead in the ring
         place = places.of_tile(t)

@@ -51,6 +51,7 @@ from .backward_step import (
     shared_memory,
     step,
 )
+from .backward_terms import StepTerms, TileDropout
 from .backward_tiles import (
     SEQUENCE_NUMBERS,
     SequenceGrid,
@@ -62,7 +63,7 @@ from .dropout import kept_share, load_dropout
 from .layouts import product_layout
 from .lse_delta import CHUNK, QueryStats, Saved, load_saved, stats_of_queries
 from .pipeline import PHASES
-from .score_terms import ScoreTerms, TileDropout, in_log2
+from .score_terms import in_log2, score_scale
 from .sequences import Layout, Sequences, total_groups
 from .softmax import LOG2E
 from .store_rows import KeptRows, TokenRows, store_kept
@@ -411,9 +412,7 @@ def consumer(
     )
     qk_boxes = boxes_of(outputs.qk, kept.qk, kept.qk_tails)
     v_boxes = boxes_of(outputs.v, kept.gv, kept.gv_tails)
-    scale, cap = inputs.softmax_scale * LOG2E, None
-    if inputs.softcap is not None:
-        scale, cap = inputs.softmax_scale / inputs.softcap, inputs.softcap * LOG2E
+    scale = score_scale(inputs.softmax_scale, inputs.softcap)
     share, scale_qk = None, inputs.softmax_scale
     if inputs.seed is not None:
         share = kept_share(inputs.threshold)
@@ -592,8 +591,8 @@ def consumer(
                         mask = BlockMask(
                             kept_position, streamed_position, grid.kv_len, DKDV, config.IS_CAUSAL, config.EVEN_KV
                         )  # fmt: skip
-                    terms = ScoreTerms(
-                        scale, cap, slope, kept_position - streamed_position, bias if HAS_BIAS else None,
+                    terms = StepTerms(
+                        scale, slope, kept_position - streamed_position, bias if HAS_BIAS else None,
                         slot_of_block + sub * (BLOCK_SIZE // 16) if inputs.slots is not None else None,
                         TileDropout(dropout, kept_position, streamed_position, share)  # type: ignore[arg-type]
                         if inputs.seed is not None else None,

@@ -28,10 +28,9 @@ from .backward_step import (
     shared_memory,
     step,
 )
+from .backward_terms import only_scaled
 from .layouts import product_layout
 from .lse_delta import QueryStats
-from .score_terms import only_scaled
-from .softmax import LOG2E
 from .tile_scheduler import (
     Heads,
     read_number,
@@ -339,7 +338,7 @@ def consumer(
     dk_boxes = reinterpret(kept.qk, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dk.layout)
     dv_boxes = reinterpret(kept.gv, dtype, [N_BOXES, 1, 1, KEYS, 1, 64], desc_dv.layout)
     groups = column_groups(WorkOrder, grid.n_layout_groups, config.N_CLASSES)
-    terms = only_scaled(softmax_scale * LOG2E)
+    terms = only_scaled(softmax_scale)
     n_tiles = GROUP_SIZE * grid.n_groups * heads.batched
     it = 0
     i_tile = 0

@@ -25,10 +25,9 @@ from .backward_step import (
     shared_memory,
     step,
 )
+from .backward_terms import only_scaled
 from .layouts import product_layout
 from .lse_delta import CHUNK, Saved, load_saved, stats_of_queries
-from .score_terms import only_scaled
-from .softmax import LOG2E
 from .tile_scheduler import (
     BlockLists,
     Heads,
@@ -221,7 +220,7 @@ def consumer(
     sum_layout: gl.constexpr = product_layout(D)
     step_config = StepConfig(False, "qk", False, False, DELTA_FIRST, s_layout, sum_layout, sum_layout)
     dq_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], desc_dq.layout)
-    terms = only_scaled(softmax_scale * LOG2E)
+    terms = only_scaled(softmax_scale)
     n_tiles = grid.n_rows * heads.batched
     n_chunks = grid.n_rows * (BLOCK // CHUNK)
     it = 0

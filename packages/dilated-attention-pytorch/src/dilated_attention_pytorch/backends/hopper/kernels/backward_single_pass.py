@@ -39,15 +39,14 @@ from .backward_step import (
     operands_in_memory,
     operands_in_registers,
 )
+from .backward_terms import only_scaled
 from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
 from .lse_delta import CHUNK, QueryStats
 from .pipeline import Ring, barriers, init_barriers
-from .score_terms import only_scaled
-from .softmax import LOG2E
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     Heads,
-    allocate_queue,
+    WorkQueue,
     block_lists,
     read_work_tile,
     release_work_tile,
@@ -174,7 +173,7 @@ def consumer(
     sum_layout: gl.constexpr = choices.sum_layout
     k_boxes = reinterpret(kept.qk, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.k.layout)
     v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.v.layout)
-    terms = only_scaled(softmax_scale * LOG2E)
+    terms = only_scaled(softmax_scale)
     step_config = StepConfig(
         True, "both", False, choices.ONE_AT_A_TIME, False, choices.s_layout, sum_layout, sum_layout
     )
@@ -333,7 +332,8 @@ def shared_memory(
     ds = gl.allocate_shared_memory(dtype, [DS_STAGES * 2, 64, TILE], TILE_LAYOUT)
     lse = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], FLAT_LAYOUT)
     delta = gl.allocate_shared_memory(gl.float32, [STAGES, TILE], FLAT_LAYOUT)
-    queue = allocate_queue(NUMBERS_PER_TILE, 4)  # three warpgroups and the loading warp
+    numbers = gl.allocate_shared_memory(gl.int32, [2 * NUMBERS_PER_TILE, 1], FLAT_LAYOUT)
+    queue_full, queue_empty = barriers(2), barriers(2)
     kept_full = barriers(SLOTS * 2)
     kept_empty = barriers(SLOTS * 2)
     done = barriers(SLOTS)
@@ -342,6 +342,7 @@ def shared_memory(
     empty = barriers(STAGES)
     ds_full = barriers(DS_STAGES)
     ds_empty = barriers(DS_STAGES)
+    init_barriers(queue_full, 1, queue_empty, 4)  # three warpgroups and the loading warp
     init_barriers(kept_full, 2, kept_empty, 1)  # full: k, v
     init_barriers(done, 1)
     for i in gl.static_range(STAGES):
@@ -353,7 +354,7 @@ def shared_memory(
     kept = KeptTiles(kept_qk, kept_gv, None, None, kept_full, kept_empty)
     streams = Streams(Ring(qk, qk_full, empty, None), Ring(gv, gv_full, empty, None), lse, delta)
     ds_ring = DsRing(ds, ds_full, ds_empty, done)
-    return kept, streams, ds_ring, queue
+    return kept, streams, ds_ring, WorkQueue(numbers, queue_full, queue_empty)
 
 
 NUMBERS = (

@@ -13,12 +13,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..gluon_names import aggregate
 from .attend import scores
+from .backward_terms import store_sums_of_warps
 from .dropout import kept_part, marked
 from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
 from .lse_delta import CHUNK
 from .packed_halves import packed, packed_product
 from .pipeline import Ring, barriers, init_barriers
-from .score_terms import store_sums_of_warps
 from .tile_scheduler import NUMBERS_PER_TILE, allocate_queue
 from .tma import kept_tile
 
@@ -270,7 +270,7 @@ def ds_of_step(sums, operands, streams, stats, place, mask, terms, config, FIRST
     s = warpgroup_mma_wait(GV_PRODUCTS if SUM_QK else 0, deps=[s])
     if terms.bias is not None:
         lse -= terms.bias
-    s = terms.capped(s)
+    s = terms.scale.capped(s)
     p = gl.exp2(terms.less(s, lse, s_layout, DKDV))
     p = mask.apply_mask(p, s_layout)
     if DROPOUT:

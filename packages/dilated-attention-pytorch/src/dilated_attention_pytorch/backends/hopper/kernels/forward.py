@@ -43,6 +43,7 @@ from .forward_sequences import (
     read_part,
     read_share,
 )
+from .forward_terms import ScoreArguments, terms_of_head
 from .layouts import TILE_LAYOUT, product_layout
 from .pipeline import PHASES, Ring, barriers, init_barriers
 from .sequences import Layout, Sequences, total_groups
@@ -59,7 +60,6 @@ from .tile_scheduler import (
     wait_work_tile,
     work_tile_coords,
 )
-from .tile_scores import ScoreArguments, terms_of_head
 from .tma import Boxes, boxes_of, load_box, load_tokens, release_stored, release_stored_before, store_tokens
 from .value_sums import no_values
 

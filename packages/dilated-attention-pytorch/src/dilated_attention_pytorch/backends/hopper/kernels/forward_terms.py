@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from ..gluon_names import aggregate
 from .dropout import Dropout, load_dropout
 from .layouts import word_layout
-from .score_terms import in_log2, tanh
+from .score_terms import ScoreScale, in_log2, score_scale
 from .softmax import INFINITY, LOG2E
 from .tile_masks import (
     hide,
@@ -47,7 +47,7 @@ class ScoreArguments:
 
 
 @aggregate
-class ScoreTerms:
+class HeadTerms:
     """The same for one head of one sequence; padding, bias, slope_log2 and dropout are its own."""
 
     mask_ids: gl.tensor | gl.constexpr
@@ -57,8 +57,7 @@ class ScoreTerms:
     bias: gl.tensor | gl.constexpr
     stride_be: gl.tensor | gl.constexpr
     slope_log2: gl.tensor | gl.constexpr
-    capped_scale: gl.tensor | gl.constexpr
-    scale_log2: gl.tensor
+    scale: ScoreScale
     dropout: Dropout | gl.constexpr
 
 
@@ -93,17 +92,13 @@ def terms_of_head(arguments, i_sequence, head, num_heads):
     slope_log2 = arguments.slopes
     if arguments.slopes is not None:
         slope_log2 = gl.load(arguments.slopes + head) * LOG2E
-    capped_scale = arguments.softcap
-    scale_log2 = arguments.softmax_scale * LOG2E
-    if arguments.softcap is not None:
-        capped_scale = arguments.softmax_scale / arguments.softcap
-        scale_log2 = arguments.softcap * LOG2E
+    scale = score_scale(arguments.softmax_scale, arguments.softcap)
     dropout = None
     if arguments.seed is not None:
         dropout = load_dropout(arguments.seed, arguments.threshold, i_sequence * num_heads + head)
-    return ScoreTerms(
+    return HeadTerms(
         arguments.mask_ids, arguments.masks, padding, arguments.block_ids, bias, arguments.stride_be, slope_log2,
-        capped_scale, scale_log2, dropout,
+        scale, dropout,
     )  # fmt: skip
 
 
@@ -156,12 +151,4 @@ def hide_pairs(
         if terms.bias is not None:
             words = words & gl.where(tile.bias_log2 == -INFINITY, 0, -1)
         s = hide(s, words, layout)
-    return s
-
-
-@gluon.jit
-def capped(s, terms):
-    """Products, in units in which `scale_log2` makes scores of them."""
-    if terms.capped_scale is not None:
-        s = tanh(s * terms.capped_scale)
     return s
