@@ -84,8 +84,11 @@ def find(Indices, begin, n, block, inside):
 
 
 @triton.jit
-def list_shared(Indices, Shared, begin, n, other, n_other, BLOCK: tl.constexpr):
-    """Write where the blocks that both lists have are in the one at `begin` and in the other; returns how many."""
+def list_shared(Indices, Places, Shared, begin, n, other, n_other, BLOCK: tl.constexpr):
+    """Write where the blocks that both lists have are in the one at `begin` and in the other; returns how many.
+
+    Places, zeros before, of an entry of either list is 1 where both have its block, until `merge_list` has read it.
+    """
     n_shared = 0
     for start in range(0, n, BLOCK):
         entry = start + tl.arange(0, BLOCK)
@@ -94,6 +97,8 @@ def list_shared(Indices, Shared, begin, n, other, n_other, BLOCK: tl.constexpr):
         n_smaller, is_shared = find(Indices, other, n_other, block, inside)
         shared = is_shared.to(tl.int32)
         rank = n_shared + tl.cumsum(shared, 0) - shared
+        tl.store(Places + begin + entry, 1, mask=is_shared)
+        tl.store(Places + other + n_smaller, 1, mask=is_shared)
         tl.store(Shared + 2 * rank, entry, mask=is_shared)
         tl.store(Shared + 2 * rank + 1, n_smaller, mask=is_shared)
         n_shared += tl.sum(shared, 0)
@@ -102,16 +107,16 @@ def list_shared(Indices, Shared, begin, n, other, n_other, BLOCK: tl.constexpr):
 
 @triton.jit
 def merge_list(
-    Indices, Places, Blocks, Shared, first, begin, n, other, n_other, n_shared, SECOND: tl.constexpr, BLOCK: tl.constexpr
+    Indices, Places, Blocks, Shared, first, begin, n, n_other, n_shared, SECOND: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Write the blocks of one list of a group, which begins at `first`, among those of the other list (`shared_blocks`)."""
+    """Write the blocks of one list of a group, which begins at `first`, among those of the other list (`shared_blocks` in work_order.py)."""
     n_before = 0
     for start in range(0, n, BLOCK):
         entry = start + tl.arange(0, BLOCK)
         inside = entry < n
         block = tl.load(Indices + begin + entry, mask=inside, other=0)
-        _, is_shared = find(Indices, other, n_other, block, inside)
-        shared = is_shared.to(tl.int32)
+        shared = tl.load(Places + begin + entry, mask=inside, other=0)
+        is_shared = shared != 0
         rank = n_before + tl.cumsum(shared, 0) - shared
         n_before += tl.sum(shared, 0)
         # the segment: between the shared block before, if there is one, and the next
@@ -152,8 +157,8 @@ def merge_kernel(
         end = tl.load(offsets + 2)
     n_first, n_second = second - first, end - second
     Places, Blocks, Shared = Made + places_at, Made + blocks_at, Shared + first
-    n_shared = list_shared(Indices, Shared, first, n_first, second, n_second, BLOCK)
-    tl.debug_barrier()  # the others' writes to Shared
-    merge_list(Indices, Places, Blocks, Shared, first, first, n_first, second, n_second, n_shared, 0, BLOCK)
-    merge_list(Indices, Places, Blocks, Shared, first, second, n_second, first, n_first, n_shared, 1, BLOCK)
+    n_shared = list_shared(Indices, Places, Shared, first, n_first, second, n_second, BLOCK)
+    tl.debug_barrier()  # the writes of other threads
+    merge_list(Indices, Places, Blocks, Shared, first, first, n_first, n_second, n_shared, 0, BLOCK)
+    merge_list(Indices, Places, Blocks, Shared, first, second, n_second, n_first, n_shared, 1, BLOCK)
     tl.store(Made + sizes_at + group, n_first + n_second - n_shared)
