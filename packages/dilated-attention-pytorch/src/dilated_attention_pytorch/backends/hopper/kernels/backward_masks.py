@@ -1,4 +1,4 @@
-"""What the backward hides of a tile of scores in calls that are no plain batch: as words of bits (tile_masks.py).
+"""What the backward hides of a tile of scores: in plain calls a `BlockMask`, in others words of bits (tile_masks.py).
 
 Rows are kept tokens and columns streamed ones: queries and keys in the dq pass, keys and queries in the dkdv pass. A streamed
 token that does not exist, or is padding, is cleared in shared memory before its tile is read: memory may hold anything there.
@@ -82,6 +82,74 @@ class TileMask:
         if self.padding is not None:
             words = words & self.padding[None, :]
         return words
+
+
+@aggregate
+class BlockMask:
+    """What is visible in p of a part of a block; `kept` and `streamed` are the positions of its first row and column."""
+
+    kept: gl.tensor
+    streamed: gl.tensor
+    kv_len: gl.tensor
+    DKDV: gl.constexpr
+    IS_CAUSAL: gl.constexpr
+    EVEN_KV: gl.constexpr
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key.
+
+        The dkdv pass need not mask keys past the end: their dk and dv are not stored.
+        """
+        TILE: gl.constexpr = p.shape[1]
+        if self.DKDV:
+            if self.IS_CAUSAL:
+                last_key = self.kept + 63
+                if last_key > self.streamed:
+                    key = self.kept + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                    query = self.streamed + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                    p = gl.where(key[:, None] <= query[None, :], p, 0.0)
+        else:
+            if self.IS_CAUSAL or not self.EVEN_KV:
+                limit = self.kv_len
+                if self.IS_CAUSAL:
+                    limit = gl.minimum(self.kv_len, self.kept + 1)
+                if self.streamed + TILE > limit:
+                    key = self.streamed + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                    visible = (key < self.kv_len)[None, :]
+                    if self.IS_CAUSAL:
+                        query = self.kept + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                        visible = visible & (key[None, :] <= query[:, None])
+                    p = gl.where(visible, p, 0.0)
+        return p
+
+
+@aggregate
+class KeyMask:
+    """What is visible in p of a step of the single pass; `key` and `query` are the positions of its first row and column."""
+
+    key: gl.tensor
+    query: gl.tensor
+    kv_len: gl.tensor
+    IS_CAUSAL: gl.constexpr
+    EVEN_KV: gl.constexpr
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key or there is no key."""
+        TILE: gl.constexpr = p.shape[1]
+        if self.IS_CAUSAL or not self.EVEN_KV:
+            limit = self.kv_len
+            if self.IS_CAUSAL:
+                limit = gl.minimum(self.kv_len, self.query + 1)
+            if self.key + 64 > limit:
+                keys = self.key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+                mask = (keys < self.kv_len)[:, None]
+                if self.IS_CAUSAL:
+                    queries = self.query + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
+                    mask = mask & (keys[:, None] <= queries[None, :])
+                p = gl.where(mask, p, 0.0)
+        return p
 
 
 @aggregate

@@ -26,7 +26,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..gluon_names import aggregate, async_atomic_add, reinterpret, thread_barrier
-from .backward import Config, Grid, Inputs, find_lists, producer
+from .backward import Config, Grid, Inputs, find_lists
+from .backward_loads import producer
+from .backward_masks import KeyMask
 from .backward_step import (
     GradSums,
     KeptTiles,
@@ -113,34 +115,6 @@ class Choices:
     s_layout: gl.constexpr
     sum_layout: gl.constexpr
     dq_layout: gl.constexpr
-
-
-@aggregate
-class KeyMask:
-    """What is visible in p of a step; `key` and `query` are the positions of its first row and column."""
-
-    key: gl.tensor
-    query: gl.tensor
-    kv_len: gl.tensor
-    IS_CAUSAL: gl.constexpr
-    EVEN_KV: gl.constexpr
-
-    @gluon.jit
-    def apply_mask(self, p, layout: gl.constexpr):
-        """p, 0 where a query may not see the key or there is no key."""
-        TILE: gl.constexpr = p.shape[1]
-        if self.IS_CAUSAL or not self.EVEN_KV:
-            limit = self.kv_len
-            if self.IS_CAUSAL:
-                limit = gl.minimum(self.kv_len, self.query + 1)
-            if self.key + 64 > limit:
-                keys = self.key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-                mask = (keys < self.kv_len)[:, None]
-                if self.IS_CAUSAL:
-                    queries = self.query + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
-                    mask = mask & (keys[:, None] <= queries[None, :])
-                p = gl.where(mask, p, 0.0)
-        return p
 
 
 @gluon.jit

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     tma,
 )
 
-from ..gluon_names import aggregate, reinterpret
+from ..gluon_names import aggregate
 from .attend import (
     AttendConfig,
     KeyList,
@@ -36,9 +36,10 @@ from .attend import (
 )
 from .attend_terms import attend_with_terms
 from .dropout import kept_share
+from .forward_loads import producer
+from .forward_results import ResultRows, by_factors, store_part, with_sink
 from .forward_sequences import (
     NUMBERS_PER_SEQUENCE_TILE,
-    ends_of_lists,
     find_sequence_lists,
     read_part,
     read_share,
@@ -60,7 +61,7 @@ from .tile_scheduler import (
     wait_work_tile,
     work_tile_coords,
 )
-from .tma import Boxes, boxes_of, load_box, load_tokens, release_stored, release_stored_before, store_tokens
+from .tma import boxes_of, release_stored, release_stored_before, store_tokens
 from .value_sums import no_values
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -153,225 +154,6 @@ class Config:
     HEADS_PAIRED: gl.constexpr
 
 
-@aggregate
-class KeySource:
-    """Where the tiles of a list are loaded from: KEYS kept keys of every listed column, in JOIN boxes of BOX tokens.
-
-    first_key: where position 0 is in memory.
-    """
-
-    columns: gl.tensor
-    hi: gl.tensor
-    n_cols: gl.tensor
-    i_batch: gl.tensor
-    kv_head: gl.tensor
-    residue: gl.tensor
-    first_key: gl.tensor | gl.constexpr
-    KEYS: gl.constexpr
-    BOX: gl.constexpr
-    JOIN: gl.constexpr
-
-
-@gluon.jit
-def ring_boxes(desc, ring, BOX: gl.constexpr, JOIN: gl.constexpr):
-    """The tiles of a ring as JOIN boxes each, of the tokens of a residue."""
-    STAGES: gl.constexpr = ring.tiles.shape[0]
-    N_BOXES: gl.constexpr = STAGES * (ring.tiles.shape[2] // 64) * JOIN
-    main = reinterpret(ring.tiles, desc.dtype, [N_BOXES, 1, 1, BOX, 1, 64], desc.layout)
-    if ring.tails is None:
-        return Boxes(main, None)
-    else:
-        return Boxes(
-            main, reinterpret(ring.tails, desc.dtype, [STAGES * JOIN, 1, 1, BOX, 1, 64], desc.layout)
-        )
-
-
-@gluon.jit
-def load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS: gl.constexpr):
-    """Fill place `it` of a ring, once it is empty, with a part of a column, or with the columns from entry e on.
-
-    one_only: only one warpgroup wants the tile; the stage is released for the other.
-    """
-    BOX: gl.constexpr = source.BOX
-    JOIN: gl.constexpr = source.JOIN
-    D: gl.constexpr = ring.tiles.shape[2]
-    STAGES: gl.constexpr = ring.tiles.shape[0]
-    stage = it % STAGES
-    mbarrier.wait(ring.empty.index(stage), ((it // STAGES) & 1) ^ 1)
-    mbarrier.arrive(ring.empty.index(stage), count=1, pred=one_only)
-    bar = ring.full_barrier(it)
-    mbarrier.expect(bar, BOX * JOIN * ((COLUMNS + 63) // 64) * 128)
-    load_box(
-        desc, boxes.main, bar, stage * JOIN, source.i_batch, source.kv_head, source.residue,
-        source.first_key + column * source.KEYS + part * BOX, D, JOIN, COLUMNS, boxes.tails,
-    )  # fmt: skip
-    for j in gl.static_range(1, JOIN):
-        # past the end of the list a box lies outside of the tensor: zeros, and no traffic
-        other = gl.load(source.columns + e + j, mask=e + j < source.hi, other=source.n_cols)
-        load_box(
-            desc, boxes.main, bar, stage * JOIN + j, source.i_batch, source.kv_head, source.residue, other * source.KEYS,
-            D, JOIN, COLUMNS, boxes.tails,
-        )  # fmt: skip
-
-
-@gluon.jit
-def pass_place(LOADS_K: gl.constexpr, rings, it):
-    """Give place `it` to a block that no query of the tile sees: nothing is loaded, and no warpgroup wants it.
-
-    With no warpgroup to wait for, the ring of k waits for that of v, so that it is never phases ahead.
-    """
-    ring = rings.k if LOADS_K else rings.v
-    stage = it % ring.tiles.shape[0]
-    mbarrier.wait(ring.empty.index(stage), ((it // ring.tiles.shape[0]) & 1) ^ 1)
-    mbarrier.arrive(ring.empty.index(stage), count=2)
-    mbarrier.arrive(ring.full_barrier(it), count=1)
-    if LOADS_K:
-        rings.v.wait_full(it)
-
-
-@aggregate
-class LoadedEntries:
-    """Which entries of a list are loaded: from lo to hi.
-
-    end: None, or of merged lists, only columns before it are loaded; the others have a place all the same.
-    left_places: None, or so many from lo on come first, the last of them first, of which columns before left_end are loaded;
-    then those from entry lo + right_place on, of which the other columns are.
-    """
-
-    columns: gl.tensor
-    lo: gl.tensor
-    hi: gl.tensor
-    end: gl.tensor | gl.constexpr
-    left_places: gl.tensor | gl.constexpr
-    right_place: gl.tensor | gl.constexpr
-    left_end: gl.tensor | gl.constexpr
-
-    @gluon.jit
-    def column(self, e):
-        """What stands in entry e in the order of loading, and whether it is loaded."""
-        if self.left_places is None:
-            column = gl.load(self.columns + e)
-            is_loaded = True
-            if self.end is not None:
-                is_loaded = column >> 1 < self.end
-        else:
-            i = e - self.lo
-            is_left = i < self.left_places
-            place = gl.where(is_left, self.left_places - 1 - i, self.right_place + i - self.left_places)
-            column = gl.load(self.columns + self.lo + place)
-            is_loaded = True
-            if self.end is not None:
-                is_loaded = (column >> 1 < self.end) & ((column >> 1 < self.left_end) == is_left)
-        return column, is_loaded
-
-
-@gluon.jit
-def load_list(
-    LOADS_K: gl.constexpr, desc, rings, entries, it, i_batch, head, first_key, heads, n_cols, RATE: gl.constexpr, config
-):  # fmt: skip
-    """Load the tiles of k, or of v, of a list; return the next place in the ring."""
-    ring = rings.k if LOADS_K else rings.v
-    COLUMNS: gl.constexpr = config.QK_DIM if LOADS_K else config.OUT_DIM
-    BLOCK_N: gl.constexpr = config.BLOCK_N
-    PAIRED: gl.constexpr = config.PAIRED
-    KEYS: gl.constexpr = config.BLOCK_SIZE // RATE
-    BOX: gl.constexpr = KEYS if KEYS < BLOCK_N else BLOCK_N
-    JOIN: gl.constexpr = BLOCK_N // BOX
-    boxes = ring_boxes(desc, ring, BOX, JOIN)
-    columns, lo, hi = entries.columns, entries.lo, entries.hi
-    source = KeySource(
-        columns, hi, n_cols, i_batch, head // heads.per_kv, head % RATE, first_key, KEYS, BOX, JOIN
-    )
-    for e in range(lo, hi, JOIN):
-        column, is_loaded = entries.column(e)
-        if not is_loaded:
-            pass_place(LOADS_K, rings, it)
-            it += 1
-        elif column >= 0:  # negative (block size 64 only): behind the blocks of the group
-            one_only = False
-            if PAIRED:
-                one_only = (column & 1) == 0
-                column = column >> 1
-            for part in gl.static_range(KEYS // BOX):
-                load_tile(desc, boxes, ring, source, e, column, part, it, one_only, COLUMNS)
-                it += 1
-    return it
-
-
-@gluon.jit
-def producer(
-    LOADS_K: gl.constexpr, inputs, queries, rings, queue, columns, heads, grid, config
-):  # fmt: skip
-    """A loading warp: q and k of the tiles, or v.
-
-    One warp for both would not load k while it waits for a stage of v, which is in use longer.
-    """
-    PAIRED: gl.constexpr = config.PAIRED
-    ROWS: gl.constexpr = 2 if PAIRED else 1
-    SLOTS: gl.constexpr = config.SLOTS
-    desc, desc_far = inputs.v, inputs.v_far
-    if LOADS_K:
-        desc, desc_far = inputs.k, inputs.k_far
-    q_boxes = boxes_of(inputs.q, queries.tiles, queries.tails)
-    n_cols = gl.cdiv(grid.kv_len, config.BLOCK_SIZE)
-    it = 0
-    i_tile = 0
-    tile = wait_work_tile(queue, i_tile)
-    while tile < grid.n_tiles:
-        first_key = 0
-        if config.SEQUENCES:
-            share = read_share(queue, i_tile, heads, grid, config.BLOCK_SIZE)
-            first = read_part(queue, i_tile, 0, config.NEAREST_FIRST)
-            release_work_tile(queue, i_tile)
-            i_batch, head, query0, first_key = share.i_batch, share.head, share.query0, share.kv_start
-            # merged lists begin where the first of them does
-            end, left_end = None, None
-            if PAIRED:
-                block_row = share.position0 // config.BLOCK_SIZE
-                end, left_end = ends_of_lists(block_row, share.kv_len, ROWS, config)
-            entries = LoadedEntries(
-                columns,
-                first.lo,
-                first.lo + share.n_places,
-                end,
-                first.left_places,
-                first.right_place,
-                left_end,
-            )
-        else:
-            work = read_work_tile(queue, i_tile)
-            release_work_tile(queue, i_tile)
-            i_batch, head = work.batch_head // heads.num, work.batch_head % heads.num
-            query0 = (grid.first_row + work.group * ROWS) * config.BLOCK_SIZE - grid.q_offset
-            entries = LoadedEntries(
-                columns, work.lo, work.hi if PAIRED else work.middle, None, None, None, None
-            )
-        if LOADS_K:
-            for w in gl.static_range(2):
-                slot = (i_tile % SLOTS) * 2 + w
-                mbarrier.wait(queries.empty.index(slot), ((i_tile // SLOTS) & 1) ^ 1)
-                if config.HEADS_PAIRED:
-                    load_tokens(
-                        inputs.q, q_boxes.main, queries.full.index(slot), slot, i_batch, head * 2 + w, query0, 64, config.D,
-                        config.QK_DIM, q_boxes.tails,
-                    )  # fmt: skip
-                else:
-                    load_tokens(
-                        inputs.q, q_boxes.main, queries.full.index(slot), slot, i_batch, head, query0 + w * 64, 64, config.D,
-                        config.QK_DIM, q_boxes.tails,
-                    )  # fmt: skip
-        it = load_list(
-            LOADS_K, desc, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.RATE, config
-        )
-        if config.N_CLASSES == 2:
-            entries = LoadedEntries(columns, work.middle, work.hi, None, None, None, None)
-            it = load_list(
-                LOADS_K, desc_far, rings, entries, it, i_batch, head, first_key, heads, n_cols, config.FAR_RATE, config
-            )  # fmt: skip
-        i_tile += 1
-        tile = wait_work_tile(queue, i_tile)
-
-
 @gluon.jit
 def find_lists(tile, lists, heads, grid, config):
     """The numbers of a work tile (tile_scheduler.py)."""
@@ -409,15 +191,6 @@ def add_keys(
         return attend_with_terms(q, rings, keys, places, n_visible, n_whole, sums, last, terms, attend_config)
     else:
         return attend(q, rings, keys, places, n_visible, n_whole, sums, last, scale_log2, attend_config)
-
-
-@gluon.jit
-def with_sink(m, l, sink_log2):
-    """Sums with the sink of a head, a logit that only joins the denominator: factor for the output, m and l."""
-    m_new = gl.maximum(m, sink_log2)
-    empty = l == 0.0
-    factor = gl.where(empty, 1.0, gl.exp2(m - m_new))
-    return factor, gl.where(empty, m, m_new), gl.where(empty, 0.0, l * factor + gl.exp2(sink_log2 - m_new))
 
 
 @gluon.jit
@@ -587,52 +360,6 @@ def consumer(
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
     tma.store_wait(0)
-
-
-@gluon.jit
-def by_factors(x, factors, layout: gl.constexpr):
-    """A tile times the factors of its rows."""
-    return x * gl.convert_layout(factors, gl.SliceLayout(1, layout))[:, None]
-
-
-@aggregate
-class ResultRows:
-    """Rows of out of a head, from query0 on, of which those from first_query to end_query are stored."""
-
-    i_batch: gl.tensor
-    head: gl.tensor
-    query0: gl.tensor
-    first_query: gl.tensor
-    end_query: gl.tensor
-
-
-@gluon.jit
-def store_part(results, out, out_tail, rows):
-    """Store the rows of a tile that are queries of its sequence; the others are those of another, or of none."""
-    store_columns(results, out, rows, 0)
-    if out_tail is not None:
-        store_columns(results, out_tail, rows, out.shape[1])
-
-
-@gluon.jit
-def store_columns(results, out, rows, FIRST: gl.constexpr):
-    """Store rows of columns of out, the first of which is number FIRST."""
-    layout: gl.constexpr = out.type.layout
-    query = rows.query0 + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-    COLUMNS: gl.constexpr = out.shape[1]
-    d = FIRST + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, layout))
-    base = (
-        results.out
-        + rows.i_batch.to(gl.int64) * results.stride_ob
-        + rows.head.to(gl.int64) * results.stride_oh
-    )
-    places = query.to(gl.int64) * results.stride_os
-    is_query = (query >= rows.first_query) & (query < rows.end_query)
-    gl.store(
-        base + places[:, None] + d[None, :],
-        out,
-        mask=is_query[:, None] & (d < results.v_head_dim)[None, :],
-    )
 
 
 NUMBERS = (
