@@ -505,7 +505,7 @@ def wants_dilation(problem: AttentionProblem) -> str | None:
 
 def stats_floats(problem: AttentionProblem) -> int:
     """lse and delta of every query."""
-    return 2 * CHUNK.value * chunks(problem)
+    return 2 * int(CHUNK.value) * chunks(problem)
 
 
 LARGEST_IN_TWO_PASSES = 128  # head_dim: dk and dv are then 128 registers

@@ -78,7 +78,7 @@ class SinglePass:
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
-        return problem.grid.n_rows * (problem.block_size // CHUNK.value)
+        return problem.grid.n_rows * (problem.block_size // int(CHUNK.value))
 
     def memory(self, problem: AttentionProblem, n_chunks: int | None = None) -> PassMemory:
         """The memory, not filled but for the maxima, which are 0; n_chunks: of queries, all by default."""

@@ -89,7 +89,7 @@ def chunks(problem: AttentionProblem) -> int:
     p = problem
     if has_positions(p):
         return 2 * row_groups(p) * p.num_heads
-    return p.batch * p.num_heads * p.grid.n_rows * (p.block_size // CHUNK.value)
+    return p.batch * p.num_heads * p.grid.n_rows * (p.block_size // int(CHUNK.value))
 
 
 def has_query_gaps(problem: AttentionProblem) -> bool:

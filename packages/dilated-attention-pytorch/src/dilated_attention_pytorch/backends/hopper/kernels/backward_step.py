@@ -301,7 +301,7 @@ def ds_of_step(sums, operands, streams, stats, place, mask, terms, config, FIRST
             store_sums_of_warps(ds, terms.slot, factor)
             ds = terms.of_products(ds, s)
     if SUM_QK:
-        ds = ds.to(dtype)
+        ds = ds.to(dtype)  # type: ignore[attr-defined]
     return sums, ds, qk_tile
 
 
