@@ -6,6 +6,7 @@ because torch is large; `wheels` has its own, with nothing in it but the built w
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -29,9 +30,11 @@ BENCH = "tools/attention-bench"
 PACKAGES = (CORE, CODEMOD, BENCH)
 QUICK = "not gpu and not processes"  # these have sessions of their own
 TRITONS = ("3.6.0", "3.7.1", "3.8.0", "3.9.0")  # releases that the Hopper kernels support, the newest last
-# What is imported is compiled then; pip would compile all of torch and its like.
+# What is imported is compiled then, once; pip would compile all of torch and its like.
 INSTALL = ("install", "--quiet", "--no-compile")
 INSTALLED: set[str] = set()  # what this run of nox has installed in the shared environment
+# Where a container forbids bytecode, each of the hundreds of processes of the tests would compile torch anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Default sessions: what the README's test command runs, in this order.
 
