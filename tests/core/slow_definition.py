@@ -283,12 +283,15 @@ def attention(
                 entry_of[layout_head, row, column] = len(entry_of)
     if block_bias is not None:
         block_bias = block_bias.expand(batch, heads, len(entry_of))
+    hidden = None if key_padding_mask is None else key_padding_mask.tolist()
 
     outs, lses = [], []
     for b in range(batch):
         for h in range(heads):
             layout_head, kv_head = h * len(rows_of_heads) // heads, h * kv_heads // heads
-            for i in range(q_len):
+            # unbound and cut out once: the gradient of every index is a tensor as large as what it indexes
+            queries, keys_of_head, values_of_head = q[b, :, h].unbind(), k[b, :, kv_head], v[b, :, kv_head]
+            for i, query in enumerate(queries):
                 position = i + offset
                 row = position // block_size - first_row
                 keys = []
@@ -301,15 +304,16 @@ def attention(
                         seen = j % rate == h % rate and (j <= position or not is_causal)
                         if kv_lengths is not None:
                             seen = seen and j < kv_lengths[b]
-                        if key_padding_mask is not None:
-                            seen = seen and not bool(key_padding_mask[b, j])
+                        if hidden is not None:
+                            seen = seen and not hidden[b][j]
                         if seen:
                             keys.append(j)
                 if not keys:
                     outs.append(torch.zeros(v.shape[3], dtype=v.dtype))
                     lses.append(torch.tensor(-torch.inf, dtype=q.dtype))
                     continue
-                scores = scale * (k[b, keys, kv_head] @ q[b, i, h])
+                index = torch.tensor(keys)
+                scores = scale * (keys_of_head.index_select(0, index) @ query)
                 if block_bias is not None:
                     entries = [entry_of[layout_head, row, j // block_size] for j in keys]
                     scores = scores + block_bias[b, h, entries]
@@ -320,7 +324,7 @@ def attention(
                     numbers = [dropout_number(seed, j, position, b * heads + h) for j in keys]
                     keep = [number / 2**16 >= dropped for number in numbers]
                     weights = weights * torch.tensor(keep) / (1 - dropped)
-                outs.append(weights @ v[b, keys, kv_head])
+                outs.append(weights @ values_of_head.index_select(0, index))
                 lses.append(lse)
     out = torch.stack(outs).view(batch, heads, q_len, v.shape[3]).transpose(1, 2)
     return out, torch.stack(lses).view(batch, heads, q_len)
