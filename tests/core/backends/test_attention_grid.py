@@ -32,7 +32,7 @@ TINY = [case.name for case in CASES if case.is_tiny]
 FOR_REFERENCE = [*SHORT, "cross_4096", "decoding_4096", "chunk_4096"]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.cache
 def expected(name: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Call, dict[str, torch.Tensor]]:
     """The call in `dtype`, and the results of the dense definition in float64 from the same rounded values."""
     case = BY_NAME[name]
