@@ -16,7 +16,7 @@ from tests.docs.fences import PAGES, ROOT, SCRIPT
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NEEDS = {"hugging_face.py": "transformers", "save_and_load.py": "safetensors"}
-SHORTER = {"adaptive_retrieval.py": ("256", "100")}  # context and steps
+SHORTER = {"adaptive_retrieval.py": ("256", "70")}  # context and steps
 
 
 def docstring(script: Path) -> str:
