@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.4)
-WORLD, STEPS, LIMIT = 2, 2, 120.0  # seconds
+WORLD, STEPS, LIMIT = 2, 2, 300.0  # seconds
 FEATURES, HEADS, LENGTH = 16, 2, 60
 
 

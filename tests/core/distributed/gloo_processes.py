@@ -86,7 +86,7 @@ class GlooProcesses:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def run(self, function: Callable[..., Any], *args: Any, limit: float = 60.0) -> list[Any]:
+    def run(self, function: Callable[..., Any], *args: Any, limit: float = 180.0) -> list[Any]:
         """`function(rank, *args)` in every process; the values in order of rank. Fails if any of them did."""
         outcomes = self.outcomes(function, *args, limit=limit, grace=GRACE)
         if any(outcome.error is not None for outcome in outcomes):
@@ -94,7 +94,7 @@ class GlooProcesses:
         return [outcome.value for outcome in outcomes]
 
     def outcomes(
-        self, function: Callable[..., Any], *args: Any, limit: float = 60.0, grace: float | None = None
+        self, function: Callable[..., Any], *args: Any, limit: float = 180.0, grace: float | None = None
     ) -> list[Outcome]:
         """What becomes of `function(rank, *args)` in each process, for tests of failures: raises nothing.
 
@@ -195,7 +195,7 @@ def run_processes(
     world_size: int,
     function: Callable[..., Any],
     *args: Any,
-    limit: float = 60.0,
+    limit: float = 180.0,
     group_timeout: float | None = None,
 ) -> list[Any]:
     """`function(rank, *args)` in new processes of one gloo group; the values in order of rank.

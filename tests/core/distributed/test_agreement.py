@@ -30,18 +30,19 @@ from tests.core.distributed.gloo_processes import GlooProcesses, die, needs_gloo
 pytestmark = needs_gloo
 
 SHORT = 0.5  # seconds that ranks wait for one that does not come
-SOON = 5.0  # seconds within which all must know: SHORT, the slack, and a busy machine
+LONG = 10.0  # seconds that ranks wait in which all come
+SOON = 8.0  # seconds within which all must know: SHORT, the slack, and a busy machine
 
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(agreement, "SLACK", 0.3)
+    monkeypatch.setattr(agreement, "SLACK", 1.0)
     made = torch.distributed.HashStore()
-    made.set_timeout(timedelta(seconds=10))  # a key that never comes is an error, no hang
+    made.set_timeout(timedelta(seconds=2 * LONG))  # a key that never comes is an error, no hang
     return made
 
 
-def meet(store: Any, ranks: dict[int, str], size: int, timeout: float = 5.0, after: float = 0.0) -> str:
+def meet(store: Any, ranks: dict[int, str], size: int, timeout: float = LONG, after: float = 0.0) -> str:
     """One check of these ranks of a group; what the store says for all of them: "" or the message of the error."""
     said: dict[int, str] = {}
 
@@ -106,7 +107,7 @@ def test_late_ranks_get_the_error_of_what_they_missed_at_once_and_all_meet_again
     first = meet(store, {1: "a plan that only rank 1 makes"}, 4, SHORT)
     began = time.monotonic()
     assert meet(store, dict.fromkeys([0, 2, 3], "float32"), 4) == first
-    assert time.monotonic() - began < SHORT
+    assert time.monotonic() - began < SOON
     assert meet(store, dict.fromkeys(range(4), "float32"), 4) == ""
     for _ in range(3):  # however often one of them was alone
         meet(store, {2: "float32"}, 4, SHORT)
@@ -128,7 +129,7 @@ def test_whoever_leaves_what_ranks_do_together_makes_no_more_calls() -> None:
 
 
 def test_slow_ranks_are_waited_for(store: Any) -> None:
-    assert meet(store, dict.fromkeys(range(3), "float32"), 3, timeout=5.0, after=0.5) == ""
+    assert meet(store, dict.fromkeys(range(3), "float32"), 3, after=0.5) == ""
 
 
 def test_rank_0_that_ends_in_the_middle_is_named(store: Any) -> None:

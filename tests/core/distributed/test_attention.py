@@ -248,7 +248,7 @@ def calls(rank: int) -> None:
 
 
 def test_calls_of_two_processes(two: GlooProcesses) -> None:
-    two.run(calls, limit=100)
+    two.run(calls, limit=300)
 
 
 @pytest.fixture(scope="module")
