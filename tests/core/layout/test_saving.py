@@ -117,3 +117,30 @@ def test_without_safetensors_the_package_to_install_is_named(
         LAYOUTS["pattern"]().save(tmp_path / "layout")
     with pytest.raises(ImportError, match="pip install safetensors"):
         BlockLayout.load(tmp_path / "layout")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("missing/layout.safetensors", FileNotFoundError), ("", IsADirectoryError)],
+    ids=["no_folder", "folder"],
+)
+def test_file_that_cannot_be_written_is_an_oserror_with_its_name(
+    name: str, error: type[OSError], tmp_path: Path
+) -> None:
+    layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.5), 128)
+    with pytest.raises(error) as caught:
+        layout.save(tmp_path / name)
+    assert caught.value.filename == str(tmp_path / name)
+    assert str(caught.value).endswith(f": {str(tmp_path / name)!r}")
+
+
+def test_error_of_safetensors_without_a_code_is_an_oserror(monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    def fail(*_: object) -> None:
+        raise safetensors.SafetensorError("no reason")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    layout = BlockLayout.from_config(SparsePatternConfig(sparsity_ratio=0.5), 128)
+    with pytest.raises(OSError, match=r"^'there' cannot be written: no reason$"):
+        layout.save("there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -72,7 +73,20 @@ def save_layout(layout: Saved, path: str | os.PathLike[str]) -> None:
     metadata = {"format": FORMAT, "version": str(VERSION), "layout": json.dumps(fields)}
     # one tensor may be that of several names
     tensors = {name: tensor.contiguous().clone() for name, tensor in tensors_of(layout).items()}
-    safetensors.torch.save_file(tensors, os.fspath(path), metadata)
+    name = os.fspath(path)
+    try:
+        safetensors.torch.save_file(tensors, name, metadata)
+    except safetensors.SafetensorError as error:
+        raise as_os_error(error, name) from error
+
+
+def as_os_error(error: Exception, name: str) -> OSError:
+    """The error of a file that cannot be written, with its own name: safetensors writes to a temporary one beside it."""
+    found = re.search(r"(?:I/O error: )?([^:]*) \(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(f"{name!r} cannot be written: {error}")
+    code = int(found[2])  # an errno, or a code of Windows, which is the fourth argument there
+    return OSError(code, found[1], name, code)
 
 
 def load_layout(path: str | os.PathLike[str]) -> Saved:
