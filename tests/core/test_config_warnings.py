@@ -15,11 +15,14 @@ import torch
 
 from dilated_attention_pytorch import (
     BlockLayout,
+    BlockSparseAdaptive,
     BlockSparseAttention,
     SparsePatternConfig,
     SparsityRatioWarning,
     UnusedFieldWarning,
+    block_sparse_attention,
     create_block_sparse_attention,
+    explain_backends,
     get_block_sparse_preset,
 )
 from dilated_attention_pytorch.config import PATTERN_TYPES, TAKEN_BY
@@ -184,3 +187,47 @@ def test_copies_files_and_calls_do_not_warn_again(tmp_path: Path) -> None:
         create_block_sparse_attention(sparse_config=config)
 
     assert not warned(use)
+
+
+# ---- heads before tokens
+
+
+HEADS_FIRST = torch.randn(1, 2, 128, 16)
+
+
+class Around(torch.nn.Module):
+    """A user's module that calls one of this library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = BlockSparseAttention(block_size=16)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.attention(x, x, x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: block_sparse_attention(x, x, x, BlockLayout.from_config(SparsePatternConfig(), 128)),
+        lambda x: block_sparse_attention(
+            x, x, x, BlockLayout.from_config(SparsePatternConfig(), 128), softcap=5.0
+        ),
+        lambda x: explain_backends(x, x, x, BlockLayout.from_config(SparsePatternConfig(), 128)),
+        lambda x: BlockSparseAttention(block_size=16)(x, x, x),
+        lambda x: BlockSparseAttention(block_size=16)(x, x, x, return_attention_weights=True),
+        lambda x: BlockSparseAdaptive(block_size=16)(x, x, x),
+        lambda x: torch.nn.Sequential(Around())(x),
+        lambda x: torch.utils.checkpoint.checkpoint(Around(), x, use_reentrant=False),
+    ],
+    ids=["function", "options", "explain", "module", "weights", "adaptive", "around", "checkpoint"],
+)
+def test_warning_of_heads_before_tokens_points_to_the_line_of_the_user(call: Any) -> None:
+    BlockSparseAttention(
+        block_size=16
+    ).clear_cache()  # a layout's second call like the first is not looked at
+    caught = warned(lambda: call(HEADS_FIRST))
+    assert caught
+    for warning in caught:
+        assert "is read as 2 tokens of 128 heads" in str(warning.message)
+        assert Path(warning.filename) == Path(__file__)

@@ -7,8 +7,8 @@ import warnings
 
 from . import values
 
-# Modules between a user's line and a warning: this library, and the code that copies a config.
-BETWEEN = (__name__.partition(".")[0], "dataclasses", "copy")
+# Modules between a user's line and a warning: this library, torch, which calls modules, and the code that copies a config.
+BETWEEN = (__name__.partition(".")[0], "torch", "dataclasses", "copy")
 
 
 class SparsityRatioWarning(UserWarning):
@@ -30,7 +30,7 @@ class UnusedFieldWarning(UserWarning):
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:
-    """Warn of the line outside of this library that led here."""
+    """Warn of the user's line that led here."""
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
         frame, level = frame.f_back, level + 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import _torch_internals
+from ..config_warnings import warn_caller
 
 
 class Packed(NamedTuple):
@@ -124,9 +124,9 @@ def why_not_strided(query: Tensor, key: Tensor, value: Tensor, training: bool, n
 
 def warn_of_length(max_len: int) -> None:
     """Warn that padding behind the longest sequence was forgotten, where it decides the pattern."""
-    warnings.warn(
+    warn_caller(
         f"packed sequences have the pattern of the longest one, of {max_len} tokens; if they are padded further in "
         "training, that is another pattern: pass enable_nested_tensor=False to nn.TransformerEncoder, or set its "
         "use_nested_tensor",
-        stacklevel=2,
+        UserWarning,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import PatternType, SparsePatternConfig, takes
+from ..config_warnings import warn_caller
 from ..grid import BlockGrid
 from .budget import Budget, available_per_row, ratio_budget
 
@@ -75,11 +75,11 @@ def budget_of(config: SparsePatternConfig, grid: BlockGrid) -> Budget | None:
 @functools.lru_cache(maxsize=1024)
 def warn_about_isolated_rows(config: SparsePatternConfig) -> None:
     """Warn that some rows keep only their diagonal block; the cache limits this to once per config."""
-    warnings.warn(
+    warn_caller(
         f"with sparsity_ratio {config.sparsity_ratio} and min_blocks {config.min_blocks} some rows keep only their "
         "diagonal block, so no information from other blocks reaches them, however many layers there are; leave "
         "min_blocks out, or raise min_blocks or sparsity_ratio",
-        stacklevel=4,
+        UserWarning,
     )
 
 

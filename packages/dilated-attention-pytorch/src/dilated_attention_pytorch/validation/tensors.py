@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from ..call import PLAIN_TYPES
+from ..config_warnings import warn_caller
 from ..layout.cache import Pattern
 from ..layout.layout import BlockLayout
+from ..values import DTYPES
 
 SHAPE = "(batch, seq_len, num_heads, head_dim)"
 PACKED_SHAPE = "(total, num_heads, head_dim)"
@@ -176,8 +176,8 @@ def warn_of_order(q: Tensor, k: Tensor, layout: BlockLayout | Pattern) -> None:
         lengths = (layout.q_len, layout.kv_len)
         has_many_heads = lengths == (of_q[2], of_k[2]) and lengths != (of_q[1], of_k[1]) and of_k[2] > 1
     if has_many_heads:
-        warnings.warn(
+        warn_caller(
             f"k {tuple(of_k)} is read as {of_k[1]} tokens of {of_k[2]} heads; the shape is {SHAPE}: "
             "if it is (batch, num_heads, seq_len, head_dim), use q.transpose(1, 2), also for k and v",
-            stacklevel=4,
+            UserWarning,
         )
