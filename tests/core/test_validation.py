@@ -26,6 +26,7 @@ from dilated_attention_pytorch import (
     explain_backends_varlen,
 )
 from dilated_attention_pytorch.backends import registry
+from dilated_attention_pytorch.backends.cpu import CPU
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.5)
@@ -618,21 +619,29 @@ def test_triton_names_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) ->
     assert refusal("triton") == "triton is not installed (pip install triton, on Linux)"
 
 
-def test_cpu_names_what_it_does_not_serve() -> None:
-    message = refusal("cpu", **cast(torch.float8_e4m3fn))
-    assert message == "q must be float32, float64, bfloat16 or float16, got torch.float8_e4m3fn"
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("backend", [None, "cpu", "triton", "hopper", "reference"])
+def test_type_that_nothing_serves_is_refused_whatever_the_backend(
+    dtype: torch.dtype, backend: str | None
+) -> None:
+    message = (
+        f"^q must be float32, float16, bfloat16 or float64, got {dtype}; use q.to\\(torch.bfloat16\\), times "
+    )
+    with pytest.raises(ValueError, match=message):
+        block_sparse_attention(**arguments(**cast(dtype)), backend=backend)
 
 
 def test_without_any_backend_every_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hopper_backend, "HAS_GLUON", True)
     monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    monkeypatch.setattr(type(CPU), "rejects", lambda self, problem: "its reason")
     with pytest.raises(ValueError) as error:
-        block_sparse_attention(**arguments(**cast(torch.float8_e4m3fn)))
+        block_sparse_attention(**arguments())
     assert str(error.value) == (
-        "no fast backend can serve this call (cpu: q must be float32, float64, bfloat16 or float16, got "
-        f"torch.float8_e4m3fn; hopper: q is on cpu, needs a CUDA device; triton: {INTERPRETER}); backend='reference' is "
-        "dense and slow, but always can"
+        f"no fast backend can serve this call (cpu: its reason; hopper: q is on cpu, needs a CUDA device; triton: {INTERPRETER}"
+        "); backend='reference' is dense and slow, but always can"
     )
+    assert block_sparse_attention(**arguments(), backend="reference").shape == (2, 40, 4, 16)
 
 
 def test_explain_backends_takes_the_arguments_of_a_call() -> None:

@@ -76,8 +76,8 @@ Q = torch.randn(1, 64, 4, 8)
     [
         ({"q": None}, TypeError, "q must be a tensor, got NoneType"),
         ({"k": [1.0]}, TypeError, "k must be a tensor, got list"),
-        ({"q": Q[0]}, ValueError, r"q must be a floating point tensor \(batch.*\(64, 4, 8\)"),
-        ({"k": Q.long()}, ValueError, r"k must be a floating point tensor .*torch.int64"),
+        ({"q": Q[0]}, ValueError, r"q must be a float32, float16, bfloat16 or float64 tensor \(batch.*\(64, 4, 8\)"),
+        ({"k": Q.long()}, ValueError, r"k must be a float32, float16, bfloat16 or float64 tensor .*torch.int64"),
         ({"k": Q.double()}, ValueError, r"k must be torch.float32 on cpu as q, got torch.float64"),
         ({"k": Q.to("meta")}, ValueError, r"k must be torch.float32 on cpu as q, got torch.float32 on meta"),
         ({"k": Q.repeat(2, 1, 1, 1)}, ValueError, r"k must have q's batch 1 and head_dim 8, got shape \(2, 64, 4, 8\)"),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 MAX_SHOWN = 1000  # characters of a value in a message
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # of q, k and v
 MAX_TOKENS = 2**31 - 1  # kernels count tokens in int32
 
 

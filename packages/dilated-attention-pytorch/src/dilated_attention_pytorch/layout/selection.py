@@ -17,7 +17,7 @@ from ..grid import BlockGrid
 from ..launching.installed import HAS_TRITON
 from ..op_library import LIBRARY, NAMESPACE, define
 from ..samples import one_by_one
-from ..values import shown
+from ..values import DTYPES, shown
 from .best_blocks import Choice, Rows, best_of, diagonal_of
 from .block_indices import check_index_tensor
 from .pooled import block_means, without_autocast
@@ -81,15 +81,9 @@ def check_pooled(q: Any, k: Any) -> None:
     for name, x in (("q", q), ("k", k)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if (
-            x.is_nested
-            or x.layout != torch.strided
-            or x.dim() != 4
-            or 0 in x.shape
-            or not x.is_floating_point()
-        ):
+        if x.is_nested or x.layout != torch.strided or x.dim() != 4 or 0 in x.shape or x.dtype not in DTYPES:
             raise ValueError(
-                f"{name} must be a floating point tensor (batch, seq_len, num_heads, head_dim), got {shown(x)}"
+                f"{name} must be a float32, float16, bfloat16 or float64 tensor (batch, seq_len, num_heads, head_dim), got {shown(x)}"
             )
         if x.device != q.device or x.dtype != q.dtype:
             raise ValueError(f"{name} must be {q.dtype} on {q.device} as q, got {x.dtype} on {x.device}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import _torch_internals
+from .. import _torch_internals, values
 from ..backends.decode_problem import MAX_QUERIES, DecodeInputs, DecodeProblem, max_len_of
 from ..eager import is_plain_eager
 from ..layout.layout import BlockLayout
@@ -17,7 +17,6 @@ from .numbers import checked_scale, checked_softcap
 from .scores import check_per_head
 from .tensors import check_is_tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = {
     "q": "(batch, q_len, num_heads, head_dim)",
     "k_cache": "(batch, max_len, num_kv_heads, head_dim), or (num_pages, page_size, num_kv_heads, head_dim) with a block_table",
@@ -84,7 +83,7 @@ def check_caches(inputs: DecodeInputs) -> None:
     for name, value in (("q", q), ("k_cache", k), ("v_cache", v)):
         if value.dim() != 4 or value.shape[3] == 0:
             raise ValueError(f"{name} must be {SHAPES[name]}, got shape {tuple(value.shape)}")
-        if value.dtype not in DTYPES:
+        if value.dtype not in values.DTYPES:
             raise ValueError(f"{name} must be float32, float16, bfloat16 or float64, got {value.dtype}")
         if value.dtype != q.dtype:
             raise ValueError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..layout.layout import BlockLayout
+from ..values import DTYPES
 from .tensors import check_option
 
 
@@ -22,7 +23,7 @@ def check_block_bias(
         and bias.shape[0] in (1, full[0])
         and bias.shape[1] in (1, full[1])
     )
-    if not fits or not bias.dtype.is_floating_point or bias.device != q.device:
+    if not fits or bias.dtype not in DTYPES or bias.device != q.device:
         raise ValueError(
             f"block_bias must be floating point on {q.device} and broadcast to ({axis}, num_heads, layout.num_block_ids) "
             f"= {full}, got {block_bias.dtype} {tuple(block_bias.shape)} on {block_bias.device}"

@@ -109,7 +109,7 @@ def fit_together(q: Tensor, k: Tensor, v: Tensor) -> bool:
     of_q, of_k, of_v = q.shape, k.shape, v.shape
     return (
         len(of_q) == len(of_k) == len(of_v) == 4
-        and q.is_floating_point()
+        and q.dtype in DTYPES
         and q.dtype == k.dtype == v.dtype
         and q.device == k.device == v.device
         and of_q[0] == of_k[0] == of_v[0]
@@ -131,6 +131,11 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         if not tensor.dtype.is_floating_point:
             fix = "dequantize()" if tensor.is_quantized else "real" if tensor.is_complex() else "float()"
             raise ValueError(f"{name} must be a floating point tensor, got {tensor.dtype}; use {name}.{fix}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{name} must be float32, float16, bfloat16 or float64, got {tensor.dtype}; use {name}.to(torch.bfloat16), "
+                "times the scale that it was divided by, if any"
+            )
         if tensor.device != q.device:
             raise ValueError(
                 f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}"
