@@ -279,6 +279,50 @@ def test_bad_values_are_refused_by_the_name_of_the_argument(entry: str, argument
         assert len(message) < 1500, kind
 
 
+# Of a wrong type wherever a number, a flag, a tensor, a name, a layout or a list of these is wanted.
+OF_NO_TYPE = ("bytes", "object", "type", "function", "complex")
+
+
+@pytest.mark.parametrize(("entry", "argument"), ENTRIES, ids=lambda name: name)
+def test_value_of_a_wrong_type_is_a_type_error(entry: str, argument: str) -> None:
+    if entry == "plot":
+        pytest.importorskip("matplotlib").use("Agg")
+    use, _ = ENTRIES[entry, argument]
+    for kind in OF_NO_TYPE:
+        with pytest.raises(TypeError, match=argument):
+            use(**{argument: BAD[kind]()})
+
+
+# A number that is out of its range, a text that is no name and an empty list have the right type.
+OF_NO_VALUE = {
+    "backend": "text",
+    "variant": "text",
+    "name": "text",
+    "pattern_type": "text",
+    "block_size": "zero",
+    "q_len": "negative",
+    "sparsity_ratio": "fractional",
+    "segment_lengths": "empty_list",
+    "dilation_rates": "empty_list",
+    "sparse_config": "empty_list",
+    "window": "negative",
+    "head": "negative",
+    "layers": "zero",
+    "softmax_scale": "nan",
+}
+
+
+@pytest.mark.parametrize(
+    ("entry", "argument"), [each for each in ENTRIES if each[1] in OF_NO_VALUE], ids=lambda name: name
+)
+def test_value_out_of_its_range_is_a_value_error(entry: str, argument: str) -> None:
+    if entry == "plot":
+        pytest.importorskip("matplotlib").use("Agg")
+    use, _ = ENTRIES[entry, argument]
+    with pytest.raises(ValueError, match=argument):
+        use(**{argument: BAD[OF_NO_VALUE[argument]]()})
+
+
 # ---- numbers of other libraries
 
 NUMBERS: dict[str, tuple[Any, Any]] = {

@@ -44,7 +44,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "slopes_float": ({"alibi_slopes": 0.5}, TypeError, "alibi_slopes must be a tensor, got float"),
     "sinks_list": ({"sinks": [0.0] * 4}, TypeError, "sinks must be a tensor, got list"),
     "sparse_q": ({"q": WHOLE.q[:, -1:].to_sparse()}, TypeError, "q must be a dense tensor, got layout torch.sparse_coo"),
-    "layout_none": ({"layout": None}, ValueError, "layout must be a BlockLayout, got NoneType; make one with"),
+    "layout_none": ({"layout": None}, TypeError, "layout must be a BlockLayout, got NoneType; make one with"),
     "return_lse_text": ({"return_lse": "yes"}, TypeError, "return_lse must be True or False, got 'yes'"),
     "scale_text": ({"softmax_scale": "1"}, TypeError, "softmax_scale must be a number, got '1'"),
     "softcap_text": ({"softcap": "50"}, TypeError, "softcap must be a number, got '50'"),

@@ -120,7 +120,7 @@ def test_one_process_is_the_plain_call(config: DistributedSparseConfig, name: st
         ({"k": torch.zeros(49, 2, 16)}, ValueError, r"k must have the 50 tokens .* shard_sequence\(k, sharding, dim=0\)"),
         ({"sharding": None}, TypeError, "sharding must be a PackedSharding"),
         ({"config": None}, TypeError, "config must be a DistributedSparseConfig"),
-        ({"layout": None}, ValueError, "layout must be a BlockLayout"),
+        ({"layout": None}, TypeError, "layout must be a BlockLayout"),
         ({"is_causal": False}, ValueError, "is_causal=False needs a layout made with causal=False"),
         ({"is_causal": 2}, TypeError, "is_causal"),
         ({"backend": "reference"}, ValueError, "compare with block_sparse_attention_varlen"),

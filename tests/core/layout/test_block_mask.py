@@ -125,7 +125,8 @@ def test_patterns_per_kv_head_serve_grouped_queries(masked: bool) -> None:
 @pytest.mark.parametrize("num_heads", [0, 1, 3, 2.5, "2"])
 def test_heads_of_a_block_mask_that_the_layout_does_not_serve_are_refused(num_heads: Any) -> None:
     with pytest.raises(
-        ValueError, match=f"num_heads must be a multiple of layout.num_heads 2, got {num_heads!r}"
+        (TypeError, ValueError),
+        match=f"num_heads must be a multiple of layout.num_heads 2, got {num_heads!r}",
     ):
         layout_of(2, 128, 128, False).to_block_mask(num_heads)
 

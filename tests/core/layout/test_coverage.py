@@ -177,7 +177,7 @@ def test_heads_with_rotations_cover_every_scale_together() -> None:
 
 @pytest.mark.parametrize("turns", [-1, 1.5, "1", True])
 def test_rotation_must_be_a_number_of_offsets(turns: Any) -> None:
-    with pytest.raises(ValueError, match="rotation must be a number of offsets >= 0, got"):
+    with pytest.raises((TypeError, ValueError), match="rotation must be a number of offsets >= 0, got"):
         SparsePatternConfig(rotation=turns)
 
 

@@ -246,7 +246,7 @@ ERRORS: dict[str, tuple[type[Exception], str, dict[str, Any]]] = {
     "kv_len": (ValueError, "kv_len must be a positive number of tokens.*got -1", {"kv_len": -1}),
     "block_size": (ValueError, "block_size must be one of .*got 48", {"block_size": 48}),
     "batch": (ValueError, "batch must be a positive number, or None where .*got 0", {"batch": 0}),
-    "num_heads": (ValueError, "num_heads must be a positive number, or None where .*got 2.5", {"num_heads": 2.5}),
+    "num_heads": (TypeError, "num_heads must be a positive number, or None where .*got 2.5", {"num_heads": 2.5}),
     "causal": (TypeError, "causal must be True or False, got 'yes'", {"causal": "yes"}),
     "device": (ValueError, "device must hold values, got 'meta'", {"device": "meta"}),
     "within": (TypeError, "within must be a BlockLayout, got 3", {"within": 3}),

@@ -79,7 +79,7 @@ def test_assigned_settings_reach_a_compiled_module() -> None:
 
 
 WRONG: dict[str, tuple[str, Any, type[Exception], str]] = {
-    "config": ("sparse_config", 0.1, ValueError, "sparse_config must be"),
+    "config": ("sparse_config", 0.1, TypeError, "sparse_config must be"),
     "empty_config": ("sparse_config", [], ValueError, "sparse_config must be"),
     "segments": ("segment_lengths", [20], ValueError, "segment_lengths must be multiples of block_size 16"),
     "order": ("segment_lengths", [32, 16], ValueError, "segment_lengths must be ascending"),

@@ -38,7 +38,7 @@ class AdaptiveConfig:
 
     Raises:
         ValueError: a number is out of its range; the message names it.
-        TypeError: a flag is neither True nor False; the message names it.
+        TypeError: a number or a flag is something else; the message names it.
 
     Examples:
         >>> AdaptiveConfig(base_sparsity=0.95).sparsity_ratio
@@ -60,9 +60,10 @@ class AdaptiveConfig:
     def __post_init__(self) -> None:
         dropped = values.written(self.base_sparsity)
         if dropped is None or not 0 <= dropped < 1:
-            raise ValueError(
+            raise values.wrong(
+                values.number(self.base_sparsity),
                 f"base_sparsity must be the fraction of blocks dropped, 0 <= base_sparsity < 1, got {shown(self.base_sparsity)}; "
-                "0.9 keeps 10 %"
+                "0.9 keeps 10 %",
             )
         is_float = Fraction(str(float(dropped))) == dropped
         self._set("base_sparsity", float(dropped) if is_float else dropped)
@@ -75,7 +76,10 @@ class AdaptiveConfig:
         for name in ("hidden_dim", "num_layers"):
             number = values.tokens(getattr(self, name))
             if number is None:
-                raise ValueError(f"{name} must be a number of at least 1, got {shown(getattr(self, name))}")
+                raise values.wrong(
+                    values.integer(getattr(self, name)),
+                    f"{name} must be a number of at least 1, got {shown(getattr(self, name))}",
+                )
             self._set(name, number)
         for name in ("learnable_temperature", "share_across_heads", "hard_sparsity", "gumbel_noise"):
             flag = values.flag(getattr(self, name))
@@ -84,13 +88,14 @@ class AdaptiveConfig:
             self._set(name, flag)
         weight = values.number(self.sparsity_reg_weight)
         if weight is None or not 0.0 <= weight < math.inf:
-            raise ValueError(
-                f"sparsity_reg_weight must be finite and not negative, got {shown(self.sparsity_reg_weight)}"
+            raise values.wrong(
+                weight,
+                f"sparsity_reg_weight must be finite and not negative, got {shown(self.sparsity_reg_weight)}",
             )
         self._set("sparsity_reg_weight", weight)
         share = None if self.top_p is None else values.number(self.top_p)
         if self.top_p is not None and (share is None or not 0.0 < share <= 1.0):
-            raise ValueError(f"top_p must be over 0 and at most 1, got {shown(self.top_p)}")
+            raise values.wrong(share, f"top_p must be over 0 and at most 1, got {shown(self.top_p)}")
         self._set("top_p", share)
 
     @property
@@ -105,5 +110,5 @@ class AdaptiveConfig:
         given: Any = getattr(self, name)
         number = values.number(given)
         if number is None or not 0.0 < number < math.inf:
-            raise ValueError(f"{name} must be a positive number, got {shown(given)}")
+            raise values.wrong(number, f"{name} must be a positive number, got {shown(given)}")
         return number

@@ -33,10 +33,10 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 
 
 def check_block_size(block_size: Any) -> int:
-    """Return the block size as an int; raise ValueError unless it is a power of two from 16 to 256."""
+    """Return the block size as an int; raise TypeError or ValueError unless it is a power of two from 16 to 256."""
     size = values.integer(block_size)
     if size not in BLOCK_SIZES:
-        raise ValueError(f"block_size must be one of {BLOCK_SIZES}, got {shown(block_size)}")
+        raise values.wrong(size, f"block_size must be one of {BLOCK_SIZES}, got {shown(block_size)}")
     return size
 
 
@@ -97,6 +97,7 @@ class SparsePatternConfig:
 
     Raises:
         ValueError: an argument is out of range, or `exact` does not apply to the pattern; the message names it.
+        TypeError: an argument has the wrong type; the message names it.
 
     Examples:
         >>> config = SparsePatternConfig(sparsity_ratio=0.01, dilation_rates=[1, 2, 4, 8])
@@ -125,8 +126,9 @@ class SparsePatternConfig:
             if name == "hierarchical":
                 raise_removed_variant()
             fix = "; use variant='adaptive' instead" if name == "adaptive" else ""
-            raise ValueError(
-                f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}{fix}"
+            raise values.wrong(
+                values.text(self.pattern_type),
+                f"pattern_type must be one of {PATTERN_TYPES}, got {shown(self.pattern_type)}{fix}",
             )
         self._set("block_size", check_block_size(self.block_size))
         self._set("sparsity_ratio", checked_ratio(self.sparsity_ratio))
@@ -200,8 +202,9 @@ class SparsePatternConfig:
             return
         tokens = values.tokens(self.window_size)
         if tokens is None:
-            raise ValueError(
-                f"window_size must be a positive number of tokens, got {shown(self.window_size)}"
+            raise values.wrong(
+                values.integer(self.window_size),
+                f"window_size must be a positive number of tokens, got {shown(self.window_size)}",
             )
         self._set("window_size", tokens)
 
@@ -211,8 +214,8 @@ class SparsePatternConfig:
             return
         tokens = values.integer(self.global_tokens)
         if tokens is None or not 0 <= tokens <= values.MAX_TOKENS:
-            raise ValueError(
-                f"global_tokens must be a number of tokens >= 0, got {shown(self.global_tokens)}"
+            raise values.wrong(
+                tokens, f"global_tokens must be a number of tokens >= 0, got {shown(self.global_tokens)}"
             )
         self._set("global_tokens", tokens)
 
@@ -226,15 +229,18 @@ class SparsePatternConfig:
         rates = tuple(map(values.tokens, given or ()))
         if not rates or None in rates:
             printed = shown(self.dilation_rates if given is None else given)
-            raise ValueError(
-                f"dilation_rates must be positive numbers of blocks, got {printed}; use e.g. [1, 2, 4, 8]"
+            raise values.wrong(
+                values.integers(given),
+                f"dilation_rates must be positive numbers of blocks, got {printed}; use e.g. [1, 2, 4, 8]",
             )
         self._set("dilation_rates", rates)
 
     def _check_rotation(self) -> None:
         rotation = values.integer(self.rotation)
         if rotation is None or not 0 <= rotation <= values.MAX_TOKENS:
-            raise ValueError(f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}")
+            raise values.wrong(
+                rotation, f"rotation must be a number of offsets >= 0, got {shown(self.rotation)}"
+            )
         self._set("rotation", rotation)
 
     def _check_exact(self) -> None:
@@ -252,9 +258,10 @@ class SparsePatternConfig:
             return
         blocks = values.tokens(self.min_blocks)
         if blocks is None:
-            raise ValueError(
+            raise values.wrong(
+                values.integer(self.min_blocks),
                 f"min_blocks must be a positive number of blocks per row, got {shown(self.min_blocks)}; "
-                "use 1 for the ratio alone, or None for the default"
+                "use 1 for the ratio alone, or None for the default",
             )
         if self.window_size is not None:
             raise ValueError(
@@ -273,9 +280,10 @@ def checked_ratio(ratio: Any) -> float:
     """The ratio as a float; a Fraction or Decimal that no float prints as is returned unchanged."""
     exact = values.written(ratio)
     if exact is None or not 0 < exact <= 1:
-        raise ValueError(
+        raise values.wrong(
+            values.number(ratio),
             f"sparsity_ratio must be the fraction of blocks kept, 0 < ratio <= 1, got {shown(ratio)}; "
-            "for 99 % sparse use 0.01"
+            "for 99 % sparse use 0.01",
         )
     nearest = float(exact)
     return nearest if values.written(nearest) == exact else exact  # type: ignore[return-value]
@@ -294,8 +302,9 @@ def checked_configs(
         fix = "use e.g. SparsePatternConfig(sparsity_ratio=0.1)"
         if configs and None not in map(values.integer, configs):
             fix = "if these are segment_lengths of 0.2.0, leave them and dilation_rates out: they had no effect there"
-        raise ValueError(
-            f"{name} must be a SparsePatternConfig or a sequence of them, got {shown(given)}; {fix}"
+        raise values.wrong(
+            configs if configs == () else None,
+            f"{name} must be a SparsePatternConfig or a sequence of them, got {shown(given)}; {fix}",
         )
     return tuple(config_of_dict(item, name) if isinstance(item, Mapping) else item for item in configs)
 
@@ -371,7 +380,7 @@ class TokenDilation:
         """Validate the arguments of a user; None if every key of an active block takes part.
 
         Raises:
-            TypeError: an argument is not a sequence.
+            TypeError: an argument is not a sequence of ints.
             ValueError: the lists differ in length, the segment lengths are not ascending or not multiples of
                 `block_size`, or a rate does not divide `block_size`.
         """
@@ -391,8 +400,9 @@ class TokenDilation:
         for segment in segments:
             tokens = values.tokens(segment)
             if tokens is None or tokens % block_size:
-                raise ValueError(
-                    f"segment_lengths must be multiples of block_size {block_size}, got {shown(segment)} in {list(segments)}"
+                raise values.wrong(
+                    values.integer(segment),
+                    f"segment_lengths must be multiples of block_size {block_size}, got {shown(segment)} in {list(segments)}",
                 )
         segments = tuple(map(int, segments))
         if any(a >= b for a, b in itertools.pairwise(segments)):

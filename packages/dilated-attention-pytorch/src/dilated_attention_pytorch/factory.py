@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from . import values
 from .adaptive_config import AdaptiveConfig
 from .config import SparsePatternConfig, closest
 from .distributed.config import MESH, DistributedSparseConfig
@@ -53,7 +54,7 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
 
     Raises:
         ValueError: the preset is unknown or removed, or an override is out of range.
-        TypeError: the module does not take an override.
+        TypeError: the module does not take an override, or an argument has the wrong type.
 
     Examples:
         >>> get_block_sparse_preset("ultra_sparse", sparsity_ratio=0.02).sparse_config.sparsity_ratio
@@ -62,7 +63,9 @@ def get_block_sparse_preset(name: str, **overrides: Any) -> nn.Module:
     if not isinstance(name, str) or name not in (*PRESETS, *ADAPTIVE_PRESETS):
         if isinstance(name, str) and name in REMOVED_PRESETS:
             raise_removed_variant()
-        raise ValueError(f"name must be one of {(*PRESETS, *ADAPTIVE_PRESETS)}, got {shown(name)}")
+        raise values.wrong(
+            values.text(name), f"name must be one of {(*PRESETS, *ADAPTIVE_PRESETS)}, got {shown(name)}"
+        )
     given: dict[str, Any] = {"variant": "base", "sparse_config": PRESETS.get(name)}
     if name in ADAPTIVE_PRESETS:
         given = {"variant": "adaptive", "adaptive_config": ADAPTIVE_PRESETS[name]}
@@ -149,7 +152,9 @@ def create_block_sparse_attention(
     if (is_name and variant == "hierarchical") or "hierarchical_config" in kwargs:
         raise_removed_variant()
     if not is_name or variant not in ("auto", *VARIANTS):
-        raise ValueError(f"variant must be one of {('auto', *VARIANTS)}, got {shown(variant)}")
+        raise values.wrong(
+            values.text(variant), f"variant must be one of {('auto', *VARIANTS)}, got {shown(variant)}"
+        )
     named = {
         "segment_lengths": segment_lengths, "dilation_rates": dilation_rates, "sparse_config": sparse_config,
         "sparsity_ratio": sparsity_ratio, "block_size": block_size, "adaptive_config": adaptive_config,

@@ -29,7 +29,7 @@ class BlockGrid:
 
     Raises:
         ValueError: a number is out of range.
-        TypeError: `causal` is not a bool.
+        TypeError: a number is not an int, or `causal` is not a bool.
     """
 
     q_len: int
@@ -48,8 +48,9 @@ class BlockGrid:
             given = getattr(self, name)
             tokens = values.tokens(given)
             if tokens is None:
-                raise ValueError(
-                    f"{name} must be a positive number of tokens below 2**31, got {values.shown(given)}"
+                raise values.wrong(
+                    values.integer(given),
+                    f"{name} must be a positive number of tokens below 2**31, got {values.shown(given)}",
                 )
             object.__setattr__(self, name, tokens)
         causal = values.flag(self.causal)
@@ -65,7 +66,7 @@ class BlockGrid:
         least, most = min(0, default), default if self.causal else values.MAX_TOKENS - self.q_len
         offset = values.integer(given)
         if offset is None or not least <= offset <= most:
-            raise ValueError(f"q_offset must be {least} to {most}, got {values.shown(given)}")
+            raise values.wrong(offset, f"q_offset must be {least} to {most}, got {values.shown(given)}")
         return offset
 
     def with_lengths(self, q_len: int, kv_len: int) -> BlockGrid:

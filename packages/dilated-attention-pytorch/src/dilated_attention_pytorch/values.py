@@ -98,6 +98,11 @@ def flag(value: Any) -> bool | None:
         return None
 
 
+def text(value: Any) -> str | None:
+    """A str."""
+    return value if isinstance(value, str) else None
+
+
 def items(value: Any) -> tuple[Any, ...] | None:
     """The items of a list, a tuple, a range, a generator or a one-dimensional array, in their order."""
     if isinstance(value, (str, bytes, bytearray, Set, Mapping)) or not isinstance(value, Iterable):
@@ -110,10 +115,23 @@ def items(value: Any) -> tuple[Any, ...] | None:
     return tuple(value)
 
 
+def integers(value: Any) -> tuple[int, ...] | None:
+    """The `items`, each of which is an `integer`."""
+    found = items(value)
+    numbers = None if found is None else tuple(map(integer, found))
+    return None if numbers is None or None in numbers else numbers  # type: ignore[return-value]
+
+
+def wrong(read: object, message: str) -> TypeError | ValueError:
+    """The exception for an argument: of its type, if one of the functions above read it as None, else of its value."""
+    return TypeError(message) if read is None else ValueError(message)
+
+
 def device(value: Any) -> torch.device:
     """A torch.device; None is the CPU.
 
     Raises:
+        TypeError: it is neither a device nor a name.
         ValueError: it names no device.
     """
     if isinstance(value, torch.device):
@@ -121,8 +139,9 @@ def device(value: Any) -> torch.device:
     try:
         return torch.device("cpu" if value is None else value)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"device must be a torch.device or its name, such as 'cuda:0', got {shown(value)}"
+        raise wrong(
+            None if isinstance(error, TypeError) else value,
+            f"device must be a torch.device or its name, such as 'cuda:0', got {shown(value)}",
         ) from error
 
 

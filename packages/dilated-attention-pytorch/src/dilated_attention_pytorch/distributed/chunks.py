@@ -40,10 +40,10 @@ class Chunked:
         return len(self.chunks)
 
     def checked_rank(self, rank: object) -> int:
-        """The rank as an int; ValueError unless it is one of the sharding's."""
+        """The rank as an int; TypeError or ValueError unless it is one of the sharding's."""
         number = values.integer(rank)
         if number is None or not 0 <= number < self.world_size:
-            raise ValueError(f"rank must be 0 to {self.world_size - 1}, got {values.shown(rank)}")
+            raise values.wrong(number, f"rank must be 0 to {self.world_size - 1}, got {values.shown(rank)}")
         return number
 
     @property

@@ -64,18 +64,25 @@ class DistributedSparseConfig:
             )
         self._check_mesh()
         if self.balance not in BALANCES:
-            raise ValueError(f"balance must be one of {BALANCES}, got {shown(self.balance)}")
+            raise values.wrong(
+                values.text(self.balance), f"balance must be one of {BALANCES}, got {shown(self.balance)}"
+            )
         for name in ("stages", "capacity"):
             given = getattr(self, name)
             number = values.tokens(given)
             if given is not None and number is None:
-                raise ValueError(f"{name} must be a positive int or None, got {shown(given)}")
+                raise values.wrong(
+                    values.integer(given), f"{name} must be a positive int or None, got {shown(given)}"
+                )
             object.__setattr__(self, name, number)
         if values.flag(self.save_fetched) is None:
             raise TypeError(f"save_fetched must be True or False, got {shown(self.save_fetched)}")
         seconds = self.agreement_timeout
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < 1e9:
-            raise ValueError(f"agreement_timeout must be a number of seconds, or 0, got {shown(seconds)}")
+            raise values.wrong(
+                values.number(seconds),
+                f"agreement_timeout must be a number of seconds, or 0, got {shown(seconds)}",
+            )
 
     def _check_mesh(self) -> None:
         mesh: Any = self.mesh
@@ -97,8 +104,9 @@ class DistributedSparseConfig:
             if self.mesh_dim not in (names or ()):
                 raise ValueError(f"mesh_dim must be one of {names}, got {shown(self.mesh_dim)}")
         elif values.integer(self.mesh_dim) is None or not -mesh.ndim <= self.mesh_dim < mesh.ndim:
-            raise ValueError(
-                f"mesh_dim must be a name or {-mesh.ndim} to {mesh.ndim - 1}, got {shown(self.mesh_dim)}"
+            raise values.wrong(
+                values.integer(self.mesh_dim),
+                f"mesh_dim must be a name or {-mesh.ndim} to {mesh.ndim - 1}, got {shown(self.mesh_dim)}",
             )
         else:
             object.__setattr__(self, "mesh_dim", self.mesh_dim % mesh.ndim)

@@ -109,7 +109,10 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
         check_is_causal(is_causal)
         length = values.tokens(seq_len)
         if length is None:
-            raise ValueError(f"seq_len must be a positive number of tokens below 2**31, got {shown(seq_len)}")
+            raise values.wrong(
+                values.integer(seq_len),
+                f"seq_len must be a positive number of tokens below 2**31, got {shown(seq_len)}",
+            )
         key = (self._pattern.text, length, is_causal)
         found: SequenceSharding | None = self._shardings.get(key)
         if found is not None:

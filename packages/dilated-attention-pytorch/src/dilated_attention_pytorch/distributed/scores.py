@@ -63,7 +63,7 @@ def distributed_block_scores(
     check_local_tokens(sharding, q=q, k=k)
     scale = 1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else values.number(softmax_scale)
     if scale is None or not math.isfinite(scale):
-        raise ValueError(f"softmax_scale must be a finite number, got {shown(softmax_scale)}")
+        raise values.wrong(scale, f"softmax_scale must be a finite number, got {shown(softmax_scale)}")
     size, (batch, _, num_kv_heads, head_dim) = sharding.block_size, k.shape
     facts = {
         "call": "distributed_block_scores", "dtype": str(k.dtype), "device": k.device.type, "batch": batch,

@@ -111,15 +111,16 @@ class SequenceSharding(Chunked):
 
         Raises:
             ValueError: a number is out of its range, or there are more ranks than blocks.
-            TypeError: `config` is something else.
+            TypeError: an argument is something else.
         """
         check_config(config)
         check_seq_len(seq_len)
         grid = BlockGrid(seq_len, seq_len, block_size, causal)
         most = grid.n_rows if num_blocks is None else values.tokens(num_blocks)
         if most is None:
-            raise ValueError(
-                f"num_blocks must be a number of blocks, at least 1, got {values.shown(num_blocks)}"
+            raise values.wrong(
+                values.integer(num_blocks),
+                f"num_blocks must be a number of blocks, at least 1, got {values.shown(num_blocks)}",
             )
         check_ranks(grid.q_len, grid.block_size, config.world_size)
         rows = torch.arange(1, grid.n_rows + 1) if causal else torch.full((grid.n_rows,), grid.n_rows)
@@ -179,10 +180,13 @@ class SequenceSharding(Chunked):
 
 
 def check_seq_len(seq_len: Any) -> int:
-    """The length as an int; ValueError unless it is a number of tokens."""
+    """The length as an int; TypeError or ValueError unless it is a number of tokens."""
     tokens = values.tokens(seq_len)
     if tokens is None:
-        raise ValueError(f"seq_len must be a positive int below 2**31, got {values.shown(seq_len)}")
+        raise values.wrong(
+            values.integer(seq_len),
+            f"seq_len must be a positive int below 2**31, got {values.shown(seq_len)}",
+        )
     return tokens
 
 

@@ -91,7 +91,7 @@ class TileAttention:
         self.sparsity_ratio = None if sparsity_ratio is None else checked_ratio(sparsity_ratio)
         self.top_p = None if top_p is None else values.number(top_p)
         if top_p is not None and (self.top_p is None or not 0.0 < self.top_p <= 1.0):
-            raise ValueError(f"top_p must be over 0 and at most 1, got {values.shown(top_p)}")
+            raise values.wrong(self.top_p, f"top_p must be over 0 and at most 1, got {values.shown(top_p)}")
         self.block_size = None if block_size is None else check_block_size(block_size)
         if block_size is None:
             TileOrder(1, 1, 1, self.tile).block_size()  # raises where none divides the tile

@@ -38,8 +38,8 @@ def checked_device(device: Any) -> torch.device:
 
 
 def check_index(name: str, given: Any, number: int) -> int:
-    """The index of a head or batch element; ValueError if the layout has no such one."""
+    """The index of a head or batch element; ValueError if the layout has no such one, TypeError if it is no int."""
     found = values.integer(given)
     if found is None or not 0 <= found < number:
-        raise ValueError(f"{name} must be 0 to {number - 1}, got {values.shown(given)}")
+        raise values.wrong(found, f"{name} must be 0 to {number - 1}, got {values.shown(given)}")
     return found

@@ -101,8 +101,8 @@ def lengths(block_mask: BlockMask, sides: Sides, q_len: int | None, kv_len: int 
     for name, given, most in (("q_len", q_len, q_most), ("kv_len", kv_len, kv_most)):
         tokens = most if given is None else values.integer(given)
         if tokens is None or not 1 <= tokens <= most:
-            raise ValueError(
-                f"{name} must be 1 to the {most} tokens of block_mask, got {values.shown(given)}"
+            raise values.wrong(
+                tokens, f"{name} must be 1 to the {most} tokens of block_mask, got {values.shown(given)}"
             )
         found.append(tokens)
     return found[0], found[1]
@@ -217,9 +217,10 @@ def group_size(num_heads: int, of_layout: int) -> int:
     """How many heads of a BlockMask every head of a layout serves."""
     heads = values.integer(num_heads)
     if heads is None or heads < 1 or heads % of_layout:
-        raise ValueError(
+        raise values.wrong(
+            heads,
             f"num_heads must be a multiple of layout.num_heads {of_layout}, got {values.shown(num_heads)}; "
-            "pass the number of heads of q"
+            "pass the number of heads of q",
         )
     return heads // of_layout
 

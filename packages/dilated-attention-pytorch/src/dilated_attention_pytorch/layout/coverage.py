@@ -121,9 +121,10 @@ def check_square(grid: BlockGrid) -> None:
 
 def coverage(grid: BlockGrid, rows: Tensor, cols: Tensor, layers: int) -> float:
     """Fraction of allowed block pairs connected within `layers` layers; rows and cols as for `make_links`."""
-    given, layers = layers, values.integer(layers) or 0
-    if layers < 1:
-        raise ValueError(f"layers must be at least 1, got {values.shown(given)}")
+    number = values.integer(layers)
+    if number is None or number < 1:
+        raise values.wrong(number, f"layers must be a number of at least 1, got {values.shown(layers)}")
+    layers = number
     if layers > 1:
         check_square(grid)
     links, connected, total = make_links(grid, rows, cols), 0, 0

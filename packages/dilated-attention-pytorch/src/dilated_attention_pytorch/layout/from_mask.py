@@ -203,8 +203,9 @@ def check_count(name: str, given: Any, least: int) -> int:
         return least
     found = values.tokens(given)
     if found is None:
-        raise ValueError(
-            f"{name} must be a positive number, or None where the mask is the same for all, got {values.shown(given)}"
+        raise values.wrong(
+            values.integer(given),
+            f"{name} must be a positive number, or None where the mask is the same for all, got {values.shown(given)}",
         )
     if least not in (1, found):
         raise ValueError(f"{name} must be the {least} of within, or None, got {found}")

@@ -582,6 +582,7 @@ class BlockLayout:
 
         Raises:
             ValueError: the layout is not square, or has fewer positions.
+            TypeError: `length` is not an int.
         """
         grid, tokens = self.grid, values.tokens(length)
         if not grid.is_square:
@@ -590,7 +591,9 @@ class BlockLayout:
                 f"{grid.kv_len}"
             )
         if tokens is None or tokens > grid.q_len:
-            raise ValueError(f"length must be 1 to q_len {grid.q_len}, got {values.shown(length)}")
+            raise values.wrong(
+                values.integer(length), f"length must be 1 to q_len {grid.q_len}, got {values.shown(length)}"
+            )
         n_blocks = -(-tokens // grid.block_size)
         if n_blocks == grid.n_rows:
             return self if tokens == grid.q_len else self.for_lengths(tokens, tokens)
@@ -657,6 +660,7 @@ class BlockLayout:
 
         Raises:
             ValueError: `num_heads` is no multiple of the heads of the layout.
+            TypeError: it is not an int.
         """
         from .block_mask import block_mask_of, group_size
 

@@ -60,7 +60,7 @@ def block_scores(
     scale = 1.0 / math.sqrt(q.shape[3]) if softmax_scale is None else values.number(softmax_scale)
     # a tracer has symbols for numbers
     if scale is None or not (torch.compiler.is_compiling() or math.isfinite(scale)):
-        raise ValueError(f"softmax_scale must be a finite number, got {shown(softmax_scale)}")
+        raise values.wrong(scale, f"softmax_scale must be a finite number, got {shown(softmax_scale)}")
     batch, q_len, num_heads, _ = q.shape
     kv_len, num_kv_heads = k.shape[1:3]
     grid = BlockGrid(q_len, kv_len, block_size, causal)
@@ -270,11 +270,11 @@ def checked_choice(
     for name, given in (("window", window), ("sinks", sinks)):
         number = values.integer(given)
         if number is None or not 0 <= number <= values.MAX_TOKENS:
-            raise ValueError(f"{name} must be a number of blocks, 0 or more, got {shown(given)}")
+            raise values.wrong(number, f"{name} must be a number of blocks, 0 or more, got {shown(given)}")
         numbers.append(number)
     share = None if top_p is None else values.number(top_p)
     if top_p is not None and (share is None or not 0.0 < share <= 1.0):
-        raise ValueError(f"top_p must be over 0 and at most 1, got {shown(top_p)}")
+        raise values.wrong(share, f"top_p must be over 0 and at most 1, got {shown(top_p)}")
     if num_blocks is None and top_p is None:
         raise ValueError(
             "num_blocks or top_p must be given, got neither; num_blocks keeps so many blocks a row"
@@ -282,7 +282,10 @@ def checked_choice(
     n_cols = scores.shape[-1]
     most = n_cols if num_blocks is None else values.tokens(num_blocks)
     if most is None:
-        raise ValueError(f"num_blocks must be a number of blocks, at least 1, got {shown(num_blocks)}")
+        raise values.wrong(
+            values.integer(num_blocks),
+            f"num_blocks must be a number of blocks, at least 1, got {shown(num_blocks)}",
+        )
     choice = Choice(min(most, n_cols), share, flags[0], numbers[0], numbers[1], flags[1])
     kept = min(n_cols, choice.sinks + choice.keep_diagonal + choice.window * (1 if choice.causal else 2))
     if kept > choice.n_slots:

@@ -80,6 +80,7 @@ class TileOrder:
 
     Raises:
         ValueError: a number is out of range; the message names it.
+        TypeError: a number is not an int.
 
     Examples:
         >>> order = TileOrder(4, 8, 8, tile=(2, 4, 4))
@@ -100,7 +101,10 @@ class TileOrder:
             given = getattr(self, name)
             tokens = values.tokens(given)
             if tokens is None:
-                raise ValueError(f"{name} must be a positive number of tokens, got {values.shown(given)}")
+                raise values.wrong(
+                    values.integer(given),
+                    f"{name} must be a positive number of tokens, got {values.shown(given)}",
+                )
             object.__setattr__(self, name, tokens)
         object.__setattr__(self, "tile", checked_triple("tile", self.tile, "tokens"))
 
@@ -209,11 +213,12 @@ class TileOrder:
 
         Raises:
             ValueError: an argument is out of range; the message names it.
+            TypeError: an argument has the wrong type; the message names it.
         """
         size = self.block_size() if block_size is None else check_block_size(block_size)
         n_text, target = values.integer(text_tokens), checked_device(device)
         if n_text is None or not 0 <= n_text <= values.MAX_TOKENS - self.num_tokens:
-            raise ValueError(f"text_tokens must be 0 or more, got {values.shown(text_tokens)}")
+            raise values.wrong(n_text, f"text_tokens must be 0 or more, got {values.shown(text_tokens)}")
         windows = checked_windows(window)
         grid = BlockGrid(self.num_tokens, self.num_tokens + n_text, size, False)
         with without_modes():  # a layout built in inference mode may be used in training later
@@ -234,8 +239,9 @@ def checked_triple(name: str, given: Any, what: str) -> tuple[int, int, int]:
     """Three positive numbers, along frames, height and width."""
     found = tuple(map(values.tokens, values.items(given) or ()))
     if len(found) != 3 or None in found:
-        raise ValueError(
-            f"{name} must be three positive numbers of {what} (frames, height, width), got {values.shown(given)}"
+        raise values.wrong(
+            values.integers(given),
+            f"{name} must be three positive numbers of {what} (frames, height, width), got {values.shown(given)}",
         )
     return found  # type: ignore[return-value]
 

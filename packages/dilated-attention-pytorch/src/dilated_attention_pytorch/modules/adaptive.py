@@ -492,7 +492,10 @@ def checked_sizes(num_heads: Any, head_dim: Any, embed_dim: Any) -> tuple[int, i
     sizes = {name: values.tokens(value) for name, value in given.items() if value is not None}
     for name, size in sizes.items():
         if size is None:
-            raise ValueError(f"{name} must be a number of at least 1, got {shown(given[name])}")
+            raise values.wrong(
+                values.integer(given[name]),
+                f"{name} must be a number of at least 1, got {shown(given[name])}",
+            )
     heads, dim, whole = (sizes.get(name) for name in given)
     if heads is None and dim is None and whole is None:
         return None

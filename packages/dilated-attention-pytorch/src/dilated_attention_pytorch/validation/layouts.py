@@ -27,7 +27,7 @@ def check_layout(q: Tensor, k: Tensor, layout: BlockLayout, is_causal: bool, n_s
     if not isinstance(layout, BlockLayout):
         name = type(layout).__name__
         make = "from_block_mask" if name == "BlockMask" else "from_config"
-        raise ValueError(f"layout must be a BlockLayout, got {name}; make one with BlockLayout.{make}")
+        raise TypeError(f"layout must be a BlockLayout, got {name}; make one with BlockLayout.{make}")
     if layout.causal and not is_causal:
         raise ValueError(
             "is_causal=False needs a layout made with causal=False, got causal=True: queries would see later keys "

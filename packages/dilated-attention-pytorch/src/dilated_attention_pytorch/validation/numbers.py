@@ -100,4 +100,6 @@ def checked_number(name: str, value: Any, fix: str) -> float:
 def check_backend(backend: object) -> None:
     """Raise unless it is None or the name of a backend."""
     if backend is not None and not (isinstance(backend, str) and backend in BACKEND_NAMES):
-        raise ValueError(f"backend must be one of {BACKEND_NAMES}, got {shown(backend)}")
+        raise values.wrong(
+            values.text(backend), f"backend must be one of {BACKEND_NAMES}, got {shown(backend)}"
+        )

@@ -101,8 +101,9 @@ def checked_layers(layers: object) -> frozenset[int] | Callable[[nn.Module], boo
     given = values.items(list(layers) if isinstance(layers, (range, set, frozenset)) else layers)
     numbers = [values.integer(each) for each in given or ()]
     if given is None or any(number is None or number < 0 for number in numbers):
-        raise ValueError(
+        raise values.wrong(
+            None if given is None or None in numbers else numbers,
             f"layers must be numbers of layers >= 0, or a function of the attention module, got {shown(layers)}; use e.g. "
-            "range(2, 16), or None for all"
+            "range(2, 16), or None for all",
         )
     return frozenset(number for number in numbers if number is not None)
