@@ -14,6 +14,7 @@ from .decode_eager import are_plain, cached_call, key_of, run_decode
 from .eager import is_plain_eager
 from .layout.layout import BlockLayout
 from .op_library import NAMESPACE
+from .upstream.neighbours import refuse_unknown
 from .validation.decode import check_decode
 from .validation.numbers import check_backend, check_flag
 
@@ -73,6 +74,7 @@ def block_sparse_decode(
     kv_starts: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The rows of the causal attention for the last queries of every sequence, whose keys are in a cache.
 
@@ -127,6 +129,8 @@ def block_sparse_decode(
         >>> torch.allclose(step, full[:, 199:200], atol=1e-5)
         True
     """
+    if unknown:
+        refuse_unknown(unknown, "block_sparse_decode")
     inputs = DecodeInputs(q, k_cache, v_cache, cache_lengths, block_table, kv_starts, alibi_slopes, sinks)
     key = None
     if is_plain_eager() and type(layout) is BlockLayout:

@@ -27,6 +27,7 @@ from .eager import (
 from .eager_options import OptionsKey, keep_call, kept_call, options_of_batch
 from .layout.cache import Pattern
 from .layout.layout import BlockLayout
+from .upstream.neighbours import refuse_unknown
 from .validation.call import check_call
 from .validation.numbers import check_flag
 
@@ -108,6 +109,7 @@ def block_sparse_attention(
     return_lse: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over the active blocks of a layout: one softmax over the union of all keys a query may see.
 
@@ -177,6 +179,8 @@ def block_sparse_attention(
         >>> torch.allclose(out, dense.transpose(1, 2), atol=1e-5)
         True
     """
+    if unknown:
+        refuse_unknown(unknown, "block_sparse_attention")
     key = None
     try:
         can_be_cached = (
@@ -300,6 +304,7 @@ def explain_backends(
     dilation_rates: Sequence[int] | None = None,
     dropout_p: float = 0.0,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> dict[str, str | None]:
     """For every backend, in order of choice, None if it would serve the call, else why not.
 
@@ -307,6 +312,8 @@ def explain_backends(
     when asked for by name. Given ``deterministic=False``, an entry of this name says whether the backend that is chosen makes
     use of it: None if its backward adds dq in no fixed order, else why it gives the same bits all the same.
     """
+    if unknown:
+        refuse_unknown(unknown, "explain_backends")
     call = check_call(
         q, k, v, layout, is_causal=is_causal, softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes,
         sinks=sinks, block_bias=block_bias, attn_bias=attn_bias, q_offset=q_offset, kv_lengths=kv_lengths,

@@ -16,6 +16,7 @@ from .functional import block_sparse_attention, run_operator
 from .layout.cache import LAYOUTS, Pattern
 from .layout.configs import configs_as_text
 from .layout.layout import BlockLayout
+from .upstream.neighbours import refuse_unknown
 from .validation.call import check_call
 from .validation.numbers import check_flag
 
@@ -36,6 +37,7 @@ def block_sparse_sdpa(
     sparse_config: SparsePatternConfig | Sequence[SparsePatternConfig] | None = None,
     backend: str | None = None,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` over the active blocks of a layout.
 
@@ -73,9 +75,10 @@ def block_sparse_sdpa(
         >>> torch.allclose(out, dense, atol=1e-5)
         True
     """
-    check_heads_first(query, key, value, enable_gqa)
-    lead = query.shape[:-3]
-    q, k, v = (x.reshape(-1, *x.shape[-3:]).transpose(1, 2) for x in (query, key, value))
+    if unknown:
+        refuse_unknown(unknown, "block_sparse_sdpa")
+    lead = checked_lead(query, key, value, enable_gqa)
+    q, k, v = (with_lead(x, lead).reshape(-1, *x.shape[-3:]).transpose(1, 2) for x in (query, key, value))
     if (layout is None) == (sparse_config is None):
         given = "neither" if layout is None else "both"
         raise ValueError(

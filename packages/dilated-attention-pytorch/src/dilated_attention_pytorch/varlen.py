@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .eager_options import Options, kept_call, options_key
 from .functional import explained, run_call
 from .layout.layout import BlockLayout
 from .sequence_plans import Given
+from .upstream.neighbours import refuse_unknown
 from .validation.call import check_packed_call
 from .validation.numbers import check_flag
 
@@ -94,6 +95,7 @@ def block_sparse_attention_varlen(
     return_lse: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention` of sequences of different lengths, one behind the other in memory.
 
@@ -145,6 +147,8 @@ def block_sparse_attention_varlen(
         >>> torch.allclose(out[100:], alone[0], atol=1e-5)
         True
     """
+    if unknown:
+        refuse_unknown(unknown, "block_sparse_attention_varlen")
     key = None
     if type(layout) is BlockLayout and is_plain_eager():
         has_others = segment_lengths is not None or dilation_rates is not None
@@ -201,8 +205,11 @@ def explain_backends_varlen(
     dilation_rates: Sequence[int] | None = None,
     dropout_p: float = 0.0,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> dict[str, str | None]:
     """`explain_backends` of the arguments of `block_sparse_attention_varlen`."""
+    if unknown:
+        refuse_unknown(unknown, "explain_backends_varlen")
     call = check_packed_call(
         q, k, v, layout, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal=is_causal,
         softmax_scale=softmax_scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, block_bias=block_bias,

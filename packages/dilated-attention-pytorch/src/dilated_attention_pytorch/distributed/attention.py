@@ -19,6 +19,7 @@ from ..config import TokenDilation
 from ..eager import key_of, of_shape
 from ..functional import block_sparse_attention
 from ..layout.layout import BlockLayout
+from ..upstream.neighbours import refuse_unknown
 from ..validation.call import as_autocast_has_them, check_call, check_numbers_of_call, check_packed_call
 from ..validation.numbers import check_flag, checked_deterministic
 from ..validation.tensors import check_qkv, check_tensors
@@ -103,6 +104,7 @@ def distributed_block_sparse_attention(
     return_lse: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention` of a sequence whose tokens are distributed over ranks; every rank calls it with its own.
 
@@ -139,6 +141,8 @@ def distributed_block_sparse_attention(
         TypeError: an argument has the wrong type; the message names it and its value.
         RuntimeError: in the backward, when a second derivative is asked for.
     """
+    if unknown:
+        refuse_unknown(unknown, "distributed_block_sparse_attention")
     check_flag("return_lse", return_lse)
     check_arguments(q, k, v, layout, sharding, config, backend)
     q, k, v = as_autocast_has_them(q, k, v)

@@ -16,6 +16,7 @@ from ..layout.cache import LAYOUTS
 from ..layout.layout import BlockLayout
 from ..modules.settings import AttentionSettings
 from ..upstream.keywords import explains_old_keywords
+from ..upstream.neighbours import refuse_unknown
 from ..validation.numbers import check_is_causal
 from ..validation.tensors import SHAPE, check_qkv
 from ..values import shown
@@ -131,6 +132,7 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
         seq_len: int | None = None,
         sharding: SequenceSharding | None = None,
         layout: BlockLayout | None = None,
+        **unknown: Any,
     ) -> Tensor:
         """Compute attention of this rank's queries.
 
@@ -151,6 +153,8 @@ class BlockSparseDistributedAttention(AttentionSettings, nn.Module):
             ValueError: an argument does not fit the others; the message says why.
             TypeError: an argument has the wrong type; the message names it and its value.
         """
+        if unknown:
+            refuse_unknown(unknown, "BlockSparseDistributedAttention.forward")
         check_qkv(q, k, v)
         if q.dim() != 4:
             raise ValueError(f"q must be {SHAPE}, got shape {tuple(q.shape)}")

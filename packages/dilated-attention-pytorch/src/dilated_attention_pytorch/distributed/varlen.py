@@ -22,6 +22,7 @@ from ..config import TokenDilation
 from ..eager import of_shape
 from ..functional import run_call
 from ..layout.layout import BlockLayout
+from ..upstream.neighbours import refuse_unknown
 from ..validation.call import as_autocast_has_them, check_numbers_of_call, check_packed_call
 from ..validation.layouts import check_layout
 from ..validation.numbers import check_flag, check_is_causal, checked_deterministic
@@ -113,6 +114,7 @@ def distributed_block_sparse_attention_varlen(
     return_lse: bool = False,
     backend: str | None = None,
     deterministic: bool | None = None,
+    **unknown: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`block_sparse_attention_varlen` of packed sequences that are distributed over ranks; every rank calls it with its tokens.
 
@@ -148,6 +150,8 @@ def distributed_block_sparse_attention_varlen(
         TypeError: an argument has the wrong type; the message names it and its value.
         RuntimeError: in the backward, when a second derivative is asked for.
     """
+    if unknown:
+        refuse_unknown(unknown, "distributed_block_sparse_attention_varlen")
     check_flag("return_lse", return_lse)
     check_arguments(q, k, v, layout, sharding, config, backend, is_causal)
     q, k, v = as_autocast_has_them(q, k, v)

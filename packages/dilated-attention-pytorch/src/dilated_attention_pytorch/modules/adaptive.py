@@ -22,6 +22,7 @@ from ..layout.pooled import block_means, first_tokens, moved_to_front, valid_mea
 from ..layout.selection import check_pooled, select_blocks
 from ..patterns.budget import written_ratio
 from ..upstream.keywords import explains_old_keywords, refuse_old_keywords
+from ..upstream.neighbours import refuse_unknown
 from ..validation.call import check_call
 from ..validation.numbers import check_flag, check_is_causal, checked_dropout, checked_scale
 from ..values import shown
@@ -224,6 +225,7 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
         key_padding_mask: Tensor | None = None,
         kv_lengths: Tensor | None = None,
         kv_starts: Tensor | None = None,
+        **unknown: Any,
     ) -> Tensor | tuple[Tensor, dict[str, Any]]:
         """Choose blocks and attend to them.
 
@@ -245,6 +247,8 @@ class BlockSparseAdaptive(PatternSettings, nn.Module):
             out (batch, q_len, num_heads, v_head_dim), or (out, pattern). The pattern is a dict: ``layout`` (BlockLayout),
             ``indices`` and ``counts`` (of `select_blocks`), and ``scores`` (batch, num_heads, n_rows, n_cols), without noise.
         """
+        if unknown:
+            refuse_unknown(unknown, "BlockSparseAdaptive.forward")
         if not torch.compiler.is_compiling():
             check_flag("return_pattern", return_pattern)
             check_is_causal(is_causal)

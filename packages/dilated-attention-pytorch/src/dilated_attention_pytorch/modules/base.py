@@ -20,6 +20,7 @@ from ..layout.cache import LAYOUTS, Pattern
 from ..layout.layout import BlockLayout
 from ..layout.lists import BlockLists
 from ..upstream.keywords import explains_old_keywords
+from ..upstream.neighbours import refuse_unknown
 from ..validation.call import check_call, refusal
 from ..validation.numbers import check_flag
 from .settings import AttentionSettings
@@ -123,6 +124,7 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
         *,
         kv_lengths: Tensor | None = None,
         layout: BlockLayout | None = None,
+        **unknown: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute attention.
 
@@ -142,6 +144,8 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
         Returns:
             out (batch, q_len, num_heads, v_head_dim), or (out, weights).
         """
+        if unknown:
+            refuse_unknown(unknown, "BlockSparseAttention.forward")
         dropout_p = self._dropout if self.training else 0.0
         backend, scale = self._backend, self._softmax_scale
         segment_lengths, dilation_rates = self._dilation

@@ -1,1 +1,1 @@
-"""What users of version 0.2.0 wrote and this library does not have: names, modules and keywords, and what to write instead."""
+"""What users of version 0.2.0 and of other libraries write and this library does not have, and what to write instead."""
