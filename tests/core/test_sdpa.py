@@ -150,6 +150,26 @@ def test_gradients_of_samples() -> None:
             torch.testing.assert_close(ours[i], theirs)
 
 
+LEADS = {
+    "keys": ((3,), (1,), (1,)),
+    "queries": ((1,), (3,), (3,)),
+    "values": ((1,), (1,), (3,)),
+    "each": ((2, 1), (1, 3), ()),
+}
+
+
+@pytest.mark.parametrize("leads", LEADS.values(), ids=LEADS)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_axes_before_the_heads_are_broadcast_as_by_torch(leads: tuple[Any, ...], is_causal: bool) -> None:
+    tensors = [torch.randn(*lead, 2, 40, 8, dtype=torch.float64, requires_grad=True) for lead in leads]
+    ours = block_sparse_sdpa(*tensors, is_causal=is_causal, sparse_config=ALL)
+    theirs = scaled_dot_product_attention(*torch.broadcast_tensors(*tensors), is_causal=is_causal)
+    torch.testing.assert_close(ours, theirs)
+    grad = torch.randn_like(theirs)
+    for a, b in zip(torch.autograd.grad(ours, tensors, grad), torch.autograd.grad(theirs, tensors, grad)):
+        torch.testing.assert_close(a, b)
+
+
 def call(change: dict[str, Any]) -> Tensor:
     query, key, value = (x.detach() for x in heads_first(1))
     given = {"query": query, "key": key, "value": value, "sparse_config": ALL, **change}
@@ -169,11 +189,15 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         r"query must be a tensor \(batch, ..., num_heads, seq_len, head_dim\)",
     ),
     "key": (
-        {"key": torch.zeros(2, 4, 40, 8)},
+        {"query": torch.zeros(3, 4, 40, 8), "key": torch.zeros(2, 4, 40, 8)},
         ValueError,
-        r"key must be .* got shape \(2, 4, 40, 8\); use key.expand",
+        r"key must be .* with axes before num_heads that broadcast with \(3,\), got shape \(2, 4, 40, 8\)",
     ),
-    "dims": ({"query": torch.zeros(40, 8)}, ValueError, r"query must be .* got shape \(40, 8\)"),
+    "dims": (
+        {"query": torch.zeros(40, 8)},
+        ValueError,
+        r"query must be .* at least three axes, got shape \(40, 8\); use query\[None\], one head",
+    ),
     "gqa": (
         {"key": torch.zeros(1, 2, 40, 8)},
         ValueError,

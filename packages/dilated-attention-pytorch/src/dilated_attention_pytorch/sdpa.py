@@ -45,7 +45,8 @@ def block_sparse_sdpa(
     query at the last key). A query that may see no key gets 0. At a ratio of 1 the results are equal.
 
     Args:
-        query: (batch, ..., num_heads, q_len, head_dim), at least three axes.
+        query: (batch, ..., num_heads, q_len, head_dim), at least three axes. Those before the heads are broadcast between
+            query, key and value.
         key: (batch, ..., num_kv_heads, kv_len, head_dim).
         value: (batch, ..., num_kv_heads, kv_len, v_head_dim).
         attn_mask: bool, True where a query **sees** a key, or floating point, added to the scores; broadcastable to
@@ -112,22 +113,37 @@ def block_sparse_sdpa(
     return of_lead(out.transpose(1, 2), lead)
 
 
-def check_heads_first(query: Any, key: Any, value: Any, enable_gqa: bool) -> None:
-    """Raise unless these are tensors whose shapes fit but for the numbers that `check_call` compares."""
+def checked_lead(query: Any, key: Any, value: Any, enable_gqa: bool) -> torch.Size:
+    """The leading axes of all three; raises unless their shapes fit but for the numbers that `check_call` compares."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor {SHAPE}, got {values.shown(x)}")
-        if x.is_nested or x.dim() < 3 or x.dim() != query.dim() or x.shape[:-3] != query.shape[:-3]:
+        if x.is_nested or x.dim() < 3:
             got = "a nested tensor" if x.is_nested else f"shape {tuple(x.shape)}"
-            raise ValueError(
-                f"{name} must be {SHAPE}, with the leading axes of query {tuple(query.shape)}, got {got}; use "
-                f"{name}.expand(...)"
-            )
+            fix = f"; use {name}[None], one head" if not x.is_nested and x.dim() == 2 else ""
+            raise ValueError(f"{name} must be {SHAPE}, at least three axes, got {got}{fix}")
     if query.shape[-3] != key.shape[-3] and not enable_gqa:
         raise ValueError(
             f"enable_gqa=False needs as many heads of key as of query, {query.shape[-3]}, got {key.shape[-3]}; pass "
             "enable_gqa=True"
         )
+    lead: torch.Size = query.shape[:-3]
+    if lead == key.shape[:-3] == value.shape[:-3]:
+        return lead
+    for name, x in (("key", key), ("value", value)):
+        its = x.shape[:-3]
+        if any(1 != a != b != 1 for a, b in zip(reversed(its), reversed(lead))):
+            raise ValueError(
+                f"{name} must be {SHAPE} with axes before num_heads that broadcast with {tuple(lead)}, got shape "
+                f"{tuple(x.shape)}"
+            )
+        lead = torch.broadcast_shapes(lead, its)
+    return lead
+
+
+def with_lead(x: Tensor, lead: torch.Size) -> Tensor:
+    """The tensor with these leading axes, which take no memory where it has 1."""
+    return x if x.shape[:-3] == lead else x.expand(*lead, *x.shape[-3:])
 
 
 def with_length(x: Tensor, length: int) -> Tensor:
