@@ -161,3 +161,12 @@ def test_a_second_conversion_says_how_to_change_a_pattern() -> None:
     assert isinstance(attention, BlockSparseMultiheadAttention)
     attention.sparse_config = SparsePatternConfig(sparsity_ratio=0.3)
     assert attention.layout(640).density > 0.28
+
+
+def test_setting_that_a_module_cannot_take_is_refused_with_the_name_of_the_module() -> None:
+    model = nn.ModuleDict({"first": nn.MultiheadAttention(32, 2), "last": nn.MultiheadAttention(32, 2, 1.0)})
+    with pytest.raises(ValueError, match=r"^module 'last': dropout must be in \[0, 1\), got 1.0"):
+        convert_to_block_sparse(model)
+    assert type(model["first"]) is nn.MultiheadAttention
+    with pytest.raises(ValueError, match=r"^dropout must be in"):
+        convert_to_block_sparse(model["last"])

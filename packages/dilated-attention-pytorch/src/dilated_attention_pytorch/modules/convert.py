@@ -66,7 +66,7 @@ def convert_to_block_sparse(
         raise TypeError(f"model must be a torch.nn.Module, got {shown(model)}")
     configs = with_shorthands(sparse_config, sparsity_ratio, block_size)
     found = {name: each for name, each in model.named_modules() if type(each) is nn.MultiheadAttention}
-    meant = [each for name, each in found.items() if names is None or is_meant(names, name, each)]
+    meant = {name: each for name, each in found.items() if names is None or is_meant(names, name, each)}
     idle = (
         []
         if names is None or callable(names)
@@ -83,18 +83,21 @@ def convert_to_block_sparse(
         elif done:
             there = f"converted already: {', '.join(map(repr, done))}; to change a pattern, assign a sparse_config"
         raise ValueError(f"model has no torch.nn.MultiheadAttention{which}; {there}")
-    for each in meant:  # raises before the first is changed; no memory, no random numbers
-        BlockSparseMultiheadAttention(
-            each.embed_dim, each.num_heads, each.dropout, device="meta", sparse_config=configs,
-            segment_lengths=segment_lengths, dilation_rates=dilation_rates, backend=backend,
-            deterministic=deterministic,
-        )  # fmt: skip
-    for each in meant:
+    for name, each in meant.items():  # raises before the first is changed; no memory, no random numbers
+        try:
+            BlockSparseMultiheadAttention(
+                each.embed_dim, each.num_heads, each.dropout, device="meta", sparse_config=configs,
+                segment_lengths=segment_lengths, dilation_rates=dilation_rates, backend=backend,
+                deterministic=deterministic,
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"module {name!r}: {error}" if name else str(error)) from None
+    for each in meant.values():
         each.__class__ = BlockSparseMultiheadAttention
         converted = cast(BlockSparseMultiheadAttention, each)
         converted._set_up(configs, segment_lengths, dilation_rates, backend, deterministic)
     for outer in model.modules():
-        if isinstance(outer, nn.TransformerEncoder) and not set(meant).isdisjoint(outer.modules()):
+        if isinstance(outer, nn.TransformerEncoder) and not set(meant.values()).isdisjoint(outer.modules()):
             outer.use_nested_tensor = False
     return model
 
