@@ -99,6 +99,15 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         lambda: {"k": torch.ones(2, 40, 3, 16), "v": torch.ones(2, 40, 3, 16)},
         "num_kv_heads must divide num_heads 4, got 3",
     ),
+    "no_heads": (
+        lambda: {name: torch.ones(2, 40, 0, 16) for name in "qkv"},
+        "num_heads must be at least 1, got q (2, 40, 0, 16)",
+    ),
+    "bias_type": (
+        lambda: {"block_bias": torch.zeros(layout().num_block_ids).to(torch.float8_e4m3fn)},
+        "block_bias must be floating point on cpu and broadcast to (batch, num_heads, layout.num_block_ids) = (2, 4, "
+        f"{layout().num_block_ids}), got torch.float8_e4m3fn ({layout().num_block_ids},) on cpu",
+    ),
     "no_kv_heads": (
         lambda: {"k": torch.ones(2, 40, 0, 16), "v": torch.ones(2, 40, 0, 16)},
         "num_kv_heads must divide num_heads 4, got 0",

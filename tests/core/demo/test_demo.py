@@ -297,7 +297,11 @@ def test_memory_grows_with_the_context() -> None:
 
 
 def test_every_attention_has_the_same_steps_batches_and_weights(
-    story: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_memory: None
+    story: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_memory: None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("rich")
     seen: dict[int, list[tuple[int, ...]]] = {}
@@ -321,6 +325,7 @@ def test_every_attention_has_the_same_steps_batches_and_weights(
     assert len(first) == 6
     assert others == [first] * 3
     assert len(set(started)) == 1
+    assert "tokens, 1 seed." in " ".join(capsys.readouterr().out.split())
 
 
 def test_demo_learns_and_writes_everything(

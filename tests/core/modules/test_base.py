@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch import BlockSparseAttention, SparsePatternConfig, eager
+from dilated_attention_pytorch import (
+    BlockSparseAdaptive,
+    BlockSparseAttention,
+    BlockSparseMultiheadAttention,
+    SparsePatternConfig,
+    eager,
+)
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from tests.core.op_recorder import OpRecorder
 
@@ -216,3 +222,20 @@ def test_deterministic_reaches_the_backward_of_every_call(monkeypatch: pytest.Mo
     assert seen == [False, False, True]
     with pytest.raises(TypeError, match="deterministic must be True, False or None, got 'no'"):
         module.deterministic = "no"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BlockSparseAttention(CONFIG),
+        lambda: BlockSparseAdaptive(block_size=16),
+        lambda: BlockSparseMultiheadAttention(32, 2),
+    ],
+)
+def test_modules_say_that_they_cannot_be_scripted(make: Callable[[], torch.nn.Module]) -> None:
+    module = make()
+    message = (
+        f"^{type(module).__name__} cannot be scripted by torch.jit.script; use torch.compile or torch.export$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        torch.jit.script(torch.nn.Sequential(module))

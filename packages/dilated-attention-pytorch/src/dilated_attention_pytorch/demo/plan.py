@@ -131,14 +131,14 @@ def introduction(plan: Plan, text: Text, layouts: dict[AttentionKind, BlockLayou
             "Task: a passkey, one of 16 letters, is hidden at a random position in the first quarter of a context of "
             "real text; questions at random positions of the rest ask for it.",
             f"Text: {text.name}, {len(text.train):,} bytes to train on and {len(text.held_out):,} held out.",
-            f"Model: {settings.layers} layers, width {settings.dim}, {settings.heads} heads, context "
+            f"Model: {counted(settings.layers, 'layer')}, width {settings.dim}, {counted(settings.heads, 'head')}, context "
             f"{plan.context:,}, on {device_name(plan.device)}; {plan.steps:,} steps of "
-            f"{plan.context * plan.batch_size:,} tokens, {len(plan.seeds)} seeds.",
+            f"{plan.context * plan.batch_size:,} tokens, {counted(len(plan.seeds), 'seed')}.",
             f"dilated_sparse keeps {ours.num_active_blocks:,} of {ours.stats().num_available_blocks:,} causal "
             f"blocks of {settings.block_size} tokens, the local window "
             f"{layouts['local_window'].num_active_blocks:,}, the own block only "
             f"{layouts['own_block'].num_active_blocks:,}. dilated_sparse connects "
-            f"{ours.coverage(settings.layers):.0%} of all block pairs in {settings.layers} layers (all in {hops}), "
+            f"{ours.coverage(settings.layers):.0%} of all block pairs in {counted(settings.layers, 'layer')} (all in {hops}), "
             f"the local window {layouts['local_window'].coverage(settings.layers):.0%}.",
         ]
     )
@@ -148,5 +148,9 @@ def device_name(device: torch.device) -> str:
     """The name of the GPU, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return "the CPU, " + ("1 thread" if threads == 1 else f"{threads} threads")
+    return f"the CPU, {counted(torch.get_num_threads(), 'thread')}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things, such as "1 layer" and "2 layers"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

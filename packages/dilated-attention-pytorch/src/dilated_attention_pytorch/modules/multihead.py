@@ -144,11 +144,6 @@ class BlockSparseMultiheadAttention(PatternSettings, nn.MultiheadAttention):
         parts += [f"dropout={self.dropout}"] if self.dropout else []
         return ", ".join(parts + (["batch_first=True"] if self.batch_first else []))
 
-    def __prepare_scriptable__(self) -> Any:
-        raise RuntimeError(
-            "BlockSparseMultiheadAttention cannot be scripted by torch.jit.script; use torch.compile or torch.export"
-        )
-
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         join_separate_projections(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *others)

@@ -104,6 +104,11 @@ class PatternSettings:
     def deterministic(self, value: bool | None) -> None:
         self._deterministic = None if value is None else checked_deterministic(value)
 
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            f"{type(self).__name__} cannot be scripted by torch.jit.script; use torch.compile or torch.export"
+        )
+
     @property
     def block_size(self) -> int:
         return self._pattern.block_size

@@ -100,6 +100,8 @@ def check_caches(inputs: DecodeInputs) -> None:
         )
     if k.shape[3] != q.shape[3]:
         raise ValueError(f"k_cache must have q's head_dim {q.shape[3]}, got {k.shape[3]}")
+    if q.shape[2] == 0:
+        raise ValueError(f"num_heads must be at least 1, got q {tuple(q.shape)}")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(
             f"num_kv_heads of k_cache must divide num_heads {q.shape[2]}, got {k.shape[2]} in shape {tuple(k.shape)}; "

@@ -156,6 +156,8 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(
             f"v must have k's seq_len and num_heads {tuple(k.shape[1:3])}, got {tuple(v.shape[1:3])}{order}"
         )
+    if q.shape[2] == 0:
+        raise ValueError(f"num_heads must be at least 1, got q {tuple(q.shape)}")
     if k.shape[2] == 0 or q.shape[2] % k.shape[2]:
         raise ValueError(f"num_kv_heads must divide num_heads {q.shape[2]}, got {k.shape[2]}{order}")
 
