@@ -49,6 +49,10 @@ def layout(q_len: int = 40, kv_len: int = 40, causal: bool = False, heads: int =
 
 N = layout().num_active_blocks
 
+WHY_POWERS_OF_TWO = (
+    ": a rate keeps as many keys of every block; use powers of two up to 16, or dilation_rates of SparsePatternConfig, which "
+    "spread out whole blocks and may be any numbers"
+)
 BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "q_dim": (
         lambda: {"q": torch.randn(2, 40, 16)},
@@ -379,11 +383,11 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "rate_not_dividing": (
         lambda: {"segment_lengths": [32, 64], "dilation_rates": [1, 3]},
-        "dilation_rates must divide block_size 16, got 3 in [1, 3]",
+        f"dilation_rates must divide block_size 16, got 3 in [1, 3]{WHY_POWERS_OF_TWO}",
     ),
     "rate_zero": (
         lambda: {"segment_lengths": [32], "dilation_rates": [0]},
-        "dilation_rates must divide block_size 16, got 0 in [0]",
+        f"dilation_rates must divide block_size 16, got 0 in [0]{WHY_POWERS_OF_TWO}",
     ),
     "unknown_backend": (
         lambda: {"backend": "cuda"},
@@ -558,7 +562,7 @@ BAD_MODULES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "rate": (
         {"sparse_config": CONFIG, "segment_lengths": [32], "dilation_rates": [32]},
-        "dilation_rates must divide block_size 16, got 32 in [32]",
+        f"dilation_rates must divide block_size 16, got 32 in [32]{WHY_POWERS_OF_TWO}",
     ),
 }
 

@@ -117,6 +117,13 @@ ERRORS: dict[str, Callable[[], object]] = {
     "`dilated_attention_pytorch.block_sparse_factory`": lambda: exec(
         "from dilated_attention_pytorch.block_sparse_factory import get_block_sparse_preset"
     ),
+    "dilation_rates must divide": lambda: create_block_sparse_attention(
+        segment_lengths=[128], dilation_rates=[3]
+    ),
+    "block_sparse_attention takes no": lambda: attend_in(causal_layout(), 512, 512, causal=True),
+    "q must be float32": lambda: attend(
+        tensor(2, 512, 4, 32, dtype=torch.float8_e4m3fn), tensor(2, 512, 4, 32)
+    ),
     "create_block_sparse_attention takes no": lambda: create_block_sparse_attention(enable_memory_pool=True),
     "backend='triton' cannot": lambda: attend_in(causal_layout(), 512, 512, is_causal=True, backend="triton"),
     "block_sparse_attention differentiates": second_derivative,

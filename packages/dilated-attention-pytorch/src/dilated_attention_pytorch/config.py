@@ -410,8 +410,11 @@ class TokenDilation:
         for given in rates:
             rate = values.tokens(given)
             if rate is None or block_size % rate:
-                raise ValueError(
-                    f"dilation_rates must divide block_size {block_size}, got {shown(given)} in {list(rates)}"
+                raise values.wrong(
+                    values.integer(given),
+                    f"dilation_rates must divide block_size {block_size}, got {shown(given)} in {list(rates)}: a rate keeps as many "
+                    f"keys of every block; use powers of two up to {block_size}, or dilation_rates of SparsePatternConfig, which "
+                    "spread out whole blocks and may be any numbers",
                 )
         rates = tuple(map(int, rates))
         return None if set(rates) == {1} else cls(segments, rates)

@@ -144,7 +144,7 @@ def block_sparse_attention(
         segment_lengths: token dilation by distance (LongNet, arXiv:2307.02486), with as many `dilation_rates`: in a
             block at distance d the rate of the first ``segment_lengths[k] > d`` rules, and only keys with
             ``j mod rate == head mod rate`` take part. Default: all keys of an active block.
-        dilation_rates: the rate of each of `segment_lengths`.
+        dilation_rates: the rate of each of `segment_lengths`, which divides the block size: a power of two.
         dropout_p: probability with which an attention weight is dropped, rounded to a multiple of ``2**-15``. Which ones
             depends on the state of torch's generator, on positions, batch element and head, not on backend or layout.
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.

@@ -37,7 +37,8 @@ class BlockSparseAttention(AttentionSettings, nn.Module):
             config of its items. Default ``SparsePatternConfig()``.
         segment_lengths: tokens up to which each of `dilation_rates` rules, see `block_sparse_attention`. Default:
             every key of an active block takes part, as with ``[2048], [1]``.
-        dilation_rates: token dilation by distance, as many as `segment_lengths`.
+        dilation_rates: token dilation by distance, as many as `segment_lengths`; each divides the block size, so it is a power
+            of two.
         dropout: attention dropout, in training mode only.
         softmax_scale: default ``1 / sqrt(head_dim)``.
         backend: see `block_sparse_attention`.
