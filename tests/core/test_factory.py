@@ -7,6 +7,7 @@ import importlib
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -546,3 +547,11 @@ def test_module_has_no_parameters() -> None:
     module = made()
     assert list(module.parameters()) == []
     assert module.state_dict() == {}
+
+
+def test_table_of_presets_has_their_settings() -> None:
+    page = (Path(__file__).parents[2] / "docs/patterns.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `((?:SparsePattern|Adaptive)Config\(.*?\))`", page, re.MULTILINE)
+    names = {"SparsePatternConfig": SparsePatternConfig, "AdaptiveConfig": AdaptiveConfig}
+    factory = importlib.import_module("dilated_attention_pytorch.factory")
+    assert {name: eval(made, names) for name, made in rows} == {**factory.PRESETS, **factory.ADAPTIVE_PRESETS}
