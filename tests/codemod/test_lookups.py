@@ -112,6 +112,16 @@ def test_name_of_the_users_own_is_looked_up(tmp_path: Path, capsys) -> None:
         ),
         ("use.py", '"""See proj.shared.HierarchicalConfig; getattr."""\n'),
         ("use.py", 'A = getattr(x, "HierarchicalConfig")\n'),
+        (
+            "proj/count.py",
+            '_n = 0\nOLD = ["HierarchicalConfig"]\n\n\ndef f(x):\n    global _n\n    _n += getattr(x, "size", 1)\n',
+        ),
+        (
+            "proj/use.py",
+            'OLD = {"HierarchicalConfig"}\nP = SparsePatternConfig("global_local", global_tokens=getattr(x, "y"))\n',
+        ),
+        ("proj/own.py", 'A = globals()["HierarchicalConfig"]\nB = getattr(A, "y")\n'),
+        ("proj/own.py", 'import glob\n\nA = globals().get("HierarchicalConfig", getattr(glob, "y"))\n'),
         ("conf.yaml", "_target_: elsewhere.HierarchicalConfig\nshared: 1\n"),
         ("README.md", "`proj.shared.HierarchicalConfig`\n"),
     ],
@@ -135,6 +145,34 @@ def test_one_file_at_a_time_keeps_what_is_looked_up(tmp_path: Path, capsys) -> N
     make(tmp_path, files)
     assert main([str(tmp_path)]) == 2
     assert (tmp_path / "proj/shared.py").read_text() == alone
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        'A = globals()["HierarchicalConfig"]',
+        'A = globals().get("HierarchicalConfig")',
+        'A = "HierarchicalConfig" in globals()',
+        'NAMES = ["HierarchicalConfig"]\nA = [globals()[name] for name in NAMES]',
+        'NAMES = ["HierarchicalConfig"]\nA = [globals().get(name) for name in NAMES]',
+    ],
+)
+def test_a_file_keeps_the_import_that_its_own_globals_need(read: str, tmp_path: Path, capsys) -> None:
+    read += '\nB = getattr(A, "y")\n'
+    make(tmp_path, {"own.py": OLD + read, "other.py": OLD + "x = HierarchicalConfig()\n"})
+    report = run_twice(tmp_path, capsys)
+    assert report.count("HIER103") == 1
+    assert (tmp_path / "own.py").read_text().startswith(OLD + "# TODO(migrate-hierarchical): HIER103")
+    assert "ierarchical" not in (tmp_path / "other.py").read_text()
+
+
+def test_a_folder_that_is_searched_keeps_the_import(tmp_path: Path, capsys) -> None:
+    text = (
+        "import glob\nfrom importlib import import_module\n\n"
+        'A = [getattr(import_module(name), "HierarchicalConfig") for name in glob.glob("*.py")]\n'
+    )
+    make(tmp_path, {"proj/shared.py": OLD + "x = HierarchicalConfig()\n", "proj/use.py": text})
+    assert "use.py looks HierarchicalConfig up here" in run_twice(tmp_path, capsys)
 
 
 PACKAGE = "dilated_attention_pytorch"

@@ -15,13 +15,13 @@ from .project import Project
 from .project_folder import stem
 from .syntax import parse
 
-# A file without any of these looks no name up.
+# A file without any of these looks no name up in other modules; globals() holds those of its own.
 DYNAMIC = re.compile(
-    rb"getattr|setattr|hasattr|attrgetter|methodcaller|import_module|__import__|__dict__|\bvars\(|\bglobals\("
+    rb"getattr|setattr|hasattr|attrgetter|methodcaller|import_module|__import__|__dict__|\bvars\("
     rb"|sys\.modules|\battach|\blazy|\bpatch|resolve_name|\blocate\(|import_string|import_from_string|load_object"
 )
 # Functions that go through all modules of a folder.
-WALKS = re.compile(rb"iter_modules|walk_packages|listdir|\bglob|iterdir|scandir")
+WALKS = re.compile(rb"iter_modules|walk_packages|listdir|\br?glob\b|iterdir|scandir")
 ATTRIBUTE_OF = frozenset({"getattr", "hasattr", "setattr", "delattr", "object"})
 PATH = re.compile(r"[^\W\d]\w*(?:[.:][^\W\d]\w*)+")
 WORD = re.compile(r"[^\W\d]\w*")
@@ -59,6 +59,10 @@ def collect(node: ast.AST, found: Lookups) -> None:
     if isinstance(node, ast.Attribute):
         found.members.add(node.attr)
     skipped: list[ast.AST | None] = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+    if isinstance(node, ast.Subscript) and is_own_namespace(node.value):
+        skipped.append(node.slice)
+    if isinstance(node, ast.Call) and is_own_namespace(getattr(node.func, "value", None)):
+        skipped += node.args  # globals().get("name")
     if isinstance(node, ast.Call) and len(node.args) > 1:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         owner, member = dotted(node.args[0]), node.args[1]
@@ -68,6 +72,10 @@ def collect(node: ast.AST, found: Lookups) -> None:
     for child in ast.iter_child_nodes(node):
         if child not in skipped:
             collect(child, found)
+
+
+def is_own_namespace(node: ast.AST | None) -> bool:
+    return isinstance(node, ast.Call) and dotted(node.func) == "globals"
 
 
 def looked_up(project: Project, keys: Iterable[str]) -> dict[str, dict[str, list[str]]]:

@@ -44,6 +44,8 @@ LOADERS = frozenset(
 )
 # Words in the names of functions and methods that look something up in a registry.
 REGISTRIES = frozenset(["build", "create", "make", "register", "registry", "resolve", "lookup"])
+# Functions that, without arguments, return the names of the file itself.
+OWN_NAMESPACES = frozenset({"globals", "locals", "vars"})
 # Keywords and keys that name a class.
 TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name", "class_path"})
 
@@ -56,13 +58,31 @@ def check_strings(context: Context, changes: Changes) -> None:
         or any(lists_package(context, node) for node in [*source.calls, *source.attributes])
         or any(each.target == f"{PACKAGE}.__all__" for each in context.import_bindings())
     )
+    own = [call for call in source.calls if dotted(call.func) in OWN_NAMESPACES and not call.args]
+    seeks = any(reads_unknown(context, call) for call in own)  # it looks up its own names
     for node in (*source.strings, *source.composed):
         value = text_of(node, source, source.scope_of[node])
         if value is None or not may_be_removed_name(value) or changes.is_handled(node):
             continue
-        text = Text(context, changes, node, value, reflects)
+        bindings = source.module_scope.lookup(value) if own else []
+        text = Text(context, changes, node, value, reflects or (seeks and bool(bindings)))
         if leads_to_removed(text):
             changes.leave(node, "HIER103", repr(value.replace(GAP, "...")))
+            changes.kept.update(bindings)
+
+
+def reads_unknown(context: Context, namespace: cst.Call) -> bool:
+    """Whether `globals()[name]` or `globals().get(name)` reads a name that is not a literal."""
+    parents = context.source.parents
+    parent = parents[namespace]
+    if isinstance(parent, cst.Subscript) and parent.value is namespace:
+        index = parent.slice[0].slice
+        is_read = not isinstance(parents[parent], cst.AssignTarget | cst.Del)
+        return is_read and isinstance(index, cst.Index) and not isinstance(index.value, cst.BaseString)
+    call = parents[parent] if isinstance(parent, cst.Attribute) and parent.attr.value == "get" else None
+    return (
+        isinstance(call, cst.Call) and bool(call.args) and not isinstance(call.args[0].value, cst.BaseString)
+    )
 
 
 def may_be_removed_name(value: str) -> bool:
