@@ -420,3 +420,45 @@ def test_nothing_is_left_of_a_write_that_fails(nameless: bool, tmp_path: Path, m
     with pytest.raises(OSError, match="full"):
         atomic_write.write_atomically(str(path), b"newer")
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("a.py", b"new")]
+
+
+IMPORT = b"from dilated_attention_pytorch import BlockSparseHierarchical\n"
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_form_feeds_before_code_stay(newline: bytes) -> None:
+    text = b"%s" + IMPORT + b'\nx = 1\n%sm = %s\n%sdef f():\n    """a\n\f b"""\n%s    return 1\n\f'
+    source, bare = (
+        (text % (feed, feed, b"BlockSparseHierarchical([2048], [1])", feed, feed)).replace(b"\n", newline)
+        for feed in (b"\f", b"")
+    )
+    result, plain = (migrate_bytes("x.py", each, Settings()) for each in (source, bare))
+    assert result.error is None
+    assert result.new is not None
+    assert plain.new is not None
+    assert b"\fm = create_block_sparse_attention(" in result.new
+    assert result.new.replace(b"\f", b"") == plain.new.replace(b"\f", b"")
+    assert result.new.count(b"\f") == source.count(b"\f")
+    for line in (b"\fdef f():", b"\f    return 1", b"\f b"):
+        assert newline + line in result.new
+    assert migrate_bytes("x.py", result.new, Settings()).new is None
+
+
+def test_carriage_returns_alone_end_lines() -> None:
+    source = IMPORT + b"m = BlockSparseHierarchical([2048], [1])\nclass A(BlockSparseHierarchical): ...\n"
+    result, plain = (
+        migrate_bytes("x.py", each, Settings()) for each in (source.replace(b"\n", b"\r"), source)
+    )
+    assert result.new is not None
+    assert plain.new is not None
+    assert result.new == plain.new.replace(b"\n", b"\r")
+    assert [(entry.line, entry.rule) for entry in result.left] == [(3, "HIER101")]
+
+
+def test_what_the_parser_loses_is_named_with_its_line_and_a_remedy() -> None:
+    source = IMPORT + b"def f():\n    pass\n    \f    m = BlockSparseHierarchical([2048], [1])\n"
+    result = migrate_bytes("x.py", source, Settings())
+    assert result.new is None
+    assert result.error is not None
+    assert result.error.startswith("line 4: ")
+    assert "remove form feeds" in result.error

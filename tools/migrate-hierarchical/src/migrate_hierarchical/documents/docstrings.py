@@ -43,6 +43,9 @@ class Example:
 
 def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, SourceReport]:
     """The new bytes and the report; raises Unreadable."""
+    if b"\r" in data and b"\n" not in data:  # libcst loses the last newline of such a file
+        new, report = migrate_python(data.replace(b"\r", b"\n"), path, settings)
+        return new.replace(b"\n", b"\r"), report
     if not any(mark in data for mark in (b">>>", b"In [", b"```", b"~~~", b"::")):
         return migrate_source(data, path, settings)
     try:

@@ -14,6 +14,7 @@ from ..context import Context
 from ..discovery import PROSE
 from ..edit.apply import Editor
 from ..edit.places import Places
+from ..lines import opcodes
 from ..planner import Planner
 from ..removed_api import PACKAGE, below_package, is_gone
 from ..rules.hier009 import ImportEditor
@@ -58,13 +59,38 @@ def migrate_source(source: bytes, path: str, settings: Settings) -> tuple[bytes,
     except RecursionError:
         raise Unreadable(joined_strings(source) or "nested too deeply") from None
     try:
-        return migrate_module(module, source, path, settings)
+        bare = without_form_feeds(source, module) if b"\f" in source else source
+        if bare == source:
+            return migrate_module(module, source, path, settings)
+        new, report = migrate_module(cst.parse_module(bare), bare, path, settings)
+        return with_form_feeds(new, bare, source), report
     except RecursionError:
         raise Unreadable(joined_strings(source) or "nested too deeply") from None
     except UnknownSyntax as error:
         raise Unreadable(str(error)) from None
     except UnicodeEncodeError as error:
         raise Unreadable(f"cannot be encoded: {error}") from None
+
+
+def without_form_feeds(source: bytes, module: cst.Module) -> bytes:
+    """The source without the form feeds that libcst loses: those that begin a line of code."""
+    given, kept = source.splitlines(keepends=True), module.bytes.splitlines(keepends=True)
+    if len(given) != len(kept):
+        return source
+    return b"".join(new if old.lstrip(b"\f") == new else old for old, new in zip(given, kept))
+
+
+def with_form_feeds(new: bytes, bare: bytes, source: bytes) -> bytes:
+    """The new source with those form feeds at the begin of their lines, or of the first line that replaced one."""
+    lines = new.splitlines(keepends=True)
+    old, given = (text.splitlines(keepends=True) for text in (bare, source))
+    for _, begin, end, new_begin, new_end in opcodes(old, lines):
+        for i in range(begin, end):
+            lost = len(given[i]) - len(old[i])
+            if lost and new_begin < new_end:
+                place = min(new_begin + i - begin, new_end - 1)
+                lines[place] = b"\f" * lost + lines[place]
+    return b"".join(lines)
 
 
 def migrate_module(
@@ -173,8 +199,14 @@ def render(old: cst.Module, new: cst.Module, source: bytes, known: dict[cst.CSTN
 
     Unchanged statements are rendered only once; `known` caches the code of every statement.
     """
-    if whole(old, known) != source:
-        raise Unreadable("the parser does not give back the same bytes")
+    given = whole(old, known)
+    if given != source:
+        pairs = zip(source.splitlines(), given.splitlines())
+        number = next((i for i, (mine, its) in enumerate(pairs, 1) if mine != its), source.count(b"\n"))
+        raise Unreadable(
+            f"line {number}: the parser does not give back the same bytes; "
+            "remove form feeds from indentations, and use the same newline everywhere"
+        )
     return whole(new, known)
 
 
