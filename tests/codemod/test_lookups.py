@@ -201,3 +201,36 @@ def test_table_of_names_is_reported(table: str, tmp_path: Path, capsys) -> None:
 def test_table_of_other_names_is_not(table: str, tmp_path: Path) -> None:
     make(tmp_path, {"lazy.py": "import dilated_attention_pytorch\n\n" + table + "\n"})
     assert main([str(tmp_path)]) == 0
+
+
+CONFIG = 'ATTENTION = dict(type="BlockSparseHierarchical", segment_lengths=[2048], dilation_rates=[1])\n'
+BUILD = """\
+import dilated_attention_pytorch as dap
+from config import ATTENTION
+
+arguments = dict(ATTENTION)
+model = getattr(dap, arguments.pop("type"))(**arguments)
+"""
+
+
+@pytest.mark.parametrize("setting", [CONFIG, 'ATTENTION = {\n    "class": "BlockSparseHierarchical",\n}\n'])
+def test_setting_in_python_is_reported(setting: str, tmp_path: Path, capsys) -> None:
+    make(tmp_path, {"config.py": setting, "build.py": BUILD})
+    report = run_twice(tmp_path, capsys)
+    assert report.count("HIER103") == 1
+    assert (tmp_path / "config.py").read_text().endswith("change it by hand\n" + setting)
+    assert (tmp_path / "build.py").read_text() == BUILD
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        'ATTENTION = dict(type="HierarchicalConfig")\n',  # other packages have one, too
+        'OLD = ["BlockSparseHierarchical"]\n',
+        'TEXT = {"BlockSparseHierarchical": "type"}\n',
+        'def f(type: str = "BlockSparseHierarchical"): ...\n',
+    ],
+)
+def test_other_strings_of_a_file_without_the_package_are_not(setting: str, tmp_path: Path) -> None:
+    make(tmp_path, {"config.py": setting, "build.py": BUILD})
+    assert main([str(tmp_path)]) == 0

@@ -12,7 +12,7 @@ from .discovery import NOTEBOOK, PLAIN, PROSE, PYTHON
 from .documents.result import Result, SourceReport
 from .limits import DATA_BYTES
 from .lines import opcodes
-from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SKIP_FILE, TODO
+from .removed_api import GONE, NEEDLE, PACKAGE, REMOVED_NAMES, SETTING, SKIP_FILE, TODO
 from .settings import HIERARCHICAL_GROUP, UPSTREAM, Settings
 from .silence import Silence
 
@@ -35,6 +35,8 @@ def may_hold_removed_name(path: str, data: bytes) -> bool:
     if path.endswith(PLAIN):
         return not is_too_large(path, data)
     if PACKAGE.encode() in data or TODO.encode() in data:
+        return True
+    if path.endswith(PYTHON) and SETTING.search(data):
         return True
     return PACKAGE in path.replace(os.sep, "/").split("/")
 

@@ -53,6 +53,12 @@ HIERARCHICAL_STRINGS = frozenset({HIERARCHICAL, *REMOVED_PRESETS})
 # What replaces a removed class used as a type.
 NEW_TYPES = {REMOVED_CLASS: MODULE, REMOVED_CONFIG: PATTERN}
 
+# Names that no other library has.
+CERTAIN_NAMES = frozenset({REMOVED_CLASS, REMOVED_CREATE_BLOCK_SPARSE})
+
+# Keywords and keys that name a class.
+TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name", "class_path"})
+
 # Members of the removed classes that their successors do not have.
 REMOVED_MEMBERS = frozenset(
     {
@@ -129,6 +135,12 @@ GONE = re.compile(
     rb"\b(?!(?:" + "|".join(sorted(FUNCTIONS)).encode() + rb")\b)block_sparse_\w"
     rb"|\bdilated_attention_pytorch\.sparse"
 )
+
+# A configuration in Python that names a removed class and need not mention the package.
+SETTING = re.compile(
+    rb"\b(?:" + "|".join(sorted(TARGETS)).encode() + rb")[\"']?\s*[=:]\s*[\"'](?:"
+    + "|".join(sorted(CERTAIN_NAMES)).encode() + rb")[\"']"
+)  # fmt: skip
 
 
 def is_gone(module: str) -> bool:

@@ -13,7 +13,7 @@ from ...analysis.text import GAP, text_of
 from ...analysis.uses import is_foreign, is_ours
 from ...changes import Changes
 from ...context import Context
-from ...removed_api import GONE_NAMES, PACKAGE, below_package, is_gone
+from ...removed_api import CERTAIN_NAMES, GONE_NAMES, PACKAGE, TARGETS, below_package, is_gone
 from .members import ATTRIBUTE_FUNCTIONS, GETTERS
 
 # Functions and methods that are given the name of a member.
@@ -46,8 +46,6 @@ LOADERS = frozenset(
 REGISTRIES = frozenset(["build", "create", "make", "register", "registry", "resolve", "lookup"])
 # Functions that, without arguments, return the names of the file itself.
 OWN_NAMESPACES = frozenset({"globals", "locals", "vars"})
-# Keywords and keys that name a class.
-TARGETS = frozenset({"_target_", "target", "type", "cls", "class", "class_name", "class_path"})
 
 
 def check_strings(context: Context, changes: Changes) -> None:
@@ -108,8 +106,10 @@ def leads_to_removed(text: Text) -> bool:
         return False
     if is_imported(text) or is_loaded(text) or is_removed_path(text.value):
         return True
-    if text.value not in GONE_NAMES or not text.context.is_concerned:
+    if text.value not in GONE_NAMES:
         return False
+    if not text.context.is_concerned:
+        return text.value in CERTAIN_NAMES and is_target(text.context, text.node)
     return any(leads(text) for leads in LEADS.get(text.role, (is_beside_package, is_sought, is_looked_up)))
 
 
@@ -299,14 +299,12 @@ def lists_package(context: Context, node: cst.BaseExpression) -> bool:
 
 
 def names_class(context: Context, node: cst.BaseExpression, function: str) -> bool:
-    """`build("X")`, `registry.get("X")`, `{"type": "X"}`, `dict(_target_="X")`."""
+    """`build("X")`, `registry.get("X")`, and what is_target finds."""
     parent = context.source.parents[node]
-    if isinstance(parent, cst.DictElement):
-        return string_value(parent.key) in TARGETS
+    if is_target(context, node):
+        return True
     if context.roles.of(node) != ARGUMENT or not isinstance(parent, cst.Arg):
         return False
-    if parent.keyword is not None and parent.keyword.value in TARGETS:
-        return True
     call = context.source.parents[parent]
     assert isinstance(call, cst.Call)
     words = set(function.lower().split("_"))
@@ -314,6 +312,14 @@ def names_class(context: Context, node: cst.BaseExpression, function: str) -> bo
         return True
     owner = leftmost(call.func)
     return function in ("get", "get_model") and "registry" in (getattr(owner, "value", "") or "").lower()
+
+
+def is_target(context: Context, node: cst.BaseExpression) -> bool:
+    """`{"type": "X"}`, `dict(_target_="X")`."""
+    parent = context.source.parents[node]
+    if isinstance(parent, cst.DictElement):
+        return parent.value is node and string_value(parent.key) in TARGETS
+    return isinstance(parent, cst.Arg) and parent.keyword is not None and parent.keyword.value in TARGETS
 
 
 # Roles of strings that other rules check.
