@@ -270,10 +270,13 @@ attention = create_block_sparse_attention(sparse_config=pattern)
     "UP113": Explanation(
         """\
 The module has no caches, pools or counters of its own, and `return_attention_weights=True` gives the weights instead of a
-dictionary of block indices. The codemod marks what it sees on a module that the same file makes.
+dictionary of block indices. The codemod marks what it sees on a module that the same file makes. A pattern cannot be changed
+afterwards: assignments to its fields are marked, too.
 """,
         """\
 `module.layout(seq_len)` returns the layout that the module uses: its `stats()` has the counts and the density.
+Instead of `attention.sparse_config.sparsity_ratio = 0.05` write
+`attention.sparse_config = SparsePatternConfig(sparsity_ratio=0.05)`.
 """,
         f"""\
 {PACKAGE}get_block_sparse_preset
