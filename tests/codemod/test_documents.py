@@ -112,6 +112,87 @@ def test_magics_and_shell_lines_stay() -> None:
     assert new[3] == cells[3]
 
 
+def markdown(source: object) -> dict:
+    return {"cell_type": "markdown", "attachments": {"a": "BlockSparseHierarchical"}, "source": source}
+
+
+TEXT = (
+    "# Attention \x0c\u2028 é\n\n- With `BlockSparseHierarchical`:\n\n  ```python\n%s  ```\n\nMore\r\ntext."
+)
+
+
+@pytest.mark.parametrize("form", [lines, str, lambda text: [text], lambda text: [text[:9], text[9:]]])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_blocks_in_markdown_cells_are_rewritten(form, indent: int | None) -> None:
+    def book(code_of_block: str) -> str:
+        block = textwrap.indent(code_of_block, "  ")
+        cells = [
+            code(lines("x = 1")),
+            markdown(form(TEXT % block)),
+            markdown(form("BlockSparseHierarchical")),
+        ]
+        return json.dumps(notebook(*cells), indent=indent) + "\n"
+
+    after = new_text("a.ipynb", book(IMPORT + CALL + "\n"))
+    expected = TEXT % textwrap.indent(NEW_IMPORT + NEW_CALL + "\n", "  ")
+    new = json.loads(after)
+    assert "".join(new["cells"][1].pop("source")) == expected
+    old = json.loads(book(IMPORT + CALL + "\n"))
+    del old["cells"][1]["source"]
+    assert new == old
+    page = new_text("a.md", TEXT % textwrap.indent(IMPORT + CALL + "\n", "  "))
+    assert page == expected
+
+
+def test_every_other_byte_of_a_markdown_cell_stays() -> None:
+    head, tail = r'"a\/b \u00e9 \\n \ud83d\ude00 \t\n",', r'"```\n", "two\/lines\nin one \u00E9"'
+    text = '{"cells": [{"cell_type": "markdown", "source": [%s "```python\\n", %s %s]}]}'
+    old = '"from dilated_attention_pytorch import HierarchicalConfig as C\\n", "x: C\\n",'
+    new = '"from dilated_attention_pytorch import SparsePatternConfig\\n", "x: SparsePatternConfig\\n",'
+    assert new_text("a.ipynb", text % (head, old, tail)) == text % (head, new, tail)
+    whole = '{"cells": [{"cell_type": "markdown", "source": "%s```python\\n%s%s"}]}'
+    parts = [
+        [each.replace('",', "").replace('"', "").replace("\\n ", "\\n") for each in (head, kind, tail)]
+        for kind in (old, new)
+    ]
+    assert new_text("a.ipynb", whole % tuple(parts[0])) == whole % tuple(parts[1])
+
+
+def test_blocks_of_markdown_see_the_names_of_code_cells_but_not_the_other_way_round() -> None:
+    block = lines("```python\n" + CALL + "\n```")
+    other = lines(
+        "```python\nfrom dilated_attention_pytorch import SparsePatternConfig\nBlockSparseHierarchical = 1\n```"
+    )
+    book = notebook(markdown(other), code(lines(IMPORT + CALL)), markdown(block))
+    new = json.loads(new_text("a.ipynb", json.dumps(book)))["cells"]
+    assert "".join(new[1]["source"]) == NEW_IMPORT + NEW_CALL
+    alone = json.loads(new_text("a.ipynb", json.dumps(notebook(book["cells"][1], book["cells"][2]))))["cells"]
+    assert "".join(alone[1]["source"]) == "```python\n" + NEW_CALL + "\n```"
+
+
+def test_lines_of_reports_in_markdown_cells() -> None:
+    block = (
+        "Text\n\n```python\n"
+        + IMPORT
+        + CALL
+        + "\n```\n\n```python\nfrom ( import BlockSparseHierarchical\n```\n"
+    )
+    block += "```bash\npython -c 'BlockSparseHierarchical'\n```\n\n```python\n" + IMPORT
+    block += "class A(BlockSparseHierarchical): ...\n```\n"
+    text = json.dumps(notebook(code(lines("x = 1\ny = 2")), markdown(lines(block))), indent=1)
+    result = migrate("a.ipynb", text)
+    assert result.new is not None
+    old, new = text.splitlines(), result.new.decode().splitlines()
+    assert {entry.rule for entry in result.left} == {"HIER101", "HIER103", "HIER190"}
+    for entry in result.left:
+        assert entry.new_line is not None
+        assert "BlockSparseHierarchical" in old[entry.line - 1]
+        assert old[entry.line - 1] == new[entry.new_line - 1]
+    rewritten = {(entry.rule, old[entry.line - 1].strip()[1:9]) for entry in result.rewritten}
+    assert ("HIER001", "model = ") in rewritten
+    assert all(entry.line and entry.new_line for entry in result.rewritten)
+
+
 def test_a_cell_that_is_no_python_does_not_stop_the_others() -> None:
     book = notebook(
         code(lines(IMPORT)), code(lines("this is not ( python BlockSparseHierarchical")), code(lines(CALL))
