@@ -21,7 +21,19 @@ ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})  # contained in every virt
 PYTHON = (".py", ".pyi", ".pyw")
 NOTEBOOK = (".ipynb",)
 PROSE = (".md", ".markdown", ".rst")
-PLAIN = (".yaml", ".yml", ".toml", ".json", ".sh", ".bash", ".cfg", ".ini")
+PLAIN = (
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".json",
+    ".sh",
+    ".bash",
+    ".cfg",
+    ".ini",
+    "Dockerfile",
+    ".dockerfile",
+    "Containerfile",
+)
 SUFFIXES = PYTHON + NOTEBOOK + PROSE + PLAIN
 
 
@@ -203,7 +215,7 @@ class Walker:
             return False
         if self.settings.include and not matches(entry.path, self.root, self.settings.include):
             return False
-        if "." in entry.name:
+        if entry.name.endswith(SUFFIXES):
             return True
         is_script = names_python(entry.path)
         if is_script:

@@ -74,7 +74,7 @@ class Project:
         self.given = given
         self.too_large: list[str] = []  # roots with more files than PROJECT_FILES
         self.roots = project_roots(paths)
-        self.plain: list[str] = []  # YAML, TOML, JSON and shell files
+        self.plain: list[str] = []  # those that are only searched, such as YAML
         self.files = self.find(settings)
         self.stems: dict[str, list[str]] = {}
         self.tails: dict[str, list[str]] = {}  # last part of a stem -> stems

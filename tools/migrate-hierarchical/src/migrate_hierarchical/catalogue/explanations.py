@@ -384,7 +384,7 @@ with pytest.raises(ImportError):
     ),
     "HIER120": Explanation(
         """\
-YAML, TOML, JSON and shell files are searched but never changed, because it is not known what reads them.
+YAML, TOML, JSON, INI and shell files and Dockerfiles are searched but never changed, because it is not known what reads them.
 """,
         """\
 Edit the file by hand, together with the code that reads it.

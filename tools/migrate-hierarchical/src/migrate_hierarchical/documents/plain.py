@@ -1,4 +1,4 @@
-"""Reports removed names in YAML, TOML, JSON and shell files, which are never changed."""
+"""Reports removed names in YAML, TOML, JSON, INI and shell files and Dockerfiles, which are never changed."""
 
 from __future__ import annotations
 
