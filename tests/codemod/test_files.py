@@ -75,7 +75,7 @@ def test_mixed_newlines_of_other_lines_stay() -> None:
         b"import dilated_attention_pytorch  # hierarchical\nx = '\x00'\n",
         b"import dilated_attention_pytorch  # hierarchical\nx = " + b"(" * 5000 + b")" * 5000 + b"\n",
         b"import dilated_attention_pytorch  # hierarchical\nx = " + b"[" * 200_000 + b"\n",
-        USE + b"if x:\n    \x0c    y = BlockSparseHierarchical([64], [1])\n",
+        USE + b"if x:\n    pass\n    \x0c    y = BlockSparseHierarchical([64], [1])\n",
     ],
     ids=["syntax", "cookie", "utf-8", "null", "nested", "open brackets", "form feed in an indentation"],
 )

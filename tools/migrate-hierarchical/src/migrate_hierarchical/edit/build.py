@@ -90,6 +90,15 @@ def line_end(style: Style, comment: str | None) -> cst.ParenthesizedWhitespace:
     )
 
 
+def comment_behind(arg: cst.Arg) -> str | None:
+    """The comment at the end of the line of an argument."""
+    after: Any = arg.whitespace_after_arg
+    if isinstance(arg.comma, cst.Comma):
+        after = arg.comma.whitespace_after
+    comment = after.first_line.comment if isinstance(after, cst.ParenthesizedWhitespace) else None
+    return None if comment is None else comment.value
+
+
 def without_comments(space: cst.BaseParenthesizableWhitespace) -> cst.BaseParenthesizableWhitespace:
     if isinstance(space, cst.ParenthesizedWhitespace):
         return space.with_changes(first_line=cst.TrailingWhitespace(), empty_lines=[])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import libcst as cst
 
@@ -13,7 +13,17 @@ from ...changes import BlockSizes, Changes, Rewrite
 from ...context import Context
 from ...density import OldPattern, preset_pattern
 from ...diagnostic import Diagnostic
-from ...edit.build import Item, Style, first_of, in_parentheses, integers, moved, pattern_config, string
+from ...edit.build import (
+    Item,
+    Style,
+    comment_behind,
+    first_of,
+    in_parentheses,
+    integers,
+    moved,
+    pattern_config,
+    string,
+)
 from ...edit.build import call as new_call
 from ...removed_api import FACTORY, PARAMETERS, PASSED_ON, PATTERN, PATTERN_PARAMETERS, REMOVED_CONFIG
 from ..hier002 import config_misfit
@@ -155,6 +165,7 @@ class NewCall:
             for new, each in zip(updated.args, self.call.args)
         ]
         now = read_arguments(args, self.old.parameters)
+        comments = {arg.value: comment_behind(arg) for arg in args}
         items = [
             Item("variant", string("base", self.style)),
             Item("segment_lengths", self.segment_lengths(now.named.get("segment_lengths"))),
@@ -163,6 +174,10 @@ class NewCall:
         ]
         items += [Item(name, now.named[name]) for name in self.rest]
         items += [Item("", arg.value, star=arg.star) for arg in now.stars]
+        renamed = {"sparse_config": "hierarchical_config"} if self.config.expression else {}
+        for i, item in enumerate(items):
+            value = item.value if item.star else now.named.get(renamed.get(item.keyword, item.keyword))
+            items[i] = replace(item, comment=comments.get(value) if value is not None else None)
         return new_call(self.function, items, self.style, updated.lpar, updated.rpar)
 
     def pattern_items(self, now: Arguments) -> Iterator[Item]:
@@ -294,7 +309,9 @@ def segment_lengths(
         block = config.block_sizes.new
         if first is not None and first % block:
             rounded = -(-first // block) * block
-            notes.append(f"segment length {first} is no multiple of the block size {block}: {rounded}")
+            notes.append(
+                f"segment length {first} is no multiple of the block size {block}: {rounded} is written instead"
+            )
             return lambda now: integers([rounded])
     if context.may_be_none(value, use.scope):
         default = integers([DEFAULT_SEGMENT])
