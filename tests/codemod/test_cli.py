@@ -97,6 +97,13 @@ def test_check_names_files_and_writes_nothing(tree: Path) -> None:
     assert (tree / "src/old.py").read_text() == OLD
 
 
+def test_check_and_diff_together_are_the_diff(tree: Path) -> None:
+    both, diff = run("--check", "--diff", "src", cwd=tree), run("--diff", "src", cwd=tree)
+    assert (both.returncode, both.stdout, both.stderr) == (1, diff.stdout, diff.stderr)
+    assert b"would rewrite src/old.py" in both.stderr
+    assert (tree / "src/old.py").read_text() == OLD
+
+
 @pytest.mark.parametrize(
     "old",
     [
@@ -158,7 +165,6 @@ def test_uses_left_give_status_2(tmp_path: Path) -> None:
         (["--select", "HIER999", "x"], "--select must name rules of --list-rules"),
         (["--seq-len", "8", "x"], "--seq-len must be at least 64, got 8"),
         (["--jobs", "-1", "x"], "--jobs must be at least 0"),
-        (["--check", "--diff", "x"], "not allowed with"),
         (["-", "x"], "- cannot be combined with other paths"),
         (["--output-format", "xml", "x"], "invalid choice: 'xml'"),
         (["--output-format", "sarfi", "x"], "; did you mean sarif?"),

@@ -82,9 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help="files and folders; - reads stdin and writes stdout"
     )
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--diff", action="store_true", help="print a unified diff, write nothing")
-    mode.add_argument("--check", action="store_true", help="list the files that would change, write nothing")
+    parser.add_argument("--diff", action="store_true", help="print a unified diff, write nothing")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="list the files that would change, write nothing; --diff lists them too",
+    )
     add_code_options(parser)
     add_file_options(parser)
     add_report_options(parser)
