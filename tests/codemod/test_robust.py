@@ -425,6 +425,24 @@ def test_nothing_is_left_of_a_write_that_fails(nameless: bool, tmp_path: Path, m
 IMPORT = b"from dilated_attention_pytorch import BlockSparseHierarchical\n"
 
 
+def test_dockerfiles_are_searched_and_not_changed(tmp_path: Path, capsys) -> None:
+    text = "FROM base\nRUN python -c 'from dilated_attention_pytorch import BlockSparseHierarchical'\n"
+    names = ("Dockerfile", "gpu.Dockerfile", "gpu.dockerfile", "Containerfile")
+    for name in names:
+        (tmp_path / name).write_text(text)
+    assert main([str(tmp_path)]) == 2
+    out = capsys.readouterr().out
+    for name in names:
+        assert f"{tmp_path / name}:2: HIER120" in out
+        assert (tmp_path / name).read_text() == text
+
+
+def test_report_says_which_segment_length_is_written_instead() -> None:
+    result = migrate_bytes("x.py", IMPORT + b"m = BlockSparseHierarchical([1], [1])\n", Settings())
+    details = [entry.detail for entry in result.rewritten]
+    assert "segment length 1 is no multiple of the block size 64: 64 is written instead" in details
+
+
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
 def test_form_feeds_before_code_stay(newline: bytes) -> None:
     text = b"%s" + IMPORT + b'\nx = 1\n%sm = %s\n%sdef f():\n    """a\n\f b"""\n%s    return 1\n\f'

@@ -142,7 +142,9 @@ def migrate_markdown(
     found: list[tuple[Cell, list[Piece], list[Diagnostic], int]] = []
     for number, cell in enumerate(cells):
         if cell.kind == "code":  # only read here: line 0 marks what it reports a second time
-            texts, lines, groups = [*texts, cell.source], [*lines, [0]], [*groups, 0]
+            texts.append(cell.source)
+            lines.append([0])
+            groups.append(0)
             continue
         cell.parts = merge_odd_separators(cell.source.splitlines(keepends=True))
         pieces = find_pieces(cell.parts, "markdown")
