@@ -81,6 +81,8 @@ def migrate_python(data: bytes, path: str, settings: Settings) -> tuple[bytes, S
         else:
             entry.new_line += moves[bisect_right(ends, entry.new_line - 1)]
     report.left += hidden
+    for entries in (report.rewritten, report.left):
+        entries.sort(key=lambda entry: entry.line)
     new = text.encode(encoding)
     try:
         ast.parse(new)
