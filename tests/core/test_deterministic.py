@@ -279,8 +279,9 @@ def test_explain_backends_says_that_the_backend_has_no_other_backward() -> None:
     assert of_packed["deterministic=False"] == "backend 'cpu' has no other backward"
 
 
-def test_explain_backends_says_that_no_backend_serves_the_call() -> None:
-    x = torch.randn(1, LENGTH, 2, 16).to(torch.float8_e4m3fn)
+def test_explain_backends_says_that_no_backend_serves_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(CPU), "rejects", lambda self, problem: "it is asked not to")
+    x = torch.randn(1, LENGTH, 2, 16, dtype=torch.float64)  # which no GPU backend serves
     found = explain_backends(x, x, x, LAYOUT, deterministic=False)
     assert found["deterministic=False"] == "no fast backend serves the call"
 

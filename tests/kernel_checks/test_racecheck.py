@@ -42,7 +42,7 @@ RACES = {
     ),
     "start_and_loop": report(
         ("Read", "backward.py", "def backward_kernel("),
-        ("Write", "backward.py", "streams.lse.index(stage).store("),
+        ("Write", "backward_loads.py", "streams.lse.index(stage).store("),
     ),
     "start_of_no_kernel": report(
         ("Read", "backward.py", "def consumer("), ("Write", "backward.py", "def consumer(")

@@ -59,7 +59,7 @@ def test_coverage_joins_the_heads() -> None:
 
 
 def test_coverage_errors_name_the_argument() -> None:
-    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="layers must be a number of at least 1, got 0"):
         layout_of(Pattern("local_window"), 64).coverage(0)
     with pytest.raises(ValueError, match="q_len 64 and kv_len 128 differ"):
         layout_of(Pattern("local_window"), 64, 128).coverage(2)

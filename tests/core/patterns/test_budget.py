@@ -83,10 +83,11 @@ def test_least_of_a_row_by_default(kind: Any, causal: bool, least: int) -> None:
     ]
 
 
-@pytest.mark.parametrize("given", [0, -1, 1.5, True, "2", 2**31, [1]])
+@pytest.mark.parametrize("given", [0, -1, 2**31, 1.5, True, "2", [1]])
 def test_least_must_be_a_number_of_blocks(given: Any) -> None:
+    error = ValueError if type(given) is int else TypeError
     with pytest.raises(
-        ValueError, match=r"min_blocks must be a positive number of blocks per row, got .*; use 1 for"
+        error, match=r"min_blocks must be a positive number of blocks per row, got .*; use 1 for"
     ):
         SparsePatternConfig(min_blocks=given)
 

@@ -124,14 +124,14 @@ def test_registered_again_a_name_means_something_else() -> None:
         ({"name": "my_flash"}, ValueError, "'flash'"),
         ({"name": "me/sparse"}, ValueError, "'me/sparse'"),
         ({"name": 3}, TypeError, "name must be a str, got 3"),
-        ({"layers": "all"}, ValueError, "layers must be numbers of layers"),
+        ({"layers": "all"}, TypeError, "layers must be numbers of layers"),
         ({"layers": [-1]}, ValueError, r"got \[-1\]"),
-        ({"layers": 3}, ValueError, "got 3"),
+        ({"layers": 3}, TypeError, "got 3"),
         ({"cross_attention": "no"}, TypeError, "cross_attention must be True or False, got 'no'"),
         ({"look_for_padding": None}, TypeError, "look_for_padding must be True or False"),
         ({"deterministic": "no"}, TypeError, "deterministic must be True, False or None, got 'no'"),
         ({"sparsity_ratio": 2.0}, ValueError, "sparsity_ratio"),
-        ({"sparse_config": 3}, ValueError, "sparse_config"),
+        ({"sparse_config": 3}, TypeError, "sparse_config"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
