@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from ..._torch_internals import num_function_modes, without_function_modes
+from ...values import DTYPES
 from ..decode_problem import DecodeProblem
 from ..problem import AttentionProblem, Backend, Forward, Gradients
 from . import cache_decode, choice, parts, single_queries
 from .cache_problem import attention_of
 from .scratch import kept_buffers
 from .sinks import add_sinks, grad_of_sinks
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class CpuBackend(Backend):
