@@ -16,12 +16,11 @@ from dilated_attention_pytorch import (
     _torch_internals,
     block_sparse_attention,
     block_sparse_attention_varlen,
-    eager,
     functional,
     varlen,
 )
-from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.eager_options import OptionsCall
+from tests.core.backward_spy import backwards
 
 pytestmark = pytest.mark.interpreter
 
@@ -136,24 +135,17 @@ def test_second_batch_is_not_checked_and_uses_its_own_values(
 
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_calls_that_are_not_deterministic_are_kept_apart_from_others(
-    is_packed: bool, checks: list[str], monkeypatch: pytest.MonkeyPatch
+    is_packed: bool, checks: list[str]
 ) -> None:
-    seen: list[bool] = []
-    backward = eager.gradients
-
-    def noting(problem: AttentionProblem, *args: Any) -> Any:
-        seen.append(problem.deterministic)
-        return backward(problem, *args)
-
-    monkeypatch.setattr(eager, "gradients", noting)
     its_layout, tensors = layout(), packed(True) if is_packed else batch(True)
-    for value in (False, None, False, True, None):
-        options: Options = {"is_causal": True, "deterministic": value}
-        if is_packed:
-            out = block_sparse_attention_varlen(*tensors, its_layout, *BOUNDS, 40, 40, **options)
-        else:
-            out = block_sparse_attention(*tensors, its_layout, kv_lengths=int32(40, 17), **options)
-        out.sum().backward()
+    with backwards() as seen:
+        for value in (False, None, False, True, None):
+            options: Options = {"is_causal": True, "deterministic": value}
+            if is_packed:
+                out = block_sparse_attention_varlen(*tensors, its_layout, *BOUNDS, 40, 40, **options)
+            else:
+                out = block_sparse_attention(*tensors, its_layout, kv_lengths=int32(40, 17), **options)
+            out.sum().backward()
     assert seen == [False, True, False, True, True]
     assert checks == ["checked"] * 2
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dilated_attention_pytorch.backends.problem import AttentionProblem
+from dilated_attention_pytorch.backends.problem import AttentionProblem, Backend
 from dilated_attention_pytorch.backends.reference import attention_reference, visible_and_bias
 from dilated_attention_pytorch.config import TokenDilation
 from dilated_attention_pytorch.grid import BlockGrid
@@ -182,3 +182,19 @@ def unseen_keys(problem: AttentionProblem) -> Tensor:
     p = problem
     visible = visible_and_bias(p)[0].expand(p.batch, p.num_heads, -1, -1)
     return ~visible.any(2).unflatten(1, (p.num_kv_heads, -1)).any(2).transpose(1, 2)
+
+
+def results_of(
+    backend: Backend, problem: AttentionProblem, grad_out: Tensor, grad_lse: Tensor | None
+) -> dict[str, Tensor]:
+    """out, lse and all gradients of a backend."""
+    assert backend.rejects(problem) is None
+    out, lse = backend.forward(problem)
+    grads = backend.backward(problem, out, lse, grad_out, grad_lse)
+    found = {"out": out, "lse": lse}
+    for name in INPUTS:
+        leaf, grad = getattr(problem, name), getattr(grads, name)
+        if leaf is not None:
+            assert grad is not None
+            found[name] = grad.sum_to_size(leaf.shape)
+    return found

@@ -16,9 +16,8 @@ from dilated_attention_pytorch import (
     BlockSparseAttention,
     BlockSparseMultiheadAttention,
     SparsePatternConfig,
-    eager,
 )
-from dilated_attention_pytorch.backends.problem import AttentionProblem
+from tests.core.backward_spy import backwards
 from tests.core.op_recorder import OpRecorder
 
 CONFIG = SparsePatternConfig(block_size=16, sparsity_ratio=0.3)
@@ -205,20 +204,13 @@ def test_mask_refilled_before_the_backward_does_not_change_the_gradient(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_deterministic_reaches_the_backward_of_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_reaches_the_backward_of_every_call() -> None:
     module = BlockSparseAttention(CONFIG, deterministic=False)
-    seen: list[bool] = []
-    backward = eager.gradients
-
-    def noting(problem: AttentionProblem, *arguments: Any) -> Any:
-        seen.append(problem.deterministic)
-        return backward(problem, *arguments)
-
-    monkeypatch.setattr(eager, "gradients", noting)
     q, k, v = (x.requires_grad_() for x in qkv())
-    for value in (False, False, True):
-        module.deterministic = value
-        module(q, k, v).sum().backward()
+    with backwards() as seen:
+        for value in (False, False, True):
+            module.deterministic = value
+            module(q, k, v).sum().backward()
     assert seen == [False, False, True]
     with pytest.raises(TypeError, match="deterministic must be True, False or None, got 'no'"):
         module.deterministic = "no"  # type: ignore[assignment]

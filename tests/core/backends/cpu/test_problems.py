@@ -16,6 +16,7 @@ from tests.core.backends.drawn_problems import (
     INPUTS,
     drawn_problem,
     reference_results,
+    results_of,
     unseen_keys,
     with_fields,
     with_masks_of_pairs,
@@ -23,20 +24,6 @@ from tests.core.backends.drawn_problems import (
 
 # float64 over at most 64 keys, whose scores are below 20; lse and its gradients are as exact
 FLOAT64 = 1e-12
-
-
-def cpu_results(problem: AttentionProblem, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
-    """out, lse and all gradients of the CPU backend."""
-    assert CPU.rejects(problem) is None
-    out, lse = CPU.forward(problem)
-    grads = CPU.backward(problem, out, lse, grad_out, grad_lse)
-    found = {"out": out, "lse": lse}
-    for name in INPUTS:
-        leaf, grad = getattr(problem, name), getattr(grads, name)
-        if leaf is not None:
-            assert grad is not None
-            found[name] = grad.sum_to_size(leaf.shape)
-    return found
 
 
 def gradients_of_results(problem: AttentionProblem, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -51,7 +38,7 @@ def gradients_of_results(problem: AttentionProblem, seed: int) -> tuple[Tensor, 
 def check(problem: AttentionProblem, seed: int) -> None:
     grad_out, grad_lse = gradients_of_results(problem, seed)
     wanted = reference_results(problem, grad_out, grad_lse)
-    found = cpu_results(problem, grad_out, grad_lse)
+    found = results_of(CPU, problem, grad_out, grad_lse)
     for name, value in wanted.items():
         torch.testing.assert_close(
             found[name], value, rtol=FLOAT64, atol=FLOAT64, msg=lambda text, name=name: f"{name}: {text}"
@@ -77,10 +64,10 @@ def test_one_query_of_every_sequence_is_computed_as_defined(seed: int) -> None:
 def test_keys_that_no_query_sees_may_hold_anything(seed: int) -> None:
     p = drawn_problem(seed, plain_scores=seed % 2 == 0)
     grad_out, grad_lse = gradients_of_results(p, seed)
-    wanted = cpu_results(p, grad_out, grad_lse)
+    wanted = results_of(CPU, p, grad_out, grad_lse)
     unseen = unseen_keys(p).unsqueeze(-1)
     bad = with_fields(p, k=p.k.masked_fill(unseen, math.nan), v=p.v.masked_fill(unseen, math.inf))
-    found = cpu_results(bad, grad_out, grad_lse)
+    found = results_of(CPU, bad, grad_out, grad_lse)
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=FLOAT64, atol=FLOAT64)
 
@@ -99,7 +86,7 @@ def test_types_keep_their_limits(seed: int, dtype: torch.dtype) -> None:
     grad_out, grad_lse = gradients_of_results(p, seed)
     grad_out = grad_out.to(dtype)
     wanted = reference_results(widened, grad_out.double(), grad_lse)
-    found = cpu_results(p, grad_out, None if grad_lse is None else grad_lse.float())
+    found = results_of(CPU, p, grad_out, None if grad_lse is None else grad_lse.float())
     # delta of the backward is made of out rounded to the type, so gradients are only as exact as grad_out is large
     natural = float(grad_out.double().norm()) + (0.0 if grad_lse is None else float(grad_lse.norm()))
     for name, value in wanted.items():

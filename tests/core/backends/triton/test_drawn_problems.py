@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.backends.reference import padding
@@ -15,7 +14,13 @@ from dilated_attention_pytorch.backends.triton import TRITON
 from dilated_attention_pytorch.backends.triton.tuning import Tiles
 from dilated_attention_pytorch.layout.lists import BlockLists, build_csr
 from tests.core.attention_cases import FLOAT32
-from tests.core.backends.drawn_problems import INPUTS, drawn_problem, reference_results, with_fields
+from tests.core.backends.drawn_problems import (
+    INPUTS,
+    drawn_problem,
+    reference_results,
+    results_of,
+    with_fields,
+)
 
 pytestmark = pytest.mark.interpreter
 
@@ -54,19 +59,6 @@ def float32_problem(seed: int) -> AttentionProblem:
     return with_fields(p, cols=columns_of(p), **fields)
 
 
-def triton_results(problem: AttentionProblem, grad_out: Tensor, grad_lse: Tensor | None) -> dict[str, Tensor]:
-    """out, lse and all gradients."""
-    assert TRITON.rejects(problem) is None
-    out, lse = TRITON.forward(problem)
-    grads = TRITON.backward(problem, out, lse, grad_out, grad_lse)
-    found = {"out": out, "lse": lse}
-    for name in INPUTS:
-        leaf, grad = getattr(problem, name), getattr(grads, name)
-        if leaf is not None:
-            found[name] = grad.sum_to_size(leaf.shape)
-    return found
-
-
 def check(problem: AttentionProblem, seed: int, limit: float = FLOAT32) -> None:
     p, generator = problem, torch.Generator().manual_seed(seed)
     grad_out = torch.randn(p.batch, p.q_len, p.num_heads, p.v_head_dim, generator=generator).to(p.q)
@@ -77,7 +69,7 @@ def check(problem: AttentionProblem, seed: int, limit: float = FLOAT32) -> None:
         p, **{name: None if (x := getattr(p, name)) is None else x.double() for name in INPUTS}
     )
     wanted = reference_results(exact, grad_out.double(), None if grad_lse is None else grad_lse.double())
-    found = triton_results(p, grad_out, grad_lse)
+    found = results_of(TRITON, p, grad_out, grad_lse)
     # a gradient is a difference of numbers of the size of those that come in
     natural = float(grad_out.double().norm()) + (0.0 if grad_lse is None else float(grad_lse.norm()))
     for name, value in wanted.items():
