@@ -15,7 +15,7 @@ from ..diagnostic import Diagnostic
 from ..removed_api import NEEDLE, PACKAGE
 from ..settings import UPSTREAM, Settings
 from .blocks import Blocks
-from .prose import Piece, find_pieces, is_code, mentions, merge_odd_separators, put_back
+from .prose import Piece, find_pieces, is_code, mentions, merge_odd_separators, with_sources
 from .python import Unreadable
 from .result import SourceReport
 
@@ -163,21 +163,13 @@ def migrate_markdown(
     places: list[tuple[Diagnostic, Cell, int]] = []
     begins: dict[int, tuple[Cell, int]] = {}
     for cell, pieces, said, first in found:
-        out: list[str] = []
-        at = 0
-        shifts = [(0, 0)]  # from a line on, by how much those below moved
-        for i, piece in enumerate(pieces, first):
-            old = cell.parts[piece.first : piece.last]
-            out += cell.parts[at : piece.first]
-            begins[i] = (cell, len(out))
-            out += old if new[i] == piece.text else put_back(piece, new[i], old)
-            at = piece.last
-            shifts.append((at, len(out) - at))
-        cell.new = "".join(out + cell.parts[at:])
+        page = with_sources(cell.parts, pieces, new[first : first + len(pieces)])
+        begins |= {first + i: (cell, begin) for i, begin in enumerate(page.begins)}
+        cell.new = page.text
         for entry in said:
             line = entry.line - 1
             entry.line = cell.line(line)
-            places.append((entry, cell, line + [shift for begin, shift in shifts if begin <= line][-1]))
+            places.append((entry, cell, page.moved(line)))
         report.left += said
     places += [
         (entry, begins[index][0], begins[index][1] + offset)

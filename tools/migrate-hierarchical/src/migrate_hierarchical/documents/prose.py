@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..diagnostic import Diagnostic
 from ..lines import opcodes
@@ -105,22 +105,40 @@ def migrate_page(data: bytes, path: str, settings: Settings) -> tuple[bytes, Sou
     other = [piece for piece in found if not is_code(piece) and settings.group != UPSTREAM]
     said = [entry for piece in other for entry in mentions(piece)]
     report.left += said
+    page = with_sources(lines, pieces, new)
+    for entry, index, offset in blocks.places:
+        entry.new_line = page.begins[index] + offset + 1
+    for entry in said:
+        entry.new_line = page.moved(entry.line - 1) + 1
+    return (mark + page.text).encode(), report
+
+
+class NewPage(NamedTuple):
+    """A page with the new sources of its pieces; lines are counted from 0."""
+
+    text: str
+    begins: list[int]
+    """The line where each piece begins now."""
+    shifts: list[tuple[int, int]]
+    """From an old line on, by how much those below moved."""
+
+    def moved(self, line: int) -> int:
+        """Where an old line outside of the pieces is now."""
+        return line + self.shifts[bisect_right(self.shifts, (line, len(self.text))) - 1][1]
+
+
+def with_sources(lines: list[str], pieces: Sequence[Piece], sources: Sequence[str]) -> NewPage:
+    """The lines of a page with the new sources of its pieces."""
     out: list[str] = []
-    # where the pieces begin now, and by how much the lines below them moved
     begins, shifts, at = [], [(0, 0)], 0
-    for piece, source in zip(pieces, new):
+    for piece, source in zip(pieces, sources):
         old = lines[piece.first : piece.last]
         out += lines[at : piece.first]
-        begins.append(len(out) + 1)
+        begins.append(len(out))
         out += old if source == piece.text else put_back(piece, source, old)
         at = piece.last
         shifts.append((at, len(out) - at))
-    for entry, index, offset in blocks.places:
-        entry.new_line = begins[index] + offset
-    for entry in said:
-        entry.new_line = entry.line + shifts[bisect_right(shifts, (entry.line - 1, len(out))) - 1][1]
-    lines = out + lines[at:]
-    return (mark + "".join(lines)).encode(), report
+    return NewPage("".join(out + lines[at:]), begins, shifts)
 
 
 def is_code(piece: Piece, group: str = HIERARCHICAL_GROUP) -> bool:
