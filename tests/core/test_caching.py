@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from dilated_attention_pytorch import _torch_internals
+from dilated_attention_pytorch import _torch_internals, caching
 from dilated_attention_pytorch.caching import BoundedCache, CacheEntry, make_in_graph, make_once
 
 
@@ -54,6 +54,48 @@ def test_a_value_is_made_once_also_where_it_is_none() -> None:
         assert make_once(cache, "key", torch.device("cpu"), lambda: made.append(1)) is None
     assert made == [1]
     assert cache == {"key": CacheEntry(None, 0, None)}
+
+
+def test_what_another_thread_makes_may_keep_values_and_make_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU a thread waits for another that makes the value; that one must not wait for its locks."""
+    monkeypatch.setattr(caching, "make_to_stay", lambda device, make: caching.in_another_thread(make))
+    cache, device = BoundedCache(9), torch.device("cpu")
+
+    def make() -> str:
+        cache.keep("kept", 1)
+        return "made of " + make_once(cache, "part", device, lambda: cache.keep("in part", "a part"))
+
+    made: list[str] = []
+    worker = threading.Thread(
+        target=lambda: made.append(make_once(cache, "whole", device, make)), daemon=True
+    )
+    worker.start()
+    worker.join(60)
+    assert made == ["made of a part"]
+    assert set(cache) == {"kept", "in part", "part", "whole"}
+    assert not caching.LOCK.is_held()
+
+
+def test_a_lent_lock_keeps_other_threads_out() -> None:
+    entered: list[str] = []
+
+    def other() -> None:
+        with caching.LOCK:
+            entered.append("other")
+
+    def helper() -> None:
+        with caching.LOCK:
+            bystander.start()
+            bystander.join(0.2)
+            entered.append("helper")
+        assert bystander.is_alive()
+
+    bystander = threading.Thread(target=other, daemon=True)
+    with caching.LOCK:
+        caching.in_another_thread(helper)
+        assert entered == ["helper"]
+    bystander.join(60)
+    assert entered == ["helper", "other"]
 
 
 def test_what_replays_change_is_made_once_in_a_capture_and_anew_outside_it(

@@ -22,7 +22,10 @@ Made = TypeVar("Made")
 
 
 class ForkSafeLock:
-    """A re-entrant lock that a forked child finds free, whichever thread held it in the parent."""
+    """A re-entrant lock that a forked child finds free, whichever thread held it in the parent.
+
+    A thread that waits for another lends the lock to it.
+    """
 
     def __init__(self) -> None:
         self._renew()
@@ -31,12 +34,26 @@ class ForkSafeLock:
 
     def _renew(self) -> None:
         self._lock = threading.RLock()
+        self._borrower = threading.local()
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        if not self._is_borrowed():
+            self._lock.acquire()
 
     def __exit__(self, *exception: object) -> None:
-        self._lock.release()
+        if not self._is_borrowed():
+            self._lock.release()
+
+    def _is_borrowed(self) -> bool:
+        return getattr(self._borrower, "has_lock", False)
+
+    def is_held(self) -> bool:
+        """Whether this thread holds it, or has borrowed it."""
+        return self._is_borrowed() or self._lock._is_owned()  # type: ignore[attr-defined]
+
+    def borrow(self) -> None:
+        """Hold it in this thread until it ends, while the thread that holds it does nothing but wait for this one."""
+        self._borrower.has_lock = True
 
 
 LOCK = ForkSafeLock()  # of all caches: taken to add and to drop, not for lookups
@@ -169,11 +186,14 @@ def make_to_stay(device: torch.device, make: Callable[[], Made]) -> Made:
 
 
 def in_another_thread(function: Callable[[], Made]) -> Made:
-    """The result of the function, run in a thread without modes, transforms and memory pools."""
+    """The result of the function, run in a thread without modes, transforms and memory pools; it holds LOCK if this one does."""
     results: list[Made] = []
     errors: list[BaseException] = []
+    holds_lock = LOCK.is_held()
 
     def run() -> None:
+        if holds_lock:
+            LOCK.borrow()
         try:
             results.append(function())
         except BaseException as error:
