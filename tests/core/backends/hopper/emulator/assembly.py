@@ -13,6 +13,7 @@ from .dtypes import bits16, float16, of_bits16, to_bfloat16
 from .schedule import EmulatorError, current, scheduler
 from .tensors import Diverged, pointer, tensor, to_tensor
 from .threads import by_warp, from_threads, has_threads, to_threads
+from .tma import stores_landed
 
 NUMPY = {
     "f32": np.float32, "f64": np.float64, "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "b64": np.uint64,
@@ -244,6 +245,14 @@ def statement(name: str, parts: list[str], operands: list[str], lanes: Lanes, ac
         )
         if name == "atom":
             lanes.write(target, old)
+    elif name == "redux":
+        x, reduce = of(1), {"or": np.bitwise_or, "and": np.bitwise_and, "max": np.maximum, "min": np.minimum}
+        lanes.write(target, reduce[parts[1]].reduce(x, -1, keepdims=True))
+    elif name == "ld" and "global" in parts:
+        scheduler().pause()
+        lanes.write(target, loaded(lanes.values[operands[1].strip("[] ")], lanes.shape).view(kind))
+    elif name == "cp" and parts[:3] == ["async", "bulk", "wait_group"]:
+        stores_landed(int(operands[0]))
     elif name in ("fma", "mad"):
         a, b, c = (of(i) for i in (1, 2, 3))
         exact = a.astype(np.float64) * b + c if a.dtype.kind == "f" else a * b + c
@@ -300,6 +309,15 @@ def atomic(ptr: Any, operation: str, values: Any, active: Any, shape: Any) -> An
                 "and": lambda a, b: a & b,
             }[operation](found, value)  # fmt: skip
     return old.view(np.uint32) if old.dtype.itemsize == 4 else old
+
+
+def loaded(ptr: Any, shape: Any) -> Any:
+    """What all lanes load."""
+    if not isinstance(ptr, pointer):
+        raise EmulatorError("a load without an address")
+    offsets = np.broadcast_to(ptr.data, shape)
+    ptr.buffer.check(offsets, "load")
+    return np.ascontiguousarray(ptr.buffer.memory[offsets])
 
 
 def packed_registers(x: Any, kind: Any) -> Any:

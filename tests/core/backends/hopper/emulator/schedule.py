@@ -41,6 +41,7 @@ class Actor:
         self.done = False
         self.products: list[Any] = []  # in flight, the oldest first
         self.stores: list[Any] = []  # copies to global memory whose memory may still be read
+        self.under_way: list[Any] = []  # those of which nobody has waited until they are there
         self.fenced = 0  # when its last fence was
         # a vector clock: up to which time of every partition of the program all has happened before
         self.place = program.n_partitions

@@ -83,18 +83,25 @@ class Store:
     ) -> None:
         self.desc, self.coord, self.source, self.add = desc, coord, source, add
         self.since, self.actor = scheduler().now(), current()
+        self.values: Any = None
         self.is_there = False
 
-    def arrive(self) -> None:
-        if self.is_there:
+    def read(self) -> None:
+        """Take the values from shared memory, which may then change."""
+        if self.values is not None:
             return
-        self.is_there = True
         memory, where = self.source.memory, self.source.where
         if (memory.written[where] > self.since).any():
             raise EmulatorError(
                 f"{self.source} changes while it is stored to {self.desc.name}: tma.store_wait is missing"
             )
-        self.desc.write(self.coord, memory.data[where].reshape(self.desc.box), self.add)
+        self.values = memory.data[where].reshape(self.desc.box).copy()
+
+    def arrive(self) -> None:
+        if not self.is_there:
+            self.read()
+            self.is_there = True
+            self.desc.write(self.coord, self.values, self.add)
 
 
 def coordinates(desc: tensor_descriptor, coord: Any) -> list[int]:
@@ -139,6 +146,7 @@ def start_store(desc: tensor_descriptor, coord: Any, source: shared_memory_descr
     source.memory.check_read(source.where, "stores by a copy")
     copy = Store(desc, coord, source, add)
     current().stores.append(copy)
+    current().under_way.append(copy)
     scheduler().copies.append(copy)
 
 
@@ -151,15 +159,24 @@ def async_atomic_add(desc: tensor_descriptor, coord: Any, source: shared_memory_
 
 
 def store_wait(pendings: Any = 0) -> None:
-    """Wait until at most so many of the partition's stores read their memory."""
+    """Wait until at most so many of the partition's stores read their memory; they may reach global memory later."""
     scheduler().pause()
     stores = current().stores
     while len(stores) > int(pendings):
         copy = stores.pop(0)
+        copy.read()
+        copy.source.memory.note_read(copy.source.where, current())
+
+
+def stores_landed(pendings: int) -> None:
+    """Wait until all but the last so many of the partition's stores are in global memory."""
+    under_way = current().under_way
+    while len(under_way) > pendings:
+        copy = under_way.pop(0)
         if copy in scheduler().copies:
             scheduler().copies.remove(copy)
         copy.arrive()
-        copy.source.memory.note_read(copy.source.where, current())
+    store_wait(max(0, pendings))
 
 
 async_copy_global_to_shared, async_copy_shared_to_global = async_load, async_store
