@@ -38,6 +38,7 @@ TYPES = {
     torch.int64: "i64",
 }
 PROCESSES = 2
+SINGLE_PASSES = ("single", "ranges", "fixed", "turns")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Shape:
     """A kernel and the case to compile it for. ragged: the last block of keys is partial. grad_lse: it is given.
 
     At head_dim 192 and 256 "dkdv" is the pass for dk, and "dv" another, but not in plain calls with v of 128; "single" is the
-    single pass, "fixed" its sums in fixed point. features: what the call asks for beyond a plain one, of "lengths", "packed",
+    single pass, "ranges" that of rows cut into ranges, "fixed" its sums in fixed point, "turns" those to which programs add in
+    turns. features: what the call asks for beyond a plain one, of "lengths", "packed",
     "masks", "padding", "bias", "softcap", "alibi", "sinks" and "dropout".
     """
 
@@ -118,6 +120,10 @@ SHAPES = [
     Shape("fixed", 64, 128, True, True),
     Shape("fixed", 64, 128, False, False),
     Shape("single", 128, 128, False, False, dtype="float16"),
+    Shape("turns", 128, 128, False, True),
+    Shape("turns", 128, 128, False, False),
+    Shape("ranges", 64, 128, True, True),
+    Shape("ranges", 128, 128, True, True),
 ]
 # Of head_dims that are not those of the kernels, the forward reads fewer columns; tiles of 192 columns are two.
 ODD_SHAPES = [
@@ -150,6 +156,7 @@ WIDE_MAIN_SHAPES = [
 ONLY_WITH_EVERY = {
     *(("forward", 128, 128), ("forward", 256, 64), ("dv", 256, 64)),
     *(("dq", 64, 128), ("dq", 128, 128), ("dq", 256, 64)),
+    ("ranges", 64, 128),
     *(("dkdv", 64, 64), ("dkdv", 128, 128), ("dkdv", 256, 128)),
 }
 
@@ -168,7 +175,9 @@ MAIN_SHAPES = [
     and (not shape.rates or shape.head_dim == 128)
     and (not shape.features or shape in WIDE_MAIN_SHAPES)
     and shape.head_dim != 192
-] + [Shape(kernel, 192, 128, True, True, v_head_dim=128) for kernel in ("forward", "dkdv")]
+]
+MAIN_SHAPES += [Shape(kernel, 192, 128, True, True, v_head_dim=128) for kernel in ("forward", "dkdv")]
+MAIN_SHAPES.append(Shape("turns", 128, 128, False, True))
 
 
 def layout_of(shape: Shape, length: int) -> BlockLayout:
@@ -233,7 +242,7 @@ def problem_of(shape: Shape) -> AttentionProblem:
         segment_lengths=segments or None,
         dilation_rates=shape.rates or None,
         **options_of(shape, layout, length),
-        deterministic=shape.kernel != "single",
+        deterministic=shape.kernel not in SINGLE_PASSES,
     )
     if "packed" in shape.features:
         offsets = torch.tensor([0, length], dtype=torch.int32)
@@ -253,8 +262,16 @@ def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
         return one.kernel, one.arguments(p, out, lse, pointers), one.options(p), one.programs(p)
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
     call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None, backward_tensors_of(p))
-    if shape.kernel in ("single", "fixed"):
-        its = SINGLE_PASS.arguments(call, SINGLE_PASS.memory(p))
+    if shape.kernel in SINGLE_PASSES:
+        memory = SINGLE_PASS.memory(p)
+        whole = torch.empty(16, 2, dtype=torch.int32)
+        if shape.kernel == "turns":
+            memory = memory._replace(done=whole)
+        elif shape.kernel == "ranges":
+            memory = memory._replace(cuts=whole)
+        elif shape.kernel == "fixed":
+            memory = memory._replace(sums=memory.sums.int(), scales=memory.stats)
+        its = SINGLE_PASS.arguments(call, memory)
         return SINGLE_PASS.kernel, its, SINGLE_PASS.options(), 1
     of_backward = passes.backward_of(p).passes[("dq", "dkdv", "dv").index(shape.kernel)]
     return of_backward.kernel, of_backward.arguments(call, torch.empty(16)), of_backward.options(p), 1

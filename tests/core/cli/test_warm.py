@@ -17,12 +17,11 @@ from dilated_attention_pytorch.backends.triton import TRITON
 from dilated_attention_pytorch.cli import warm
 from dilated_attention_pytorch.cli.warm_calls import (
     FEATURES,
-    LARGE_HEADS,
     NOT_PACKED,
     Case,
     SmallCall,
     Wanted,
-    large_lengths,
+    large_sizes,
     small_call,
     small_calls,
 )
@@ -223,15 +222,16 @@ def test_large_calls_run_where_their_backward_differs() -> None:
     from dilated_attention_pytorch.backends.hopper import HOPPER
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
-    case = Case(64, 64, 128, "bfloat16", True)
     here = Wanted(None, "auto", (), True)
-    assert not large_lengths(case, here._replace(has_backward=False))
-    assert not large_lengths(case, here._replace(capability=(9, 0)))
-    lengths = large_lengths(case, here)
-    assert [length % 128 == 0 for length in lengths] == [True, False]
-    for length in lengths:
-        call = small_call(case, length, length, LARGE_HEADS, "cpu", ())
-        assert SINGLE_PASS.why_not(call.problem().prepared_by(HOPPER, call.layout)) is None
+    for head_dim, is_causal in ((64, True), (128, False)):
+        case = Case(head_dim, head_dim, 128, "bfloat16", is_causal)
+        assert not list(large_sizes(case, here._replace(has_backward=False)))
+        assert not list(large_sizes(case, here._replace(capability=(9, 0))))
+        sizes = list(large_sizes(case, here))[-2:]
+        assert [length % 128 == 0 for length, _ in sizes] == [True, False]
+        for length, num_heads in sizes:
+            call = small_call(case, length, length, num_heads, "cpu", ())
+            assert SINGLE_PASS.why_not(call.problem().prepared_by(HOPPER, call.layout)) is None
 
 
 @pytest.mark.parametrize("name", FEATURES)

@@ -12,12 +12,13 @@ from torch import Tensor
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
-from dilated_attention_pytorch.backends.hopper import HOPPER, fixed_point_sums
-from dilated_attention_pytorch.backends.hopper.fixed_point_sums import (
+from dilated_attention_pytorch.backends.hopper import HOPPER, adding
+from dilated_attention_pytorch.backends.hopper.adding import (
+    Adding,
     device_memory,
+    fixed_point_pays,
     is_on,
     sums_fit,
-    sums_pay,
 )
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem, Gradients
@@ -36,7 +37,7 @@ from tests.core.backends.hopper.test_single_pass import counted, problem_of
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums in fixed point also in small calls, and at head_dim 128."""
     monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
-    for module in (fixed_point_sums, emulated().single_pass.fixed_point_sums):
+    for module in (adding, emulated().adding):
         monkeypatch.setattr(module, "HEAD_DIMS", (64, 128))
         monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
         monkeypatch.setattr(module, "LEAST_QUERIES", 0)
@@ -64,9 +65,9 @@ def test_another_setting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_sums_take_a_sixteenth_of_the_device_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = problem_of(head_dim=64, length=256, heads=2)
     n_bytes = 4 * 2 * 256 * 2 * 64
-    monkeypatch.setattr(fixed_point_sums, "device_memory", lambda device: 16 * n_bytes)
+    monkeypatch.setattr(adding, "device_memory", lambda device: 16 * n_bytes)
     assert sums_fit(problem)
-    monkeypatch.setattr(fixed_point_sums, "device_memory", lambda device: 16 * n_bytes - 1)
+    monkeypatch.setattr(adding, "device_memory", lambda device: 16 * n_bytes - 1)
     assert not sums_fit(problem)
 
 
@@ -84,7 +85,7 @@ def test_two_passes_serve_what_they_serve_as_fast(
     layout = BlockLayout.from_dense(((column[None] - column[:, None]) % n) < blocks, 128)
     q = torch.empty(1, 1, 1, 1, dtype=torch.bfloat16).expand(1, 128 * n, heads, head_dim)
     problem = make_problem(q, q, q, layout).prepared_by(HOPPER, layout)
-    assert sums_pay(problem) is expected
+    assert fixed_point_pays(problem) is expected
     assert (SINGLE_PASS.why_not(problem) is None) is expected
 
 
@@ -99,7 +100,7 @@ def test_all_memory_of_a_gpu_counts_not_what_is_free(monkeypatch: pytest.MonkeyP
         return Properties
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    monkeypatch.setattr(fixed_point_sums, "MEMORY", {})
+    monkeypatch.setattr(adding, "MEMORY", {})
     assert [device_memory(torch.device("cuda", 3)) for _ in range(2)] == [123, 123]
     assert asked == [3]
 
@@ -109,9 +110,9 @@ def test_calls_that_want_the_same_bits_get_them_where_they_fit(
 ) -> None:
     problem = problem_of(deterministic=True)
     assert SINGLE_PASS.why_not(problem) is None
-    assert SINGLE_PASS.in_fixed_point(problem)
-    assert not SINGLE_PASS.in_fixed_point(problem_of(deterministic=False))
-    monkeypatch.setattr(fixed_point_sums, "sums_fit", lambda problem: False)
+    assert SINGLE_PASS.how_to_add(problem) is Adding.FIXED_POINT
+    assert SINGLE_PASS.how_to_add(problem_of(deterministic=False)) is Adding.ANY_ORDER
+    monkeypatch.setattr(adding, "sums_fit", lambda problem: False)
     assert "too much memory" in str(SINGLE_PASS.why_not(problem))
     assert SINGLE_PASS.why_not(problem_of(deterministic=False)) is None
     monkeypatch.setenv(BACKWARD_SUMS.name, "off")
@@ -126,7 +127,7 @@ def test_two_passes_serve_float16_whose_products_may_overflow(of_any_size: None)
 def test_after_torch_asks_for_the_same_bits_no_sums_are_float32(of_any_size: None) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        assert SINGLE_PASS.in_fixed_point(problem_of(deterministic=False))
+        assert SINGLE_PASS.how_to_add(problem_of(deterministic=False)) is Adding.FIXED_POINT
     finally:
         torch.use_deterministic_algorithms(False)
 

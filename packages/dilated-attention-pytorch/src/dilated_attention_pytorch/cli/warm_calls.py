@@ -18,7 +18,8 @@ from ..validation.call import check_packed_call
 from ..varlen import block_sparse_attention_varlen
 
 BATCH, KV_HEADS = 2, 2
-LARGE_LENGTH, LARGE_HEADS = 8192, 16
+# Tokens and heads of calls that may have another backward than small ones, and of those that are not causal and may have yet another.
+LARGE, LARGEST = (8192, 16), (65_536, KV_HEADS)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a call may have beside a layout.
 FEATURES = (
@@ -142,8 +143,8 @@ def small_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
             call = small_call(case, q_len, kv_len, num_heads, wanted.device, ())
             call.options["deterministic"] = False
             yield call
-    for length in large_lengths(case, wanted):
-        yield small_call(case, length, length, LARGE_HEADS, wanted.device, ())
+    for length, num_heads in large_sizes(case, wanted):
+        yield small_call(case, length, length, num_heads, wanted.device, ())
 
 
 def small_sizes(case: Case) -> Iterator[tuple[int, int, int]]:
@@ -154,13 +155,15 @@ def small_sizes(case: Case) -> Iterator[tuple[int, int, int]]:
             yield q_len, kv_len, num_heads
 
 
-def large_lengths(case: Case, wanted: Wanted) -> tuple[int, ...]:
-    """Whole blocks and a ragged end, of calls that run and may have another backward than small ones.
+def large_sizes(case: Case, wanted: Wanted) -> Iterator[tuple[int, int]]:
+    """Tokens, whole blocks and a ragged end, and heads of calls that run and may have another backward than small ones.
 
-    Where calls are compiled and not run, a backend compiles both backwards of a small one.
+    Where calls are compiled and not run, a backend compiles all backwards of a small one.
     """
-    may_differ = wanted.capability is None and wanted.has_backward and case.block_size >= 128
-    return (LARGE_LENGTH, LARGE_LENGTH + 5) if may_differ else ()
+    if wanted.capability is None and wanted.has_backward and case.block_size >= 128:
+        for length, num_heads in (LARGE,) if case.is_causal else (LARGE, LARGEST):
+            yield length, num_heads
+            yield length + 5, num_heads
 
 
 def small_call(

@@ -30,6 +30,7 @@ from .prepared import make_prepared
 from .quarters import LARGE
 from .shares import shares_of, splits_rows
 from .strides import is_readable
+from .turn_order import has_turns
 from .work_order import make_work_order
 
 MAX_HEAD_DIM = 256
@@ -260,7 +261,7 @@ class HopperBackend(Backend):
         # outside the closure, which may run in a thread that must not wait for this one
         lists, masks = layout.lists(dilation), layout.block_masks
         grid, n_heads = layout.grid, layout.batch * layout.num_heads
-        make, join = make_work_order, joined_tiles
+        make, join, turns = make_work_order, joined_tiles, has_turns(layout, dilation)
         if layout.device.type == "cuda" and HAS_GLUON:
             make = order_kernels().work_order_by_kernels
             if layout.block_size < SMALLEST_TILE:
@@ -268,7 +269,7 @@ class HopperBackend(Backend):
         return layout.keep(
             self.name,
             dilation,
-            lambda: make_prepared(grid, n_heads, lists, dilation, masks, make, join).tensors(),
+            lambda: make_prepared(grid, n_heads, lists, dilation, masks, make, join, turns).tensors(),
         )
 
     def prepare_shares(self, problem: AttentionProblem, layout: BlockLayout) -> tuple[Tensor, ...]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ... import _torch_internals
 from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
-from . import fixed_point_sums, launch
+from . import adding, launch
 from .device_order import work_order_by_kernels
 from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
-from .prepared import has_kernel_blocks, of_kernel_blocks
+from .prepared import has_kernel_blocks, of_kernel_blocks, with_turns, work_order_of
 
 CPU = -1  # the index of its device
 PROGRAMS = 132  # of an H100; kernels do not depend on them
@@ -51,8 +53,30 @@ def compile_call(problem: AttentionProblem, capability: tuple[int, int], grads: 
             )
             out, lse = launch.launch_forward(p)
             for grad_out, grad_lse in grads:
-                for least in (math.inf, 0):  # small calls and large ones may have another backward
-                    with replaced(fixed_point_sums, LEAST_BLOCKS=least, LEAST_QUERIES=0):
-                        launch.launch_backward(p, out, lse, grad_out, grad_lse)
+                for problem, changes in of_all_sizes(p, of_kernels):
+                    with replaced(adding, **changes):
+                        launch.launch_backward(problem, out, lse, grad_out, grad_lse)
     finally:
         LAUNCHES.clear()
+
+
+def of_all_sizes(
+    problem: AttentionProblem, of_kernels: AttentionProblem
+) -> Iterator[tuple[AttentionProblem, dict[str, Any]]]:
+    """Problems that stand for small and large ones of their kind, which may have other backwards, and changes of adding.py.
+
+    Args:
+        problem: as it is called.
+        of_kernels: the same with blocks of the kernels.
+    """
+    p = of_kernels
+    for least in (math.inf, 0):
+        yield problem, {"LEAST_BLOCKS": least, "LEAST_QUERIES": 0}
+    if p.block_size != 128 or p.dilation is not None:
+        return
+    if not p.deterministic:
+        yield replace(p, of_pattern=False), {"L2_BYTES": 1, "LEAST_IN_RANGE": 1}
+    elif p.of_pattern and not p.is_causal:
+        order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
+        turned = replace(p, prepared=(order, *p.prepared[1:]))
+        yield turned, {"LEAST_COLUMNS": 0, "LEAST_TURNS": 0}

@@ -387,10 +387,10 @@ def why_deterministic(problem: AttentionProblem) -> str | None:
 def launch_single_pass(call: BackwardCall, index: int) -> Gradients:
     """Gradients of a call that the single pass serves."""
     memory = SINGLE_PASS.memory(call.problem)
-    key = ("single pass", memory.sums.dtype, call.key)
+    key = ("single pass", memory.sums.dtype, memory.done is None, memory.n_ranges, call.key)
     launch: Launch | None = LAUNCHES.get(key)
     if launch is None:
-        grid = min(SINGLE_PASS.n_tiles(call.problem), multiprocessors(index))
+        grid = min(SINGLE_PASS.n_tiles(call.problem, memory), multiprocessors(index))
         arguments = SINGLE_PASS.arguments(call, memory)
         made = Launch(SINGLE_PASS.kernel, arguments, SINGLE_PASS.options(), grid)
         launch = LAUNCHES.keep(key, made)

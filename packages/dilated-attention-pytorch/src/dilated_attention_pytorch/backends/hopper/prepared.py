@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ...config import TokenDilation
@@ -14,6 +15,8 @@ from ..problem import AttentionProblem
 from .entry_masks import mask_ids, masks_by_keys
 from .joined_tiles import JoinedTiles, joined_grid, joined_tiles, tile_masks
 from .quarters import LARGE, quartered_grid, quartered_lists, quartered_masks
+from .turn_order import turn_lists
+from .work_order import WorkOrder
 
 KERNEL_BLOCKS = (64, 128)
 
@@ -56,10 +59,11 @@ def make_prepared(
     masks: BlockMasks | None,
     make_order: MakeOrder,
     join: JoinTiles = joined_tiles,
+    has_turns: bool = False,
 ) -> Prepared:
     """What the kernels need of a layout with so many lists for every row; without a host synchronisation.
 
-    Besides the work order: of blocks of 256 the lists of their quarters, 96 bytes for each; of blocks of 16 and 32 the lists of
+    With turns 8 bytes for every block of 128. Besides the work order: of blocks of 256 the lists of their quarters, 96 bytes for each; of blocks of 16 and 32 the lists of
     tiles of 64 and their masks, at most 32 bytes for each block, and if these have masks inside them 1,024 bytes more.
     """
     is_large, (rows, cols) = grid.block_size == LARGE, lists
@@ -76,7 +80,19 @@ def make_prepared(
             mask_ids(rows, masks, parts), mask_ids(cols, masks, parts), table, masks_by_keys(table)
         )
     order = make_order(grid, n_heads, rows, cols, dilation)
+    if has_turns:
+        order = with_turns(order, grid, n_heads, rows, cols)
     return Prepared(order, of_entries, (rows, cols) if is_large else None)
+
+
+def with_turns(order: Tensor, grid: BlockGrid, n_heads: int, rows: BlockLists, cols: BlockLists) -> Tensor:
+    """A work order of blocks of 128, and behind it the lists of turns."""
+    n_rows, n_cols = grid.n_rows, grid.n_cols
+    at = WorkOrder.of(n_rows, n_cols, n_heads, cols.indices.numel(), grid.block_size, None)
+    first = at.columns_at + at.columns.order
+    of_columns = order[first : first + n_heads * n_cols]
+    order = torch.nn.functional.pad(order, (0, at.turns_at - order.numel()))
+    return torch.cat([order, turn_lists(n_heads, n_rows, n_cols, rows, cols, of_columns).view(-1)])
 
 
 def of_joined_tiles(

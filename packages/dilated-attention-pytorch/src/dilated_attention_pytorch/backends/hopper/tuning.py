@@ -127,7 +127,8 @@ NARROW_ONE_SUM = BackwardTiles(64, 3, 1, False)  # where dk and dv have a pass e
 
 @dataclass(frozen=True)
 class SinglePassTiles:
-    """stages: steps of 64 queries in flight; slots: as of BackwardTiles; ds_stages: steps of ds in flight.
+    """stages: steps of 64 queries in flight; slots: as of BackwardTiles; ds_stages: steps of ds in flight; dq_tiles: halves of 64
+    columns that are added at the same time.
 
     operands_in_registers: the kept tiles are in registers. one_at_a_time: scores and dp are not computed together, and p is
     kept in 16 bits (backward_single_pass.py). The registers of the two warpgroups, of the third and of the other warps: the
@@ -137,6 +138,7 @@ class SinglePassTiles:
     stages: int
     slots: int
     ds_stages: int
+    dq_tiles: int
     operands_in_registers: bool
     one_at_a_time: bool
     consumer: int = 208
@@ -147,9 +149,12 @@ class SinglePassTiles:
 SINGLE_PASS_LAUNCH_REGISTERS = 128
 # By head_dim, for blocks of 128.
 SINGLE_PASS: dict[int, SinglePassTiles] = {
-    64: SinglePassTiles(4, 2, 3, operands_in_registers=True, one_at_a_time=False),
-    128: SinglePassTiles(3, 1, 2, operands_in_registers=False, one_at_a_time=True),
+    64: SinglePassTiles(4, 2, 3, 2, operands_in_registers=True, one_at_a_time=False),
+    128: SinglePassTiles(3, 1, 2, 2, operands_in_registers=False, one_at_a_time=True),
 }
+
+
+TURNS = (128,)  # head_dims at which programs may add in turns; at 64 fixed point takes less time
 
 
 @dataclass(frozen=True)

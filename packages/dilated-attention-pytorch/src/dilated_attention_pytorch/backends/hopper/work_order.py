@@ -1,6 +1,7 @@
 """The work order: what the persistent kernels need of a layout beside its lists, in one int32 tensor.
 
-It says in which order the rows and the columns are processed, and which blocks neighbours share. Made on the layout's
+It says in which order the rows and the columns are processed, and which blocks neighbours share; large layouts of patterns
+also have turns (turn_order.py). Made on the layout's
 device without a host synchronisation. Rows and columns are taken in groups of 128 tokens: one at block size 128, two at
 64; columns with token dilation in the groups of column_groups.py.
 """
@@ -65,6 +66,7 @@ class WorkOrder:
     rows: ListOrder  # from the start of the tensor
     columns: ListOrder | ColumnGroupOrder  # from `columns_at` on
     columns_at: int  # the first number of the columns, at a multiple of 16 bytes
+    turns_at: int  # the first number of the lists of turns, likewise, where there are any (turn_order.py): the end otherwise
 
     @classmethod
     def of(
@@ -83,7 +85,8 @@ class WorkOrder:
             columns = ListOrder.of(n_cols, n_heads, n_entries, block_size)
         else:
             columns = ColumnGroupOrder.of(n_cols, n_heads, n_entries, dilation.dilation_rates)
-        return cls(rows, columns, -(-rows.size // 4) * 4)
+        columns_at = -(-rows.size // 4) * 4
+        return cls(rows, columns, columns_at, columns_at + -(-columns.size // 4) * 4)
 
 
 def lists_per_group(block_size: int) -> int:

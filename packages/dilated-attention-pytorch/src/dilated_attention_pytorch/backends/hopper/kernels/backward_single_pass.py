@@ -2,8 +2,11 @@
 
 Two warpgroups keep 64 keys each and do what the dkdv pass does (backward.py); they also leave ds in shared memory. A third
 warpgroup multiplies it with all 128 keys and adds the product to sums of dq in global memory, so that the others never wait
-for what leaves the multiprocessor. TMA adds it, in no fixed order: float32 sums of two runs differ in their last bits, those in
-FIXED_POINT do not (fixed_point.py).
+for what leaves the multiprocessor. TMA adds it, in no fixed order: float32 sums of two runs differ in their last bits. Those in
+FIXED_POINT do not (fixed_point.py), nor those of programs that take turns at every chunk of queries (turns.py).
+
+With Cuts the rows are cut into ranges whose queries and sums stay in the L2 cache: a program takes the rows of a column in one
+range, and adds to dk and dv, which are zero before the launch.
 
     sums    float32 or int32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK * D) in lines of LINE, zero before the
             launch: dq without the softmax scale, and times the scale of its query, the numbers of a chunk in the order in which
@@ -25,8 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..gluon_names import aggregate, async_atomic_add, reinterpret, thread_barrier
-from .backward import Config, Grid, Inputs, find_lists
+from ..gluon_names import aggregate, async_atomic_add, reinterpret
+from .backward import Config, Grid, Inputs
 from .backward_loads import producer
 from .backward_masks import KeyMask
 from .backward_step import (
@@ -47,15 +50,16 @@ from .lse_delta import CHUNK, QueryStats
 from .pipeline import Ring, barriers, init_barriers
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
-    Heads,
     WorkQueue,
     block_lists,
     read_work_tile,
     release_work_tile,
     scheduler_warp,
     wait_work_tile,
+    work_tile_coords,
 )
-from .tma import release_stored, release_stored_before, store_tokens
+from .tma import add_tokens, release_stored, release_stored_before, store_tokens
+from .turns import additions, pass_turn, wait_added, wait_turn
 
 LINE = gl.constexpr(32)  # numbers of 4 bytes
 PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
@@ -94,11 +98,30 @@ class DsRing:
 
 @aggregate
 class DqSums:
-    """The sums of dq: their descriptor, two tiles in shared memory that are added to them, and the scales of queries or None."""
+    """The sums of dq: their descriptor, two tiles in shared memory that are added to them, and the scales of queries or None.
+
+    Or the turn of every entry of the lists at its chunks, and how many additions each chunk has had (turns.py).
+    """
 
     desc: tma.tensor_descriptor
     tiles: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
     scales: gl.tensor | gl.constexpr
+    turns: gl.tensor | gl.constexpr
+    done: gl.tensor | gl.constexpr
+
+
+@aggregate
+class ColumnHeads:
+    """As `Heads` of key heads; columns of `beside` of them are started one after the other. cuts: of the lists, or None."""
+
+    num: gl.tensor
+    batched: gl.tensor
+    per_kv: gl.tensor
+    per_list: gl.tensor
+    beside: gl.tensor
+    cuts: gl.tensor | gl.constexpr
 
 
 @aggregate
@@ -115,6 +138,25 @@ class Choices:
     s_layout: gl.constexpr
     sum_layout: gl.constexpr
     dq_layout: gl.constexpr
+
+
+@gluon.jit
+def find_column(tile, lists, heads, grid, config):
+    """The numbers of a work tile (tile_scheduler.py), with the list of its first query head, or what it has in a range of rows."""
+    if heads.cuts is not None:
+        n_ranges = grid.n_groups // grid.n_lists
+        batch_head, rest = tile // grid.n_groups, tile % grid.n_groups
+        layout_head = batch_head % heads.num * heads.per_kv // heads.per_list
+        column = gl.load(lists.order + 1 + layout_head * grid.n_lists + rest % grid.n_lists)
+        begins = heads.cuts + (layout_head * grid.n_lists + column) * (n_ranges + 1) + rest // grid.n_lists
+    else:
+        batch_head, column = work_tile_coords(
+            lists.order, tile, grid.n_groups, heads, heads.per_kv, heads.beside
+        )
+        layout_head = batch_head % heads.num * heads.per_kv // heads.per_list
+        begins = lists.offsets + layout_head * grid.n_lists + column
+    begin, end = gl.load(begins), gl.load(begins + 1)
+    return batch_head, column, begin, end, end
 
 
 @gluon.jit
@@ -140,6 +182,7 @@ def consumer(
     W: gl.constexpr, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices
 ):
     """Warpgroup W: dk and dv of keys W * 64 to W * 64 + 63 of every column."""
+    IN_RANGES: gl.constexpr = heads.cuts is not None
     D: gl.constexpr = config.D
     SLOTS: gl.constexpr = config.SLOTS
     SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
@@ -191,11 +234,17 @@ def consumer(
         # v and k are no longer needed: their memory holds the sums until they are stored; the third warpgroup still reads k
         kept.gv.index(slot).store(sums.v.to(dtype))
         fence_async_shared()
-        store_tokens(grads.v, v_boxes, slot, i_batch, kv_head, token, D)
+        if IN_RANGES:
+            add_tokens(grads.v, v_boxes, slot, i_batch, kv_head, token, D)
+        else:
+            store_tokens(grads.v, v_boxes, slot, i_batch, kv_head, token, D)
         mbarrier.wait(ds_ring.done.index(i_tile % SLOTS), (i_tile // SLOTS) & 1)
         kept.qk.index(slot).store((sums.qk * softmax_scale).to(dtype))
         fence_async_shared()
-        store_tokens(grads.k, k_boxes, slot, i_batch, kv_head, token, D)
+        if IN_RANGES:
+            add_tokens(grads.k, k_boxes, slot, i_batch, kv_head, token, D)
+        else:
+            store_tokens(grads.k, k_boxes, slot, i_batch, kv_head, token, D)
         release_stored(kept.empty, W, SLOTS)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
@@ -222,16 +271,15 @@ def fixed_point(x, scales):
 
 @gluon.jit
 def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
-    """The third warpgroup: dq of every step, added to the sums from one of two tiles in shared memory."""
+    """The third warpgroup: dq of every step, in one of two tiles of shared memory for the warp that adds it."""
     D: gl.constexpr = config.D
     SLOTS: gl.constexpr = config.SLOTS
     SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
     PIECES: gl.constexpr = D // 64
-    LINES_PER_QUERY: gl.constexpr = D // LINE
     DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
+    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
     layout: gl.constexpr = choices.dq_layout
     k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], TILE_LAYOUT)
-    dq_boxes = reinterpret(sums.tiles, sums.tiles.dtype, [2, 1, 1, PIECE_LINES, LINE], sums.desc.layout)
     m = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
     n_tiles = grid.n_groups * heads.batched
     n_chunks = grid.n_rows * (config.BLOCK_SIZE // CHUNK)
@@ -244,7 +292,8 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
         lo, hi = work.lo, work.middle
         first_head = work.batch_head % heads.num * heads.per_kv
         layout_head = first_head // heads.per_list
-        index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+        if choices.FIXED_POINT:
+            index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
         slot = (i_tile % SLOTS) * 2
         for w in gl.static_range(2):
             mbarrier.wait(kept.full.index(slot + w), (i_tile // SLOTS) & 1)
@@ -254,18 +303,19 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
                 layout_head = q_head // heads.per_list
                 offsets = lists.offsets + layout_head * grid.n_lists + work.group
                 lo, hi = gl.load(offsets), gl.load(offsets + 1)
-                index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
-            first_line = (work.batch_head * heads.per_kv + g) * n_chunks * (PIECE_LINES * PIECES)
+                if choices.FIXED_POINT:
+                    index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+            first_query = (work.batch_head * heads.per_kv + g) * n_chunks * CHUNK
             for e in range(lo, hi):
-                index_next = gl.load(lists.indices + gl.where(e + 1 < hi, e + 1, lo))
+                if choices.FIXED_POINT:
+                    index_next = gl.load(lists.indices + gl.where(e + 1 < hi, e + 1, lo))
                 for sub in gl.static_range(SUB):
                     place = it + sub
                     ds_stage = place % DS_STAGES
                     if choices.FIXED_POINT:  # they arrive while ds is waited for
-                        query = first_line // LINES_PER_QUERY + (index * SUB + sub) * CHUNK
+                        query = first_query + (index * SUB + sub) * CHUNK
                         scales = gl.load(sums.scales + query + m)
                     mbarrier.wait(ds_ring.full.index(ds_stage), (place // DS_STAGES) & 1)
-                    line = first_line + (index * SUB + sub) * (PIECE_LINES * PIECES)
                     for piece in gl.static_range(PIECES):
                         dq = gl.zeros([64, 64], gl.float32, layout=layout)
                         for w in gl.static_range(2):
@@ -277,18 +327,95 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
                             mbarrier.arrive(ds_ring.empty.index(ds_stage), count=1)
                         if choices.FIXED_POINT:
                             dq = fixed_point(dq, scales[:, None])
-                        # the other tile may still be read
-                        tma.store_wait(1)
-                        thread_barrier()
-                        buffer = (sub * PIECES + piece) % 2
-                        sums.tiles.index(buffer).store(fragments(dq).reshape([PIECE_LINES, LINE]))
+                        n = place * PIECES + piece
+                        mbarrier.wait(sums.empty.index(n % DQ_TILES), ((n // DQ_TILES) & 1) ^ 1)
+                        sums.tiles.index(n % DQ_TILES).store(fragments(dq).reshape([PIECE_LINES, LINE]))
                         fence_async_shared()
+                        mbarrier.arrive(sums.full.index(n % DQ_TILES), count=1)
+                it += SUB
+                if choices.FIXED_POINT:
+                    index = index_next
+        mbarrier.arrive(ds_ring.done.index(i_tile % SLOTS), count=1)
+        i_tile += 1
+        tile = wait_work_tile(queue, i_tile)
+
+
+@gluon.jit
+def adding_warp(sums, queue, lists, heads, grid, config):
+    """Adds the tiles of dq to the sums, in the order of turns where there are any."""
+    SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
+    PIECES: gl.constexpr = config.D // 64
+    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
+    IN_TURN: gl.constexpr = sums.turns is not None
+    boxes = reinterpret(sums.tiles, sums.tiles.dtype, [DQ_TILES, 1, 1, PIECE_LINES, LINE], sums.desc.layout)
+    n_tiles = grid.n_groups * heads.batched
+    n_chunks = grid.n_rows * (config.BLOCK_SIZE // CHUNK)
+    it = 0
+    i_tile = 0
+    tile = wait_work_tile(queue, i_tile)
+    while tile < n_tiles:
+        work = read_work_tile(queue, i_tile)
+        release_work_tile(queue, i_tile)
+        lo, hi = work.lo, work.middle
+        first_head = work.batch_head % heads.num * heads.per_kv
+        layout_head = first_head // heads.per_list
+        index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+        if IN_TURN:
+            turn = gl.load(sums.turns + lo, mask=lo < hi, other=0)
+        chunk_before = 0
+        first_place = it
+        for g in range(heads.per_kv):
+            q_head = first_head + g
+            if q_head // heads.per_list != layout_head:
+                layout_head = q_head // heads.per_list
+                offsets = lists.offsets + layout_head * grid.n_lists + work.group
+                lo, hi = gl.load(offsets), gl.load(offsets + 1)
+                index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+                if IN_TURN:
+                    turn = gl.load(sums.turns + lo, mask=lo < hi, other=0)
+            first_chunk = (work.batch_head * heads.per_kv + g) * n_chunks
+            if IN_TURN:
+                seen_next = additions(sums.done + first_chunk + index * SUB)
+            for e in range(lo, hi):
+                e_next = gl.where(e + 1 < hi, e + 1, lo)
+                index_next = gl.load(lists.indices + e_next)
+                if IN_TURN:
+                    turn_next = gl.load(sums.turns + e_next)
+                for sub in gl.static_range(SUB):
+                    place = it + sub
+                    chunk = first_chunk + index * SUB + sub
+                    if IN_TURN:  # of the next step, which is waited for later
+                        seen = seen_next
+                        if sub < SUB - 1:
+                            seen_next = additions(sums.done + chunk + 1)
+                        else:
+                            seen_next = additions(sums.done + first_chunk + index_next * SUB)
+                    for piece in gl.static_range(PIECES):
+                        n = place * PIECES + piece
+                        mbarrier.wait(sums.full.index(n % DQ_TILES), (n // DQ_TILES) & 1)
+                        if IN_TURN and piece == 0:
+                            wait_turn(sums.done + chunk, turn, seen)
                         async_atomic_add(
-                            sums.desc, [0, 0, line + piece * PIECE_LINES, 0], dq_boxes.index(buffer)
+                            sums.desc,
+                            [0, 0, (chunk * PIECES + piece) * PIECE_LINES, 0],
+                            boxes.index(n % DQ_TILES),
                         )
+                        # the tile that comes next has been read
+                        tma.store_wait(DQ_TILES - 1)
+                        mbarrier.arrive(sums.empty.index((n + 1) % DQ_TILES), count=1, pred=n >= DQ_TILES - 1)
+                        if IN_TURN and piece == 0:
+                            wait_added(chunk, True)
+                            if place > first_place:
+                                pass_turn(sums.done + chunk_before)
+                            chunk_before = chunk
                 it += SUB
                 index = index_next
-        mbarrier.arrive(ds_ring.done.index(i_tile % SLOTS), count=1)
+                if IN_TURN:
+                    turn = turn_next
+        if IN_TURN:
+            wait_added(tile, False)
+            if it > first_place:
+                pass_turn(sums.done + chunk_before)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
     tma.store_wait(0)
@@ -316,7 +443,7 @@ def shared_memory(
     empty = barriers(STAGES)
     ds_full = barriers(DS_STAGES)
     ds_empty = barriers(DS_STAGES)
-    init_barriers(queue_full, 1, queue_empty, 4)  # three warpgroups and the loading warp
+    init_barriers(queue_full, 1, queue_empty, 5)  # three warpgroups, the loading and the adding warp
     init_barriers(kept_full, 2, kept_empty, 1)  # full: k, v
     init_barriers(done, 1)
     for i in gl.static_range(STAGES):
@@ -333,27 +460,30 @@ def shared_memory(
 
 NUMBERS = (
     "n_layout_groups", "n_entries", "n_groups", "n_lists", "n_rows", "num_heads", "n_batch_heads", "heads_per_kv",
-    "heads_per_list", "first_row", "kv_len",
+    "heads_per_list", "heads_beside", "first_row", "kv_len",
 )  # fmt: skip
 
 
 @gluon.jit(do_not_specialize=NUMBERS)
 def single_pass_kernel(
-    desc_k, desc_v, desc_q, desc_grad_out, desc_dk, desc_dv, desc_sums, Stats, Scales, Offsets, Indices, WorkOrder, Counter,
-    n_layout_groups, n_entries, n_groups, n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, first_row,
-    kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
-    SLOTS: gl.constexpr, DS_STAGES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
+    desc_k, desc_v, desc_q, desc_grad_out, desc_dk, desc_dv, desc_sums, Stats, Scales, Turns, Done, Cuts, Offsets, Indices, WorkOrder, Counter,
+    n_layout_groups, n_entries, n_groups, n_lists, n_rows, num_heads, n_batch_heads, heads_per_kv, heads_per_list, heads_beside,
+    first_row, kv_len, softmax_scale, D: gl.constexpr, TILE: gl.constexpr, BLOCK_SIZE: gl.constexpr, STAGES: gl.constexpr,
+    SLOTS: gl.constexpr, DS_STAGES: gl.constexpr, DQ_TILES: gl.constexpr, IS_CAUSAL: gl.constexpr, EVEN_KV: gl.constexpr,
     OPERANDS_IN_REGISTERS: gl.constexpr, ONE_AT_A_TIME: gl.constexpr, FIXED_POINT: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, DQ_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
     kept, streams, ds_ring, queue = shared_memory(desc_k.dtype, D, TILE, STAGES, SLOTS, DS_STAGES)
     sums_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
-    dq_tiles = gl.allocate_shared_memory(desc_sums.dtype, [2, PIECE_LINES, LINE], sums_layout)
-    sums = DqSums(desc_sums, dq_tiles, Scales)
+    dq_tiles = gl.allocate_shared_memory(desc_sums.dtype, [DQ_TILES, PIECE_LINES, LINE], sums_layout)
+    dq_full, dq_empty = barriers(DQ_TILES), barriers(DQ_TILES)
+    init_barriers(dq_full, 1, dq_empty, 1)
+    fence_async_shared()
+    sums = DqSums(desc_sums, dq_tiles, dq_full, dq_empty, Scales, Turns, Done)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
     grid = Grid(n_groups, n_lists, n_rows, 0, 0, 0, first_row * BLOCK_SIZE, kv_len)
-    heads = Heads(num_heads, n_batch_heads, heads_per_kv, heads_per_list)
+    heads = ColumnHeads(num_heads, n_batch_heads, heads_per_kv, heads_per_list, heads_beside, Cuts)
     inputs = Inputs(desc_k, desc_v, desc_q, desc_grad_out)
     grads = KeyGrads(desc_dk, desc_dv)
     config = Config(
@@ -366,15 +496,16 @@ def single_pass_kernel(
     n_tiles = n_groups * n_batch_heads
     W0: gl.constexpr = 0
     W1: gl.constexpr = 1
-    FIND: gl.constexpr = find_lists
+    FIND: gl.constexpr = find_column
     gl.warp_specialize(
         [
             (consumer, (W0, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
             (consumer, (W1, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
             (dq_warpgroup, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
             (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
+            (adding_warp, (sums, queue, lists, heads, grid, config)),
             (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
         ],
-        [4, 4, 1, 1],
-        [CONSUMER_REGISTERS, DQ_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
+        [4, 4, 1, 1, 1],
+        [CONSUMER_REGISTERS, DQ_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

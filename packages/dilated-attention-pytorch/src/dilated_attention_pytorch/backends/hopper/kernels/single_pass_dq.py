@@ -3,7 +3,8 @@
 begin_kernel    lse and -delta as the columns read them (lse_delta.py), zeros for the sums of dq, and their scales
 finish_kernel   dq from its sums, which stand in the order in which the threads of the single pass hold them
 
-The sums are float32, with None for Scales and Maxima, or int32 with a scale for every query (fixed_point.py).
+The sums are float32, with None for Scales and Maxima, or int32 with a scale for every query (fixed_point.py). Done is None
+unless programs take turns (turns.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NUMBERS = [
 
 @triton.jit(do_not_specialize=NUMBERS)
 def begin_kernel(
-    Out, GradOut, Lse, GradLse, Stats, Sums, Scales, Maxima, stride_ob, stride_os, stride_oh, stride_gb, stride_gs, stride_gh,
+    Out, GradOut, Lse, GradLse, Stats, Sums, Scales, Maxima, Done, stride_ob, stride_os, stride_oh, stride_gb, stride_gs, stride_gh,
     stride_lb, stride_lh, stride_ls, has_grad_lse, n_chunks, num_heads, heads_per_kv, q_len, D: tl.constexpr,
 ):  # fmt: skip
     """A program for every chunk of every head. The first query is at the start of the first chunk."""
@@ -50,6 +51,8 @@ def begin_kernel(
     stats = Stats + place * (2 * CHUNK) + m
     tl.store(stats, tl.where(none, float("inf"), lse * LOG2E))
     tl.store(stats + CHUNK, tl.where(none, 0.0, -delta))
+    if Done is not None:
+        tl.store(Done + place, 0)
     if Scales is not None:
         maxima = Maxima + batch_head // heads_per_kv * 2
         k_max = tl.load(maxima).to(tl.float32, bitcast=True)

@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from ..gluon_names import aggregate, async_load, async_store, reinterpret
+from ..gluon_names import aggregate, async_atomic_add, async_load, async_store, reinterpret
 
 
 @gluon.jit
@@ -78,6 +78,13 @@ def store_tokens(
         else:
             box = tails.index(i)
         async_store(desc, [i_batch, head, token, piece * 64], box)
+
+
+@gluon.jit
+def add_tokens(desc, boxes, i, i_batch, head, token, D: gl.constexpr):
+    """As `store_tokens`, but adds to what is there, rounding every sum."""
+    for piece in gl.static_range(D // 64):
+        async_atomic_add(desc, [i_batch, head, token, piece * 64], boxes.index(i * (D // 64) + piece))
 
 
 @gluon.jit

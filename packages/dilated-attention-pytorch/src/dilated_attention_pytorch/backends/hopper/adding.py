@@ -1,0 +1,140 @@
+"""How the single pass of the backward adds to the sums of dq, and for which calls that pays; no maths."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+
+from ...environment_settings import BACKWARD_SUMS
+from ..problem import AttentionProblem
+from . import tuning
+from .passes import offsets_of
+from .prepared import work_order_of
+from .turn_order import LEAST_COLUMNS
+
+# Of calls that ask for the same bits every time:
+SHARE = 16  # of the memory of a device, the sums take at most 1 of so many
+MEMORY: dict[int, int] = {}
+MEMORY_WITHOUT_GPU = 80 * 2**30  # of an H100: kernels compiled ahead of time
+# In fixed point. At 128 the conversion takes as long as the two products that are saved. Clearing and converting the sums takes as
+# long as those of about 6 blocks a row; in small calls the launches take longer.
+HEAD_DIMS = (64,)
+LEAST_BLOCKS = 8  # of a row, on the mean
+LEAST_QUERIES = 2**18  # of all heads and batch elements
+# In turns. With fewer heads, or shorter columns, programs wait for each other: an H200 takes longer for 1 head of 51 blocks than two
+# passes, and for 2 heads of 10.
+TURN_HEADS = 4  # whose columns are started in turn
+LEAST_HEADS = 2  # of these
+# Blocks that a column has on the mean, times the query heads of a kv head, times the heads in turn.
+LEAST_TURNS = 40
+
+# Of calls that do not: a head reads q and grad_out and adds to sums of 4 bytes; so much of that stays in the L2 cache of 50 MB.
+L2_BYTES = 32 * 2**20
+LEAST_IN_RANGE = 8  # blocks that a column has in a range of rows, on the mean
+
+
+class Adding(Enum):
+    """How the sums are added to."""
+
+    ANY_ORDER = "in any order"
+    TURNS = "in turns"
+    """Programs wait for each other (kernels/turns.py)."""
+    FIXED_POINT = "in fixed point"
+    """Whole numbers, in any order (kernels/fixed_point.py)."""
+
+
+def is_on() -> bool:
+    """Whether calls with the same bits every time may have sums, where these fit and pay."""
+    return BACKWARD_SUMS.read() == "auto"
+
+
+def device_memory(device: torch.device) -> int:
+    """All bytes of a device, also those in use: what is free must not decide about bits."""
+    if device.type != "cuda":
+        return MEMORY_WITHOUT_GPU
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in MEMORY:
+        MEMORY[index] = torch.cuda.get_device_properties(index).total_memory
+    return MEMORY[index]
+
+
+def sums_fit(problem: AttentionProblem) -> bool:
+    """Whether the sums of dq, 4 bytes for every number of q, take little enough of the device."""
+    p = problem
+    n_bytes = 4 * p.batch * p.q_len * p.num_heads * p.head_dim
+    return SHARE * n_bytes <= device_memory(p.q.device)
+
+
+def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
+    """How the sums of a problem of blocks of 128 are added to, or why there are none.
+
+    Args:
+        problem: its head_dim is one of those of the single pass.
+        in_fixed_order: whether two backwards must give the same bits.
+    """
+    p = problem
+    if not in_fixed_order:
+        return Adding.ANY_ORDER
+    if turns_pay(p):
+        found = Adding.TURNS
+    elif not fixed_point_pays(p):
+        return "sums that do are no faster"
+    elif p.q.dtype != torch.bfloat16:
+        # nor would torch's GradScaler see it
+        return "sums in fixed point cannot show that a float16 product overflowed"
+    else:
+        found = Adding.FIXED_POINT
+    if not is_on():
+        return f"{BACKWARD_SUMS.name} is off"
+    return found if sums_fit(p) else "the sums take too much memory"
+
+
+def fixed_point_pays(problem: AttentionProblem) -> bool:
+    """Whether a single pass in fixed point is faster than two passes, by sizes that the host knows."""
+    p = problem
+    batch, q_len, num_heads, head_dim = p.q.shape
+    if head_dim not in HEAD_DIMS or batch * q_len * num_heads < LEAST_QUERIES:
+        return False
+    return p.rows.indices.numel() >= LEAST_BLOCKS * p.layout_heads * p.grid.n_rows
+
+
+def turns_pay(problem: AttentionProblem) -> bool:
+    """Whether a single pass in turns is faster than two passes, by what the host knows."""
+    p = problem
+    if p.head_dim not in tuning.TURNS or p.grid.n_cols < LEAST_COLUMNS or not has_turn_lists(p):
+        return False
+    heads = heads_in_turn(p)
+    n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)
+    return heads >= LEAST_HEADS and n_blocks * (p.num_heads // p.num_kv_heads) * heads >= LEAST_TURNS
+
+
+def has_turn_lists(problem: AttentionProblem) -> bool:
+    """Whether the layout of a problem of blocks of 128 has lists of turns (turn_order.py), and these serve the problem."""
+    p = problem
+    return bool(p.prepared) and shares_lists(p) and work_order_of(p).numel() > offsets_of(p).turns_at
+
+
+def shares_lists(problem: AttentionProblem) -> bool:
+    """Whether the query heads of a kv head have the same lists."""
+    p = problem
+    return p.num_heads // p.layout_heads % (p.num_heads // p.num_kv_heads) == 0
+
+
+def heads_in_turn(problem: AttentionProblem) -> int:
+    """How many kv heads there are whose columns are started in turn: the most that divides their number, up to TURN_HEADS."""
+    n_heads = problem.batch * problem.num_kv_heads
+    return max(n for n in range(1, TURN_HEADS + 1) if n_heads % n == 0)
+
+
+def row_ranges(problem: AttentionProblem) -> int:
+    """Into how many ranges the rows of a call in any order are cut, whose sums and queries stay in the L2 cache.
+
+    1 where programs that run at the same time see the same rows anyway, as in patterns, or where a range has few blocks.
+    """
+    p = problem
+    n_bytes = p.grid.n_rows * p.block_size * p.head_dim * (2 * p.q.element_size() + 4)
+    if p.of_pattern or n_bytes <= L2_BYTES or not shares_lists(p):
+        return 1
+    n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)
+    return max(1, min(-(-n_bytes // L2_BYTES), n_blocks // LEAST_IN_RANGE))

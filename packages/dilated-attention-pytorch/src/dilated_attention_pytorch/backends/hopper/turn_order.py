@@ -1,0 +1,66 @@
+"""The order in which the programs of the single pass add to a chunk of queries, for the same bits every time (kernels/turns.py).
+
+Columns are started in the order of the layout, and whoever starts earlier adds first, so nobody waits for one that waits for a
+program to run on. Every column goes through its rows from the last to the first. In a pattern whose rows are each the one
+before, moved by one block, programs that run at the same time then come to a row one after the other, in their order.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...config import TokenDilation
+from ...layout.lists import BlockLists
+
+if TYPE_CHECKING:
+    from ...layout.layout import BlockLayout
+
+PATTERNS = ("dilated_sparse", "local_window")
+MOST_ENTRIES = 2**24  # sorting them takes 48 bytes for each
+# Where columns are few, or short, programs at their ends wait for each other: an event model of the kernel loses 15 % and more.
+LEAST_COLUMNS = 512
+
+
+def has_turns(layout: BlockLayout, dilation: TokenDilation | None) -> bool:
+    """Whether a layout has lists of turns, by what the host knows."""
+    if layout.configs is None or dilation is not None or layout.block_masks is not None or layout.batch > 1:
+        return False
+    if layout.block_size not in (128, 256) or layout.causal or layout.is_captured or not layout.is_exact:
+        return False
+    parts = layout.block_size // 128
+    if (
+        layout.grid.n_cols * parts < LEAST_COLUMNS
+        or layout.col_lists.indices.numel() * parts**2 > MOST_ENTRIES
+    ):
+        return False
+    return all(config.pattern_type in PATTERNS for config in layout.configs)
+
+
+def turn_lists(
+    n_heads: int, n_rows: int, n_cols: int, rows: BlockLists, cols: BlockLists, order: Tensor
+) -> Tensor:
+    """int32 (2, n_entries or up to 3 more): the rows of every column, the last first, and how many columns come before it at each.
+
+    Args:
+        n_heads: of the layout.
+        n_rows: of the layout.
+        n_cols: of the layout.
+        rows: its row lists.
+        cols: its column lists, which fill their tensors.
+        order: (n_heads * n_cols,), for every head its columns in the order in which they are started.
+    """
+    started = torch.empty(n_heads, n_cols, dtype=torch.long, device=order.device)
+    ranks = torch.arange(n_cols, device=order.device).expand(n_heads, n_cols)
+    started.scatter_(1, order.view(n_heads, n_cols).long(), ranks)
+    owner, entry = cols.owners(), torch.arange(cols.indices.numel(), device=order.device)
+    row = owner // n_cols * n_rows + cols.indices
+    by_turn = (row * n_cols + started.view(-1)[owner]).argsort()
+    turns = torch.empty_like(entry)
+    turns[by_turn] = entry - rows.indptr[row[by_turn]]
+    # entries of a list from its end to its begin
+    last_first = (cols.indptr[owner] + cols.indptr[owner + 1] - 1) - entry
+    made = torch.stack([cols.indices.long(), turns])[:, last_first].to(torch.int32)
+    return torch.nn.functional.pad(made, (0, -made.shape[1] % 4))  # both begin at a multiple of 16 bytes
