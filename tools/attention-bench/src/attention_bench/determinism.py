@@ -108,6 +108,8 @@ def every_subject(device: str) -> Iterator[Subject]:
     cases += [replace(case, causal=True) for case in (*cases[:2], *cases[4:6])]
     cases += [replace(base, pattern=RANDOM, **other_block), replace(base, pattern=RANDOM)]  # type: ignore[arg-type]
     cases += [replace(base, heads=2 * base.heads, kv_heads=base.heads // 2, causal=True)]
+    if is_gpu:  # large enough for backwards of their own
+        cases += [replace(base, seqlen=4 * base.seqlen, heads=base.heads // 4), replace(half, density=0.1)]
     for case in cases:
         yield Subject(case.label, partial(call_of, case, device))
     for name, feature in FEATURES.items():
