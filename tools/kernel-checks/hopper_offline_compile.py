@@ -113,8 +113,9 @@ SHAPES = [
         )
     ),
     *(
-        Shape("single", head_dim, 128, causal, causal)
+        Shape("single", head_dim, block_size, causal, causal)
         for head_dim in tuning.SINGLE_PASS
+        for block_size in (64, 128)
         for causal in (True, False)
     ),
     Shape("fixed", 64, 128, True, True),
@@ -124,6 +125,9 @@ SHAPES = [
     Shape("turns", 128, 128, False, False),
     Shape("ranges", 64, 128, True, True),
     Shape("ranges", 128, 128, True, True),
+    Shape("single", 128, 64, False, True),
+    Shape("single", 128, 64, False, False, dtype="float16"),
+    Shape("single", 128, 64, True, True, dtype="float16"),
 ]
 # Of head_dims that are not those of the kernels, the forward reads fewer columns; tiles of 192 columns are two.
 ODD_SHAPES = [

@@ -29,6 +29,7 @@ MOST_SPILLS = {
     (3, 8): {"forward": (16, 8), "dq": (0, 0), "dkdv": (8, 8), "single": (340, 0), "fixed": (340, 0)},
     (3, 9): {"forward": (16, 8), "dq": (0, 40), "dkdv": (8, 8), "single": (340, 0), "fixed": (340, 0)},
 }
+MOST_OF_TWO_COLUMNS = 64  # of the single pass of blocks of 64
 # By the larger of head_dim and that of v: where dq takes 96 or 128 registers; around the loops.
 MOST_MORE = {192: 240, 256: 32}
 # With positions, masks and the like: beside them in the loops, addresses and numbers of a tile around them.
@@ -42,6 +43,8 @@ def most_spills(item: dict[str, Any]) -> int:
     """At rate 16 the loading warp makes a tile of eight entries and more, and waits for memory anyway."""
     if 16 in item["rates"] and item["kernel"] != "dkdv":
         return 256
+    if item["kernel"] == "single" and item["block_size"] == 64:
+        return MOST_OF_TWO_COLUMNS
     of_kernel = "dkdv" if item["kernel"] == "dv" else item["kernel"]
     more = MOST_MORE.get(max(item["head_dim"], item["v_head_dim"] or 0), 0)
     if item["features"]:

@@ -147,7 +147,7 @@ class SinglePassTiles:
 
 
 SINGLE_PASS_LAUNCH_REGISTERS = 128
-# By head_dim, for blocks of 128.
+# By head_dim.
 SINGLE_PASS: dict[int, SinglePassTiles] = {
     64: SinglePassTiles(4, 2, 3, 2, operands_in_registers=True, one_at_a_time=False),
     128: SinglePassTiles(3, 1, 2, 2, operands_in_registers=False, one_at_a_time=True),

@@ -153,6 +153,29 @@ class KeyMask:
 
 
 @aggregate
+class KeyMaskWithoutBranch:
+    """`KeyMask` that is always applied, where ptxas lacks the registers for a branch and serialises products (C7512)."""
+
+    key: gl.tensor
+    query: gl.tensor
+    kv_len: gl.tensor
+    IS_CAUSAL: gl.constexpr
+    EVEN_KV: gl.constexpr
+
+    @gluon.jit
+    def apply_mask(self, p, layout: gl.constexpr):
+        """p, 0 where a query may not see the key or there is no key."""
+        if self.IS_CAUSAL or not self.EVEN_KV:
+            keys = self.key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+            mask = (keys < self.kv_len)[:, None]
+            if self.IS_CAUSAL:
+                queries = self.query + gl.arange(0, p.shape[1], layout=gl.SliceLayout(0, layout))
+                mask = mask & (keys[:, None] <= queries[None, :])
+            p = gl.where(mask, p, 0.0)
+        return p
+
+
+@aggregate
 class WordMask:
     """What is visible of a tile, made before its products: in a branch behind them ptxas keeps more in registers.
 

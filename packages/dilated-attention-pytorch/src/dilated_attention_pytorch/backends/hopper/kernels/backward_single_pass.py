@@ -8,11 +8,14 @@ FIXED_POINT do not (fixed_point.py), nor those of programs that take turns at ev
 With Cuts the rows are cut into ranges whose queries and sums stay in the L2 cache: a program takes the rows of a column in one
 range, and adds to dk and dv, which are zero before the launch.
 
+At block size 64 each of the two has a column of its own, as in the dkdv pass, and the third warpgroup goes through the blocks
+of both: what either leaves of a block is added alone, what both leave is added once.
+
     sums    float32 or int32 (batch * num_heads, n_rows * BLOCK_SIZE / CHUNK, CHUNK * D) in lines of LINE, zero before the
             launch: dq without the softmax scale, and times the scale of its query, the numbers of a chunk in the order in which
             the threads hold them (`fragments`)
 
-Block size 128, and calls without further arguments. single_pass_dq.py is what runs before and after; see backward.py for the
+Block sizes 64 and 128, and calls without further arguments. single_pass_dq.py is what runs before and after; see backward.py for the
 words.
 """
 
@@ -31,7 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..gluon_names import aggregate, async_atomic_add, reinterpret
 from .backward import Config, Grid, Inputs
 from .backward_loads import producer
-from .backward_masks import KeyMask
+from .backward_masks import KeyMask, KeyMaskWithoutBranch
 from .backward_step import (
     GradSums,
     KeptTiles,
@@ -47,7 +50,7 @@ from .backward_step import (
 from .backward_terms import only_scaled
 from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
 from .lse_delta import CHUNK, QueryStats
-from .pipeline import Ring, barriers, init_barriers
+from .pipeline import PHASES, Ring, barriers, init_barriers
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     WorkQueue,
@@ -88,7 +91,10 @@ class KeyGrads:
 
 @aggregate
 class DsRing:
-    """ds of a step, (keys, queries) in two tiles of 64 keys, for the third warpgroup; `done`: it has finished a column."""
+    """ds of a step, (keys, queries) in two tiles of 64 keys, for the third warpgroup; `done`: it has finished a column.
+
+    At block size 64 the tiles of either warpgroup have barriers and places of their own.
+    """
 
     tiles: gl.shared_memory_descriptor
     full: gl.shared_memory_descriptor
@@ -142,38 +148,44 @@ class Choices:
 
 @gluon.jit
 def find_column(tile, lists, heads, grid, config):
-    """The numbers of a work tile (tile_scheduler.py), with the list of its first query head, or what it has in a range of rows."""
+    """The numbers of a work tile (tile_scheduler.py), with the lists of its first query head, or what one has in a range of rows."""
     if heads.cuts is not None:
         n_ranges = grid.n_groups // grid.n_lists
         batch_head, rest = tile // grid.n_groups, tile % grid.n_groups
         layout_head = batch_head % heads.num * heads.per_kv // heads.per_list
         column = gl.load(lists.order + 1 + layout_head * grid.n_lists + rest % grid.n_lists)
         begins = heads.cuts + (layout_head * grid.n_lists + column) * (n_ranges + 1) + rest // grid.n_lists
+        begin, end = gl.load(begins), gl.load(begins + 1)
+        return batch_head, column, begin, end, end
     else:
-        batch_head, column = work_tile_coords(
+        LISTS: gl.constexpr = 2 if config.BLOCK_SIZE == 64 else 1
+        batch_head, group = work_tile_coords(
             lists.order, tile, grid.n_groups, heads, heads.per_kv, heads.beside
         )
         layout_head = batch_head % heads.num * heads.per_kv // heads.per_list
-        begins = lists.offsets + layout_head * grid.n_lists + column
-    begin, end = gl.load(begins), gl.load(begins + 1)
-    return batch_head, column, begin, end, end
+        begins = lists.offsets + layout_head * grid.n_lists + group * LISTS
+        n_of_group = gl.minimum(LISTS, grid.n_lists - group * LISTS)
+        return batch_head, group, gl.load(begins), gl.load(begins + 1), gl.load(begins + n_of_group)
 
 
 @gluon.jit
-def step(W: gl.constexpr, sums, operands, streams, ds_ring, place, mask, terms, config):
+def step(W: gl.constexpr, sums, operands, streams, ds_ring, place, ds_place, mask, terms, config):
     """Add the queries at a place of the streams to dk and dv, and hand over their ds."""
-    DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
+    DS_STAGES: gl.constexpr = ds_ring.tiles.shape[0] // 2
     if config.ONE_AT_A_TIME:
         sums, half_ds, q_tile = ds_one_at_a_time(sums, operands, streams, place, mask, terms, config)
     else:
         stats = QueryStats(0.0, 0.0)
         sums, half_ds, q_tile = ds_of_step(sums, operands, streams, stats, place, mask, terms, config, True)
     sums = add_to_qk(sums, half_ds, q_tile, streams, place, config)
-    ds_stage = place % DS_STAGES
-    mbarrier.wait(ds_ring.empty.index(ds_stage), ((place // DS_STAGES) & 1) ^ 1)
+    ds_stage = ds_place % DS_STAGES
+    barrier = ds_stage
+    if ds_ring.full.shape[0] > DS_STAGES:
+        barrier = ds_stage * 2 + W
+    mbarrier.wait(ds_ring.empty.index(barrier), ((ds_place // DS_STAGES) & 1) ^ 1)
     ds_ring.tiles.index(ds_stage * 2 + W).store(half_ds)
     fence_async_shared()
-    mbarrier.arrive(ds_ring.full.index(ds_stage), count=1)
+    mbarrier.arrive(ds_ring.full.index(barrier), count=1)
     return finish_step(sums, streams, place, config)
 
 
@@ -181,10 +193,12 @@ def step(W: gl.constexpr, sums, operands, streams, ds_ring, place, mask, terms, 
 def consumer(
     W: gl.constexpr, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices
 ):
-    """Warpgroup W: dk and dv of keys W * 64 to W * 64 + 63 of every column."""
+    """Warpgroup W: dk and dv of keys W * 64 to W * 64 + 63 of every column, or of two at block size 64."""
     IN_RANGES: gl.constexpr = heads.cuts is not None
     D: gl.constexpr = config.D
     SLOTS: gl.constexpr = config.SLOTS
+    PAIRED: gl.constexpr = config.BLOCK_SIZE == 64
+    LATE_LSE: gl.constexpr = PAIRED  # as in the dkdv pass
     SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
     dtype: gl.constexpr = kept.qk.dtype
     sum_layout: gl.constexpr = choices.sum_layout
@@ -192,21 +206,29 @@ def consumer(
     v_boxes = reinterpret(kept.gv, dtype, [SLOTS * 2 * (D // 64), 1, 1, 64, 64], grads.v.layout)
     terms = only_scaled(softmax_scale)
     step_config = StepConfig(
-        True, "both", False, choices.ONE_AT_A_TIME, False, choices.s_layout, sum_layout, sum_layout
+        True, "both", LATE_LSE, choices.ONE_AT_A_TIME, False, choices.s_layout, sum_layout, sum_layout
     )
     n_tiles = grid.n_groups * heads.batched
     it = 0
+    if PAIRED:
+        n_steps = 0
+        last = -1
     i_tile = 0
     tile = wait_work_tile(queue, i_tile)
     while tile < n_tiles:
         work = read_work_tile(queue, i_tile)
         release_work_tile(queue, i_tile)
         lo, hi = work.lo, work.middle
+        if PAIRED and W == 1:
+            lo, hi = work.middle, work.hi
         i_batch, kv_head = work.batch_head // heads.num, work.batch_head % heads.num
         token = work.group * 128 + W * 64
         first_head = kv_head * heads.per_kv
         layout_head = first_head // heads.per_list
         index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+        if PAIRED:
+            behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
+            n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
         zeros = gl.zeros([64, D], gl.float32, layout=sum_layout)
         sums = GradSums(zeros, zeros, None, None)
         slot = (i_tile % SLOTS) * 2 + W
@@ -214,23 +236,56 @@ def consumer(
         if choices.OPERANDS_IN_REGISTERS:
             operands = operands_in_registers(kept, slot, choices.s_layout)
         release_stored_before(kept.empty, i_tile, W, SLOTS)
+        if PAIRED:  # see the dkdv pass
+            last = gl.maximum(last, it - 1 - config.STAGES)
         for g in range(heads.per_kv):
             q_head = first_head + g
             if q_head // heads.per_list != layout_head:
                 layout_head = q_head // heads.per_list
-                offsets = lists.offsets + layout_head * grid.n_lists + work.group
-                lo, hi = gl.load(offsets), gl.load(offsets + 1)
+                if PAIRED:
+                    first = work.group * 2
+                    n_of_group = gl.minimum(2, grid.n_lists - first)
+                    offsets = lists.offsets + layout_head * grid.n_lists + first
+                    lo = gl.load(offsets + gl.minimum(W, n_of_group))
+                    hi = gl.load(offsets + gl.minimum(W + 1, n_of_group))
+                    behind = gl.load(lists.places + lo, mask=lo < hi, other=0)
+                    n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+                else:
+                    offsets = lists.offsets + layout_head * grid.n_lists + work.group
+                    lo, hi = gl.load(offsets), gl.load(offsets + 1)
                 index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
+            if PAIRED:
+                last = streams.qk.wait_past(last, it + behind)
             for e in range(lo, hi):
                 index_next = gl.load(lists.indices + gl.where(e + 1 < hi, e + 1, lo))
+                if PAIRED:
+                    place, ds_place = it + behind, n_steps
+                    behind = gl.load(lists.places + gl.where(e + 1 < hi, e + 1, lo))
+                else:
+                    place, ds_place = it, it
                 for sub in gl.static_range(SUB):
                     if not choices.OPERANDS_IN_REGISTERS:
                         operands = operands_in_memory(kept, slot)
                     query = grid.streamed_position + index * config.BLOCK_SIZE + sub * config.TILE
-                    mask = KeyMask(token, query, grid.kv_len, config.IS_CAUSAL, config.EVEN_KV)
-                    sums = step(W, sums, operands, streams, ds_ring, it + sub, mask, terms, step_config)
-                it += SUB
+                    if PAIRED and choices.ONE_AT_A_TIME:
+                        mask = KeyMaskWithoutBranch(
+                            token, query, grid.kv_len, config.IS_CAUSAL, config.EVEN_KV
+                        )
+                    else:
+                        mask = KeyMask(  # type: ignore[assignment]
+                            token, query, grid.kv_len, config.IS_CAUSAL, config.EVEN_KV
+                        )
+                    sums = step(
+                        W, sums, operands, streams, ds_ring, place + sub, ds_place + sub, mask, terms, step_config
+                    )  # fmt: skip
+                if PAIRED:
+                    n_steps += 1
+                    last = streams.qk.wait_past(place, it + behind)
+                else:
+                    it += SUB
                 index = index_next
+            if PAIRED:
+                it += n_places
         # v and k are no longer needed: their memory holds the sums until they are stored; the third warpgroup still reads k
         kept.gv.index(slot).store(sums.v.to(dtype))
         fence_async_shared()
@@ -270,6 +325,16 @@ def fixed_point(x, scales):
 
 
 @gluon.jit
+def hand_over(sums, dq, n):
+    """Write the n-th tile of dq for the warp that adds it."""
+    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
+    mbarrier.wait(sums.empty.index(n % DQ_TILES), ((n // DQ_TILES) & 1) ^ 1)
+    sums.tiles.index(n % DQ_TILES).store(fragments(dq).reshape([PIECE_LINES, LINE]))
+    fence_async_shared()
+    mbarrier.arrive(sums.full.index(n % DQ_TILES), count=1)
+
+
+@gluon.jit
 def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
     """The third warpgroup: dq of every step, in one of two tiles of shared memory for the warp that adds it."""
     D: gl.constexpr = config.D
@@ -277,7 +342,6 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
     SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
     PIECES: gl.constexpr = D // 64
     DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
-    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
     layout: gl.constexpr = choices.dq_layout
     k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], TILE_LAYOUT)
     m = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
@@ -327,11 +391,7 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
                             mbarrier.arrive(ds_ring.empty.index(ds_stage), count=1)
                         if choices.FIXED_POINT:
                             dq = fixed_point(dq, scales[:, None])
-                        n = place * PIECES + piece
-                        mbarrier.wait(sums.empty.index(n % DQ_TILES), ((n // DQ_TILES) & 1) ^ 1)
-                        sums.tiles.index(n % DQ_TILES).store(fragments(dq).reshape([PIECE_LINES, LINE]))
-                        fence_async_shared()
-                        mbarrier.arrive(sums.full.index(n % DQ_TILES), count=1)
+                        hand_over(sums, dq, place * PIECES + piece)
                 it += SUB
                 if choices.FIXED_POINT:
                     index = index_next
@@ -341,8 +401,20 @@ def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices
 
 
 @gluon.jit
+def add_tile(sums, boxes, n, place):
+    """Add the n-th tile of dq to a place of the sums, and let the tile that comes next be written."""
+    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
+    mbarrier.wait(sums.full.index(n % DQ_TILES), (n // DQ_TILES) & 1)
+    async_atomic_add(sums.desc, [0, 0, place * PIECE_LINES, 0], boxes.index(n % DQ_TILES))
+    tma.store_wait(DQ_TILES - 1)
+    mbarrier.arrive(sums.empty.index((n + 1) % DQ_TILES), count=1, pred=n >= DQ_TILES - 1)
+
+
+@gluon.jit
 def adding_warp(sums, queue, lists, heads, grid, config):
     """Adds the tiles of dq to the sums, in the order of turns where there are any."""
+    PAIRED: gl.constexpr = config.BLOCK_SIZE == 64
+    LISTS: gl.constexpr = 2 if PAIRED else 1
     SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
     PIECES: gl.constexpr = config.D // 64
     DQ_TILES: gl.constexpr = sums.tiles.shape[0]
@@ -368,7 +440,7 @@ def adding_warp(sums, queue, lists, heads, grid, config):
             q_head = first_head + g
             if q_head // heads.per_list != layout_head:
                 layout_head = q_head // heads.per_list
-                offsets = lists.offsets + layout_head * grid.n_lists + work.group
+                offsets = lists.offsets + layout_head * grid.n_lists + work.group * LISTS
                 lo, hi = gl.load(offsets), gl.load(offsets + 1)
                 index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
                 if IN_TURN:
@@ -376,42 +448,43 @@ def adding_warp(sums, queue, lists, heads, grid, config):
             first_chunk = (work.batch_head * heads.per_kv + g) * n_chunks
             if IN_TURN:
                 seen_next = additions(sums.done + first_chunk + index * SUB)
-            for e in range(lo, hi):
-                e_next = gl.where(e + 1 < hi, e + 1, lo)
-                index_next = gl.load(lists.indices + e_next)
-                if IN_TURN:
-                    turn_next = gl.load(sums.turns + e_next)
-                for sub in gl.static_range(SUB):
-                    place = it + sub
-                    chunk = first_chunk + index * SUB + sub
-                    if IN_TURN:  # of the next step, which is waited for later
-                        seen = seen_next
-                        if sub < SUB - 1:
-                            seen_next = additions(sums.done + chunk + 1)
-                        else:
-                            seen_next = additions(sums.done + first_chunk + index_next * SUB)
+            if PAIRED:
+                n_steps = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+                entry = gl.load(lists.entries + lo, mask=n_steps > 0, other=0)
+                for i in range(n_steps):
+                    chunk = first_chunk + (entry >> 1)
+                    entry = gl.load(lists.entries + lo + gl.minimum(i + 1, n_steps - 1))
                     for piece in gl.static_range(PIECES):
-                        n = place * PIECES + piece
-                        mbarrier.wait(sums.full.index(n % DQ_TILES), (n // DQ_TILES) & 1)
-                        if IN_TURN and piece == 0:
-                            wait_turn(sums.done + chunk, turn, seen)
-                        async_atomic_add(
-                            sums.desc,
-                            [0, 0, (chunk * PIECES + piece) * PIECE_LINES, 0],
-                            boxes.index(n % DQ_TILES),
-                        )
-                        # the tile that comes next has been read
-                        tma.store_wait(DQ_TILES - 1)
-                        mbarrier.arrive(sums.empty.index((n + 1) % DQ_TILES), count=1, pred=n >= DQ_TILES - 1)
-                        if IN_TURN and piece == 0:
-                            wait_added(chunk, True)
-                            if place > first_place:
-                                pass_turn(sums.done + chunk_before)
-                            chunk_before = chunk
-                it += SUB
-                index = index_next
-                if IN_TURN:
-                    turn = turn_next
+                        add_tile(sums, boxes, it * PIECES + piece, chunk * PIECES + piece)
+                    it += 1
+            else:
+                for e in range(lo, hi):
+                    e_next = gl.where(e + 1 < hi, e + 1, lo)
+                    index_next = gl.load(lists.indices + e_next)
+                    if IN_TURN:
+                        turn_next = gl.load(sums.turns + e_next)
+                    for sub in gl.static_range(SUB):
+                        place = it + sub
+                        chunk = first_chunk + index * SUB + sub
+                        if IN_TURN:  # of the next step, which is waited for later
+                            seen = seen_next
+                            if sub < SUB - 1:
+                                seen_next = additions(sums.done + chunk + 1)
+                            else:
+                                seen_next = additions(sums.done + first_chunk + index_next * SUB)
+                        for piece in gl.static_range(PIECES):
+                            if IN_TURN and piece == 0:
+                                wait_turn(sums.done + chunk, turn, seen)
+                            add_tile(sums, boxes, place * PIECES + piece, chunk * PIECES + piece)
+                            if IN_TURN and piece == 0:
+                                wait_added(chunk, True)
+                                if place > first_place:
+                                    pass_turn(sums.done + chunk_before)
+                                chunk_before = chunk
+                    it += SUB
+                    index = index_next
+                    if IN_TURN:
+                        turn = turn_next
         if IN_TURN:
             wait_added(tile, False)
             if it > first_place:
@@ -422,10 +495,92 @@ def adding_warp(sums, queue, lists, heads, grid, config):
 
 
 @gluon.jit
+def dq_of_two_columns(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
+    """`dq_warpgroup` of block size 64: the blocks of two columns, each in the first, in the second or in both."""
+    D: gl.constexpr = config.D
+    SLOTS: gl.constexpr = config.SLOTS
+    PIECES: gl.constexpr = D // 64
+    DS_STAGES: gl.constexpr = ds_ring.tiles.shape[0] // 2
+    layout: gl.constexpr = choices.dq_layout
+    k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], TILE_LAYOUT)
+    n_tiles = grid.n_groups * heads.batched
+    n_first, n_second = 0, 0  # steps of either column
+    n_pieces = 0
+    i_tile = 0
+    tile = wait_work_tile(queue, i_tile)
+    while tile < n_tiles:
+        work = read_work_tile(queue, i_tile)
+        release_work_tile(queue, i_tile)
+        lo, middle = work.lo, work.middle
+        first_head = work.batch_head % heads.num * heads.per_kv
+        layout_head = first_head // heads.per_list
+        slot = (i_tile % SLOTS) * 2
+        for w in gl.static_range(2):
+            mbarrier.wait(kept.full.index(slot + w), (i_tile // SLOTS) & 1)
+        for g in range(heads.per_kv):
+            q_head = first_head + g
+            if q_head // heads.per_list != layout_head:
+                layout_head = q_head // heads.per_list
+                offsets = lists.offsets + layout_head * grid.n_lists + work.group * 2
+                lo, middle = gl.load(offsets), gl.load(offsets + 1)
+            n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
+            of_first = lo
+            row_of_first = gl.load(lists.indices + of_first, mask=of_first < middle, other=-1)
+            entry = gl.load(lists.entries + lo, mask=n_places > 0, other=0)
+            for i in range(n_places):
+                index, is_shared = entry >> 1, (entry & 1) != 0
+                is_first = index == row_of_first
+                # of the next block: they arrive while ds is waited for
+                of_first += is_first.to(gl.int32)
+                row_of_first = gl.load(lists.indices + of_first, mask=of_first < middle, other=-1)
+                entry = gl.load(lists.entries + lo + gl.minimum(i + 1, n_places - 1))
+                which = gl.where(is_first, 0, 1)
+                n = gl.where(is_first, n_first, n_second)
+                ds = n % DS_STAGES * 2 + which
+                ds_of_second = n_second % DS_STAGES * 2 + 1
+                mbarrier.wait(ds_ring.full.index(ds), (n // DS_STAGES) & 1)
+                if is_shared:
+                    mbarrier.wait(ds_ring.full.index(ds_of_second), (n_second // DS_STAGES) & 1)
+                for piece in gl.static_range(PIECES):
+                    dq = gl.zeros([64, 64], gl.float32, layout=layout)
+                    k_piece = k_pieces.index((slot + which) * PIECES + piece)
+                    ds_tile = ds_ring.tiles.index(ds).permute([1, 0])
+                    dq = warpgroup_mma(ds_tile, k_piece, dq, use_acc=False, is_async=True)
+                    dq = warpgroup_mma_wait(0, deps=[dq])
+                    if is_shared:
+                        k_piece = k_pieces.index((slot + 1) * PIECES + piece)
+                        ds_tile = ds_ring.tiles.index(ds_of_second).permute([1, 0])
+                        dq = warpgroup_mma(ds_tile, k_piece, dq, is_async=True)
+                        dq = warpgroup_mma_wait(0, deps=[dq])
+                    if piece == PIECES - 1:
+                        mbarrier.arrive(ds_ring.empty.index(ds), count=1)
+                        mbarrier.arrive(ds_ring.empty.index(ds_of_second), count=1, pred=is_shared)
+                    hand_over(sums, dq, n_pieces + piece)
+                n_pieces += PIECES
+                n_first += is_first.to(gl.int32)
+                n_second += (is_shared | (is_first == 0)).to(gl.int32)
+        mbarrier.arrive(ds_ring.done.index(i_tile % SLOTS), count=1)
+        i_tile += 1
+        tile = wait_work_tile(queue, i_tile)
+
+
+@gluon.jit
+def add_dq(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
+    """The third warpgroup."""
+    if config.BLOCK_SIZE == 64:
+        dq_of_two_columns(kept, ds_ring, sums, queue, lists, heads, grid, config, choices)
+    else:
+        dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices)
+
+
+@gluon.jit
 def shared_memory(
-    dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, DS_STAGES: gl.constexpr
+    dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, DS_STAGES: gl.constexpr,
+    PAIRED: gl.constexpr,
 ):  # fmt: skip
     """Kept tiles, streams, ds and work queue, ready to use."""
+    FULLS: gl.constexpr = PHASES * STAGES if PAIRED else STAGES
+    DS_BARRIERS: gl.constexpr = 2 * DS_STAGES if PAIRED else DS_STAGES
     kept_qk = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], TILE_LAYOUT)
     kept_gv = gl.allocate_shared_memory(dtype, [SLOTS * 2, 64, D], TILE_LAYOUT)
     qk = gl.allocate_shared_memory(dtype, [STAGES, TILE, D], TILE_LAYOUT)
@@ -438,19 +593,20 @@ def shared_memory(
     kept_full = barriers(SLOTS * 2)
     kept_empty = barriers(SLOTS * 2)
     done = barriers(SLOTS)
-    qk_full = barriers(STAGES)
-    gv_full = barriers(STAGES)
+    qk_full = barriers(FULLS)
+    gv_full = barriers(FULLS)
     empty = barriers(STAGES)
-    ds_full = barriers(DS_STAGES)
-    ds_empty = barriers(DS_STAGES)
+    ds_full = barriers(DS_BARRIERS)
+    ds_empty = barriers(DS_BARRIERS)
     init_barriers(queue_full, 1, queue_empty, 5)  # three warpgroups, the loading and the adding warp
     init_barriers(kept_full, 2, kept_empty, 1)  # full: k, v
     init_barriers(done, 1)
-    for i in gl.static_range(STAGES):
+    for i in gl.static_range(FULLS):
         mbarrier.init(qk_full.index(i), count=2)  # q; lse and delta
         mbarrier.init(gv_full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=2)
-    init_barriers(ds_full, 2, ds_empty, 1)
+        if i < STAGES:
+            mbarrier.init(empty.index(i), count=2)
+    init_barriers(ds_full, 1 if PAIRED else 2, ds_empty, 1)
     fence_async_shared()
     kept = KeptTiles(kept_qk, kept_gv, None, None, kept_full, kept_empty)
     streams = Streams(Ring(qk, qk_full, empty, None), Ring(gv, gv_full, empty, None), lse, delta)
@@ -474,7 +630,8 @@ def single_pass_kernel(
     CONSUMER_REGISTERS: gl.constexpr, DQ_REGISTERS: gl.constexpr, HELPER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """See the top of this file. Launched with 4 warps: the first warpgroup is the default partition."""
-    kept, streams, ds_ring, queue = shared_memory(desc_k.dtype, D, TILE, STAGES, SLOTS, DS_STAGES)
+    PAIRED: gl.constexpr = BLOCK_SIZE == 64
+    kept, streams, ds_ring, queue = shared_memory(desc_k.dtype, D, TILE, STAGES, SLOTS, DS_STAGES, PAIRED)
     sums_layout: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2)
     dq_tiles = gl.allocate_shared_memory(desc_sums.dtype, [DQ_TILES, PIECE_LINES, LINE], sums_layout)
     dq_full, dq_empty = barriers(DQ_TILES), barriers(DQ_TILES)
@@ -501,7 +658,7 @@ def single_pass_kernel(
         [
             (consumer, (W0, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
             (consumer, (W1, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
-            (dq_warpgroup, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
+            (add_dq, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
             (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
             (adding_warp, (sums, queue, lists, heads, grid, config)),
             (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
