@@ -289,8 +289,8 @@ def test_explain_backends_says_that_no_backend_serves_the_call(monkeypatch: pyte
 HOPPER_CALLS: dict[str, tuple[int, dict[str, Any], str | None]] = {
     "plain": (128, {}, None),
     "blocks of 256": (256, {"is_causal": True}, None),
-    "blocks of 64": (64, {}, "block_size 64 is not 128"),
-    "blocks of 32": (32, {}, "block_size 64 is not 128"),
+    "blocks of 64": (64, {}, "blocks are of 64, and a row has fewer than 16 on the mean"),
+    "blocks of 32": (32, {}, "there are positions, masks, biases or score terms"),
     "score terms": (128, {"softcap": 20.0}, "there are positions, masks, biases or score terms"),
     "torch": (128, {}, "torch.use_deterministic_algorithms(True) asks for the same bits"),
 }

@@ -151,7 +151,7 @@ def block_sparse_attention(
         backend: the name of one, see `explain_backends`; default (None or ``"auto"``): the first that serves the call.
             An explicit request is never replaced by another, forward or backward.
         deterministic: default (None or True): two backwards give the same bits. False: the backward may add dq in no fixed
-            order. On compute capability 9.0 the backward then takes five products instead of seven where blocks have 128 or 256 tokens,
+            order. On compute capability 9.0 the backward then takes five products instead of seven where blocks have 64, 128 or 256 tokens,
             q, k and v have the same head_dim, 64 or 128, and only `is_causal`, `softmax_scale` and `return_lse` are given
             beside the layout; they take float32 sums of dq, twice the size of q (1 GiB for 131,072 tokens, 16 heads of
             128). Elsewhere it changes nothing, and `explain_backends` says why, nor after

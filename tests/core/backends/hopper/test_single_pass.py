@@ -13,14 +13,28 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
-from dilated_attention_pytorch.backends.hopper import HOPPER
+from dilated_attention_pytorch.backends.hopper import HOPPER, fixed_point_sums
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
+from tests.core.backends.drawn_problems import with_fields
 from tests.core.backends.hopper.cases import ROUNDING, ROUNDINGS
+from tests.core.backends.hopper.drawn_calls import drawn_call, wrong_results
 from tests.core.backends.hopper.emulator.comparison import compare
+from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
+from tests.core.environment import EVERY_SHAPE
+
+RELEASES = ("3.6.0", "3.9.0")
+
+
+@pytest.fixture
+def of_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A single pass also for rows of few blocks of 64."""
+    of_releases = (emulated(release).single_pass.fixed_point_sums for release in (None, *RELEASES))
+    for module in (fixed_point_sums, *of_releases):
+        monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
 
 
 def problem_of(
@@ -64,10 +78,16 @@ def counted(module: Any) -> Iterator[list[None]]:
         {"head_dim": 64, "length": 600, "block": 256, "dtype": torch.float16},
         {"head_dim": 128, "length": 300, "is_causal": True},
         {"head_dim": 128, "length": 384, "heads": 2, "kv_heads": 2, "dtype": torch.float16},
+        {"head_dim": 64, "length": 700, "block": 64},
+        {"head_dim": 64, "length": 400, "block": 64, "is_causal": True, "heads": 4, "kv_heads": 2, "layout_heads": 4},
+        {"head_dim": 128, "length": 600, "block": 64, "is_causal": True, "dtype": torch.float16},
     ],
-    ids=["ragged", "causal, lists per head", "blocks of 256", "head_dim 128", "float16"],
-)
-def test_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
+    ids=[
+        *("ragged", "causal, lists per head", "blocks of 256", "head_dim 128", "float16"),
+        *("blocks of 64", "blocks of 64, causal, lists per head", "blocks of 64, float16, head_dim 128"),
+    ],
+)  # fmt: skip
+def test_gradients_are_those_of_the_definition(of_few_blocks: None, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     problem = problem_of(**options)
     rounding = ROUNDING[problem.q.dtype]
@@ -77,6 +97,55 @@ def test_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
     # p is rounded once more at head_dim 128
     limits = {name: ROUNDINGS[name] * rounding for name in ("grad_q", "grad_k", "grad_v")}
     assert {name: found[name] for name, limit in limits.items() if not found[name] < limit} == {}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("seed", range(40 if EVERY_SHAPE else 2))
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_drawn_calls_of_blocks_of_64(of_few_blocks: None, head_dim: int, seed: int) -> None:
+    release = RELEASES[seed % 2]
+    call = with_fields(
+        drawn_call(seed, (), "plain", head_dim=head_dim, block=64, scale=3), deterministic=False
+    )
+    with counted(emulated(release).launch) as calls:
+        assert wrong_results(call, seed, release=release) == {}
+    assert len(calls) == (SINGLE_PASS.why_not(call) is None)
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("column", [0, 1])
+def test_of_two_columns_one_may_skip_most_blocks(of_few_blocks: None, column: int, head_dim: int) -> None:
+    torch.manual_seed(0)
+    mask = torch.ones(30, 2, dtype=torch.bool)
+    mask[1:29, column] = False
+    layout = BlockLayout.from_dense(mask, 64, 1920, 128)
+    q, k, v = (torch.randn(1, length, 1, head_dim).bfloat16() for length in (1920, 128, 128))
+    problem = make_problem(q, k, v, layout, deterministic=False).prepared_by(HOPPER, layout)
+    with emulated_launches(programs=1) as module, counted(module) as calls:
+        found = compare(problem, True, False, module.launch_forward, module.launch_backward)
+    assert len(calls) == 1
+    for name in ("grad_q", "grad_k", "grad_v"):
+        assert found[name] < ROUNDINGS[name] * ROUNDING[torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "blocks", "reason"),
+    [
+        (32_768, 1, 16, None),
+        (32_832, 1, 16, "more than 32"),
+        (32_768, 2, 16, "64 MiB, more than 32"),
+        (32_768, 1, 15, "fewer than 16"),
+    ],
+)
+def test_blocks_of_64_take_a_single_pass_where_it_pays(
+    length: int, heads: int, blocks: int, reason: str | None
+) -> None:
+    column = torch.arange(-(-length // 64))
+    layout = BlockLayout.from_dense((column - column[:, None]) % len(column) < blocks, 64, length, length)
+    q = torch.empty(1, length, heads, 128, dtype=torch.bfloat16)
+    k = q[:, :, :1]
+    found = SINGLE_PASS.why_not(make_problem(q, k, k, layout, deterministic=False))
+    assert found is None if reason is None else reason in str(found)
 
 
 def test_dq_is_written_to_heads_of_a_larger_tensor() -> None:
@@ -108,7 +177,8 @@ def test_who_asks_for_the_same_bits_in_a_small_call_gets_two_passes(warn_only: b
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"block": 64}, "block_size 64"),
+        ({"block": 64}, "fewer than 16"),
+        ({"block": 64, "deterministic": True}, "same bits"),
         ({"head_dim": 32}, "head_dim 32"),
         ({"softcap": 20.0}, "score terms"),
         ({"kv_lengths": torch.tensor([200, 300], dtype=torch.int32)}, "positions"),
@@ -131,12 +201,18 @@ def test_small_calls_of_the_default_take_two_passes() -> None:
 @pytest.mark.skipif(not is_hopper(), reason="needs a GPU of compute capability 9.0")
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_gradients_on_the_gpu_are_those_of_the_default(head_dim: int, is_causal: bool) -> None:
+@pytest.mark.parametrize("block", [64, 128])
+def test_gradients_on_the_gpu_are_those_of_the_default(
+    of_few_blocks: None, block: int, head_dim: int, is_causal: bool
+) -> None:
     from dilated_attention_pytorch.backends.hopper import launch
 
     torch.manual_seed(0)
-    mask = torch.rand(17, 17) < 0.4
-    layout = BlockLayout.from_dense(mask.tril() if is_causal else mask, 128, 2100, 2100, is_causal).to("cuda")
+    n = -(-2100 // block)
+    mask = torch.rand(n, n) < 0.4
+    layout = BlockLayout.from_dense(mask.tril() if is_causal else mask, block, 2100, 2100, is_causal).to(
+        "cuda"
+    )
     q, k, v = (
         torch.randn(2, 2100, n, head_dim, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         for n in (4, 2, 2)

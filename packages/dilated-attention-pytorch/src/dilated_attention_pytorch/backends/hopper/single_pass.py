@@ -30,7 +30,6 @@ CUTS = KeptKernel(cuts_kernel)
 BEGIN, FINISH = KeptKernel(begin_kernel), KeptKernel(finish_kernel)
 KEY_MAXIMA = KeptKernel(key_maxima_kernel)
 HEAD_DIMS = " or ".join(map(str, tuning.SINGLE_PASS))
-SAME_BITS = "two backwards must give the same bits, and"
 
 
 class PassMemory(NamedTuple):
@@ -73,18 +72,17 @@ class SinglePass:
         Every backward asks, so the quickest questions come first.
         """
         p, head_dim = problem, problem.q.shape[3]
-        if p.grid.block_size != 128:
-            return f"block_size {p.block_size} is not 128"
+        is_64 = p.grid.block_size == 64
         if head_dim not in tuning.SINGLE_PASS or p.v.shape[3] != head_dim:
             return f"head_dim {head_dim} and {p.v_head_dim} of v are not both {HEAD_DIMS}"
         adding = self.how_to_add(p)
         if isinstance(adding, str):
-            return f"{SAME_BITS} {adding}"
+            return adding
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
             return "there are positions, masks, biases or score terms"
-        if p.is_causal and head_dim == 128 and p.q.dtype == torch.float16:
+        if p.is_causal and head_dim == 128 and p.q.dtype == torch.float16 and not is_64:
             return "causal float16 of head_dim 128 takes too many registers"
         return None
 
