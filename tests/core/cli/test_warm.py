@@ -21,8 +21,7 @@ from dilated_attention_pytorch.cli.warm_calls import (
     Case,
     SmallCall,
     Wanted,
-    large_sizes,
-    small_call,
+    large_calls,
     small_calls,
 )
 from dilated_attention_pytorch.launching.installed import installed_versions, release
@@ -223,15 +222,26 @@ def test_large_calls_run_where_their_backward_differs() -> None:
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
     here = Wanted(None, "auto", (), True)
-    for head_dim, is_causal in ((64, True), (128, False)):
-        case = Case(head_dim, head_dim, 128, "bfloat16", is_causal)
-        assert not list(large_sizes(case, here._replace(has_backward=False)))
-        assert not list(large_sizes(case, here._replace(capability=(9, 0))))
-        sizes = list(large_sizes(case, here))[-2:]
-        assert [length % 128 == 0 for length, _ in sizes] == [True, False]
-        for length, num_heads in sizes:
-            call = small_call(case, length, length, num_heads, "cpu", ())
-            assert SINGLE_PASS.why_not(call.problem().prepared_by(HOPPER, call.layout)) is None
+    for head_dim, block_size, is_causal in (
+        (64, 128, True),
+        (128, 128, False),
+        (64, 64, True),
+        (128, 64, False),
+    ):
+        case = Case(head_dim, head_dim, block_size, "bfloat16", is_causal)
+        wanted = here._replace(deterministic=block_size == 128)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Wanted, "device", "cpu")
+            assert not list(large_calls(case, wanted._replace(has_backward=False)))
+            assert not list(large_calls(case, wanted._replace(capability=(9, 0))))
+            calls = list(large_calls(case, wanted))[-2:]
+        assert [call.q.shape[1] % 128 == 0 for call in calls] == [True, False]
+        for call in calls:
+            problem = call.problem().prepared_by(HOPPER, call.layout)
+            assert problem.deterministic is wanted.deterministic
+            assert SINGLE_PASS.why_not(problem) is None
+    assert not list(large_calls(Case(64, 64, 64, "bfloat16", True), here))
+    assert not list(large_calls(Case(64, 64, 32, "bfloat16", True), here._replace(deterministic=False)))
 
 
 @pytest.mark.parametrize("name", FEATURES)

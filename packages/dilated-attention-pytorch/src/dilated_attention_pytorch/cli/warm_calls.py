@@ -18,8 +18,9 @@ from ..validation.call import check_packed_call
 from ..varlen import block_sparse_attention_varlen
 
 BATCH, KV_HEADS = 2, 2
-# Tokens and heads of calls that may have another backward than small ones, and of those that are not causal and may have yet another.
-LARGE, LARGEST = (8192, 16), (65_536, KV_HEADS)
+# Tokens and heads of calls that may have another backward than small ones, of those that are not causal and may have yet another,
+# and of those of blocks of 64 that need not be deterministic.
+LARGE, LARGEST, LARGE_OF_64 = (8192, 16), (65_536, KV_HEADS), (8192, KV_HEADS)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a call may have beside a layout.
 FEATURES = (
@@ -143,8 +144,7 @@ def small_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
             call = small_call(case, q_len, kv_len, num_heads, wanted.device, ())
             call.options["deterministic"] = False
             yield call
-    for length, num_heads in large_sizes(case, wanted):
-        yield small_call(case, length, length, num_heads, wanted.device, ())
+    yield from large_calls(case, wanted)
 
 
 def small_sizes(case: Case) -> Iterator[tuple[int, int, int]]:
@@ -155,15 +155,23 @@ def small_sizes(case: Case) -> Iterator[tuple[int, int, int]]:
             yield q_len, kv_len, num_heads
 
 
-def large_sizes(case: Case, wanted: Wanted) -> Iterator[tuple[int, int]]:
-    """Tokens, whole blocks and a ragged end, and heads of calls that run and may have another backward than small ones.
+def large_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
+    """Calls, of whole blocks and with a ragged end, that run and may have another backward than small ones.
 
     Where calls are compiled and not run, a backend compiles all backwards of a small one.
     """
-    if wanted.capability is None and wanted.has_backward and case.block_size >= 128:
-        for length, num_heads in (LARGE,) if case.is_causal else (LARGE, LARGEST):
-            yield length, num_heads
-            yield length + 5, num_heads
+    if wanted.capability is not None or not wanted.has_backward:
+        return
+    sizes: tuple[tuple[int, int], ...] = ()
+    if case.block_size >= 128:
+        sizes = (LARGE,) if case.is_causal else (LARGE, LARGEST)
+    elif case.block_size == 64 and not wanted.deterministic:
+        sizes = (LARGE_OF_64,)
+    for tokens, num_heads in sizes:
+        for length in (tokens, tokens + 5):
+            call = small_call(case, length, length, num_heads, wanted.device, ())
+            call.options["deterministic"] = case.block_size >= 128
+            yield call
 
 
 def small_call(
