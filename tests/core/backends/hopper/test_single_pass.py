@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
-from dilated_attention_pytorch.backends.hopper import HOPPER, fixed_point_sums
+from dilated_attention_pytorch.backends.hopper import HOPPER, adding
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
@@ -32,9 +32,8 @@ RELEASES = ("3.6.0", "3.9.0")
 @pytest.fixture
 def of_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single pass also for rows of few blocks of 64."""
-    of_releases = (emulated(release).single_pass.fixed_point_sums for release in (None, *RELEASES))
-    for module in (fixed_point_sums, *of_releases):
-        monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
+    for module in (adding, *(emulated(release).adding for release in (None, *RELEASES))):
+        monkeypatch.setattr(module, "LEAST_OF_64", 0)
 
 
 def problem_of(
@@ -144,8 +143,12 @@ def test_blocks_of_64_take_a_single_pass_where_it_pays(
     layout = BlockLayout.from_dense((column - column[:, None]) % len(column) < blocks, 64, length, length)
     q = torch.empty(1, length, heads, 128, dtype=torch.bfloat16)
     k = q[:, :, :1]
-    found = SINGLE_PASS.why_not(make_problem(q, k, k, layout, deterministic=False))
+    problem = make_problem(q, k, k, layout, deterministic=False)
+    found = SINGLE_PASS.why_not(problem)
     assert found is None if reason is None else reason in str(found)
+    # the columns of patterns share rows
+    of_pattern = SINGLE_PASS.why_not(replace(problem, of_pattern=True))
+    assert of_pattern is None or blocks < 16
 
 
 def test_dq_is_written_to_heads_of_a_larger_tensor() -> None:

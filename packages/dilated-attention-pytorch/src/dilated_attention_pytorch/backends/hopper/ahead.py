@@ -71,7 +71,7 @@ def of_all_sizes(
     """
     p = of_kernels
     for least in (math.inf, 0):
-        yield problem, {"LEAST_BLOCKS": least, "LEAST_QUERIES": 0}
+        yield problem, {"LEAST_BLOCKS": least, "LEAST_OF_64": least, "LEAST_QUERIES": 0}
     if p.block_size != 128 or p.dilation is not None:
         return
     if not p.deterministic:

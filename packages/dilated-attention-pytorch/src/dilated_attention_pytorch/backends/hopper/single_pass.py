@@ -64,7 +64,11 @@ class SinglePass:
 
     def how_to_add(self, problem: AttentionProblem) -> Adding | str:
         """How the sums of a problem that the single pass serves are added to, or why it serves it not."""
-        return how_to_add(problem, problem.deterministic or self.wants_same_bits())
+        return how_to_add(problem, self.is_in_fixed_order(problem))
+
+    def is_in_fixed_order(self, problem: AttentionProblem) -> bool:
+        """Whether two backwards must give the same bits."""
+        return problem.deterministic or self.wants_same_bits()
 
     def why_not(self, problem: AttentionProblem) -> str | None:
         """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does.
@@ -76,15 +80,16 @@ class SinglePass:
         if head_dim not in tuning.SINGLE_PASS or p.v.shape[3] != head_dim:
             return f"head_dim {head_dim} and {p.v_head_dim} of v are not both {HEAD_DIMS}"
         adding = self.how_to_add(p)
-        if isinstance(adding, str):
-            return adding
+        why_not = adding if isinstance(adding, str) else None
+        if why_not is not None and self.is_in_fixed_order(p):
+            return why_not
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
             return "there are positions, masks, biases or score terms"
         if p.is_causal and head_dim == 128 and p.q.dtype == torch.float16 and not is_64:
             return "causal float16 of head_dim 128 takes too many registers"
-        return None
+        return why_not
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
