@@ -289,7 +289,8 @@ def test_explain_backends_says_that_no_backend_serves_the_call(monkeypatch: pyte
 HOPPER_CALLS: dict[str, tuple[int, dict[str, Any], str | None]] = {
     "plain": (128, {}, None),
     "blocks of 256": (256, {"is_causal": True}, None),
-    "blocks of 64": (64, {}, "blocks are of 64, and a row has fewer than 16 on the mean"),
+    "few blocks": (128, {}, "a row has fewer than 6 blocks of 128 on the mean"),
+    "blocks of 64": (64, {}, "a row has fewer than 32 blocks of 64 on the mean"),
     "blocks of 32": (32, {}, "there are positions, masks, biases or score terms"),
     "score terms": (128, {"softcap": 20.0}, "there are positions, masks, biases or score terms"),
     "torch": (128, {}, "torch.use_deterministic_algorithms(True) asks for the same bits"),
@@ -302,8 +303,10 @@ def test_explain_backends_says_what_hopper_does(name: str, monkeypatch: pytest.M
     monkeypatch.setattr(type(CPU), "rejects", lambda self, problem: "q is on cuda")
     monkeypatch.setattr(type(HOPPER), "rejects", lambda self, problem: None)
     size, options, wanted = HOPPER_CALLS[name]
-    x = torch.randn(1, 300, 2, 64, dtype=torch.bfloat16)
-    layout = BlockLayout.from_dense(torch.ones(-(-300 // size), -(-300 // size)).bool(), size, 300, 300)
+    length = 300 if name == "few blocks" else 800
+    x = torch.randn(1, length, 2, 64, dtype=torch.bfloat16)
+    n = -(-length // size)
+    layout = BlockLayout.from_dense(torch.ones(n, n).bool(), size, length, length)
     torch.use_deterministic_algorithms(name == "torch")
     try:
         found = explain_backends(x, x, x, layout, **options, deterministic=False)

@@ -41,6 +41,7 @@ def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "HEAD_DIMS", (64, 128))
         monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
         monkeypatch.setattr(module, "LEAST_QUERIES", 0)
+        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
 
 
 # ---- which calls
@@ -58,7 +59,7 @@ def test_the_setting_is_auto_by_default(
 
 def test_another_setting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BACKWARD_SUMS.name, "1")
-    with pytest.raises(ValueError, match="must be auto or off, got '1'"):
+    with pytest.raises(ValueError, match="must be auto or turns or off, got '1'"):
         is_on()
 
 

@@ -27,6 +27,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (adding, emulated().adding):
         monkeypatch.setattr(module, "L2_BYTES", 2**17)
         monkeypatch.setattr(module, "LEAST_IN_RANGE", 1)
+        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,12 @@ from tests.core.backends.hopper.test_single_pass import counted
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns also in small calls, at head_dim 64, and of a single head."""
-    monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
+    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
     monkeypatch.setattr(turn_order, "LEAST_COLUMNS", 0)
     for module in (adding, emulated().adding):
         monkeypatch.setattr(module, "LEAST_COLUMNS", 0)
         monkeypatch.setattr(module, "LEAST_TURNS", 0)
+        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
         monkeypatch.setattr(module, "LEAST_HEADS", 1)
     for module in (tuning, emulated().tuning):
         monkeypatch.setattr(module, "TURNS", (64, 128))
@@ -163,13 +164,14 @@ def large_layout(
 
 
 def test_large_calls_of_patterns_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
+    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
     assert SINGLE_PASS.how_to_add(large()) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(large(heads=8, kv_heads=2, pattern="local_window")) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(large(dtype=torch.float16)) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(replace(large(), deterministic=False)) is Adding.ANY_ORDER
-    monkeypatch.setenv(BACKWARD_SUMS.name, "off")
-    assert "is off" in str(SINGLE_PASS.how_to_add(large()))
+    for setting in ("auto", "off"):
+        monkeypatch.setenv(BACKWARD_SUMS.name, setting)
+        assert "no faster" in str(SINGLE_PASS.how_to_add(large()))
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,8 @@ def test_large_calls_of_patterns_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
     ],
     ids=["one head", "short columns", "pattern", "few columns"],
 )
-def test_others_take_two_passes(options: dict[str, Any]) -> None:
+def test_others_take_two_passes(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
     assert "no faster" in str(SINGLE_PASS.why_not(large(**options)))
 
 

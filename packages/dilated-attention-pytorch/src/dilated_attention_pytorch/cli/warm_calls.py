@@ -18,9 +18,7 @@ from ..validation.call import check_packed_call
 from ..varlen import block_sparse_attention_varlen
 
 BATCH, KV_HEADS = 2, 2
-# Tokens and heads of calls that may have another backward than small ones, of those that are not causal and may have yet another,
-# and of those of blocks of 64 that need not be deterministic.
-LARGE, LARGEST, LARGE_OF_64 = (8192, 16), (65_536, KV_HEADS), (8192, KV_HEADS)
+LARGE_LENGTH, LARGE_HEADS = 12_288, 16
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a call may have beside a layout.
 FEATURES = (
@@ -162,15 +160,13 @@ def large_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
     """
     if wanted.capability is not None or not wanted.has_backward:
         return
-    sizes: tuple[tuple[int, int], ...] = ()
-    if case.block_size >= 128:
-        sizes = (LARGE,) if case.is_causal else (LARGE, LARGEST)
-    elif case.block_size == 64 and not wanted.deterministic:
-        sizes = (LARGE_OF_64,)
-    for tokens, num_heads in sizes:
-        for length in (tokens, tokens + 5):
-            call = small_call(case, length, length, num_heads, wanted.device, ())
-            call.options["deterministic"] = case.block_size >= 128
+    orders = [True] if case.block_size >= 128 else []
+    if not wanted.deterministic and case.block_size >= 64:
+        orders.append(False)
+    for deterministic in orders:
+        for length in (LARGE_LENGTH, LARGE_LENGTH + 5):
+            call = small_call(case, length, length, LARGE_HEADS, wanted.device, ())
+            call.options["deterministic"] = deterministic
             yield call
 
 

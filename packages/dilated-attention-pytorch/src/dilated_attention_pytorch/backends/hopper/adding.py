@@ -32,7 +32,9 @@ LEAST_TURNS = 40
 # Of calls that do not: a head reads q and grad_out and adds to sums of 4 bytes; so much of that stays in the L2 cache of 50 MB.
 L2_BYTES = 32 * 2**20
 LEAST_IN_RANGE = 8  # blocks that a column has in a range of rows, on the mean
-LEAST_OF_64 = 16  # blocks of 64 that a row has, on the mean
+# Blocks of 128, and of 64, that a row has on the mean. On an H200 two passes take less time with 1 and with 5 blocks of 128, and as much
+# with 20 of 64.
+LEAST_IN_ANY_ORDER, LEAST_OF_64 = 6, 32
 
 SAME_BITS = "two backwards must give the same bits, and"
 
@@ -49,7 +51,7 @@ class Adding(Enum):
 
 def is_on() -> bool:
     """Whether calls with the same bits every time may have sums, where these fit and pay."""
-    return BACKWARD_SUMS.read() == "auto"
+    return BACKWARD_SUMS.read() != "off"
 
 
 def device_memory(device: torch.device) -> int:
@@ -80,7 +82,7 @@ def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
     if p.grid.block_size == 64:
         return f"{SAME_BITS} sums of blocks of 64 do not" if in_fixed_order else how_to_add_of_64(p)
     if not in_fixed_order:
-        return Adding.ANY_ORDER
+        return why_few(p, LEAST_IN_ANY_ORDER) or Adding.ANY_ORDER
     if turns_pay(p):
         found = Adding.TURNS
     elif not fixed_point_pays(p):
@@ -102,8 +104,9 @@ def how_to_add_of_64(problem: AttentionProblem) -> Adding | str:
     blocks of patterns 0.81.
     """
     p = problem
-    if p.rows.indices.numel() < LEAST_OF_64 * p.layout_heads * p.grid.n_rows:
-        return f"blocks are of 64, and a row has fewer than {LEAST_OF_64} on the mean"
+    few = why_few(p, LEAST_OF_64)
+    if few is not None:
+        return few
     # programs go through the query heads of a kv head at their own pace
     n_bytes = bytes_of_head(p) * (p.num_heads // p.num_kv_heads)
     if p.of_pattern or n_bytes <= L2_BYTES:
@@ -112,6 +115,14 @@ def how_to_add_of_64(problem: AttentionProblem) -> Adding | str:
     return (
         f"blocks are of 64 and of no pattern, and q, grad_out and sums of heads that share keys take {size}"
     )
+
+
+def why_few(problem: AttentionProblem, least: int) -> str | None:
+    """Why two passes take no longer, if a row has fewer blocks than `least` on the mean."""
+    p = problem
+    if p.rows.indices.numel() >= least * p.layout_heads * p.grid.n_rows:
+        return None
+    return f"a row has fewer than {least} blocks of {p.grid.block_size} on the mean"
 
 
 def bytes_of_head(problem: AttentionProblem) -> int:
@@ -132,7 +143,9 @@ def fixed_point_pays(problem: AttentionProblem) -> bool:
 def turns_pay(problem: AttentionProblem) -> bool:
     """Whether a single pass in turns is faster than two passes, by what the host knows."""
     p = problem
-    if p.head_dim not in tuning.TURNS or p.grid.n_cols < LEAST_COLUMNS or not has_turn_lists(p):
+    if p.head_dim not in tuning.TURNS or p.grid.n_cols < LEAST_COLUMNS or BACKWARD_SUMS.read() != "turns":
+        return False
+    if not has_turn_lists(p):
         return False
     heads = heads_in_turn(p)
     n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)

@@ -71,11 +71,15 @@ def of_all_sizes(
     """
     p = of_kernels
     for least in (math.inf, 0):
-        yield problem, {"LEAST_BLOCKS": least, "LEAST_OF_64": least, "LEAST_QUERIES": 0}
+        yield (
+            problem,
+            dict.fromkeys(("LEAST_BLOCKS", "LEAST_OF_64", "LEAST_IN_ANY_ORDER"), least)
+            | {"LEAST_QUERIES": 0},
+        )
     if p.block_size != 128 or p.dilation is not None:
         return
     if not p.deterministic:
-        yield replace(p, of_pattern=False), {"L2_BYTES": 1, "LEAST_IN_RANGE": 1}
+        yield replace(p, of_pattern=False), {"L2_BYTES": 1, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0}
     elif p.of_pattern and not p.is_causal:
         order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
         turned = replace(p, prepared=(order, *p.prepared[1:]))
