@@ -44,10 +44,7 @@ PARTS = [
         "*-calls*",
         "Every feature beside the plain call",
         "The second figure is the time per pair of tokens in the active blocks over that of the call that it is compared with. "
-        "At another head_dim it stands beside the same ratio of dense attention. The calls with positions or packed sequences "
-        "stand in the second table. That is an earlier run of the same day, of the code before its last changes: there the plain "
-        "backward took a third longer than itself, so its ratios of the backward tell little. `softcap` was measured with a loop "
-        "that has been replaced since.",
+        "At another head_dim it stands beside the same ratio of dense attention.",
     ),
     (
         "*-short*",

@@ -155,9 +155,9 @@ def block_sparse_attention(
             q, k and v have the same head_dim, 64 or 128, and only `is_causal`, `softmax_scale` and `return_lse` are given
             beside the layout; they take float32 sums of dq, twice the size of q (1 GiB for 131,072 tokens, 16 heads of
             128). Elsewhere it changes nothing, and `explain_backends` says why, nor after
-            ``torch.use_deterministic_algorithms(True)``, whatever its `warn_only`. By default large
-            calls of this kind take as large sums, at head_dim 64 in bfloat16, at head_dim 128 for patterns and if not causal, where
-            that is at most a sixteenth of the GPU's memory and ``DILATED_ATTENTION_BACKWARD_SUMS`` is not ``off``.
+            ``torch.use_deterministic_algorithms(True)``, whatever its `warn_only`. By default large bfloat16
+            calls of this kind and head_dim 64 take int32 sums of 4 bytes for every number of q, where that is at most a sixteenth of
+            the GPU's memory and ``DILATED_ATTENTION_BACKWARD_SUMS`` is not ``off``.
 
     Integers that are read on a GPU (`q_offset` as a tensor, `kv_lengths`, `kv_starts`), where checking would wait for it, and
     in compiled code are not checked: lengths count as 0 to kv_len, and beyond the layout a query sees nothing.
