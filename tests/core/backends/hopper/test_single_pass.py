@@ -191,6 +191,7 @@ def test_who_asks_for_the_same_bits_in_a_small_call_gets_two_passes(
         ({"kv_lengths": torch.tensor([200, 300], dtype=torch.int32)}, "positions"),
         ({"segment_lengths": [128, 256], "dilation_rates": [1, 2]}, "dilated"),
         ({"head_dim": 128, "is_causal": True, "dtype": torch.float16}, "registers"),
+        ({"head_dim": 128, "length": 900, "dtype": torch.float16}, "registers"),
     ],
 )
 def test_other_calls_take_two_passes(options: dict[str, Any], reason: str) -> None:

@@ -87,8 +87,13 @@ class SinglePass:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
             return "there are positions, masks, biases or score terms"
-        if p.is_causal and head_dim == 128 and p.q.dtype == torch.float16 and not is_64:
-            return "causal float16 of head_dim 128 takes too many registers"
+        if (
+            head_dim == 128
+            and p.q.dtype == torch.float16
+            and not is_64
+            and (p.is_causal or not has_no_edge(p))
+        ):
+            return "masks of float16 of head_dim 128 take too many registers"
         return why_not
 
     def n_chunks(self, problem: AttentionProblem) -> int:
