@@ -169,9 +169,13 @@ def test_large_calls_of_patterns_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
     assert SINGLE_PASS.how_to_add(large(heads=8, kv_heads=2, pattern="local_window")) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(large(dtype=torch.float16)) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(replace(large(), deterministic=False)) is Adding.ANY_ORDER
+    prepared = large()
     for setting in ("auto", "off"):
         monkeypatch.setenv(BACKWARD_SUMS.name, setting)
-        assert "no faster" in str(SINGLE_PASS.how_to_add(large()))
+        assert "no faster" in str(SINGLE_PASS.how_to_add(prepared))
+    before = large()
+    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
+    assert "no faster" in str(SINGLE_PASS.how_to_add(before))
 
 
 @pytest.mark.parametrize(
@@ -189,8 +193,10 @@ def test_others_take_two_passes(monkeypatch: pytest.MonkeyPatch, options: dict[s
     assert "no faster" in str(SINGLE_PASS.why_not(large(**options)))
 
 
-def test_layouts_without_turns() -> None:
+def test_layouts_without_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = large_layout()
+    assert not turn_order.has_turns(layout, None)
+    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
     assert turn_order.has_turns(layout, None)
     assert not turn_order.has_turns(layout, TokenDilation((1024,), (2,)))
     assert not turn_order.has_turns(large_layout(causal=True), None)

@@ -145,7 +145,7 @@ def turns_pay(problem: AttentionProblem) -> bool:
     p = problem
     if p.head_dim not in tuning.TURNS or p.grid.n_cols < LEAST_COLUMNS or BACKWARD_SUMS.read() != "turns":
         return False
-    if not has_turn_lists(p):
+    if not has_turn_lists(p):  # asked for after the layout was prepared
         return False
     heads = heads_in_turn(p)
     n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...config import TokenDilation
+from ...environment_settings import BACKWARD_SUMS
 from ...layout.lists import BlockLists
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ LEAST_COLUMNS = 512
 
 
 def has_turns(layout: BlockLayout, dilation: TokenDilation | None) -> bool:
-    """Whether a layout has lists of turns, by what the host knows."""
+    """Whether a layout has lists of turns: if they are asked for, by what the host knows."""
+    if BACKWARD_SUMS.read() != "turns":
+        return False
     if layout.configs is None or dilation is not None or layout.block_masks is not None or layout.batch > 1:
         return False
     if layout.block_size not in (128, 256) or layout.causal or layout.is_captured or not layout.is_exact:
