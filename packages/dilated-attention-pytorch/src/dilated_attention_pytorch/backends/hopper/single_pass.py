@@ -16,7 +16,8 @@ from ..problem import AttentionProblem
 from . import tuning
 from .adding import Adding, heads_in_turn, how_to_add, row_ranges
 from .gluon_names import COMPILER_OPTIONS
-from .kernels.backward_single_pass import LINE, single_pass_kernel
+from .kernels.backward_single_pass import single_pass_kernel
+from .kernels.dq_sums import LINE
 from .kernels.fixed_point import key_maxima_kernel
 from .kernels.lse_delta import CHUNK
 from .kernels.row_ranges import cuts_kernel

@@ -1,9 +1,9 @@
 """Backward kernel for Hopper in a single pass over the columns: five products instead of the seven of two passes, dq added in memory.
 
 Two warpgroups keep 64 keys each and do what the dkdv pass does (backward.py); they also leave ds in shared memory. A third
-warpgroup multiplies it with all 128 keys and adds the product to sums of dq in global memory, so that the others never wait
-for what leaves the multiprocessor. TMA adds it, in no fixed order: float32 sums of two runs differ in their last bits. Those in
-FIXED_POINT do not (fixed_point.py), nor those of programs that take turns at every chunk of queries (turns.py).
+warpgroup multiplies it with all 128 keys (dq_warpgroup.py), and a warp lets TMA add the product to sums of dq in global memory
+(dq_sums.py), so that no warpgroup waits for what leaves the multiprocessor. They are added in no fixed order: float32 sums of two
+runs differ in their last bits. Those in FIXED_POINT do not (fixed_point.py), nor those of programs that take turns (turns.py).
 
 With Cuts the rows are cut into ranges whose queries and sums stay in the L2 cache: a program takes the rows of a column in one
 range, and adds to dk and dv, which are zero before the launch.
@@ -27,11 +27,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
 )
 
-from ..gluon_names import aggregate, async_atomic_add, reinterpret
+from ..gluon_names import aggregate, reinterpret
 from .backward import Config, Grid, Inputs
 from .backward_loads import producer
 from .backward_masks import KeyMask, KeyMaskWithoutBranch
@@ -48,8 +46,10 @@ from .backward_step import (
     operands_in_registers,
 )
 from .backward_terms import only_scaled
+from .dq_sums import LINE, PIECE_LINES, DqSums, adding_warp
+from .dq_warpgroup import DsRing, third_warpgroup
 from .layouts import FLAT_LAYOUT, TILE_LAYOUT, product_layout
-from .lse_delta import CHUNK, QueryStats
+from .lse_delta import QueryStats
 from .pipeline import PHASES, Ring, barriers, init_barriers
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
@@ -62,23 +62,6 @@ from .tile_scheduler import (
     work_tile_coords,
 )
 from .tma import add_tokens, release_stored, release_stored_before, store_tokens
-from .turns import additions, pass_turn, wait_added, wait_turn
-
-LINE = gl.constexpr(32)  # numbers of 4 bytes
-PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
-# The multiple of 512 nearest to $1 * $2, beside 2**32 * 1.35, and the rest, beside 2**23 * 1.5, are whole numbers in the last
-# bits of float32; what else is in these bits cancels modulo 2**32. `cvt.rni.s32.f32` would take turns with the exponentials.
-FIXED_POINT_OF = gl.constexpr("""{
-    .reg .f32 high, from, low;
-    .reg .b32 a, b;
-    fma.rn.f32 high, $1, $2, 0f4FDA6000;
-    sub.rn.f32 from, 0f4FDAC000, high;
-    fma.rn.f32 low, $1, $2, from;
-    mov.b32 a, high;
-    mov.b32 b, low;
-    shl.b32 a, a, 9;
-    add.s32 $0, a, b;
-}""")
 
 
 @aggregate
@@ -87,35 +70,6 @@ class KeyGrads:
 
     k: tma.tensor_descriptor
     v: tma.tensor_descriptor
-
-
-@aggregate
-class DsRing:
-    """ds of a step, (keys, queries) in two tiles of 64 keys, for the third warpgroup; `done`: it has finished a column.
-
-    At block size 64 the tiles of either warpgroup have barriers and places of their own.
-    """
-
-    tiles: gl.shared_memory_descriptor
-    full: gl.shared_memory_descriptor
-    empty: gl.shared_memory_descriptor
-    done: gl.shared_memory_descriptor
-
-
-@aggregate
-class DqSums:
-    """The sums of dq: their descriptor, two tiles in shared memory that are added to them, and the scales of queries or None.
-
-    Or the turn of every entry of the lists at its chunks, and how many additions each chunk has had (turns.py).
-    """
-
-    desc: tma.tensor_descriptor
-    tiles: gl.shared_memory_descriptor
-    full: gl.shared_memory_descriptor
-    empty: gl.shared_memory_descriptor
-    scales: gl.tensor | gl.constexpr
-    turns: gl.tensor | gl.constexpr
-    done: gl.tensor | gl.constexpr
 
 
 @aggregate
@@ -307,273 +261,6 @@ def consumer(
 
 
 @gluon.jit
-def fragments(x):
-    """A tile of a product, (64, n), as a vector in the order in which threads hold it: 4 numbers of each after one another."""
-    ROWS: gl.constexpr = x.shape[0]
-    COLUMNS: gl.constexpr = x.shape[1]
-    x = x.reshape([ROWS // 16, 2, 8, COLUMNS // 8, 4, 2]).permute([3, 0, 2, 4, 1, 5])
-    return x.reshape([ROWS * COLUMNS])
-
-
-@gluon.jit
-def fixed_point(x, scales):
-    """The nearest int32 of x * scales, which must not reach 2**30; anything for NaN."""
-    x, scales = gl.broadcast(x, scales)
-    return gl.inline_asm_elementwise(
-        FIXED_POINT_OF, "=r,f,f", [x, scales], dtype=gl.int32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
-def hand_over(sums, dq, n):
-    """Write the n-th tile of dq for the warp that adds it."""
-    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
-    mbarrier.wait(sums.empty.index(n % DQ_TILES), ((n // DQ_TILES) & 1) ^ 1)
-    sums.tiles.index(n % DQ_TILES).store(fragments(dq).reshape([PIECE_LINES, LINE]))
-    fence_async_shared()
-    mbarrier.arrive(sums.full.index(n % DQ_TILES), count=1)
-
-
-@gluon.jit
-def dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
-    """The third warpgroup: dq of every step, in one of two tiles of shared memory for the warp that adds it."""
-    D: gl.constexpr = config.D
-    SLOTS: gl.constexpr = config.SLOTS
-    SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
-    PIECES: gl.constexpr = D // 64
-    DS_STAGES: gl.constexpr = ds_ring.full.shape[0]
-    layout: gl.constexpr = choices.dq_layout
-    k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], TILE_LAYOUT)
-    m = gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-    n_tiles = grid.n_groups * heads.batched
-    n_chunks = grid.n_rows * (config.BLOCK_SIZE // CHUNK)
-    it = 0
-    i_tile = 0
-    tile = wait_work_tile(queue, i_tile)
-    while tile < n_tiles:
-        work = read_work_tile(queue, i_tile)
-        release_work_tile(queue, i_tile)
-        lo, hi = work.lo, work.middle
-        first_head = work.batch_head % heads.num * heads.per_kv
-        layout_head = first_head // heads.per_list
-        if choices.FIXED_POINT:
-            index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
-        slot = (i_tile % SLOTS) * 2
-        for w in gl.static_range(2):
-            mbarrier.wait(kept.full.index(slot + w), (i_tile // SLOTS) & 1)
-        for g in range(heads.per_kv):
-            q_head = first_head + g
-            if q_head // heads.per_list != layout_head:
-                layout_head = q_head // heads.per_list
-                offsets = lists.offsets + layout_head * grid.n_lists + work.group
-                lo, hi = gl.load(offsets), gl.load(offsets + 1)
-                if choices.FIXED_POINT:
-                    index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
-            first_query = (work.batch_head * heads.per_kv + g) * n_chunks * CHUNK
-            for e in range(lo, hi):
-                if choices.FIXED_POINT:
-                    index_next = gl.load(lists.indices + gl.where(e + 1 < hi, e + 1, lo))
-                for sub in gl.static_range(SUB):
-                    place = it + sub
-                    ds_stage = place % DS_STAGES
-                    if choices.FIXED_POINT:  # they arrive while ds is waited for
-                        query = first_query + (index * SUB + sub) * CHUNK
-                        scales = gl.load(sums.scales + query + m)
-                    mbarrier.wait(ds_ring.full.index(ds_stage), (place // DS_STAGES) & 1)
-                    for piece in gl.static_range(PIECES):
-                        dq = gl.zeros([64, 64], gl.float32, layout=layout)
-                        for w in gl.static_range(2):
-                            ds = ds_ring.tiles.index(ds_stage * 2 + w).permute([1, 0])
-                            k_piece = k_pieces.index((slot + w) * PIECES + piece)
-                            dq = warpgroup_mma(ds, k_piece, dq, use_acc=w > 0, is_async=True)
-                        dq = warpgroup_mma_wait(0, deps=[dq])
-                        if piece == PIECES - 1:
-                            mbarrier.arrive(ds_ring.empty.index(ds_stage), count=1)
-                        if choices.FIXED_POINT:
-                            dq = fixed_point(dq, scales[:, None])
-                        hand_over(sums, dq, place * PIECES + piece)
-                it += SUB
-                if choices.FIXED_POINT:
-                    index = index_next
-        mbarrier.arrive(ds_ring.done.index(i_tile % SLOTS), count=1)
-        i_tile += 1
-        tile = wait_work_tile(queue, i_tile)
-
-
-@gluon.jit
-def add_tile(sums, boxes, n, place):
-    """Add the n-th tile of dq to a place of the sums, and let the tile that comes next be written."""
-    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
-    mbarrier.wait(sums.full.index(n % DQ_TILES), (n // DQ_TILES) & 1)
-    async_atomic_add(sums.desc, [0, 0, place * PIECE_LINES, 0], boxes.index(n % DQ_TILES))
-    tma.store_wait(DQ_TILES - 1)
-    mbarrier.arrive(sums.empty.index((n + 1) % DQ_TILES), count=1, pred=n >= DQ_TILES - 1)
-
-
-@gluon.jit
-def adding_warp(sums, queue, lists, heads, grid, config):
-    """Adds the tiles of dq to the sums, in the order of turns where there are any."""
-    PAIRED: gl.constexpr = config.BLOCK_SIZE == 64
-    LISTS: gl.constexpr = 2 if PAIRED else 1
-    SUB: gl.constexpr = config.BLOCK_SIZE // config.TILE
-    PIECES: gl.constexpr = config.D // 64
-    DQ_TILES: gl.constexpr = sums.tiles.shape[0]
-    IN_TURN: gl.constexpr = sums.turns is not None
-    boxes = reinterpret(sums.tiles, sums.tiles.dtype, [DQ_TILES, 1, 1, PIECE_LINES, LINE], sums.desc.layout)
-    n_tiles = grid.n_groups * heads.batched
-    n_chunks = grid.n_rows * (config.BLOCK_SIZE // CHUNK)
-    it = 0
-    i_tile = 0
-    tile = wait_work_tile(queue, i_tile)
-    while tile < n_tiles:
-        work = read_work_tile(queue, i_tile)
-        release_work_tile(queue, i_tile)
-        lo, hi = work.lo, work.middle
-        first_head = work.batch_head % heads.num * heads.per_kv
-        layout_head = first_head // heads.per_list
-        index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
-        if IN_TURN:
-            turn = gl.load(sums.turns + lo, mask=lo < hi, other=0)
-        chunk_before = 0
-        first_place = it
-        for g in range(heads.per_kv):
-            q_head = first_head + g
-            if q_head // heads.per_list != layout_head:
-                layout_head = q_head // heads.per_list
-                offsets = lists.offsets + layout_head * grid.n_lists + work.group * LISTS
-                lo, hi = gl.load(offsets), gl.load(offsets + 1)
-                index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
-                if IN_TURN:
-                    turn = gl.load(sums.turns + lo, mask=lo < hi, other=0)
-            first_chunk = (work.batch_head * heads.per_kv + g) * n_chunks
-            if IN_TURN:
-                seen_next = additions(sums.done + first_chunk + index * SUB)
-            if PAIRED:
-                n_steps = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
-                entry = gl.load(lists.entries + lo, mask=n_steps > 0, other=0)
-                for i in range(n_steps):
-                    chunk = first_chunk + (entry >> 1)
-                    entry = gl.load(lists.entries + lo + gl.minimum(i + 1, n_steps - 1))
-                    for piece in gl.static_range(PIECES):
-                        add_tile(sums, boxes, it * PIECES + piece, chunk * PIECES + piece)
-                    it += 1
-            else:
-                for e in range(lo, hi):
-                    e_next = gl.where(e + 1 < hi, e + 1, lo)
-                    index_next = gl.load(lists.indices + e_next)
-                    if IN_TURN:
-                        turn_next = gl.load(sums.turns + e_next)
-                    for sub in gl.static_range(SUB):
-                        place = it + sub
-                        chunk = first_chunk + index * SUB + sub
-                        if IN_TURN:  # of the next step, which is waited for later
-                            seen = seen_next
-                            if sub < SUB - 1:
-                                seen_next = additions(sums.done + chunk + 1)
-                            else:
-                                seen_next = additions(sums.done + first_chunk + index_next * SUB)
-                        for piece in gl.static_range(PIECES):
-                            if IN_TURN and piece == 0:
-                                wait_turn(sums.done + chunk, turn, seen)
-                            add_tile(sums, boxes, place * PIECES + piece, chunk * PIECES + piece)
-                            if IN_TURN and piece == 0:
-                                wait_added(chunk, True)
-                                if place > first_place:
-                                    pass_turn(sums.done + chunk_before)
-                                chunk_before = chunk
-                    it += SUB
-                    index = index_next
-                    if IN_TURN:
-                        turn = turn_next
-        if IN_TURN:
-            wait_added(tile, False)
-            if it > first_place:
-                pass_turn(sums.done + chunk_before)
-        i_tile += 1
-        tile = wait_work_tile(queue, i_tile)
-    tma.store_wait(0)
-
-
-@gluon.jit
-def dq_of_two_columns(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
-    """`dq_warpgroup` of block size 64: the blocks of two columns, each in the first, in the second or in both."""
-    D: gl.constexpr = config.D
-    SLOTS: gl.constexpr = config.SLOTS
-    PIECES: gl.constexpr = D // 64
-    DS_STAGES: gl.constexpr = ds_ring.tiles.shape[0] // 2
-    layout: gl.constexpr = choices.dq_layout
-    k_pieces = reinterpret(kept.qk, kept.qk.dtype, [SLOTS * 2 * PIECES, 64, 64], TILE_LAYOUT)
-    n_tiles = grid.n_groups * heads.batched
-    n_first, n_second = 0, 0  # steps of either column
-    n_pieces = 0
-    i_tile = 0
-    tile = wait_work_tile(queue, i_tile)
-    while tile < n_tiles:
-        work = read_work_tile(queue, i_tile)
-        release_work_tile(queue, i_tile)
-        lo, middle = work.lo, work.middle
-        first_head = work.batch_head % heads.num * heads.per_kv
-        layout_head = first_head // heads.per_list
-        slot = (i_tile % SLOTS) * 2
-        for w in gl.static_range(2):
-            mbarrier.wait(kept.full.index(slot + w), (i_tile // SLOTS) & 1)
-        for g in range(heads.per_kv):
-            q_head = first_head + g
-            if q_head // heads.per_list != layout_head:
-                layout_head = q_head // heads.per_list
-                offsets = lists.offsets + layout_head * grid.n_lists + work.group * 2
-                lo, middle = gl.load(offsets), gl.load(offsets + 1)
-            n_places = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
-            of_first = lo
-            row_of_first = gl.load(lists.indices + of_first, mask=of_first < middle, other=-1)
-            entry = gl.load(lists.entries + lo, mask=n_places > 0, other=0)
-            for i in range(n_places):
-                index, is_shared = entry >> 1, (entry & 1) != 0
-                is_first = index == row_of_first
-                # of the next block: they arrive while ds is waited for
-                of_first += is_first.to(gl.int32)
-                row_of_first = gl.load(lists.indices + of_first, mask=of_first < middle, other=-1)
-                entry = gl.load(lists.entries + lo + gl.minimum(i + 1, n_places - 1))
-                which = gl.where(is_first, 0, 1)
-                n = gl.where(is_first, n_first, n_second)
-                ds = n % DS_STAGES * 2 + which
-                ds_of_second = n_second % DS_STAGES * 2 + 1
-                mbarrier.wait(ds_ring.full.index(ds), (n // DS_STAGES) & 1)
-                if is_shared:
-                    mbarrier.wait(ds_ring.full.index(ds_of_second), (n_second // DS_STAGES) & 1)
-                for piece in gl.static_range(PIECES):
-                    dq = gl.zeros([64, 64], gl.float32, layout=layout)
-                    k_piece = k_pieces.index((slot + which) * PIECES + piece)
-                    ds_tile = ds_ring.tiles.index(ds).permute([1, 0])
-                    dq = warpgroup_mma(ds_tile, k_piece, dq, use_acc=False, is_async=True)
-                    dq = warpgroup_mma_wait(0, deps=[dq])
-                    if is_shared:
-                        k_piece = k_pieces.index((slot + 1) * PIECES + piece)
-                        ds_tile = ds_ring.tiles.index(ds_of_second).permute([1, 0])
-                        dq = warpgroup_mma(ds_tile, k_piece, dq, is_async=True)
-                        dq = warpgroup_mma_wait(0, deps=[dq])
-                    if piece == PIECES - 1:
-                        mbarrier.arrive(ds_ring.empty.index(ds), count=1)
-                        mbarrier.arrive(ds_ring.empty.index(ds_of_second), count=1, pred=is_shared)
-                    hand_over(sums, dq, n_pieces + piece)
-                n_pieces += PIECES
-                n_first += is_first.to(gl.int32)
-                n_second += (is_shared | (is_first == 0)).to(gl.int32)
-        mbarrier.arrive(ds_ring.done.index(i_tile % SLOTS), count=1)
-        i_tile += 1
-        tile = wait_work_tile(queue, i_tile)
-
-
-@gluon.jit
-def add_dq(kept, ds_ring, sums, queue, lists, heads, grid, config, choices):
-    """The third warpgroup."""
-    if config.BLOCK_SIZE == 64:
-        dq_of_two_columns(kept, ds_ring, sums, queue, lists, heads, grid, config, choices)
-    else:
-        dq_warpgroup(kept, ds_ring, sums, queue, lists, heads, grid, config, choices)
-
-
-@gluon.jit
 def shared_memory(
     dtype: gl.constexpr, D: gl.constexpr, TILE: gl.constexpr, STAGES: gl.constexpr, SLOTS: gl.constexpr, DS_STAGES: gl.constexpr,
     PAIRED: gl.constexpr,
@@ -658,7 +345,7 @@ def single_pass_kernel(
         [
             (consumer, (W0, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
             (consumer, (W1, grads, kept, streams, ds_ring, queue, lists, heads, grid, softmax_scale, config, choices)),
-            (add_dq, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
+            (third_warpgroup, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
             (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
             (adding_warp, (sums, queue, lists, heads, grid, config)),
             (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
