@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -116,3 +118,26 @@ def test_what_replays_change_is_made_once_in_a_capture_and_anew_outside_it(
     assert [get(), get()] == [4, 4]
     is_capturing[0] = False
     assert get() == 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers of Unix")
+def test_ctrl_c_waits_for_the_thread_that_has_the_lock() -> None:
+    ended: list[bool] = []
+
+    def helper() -> None:
+        with caching.LOCK:
+            time.sleep(0.5)
+            ended.append(True)
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, press)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt), caching.LOCK:
+            caching.in_another_thread(helper)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert ended == [True]

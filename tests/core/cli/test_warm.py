@@ -221,6 +221,7 @@ def test_calls_that_are_not_deterministic_have_the_single_pass_compiled() -> Non
 def test_large_calls_run_where_their_backward_differs() -> None:
     pytest.importorskip("triton.experimental.gluon")
     from dilated_attention_pytorch.backends.hopper import HOPPER
+    from dilated_attention_pytorch.backends.hopper.adding import row_ranges
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
     here = Wanted(None, "auto", (), True)
@@ -232,8 +233,11 @@ def test_large_calls_run_where_their_backward_differs() -> None:
                 assert not list(large_calls(case, wanted._replace(has_backward=False)))
                 assert not list(large_calls(case, wanted._replace(capability=(9, 0))))
                 calls = list(large_calls(case, wanted))
-            assert [call.q.shape[1] % 128 == 0 for call in calls] == [True, False] * (len(calls) // 2)
+            lengths = list(dict.fromkeys(call.q.shape[1] for call in calls))
+            assert {length % 128 == 0 for length in lengths} == ({True, False} if lengths else set())
             problems = [call.problem().prepared_by(HOPPER, call.layout) for call in calls]
+            ranges = [row_ranges(p) for p in problems if not p.deterministic and p.block_size == 128]
+            assert ranges == ([] if wanted.deterministic or block_size == 64 else [1, 1 + head_dim // 64] * 2)
             assert {p.deterministic for p in problems} == {
                 *([True] if block_size == 128 else []), *([False] if not wanted.deterministic else [])
             }  # fmt: skip

@@ -189,7 +189,7 @@ def in_another_thread(function: Callable[[], Made]) -> Made:
     """The result of the function, run in a thread without modes, transforms and memory pools; it holds LOCK if this one does."""
     results: list[Made] = []
     errors: list[BaseException] = []
-    holds_lock = LOCK.is_held()
+    holds_lock, ended = LOCK.is_held(), threading.Event()
 
     def run() -> None:
         if holds_lock:
@@ -198,10 +198,19 @@ def in_another_thread(function: Callable[[], Made]) -> Made:
             results.append(function())
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
+    interrupted: BaseException | None = None
+    threading.Thread(target=run).start()
+    # Ctrl-C must wait, too, as the thread may have the lock of this one; `join` would take an interrupted thread for ended
+    while not ended.is_set():
+        try:
+            ended.wait()
+        except BaseException as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
     if errors:
         raise errors[0]
     return results[0]

@@ -150,11 +150,11 @@ def block_sparse_attention(
         return_lse: also return the log of the softmax denominators, (batch, num_heads, q_len), differentiable.
         backend: the name of one, see `explain_backends`; default (None or ``"auto"``): the first that serves the call.
             An explicit request is never replaced by another, forward or backward.
-        deterministic: default (None or True): two backwards give the same bits. False: the backward may add dq in no fixed
-            order. On compute capability 9.0 the backward then takes five products instead of seven where blocks have 64, 128 or 256 tokens,
-            q, k and v have the same head_dim, 64 or 128, and only `is_causal`, `softmax_scale` and `return_lse` are given
-            beside the layout; they take float32 sums of dq, twice the size of q (1 GiB for 131,072 tokens, 16 heads of
-            128). Elsewhere it changes nothing, and `explain_backends` says why, nor after
+        deterministic: default (None or True): two backwards give the same bits. False: the backward may add dq, and dk and dv where
+            rows are cut into ranges, in no fixed order. On compute capability 9.0 it then takes five products instead of seven in
+            most calls with blocks of 64, 128 or 256 tokens and one head_dim of q, k and v, 64 or 128, that have nothing but
+            `is_causal`, `softmax_scale` and `return_lse` beside the layout; they take float32 sums of dq, twice the size of q (1 GiB
+            for 131,072 tokens, 16 heads of 128). Elsewhere it changes nothing, and `explain_backends` says why, nor after
             ``torch.use_deterministic_algorithms(True)``, whatever its `warn_only`. By default large bfloat16
             calls of this kind and head_dim 64 take int32 sums of 4 bytes for every number of q, where that is at most a sixteenth of
             the GPU's memory and ``DILATED_ATTENTION_BACKWARD_SUMS`` is not ``off``.

@@ -14,6 +14,8 @@ pytest.importorskip("triton.experimental.gluon")
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
 from dilated_attention_pytorch.backends.hopper import HOPPER, adding
 from dilated_attention_pytorch.backends.hopper.adding import (
+    SHARE,
+    SHARE_IN_ANY_ORDER,
     Adding,
     device_memory,
     fixed_point_pays,
@@ -67,9 +69,9 @@ def test_the_sums_take_a_sixteenth_of_the_device_at_most(monkeypatch: pytest.Mon
     problem = problem_of(head_dim=64, length=256, heads=2)
     n_bytes = 4 * 2 * 256 * 2 * 64
     monkeypatch.setattr(adding, "device_memory", lambda device: 16 * n_bytes)
-    assert sums_fit(problem)
+    assert sums_fit(problem, SHARE)
     monkeypatch.setattr(adding, "device_memory", lambda device: 16 * n_bytes - 1)
-    assert not sums_fit(problem)
+    assert not sums_fit(problem, SHARE)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_calls_that_want_the_same_bits_get_them_where_they_fit(
     assert SINGLE_PASS.why_not(problem) is None
     assert SINGLE_PASS.how_to_add(problem) is Adding.FIXED_POINT
     assert SINGLE_PASS.how_to_add(problem_of(deterministic=False)) is Adding.ANY_ORDER
-    monkeypatch.setattr(adding, "sums_fit", lambda problem: False)
+    monkeypatch.setattr(adding, "sums_fit", lambda problem, share: share == SHARE_IN_ANY_ORDER)
     assert "too much memory" in str(SINGLE_PASS.why_not(problem))
     assert SINGLE_PASS.why_not(problem_of(deterministic=False)) is None
     monkeypatch.setenv(BACKWARD_SUMS.name, "off")

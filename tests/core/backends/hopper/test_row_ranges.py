@@ -26,6 +26,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of 300 queries takes more than one range."""
     for module in (adding, emulated().adding):
         monkeypatch.setattr(module, "L2_BYTES", 2**17)
+        monkeypatch.setattr(module, "MOST_RANGES", 9)
         monkeypatch.setattr(module, "LEAST_IN_RANGE", 1)
         monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
 
@@ -75,6 +76,9 @@ def test_who_has_ranges(small_cache: None, monkeypatch: pytest.MonkeyPatch) -> N
     assert n_blocks > 3
     monkeypatch.setattr(adding, "L2_BYTES", 2**18)
     assert row_ranges(problem) == -(-12 * 128 * 64 * 8 // 2**18) == 3
+    monkeypatch.setattr(adding, "MOST_RANGES", 2)
+    assert row_ranges(problem) == 1
+    monkeypatch.setattr(adding, "MOST_RANGES", 9)
     monkeypatch.setattr(adding, "LEAST_IN_RANGE", n_blocks // 2)
     assert row_ranges(problem) == 2
     assert row_ranges(replace(problem, of_pattern=True)) == 1

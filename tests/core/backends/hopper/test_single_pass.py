@@ -198,6 +198,18 @@ def test_other_calls_take_two_passes(options: dict[str, Any], reason: str) -> No
     assert reason in str(SINGLE_PASS.why_not(problem_of(**options)))
 
 
+def test_sums_that_are_added_to_in_any_order_take_a_quarter_of_the_device_at_most(
+    monkeypatch: pytest.MonkeyPatch, of_few_blocks: None
+) -> None:
+    for block in (64, 128):
+        problem = problem_of(head_dim=64, length=256, heads=2, block=block)
+        n_bytes = 4 * 2 * 256 * 2 * 64
+        monkeypatch.setattr(adding, "device_memory", lambda device, n_bytes=n_bytes: 4 * n_bytes)
+        assert SINGLE_PASS.why_not(problem) is None
+        monkeypatch.setattr(adding, "device_memory", lambda device, n_bytes=n_bytes: 4 * n_bytes - 1)
+        assert "1 / 4 of the GPU's memory" in str(SINGLE_PASS.why_not(problem))
+
+
 def test_small_calls_of_the_default_take_two_passes() -> None:
     problem = replace(problem_of(), deterministic=True)
     with emulated_launches(programs=2) as module, counted(module) as calls:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +141,17 @@ def test_any_order_of_events_gives_the_same_bits(of_any_size: None) -> None:
         assert all(torch.equal(one, other) for one, other in zip(grads[:3], made[0][0][:3], strict=True))
     unordered = [backward(replace(problem, deterministic=False), **order)[1] for order in orders]
     assert not torch.equal(*unordered[:2])  # so the orders do differ
+
+
+def test_a_turn_is_passed_on_by_a_release_and_taken_by_an_acquire() -> None:
+    """Which the emulator cannot tell from relaxed accesses; on a GPU others saw the number before the addition."""
+    from dilated_attention_pytorch.backends.hopper.kernels import turns
+
+    source = Path(turns.__file__).read_text("utf-8")
+    assert re.findall(r"\b(?:ld|st|red|atom)\.[.\w]+", source) == [
+        "ld.acquire.gpu.global.b32", "red.release.gpu.global.add.u32"
+    ]  # fmt: skip
+    assert source.index("ld.acquire") < source.index("fence.proxy.async") < source.index("red.release")
 
 
 # ---- which calls

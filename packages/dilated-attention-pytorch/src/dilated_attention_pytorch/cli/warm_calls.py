@@ -19,6 +19,8 @@ from ..varlen import block_sparse_attention_varlen
 
 BATCH, KV_HEADS = 2, 2
 LARGE_LENGTH, LARGE_HEADS = 12_288, 16
+# Whole blocks of 128 and 256; a head of 64 has two ranges of rows, one of 128 three.
+RANDOM_LENGTH, RANDOM_DENSITY = 66_048, 0.15
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a call may have beside a layout.
 FEATURES = (
@@ -168,6 +170,19 @@ def large_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
             call = small_call(case, length, length, LARGE_HEADS, wanted.device, ())
             call.options["deterministic"] = deterministic
             yield call
+            if not deterministic and case.block_size >= 128:
+                yield scattered(case, RANDOM_LENGTH + length % 128, call)
+
+
+def scattered(case: Case, length: int, like: SmallCall) -> SmallCall:
+    """A call of random blocks with the options of another, long enough that the backward goes through ranges of rows."""
+    n = -(-length // case.block_size)
+    mask = torch.rand(n, n, device=like.q.device) < RANDOM_DENSITY
+    layout = BlockLayout.from_dense(
+        mask.tril() if case.is_causal else mask, case.block_size, length, length, case.is_causal
+    )
+    q, k, v = (x.new_zeros(1, length, KV_HEADS, x.shape[3]) for x in (like.q, like.k, like.v))
+    return SmallCall(q, k, v, layout, dict(like.options), ())
 
 
 def small_call(

@@ -24,17 +24,21 @@ LEAST_BLOCKS = 8  # of a row, on the mean
 LEAST_QUERIES = 2**18  # of all heads and batch elements
 # In turns. With fewer heads, or shorter columns, programs wait for each other: an H200 takes longer for 1 head of 51 blocks than two
 # passes, and for 2 heads of 10.
-TURN_HEADS = 4  # whose columns are started in turn
-LEAST_HEADS = 2  # of these
+TURN_HEADS = 4  # heads whose columns are started in turn, at most
+LEAST_HEADS = 2  # and at least
 # Blocks that a column has on the mean, times the query heads of a kv head, times the heads in turn.
 LEAST_TURNS = 40
 
 # Of calls that do not: a head reads q and grad_out and adds to sums of 4 bytes; so much of that stays in the L2 cache of 50 MB.
 L2_BYTES = 32 * 2**20
+MOST_RANGES = (
+    4  # dk and dv are rounded twice for each: 3.2e-3 off by that in bfloat16, with 8 it would be 4.1e-3
+)
 LEAST_IN_RANGE = 8  # blocks that a column has in a range of rows, on the mean
 # Blocks of 128, and of 64, that a row has on the mean. On an H200 two passes take less time with 1 and with 5 blocks of 128, and as much
 # with 20 of 64.
 LEAST_IN_ANY_ORDER, LEAST_OF_64 = 6, 32
+SHARE_IN_ANY_ORDER = 4  # of the memory of a device, as SHARE
 
 SAME_BITS = "two backwards must give the same bits, and"
 
@@ -64,11 +68,11 @@ def device_memory(device: torch.device) -> int:
     return MEMORY[index]
 
 
-def sums_fit(problem: AttentionProblem) -> bool:
-    """Whether the sums of dq, 4 bytes for every number of q, take little enough of the device."""
+def sums_fit(problem: AttentionProblem, share: int) -> bool:
+    """Whether the sums of dq, 4 bytes for every number of q, take at most 1 / share of the memory of the device."""
     p = problem
     n_bytes = 4 * p.batch * p.q_len * p.num_heads * p.head_dim
-    return SHARE * n_bytes <= device_memory(p.q.device)
+    return share * n_bytes <= device_memory(p.q.device)
 
 
 def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
@@ -80,13 +84,17 @@ def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
     """
     p = problem
     if p.grid.block_size == 64:
-        return f"{SAME_BITS} sums of blocks of 64 do not" if in_fixed_order else how_to_add_of_64(p)
+        return (
+            f"{SAME_BITS} sums of blocks of 64 are added to in any order"
+            if in_fixed_order
+            else in_any_order_at_64(p)
+        )
     if not in_fixed_order:
-        return why_few(p, LEAST_IN_ANY_ORDER) or Adding.ANY_ORDER
+        return why_few(p, LEAST_IN_ANY_ORDER) or why_large(p) or Adding.ANY_ORDER
     if turns_pay(p):
         found = Adding.TURNS
     elif not fixed_point_pays(p):
-        return f"{SAME_BITS} sums that do are no faster"
+        return f"{SAME_BITS} a single pass that does so is no faster"
     elif p.q.dtype != torch.bfloat16:
         # nor would torch's GradScaler see it
         return f"{SAME_BITS} sums in fixed point cannot show that a float16 product overflowed"
@@ -94,19 +102,19 @@ def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
         found = Adding.FIXED_POINT
     if not is_on():
         return f"{SAME_BITS} {BACKWARD_SUMS.name} is off"
-    return found if sums_fit(p) else f"{SAME_BITS} the sums take too much memory"
+    return found if sums_fit(p, SHARE) else f"{SAME_BITS} the sums take too much memory"
 
 
-def how_to_add_of_64(problem: AttentionProblem) -> Adding | str:
-    """The same of blocks of 64, in any order.
+def in_any_order_at_64(problem: AttentionProblem) -> Adding | str:
+    """`how_to_add` of blocks of 64, in any order.
 
     Random blocks take 0.89 of the time of two passes where L2 holds what is added to, and 1.5 times as long where it does not;
     blocks of patterns 0.81.
     """
     p = problem
-    few = why_few(p, LEAST_OF_64)
-    if few is not None:
-        return few
+    why_not = why_few(p, LEAST_OF_64) or why_large(p)
+    if why_not is not None:
+        return why_not
     # programs go through the query heads of a kv head at their own pace
     n_bytes = bytes_of_head(p) * (p.num_heads // p.num_kv_heads)
     if p.of_pattern or n_bytes <= L2_BYTES:
@@ -123,6 +131,13 @@ def why_few(problem: AttentionProblem, least: int) -> str | None:
     if p.rows.indices.numel() >= least * p.layout_heads * p.grid.n_rows:
         return None
     return f"a row has fewer than {least} blocks of {p.grid.block_size} on the mean"
+
+
+def why_large(problem: AttentionProblem) -> str | None:
+    """Why there is no memory for sums that are added to in any order."""
+    if sums_fit(problem, SHARE_IN_ANY_ORDER):
+        return None
+    return f"the sums of dq take more than 1 / {SHARE_IN_ANY_ORDER} of the GPU's memory"
 
 
 def bytes_of_head(problem: AttentionProblem) -> int:
@@ -173,11 +188,13 @@ def heads_in_turn(problem: AttentionProblem) -> int:
 def row_ranges(problem: AttentionProblem) -> int:
     """Into how many ranges the rows of a call in any order are cut, whose sums and queries stay in the L2 cache.
 
-    1 where programs that run at the same time see the same rows anyway, as in patterns, or where a range has few blocks.
+    1 where programs that run at the same time see the same rows anyway, as in patterns, where a range has few blocks, and where
+    there would be more than MOST_RANGES.
     """
     p = problem
     n_bytes = bytes_of_head(p)
     if p.of_pattern or p.block_size == 64 or n_bytes <= L2_BYTES or not shares_lists(p):
         return 1
+    n_ranges = -(-n_bytes // L2_BYTES)
     n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)
-    return max(1, min(-(-n_bytes // L2_BYTES), n_blocks // LEAST_IN_RANGE))
+    return 1 if n_ranges > MOST_RANGES else max(1, min(n_ranges, n_blocks // LEAST_IN_RANGE))

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from ... import _torch_internals
+from ...environment_settings import BACKWARD_SUMS
 from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
 from . import adding, launch
+from .adding import bytes_of_head
 from .device_order import work_order_by_kernels
 from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
@@ -79,8 +81,11 @@ def of_all_sizes(
     if p.block_size != 128 or p.dilation is not None:
         return
     if not p.deterministic:
-        yield replace(p, of_pattern=False), {"L2_BYTES": 1, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0}
-    elif p.of_pattern and not p.is_causal:
+        yield replace(p, of_pattern=False), {
+            "L2_BYTES": bytes_of_head(p) // 2, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0,
+        }  # fmt: skip
+
+    elif BACKWARD_SUMS.read() == "turns" and p.of_pattern and not p.is_causal:
         order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
         turned = replace(p, prepared=(order, *p.prepared[1:]))
         yield turned, {"LEAST_COLUMNS": 0, "LEAST_TURNS": 0}

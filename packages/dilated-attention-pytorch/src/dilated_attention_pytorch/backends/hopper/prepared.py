@@ -63,8 +63,9 @@ def make_prepared(
 ) -> Prepared:
     """What the kernels need of a layout with so many lists for every row; without a host synchronisation.
 
-    With turns 8 bytes for every block of 128. Besides the work order: of blocks of 256 the lists of their quarters, 96 bytes for each; of blocks of 16 and 32 the lists of
-    tiles of 64 and their masks, at most 32 bytes for each block, and if these have masks inside them 1,024 bytes more.
+    Besides the work order: of blocks of 256 the lists of their quarters, 96 bytes for each; of blocks of 16 and 32 the lists of
+    tiles of 64 and their masks, at most 32 bytes for each block, and if these have masks inside them 1,024 bytes more; with turns
+    8 bytes for every block of 128.
     """
     is_large, (rows, cols) = grid.block_size == LARGE, lists
     if grid.block_size < KERNEL_BLOCKS[0]:

@@ -64,7 +64,7 @@ class SinglePass:
         return torch.are_deterministic_algorithms_enabled()
 
     def how_to_add(self, problem: AttentionProblem) -> Adding | str:
-        """How the sums of a problem that the single pass serves are added to, or why it serves it not."""
+        """How the sums of a problem that the single pass serves are added to, or why it does not serve it."""
         return how_to_add(problem, self.is_in_fixed_order(problem))
 
     def is_in_fixed_order(self, problem: AttentionProblem) -> bool:

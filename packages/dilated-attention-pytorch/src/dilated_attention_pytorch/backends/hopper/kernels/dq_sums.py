@@ -17,9 +17,10 @@ PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
 
 @aggregate
 class DqSums:
-    """The sums of dq: their descriptor, two tiles in shared memory that are added to them, and the scales of queries or None.
+    """The sums of dq: their descriptor, and the tiles in shared memory that are added to them.
 
-    Or the turn of every entry of the lists at its chunks, and how many additions each chunk has had (turns.py).
+    scales: of the queries, in fixed point. turns, done: the turn of every entry of the lists at its chunks, and the additions that
+    each chunk has had (turns.py). None for what a call has not.
     """
 
     desc: tma.tensor_descriptor

@@ -19,7 +19,7 @@ def cuts_kernel(Offsets, Indices, Cuts, n_lists, n_ranges, rows_per_range, n_ste
     for r in range(n_ranges + 1):
         low, high = begin, end
         for _ in range(n_steps):
-            middle = (low + high) // 2
+            middle = low + (high - low) // 2
             is_open = low < high
             is_before = tl.load(Indices + middle, mask=is_open, other=0) < r * rows_per_range
             low = tl.where(is_open & is_before, middle + 1, low)

@@ -1,7 +1,7 @@
 """Additions to global memory by TMA in a fixed order: programs take turns at every chunk of queries.
 
-`done` of a chunk says how many additions to it are in memory, times THREADS. Whose turn it is waits until as many are as come
-before it.
+`done` of a chunk says how many additions to it are in memory, times THREADS. A program waits until as many are in memory as come
+before its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAIT_FOR_ALL_BUT_1 = gl.constexpr("cp.async.bulk.wait_group 1; mov.b32 $0, $1;")
 def additions(done):
     """How many additions of its threads are in memory; the load may be waited for later."""
     return gl.inline_asm_elementwise(
-        "ld.relaxed.gpu.global.b32 $0, [$1];",
+        "ld.acquire.gpu.global.b32 $0, [$1];",
         "=r,l",
         [done],
         dtype=gl.int32,
@@ -48,6 +48,10 @@ def wait_turn(done, turn, seen):
         early = gl.inline_asm_elementwise(
             IS_LESS, "=r,r,r", [additions(done), turn * THREADS], dtype=gl.int32, is_pure=False, pack=1
         )
+    # the addition that follows is one of the asynchronous proxy
+    gl.inline_asm_elementwise(
+        "fence.proxy.async.global; mov.b32 $0, $1;", "=r,r", [early], dtype=gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
