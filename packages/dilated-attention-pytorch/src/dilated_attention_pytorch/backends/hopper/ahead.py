@@ -12,7 +12,6 @@ from ...environment_settings import BACKWARD_SUMS
 from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
 from . import adding, launch
-from .adding import bytes_of_head
 from .device_order import work_order_by_kernels
 from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
@@ -72,19 +71,14 @@ def of_all_sizes(
         of_kernels: the same with blocks of the kernels.
     """
     p = of_kernels
+    limits = ("LEAST_BLOCKS", "LEAST_OF_64", "LEAST_IN_ANY_ORDER")
     for least in (math.inf, 0):
-        yield (
-            problem,
-            dict.fromkeys(("LEAST_BLOCKS", "LEAST_OF_64", "LEAST_IN_ANY_ORDER"), least)
-            | {"LEAST_QUERIES": 0},
-        )
+        yield problem, {"LEAST_QUERIES": 0, **dict.fromkeys(limits, least)}
     if p.block_size != 128 or p.dilation is not None:
         return
     if not p.deterministic:
-        yield replace(p, of_pattern=False), {
-            "L2_BYTES": bytes_of_head(p) // 2, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0,
-        }  # fmt: skip
-
+        in_ranges = {"L2_BYTES": adding.bytes_of_head(p) // 2, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0}
+        yield replace(p, of_pattern=False), in_ranges
     elif BACKWARD_SUMS.read() == "turns" and p.of_pattern and not p.is_causal:
         order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
         turned = replace(p, prepared=(order, *p.prepared[1:]))

@@ -114,8 +114,8 @@ class SinglePass:
         elif adding is Adding.FIXED_POINT:
             of_sums, scales = whole, torch.empty(n, **floats)
             maxima = torch.zeros(2 * p.batch * p.num_kv_heads, **whole)
-        elif row_ranges(p) > 1:
-            cuts = torch.empty(p.layout_heads * p.grid.n_cols, row_ranges(p) + 1, **whole)
+        elif (n_ranges := row_ranges(p)) > 1:
+            cuts = torch.empty(p.layout_heads * p.grid.n_cols, n_ranges + 1, **whole)
         # lines as tokens of a tensor like those with a descriptor
         line = LINE.value
         sums = torch.empty(1, n * p.head_dim // line, 1, line, **of_sums)

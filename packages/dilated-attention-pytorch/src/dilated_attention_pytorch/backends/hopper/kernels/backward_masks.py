@@ -124,6 +124,17 @@ class BlockMask:
         return p
 
 
+@gluon.jit
+def visible_keys(p, key, query, kv_len, IS_CAUSAL: gl.constexpr, layout: gl.constexpr):
+    """p (keys, queries), 0 where a query may not see the key or there is no key; the positions are those of p[0, 0]."""
+    keys = key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
+    mask = (keys < kv_len)[:, None]
+    if IS_CAUSAL:
+        queries = query + gl.arange(0, p.shape[1], layout=gl.SliceLayout(0, layout))
+        mask = mask & (keys[:, None] <= queries[None, :])
+    return gl.where(mask, p, 0.0)
+
+
 @aggregate
 class KeyMask:
     """What is visible in p of a step of the single pass; `key` and `query` are the positions of its first row and column."""
@@ -137,18 +148,12 @@ class KeyMask:
     @gluon.jit
     def apply_mask(self, p, layout: gl.constexpr):
         """p, 0 where a query may not see the key or there is no key."""
-        TILE: gl.constexpr = p.shape[1]
         if self.IS_CAUSAL or not self.EVEN_KV:
             limit = self.kv_len
             if self.IS_CAUSAL:
                 limit = gl.minimum(self.kv_len, self.query + 1)
             if self.key + 64 > limit:
-                keys = self.key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-                mask = (keys < self.kv_len)[:, None]
-                if self.IS_CAUSAL:
-                    queries = self.query + gl.arange(0, TILE, layout=gl.SliceLayout(0, layout))
-                    mask = mask & (keys[:, None] <= queries[None, :])
-                p = gl.where(mask, p, 0.0)
+                p = visible_keys(p, self.key, self.query, self.kv_len, self.IS_CAUSAL, layout)
         return p
 
 
@@ -166,12 +171,7 @@ class KeyMaskWithoutBranch:
     def apply_mask(self, p, layout: gl.constexpr):
         """p, 0 where a query may not see the key or there is no key."""
         if self.IS_CAUSAL or not self.EVEN_KV:
-            keys = self.key + gl.arange(0, 64, layout=gl.SliceLayout(1, layout))
-            mask = (keys < self.kv_len)[:, None]
-            if self.IS_CAUSAL:
-                queries = self.query + gl.arange(0, p.shape[1], layout=gl.SliceLayout(0, layout))
-                mask = mask & (keys[:, None] <= queries[None, :])
-            p = gl.where(mask, p, 0.0)
+            p = visible_keys(p, self.key, self.query, self.kv_len, self.IS_CAUSAL, layout)
         return p
 
 
