@@ -32,7 +32,7 @@ from tests.core.backends.hopper.emulator.comparison import distance
 from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
-from tests.core.backends.hopper.test_single_pass import counted, problem_of
+from tests.core.backends.hopper.test_single_pass import counted, problem_of, seen
 
 
 @pytest.fixture
@@ -161,21 +161,17 @@ class Given:
     def found(self, fixed_point: bool = True, programs: int = 2, **options: Any) -> tuple[Gradients, Tensor]:
         """The gradients of the emulated kernels, and the sums of dq."""
         problem = replace(self.problem, deterministic=fixed_point)
-        sums = []
-        with emulated_launches(programs, **options) as module, counted(module) as calls:
-            finish = type(module.SINGLE_PASS).finish
-
-            def finished(self: Any, call: Any, memory: Any) -> None:
-                sums.append(memory.sums)
-                finish(self, call, memory)
-
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(type(module.SINGLE_PASS), "finish", finished)
-                out, lse = module.launch_forward(problem)
-                made = module.launch_backward(problem, out, lse, self.grad_out, self.grad_lse)
-        assert len(calls) == len(sums) == 1
-        assert sums[0].dtype is (torch.int32 if fixed_point else torch.float32)
-        return made, sums[0]
+        with (
+            emulated_launches(programs, **options) as module,
+            counted(module) as calls,
+            seen(module, "finish") as passes,
+        ):
+            out, lse = module.launch_forward(problem)
+            made = module.launch_backward(problem, out, lse, self.grad_out, self.grad_lse)
+        assert len(calls) == len(passes) == 1
+        sums = passes[0][1].sums
+        assert sums.dtype is (torch.int32 if fixed_point else torch.float32)
+        return made, sums
 
 
 def test_any_order_of_additions_gives_the_same_bits(of_any_size: None) -> None:

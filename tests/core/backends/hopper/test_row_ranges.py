@@ -18,7 +18,7 @@ from tests.core.backends.hopper.emulator.comparison import compare
 from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
-from tests.core.backends.hopper.test_single_pass import counted, problem_of
+from tests.core.backends.hopper.test_single_pass import counted, problem_of, seen
 
 
 @pytest.fixture
@@ -45,22 +45,18 @@ def test_gradients_are_those_of_the_definition(small_cache: None, options: dict[
     torch.manual_seed(0)
     problem = problem_of(**options)
     rounding = ROUNDING[problem.q.dtype]
-    cuts = []
-    with emulated_launches(programs=3, seed=1) as module, counted(module) as calls:
-        begin = type(module.SINGLE_PASS).begin
-
-        def begun(self: Any, call: Any, memory: Any) -> None:
-            begin(self, call, memory)
-            cuts.append((memory.cuts, call.problem))
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(module.SINGLE_PASS), "begin", begun)
-            found = compare(problem, True, True, module.launch_forward, module.launch_backward)
+    with (
+        emulated_launches(programs=3, seed=1) as module,
+        counted(module) as calls,
+        seen(module, "begin") as passes,
+    ):
+        found = compare(problem, True, True, module.launch_forward, module.launch_backward)
     assert len(calls) == 1
     # dk and dv are rounded after every range
     limits = {name: 1.3 * ROUNDINGS[name] * rounding for name in ("grad_q", "grad_k", "grad_v")}
     assert {name: found[name] for name, limit in limits.items() if not found[name] < limit} == {}
-    (made, p), n_ranges = cuts[0], cuts[0][0].shape[1] - 1
+    call, memory = passes[0]
+    made, p, n_ranges = memory.cuts, call.problem, memory.n_ranges
     assert n_ranges > 1
     per_range = -(-p.grid.n_rows // n_ranges)
     offsets, rows = p.cols.indptr.tolist(), p.cols.indices.tolist()

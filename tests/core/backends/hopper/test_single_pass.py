@@ -70,6 +70,22 @@ def counted(module: Any) -> Iterator[list[None]]:
         yield calls
 
 
+@contextmanager
+def seen(module: Any, method: str) -> Iterator[list[tuple[Any, Any]]]:
+    """The call and the memory of every single pass of a launch module, at its `begin` or `finish`."""
+    found: list[tuple[Any, Any]] = []
+    kind = type(module.SINGLE_PASS)
+    run = getattr(kind, method)
+
+    def seeing(self: Any, call: Any, memory: Any) -> None:
+        run(self, call, memory)
+        found.append((call, memory))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, method, seeing)
+        yield found
+
+
 @pytest.mark.parametrize(
     "options",
     [

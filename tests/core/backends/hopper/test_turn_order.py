@@ -28,7 +28,7 @@ from tests.core.backends.hopper.emulator.comparison import compare
 from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
-from tests.core.backends.hopper.test_single_pass import counted
+from tests.core.backends.hopper.test_single_pass import counted, seen
 
 
 @pytest.fixture
@@ -113,19 +113,11 @@ def test_gradients_are_those_of_the_definition(
 def backward(problem: AttentionProblem, programs: int, **options: Any) -> tuple[Gradients, Tensor]:
     """The gradients of the emulated kernels, and the sums of dq."""
     torch.manual_seed(1)
-    grad_out, sums = torch.randn(problem.q.shape).to(problem.q.dtype), []
-    with emulated_launches(programs, **options) as module, counted(module):
-        finish = type(module.SINGLE_PASS).finish
-
-        def finished(self: Any, call: Any, memory: Any) -> None:
-            sums.append(memory.sums)
-            finish(self, call, memory)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(module.SINGLE_PASS), "finish", finished)
-            out, lse = module.launch_forward(problem)
-            made = module.launch_backward(problem, out, lse, grad_out, None)
-    return made, sums[0]
+    grad_out = torch.randn(problem.q.shape).to(problem.q.dtype)
+    with emulated_launches(programs, **options) as module, counted(module), seen(module, "finish") as passes:
+        out, lse = module.launch_forward(problem)
+        made = module.launch_backward(problem, out, lse, grad_out, None)
+    return made, passes[0][1].sums
 
 
 def test_any_order_of_events_gives_the_same_bits(of_any_size: None) -> None:
