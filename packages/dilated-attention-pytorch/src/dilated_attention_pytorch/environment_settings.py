@@ -35,6 +35,6 @@ class Setting(NamedTuple):
 COMPILE_WORKERS = Setting(f"{PREFIX}COMPILE_WORKERS", "auto", ("auto",), "a number of processes (0 for none)")
 # Whether rows may be split, where tiles are few.
 SPLIT_ROWS = Setting(f"{PREFIX}SPLIT_ROWS", "0", ("0", "1"))
-# Whether a backward with the same bits every time adds in fixed point, where that fits and pays; turns: at head_dim 128 in turns.
-BACKWARD_SUMS = Setting(f"{PREFIX}BACKWARD_SUMS", "auto", ("auto", "turns", "off"))
+# Whether a backward with the same bits every time adds to sums of dq, in fixed point or in turns, where that fits and pays.
+BACKWARD_SUMS = Setting(f"{PREFIX}BACKWARD_SUMS", "auto", ("auto", "off"))
 SETTINGS = (COMPILE_WORKERS, SPLIT_ROWS, BACKWARD_SUMS)

@@ -155,9 +155,9 @@ def block_sparse_attention(
             most calls with blocks of 64, 128 or 256 tokens and one head_dim of q, k and v, 64 or 128, that have nothing but
             `is_causal`, `softmax_scale` and `return_lse` beside the layout; they take float32 sums of dq, twice the size of q (1 GiB
             for 131,072 tokens, 16 heads of 128). Elsewhere it changes nothing, and `explain_backends` says why, nor after
-            ``torch.use_deterministic_algorithms(True)``, whatever its `warn_only`. By default large bfloat16
-            calls of this kind and head_dim 64 take int32 sums of 4 bytes for every number of q, where that is at most a sixteenth of
-            the GPU's memory and ``DILATED_ATTENTION_BACKWARD_SUMS`` is not ``off``.
+            ``torch.use_deterministic_algorithms(True)``, whatever its `warn_only`. By default many large
+            calls of this kind with blocks of 128 or 256 tokens take sums of 4 bytes for every number of q, where that is at most a
+            sixteenth of the GPU's memory and ``DILATED_ATTENTION_BACKWARD_SUMS`` is not ``off``.
 
     Integers that are read on a GPU (`q_offset` as a tensor, `kv_lengths`, `kv_starts`), where checking would wait for it, and
     in compiled code are not checked: lengths count as 0 to kv_len, and beyond the layout a query sees nothing.

@@ -34,7 +34,6 @@ from tests.core.backends.hopper.test_single_pass import counted, seen
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns also in small calls, at head_dim 64, and of a single head."""
-    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
     monkeypatch.setattr(turn_order, "LEAST_COLUMNS", 0)
     for module in (adding, emulated().adding):
         monkeypatch.setattr(module, "LEAST_COLUMNS", 0)
@@ -162,25 +161,35 @@ def large(
 
 
 def large_layout(
-    length: int = 2**16, ratio: float = 0.04, pattern: str = "dilated_sparse", causal: bool = False
+    length: int = 2**16,
+    ratio: float = 0.04,
+    pattern: str = "dilated_sparse",
+    causal: bool = False,
+    rates: tuple[int, ...] | None = (1, 2, 4, 8),
 ) -> BlockLayout:
-    config = SparsePatternConfig(pattern_type=pattern, block_size=128, sparsity_ratio=ratio)
+    config = SparsePatternConfig(
+        pattern_type=pattern,
+        block_size=128,
+        sparsity_ratio=ratio,
+        dilation_rates=rates if pattern == "dilated_sparse" else None,
+    )
     return BlockLayout.from_config(config, length, causal=causal)
 
 
-def test_large_calls_of_patterns_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
+def test_large_calls_of_patterns_take_turns() -> None:
     assert SINGLE_PASS.how_to_add(large()) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(large(heads=8, kv_heads=2, pattern="local_window")) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(large(dtype=torch.float16)) is Adding.TURNS
     assert SINGLE_PASS.how_to_add(replace(large(), deterministic=False)) is Adding.ANY_ORDER
+
+
+def test_turns_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = large()
-    for setting in ("auto", "off"):
-        monkeypatch.setenv(BACKWARD_SUMS.name, setting)
-        assert "no faster" in str(SINGLE_PASS.how_to_add(prepared))
+    monkeypatch.setenv(BACKWARD_SUMS.name, "off")
+    assert "is off" in str(SINGLE_PASS.how_to_add(prepared))
     before = large()
-    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
-    assert "no faster" in str(SINGLE_PASS.how_to_add(before))
+    monkeypatch.delenv(BACKWARD_SUMS.name)
+    assert "no faster" in str(SINGLE_PASS.how_to_add(before))  # its layout was prepared without turns
 
 
 @pytest.mark.parametrize(
@@ -190,22 +199,23 @@ def test_large_calls_of_patterns_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
         {"ratio": 0.01},
         {"pattern": "global_local"},
         {"length": 2**15},
+        {"rates": None},
+        {"rates": (1, 16)},
     ],
-    ids=["one head", "short columns", "pattern", "few columns"],
+    ids=["one head", "short columns", "pattern", "few columns", "all rates", "a long rate"],
 )
-def test_others_take_two_passes(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
+def test_others_take_two_passes(options: dict[str, Any]) -> None:
     assert "no faster" in str(SINGLE_PASS.why_not(large(**options)))
 
 
 def test_layouts_without_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = large_layout()
-    assert not turn_order.has_turns(layout, None)
-    monkeypatch.setenv(BACKWARD_SUMS.name, "turns")
     assert turn_order.has_turns(layout, None)
     assert not turn_order.has_turns(layout, TokenDilation((1024,), (2,)))
     assert not turn_order.has_turns(large_layout(causal=True), None)
     assert not turn_order.has_turns(BlockLayout.from_dense(layout.to_dense(), 128), None)
+    monkeypatch.setenv(BACKWARD_SUMS.name, "off")
+    assert not turn_order.has_turns(layout, None)
 
 
 def test_heads_in_turn_divide_those_of_the_call() -> None:

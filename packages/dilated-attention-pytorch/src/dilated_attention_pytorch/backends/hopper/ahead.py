@@ -79,7 +79,7 @@ def of_all_sizes(
     if not p.deterministic:
         in_ranges = {"L2_BYTES": adding.bytes_of_head(p) // 2, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0}
         yield replace(p, of_pattern=False), in_ranges
-    elif BACKWARD_SUMS.read() == "turns" and p.of_pattern and not p.is_causal:
+    elif BACKWARD_SUMS.read() != "off" and p.of_pattern and not p.is_causal:
         order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
         turned = replace(p, prepared=(order, *p.prepared[1:]))
         yield turned, {"LEAST_COLUMNS": 0, "LEAST_TURNS": 0}

@@ -62,6 +62,7 @@ from .tile_scheduler import (
     work_tile_coords,
 )
 from .tma import add_tokens, release_stored, release_stored_before, store_tokens
+from .turns import Passed, passing_warp
 
 
 @aggregate
@@ -323,8 +324,14 @@ def single_pass_kernel(
     dq_tiles = gl.allocate_shared_memory(desc_sums.dtype, [DQ_TILES, PIECE_LINES, LINE], sums_layout)
     dq_full, dq_empty = barriers(DQ_TILES), barriers(DQ_TILES)
     init_barriers(dq_full, 1, dq_empty, 1)
+    passed = None
+    if Done is not None:
+        passed_chunks = gl.allocate_shared_memory(gl.int32, [2, 1], FLAT_LAYOUT)
+        passed_full, passed_empty = barriers(2), barriers(2)
+        init_barriers(passed_full, 1, passed_empty, 1)
+        passed = Passed(passed_chunks, passed_full, passed_empty)
     fence_async_shared()
-    sums = DqSums(desc_sums, dq_tiles, dq_full, dq_empty, Scales, Turns, Done)
+    sums = DqSums(desc_sums, dq_tiles, dq_full, dq_empty, Scales, Turns, Done, passed)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)
     grid = Grid(n_groups, n_lists, n_rows, 0, 0, 0, first_row * BLOCK_SIZE, kv_len)
     heads = ColumnHeads(num_heads, n_batch_heads, heads_per_kv, heads_per_list, heads_beside, Cuts)
@@ -348,8 +355,9 @@ def single_pass_kernel(
             (third_warpgroup, (kept, ds_ring, sums, queue, lists, heads, grid, config, choices)),
             (producer, (inputs, kept, streams, queue, lists, Stats, heads, grid, config)),
             (adding_warp, (sums, queue, lists, heads, grid, config)),
+            (passing_warp, (sums,)),
             (scheduler_warp, (queue, Counter, n_tiles, FIND, lists, heads, grid, config)),
         ],
-        [4, 4, 1, 1, 1],
-        [CONSUMER_REGISTERS, DQ_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
+        [4, 4, 1, 1, 1, 1],
+        [CONSUMER_REGISTERS, DQ_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS, HELPER_REGISTERS],
     )  # fmt: skip

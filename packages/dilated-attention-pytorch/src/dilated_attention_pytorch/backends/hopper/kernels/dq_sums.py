@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from ..gluon_names import aggregate, async_atomic_add, reinterpret
 from .lse_delta import CHUNK
 from .tile_scheduler import read_work_tile, release_work_tile, wait_work_tile
-from .turns import additions, pass_turn, wait_added, wait_turn
+from .turns import Passed, additions, hand_over, wait_added, wait_turn
 
 LINE = gl.constexpr(32)  # numbers of 4 bytes
 PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
@@ -30,6 +30,7 @@ class DqSums:
     scales: gl.tensor | gl.constexpr
     turns: gl.tensor | gl.constexpr
     done: gl.tensor | gl.constexpr
+    passed: Passed | gl.constexpr
 
 
 @gluon.jit
@@ -111,7 +112,7 @@ def adding_warp(sums, queue, lists, heads, grid, config):
                             if IN_TURN and piece == 0:
                                 wait_added(chunk, True)
                                 if place > first_place:
-                                    pass_turn(sums.done + chunk_before)
+                                    hand_over(sums.passed, place - 1, chunk_before)
                                 chunk_before = chunk
                     it += SUB
                     index = index_next
@@ -120,7 +121,9 @@ def adding_warp(sums, queue, lists, heads, grid, config):
         if IN_TURN:
             wait_added(tile, False)
             if it > first_place:
-                pass_turn(sums.done + chunk_before)
+                hand_over(sums.passed, it - 1, chunk_before)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
+    if IN_TURN:
+        hand_over(sums.passed, it, -1)
     tma.store_wait(0)

@@ -1,15 +1,16 @@
 """Additions to global memory by TMA in a fixed order: programs take turns at every chunk of queries.
 
 `done` of a chunk says how many additions to it are in memory, times THREADS. A program waits until as many are in memory as come
-before its own.
+before its own. A warp of its own says so, because a release takes as long as half a step of the warp that adds.
 """
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from ..gluon_names import thread_barrier
+from ..gluon_names import aggregate, thread_barrier
 
 # Every thread of the warp adds 1, which ptxas makes one addition. If a single thread wrote, ptxas would take the warp for
 # diverged, and keep the addresses of the whole kernel in ordinary registers.
@@ -23,6 +24,15 @@ IS_LESS = gl.constexpr("""{
 }""")
 WAIT_FOR_ALL = gl.constexpr("cp.async.bulk.wait_group 0; mov.b32 $0, $1;")
 WAIT_FOR_ALL_BUT_1 = gl.constexpr("cp.async.bulk.wait_group 1; mov.b32 $0, $1;")
+
+
+@aggregate
+class Passed:
+    """Two slots in shared memory for chunks whose additions are in memory, and the barriers that tell when a slot is full and empty."""
+
+    chunks: gl.shared_memory_descriptor
+    full: gl.shared_memory_descriptor
+    empty: gl.shared_memory_descriptor
 
 
 @gluon.jit
@@ -68,7 +78,8 @@ def wait_added(number, BUT_ONE: gl.constexpr):
 def pass_turn(done):
     """Say that an addition is in memory, for which the warp has waited.
 
-    A release: on an H200 others saw a relaxed number before the addition, and the bits of two runs differed.
+    A release: on an H200 others saw a relaxed number before the addition, also behind a fence of the proxy, and the bits of two runs
+    differed.
     """
     thread_barrier()
     gl.inline_asm_elementwise(
@@ -79,3 +90,37 @@ def pass_turn(done):
         is_pure=False,
         pack=1,
     )
+
+
+@gluon.jit
+def hand_over(passed, n, chunk):
+    """Let the passing warp pass on the n-th turn, that of a chunk to which an addition is in memory; -1: it was the last."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    slot = passed.chunks.index(n & 1)
+    mbarrier.wait(passed.empty.index(n & 1), ((n >> 1) & 1) ^ 1)
+    slot.store(gl.full([1], chunk, gl.int32, layout=layout))
+    # all lanes have written before one arrives (tile_scheduler.py)
+    written = gl.max(slot.load(layout), 0)
+    mbarrier.arrive(passed.full.index(n & 1), count=1, pred=written >= -1)
+
+
+@gluon.jit
+def passing_warp(sums):
+    """Passes turns on; does nothing where there are none."""
+    if sums.done is not None:
+        n = 0
+        chunk = take_over(sums.passed, n)
+        while chunk >= 0:
+            pass_turn(sums.done + chunk)
+            n += 1
+            chunk = take_over(sums.passed, n)
+
+
+@gluon.jit
+def take_over(passed, n):
+    """The chunk of the n-th turn, once it is handed over."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    mbarrier.wait(passed.full.index(n & 1), (n >> 1) & 1)
+    chunk = gl.max(passed.chunks.index(n & 1).load(layout), 0)
+    mbarrier.arrive(passed.empty.index(n & 1), count=1)
+    return chunk
