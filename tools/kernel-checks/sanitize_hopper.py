@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -22,6 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "dilated-attention-pytorch" / "src"))
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
+from dilated_attention_pytorch.backends.hopper import adding, turn_order
+from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS, PassMemory
 
 LIMITS = {
     "out": 1e-2,
@@ -67,6 +72,26 @@ CALLS |= {
     "128-256-causal-masks": (128, 256, 600, True, {"masks": True}),
     "256-128-full-bias": (256, 128, 328, False, {"block_bias": True}),
 }
+# Single passes of the backward, which small calls do not take: the sums, and what adding.py wants of a call.
+NO_LEAST = {
+    "LEAST_BLOCKS": 0, "LEAST_QUERIES": 0, "LEAST_IN_ANY_ORDER": 0, "LEAST_OF_64": 0, "LEAST_COLUMNS": 0, "LEAST_TURNS": 0, "LEAST_HEADS": 1,
+}  # fmt: skip
+SINGLE_PASSES: dict[str, tuple[bool, dict[str, int]]] = {
+    "any order": (False, {}),
+    "ranges": (False, {"L2_BYTES": 2**17, "LEAST_IN_RANGE": 1}),
+    "fixed point": (True, {}),
+    "turns": (True, {}),
+}
+CALLS |= {
+    f"{dim}-{block}-{'causal' if causal else 'full'}-single-{sums.replace(' ', '-')}": (
+        dim, block, 328, causal, {"sums": sums},
+    )
+    for sums, dim, block, causal in (
+        ("any order", 64, 64, False), ("any order", 64, 128, True), ("any order", 128, 64, True), ("any order", 128, 128, False),
+        ("ranges", 64, 128, True), ("ranges", 128, 128, False), ("fixed point", 64, 128, False), ("fixed point", 64, 128, True),
+        ("turns", 128, 128, False),
+    )
+}  # fmt: skip
 WITH_GRADIENT = ("block_bias", "sinks")
 
 
@@ -89,7 +114,29 @@ def attend(
     return {"out": out, "lse": lse, **dict(zip(names, grads, strict=True))}
 
 
-def layout_of(block_size: int, length: int, causal: bool, has_masks: bool) -> BlockLayout:
+@contextmanager
+def single_pass(sums: str | None) -> Iterator[list[str]]:
+    """Have small calls take a single pass with such sums, if any; a list of the sums of those that do."""
+    taken: list[str] = []
+    if sums is None:
+        yield taken
+        return
+    memory = SINGLE_PASS.memory
+
+    def noted(problem: Any) -> PassMemory:
+        made = memory(problem)
+        taken.append("ranges" if made.cuts is not None else SINGLE_PASS.how_to_add(problem).value[3:])
+        return made
+
+    changes = NO_LEAST | SINGLE_PASSES[sums][1]
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(adding, **changes))
+        stack.enter_context(mock.patch.object(turn_order, "LEAST_COLUMNS", 0))
+        stack.enter_context(mock.patch.object(SINGLE_PASS, "memory", noted))
+        yield taken
+
+
+def layout_of(block_size: int, length: int, causal: bool, has_masks: bool, sums: str | None) -> BlockLayout:
     if has_masks:
         near = 3 * block_size // 2
         return BlockLayout.from_mask_mod(
@@ -98,15 +145,22 @@ def layout_of(block_size: int, length: int, causal: bool, has_masks: bool) -> Bl
             length,
             block_size,
         )
-    config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.6)
-    return BlockLayout.from_config(config, length, causal=causal)
+    rates = [1, 2] if sums == "turns" else None
+    config = SparsePatternConfig(block_size=block_size, sparsity_ratio=0.6, dilation_rates=rates)
+    layout = BlockLayout.from_config(config, length, causal=causal)
+    if sums == "ranges":  # only where blocks are of no pattern
+        return BlockLayout.from_dense(layout.to_dense(), block_size, length, length, causal=causal)
+    return layout
 
 
 def errors(name: str) -> dict[str, float]:
     """The relative errors of one call: two query heads that share a key head."""
     dim, block_size, length, causal, asked = CALLS[name]
     options = dict(asked)
-    layout = layout_of(block_size, length, causal, options.pop("masks", False))
+    sums = options.pop("sums", None)
+    layout = layout_of(block_size, length, causal, options.pop("masks", False), sums)
+    if sums is not None:
+        options["deterministic"] = SINGLE_PASSES[sums][0]
     n_queries = options.pop("chunk", length)
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad_out = (
@@ -127,7 +181,10 @@ def errors(name: str) -> dict[str, float]:
                     .requires_grad_()
                 )
         grad = grad_out.to(device, dtype)
-        results.append(attend(tensors, layout.to(device), backend, grad, is_causal=causal, **others))
+        with single_pass(sums) as taken:
+            results.append(attend(tensors, layout.to(device), backend, grad, is_causal=causal, **others))
+    if taken != ([] if sums is None else [sums]):
+        raise AssertionError(f"{name}: the backward took single passes with sums {taken}")
     expected, found = results
     return {of: relative(found[of], expected[of]) for of in expected}
 

@@ -37,7 +37,7 @@ class PassMemory(NamedTuple):
     """What the kernels of a single pass share: lse and delta of all queries, and the sums of dq.
 
     Also, where the sums are in fixed point, their scales and the maxima of k and v (kernels/fixed_point.py); where programs take
-    turns, how many additions every chunk has had (kernels/turns.py); where rows are cut into ranges, int32 (columns of all
+    turns, how often these were passed on, for every block at its first chunk (kernels/turns.py); where rows are cut into ranges, int32 (columns of all
     heads, ranges + 1), where (kernels/row_ranges.py).
     """
 

@@ -326,10 +326,10 @@ def single_pass_kernel(
     init_barriers(dq_full, 1, dq_empty, 1)
     passed = None
     if Done is not None:
-        passed_chunks = gl.allocate_shared_memory(gl.int32, [2, 1], FLAT_LAYOUT)
+        passed_blocks = gl.allocate_shared_memory(gl.int32, [2, 1], FLAT_LAYOUT)
         passed_full, passed_empty = barriers(2), barriers(2)
         init_barriers(passed_full, 1, passed_empty, 1)
-        passed = Passed(passed_chunks, passed_full, passed_empty)
+        passed = Passed(passed_blocks, passed_full, passed_empty)
     fence_async_shared()
     sums = DqSums(desc_sums, dq_tiles, dq_full, dq_empty, Scales, Turns, Done, passed)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)

@@ -19,8 +19,8 @@ PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
 class DqSums:
     """The sums of dq: their descriptor, and the tiles in shared memory that are added to them.
 
-    scales: of the queries, in fixed point. turns, done: the turn of every entry of the lists at its chunks, and the additions that
-    each chunk has had (turns.py). None for what a call has not.
+    scales: of the queries, in fixed point. turns, done: the turn of every entry of the lists, and how often those of a block were
+    passed on, at its first chunk; passed: those to pass on (turns.py). None for what a call has not.
     """
 
     desc: tma.tensor_descriptor
@@ -67,8 +67,6 @@ def adding_warp(sums, queue, lists, heads, grid, config):
         index = gl.load(lists.indices + lo, mask=lo < hi, other=0)
         if IN_TURN:
             turn = gl.load(sums.turns + lo, mask=lo < hi, other=0)
-        chunk_before = 0
-        first_place = it
         for g in range(heads.per_kv):
             q_head = first_head + g
             if q_head // heads.per_list != layout_head:
@@ -80,7 +78,7 @@ def adding_warp(sums, queue, lists, heads, grid, config):
                     turn = gl.load(sums.turns + lo, mask=lo < hi, other=0)
             first_chunk = (work.batch_head * heads.per_kv + g) * n_chunks
             if IN_TURN:
-                seen_next = additions(sums.done + first_chunk + index * SUB)
+                seen = additions(sums.done + first_chunk + index * SUB)
             if PAIRED:
                 n_steps = gl.load(lists.unions + layout_head * grid.n_groups + work.group)
                 entry = gl.load(lists.entries + lo, mask=n_steps > 0, other=0)
@@ -99,31 +97,21 @@ def adding_warp(sums, queue, lists, heads, grid, config):
                     for sub in gl.static_range(SUB):
                         place = it + sub
                         chunk = first_chunk + index * SUB + sub
-                        if IN_TURN:  # of the next step, which is waited for later
-                            seen = seen_next
-                            if sub < SUB - 1:
-                                seen_next = additions(sums.done + chunk + 1)
-                            else:
-                                seen_next = additions(sums.done + first_chunk + index_next * SUB)
+                        if IN_TURN and sub == 0:
+                            wait_turn(sums.done + chunk, turn, seen)
+                        if IN_TURN and sub == SUB - 1:  # of the next block, a step before it is waited for
+                            seen = additions(sums.done + first_chunk + index_next * SUB)
                         for piece in gl.static_range(PIECES):
-                            if IN_TURN and piece == 0:
-                                wait_turn(sums.done + chunk, turn, seen)
                             add_tile(sums, boxes, place * PIECES + piece, chunk * PIECES + piece)
-                            if IN_TURN and piece == 0:
-                                wait_added(chunk, True)
-                                if place > first_place:
-                                    hand_over(sums.passed, place - 1, chunk_before)
-                                chunk_before = chunk
+                    if IN_TURN:
+                        wait_added(index)
+                        hand_over(sums.passed, it // SUB, first_chunk + index * SUB)
                     it += SUB
                     index = index_next
                     if IN_TURN:
                         turn = turn_next
-        if IN_TURN:
-            wait_added(tile, False)
-            if it > first_place:
-                hand_over(sums.passed, it - 1, chunk_before)
         i_tile += 1
         tile = wait_work_tile(queue, i_tile)
     if IN_TURN:
-        hand_over(sums.passed, it, -1)
+        hand_over(sums.passed, it // SUB, -1)
     tma.store_wait(0)

@@ -1,7 +1,7 @@
-"""Additions to global memory by TMA in a fixed order: programs take turns at every chunk of queries.
+"""Additions to global memory by TMA in a fixed order: programs take turns at every block of queries.
 
-`done` of a chunk says how many additions to it are in memory, times THREADS. A program waits until as many are in memory as come
-before its own. A warp of its own says so, because a release takes as long as half a step of the warp that adds.
+`done` of a block says how many programs have added to it, times THREADS. A program waits until as many have as come before it.
+A warp of its own passes turns on, because a release takes as long as a piece of the sums takes to come.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ IS_LESS = gl.constexpr("""{
     redux.sync.or.b32 $0, less, 0xffffffff;
 }""")
 WAIT_FOR_ALL = gl.constexpr("cp.async.bulk.wait_group 0; mov.b32 $0, $1;")
-WAIT_FOR_ALL_BUT_1 = gl.constexpr("cp.async.bulk.wait_group 1; mov.b32 $0, $1;")
 
 
 @aggregate
 class Passed:
-    """Two slots in shared memory for chunks whose additions are in memory, and the barriers that tell when a slot is full and empty."""
+    """Two slots in shared memory for blocks to which a program has added, and the barriers that tell when a slot is full and empty."""
 
-    chunks: gl.shared_memory_descriptor
+    blocks: gl.shared_memory_descriptor
     full: gl.shared_memory_descriptor
     empty: gl.shared_memory_descriptor
 
 
 @gluon.jit
 def additions(done):
-    """How many additions of its threads are in memory; the load may be waited for later."""
+    """How often turns were passed on by a thread; the load may be waited for later."""
     return gl.inline_asm_elementwise(
         "ld.acquire.gpu.global.b32 $0, [$1];",
         "=r,l",
@@ -50,7 +49,7 @@ def additions(done):
 
 @gluon.jit
 def wait_turn(done, turn, seen):
-    """Wait until `turn` additions are in memory; seen: `additions` of some time ago."""
+    """Wait until `turn` programs have added; seen: `additions` of some time ago."""
     early = gl.inline_asm_elementwise(
         IS_LESS, "=r,r,r", [seen, turn * THREADS], dtype=gl.int32, is_pure=False, pack=1
     )
@@ -65,18 +64,17 @@ def wait_turn(done, turn, seen):
 
 
 @gluon.jit
-def wait_added(number, BUT_ONE: gl.constexpr):
-    """Wait until the additions of this thread, or all but the last, are in memory; `number` is not used.
+def wait_added(number):
+    """Wait until the additions of this thread are in memory; `number` is not used.
 
     `tma.store_wait` only waits until they have read their tiles.
     """
-    WAIT: gl.constexpr = WAIT_FOR_ALL_BUT_1 if BUT_ONE else WAIT_FOR_ALL
-    gl.inline_asm_elementwise(WAIT, "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1)
+    gl.inline_asm_elementwise(WAIT_FOR_ALL, "=r,r", [number], dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
 def pass_turn(done):
-    """Say that an addition is in memory, for which the warp has waited.
+    """Say that additions are in memory, for which the adding warp has waited.
 
     A release: on an H200 others saw a relaxed number before the addition, also behind a fence of the proxy, and the bits of two runs
     differed.
@@ -93,12 +91,12 @@ def pass_turn(done):
 
 
 @gluon.jit
-def hand_over(passed, n, chunk):
-    """Let the passing warp pass on the n-th turn, that of a chunk to which an addition is in memory; -1: it was the last."""
+def hand_over(passed, n, block):
+    """Let the passing warp pass on the n-th turn, at a block to which the additions are in memory; -1: there are no more."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    slot = passed.chunks.index(n & 1)
+    slot = passed.blocks.index(n & 1)
     mbarrier.wait(passed.empty.index(n & 1), ((n >> 1) & 1) ^ 1)
-    slot.store(gl.full([1], chunk, gl.int32, layout=layout))
+    slot.store(gl.full([1], block, gl.int32, layout=layout))
     # all lanes have written before one arrives (tile_scheduler.py)
     written = gl.max(slot.load(layout), 0)
     mbarrier.arrive(passed.full.index(n & 1), count=1, pred=written >= -1)
@@ -109,18 +107,18 @@ def passing_warp(sums):
     """Passes turns on; does nothing where there are none."""
     if sums.done is not None:
         n = 0
-        chunk = take_over(sums.passed, n)
-        while chunk >= 0:
-            pass_turn(sums.done + chunk)
+        block = take_over(sums.passed, n)
+        while block >= 0:
+            pass_turn(sums.done + block)
             n += 1
-            chunk = take_over(sums.passed, n)
+            block = take_over(sums.passed, n)
 
 
 @gluon.jit
 def take_over(passed, n):
-    """The chunk of the n-th turn, once it is handed over."""
+    """The block of the n-th turn, once it is handed over."""
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     mbarrier.wait(passed.full.index(n & 1), (n >> 1) & 1)
-    chunk = gl.max(passed.chunks.index(n & 1).load(layout), 0)
+    block = gl.max(passed.blocks.index(n & 1).load(layout), 0)
     mbarrier.arrive(passed.empty.index(n & 1), count=1)
-    return chunk
+    return block
