@@ -130,7 +130,8 @@ def single_pass(sums: str | None) -> Iterator[list[str]]:
 
     changes = NO_LEAST | SINGLE_PASSES[sums][1]
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.multiple(adding, **changes))
+        for name, value in changes.items():
+            stack.enter_context(mock.patch.object(adding, name, value))
         stack.enter_context(mock.patch.object(turn_order, "LEAST_COLUMNS", 0))
         stack.enter_context(mock.patch.object(SINGLE_PASS, "memory", noted))
         yield taken

@@ -22,8 +22,8 @@ MEMORY_WITHOUT_GPU = 80 * 2**30  # of an H100: kernels compiled ahead of time
 HEAD_DIMS = (64,)
 LEAST_BLOCKS = 8  # of a row, on the mean
 LEAST_QUERIES = 2**18  # of all heads and batch elements
-# In turns. With fewer heads, or shorter columns, programs wait for each other: on an H200 1 head of 51 blocks takes 0.98 of the time of
-# two passes, 4 heads of 10 blocks 1.07.
+# In turns. With fewer heads, or shorter columns, programs wait for each other: on an H200 1 head of 51 blocks takes 1.05 of the time of
+# two passes, 4 heads of 10 blocks 1.12.
 TURN_HEADS = 4  # heads whose columns are started in turn, at most
 LEAST_HEADS = 2  # and at least
 # Blocks that a column has on the mean, times the query heads of a kv head, times the heads in turn.
