@@ -125,7 +125,9 @@ def single_pass(sums: str | None) -> Iterator[list[str]]:
 
     def noted(problem: Any) -> PassMemory:
         made = memory(problem)
-        taken.append("ranges" if made.cuts is not None else SINGLE_PASS.how_to_add(problem).value[3:])
+        found = SINGLE_PASS.how_to_add(problem)
+        assert isinstance(found, adding.Adding)
+        taken.append("ranges" if made.cuts is not None else found.value[3:])
         return made
 
     changes = NO_LEAST | SINGLE_PASSES[sums][1]
