@@ -73,19 +73,20 @@ def sized(q_len: int, heads: int, blocks: int, is_causal: bool = False, **others
 
 
 @pytest.mark.parametrize(
-    ("q_len", "heads", "blocks", "wanted"),
+    ("q_len", "heads", "blocks", "is_causal", "wanted"),
     [
-        (4096, 2, 32, 2),  # 64 tiles for 132 multiprocessors
-        (4096, 1, 32, 4),
-        (8192, 3, 16, 1),
-        (16384, 2, 32, 1),
-        (2048, 4, 16, 1),  # the host takes as long
+        (4096, 2, 32, False, 2),  # 64 tiles for 132 multiprocessors
+        (4096, 1, 32, False, 4),
+        (4096, 1, 32, True, 1),
+        (8192, 3, 16, False, 1),
+        (16384, 2, 32, False, 1),
+        (2048, 4, 16, False, 1),  # the host takes as long
     ],
 )
 def test_rows_are_split_where_multiprocessors_would_be_idle(
-    q_len: int, heads: int, blocks: int, wanted: int
+    q_len: int, heads: int, blocks: int, is_causal: bool, wanted: int
 ) -> None:
-    found = num_shares(sized(q_len, heads, blocks), 128, 132)
+    found = num_shares(sized(q_len, heads, blocks, is_causal), 128, 132)
     assert found == wanted
 
 
@@ -97,8 +98,8 @@ def test_shares_take_a_bounded_memory() -> None:
 
 
 def test_estimate_falls_with_idle_multiprocessors_and_counts_the_merging() -> None:
-    assert estimate(66, 64, 2, 132, 128, False) < estimate(66, 64, 1, 132, 128, False)
-    assert estimate(132, 64, 2, 132, 128, False) > estimate(132, 64, 1, 132, 128, False)
+    assert estimate(66, 64, 2, 132, 128) < estimate(66, 64, 1, 132, 128)
+    assert estimate(132, 64, 2, 132, 128) > estimate(132, 64, 1, 132, 128)
 
 
 @pytest.mark.parametrize("name", ["sequences", "masks", "lists of their own"])

@@ -37,7 +37,7 @@ def splits_rows() -> bool:
     return SPLIT_ROWS.read() == "1"
 
 
-def estimate(n_tiles: int, blocks: float, n_shares: int, slots: int, head_dim: int, is_causal: bool) -> float:
+def estimate(n_tiles: int, blocks: float, n_shares: int, slots: int, head_dim: int) -> float:
     """Microseconds of a forward whose rows are split.
 
     Args:
@@ -46,15 +46,10 @@ def estimate(n_tiles: int, blocks: float, n_shares: int, slots: int, head_dim: i
         n_shares: of every row; 1 is not split.
         slots: tiles that run at the same time.
         head_dim: of the kernel.
-        is_causal: rows then have up to twice the mean, else about the same.
     """
     tile = blocks / n_shares * PER_BLOCK[head_dim] + PER_TILE
     n = n_tiles * n_shares
-    if is_causal:  # the longest first: they fill the gaps
-        longest = 2 * blocks / n_shares * PER_BLOCK[head_dim] + PER_TILE
-        kernel = max(longest, n * tile / slots + tile / 2 if n > slots else longest)
-    else:
-        kernel = math.ceil(n / slots) * tile
+    kernel = math.ceil(n / slots) * tile
     if n_shares == 1:
         return kernel
     moved = n * GROUP_TOKENS * head_dim * 4
@@ -70,20 +65,20 @@ def num_shares(problem: AttentionProblem, head_dim: int, slots: int) -> int:
         slots: work tiles that run at the same time.
     """
     p = problem
-    if not can_be_split(p):
+    if not can_be_split(p) or p.is_causal:  # on an H200 causal rows of 64 tiles took as long in shares
         return 1
     tiles_of_head = -(-p.q_len // GROUP_TOKENS)
     n_tiles = tiles_of_head * p.batch * p.num_heads
     blocks = p.rows.indices.numel() / (p.layout_heads * p.grid.n_rows) * (p.block_size / GROUP_TOKENS)
     bytes_of_share = 4 * p.batch * p.num_heads * p.q_len * (head_dim + 1)
-    best, unsplit = 1, estimate(n_tiles, blocks, 1, slots, head_dim, p.is_causal)
+    best, unsplit = 1, estimate(n_tiles, blocks, 1, slots, head_dim)
     if unsplit < LEAST_TIME:
         return 1
     fastest = unsplit - LEAST_GAIN
     for n in CHOICES:
         if n * bytes_of_share > MOST_BYTES or blocks < 2 * n:
             break
-        time = estimate(n_tiles, blocks, n, slots, head_dim, p.is_causal)
+        time = estimate(n_tiles, blocks, n, slots, head_dim)
         if time < fastest:
             best, fastest = n, time
     return best
