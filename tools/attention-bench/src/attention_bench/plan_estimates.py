@@ -19,7 +19,7 @@ from .exchange_counts import ExchangeCounts
 
 # TFLOP/s forward and backward of the active blocks in bfloat16, by head_dim and block: 131,072 tokens on an H200,
 # results/h200.json, at 1 % of the blocks where that was measured.
-TFLOPS = {(128, 128): (592, 466), (128, 64): (548, 440), (64, 128): (539, 393), (64, 64): (471, 389)}
+TFLOPS = {(128, 128): (624, 460), (128, 64): (571, 431), (64, 128): (465, 419), (64, 64): (466, 383)}
 # The same of dense attention through cuDNN, by head_dim: results/h200-0.3.0.json.
 DENSE_TFLOPS = {128: (606, 548), 64: (461, 453)}
 NEAR_GBS = 450.0  # NVLink of an H100 or H200: 900 GB/s, both ways together (NVIDIA's data sheet)
