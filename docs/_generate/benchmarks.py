@@ -28,7 +28,7 @@ PARTS = [
         "Blocks chosen per head",
         "Random blocks in every row of every head, the diagonal among them, as blocks chosen from the content are: neighbours "
         "share few. `bsa` is cuDNN's block-sparse attention with its defaults, the other `bsa-` are its settings; those with splits "
-        "also take all queries of the backward in one bucket. One round: differences below 5 % mean nothing.",
+        "also take all queries of the backward in one bucket. Two or three rounds: differences below 5 % mean little.",
     ),
     (
         "*-practical*",
