@@ -23,6 +23,7 @@ from uniform_registers import faults
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig
 from dilated_attention_pytorch.backends.hopper import HOPPER, passes, tuning
+from dilated_attention_pytorch.backends.hopper.adding import Adding
 from dilated_attention_pytorch.backends.hopper.launcher import box_layout
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.hopper.wide import bias_slots
@@ -267,14 +268,10 @@ def launch_of(shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any], int]:
     grads = Gradients(torch.empty_like(p.q), torch.empty_like(p.k), torch.empty_like(p.v), None)
     call = passes.BackwardCall(p, out, lse, out, lse, shape.grad_lse, grads, None, backward_tensors_of(p))
     if shape.kernel in SINGLE_PASSES:
-        memory = SINGLE_PASS.memory(p)
-        whole = torch.empty(16, 2, dtype=torch.int32)
-        if shape.kernel == "turns":
-            memory = memory._replace(done=whole)
-        elif shape.kernel == "ranges":
-            memory = memory._replace(cuts=whole)
-        elif shape.kernel == "fixed":
-            memory = memory._replace(sums=memory.sums.int(), scales=memory.stats)
+        adding = {"fixed": Adding.FIXED_POINT, "turns": Adding.TURNS}.get(shape.kernel, Adding.ANY_ORDER)
+        memory = SINGLE_PASS.memory(p, adding)
+        if shape.kernel == "ranges":
+            memory = memory._replace(cuts=torch.empty(16, 2, dtype=torch.int32))
         its = SINGLE_PASS.arguments(call, memory)
         return SINGLE_PASS.kernel, its, SINGLE_PASS.options(), 1
     of_backward = passes.backward_of(p).passes[("dq", "dkdv", "dv").index(shape.kernel)]

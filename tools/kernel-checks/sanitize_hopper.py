@@ -123,11 +123,9 @@ def single_pass(sums: str | None) -> Iterator[list[str]]:
         return
     memory = SINGLE_PASS.memory
 
-    def noted(problem: Any) -> PassMemory:
-        made = memory(problem)
-        found = SINGLE_PASS.how_to_add(problem)
-        assert isinstance(found, adding.Adding)
-        taken.append("ranges" if made.cuts is not None else found.value[3:])
+    def noted(problem: Any, how: adding.Adding) -> PassMemory:
+        made = memory(problem, how)
+        taken.append("ranges" if made.cuts is not None else how.value[3:])
         return made
 
     changes = NO_LEAST | SINGLE_PASSES[sums][1]

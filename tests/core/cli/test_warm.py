@@ -209,19 +209,20 @@ def test_calls_that_are_not_deterministic_have_the_single_pass_compiled() -> Non
     pytest.importorskip("triton.experimental.gluon")
     from dilated_attention_pytorch.backends.compile_only import replaced
     from dilated_attention_pytorch.backends.hopper import HOPPER, adding
+    from dilated_attention_pytorch.backends.hopper.adding import Adding
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
     case = Case(128, 128, 128, "bfloat16", False)
     for call in small_calls(case, Wanted((9, 0), "auto", (), True, deterministic=False)):
         problem = call.problem().prepared_by(HOPPER, call.layout)
         with replaced(adding, LEAST_IN_ANY_ORDER=0):  # as when they are compiled
-            assert (SINGLE_PASS.why_not(problem) is None) is not problem.deterministic
+            assert isinstance(SINGLE_PASS.choice(problem), Adding) is not problem.deterministic
 
 
 def test_large_calls_run_where_their_backward_differs() -> None:
     pytest.importorskip("triton.experimental.gluon")
     from dilated_attention_pytorch.backends.hopper import HOPPER
-    from dilated_attention_pytorch.backends.hopper.adding import row_ranges
+    from dilated_attention_pytorch.backends.hopper.adding import Adding, row_ranges
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
     here = Wanted(None, "auto", (), True)
@@ -242,7 +243,7 @@ def test_large_calls_run_where_their_backward_differs() -> None:
                 *([True] if block_size == 128 else []), *([False] if not wanted.deterministic else [])
             }  # fmt: skip
             for p in problems:
-                assert (SINGLE_PASS.why_not(p) is None) is (not p.deterministic or head_dim == 64)
+                assert isinstance(SINGLE_PASS.choice(p), Adding) is (not p.deterministic or head_dim == 64)
     assert not list(large_calls(Case(64, 64, 32, "bfloat16", True), here._replace(deterministic=False)))
 
 

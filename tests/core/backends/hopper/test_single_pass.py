@@ -14,6 +14,7 @@ pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
 from dilated_attention_pytorch.backends.hopper import HOPPER, adding
+from dilated_attention_pytorch.backends.hopper.adding import Adding
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
@@ -125,7 +126,7 @@ def test_drawn_calls_of_blocks_of_64(of_few_blocks: None, head_dim: int, seed: i
     )
     with counted(emulated(release).launch) as calls:
         assert wrong_results(call, seed, release=release) == {}
-    assert len(calls) == (SINGLE_PASS.why_not(call) is None)
+    assert len(calls) == (SINGLE_PASS.choice(call) is Adding.ANY_ORDER)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -161,11 +162,11 @@ def test_blocks_of_64_take_a_single_pass_where_it_pays(
     q = torch.empty(1, length, heads, 128, dtype=torch.bfloat16)
     k = q[:, :, :1]
     problem = make_problem(q, k, k, layout, deterministic=False)
-    found = SINGLE_PASS.why_not(problem)
-    assert found is None if reason is None else reason in str(found)
+    found = SINGLE_PASS.choice(problem)
+    assert found is Adding.ANY_ORDER if reason is None else reason in str(found)
     # the columns of patterns share rows
-    of_pattern = SINGLE_PASS.why_not(replace(problem, of_pattern=True))
-    assert of_pattern is None or blocks < 32
+    of_pattern = SINGLE_PASS.choice(replace(problem, of_pattern=True))
+    assert of_pattern is Adding.ANY_ORDER or blocks < 32
 
 
 def test_dq_is_written_to_heads_of_a_larger_tensor(of_few_blocks: None) -> None:
@@ -187,11 +188,11 @@ def test_dq_is_written_to_heads_of_a_larger_tensor(of_few_blocks: None) -> None:
 def test_who_asks_for_the_same_bits_in_a_small_call_gets_two_passes(
     of_few_blocks: None, warn_only: bool
 ) -> None:
-    assert "same bits" in str(SINGLE_PASS.why_not(problem_of(deterministic=True)))
-    assert SINGLE_PASS.why_not(problem_of()) is None
+    assert "same bits" in str(SINGLE_PASS.choice(problem_of(deterministic=True)))
+    assert SINGLE_PASS.choice(problem_of()) is Adding.ANY_ORDER
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
     try:
-        assert "same bits" in str(SINGLE_PASS.why_not(problem_of()))
+        assert "same bits" in str(SINGLE_PASS.choice(problem_of()))
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -211,7 +212,7 @@ def test_who_asks_for_the_same_bits_in_a_small_call_gets_two_passes(
     ],
 )
 def test_other_calls_take_two_passes(options: dict[str, Any], reason: str) -> None:
-    assert reason in str(SINGLE_PASS.why_not(problem_of(**options)))
+    assert reason in str(SINGLE_PASS.choice(problem_of(**options)))
 
 
 def test_sums_that_are_added_to_in_any_order_take_a_quarter_of_the_device_at_most(
@@ -221,9 +222,9 @@ def test_sums_that_are_added_to_in_any_order_take_a_quarter_of_the_device_at_mos
         problem = problem_of(head_dim=64, length=256, heads=2, block=block)
         n_bytes = 4 * 2 * 256 * 2 * 64
         monkeypatch.setattr(adding, "device_memory", lambda device, n_bytes=n_bytes: 4 * n_bytes)
-        assert SINGLE_PASS.why_not(problem) is None
+        assert SINGLE_PASS.choice(problem) is Adding.ANY_ORDER
         monkeypatch.setattr(adding, "device_memory", lambda device, n_bytes=n_bytes: 4 * n_bytes - 1)
-        assert "1 / 4 of the GPU's memory" in str(SINGLE_PASS.why_not(problem))
+        assert "1 / 4 of the GPU's memory" in str(SINGLE_PASS.choice(problem))
 
 
 def test_small_calls_of_the_default_take_two_passes() -> None:

@@ -177,19 +177,19 @@ def large_layout(
 
 
 def test_large_calls_of_patterns_take_turns() -> None:
-    assert SINGLE_PASS.how_to_add(large()) is Adding.TURNS
-    assert SINGLE_PASS.how_to_add(large(heads=8, kv_heads=2, pattern="local_window")) is Adding.TURNS
-    assert SINGLE_PASS.how_to_add(large(dtype=torch.float16)) is Adding.TURNS
-    assert SINGLE_PASS.how_to_add(replace(large(), deterministic=False)) is Adding.ANY_ORDER
+    assert SINGLE_PASS.choice(large()) is Adding.TURNS
+    assert SINGLE_PASS.choice(large(heads=8, kv_heads=2, pattern="local_window")) is Adding.TURNS
+    assert SINGLE_PASS.choice(large(dtype=torch.float16)) is Adding.TURNS
+    assert SINGLE_PASS.choice(replace(large(), deterministic=False)) is Adding.ANY_ORDER
 
 
 def test_turns_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = large()
     monkeypatch.setenv(BACKWARD_SUMS.name, "off")
-    assert "is off" in str(SINGLE_PASS.how_to_add(prepared))
+    assert "is off" in str(SINGLE_PASS.choice(prepared))
     before = large()
     monkeypatch.delenv(BACKWARD_SUMS.name)
-    assert "no faster" in str(SINGLE_PASS.how_to_add(before))  # its layout was prepared without turns
+    assert "no faster" in str(SINGLE_PASS.choice(before))  # its layout was prepared without turns
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_turns_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["one head", "short columns", "pattern", "few columns", "all rates", "a long rate"],
 )
 def test_others_take_two_passes(options: dict[str, Any]) -> None:
-    assert "no faster" in str(SINGLE_PASS.why_not(large(**options)))
+    assert "no faster" in str(SINGLE_PASS.choice(large(**options)))
 
 
 def test_layouts_without_turns(monkeypatch: pytest.MonkeyPatch) -> None:

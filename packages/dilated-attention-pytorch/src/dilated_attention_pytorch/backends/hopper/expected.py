@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..compile_workers import compile_beside, n_workers
 from ..problem import AttentionProblem, Gradients
+from .adding import Adding
 from .launcher import descriptor
 from .passes import BackwardCall, backward_of
 from .single_pass import SINGLE_PASS
@@ -30,8 +31,9 @@ def compile_backward_beside(
     of_call = {name: x for name, x in tensors.items() if name in OF_CALL}
     # a kernel is compiled for types, so any tensors of them will do
     call = BackwardCall(p, out, lse, out, lse, False, Gradients(p.q, p.k, p.v, None), None, of_call)
-    if SINGLE_PASS.why_not(p) is None:
-        arguments = SINGLE_PASS.arguments(call, SINGLE_PASS.memory(p, 1))
+    adding = SINGLE_PASS.choice(p)
+    if isinstance(adding, Adding):
+        arguments = SINGLE_PASS.arguments(call, SINGLE_PASS.memory(p, adding, n_chunks=1))
         compile_beside(SINGLE_PASS.kernel, described(arguments), SINGLE_PASS.options())
         return
     for each in backward_of(p).passes:

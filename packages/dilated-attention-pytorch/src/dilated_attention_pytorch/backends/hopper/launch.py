@@ -15,6 +15,7 @@ from ..dropout import keep_scale
 from ..gap_kernel import clear_gaps_kernel
 from ..gaps import clearing
 from ..problem import AttentionProblem, Forward, Gradients
+from .adding import Adding
 from .expected import compile_backward_beside
 from .kernels.merge_shares import merge_shares_kernel
 from .launcher import LAUNCHES, Launch, multiprocessors, tile_counter
@@ -359,8 +360,9 @@ def launch_backward(
     call = backward_call(problem, out, lse, grad_out, grad_lse, into)
     if nothing_to_do(call):
         return without_pairs(problem, call.grads)
-    if SINGLE_PASS.why_not(call.problem) is None:
-        return launch_single_pass(call, index)
+    adding = SINGLE_PASS.choice(call.problem)
+    if isinstance(adding, Adding):
+        return launch_single_pass(call, adding, index)
     key = ("backward", call.key)
     launches: BackwardLaunches | None = LAUNCHES.get(key)
     if launches is None or launches.is_wide:
@@ -381,13 +383,14 @@ def why_deterministic(problem: AttentionProblem) -> str | None:
     """Why the backward of a problem with ``deterministic=False`` gives the same bits every time; None if it may not."""
     if SINGLE_PASS.wants_same_bits():
         return "torch.use_deterministic_algorithms(True) asks for the same bits"
-    return SINGLE_PASS.why_not(problem if has_kernel_blocks(problem) else of_kernel_blocks(problem))
+    adding = SINGLE_PASS.choice(problem if has_kernel_blocks(problem) else of_kernel_blocks(problem))
+    return adding if isinstance(adding, str) else None
 
 
-def launch_single_pass(call: BackwardCall, index: int) -> Gradients:
+def launch_single_pass(call: BackwardCall, adding: Adding, index: int) -> Gradients:
     """Gradients of a call that the single pass serves."""
-    memory = SINGLE_PASS.memory(call.problem)
-    key = ("single pass", memory.sums.dtype, memory.done is None, memory.n_ranges, call.key)
+    memory = SINGLE_PASS.memory(call.problem, adding)
+    key = ("single pass", adding, memory.n_ranges, call.key)
     launch: Launch | None = LAUNCHES.get(key)
     if launch is None:
         grid = min(SINGLE_PASS.n_tiles(call.problem, memory), multiprocessors(index))

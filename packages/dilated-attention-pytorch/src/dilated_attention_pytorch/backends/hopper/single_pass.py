@@ -63,27 +63,18 @@ class SinglePass:
         """Whether torch asks all operations for the same bits in every run."""
         return torch.are_deterministic_algorithms_enabled()
 
-    def how_to_add(self, problem: AttentionProblem) -> Adding | str:
-        """How the sums of a problem that the single pass serves are added to, or why it does not serve it."""
-        return how_to_add(problem, self.is_in_fixed_order(problem))
+    def choice(self, problem: AttentionProblem) -> Adding | str:
+        """How a problem of blocks of 64 or 128 is added to the sums, or why two passes serve it instead.
 
-    def is_in_fixed_order(self, problem: AttentionProblem) -> bool:
-        """Whether two backwards must give the same bits."""
-        return problem.deterministic or self.wants_same_bits()
-
-    def why_not(self, problem: AttentionProblem) -> str | None:
-        """Why two passes serve a problem of blocks of 64 or 128 instead; None if the single pass does.
-
-        Every backward asks, so the quickest questions come first.
+        Every backward asks, once, so the quickest questions come first.
         """
         p, head_dim = problem, problem.q.shape[3]
-        is_64 = p.grid.block_size == 64
         if head_dim not in tuning.SINGLE_PASS or p.v.shape[3] != head_dim:
             return f"head_dim {head_dim} and {p.v_head_dim} of v are not both {HEAD_DIMS}"
-        adding = self.how_to_add(p)
-        why_not = adding if isinstance(adding, str) else None
-        if why_not is not None and self.is_in_fixed_order(p):
-            return why_not
+        in_fixed_order = p.deterministic or self.wants_same_bits()
+        adding = how_to_add(p, in_fixed_order)
+        if in_fixed_order and isinstance(adding, str):
+            return adding
         if p.dilation is not None:
             return f"tokens are dilated with rates {p.rates}"
         if is_wide(p):
@@ -91,24 +82,23 @@ class SinglePass:
         if (
             head_dim == 128
             and p.q.dtype == torch.float16
-            and not is_64
+            and p.grid.block_size == 128
             and (p.is_causal or not has_no_edge(p))
         ):
             return "masks of float16 of head_dim 128 take too many registers"
-        return why_not
+        return adding
 
     def n_chunks(self, problem: AttentionProblem) -> int:
         """Chunks of queries of a head."""
         return problem.grid.n_rows * (problem.block_size // int(CHUNK.value))
 
-    def memory(self, problem: AttentionProblem, n_chunks: int | None = None) -> PassMemory:
+    def memory(self, problem: AttentionProblem, adding: Adding, n_chunks: int | None = None) -> PassMemory:
         """The memory, not filled but for the maxima, which are 0; n_chunks: of queries, all by default."""
         p = problem
         n = (p.batch * p.num_heads * self.n_chunks(p) if n_chunks is None else n_chunks) * CHUNK.value
         floats: dict[str, Any] = {"dtype": torch.float32, "device": p.q.device}
         whole: dict[str, Any] = {"dtype": torch.int32, "device": p.q.device}
         of_sums, scales, maxima, done, cuts = floats, None, None, None, None
-        adding = self.how_to_add(p)
         if adding is Adding.TURNS:
             done = torch.empty(n // CHUNK.value, **whole)
         elif adding is Adding.FIXED_POINT:
