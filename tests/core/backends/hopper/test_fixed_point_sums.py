@@ -61,7 +61,7 @@ def test_the_setting_is_auto_by_default(
 
 def test_another_setting_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BACKWARD_SUMS.name, "1")
-    with pytest.raises(ValueError, match="must be auto or turns or off, got '1'"):
+    with pytest.raises(ValueError, match="must be auto or off, got '1'"):
         is_on()
 
 
