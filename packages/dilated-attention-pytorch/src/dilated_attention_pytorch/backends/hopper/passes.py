@@ -6,6 +6,7 @@ as the tile counter, `arguments` holds one of the right type.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -37,13 +38,14 @@ from .wide import (
 from .work_order import WorkOrder
 
 NO_TENSORS: dict[str, Tensor] = {}  # never changed
+cached_offsets = functools.lru_cache(maxsize=256)(WorkOrder.of)  # of which a backward asks several times
 
 
 def offsets_of(problem: AttentionProblem) -> WorkOrder:
     """Where the parts of the work order are."""
     p, grid = problem, problem.grid
     n_heads = p.layout_batch * p.layout_heads
-    return WorkOrder.of(grid.n_rows, grid.n_cols, n_heads, p.rows.indices.numel(), p.block_size, p.dilation)
+    return cached_offsets(grid.n_rows, grid.n_cols, n_heads, p.rows.indices.numel(), p.block_size, p.dilation)
 
 
 def in_order(kernel: Any, given: dict[str, Any]) -> dict[str, Any]:
