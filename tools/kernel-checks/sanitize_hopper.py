@@ -14,7 +14,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +26,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[2] / "packages" / "dilated-attention-pytorch" / "src"))
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
-from dilated_attention_pytorch.backends.hopper import adding, turn_order
+from dilated_attention_pytorch.backends.hopper import turn_order
+from dilated_attention_pytorch.backends.hopper.adding import Adding, Limits
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS, PassMemory
 
 LIMITS = {
@@ -72,15 +74,15 @@ CALLS |= {
     "128-256-causal-masks": (128, 256, 600, True, {"masks": True}),
     "256-128-full-bias": (256, 128, 328, False, {"block_bias": True}),
 }
-# Single passes of the backward, which small calls do not take: the sums, and what adding.py wants of a call.
-NO_LEAST = {
-    "LEAST_BLOCKS": 0, "LEAST_QUERIES": 0, "LEAST_IN_ANY_ORDER": 0, "LEAST_OF_64": 0, "LEAST_COLUMNS": 0, "LEAST_TURNS": 0, "LEAST_HEADS": 1,
-}  # fmt: skip
-SINGLE_PASSES: dict[str, tuple[bool, dict[str, int]]] = {
-    "any order": (False, {}),
-    "ranges": (False, {"L2_BYTES": 2**17, "LEAST_IN_RANGE": 1}),
-    "fixed point": (True, {}),
-    "turns": (True, {}),
+# Single passes of the backward, by their sums: whether two backwards must give the same bits, and limits with which small calls take one.
+OF_ANY_SIZE = Limits(
+    fixed_point_blocks=0, fixed_point_queries=0, turn_columns=0, turn_heads=1, turn_blocks=0, any_order_blocks=0, any_order_blocks_of_64=0,
+)  # fmt: skip
+SINGLE_PASSES = {
+    "any order": (False, OF_ANY_SIZE),
+    "ranges": (False, replace(OF_ANY_SIZE, l2_bytes=2**17, range_blocks=1)),
+    "fixed point": (True, OF_ANY_SIZE),
+    "turns": (True, OF_ANY_SIZE),
 }
 CALLS |= {
     f"{dim}-{block}-{'causal' if causal else 'full'}-single-{sums.replace(' ', '-')}": (
@@ -123,17 +125,16 @@ def single_pass(sums: str | None) -> Iterator[list[str]]:
         return
     memory = SINGLE_PASS.memory
 
-    def noted(problem: Any, how: adding.Adding) -> PassMemory:
-        made = memory(problem, how)
-        taken.append("ranges" if made.cuts is not None else how.value[3:])
+    def noted(problem: Any, adding: Adding) -> PassMemory:
+        made = memory(problem, adding)
+        taken.append("ranges" if made.cuts is not None else adding.value[3:])
         return made
 
-    changes = NO_LEAST | SINGLE_PASSES[sums][1]
-    with ExitStack() as stack:
-        for name, value in changes.items():
-            stack.enter_context(mock.patch.object(adding, name, value))
-        stack.enter_context(mock.patch.object(turn_order, "LEAST_COLUMNS", 0))
-        stack.enter_context(mock.patch.object(SINGLE_PASS, "memory", noted))
+    with (
+        mock.patch.object(SINGLE_PASS, "limits", SINGLE_PASSES[sums][1]),
+        mock.patch.object(SINGLE_PASS, "memory", noted),
+        mock.patch.object(turn_order, "LEAST_COLUMNS", 0),
+    ):
         yield taken
 
 

@@ -208,21 +208,21 @@ def test_calls_that_are_not_deterministic_are_plain_ones_beside_the_others(
 def test_calls_that_are_not_deterministic_have_the_single_pass_compiled() -> None:
     pytest.importorskip("triton.experimental.gluon")
     from dilated_attention_pytorch.backends.compile_only import replaced
-    from dilated_attention_pytorch.backends.hopper import HOPPER, adding
-    from dilated_attention_pytorch.backends.hopper.adding import Adding
+    from dilated_attention_pytorch.backends.hopper import HOPPER
+    from dilated_attention_pytorch.backends.hopper.adding import Adding, Limits
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
     case = Case(128, 128, 128, "bfloat16", False)
     for call in small_calls(case, Wanted((9, 0), "auto", (), True, deterministic=False)):
         problem = call.problem().prepared_by(HOPPER, call.layout)
-        with replaced(adding, LEAST_IN_ANY_ORDER=0):  # as when they are compiled
+        with replaced(SINGLE_PASS, limits=Limits(any_order_blocks=0)):  # as when they are compiled
             assert isinstance(SINGLE_PASS.choice(problem), Adding) is not problem.deterministic
 
 
 def test_large_calls_run_where_their_backward_differs() -> None:
     pytest.importorskip("triton.experimental.gluon")
     from dilated_attention_pytorch.backends.hopper import HOPPER
-    from dilated_attention_pytorch.backends.hopper.adding import Adding, row_ranges
+    from dilated_attention_pytorch.backends.hopper.adding import Adding, Limits, row_ranges
     from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 
     here = Wanted(None, "auto", (), True)
@@ -237,7 +237,9 @@ def test_large_calls_run_where_their_backward_differs() -> None:
             lengths = list(dict.fromkeys(call.q.shape[1] for call in calls))
             assert {length % 128 == 0 for length in lengths} == ({True, False} if lengths else set())
             problems = [call.problem().prepared_by(HOPPER, call.layout) for call in calls]
-            ranges = [row_ranges(p) for p in problems if not p.deterministic and p.block_size == 128]
+            ranges = [
+                row_ranges(p, Limits()) for p in problems if not p.deterministic and p.block_size == 128
+            ]
             assert ranges == ([] if wanted.deterministic or block_size == 64 else [1, 1 + head_dim // 64] * 2)
             assert {p.deterministic for p in problems} == {
                 *([True] if block_size == 128 else []), *([False] if not wanted.deterministic else [])

@@ -17,6 +17,7 @@ from dilated_attention_pytorch.backends.hopper.adding import (
     SHARE,
     SHARE_IN_ANY_ORDER,
     Adding,
+    Limits,
     device_memory,
     fixed_point_pays,
     is_on,
@@ -29,21 +30,18 @@ from dilated_attention_pytorch.environment_settings import BACKWARD_SUMS
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper.cases import ROUNDING
 from tests.core.backends.hopper.emulator.comparison import distance
-from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
-from tests.core.backends.hopper.test_single_pass import counted, problem_of, seen
+from tests.core.backends.hopper.test_single_pass import counted, problem_of, seen, set_limits
 
 
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums in fixed point also in small calls, and at head_dim 128."""
     monkeypatch.delenv(BACKWARD_SUMS.name, raising=False)
-    for module in (adding, emulated().adding):
-        monkeypatch.setattr(module, "HEAD_DIMS", (64, 128))
-        monkeypatch.setattr(module, "LEAST_BLOCKS", 0)
-        monkeypatch.setattr(module, "LEAST_QUERIES", 0)
-        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
+    set_limits(
+        monkeypatch, fixed_point_dims=(64, 128), fixed_point_blocks=0, fixed_point_queries=0, any_order_blocks=0
+    )  # fmt: skip
 
 
 # ---- which calls
@@ -88,7 +86,7 @@ def test_two_passes_serve_what_they_serve_as_fast(
     layout = BlockLayout.from_dense(((column[None] - column[:, None]) % n) < blocks, 128)
     q = torch.empty(1, 1, 1, 1, dtype=torch.bfloat16).expand(1, 128 * n, heads, head_dim)
     problem = make_problem(q, q, q, layout).prepared_by(HOPPER, layout)
-    assert fixed_point_pays(problem) is expected
+    assert fixed_point_pays(problem, Limits()) is expected
     assert (SINGLE_PASS.choice(problem) is Adding.FIXED_POINT) is expected
 
 

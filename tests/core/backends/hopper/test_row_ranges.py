@@ -11,24 +11,18 @@ import torch
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
-from dilated_attention_pytorch.backends.hopper import adding
-from dilated_attention_pytorch.backends.hopper.adding import row_ranges
+from dilated_attention_pytorch.backends.hopper.adding import Limits, row_ranges
 from tests.core.backends.hopper.cases import ROUNDING, ROUNDINGS
 from tests.core.backends.hopper.emulator.comparison import compare
-from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
-from tests.core.backends.hopper.test_single_pass import counted, problem_of, seen
+from tests.core.backends.hopper.test_single_pass import counted, problem_of, seen, set_limits
 
 
 @pytest.fixture
 def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head of 300 queries takes more than one range."""
-    for module in (adding, emulated().adding):
-        monkeypatch.setattr(module, "L2_BYTES", 2**17)
-        monkeypatch.setattr(module, "MOST_RANGES", 9)
-        monkeypatch.setattr(module, "LEAST_IN_RANGE", 1)
-        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
+    set_limits(monkeypatch, l2_bytes=2**17, most_ranges=9, range_blocks=1, any_order_blocks=0)
 
 
 @pytest.mark.parametrize(
@@ -66,20 +60,17 @@ def test_gradients_are_those_of_the_definition(small_cache: None, options: dict[
             assert rows[places[r] : places[r + 1]] == found_rows
 
 
-def test_who_has_ranges(small_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_ranges() -> None:
     problem = problem_of(length=1500)
     n_blocks = problem.cols.indices.numel() // 12
     assert n_blocks > 3
-    monkeypatch.setattr(adding, "L2_BYTES", 2**18)
-    assert row_ranges(problem) == -(-12 * 128 * 64 * 8 // 2**18) == 3
-    monkeypatch.setattr(adding, "MOST_RANGES", 2)
-    assert row_ranges(problem) == 1
-    monkeypatch.setattr(adding, "MOST_RANGES", 9)
-    monkeypatch.setattr(adding, "LEAST_IN_RANGE", n_blocks // 2)
-    assert row_ranges(problem) == 2
-    assert row_ranges(replace(problem, of_pattern=True)) == 1
-    assert row_ranges(problem_of(length=256)) == 1
-    assert row_ranges(problem_of(length=1500, layout_heads=2)) == 1  # unlike lists for a kv head
+    limits = Limits(l2_bytes=2**18, range_blocks=1)
+    assert row_ranges(problem, limits) == -(-12 * 128 * 64 * 8 // 2**18) == 3
+    assert row_ranges(problem, replace(limits, most_ranges=2)) == 1
+    assert row_ranges(problem, replace(limits, range_blocks=n_blocks // 2)) == 2
+    assert row_ranges(replace(problem, of_pattern=True), limits) == 1
+    assert row_ranges(problem_of(length=256), limits) == 1
+    assert row_ranges(problem_of(length=1500, layout_heads=2), limits) == 1  # unlike lists for a kv head
 
 
 @pytest.mark.gpu

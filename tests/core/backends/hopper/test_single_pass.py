@@ -14,7 +14,7 @@ pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, block_sparse_attention
 from dilated_attention_pytorch.backends.hopper import HOPPER, adding
-from dilated_attention_pytorch.backends.hopper.adding import Adding
+from dilated_attention_pytorch.backends.hopper.adding import Adding, Limits
 from dilated_attention_pytorch.backends.hopper.single_pass import SINGLE_PASS
 from dilated_attention_pytorch.backends.problem import AttentionProblem
 from dilated_attention_pytorch.functional import make_problem
@@ -30,12 +30,16 @@ from tests.core.environment import EVERY_SHAPE
 RELEASES = ("3.6.0", "3.9.0")
 
 
+def set_limits(monkeypatch: pytest.MonkeyPatch, *releases: str, **limits: Any) -> None:
+    """Have other limits decide about single passes, also of emulated kernels."""
+    for single_pass in (SINGLE_PASS, *(emulated(each).single_pass.SINGLE_PASS for each in (None, *releases))):
+        monkeypatch.setattr(single_pass, "limits", Limits(**limits))
+
+
 @pytest.fixture
 def of_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single pass also for rows of few blocks."""
-    for module in (adding, *(emulated(release).adding for release in (None, *RELEASES))):
-        monkeypatch.setattr(module, "LEAST_OF_64", 0)
-        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
+    set_limits(monkeypatch, *RELEASES, any_order_blocks=0, any_order_blocks_of_64=0)
 
 
 def problem_of(

@@ -14,7 +14,7 @@ from torch import Tensor
 pytest.importorskip("triton.experimental.gluon")
 
 from dilated_attention_pytorch import BlockLayout, SparsePatternConfig, block_sparse_attention
-from dilated_attention_pytorch.backends.hopper import HOPPER, adding, tuning, turn_order
+from dilated_attention_pytorch.backends.hopper import HOPPER, turn_order
 from dilated_attention_pytorch.backends.hopper.adding import Adding, heads_in_turn
 from dilated_attention_pytorch.backends.hopper.passes import offsets_of
 from dilated_attention_pytorch.backends.hopper.prepared import work_order_of
@@ -25,23 +25,18 @@ from dilated_attention_pytorch.environment_settings import BACKWARD_SUMS
 from dilated_attention_pytorch.functional import make_problem
 from tests.core.backends.hopper.cases import ROUNDING, ROUNDINGS
 from tests.core.backends.hopper.emulator.comparison import compare
-from tests.core.backends.hopper.emulator.kernels import emulated
 from tests.core.backends.hopper.emulator.launches import emulated_launches
 from tests.core.backends.hopper.test_gpu import is_hopper
-from tests.core.backends.hopper.test_single_pass import counted, seen
+from tests.core.backends.hopper.test_single_pass import counted, seen, set_limits
 
 
 @pytest.fixture
 def of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turns also in small calls, at head_dim 64, and of a single head."""
     monkeypatch.setattr(turn_order, "LEAST_COLUMNS", 0)
-    for module in (adding, emulated().adding):
-        monkeypatch.setattr(module, "LEAST_COLUMNS", 0)
-        monkeypatch.setattr(module, "LEAST_TURNS", 0)
-        monkeypatch.setattr(module, "LEAST_IN_ANY_ORDER", 0)
-        monkeypatch.setattr(module, "LEAST_HEADS", 1)
-    for module in (tuning, emulated().tuning):
-        monkeypatch.setattr(module, "TURNS", (64, 128))
+    set_limits(
+        monkeypatch, turn_dims=(64, 128), turn_columns=0, turn_heads=1, turn_blocks=0, any_order_blocks=0
+    )
 
 
 def layout_of(length: int = 1200, block: int = 128, heads: int = 1) -> BlockLayout:

@@ -2,45 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
 
 from ...environment_settings import BACKWARD_SUMS
 from ..problem import AttentionProblem
-from . import tuning
 from .passes import offsets_of
 from .prepared import work_order_of
 from .turn_order import LEAST_COLUMNS
 
-# Of calls that ask for the same bits every time:
-SHARE = 16  # of the memory of a device, the sums take at most 1 of so many
 MEMORY: dict[int, int] = {}
 MEMORY_WITHOUT_GPU = 80 * 2**30  # of an H100: kernels compiled ahead of time
-# In fixed point. At 128 the conversion takes as long as the two products that are saved. Clearing and converting the sums takes as
-# long as those of about 6 blocks a row; in small calls the launches take longer.
-HEAD_DIMS = (64,)
-LEAST_BLOCKS = 8  # of a row, on the mean
-LEAST_QUERIES = 2**18  # of all heads and batch elements
-# In turns. With fewer heads, or shorter columns, programs wait for each other: on an H200 1 head of 51 blocks takes 1.05 of the time of
-# two passes, 4 heads of 10 blocks 1.12.
+# The sums take at most 1 / SHARE of the memory of a device where two backwards must give the same bits, and else 1 / SHARE_IN_ANY_ORDER.
+SHARE, SHARE_IN_ANY_ORDER = 16, 4
 TURN_HEADS = 4  # heads whose columns are started in turn, at most
-LEAST_HEADS = 2  # and at least
-# Blocks that a column has on the mean, times the query heads of a kv head, times the heads in turn.
-LEAST_TURNS = 80
-
-# Of calls that do not: a head reads q and grad_out and adds to sums of 4 bytes; so much of that stays in the L2 cache of 50 MB.
-L2_BYTES = 32 * 2**20
-MOST_RANGES = (
-    4  # dk and dv are rounded twice for each: 3.2e-3 off by that in bfloat16, with 8 it would be 4.1e-3
-)
-LEAST_IN_RANGE = 8  # blocks that a column has in a range of rows, on the mean
-# Blocks of 128, and of 64, that a row has on the mean. On an H200 two passes take less time with 1 and with 5 blocks of 128, and as much
-# with 20 of 64.
-LEAST_IN_ANY_ORDER, LEAST_OF_64 = 6, 32
-SHARE_IN_ANY_ORDER = 4  # of the memory of a device, as SHARE
-
 SAME_BITS = "two backwards must give the same bits, and"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From which sizes on a single pass is faster than two passes; blocks of a row or a column are counted on the mean."""
+
+    # In fixed point. At 128 the conversion takes as long as the two products that are saved. Clearing and converting the sums takes
+    # as long as those of about 6 blocks a row; in small calls the launches take longer.
+    fixed_point_dims: tuple[int, ...] = (64,)
+    fixed_point_blocks: int = 8  # of a row
+    fixed_point_queries: int = 2**18  # of all heads and batch elements
+    # In turns. With fewer heads, or shorter columns, programs wait for each other: on an H200 1 head of 51 blocks takes 1.05 of the
+    # time of two passes, 4 heads of 10 blocks 1.12. At head_dim 64 fixed point takes less time.
+    turn_dims: tuple[int, ...] = (128,)
+    turn_columns: int = LEAST_COLUMNS
+    turn_heads: int = 2  # whose columns are started in turn
+    turn_blocks: int = 80  # of a column, times the query heads of a kv head, times the heads in turn
+    # In any order. On an H200 two passes take less time with 1 and with 5 blocks of 128, and as much with 20 of 64.
+    any_order_blocks: int = 6  # of a row, of 128 tokens each
+    any_order_blocks_of_64: int = 32
+    # In any order, with rows cut into ranges. A head reads q and grad_out and adds to sums of 4 bytes; so much of that stays in the
+    # L2 cache of 50 MB. dk and dv are rounded twice for each range: 3.2e-3 off by that in bfloat16 with 4, 4.1e-3 with 8.
+    l2_bytes: int = 32 * 2**20
+    most_ranges: int = 4
+    range_blocks: int = 8  # of a column, in a range
 
 
 class Adding(Enum):
@@ -75,25 +78,26 @@ def sums_fit(problem: AttentionProblem, share: int) -> bool:
     return share * n_bytes <= device_memory(p.q.device)
 
 
-def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
+def how_to_add(problem: AttentionProblem, in_fixed_order: bool, limits: Limits) -> Adding | str:
     """How the sums of a problem of blocks of 64 or 128 are added to, or why there are none.
 
     Args:
         problem: its head_dim is one of those of the single pass.
         in_fixed_order: whether two backwards must give the same bits.
+        limits: from which sizes on a single pass is faster.
     """
     p = problem
     if p.grid.block_size == 64:
         return (
             f"{SAME_BITS} sums of blocks of 64 are added to in any order"
             if in_fixed_order
-            else in_any_order_at_64(p)
+            else in_any_order_at_64(p, limits)
         )
     if not in_fixed_order:
-        return why_few(p, LEAST_IN_ANY_ORDER) or why_large(p) or Adding.ANY_ORDER
-    if turns_pay(p):
+        return why_few(p, limits.any_order_blocks) or why_large(p) or Adding.ANY_ORDER
+    if turns_pay(p, limits):
         found = Adding.TURNS
-    elif not fixed_point_pays(p):
+    elif not fixed_point_pays(p, limits):
         return f"{SAME_BITS} a single pass that does so is no faster"
     elif p.q.dtype != torch.bfloat16:
         # nor would torch's GradScaler see it
@@ -105,21 +109,21 @@ def how_to_add(problem: AttentionProblem, in_fixed_order: bool) -> Adding | str:
     return found if sums_fit(p, SHARE) else f"{SAME_BITS} the sums take too much memory"
 
 
-def in_any_order_at_64(problem: AttentionProblem) -> Adding | str:
+def in_any_order_at_64(problem: AttentionProblem, limits: Limits) -> Adding | str:
     """`how_to_add` of blocks of 64, in any order.
 
     Random blocks take 0.96 of the time of two passes where L2 holds what is added to, and 1.5 times as long where it does not;
     blocks of `dilated_sparse` 0.89.
     """
     p = problem
-    why_not = why_few(p, LEAST_OF_64) or why_large(p)
+    why_not = why_few(p, limits.any_order_blocks_of_64) or why_large(p)
     if why_not is not None:
         return why_not
     # programs go through the query heads of a kv head at their own pace
     n_bytes = bytes_of_head(p) * (p.num_heads // p.num_kv_heads)
-    if p.of_pattern or n_bytes <= L2_BYTES:
+    if p.of_pattern or n_bytes <= limits.l2_bytes:
         return Adding.ANY_ORDER
-    size = f"{n_bytes >> 20} MiB, more than {L2_BYTES >> 20}"
+    size = f"{n_bytes >> 20} MiB, more than {limits.l2_bytes >> 20}"
     return (
         f"blocks are of 64 and of no pattern, and q, grad_out and sums of heads that share keys take {size}"
     )
@@ -146,23 +150,26 @@ def bytes_of_head(problem: AttentionProblem) -> int:
     return p.grid.n_rows * p.block_size * p.head_dim * (2 * p.q.element_size() + 4)
 
 
-def fixed_point_pays(problem: AttentionProblem) -> bool:
+def fixed_point_pays(problem: AttentionProblem, limits: Limits) -> bool:
     """Whether a single pass in fixed point is faster than two passes, by sizes that the host knows."""
     p = problem
     batch, q_len, num_heads, head_dim = p.q.shape
-    if head_dim not in HEAD_DIMS or batch * q_len * num_heads < LEAST_QUERIES:
+    if head_dim not in limits.fixed_point_dims or batch * q_len * num_heads < limits.fixed_point_queries:
         return False
-    return p.rows.indices.numel() >= LEAST_BLOCKS * p.layout_heads * p.grid.n_rows
+    return p.rows.indices.numel() >= limits.fixed_point_blocks * p.layout_heads * p.grid.n_rows
 
 
-def turns_pay(problem: AttentionProblem) -> bool:
+def turns_pay(problem: AttentionProblem, limits: Limits) -> bool:
     """Whether a single pass in turns is faster than two passes, by what the host knows."""
     p = problem
-    if p.head_dim not in tuning.TURNS or p.grid.n_cols < LEAST_COLUMNS or not has_turn_lists(p):
+    if p.head_dim not in limits.turn_dims or p.grid.n_cols < limits.turn_columns or not has_turn_lists(p):
         return False
     heads = heads_in_turn(p)
     n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)
-    return heads >= LEAST_HEADS and n_blocks * (p.num_heads // p.num_kv_heads) * heads >= LEAST_TURNS
+    return (
+        heads >= limits.turn_heads
+        and n_blocks * (p.num_heads // p.num_kv_heads) * heads >= limits.turn_blocks
+    )
 
 
 def has_turn_lists(problem: AttentionProblem) -> bool:
@@ -180,19 +187,19 @@ def shares_lists(problem: AttentionProblem) -> bool:
 def heads_in_turn(problem: AttentionProblem) -> int:
     """How many kv heads there are whose columns are started in turn: the most that divides their number, up to TURN_HEADS."""
     n_heads = problem.batch * problem.num_kv_heads
-    return max(n for n in range(1, TURN_HEADS + 1) if n_heads % n == 0)
+    return next(n for n in range(TURN_HEADS, 0, -1) if n_heads % n == 0)
 
 
-def row_ranges(problem: AttentionProblem) -> int:
+def row_ranges(problem: AttentionProblem, limits: Limits) -> int:
     """Into how many ranges the rows of a call in any order are cut, whose sums and queries stay in the L2 cache.
 
     1 where programs that run at the same time see the same rows anyway, as in patterns, where a range has few blocks, and where
-    there would be more than MOST_RANGES.
+    there would be too many.
     """
     p = problem
     n_bytes = bytes_of_head(p)
-    if p.of_pattern or p.block_size == 64 or n_bytes <= L2_BYTES or not shares_lists(p):
+    if p.of_pattern or p.block_size == 64 or n_bytes <= limits.l2_bytes or not shares_lists(p):
         return 1
-    n_ranges = -(-n_bytes // L2_BYTES)
+    n_ranges = -(-n_bytes // limits.l2_bytes)
     n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)
-    return 1 if n_ranges > MOST_RANGES else max(1, min(n_ranges, n_blocks // LEAST_IN_RANGE))
+    return 1 if n_ranges > limits.most_ranges else max(1, min(n_ranges, n_blocks // limits.range_blocks))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,11 +11,13 @@ from ... import _torch_internals
 from ...environment_settings import BACKWARD_SUMS
 from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
-from . import adding, launch
+from . import launch
+from .adding import Limits, bytes_of_head
 from .device_order import work_order_by_kernels
 from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
 from .prepared import has_kernel_blocks, of_kernel_blocks, with_turns, work_order_of
+from .single_pass import SINGLE_PASS
 
 CPU = -1  # the index of its device
 PROGRAMS = 132  # of an H100; kernels do not depend on them
@@ -54,8 +56,8 @@ def compile_call(problem: AttentionProblem, capability: tuple[int, int], grads: 
             )
             out, lse = launch.launch_forward(p)
             for grad_out, grad_lse in grads:
-                for problem, changes in of_all_sizes(p, of_kernels):
-                    with replaced(adding, **changes):
+                for problem, limits in of_all_sizes(p, of_kernels):
+                    with replaced(SINGLE_PASS, limits=limits):
                         launch.launch_backward(problem, out, lse, grad_out, grad_lse)
     finally:
         LAUNCHES.clear()
@@ -63,23 +65,25 @@ def compile_call(problem: AttentionProblem, capability: tuple[int, int], grads: 
 
 def of_all_sizes(
     problem: AttentionProblem, of_kernels: AttentionProblem
-) -> Iterator[tuple[AttentionProblem, dict[str, Any]]]:
-    """Problems that stand for small and large ones of their kind, which may have other backwards, and changes of adding.py.
+) -> Iterator[tuple[AttentionProblem, Limits]]:
+    """Problems that stand for small and large ones of their kind, which may have other backwards, and limits at which they do.
 
     Args:
         problem: as it is called.
         of_kernels: the same with blocks of the kernels.
     """
     p = of_kernels
-    limits = ("LEAST_BLOCKS", "LEAST_OF_64", "LEAST_IN_ANY_ORDER")
-    for least in (math.inf, 0):
-        yield problem, {"LEAST_QUERIES": 0, **dict.fromkeys(limits, least)}
+    for least in (sys.maxsize, 0):
+        limits = Limits(
+            fixed_point_queries=0, fixed_point_blocks=least, any_order_blocks=least, any_order_blocks_of_64=least
+        )  # fmt: skip
+        yield problem, limits
     if p.block_size != 128 or p.dilation is not None:
         return
     if not p.deterministic:
-        in_ranges = {"L2_BYTES": adding.bytes_of_head(p) // 2, "LEAST_IN_RANGE": 1, "LEAST_IN_ANY_ORDER": 0}
+        in_ranges = Limits(l2_bytes=bytes_of_head(p) // 2, range_blocks=1, any_order_blocks=0)
         yield replace(p, of_pattern=False), in_ranges
     elif BACKWARD_SUMS.read() != "off" and p.of_pattern and not p.is_causal:
         order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
         turned = replace(p, prepared=(order, *p.prepared[1:]))
-        yield turned, {"LEAST_COLUMNS": 0, "LEAST_TURNS": 0}
+        yield turned, Limits(turn_columns=0, turn_blocks=0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...launching.kept_kernel import KeptKernel
 from ..problem import AttentionProblem
 from . import tuning
-from .adding import Adding, heads_in_turn, how_to_add, row_ranges
+from .adding import Adding, Limits, heads_in_turn, how_to_add, row_ranges
 from .gluon_names import COMPILER_OPTIONS
 from .kernels.backward_single_pass import single_pass_kernel
 from .kernels.dq_sums import LINE
@@ -58,6 +58,7 @@ class SinglePass:
     """What is launched for a call that the single pass serves."""
 
     kernel = single_pass_kernel
+    limits = Limits()
 
     def wants_same_bits(self) -> bool:
         """Whether torch asks all operations for the same bits in every run."""
@@ -72,7 +73,7 @@ class SinglePass:
         if head_dim not in tuning.SINGLE_PASS or p.v.shape[3] != head_dim:
             return f"head_dim {head_dim} and {p.v_head_dim} of v are not both {HEAD_DIMS}"
         in_fixed_order = p.deterministic or self.wants_same_bits()
-        adding = how_to_add(p, in_fixed_order)
+        adding = how_to_add(p, in_fixed_order, self.limits)
         if in_fixed_order and isinstance(adding, str):
             return adding
         if p.dilation is not None:
@@ -104,7 +105,7 @@ class SinglePass:
         elif adding is Adding.FIXED_POINT:
             of_sums, scales = whole, torch.empty(n, **floats)
             maxima = torch.zeros(2 * p.batch * p.num_kv_heads, **whole)
-        elif (n_ranges := row_ranges(p)) > 1:
+        elif (n_ranges := row_ranges(p, self.limits)) > 1:
             cuts = torch.empty(p.layout_heads * p.grid.n_cols, n_ranges + 1, **whole)
         # lines as tokens of a tensor like those with a descriptor
         line = LINE.value

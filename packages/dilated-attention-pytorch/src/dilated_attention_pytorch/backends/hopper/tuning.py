@@ -154,9 +154,6 @@ SINGLE_PASS: dict[int, SinglePassTiles] = {
 }
 
 
-TURNS = (128,)  # head_dims at which programs may add in turns; at 64 fixed point takes less time
-
-
 @dataclass(frozen=True)
 class Registers:
     """Per thread: at the launch, and after the 12 warps of a program have redistributed them."""
