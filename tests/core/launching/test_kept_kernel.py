@@ -22,29 +22,30 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Forms:
-    """Stands for `Form`, and notes what is compiled and launched."""
+    """Stands for `RawKernel`, and notes what is compiled and launched."""
 
     made: list[tuple[Any, ...]]
     launched: list[tuple[int, list[Any]]]
 
-    def __init__(self, kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        type(self).made.append(arguments)
-        self.launch = True
+    def __init__(self, compiled: tuple[Any, ...]) -> None:
+        type(self).made.append(compiled)
+        self.raw_launch = True
 
-    def run(self, stream: int, grid: int, arguments: list[Any]) -> None:
+    def start(self, grid: int, stream: int, arguments: list[Any]) -> None:
         type(self).launched.append((grid, arguments))
 
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> KeptKernel:
     """A kernel of (X, Y, free, specialised, CONSTANT), as if it were compiled."""
-    monkeypatch.setattr(kept_kernel, "Form", Forms)
+    monkeypatch.setattr(kept_kernel.raw_launch, "RawKernel", Forms)
     monkeypatch.setattr(kept_kernel.raw_launch, "is_hooked", lambda: False)
     monkeypatch.setattr(_torch_internals, "current_raw_stream", lambda index: 0)
     monkeypatch.setattr(_torch_internals, "current_device", lambda: 0)
     Forms.made, Forms.launched = [], []
 
-    made = KeptKernel(SimpleNamespace(arg_names=["X", "Y", "free", "specialised", "CONSTANT"]))
+    names = ["X", "Y", "free", "specialised", "CONSTANT"]
+    made = KeptKernel(SimpleNamespace(arg_names=names, warmup=lambda *arguments, **options: arguments))
     pointer, number = Kind(False, False, False), Kind(False, False, False)
     made.kinds = [
         pointer, pointer._replace(is_anywhere=True), number._replace(is_free=True), number, Kind(True, False, False)

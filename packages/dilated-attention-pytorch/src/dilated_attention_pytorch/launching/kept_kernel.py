@@ -22,26 +22,6 @@ if HAS_RAW_LAUNCH:
     from . import raw_launch
 
 
-class Form:
-    """A compiled form of a kernel."""
-
-    def __init__(self, kernel: Any, arguments: Sequence[Any], options: dict[str, Any]) -> None:
-        compiled = kernel.warmup(*arguments, grid=(1,), **options)
-        self.compiled = compiled.result() if hasattr(compiled, "result") else compiled
-        launcher = self.compiled.run  # loads the binary
-        self.function = self.compiled.function
-        self.launch, _ = raw_launch.unwrapped(launcher, 0)
-        self.options = raw_launch.launch_options(launcher, self.compiled.packed_metadata)
-
-    def run(self, stream: int, grid: int, arguments: list[Any]) -> None:
-        """Launch it; tensors are given as addresses."""
-        assert self.launch is not None
-        if raw_launch.ARGUMENTS_APART:
-            self.launch(grid, 1, 1, stream, self.function, *self.options, *arguments)
-        else:
-            self.launch(grid, 1, 1, stream, self.function, *self.options, arguments)
-
-
 class Kind(NamedTuple):
     """How Triton specialises a parameter, looked up once: its properties are computed every time."""
 
@@ -98,21 +78,22 @@ class KeptKernel:
             else:
                 given.append(x)
                 key.append(x)
-        form: Form | None = self.seen.get(tuple(key))
+        form: raw_launch.RawKernel | None = self.seen.get(tuple(key))
         if form is None:
             its_kind = self.kind_of(arguments)
             if its_kind is None:
                 self.kernel[grid,](*arguments, **options)
                 return
             its_kind = (device.index, *options.items(), *its_kind)
-            form = self.forms.get(its_kind) or self.forms.keep(
-                its_kind, Form(self.kernel, arguments, options)
-            )
+            form = self.forms.get(its_kind)
+            if form is None:
+                compiled = self.kernel.warmup(*arguments, grid=(1,), **options)
+                form = self.forms.keep(its_kind, raw_launch.RawKernel(compiled))
             self.seen.keep(tuple(key), form)
-        if form.launch is None:
+        if form.raw_launch is None:
             self.kernel[grid,](*arguments, **options)
         else:
-            form.run(_torch_internals.current_raw_stream(device.index), grid, given)
+            form.start(grid, _torch_internals.current_raw_stream(device.index), given)
 
     def kind_of(self, arguments: Sequence[Any]) -> tuple[Hashable, ...] | None:
         """As Triton specialises: pointers by type and alignment, integers by size, 1 and multiples of 16; None for a tuple."""

@@ -6,7 +6,7 @@ Where Triton is not as expected, nothing here is used: the launch goes through `
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import triton
@@ -19,6 +19,26 @@ from .installed import release
 ARGUMENTS_APART = release(triton.__version__) == (3, 6)
 # Since 3.8 the function that encodes a descriptor also takes the arguments of the launch, which it does not read.
 ENCODER_ARGUMENTS = len(inspect.signature(make_tensordesc_arg).parameters) - 2
+
+
+class RawKernel:
+    """A compiled kernel, launched by Triton's C function, or by Triton's launcher where `raw_launch` is None."""
+
+    def __init__(self, compiled: Any, n_descriptors: int = 0) -> None:
+        """`compiled`: what `JITFunction.warmup` returns, which may be a future."""
+        self.compiled = compiled.result() if hasattr(compiled, "result") else compiled
+        self.launcher = self.compiled.run  # loads the binary
+        self.function = self.compiled.function
+        self.raw_launch: Any
+        self.raw_launch, self.descriptors = unwrapped(self.launcher, n_descriptors)
+        self.options = launch_options(self.launcher, self.compiled.packed_metadata)
+
+    def start(self, grid: int, stream: int, arguments: Sequence[Any]) -> None:
+        """Launch `grid` programs; tensors are given as addresses, descriptors as `encoded` makes them."""
+        if ARGUMENTS_APART:
+            self.raw_launch(grid, 1, 1, stream, self.function, *self.options, *arguments)
+        else:
+            self.raw_launch(grid, 1, 1, stream, self.function, *self.options, arguments)
 
 
 def is_hooked() -> bool:

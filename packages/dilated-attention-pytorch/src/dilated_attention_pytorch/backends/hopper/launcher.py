@@ -21,7 +21,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ... import _torch_internals
 from ...caching import BoundedCache, make_to_stay
-from ...launching.raw_launch import ARGUMENTS_APART, encoded, is_hooked, launch_options, unwrapped
+from ...launching.raw_launch import RawKernel, encoded, is_hooked
 
 SWIZZLE_BYTES = 128
 N_COUNTERS = 4096  # more launches than a stream can hold
@@ -106,7 +106,7 @@ def pointers(names: Iterable[str]) -> list[str]:
     return list(itertools.takewhile(lambda name: not name[0].islower(), behind))
 
 
-class Launch:
+class Launch(RawKernel):
     """A compiled kernel with all of its arguments but descriptors and addresses.
 
     `arguments` holds every argument by name and in order: tensor descriptors first, as (tensor, rows, rate), then
@@ -123,12 +123,7 @@ class Launch:
         self.described = BoundedCache(N_ADDRESSES)  # the results of `describe`, by all addresses together
         self.numbers = list(arguments.values())[len(self.boxes) + len(pointers(arguments)) :]
         made = {name: descriptor(*x) if isinstance(x, tuple) else x for name, x in arguments.items()}
-        compiled = function.warmup(grid=(1,), **made, **options)
-        self.compiled = compiled.result() if hasattr(compiled, "result") else compiled
-        self.launcher = self.compiled.run  # loads the binary
-        self.raw_launch, self.descriptors = unwrapped(self.launcher, len(self.boxes))
-        self.function = self.compiled.function
-        self.options = launch_options(self.launcher, self.compiled.packed_metadata)
+        super().__init__(function.warmup(grid=(1,), **made, **options), len(self.boxes))
 
     def describe(self, described: tuple[Tensor, ...]) -> tuple[Any, ...]:
         """The arguments that the descriptors expand to: for each the encoded map, the sizes and the strides."""
@@ -154,11 +149,7 @@ class Launch:
         boxes = self.described.get(where)
         if boxes is None:
             boxes = self.described.keep(where, self.describe(described))
-        made = (*boxes, *addresses, *self.numbers)
-        if ARGUMENTS_APART:
-            self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, *made)
-        else:
-            self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, made)
+        self.start(self.grid, stream, (*boxes, *addresses, *self.numbers))
 
     def run_by_triton(
         self, stream: int, described: tuple[Tensor, ...], addresses: tuple[int | Tensor | None, ...]

@@ -156,12 +156,8 @@ class RawLaunch:
         compiled = launch.kernel.warmup(
             grid=(1,), **launch.arguments, **launch.options, enable_fp_fusion=True
         )
-        self.compiled = compiled.result() if hasattr(compiled, "result") else compiled
-        launcher = self.compiled.run  # loads the binary
+        self.kernel = raw_launch.RawKernel(compiled)
         self.grid = launch.grid[0]
-        self.function = self.compiled.function
-        self.raw_launch, _ = raw_launch.unwrapped(launcher, 0)
-        self.options = raw_launch.launch_options(launcher, self.compiled.packed_metadata)
         # behind the addresses that `run` is given
         numbers = {name: x for name, x in launch.arguments.items() if not isinstance(x, Tensor)}
         self.others = (*(x.data_ptr() for x in kept), *numbers.values())
@@ -169,11 +165,7 @@ class RawLaunch:
 
     def run(self, stream: int, addresses: tuple[int, ...], others: tuple[Any, ...] | None = None) -> None:
         """Launch on a stream of the current device; `others`: instead of these."""
-        arguments = (*addresses, *(self.others if others is None else others))
-        if raw_launch.ARGUMENTS_APART:
-            self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, *arguments)  # type: ignore[misc]
-        else:
-            self.raw_launch(self.grid, 1, 1, stream, self.function, *self.options, arguments)  # type: ignore[misc]
+        self.kernel.start(self.grid, stream, (*addresses, *(self.others if others is None else others)))
 
 
 def is_aligned(inputs: DecodeInputs) -> bool:
@@ -192,7 +184,7 @@ def bind_decode(problem: DecodeProblem) -> Decode | None:
     lists = (*p.rows.tensors(), *((p.rows.indptr, p.rows.indptr) if masks is None else masks))
     of_lists, *of_parts = launches_of(p, results, sizes)
     walk, combine = RawLaunch(of_lists, lists), [RawLaunch(launch) for launch in of_parts]
-    if any(launch.raw_launch is None for launch in (walk, *combine)):
+    if any(launch.kernel.raw_launch is None for launch in (walk, *combine)):
         return None
     index, device = inputs.q.get_device(), inputs.q.device
     shape, lse_shape, dtype = results.out.shape, results.lse.shape, inputs.q.dtype
