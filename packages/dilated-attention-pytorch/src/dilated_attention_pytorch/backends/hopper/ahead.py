@@ -16,7 +16,7 @@ from .adding import Limits, bytes_of_head
 from .device_order import work_order_by_kernels
 from .device_tiles import joined_tiles_by_kernels
 from .launcher import LAUNCHES, descriptor
-from .prepared import has_kernel_blocks, of_kernel_blocks, with_turns, work_order_of
+from .prepared import as_with_turns, has_kernel_blocks, of_kernel_blocks
 from .single_pass import SINGLE_PASS
 
 CPU = -1  # the index of its device
@@ -84,6 +84,4 @@ def of_all_sizes(
         in_ranges = Limits(l2_bytes=bytes_of_head(p) // 2, range_blocks=1, any_order_blocks=0)
         yield replace(p, of_pattern=False), in_ranges
     elif BACKWARD_SUMS.read() != "off" and p.of_pattern and not p.is_causal:
-        order = with_turns(work_order_of(p), p.grid, p.layout_heads, p.rows, p.cols)
-        turned = replace(p, prepared=(order, *p.prepared[1:]))
-        yield turned, Limits(turn_columns=0, turn_blocks=0)
+        yield as_with_turns(p), Limits(turn_columns=0, turn_blocks=0)

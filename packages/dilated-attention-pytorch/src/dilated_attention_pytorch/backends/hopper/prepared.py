@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -118,6 +119,12 @@ def work_order_of(problem: AttentionProblem) -> Tensor:
     return problem.prepared[0]
 
 
+def as_with_turns(problem: AttentionProblem) -> AttentionProblem:
+    """A problem of blocks of 128, as if its layout had been prepared with turns."""
+    p, (order, *masks) = problem, problem.prepared
+    return replace(p, prepared=(with_turns(order, p.grid, p.layout_heads, p.rows, p.cols), *masks))
+
+
 def has_kernel_blocks(problem: AttentionProblem) -> bool:
     """Whether the kernels take the blocks of a problem as they are."""
     return problem.grid.block_size in KERNEL_BLOCKS
@@ -132,13 +139,14 @@ def masks_of(problem: AttentionProblem) -> EntryMasks | None:
 def of_kernel_blocks(problem: AttentionProblem) -> AttentionProblem:
     """The problem with blocks of 64 or 128 in place of others: lists, grid, and the bias once for each of four quarters."""
     p = problem
-    is_large, tensors = p.grid.block_size == LARGE, p.prepared[-6:]
+    is_large = p.grid.block_size == LARGE
+    of_kernels, rows, cols = p.prepared[:-6], p.prepared[-6:-3], p.prepared[-3:]
     fields: dict[str, Any] = {
         **p.__dict__,
         "grid": quartered_grid(p.grid) if is_large else joined_grid(p.grid),
-        "rows": BlockLists(*tensors[:3]),
-        "cols": BlockLists(*tensors[3:]),
-        "prepared": p.prepared[:-6],
+        "rows": BlockLists(*rows),
+        "cols": BlockLists(*cols),
+        "prepared": of_kernels,
         "signature": p.signature,  # no problem with other blocks is launched, so it stands for this one
     }
     if p.block_bias is not None:
