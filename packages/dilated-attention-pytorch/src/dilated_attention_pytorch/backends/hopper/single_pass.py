@@ -1,7 +1,6 @@
 """The single pass of the backward; no maths.
 
-Its sums of dq take twice the memory of q, and of lse and delta as much as in the two passes. How they are added to is chosen in
-adding.py.
+Its sums of dq take twice the memory of q; lse and delta take as much as in two passes. adding.py says how the sums are added to.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from .passes import BackwardCall, has_no_edge, in_order, offsets_of
 from .prepared import work_order_of
 from .wide import is_wide
 
-CUT_LISTS = 64  # that a program cuts
+CUT_LISTS = 64  # lists that a program cuts
 CUTS = KeptKernel(cuts_kernel)
 BEGIN, FINISH = KeptKernel(begin_kernel), KeptKernel(finish_kernel)
 KEY_MAXIMA = KeptKernel(key_maxima_kernel)
@@ -34,19 +33,20 @@ HEAD_DIMS = " or ".join(map(str, tuning.SINGLE_PASS))
 
 
 class PassMemory(NamedTuple):
-    """What the kernels of a single pass share: lse and delta of all queries, and the sums of dq.
-
-    Also, where the sums are in fixed point, their scales and the maxima of k and v (kernels/fixed_point.py); where programs take
-    turns, how often these were passed on, for every block at its first chunk (kernels/turns.py); where rows are cut into ranges, int32 (columns of all
-    heads, ranges + 1), where (kernels/row_ranges.py).
-    """
+    """What the kernels of a single pass share."""
 
     stats: Tensor
+    """lse and delta, see kernels/lse_delta.py."""
     sums: Tensor
+    """Of dq, float32, or int32 in fixed point."""
     scales: Tensor | None
+    """In fixed point, of the queries (kernels/fixed_point.py)."""
     maxima: Tensor | None
+    """In fixed point, of k and of v."""
     done: Tensor | None
+    """In turns: how often those of a block of 128 were passed on, at its first chunk (kernels/turns.py)."""
     cuts: Tensor | None
+    """int32 (columns of all heads, ranges + 1), where rows are cut into ranges (kernels/row_ranges.py)."""
 
     @property
     def n_ranges(self) -> int:
@@ -65,9 +65,9 @@ class SinglePass:
         return torch.are_deterministic_algorithms_enabled()
 
     def choice(self, problem: AttentionProblem) -> Adding | str:
-        """How a problem of blocks of 64 or 128 is added to the sums, or why two passes serve it instead.
+        """How the sums of a problem of blocks of 64 or 128 are added to, or why two passes serve it instead.
 
-        Every backward asks, once, so the quickest questions come first.
+        Every backward asks, so the quickest questions come first.
         """
         p, head_dim = problem, problem.q.shape[3]
         if head_dim not in tuning.SINGLE_PASS or p.v.shape[3] != head_dim:
@@ -130,14 +130,15 @@ class SinglePass:
         return in_order(single_pass_kernel, {
             "desc_k": (p.k, 64, 0), "desc_v": (p.v, 64, 0), "desc_q": (p.q, 64, 0), "desc_grad_out": (call.grad_out, 64, 0),
             "desc_dk": (call.grads.k, 64, 0), "desc_dv": (call.grads.v, 64, 0),
-            "desc_sums": (memory.sums, 2 * CHUNK.value, 0), "Stats": memory.stats, "Scales": memory.scales, "Turns": turns, "Done": memory.done, "Cuts": memory.cuts,
+            "desc_sums": (memory.sums, 2 * CHUNK.value, 0), "Stats": memory.stats,
+            "Scales": memory.scales, "Turns": turns, "Done": memory.done, "Cuts": memory.cuts,
             "Offsets": p.cols.indptr, "Indices": indices,
             "WorkOrder": work_order_of(p)[offsets.columns_at :], "Counter": p.rows.indptr,
             "n_layout_groups": n_groups * p.layout_heads, "n_entries": p.cols.indices.numel(), "n_groups": n_groups * memory.n_ranges,
             "n_lists": p.grid.n_cols, "n_rows": p.grid.n_rows, "num_heads": p.num_kv_heads,
             "n_batch_heads": p.batch * p.num_kv_heads, "heads_per_kv": p.num_heads // p.num_kv_heads,
-            "heads_per_list": p.num_heads // p.layout_heads, "heads_beside": 1 if memory.done is None else heads_in_turn(p), "first_row": p.grid.first_row, "kv_len": p.kv_len,
-            "softmax_scale": p.softmax_scale,
+            "heads_per_list": p.num_heads // p.layout_heads, "heads_beside": 1 if memory.done is None else heads_in_turn(p),
+            "first_row": p.grid.first_row, "kv_len": p.kv_len, "softmax_scale": p.softmax_scale,
             "D": p.head_dim, "TILE": 64, "BLOCK_SIZE": p.block_size, "STAGES": tiles.stages, "SLOTS": tiles.slots,
             "DS_STAGES": tiles.ds_stages, "DQ_TILES": tiles.dq_tiles, "IS_CAUSAL": p.is_causal, "EVEN_KV": has_no_edge(p),
             "OPERANDS_IN_REGISTERS": tiles.operands_in_registers, "ONE_AT_A_TIME": tiles.one_at_a_time,
@@ -188,15 +189,11 @@ class SinglePass:
             ))  # fmt: skip
             call.grads.k.zero_()
             call.grads.v.zero_()
-        of_lse = (
-            call.grad_lse.stride(0),
-            call.grad_lse.stride(1),
-            call.grad_lse.stride(2),
-            int(call.has_grad_lse),
-        )
         BEGIN.run(p.q.device, n * p.batch * p.num_heads, (
-            call.out, call.grad_out, call.lse, call.grad_lse, *memory[:5], *call.out.stride()[:3], *call.grad_out.stride()[:3],
-            *of_lse, n, p.num_heads, heads_per_kv, p.q_len, p.head_dim,
+            call.out, call.grad_out, call.lse, call.grad_lse,
+            memory.stats, memory.sums, memory.scales, memory.maxima, memory.done,
+            *call.out.stride()[:3], *call.grad_out.stride()[:3], *call.grad_lse.stride(), int(call.has_grad_lse),
+            n, p.num_heads, heads_per_kv, p.q_len, p.head_dim,
         ))  # fmt: skip
 
     def finish(self, call: BackwardCall, memory: PassMemory) -> None:

@@ -1,9 +1,8 @@
 """The work order: what the persistent kernels need of a layout beside its lists, in one int32 tensor.
 
-It says in which order the rows and the columns are processed, and which blocks neighbours share; large layouts of patterns
-also have turns (turn_order.py). Made on the layout's
-device without a host synchronisation. Rows and columns are taken in groups of 128 tokens: one at block size 128, two at
-64; columns with token dilation in the groups of column_groups.py.
+It says in which order the rows and the columns are processed, and which blocks neighbours share; behind it large layouts of
+some patterns have lists of turns (turn_order.py). Made on the layout's device without a host synchronisation. Rows and columns are
+taken in groups of 128 tokens: one at block size 128, two at 64; columns with token dilation in the groups of column_groups.py.
 """
 
 from __future__ import annotations
