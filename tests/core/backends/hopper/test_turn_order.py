@@ -203,6 +203,13 @@ def test_others_take_two_passes(options: dict[str, Any]) -> None:
     assert "no faster" in str(SINGLE_PASS.choice(large(**options)))
 
 
+def test_query_heads_with_lists_of_their_own_take_no_turns(of_any_size: None) -> None:
+    """Their columns are started in the order of the first of them, so programs would wait for ever."""
+    layout = layout_of(heads=2)
+    assert SINGLE_PASS.choice(problem_of(layout, kv_heads=2)) is Adding.TURNS
+    assert SINGLE_PASS.choice(problem_of(layout, kv_heads=1)) is not Adding.TURNS
+
+
 def test_layouts_without_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = large_layout()
     assert turn_order.has_turns(layout, None)
