@@ -144,19 +144,20 @@ def test_a_turn_is_passed_on_by_a_release_and_taken_by_an_acquire() -> None:
 
 
 def large(
-    heads: int = 4, kv_heads: int = 4, dtype: torch.dtype = torch.bfloat16, **options: Any
-) -> AttentionProblem:
+    heads: int = 4, kv_heads: int = 4, dtype: torch.dtype = torch.bfloat16, is_causal: bool = False, **options: Any
+) -> AttentionProblem:  # fmt: skip
     """A problem of 65,536 tokens, of which no number is read."""
     layout = large_layout(**options)
     q, k, v = (
-        torch.empty(1, 1, 1, 1, dtype=dtype).expand(1, layout.q_len, h, 128)
-        for h in (heads, kv_heads, kv_heads)
+        torch.empty(1, 1, 1, 1, dtype=dtype).expand(1, n, h, 128)
+        for n, h in ((layout.q_len, heads), (layout.kv_len, kv_heads), (layout.kv_len, kv_heads))
     )
-    return make_problem(q, k, v, layout).prepared_by(HOPPER, layout)
+    return make_problem(q, k, v, layout, is_causal=is_causal).prepared_by(HOPPER, layout)
 
 
 def large_layout(
     length: int = 2**16,
+    kv_length: int = 2**16,
     ratio: float = 0.04,
     pattern: str = "dilated_sparse",
     causal: bool = False,
@@ -168,7 +169,7 @@ def large_layout(
         sparsity_ratio=ratio,
         dilation_rates=rates if pattern == "dilated_sparse" else None,
     )
-    return BlockLayout.from_config(config, length, causal=causal)
+    return BlockLayout.from_config(config, length, kv_length, causal=causal)
 
 
 def test_large_calls_of_patterns_take_turns() -> None:
@@ -190,14 +191,25 @@ def test_turns_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"heads": 1, "kv_heads": 1},
+        {"heads": 1, "kv_heads": 1, "ratio": 0.2},
         {"ratio": 0.01},
         {"pattern": "global_local"},
-        {"length": 2**15},
+        {"length": 2**15, "kv_length": 2**15},
+        {"length": 2**16 - 128, "ratio": 0.1},
+        {"is_causal": True},
         {"rates": None},
         {"rates": (1, 16)},
     ],
-    ids=["one head", "short columns", "pattern", "few columns", "all rates", "a long rate"],
+    ids=[
+        "one head",
+        "short columns",
+        "pattern",
+        "few columns",
+        "more keys than queries",
+        "causal",
+        "all rates",
+        "a long rate",
+    ],
 )
 def test_others_take_two_passes(options: dict[str, Any]) -> None:
     assert "no faster" in str(SINGLE_PASS.choice(large(**options)))

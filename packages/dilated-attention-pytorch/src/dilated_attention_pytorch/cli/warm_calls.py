@@ -21,6 +21,8 @@ BATCH, KV_HEADS = 2, 2
 LARGE_LENGTH, LARGE_HEADS = 12_288, 16
 # Whole blocks of 128 and 256; a head of 64 has two ranges of rows, one of 128 three.
 RANDOM_LENGTH, RANDOM_DENSITY = 66_048, 0.15
+# 512 columns of 128; with two heads each has more than 40 blocks.
+WINDOWED_LENGTH, WINDOWED_DENSITY = 65_536, 0.1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What a call may have beside a layout.
 FEATURES = (
@@ -170,8 +172,17 @@ def large_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
             call = small_call(case, length, length, LARGE_HEADS, wanted.device, ())
             call.options["deterministic"] = deterministic
             yield call
-            if not deterministic and case.block_size >= 128:
+            if case.block_size >= 128 and deterministic and not case.is_causal:
+                yield windowed(case, WINDOWED_LENGTH + length % 128, call)
+            if case.block_size >= 128 and not deterministic:
                 yield scattered(case, RANDOM_LENGTH + length % 128, call)
+
+
+def windowed(case: Case, length: int, like: SmallCall) -> SmallCall:
+    """A call of a window with the options of another, long enough that programs of the backward take turns."""
+    config = SparsePatternConfig("local_window", block_size=case.block_size, sparsity_ratio=WINDOWED_DENSITY)
+    layout = BlockLayout.from_config(config, length, device=like.q.device)
+    return of_length(length, layout, like)
 
 
 def scattered(case: Case, length: int, like: SmallCall) -> SmallCall:
@@ -181,6 +192,11 @@ def scattered(case: Case, length: int, like: SmallCall) -> SmallCall:
     layout = BlockLayout.from_dense(
         mask.tril() if case.is_causal else mask, case.block_size, length, length, case.is_causal
     )
+    return of_length(length, layout, like)
+
+
+def of_length(length: int, layout: BlockLayout, like: SmallCall) -> SmallCall:
+    """A call of one sequence with the options of another."""
     q, k, v = (x.new_zeros(1, length, KV_HEADS, x.shape[3]) for x in (like.q, like.k, like.v))
     return SmallCall(q, k, v, layout, dict(like.options), ())
 
@@ -190,11 +206,16 @@ def small_call(
 ) -> SmallCall:
     """A call with these features."""
     config = SparsePatternConfig(block_size=case.block_size, sparsity_ratio=0.4)
-    if "masks" in features:
-        config = SparsePatternConfig(
-            "local_window", case.block_size, window_size=case.block_size + 3, exact=True
-        )
     layout = BlockLayout.from_config(config, q_len, kv_len, causal=case.is_causal, device=device)
+    if "masks" in features:
+        layout = BlockLayout.from_mask_mod(
+            lambda b, h, q, kv: (q + kv_len - q_len - kv).abs() < case.block_size,
+            q_len,
+            kv_len,
+            case.block_size,
+            causal=case.is_causal,
+            device=device,
+        )
     sizes = (
         (q_len, num_heads, case.head_dim),
         (kv_len, KV_HEADS, case.head_dim),

@@ -160,9 +160,14 @@ def fixed_point_pays(problem: AttentionProblem, limits: Limits) -> bool:
 
 
 def turns_pay(problem: AttentionProblem, limits: Limits) -> bool:
-    """Whether a single pass in turns is faster than two passes, by what the host knows."""
+    """Whether a single pass in turns is faster than two passes, by what the host knows.
+
+    Of more keys than queries a row moves by less than a block a column, so programs come to it too early.
+    """
     p = problem
-    if p.head_dim not in limits.turn_dims or p.grid.n_cols < limits.turn_columns or not has_turn_lists(p):
+    if p.head_dim not in limits.turn_dims or p.is_causal or not has_turn_lists(p):
+        return False
+    if p.grid.n_cols < limits.turn_columns or p.grid.n_rows < p.grid.n_cols:
         return False
     heads = heads_in_turn(p)
     n_blocks = p.cols.indices.numel() // (p.layout_heads * p.grid.n_cols)

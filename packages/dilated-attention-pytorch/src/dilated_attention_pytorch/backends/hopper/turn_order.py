@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Of dilated_sparse. On an H200 all powers of two take 1.07 to 1.28 of the time of two passes, rates up to 8 take 0.93.
 LARGEST_RATE = 8
-MOST_ENTRIES = 2**24  # sorting them takes 48 bytes for each
+MOST_ENTRIES = 2**22  # sorting them takes about 80 bytes for each, and their lists 8
 # Where columns are few, or short, programs at their ends wait for each other: an event model of the kernel loses 15 % and more.
 LEAST_COLUMNS = 512
 
