@@ -85,8 +85,8 @@ def test_lists_of_turns_are_those_of_the_definition(of_any_size: None) -> None:
 @pytest.mark.parametrize(
     ("of_layout", "options"),
     [
-        ({"length": 800}, {}),
-        ({"length": 1000}, {"head_dim": 64, "dtype": torch.float16, "batch": 2}),
+        ({"length": 650}, {}),
+        ({"length": 700}, {"head_dim": 64, "dtype": torch.float16, "batch": 2}),
         ({"length": 600, "heads": 2}, {"heads": 4, "kv_heads": 2}),
         ({"length": 700, "block": 256}, {"kv_heads": 2}),
     ],
@@ -118,7 +118,6 @@ def test_any_order_of_events_gives_the_same_bits(of_any_size: None) -> None:
     problem = problem_of(layout_of(650), heads=1)
     orders = [
         {"programs": 2, "seed": 1},
-        {"programs": 3, "seed": 2},
         {"programs": 4, "seed": 3, "delay": 0.99},
     ]
     made = [backward(problem, **order) for order in orders]
