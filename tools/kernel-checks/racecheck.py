@@ -6,8 +6,7 @@ WORDS select calls, as in sanitize_hopper.py. racecheck does not understand
     hand-over   `barrier.sync 1` at the line of `gl.warp_specialize`, which separates the write and the read of the byte by
                 which Triton tells the other warps their partition;
     passing on  the barrier of a warpgroup that has read the numbers of a tile (tile_scheduler.py: `read_number`), after which
-                one thread arrives for all of them at the barrier that the writer (`write_number`) waits for; likewise `hand_over`
-                and `take_over` of turns.py.
+                one thread arrives for all of them at the barrier that the writer (`write_number`) waits for.
 racecheck_control.py has both in kernels that do nothing else. They run first, and a report is ignored only if its kind is
 reported there too: nothing is ignored with a racecheck that understands them.
 """
@@ -35,7 +34,6 @@ HAND_OVER, PASSING_ON, UNKNOWN = "hand-over", "passing on", "unknown"
 # The functions that pass numbers on, in the kernels and in the control.
 PASSING = [
     {("Write", "write_number"), ("Read", "read_number")},
-    {("Write", "hand_over"), ("Read", "take_over")},
     {("Write", "writer"), ("Read", "reader")},
 ]
 

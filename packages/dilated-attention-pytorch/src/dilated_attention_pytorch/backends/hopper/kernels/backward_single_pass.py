@@ -54,6 +54,7 @@ from .pipeline import PHASES, Ring, barriers, init_barriers
 from .tile_scheduler import (
     NUMBERS_PER_TILE,
     WorkQueue,
+    allocate_queue,
     block_lists,
     read_work_tile,
     release_work_tile,
@@ -62,7 +63,7 @@ from .tile_scheduler import (
     work_tile_coords,
 )
 from .tma import add_tokens, release_stored, release_stored_before, store_tokens
-from .turns import Passed, passing_warp
+from .turns import passing_warp
 
 
 @aggregate
@@ -326,10 +327,7 @@ def single_pass_kernel(
     init_barriers(dq_full, 1, dq_empty, 1)
     passed = None
     if Done is not None:
-        passed_blocks = gl.allocate_shared_memory(gl.int32, [2, 1], FLAT_LAYOUT)
-        passed_full, passed_empty = barriers(2), barriers(2)
-        init_barriers(passed_full, 1, passed_empty, 1)
-        passed = Passed(passed_blocks, passed_full, passed_empty)
+        passed = allocate_queue(1, READERS=1)
     fence_async_shared()
     sums = DqSums(desc_sums, dq_tiles, dq_full, dq_empty, Scales, Turns, Done, passed)
     lists = block_lists(Offsets, Indices, WorkOrder, n_layout_groups, n_entries, BLOCK_SIZE)

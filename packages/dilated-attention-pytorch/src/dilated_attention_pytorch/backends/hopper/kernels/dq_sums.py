@@ -8,8 +8,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from ..gluon_names import aggregate, async_atomic_add, reinterpret
 from .lse_delta import CHUNK
-from .tile_scheduler import read_work_tile, release_work_tile, wait_work_tile
-from .turns import Passed, additions, hand_over, wait_added, wait_turn
+from .tile_scheduler import WorkQueue, read_work_tile, release_work_tile, wait_work_tile
+from .turns import additions, hand_over, wait_added, wait_turn
 
 LINE = gl.constexpr(32)  # numbers of 4 bytes
 PIECE_LINES = gl.constexpr(2 * CHUNK)  # of a chunk, by 64 of head_dim
@@ -20,7 +20,7 @@ class DqSums:
     """The sums of dq: their descriptor, and the tiles in shared memory that are added to them.
 
     scales: of the queries, in fixed point. turns, done: the turn of every entry of the lists, and how often those of a block were
-    passed on, at its first chunk; passed: those to pass on (turns.py). None for what a call has not.
+    passed on, at its first chunk; passed: a queue of those to pass on (turns.py). None for what a call has not.
     """
 
     desc: tma.tensor_descriptor
@@ -30,7 +30,7 @@ class DqSums:
     scales: gl.tensor | gl.constexpr
     turns: gl.tensor | gl.constexpr
     done: gl.tensor | gl.constexpr
-    passed: Passed | gl.constexpr
+    passed: WorkQueue | gl.constexpr
 
 
 @gluon.jit

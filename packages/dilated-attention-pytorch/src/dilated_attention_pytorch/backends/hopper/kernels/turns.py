@@ -10,7 +10,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from ..gluon_names import aggregate, thread_barrier
+from ..gluon_names import thread_barrier
+from .tile_scheduler import read_number, release_work_tile, wait_work_tile, write_number
 
 # Every thread of the warp adds 1, which ptxas makes one addition. If a single thread wrote, ptxas would take the warp for
 # diverged, and keep the addresses of the whole kernel in ordinary registers.
@@ -23,15 +24,6 @@ IS_LESS = gl.constexpr("""{
     redux.sync.or.b32 $0, less, 0xffffffff;
 }""")
 WAIT_FOR_ALL = gl.constexpr("cp.async.bulk.wait_group 0; mov.b32 $0, $1;")
-
-
-@aggregate
-class Passed:
-    """Two slots in shared memory for blocks to which a program has added, and the barriers that tell when a slot is full and empty."""
-
-    blocks: gl.shared_memory_descriptor
-    full: gl.shared_memory_descriptor
-    empty: gl.shared_memory_descriptor
 
 
 @gluon.jit
@@ -93,13 +85,10 @@ def pass_turn(done):
 @gluon.jit
 def hand_over(passed, n, block):
     """Let the passing warp pass on the n-th turn, at a block to which the additions are in memory; -1: there are no more."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    slot = passed.blocks.index(n & 1)
     mbarrier.wait(passed.empty.index(n & 1), ((n >> 1) & 1) ^ 1)
-    slot.store(gl.full([1], block, gl.int32, layout=layout))
+    write_number(passed, n, 0, block)
     # all lanes have written before one arrives (tile_scheduler.py)
-    written = gl.max(slot.load(layout), 0)
-    mbarrier.arrive(passed.full.index(n & 1), count=1, pred=written >= -1)
+    mbarrier.arrive(passed.full.index(n & 1), count=1, pred=read_number(passed, n, 0) >= -1)
 
 
 @gluon.jit
@@ -117,8 +106,6 @@ def passing_warp(sums):
 @gluon.jit
 def take_over(passed, n):
     """The block of the n-th turn, once it is handed over."""
-    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    mbarrier.wait(passed.full.index(n & 1), (n >> 1) & 1)
-    block = gl.max(passed.blocks.index(n & 1).load(layout), 0)
-    mbarrier.arrive(passed.empty.index(n & 1), count=1)
+    block = wait_work_tile(passed, n)
+    release_work_tile(passed, n)
     return block
