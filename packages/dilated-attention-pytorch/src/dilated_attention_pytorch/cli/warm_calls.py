@@ -172,10 +172,12 @@ def large_calls(case: Case, wanted: Wanted) -> Iterator[SmallCall]:
             call = small_call(case, length, length, LARGE_HEADS, wanted.device, ())
             call.options["deterministic"] = deterministic
             yield call
-            if case.block_size >= 128 and deterministic and not case.is_causal:
-                yield windowed(case, WINDOWED_LENGTH + length % 128, call)
-            if case.block_size >= 128 and not deterministic:
+            if case.block_size < 128:
+                continue
+            if not deterministic:
                 yield scattered(case, RANDOM_LENGTH + length % 128, call)
+            elif not case.is_causal:
+                yield windowed(case, WINDOWED_LENGTH + length % 128, call)
 
 
 def windowed(case: Case, length: int, like: SmallCall) -> SmallCall:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from ... import _torch_internals
-from ...environment_settings import BACKWARD_SUMS
 from ..compile_only import compile_only, replaced
 from ..problem import AttentionProblem, OutputGrads
 from . import launch
@@ -83,5 +82,5 @@ def of_all_sizes(
     if not p.deterministic:
         in_ranges = Limits(l2_bytes=bytes_of_head(p) // 2, range_blocks=1, any_order_blocks=0)
         yield replace(p, of_pattern=False), in_ranges
-    elif BACKWARD_SUMS.read() != "off" and p.of_pattern and not p.is_causal:
+    elif p.of_pattern and not p.is_causal:
         yield as_with_turns(p), Limits(turn_columns=0, turn_blocks=0)
